@@ -1,0 +1,427 @@
+//! The objects of the admin API, which `--format json` prints as they are: snake_case, full ids.
+//!
+//! Requests end in `Spec`. An error is [`ApiError`]: what is wrong and what to do next.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use vxmesh_proto::addr::{EndpointId, MacAddr, Name, NetworkId, NodeId, Vni};
+
+/// What kind of failure an [`ApiError`] is; each has its own exit status and HTTP status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// Something failed on the way (exit 1, HTTP 500).
+    Failed,
+    /// The request itself is wrong (exit 2, HTTP 400).
+    Usage,
+    /// No such object (exit 3, HTTP 404).
+    NotFound,
+    /// It is there already, is in use, or more than one object has this name (exit 4, HTTP 409).
+    Conflict,
+    /// No agent answers on the socket (exit 5).
+    Unreachable,
+}
+
+impl ErrorCode {
+    /// The exit status of a command that ends with this error.
+    #[must_use]
+    pub const fn exit_status(self) -> u8 {
+        match self {
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::NotFound => 3,
+            Self::Conflict => 4,
+            Self::Unreachable => 5,
+        }
+    }
+}
+
+/// Why a request was not carried out. Nothing was changed unless the message says so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiError {
+    /// The kind of failure.
+    pub code: ErrorCode,
+    /// What is wrong: lower case, no full stop.
+    pub message: String,
+    /// What to do next.
+    pub hint: String,
+}
+
+impl ApiError {
+    /// An error of this kind.
+    pub fn new(code: ErrorCode, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: hint.into() }
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.message, self.hint)
+    }
+}
+
+impl std::error::Error for ApiError {}
+
+/// How an error travels: `{"error":{"code","message","hint"}}`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// The error.
+    pub error: ApiError,
+}
+
+/// `vxmesh status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// `uninitialised` (neither `init` nor `join` was done), `starting`, `ready`.
+    pub state: String,
+    /// The mesh, once known.
+    pub mesh_id: Option<NodeId>,
+    /// This node, once it has an identity.
+    pub node_id: Option<NodeId>,
+    /// This node's name.
+    pub name: Name,
+    /// Where other nodes reach this one for control.
+    pub control_addr: Option<SocketAddr>,
+    /// Where other nodes send sealed frames.
+    pub vtep: Option<SocketAddr>,
+    /// Seconds since the agent started.
+    pub uptime_s: u64,
+    /// Nodes known / of these alive, this one included.
+    pub nodes: usize,
+    /// See `nodes`.
+    pub nodes_alive: usize,
+    /// Networks known.
+    pub networks: usize,
+    /// Endpoints on this node.
+    pub endpoints: usize,
+    /// Whether this node holds the mesh CA key and may admit others.
+    pub issuer: bool,
+}
+
+/// `vxmesh node ls`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Who it is.
+    pub id: NodeId,
+    /// Its name.
+    pub name: Name,
+    /// Where it receives sealed frames.
+    pub vtep: Option<SocketAddr>,
+    /// `alive`, `suspect`, `dead`, `left`.
+    pub state: String,
+    /// Whether this is the node that answers.
+    #[serde(rename = "self")]
+    pub is_self: bool,
+}
+
+/// `vxmesh peer ls`: the Noise session with one other node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Who it is.
+    pub node_id: NodeId,
+    /// Where its last authenticated packet came from, else its announced address.
+    pub addr: Option<SocketAddr>,
+    /// `idle`, `handshake`, `established`.
+    pub state: String,
+    /// `aes-256-gcm`, `chacha20-poly1305`, or nothing without a session.
+    pub cipher: Option<String>,
+    /// Smoothed round trip of the last handshakes and probes, in microseconds.
+    pub rtt_us: Option<u64>,
+    /// Largest inner packet that this path carries.
+    pub mtu: u16,
+    /// Age of the current key in seconds.
+    pub key_age_s: Option<u64>,
+    /// Sealed bytes received, headers of VXLAN and Noise included.
+    pub rx_bytes: u64,
+    /// Sealed bytes sent.
+    pub tx_bytes: u64,
+}
+
+/// One subnet of a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subnet {
+    /// The prefix.
+    pub cidr: IpNet,
+    /// The anycast gateway address.
+    pub gateway: IpAddr,
+}
+
+/// `vxmesh network ls|inspect`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Stable id.
+    pub id: NetworkId,
+    /// Its name.
+    pub name: Name,
+    /// `overlay`.
+    pub driver: String,
+    /// Number on the wire.
+    pub vni: Vni,
+    /// Whether frames are sealed.
+    pub encrypted: bool,
+    /// MTU inside.
+    pub mtu: u16,
+    /// `active`, or `conflict`: an older network has the name or the VNI, and this one forwards nothing.
+    pub state: String,
+    /// Its subnets.
+    pub subnets: Vec<Subnet>,
+}
+
+/// `vxmesh network create`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkSpec {
+    /// Its name.
+    pub name: Name,
+    /// Subnets; with none given a free private IPv4 and a free unique-local IPv6 subnet are chosen.
+    #[serde(default)]
+    pub subnets: Vec<IpNet>,
+    /// Gateways, each inside one of the subnets; the first address of a subnet otherwise.
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
+    /// MTU inside.
+    #[serde(default)]
+    pub mtu: Option<u16>,
+    /// Number on the wire; a free random one otherwise.
+    #[serde(default)]
+    pub vni: Option<Vni>,
+    /// Free-form labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// `vxmesh endpoint ls|inspect`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Its id.
+    pub id: EndpointId,
+    /// Its name in the network.
+    pub name: Name,
+    /// The network's id.
+    pub network: NetworkId,
+    /// The node that hosts it.
+    pub node: NodeId,
+    /// What it is plugged into: a sandbox's name or a namespace's path.
+    pub sandbox: Option<String>,
+    /// The interface inside the sandbox.
+    pub ifname: Option<String>,
+    /// Its MAC address.
+    pub mac: MacAddr,
+    /// Its addresses with the length of the subnet's prefix.
+    pub ips: Vec<IpNet>,
+    /// Other names of it.
+    pub aliases: Vec<Name>,
+    /// Grows with each new life of the endpoint.
+    pub incarnation: u64,
+}
+
+/// `vxmesh endpoint attach`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachSpec {
+    /// Name or id of the network.
+    pub network: String,
+    /// Absolute path of the network namespace file to plug the endpoint into.
+    pub netns: String,
+    /// Its name; `ep-` and the short id otherwise.
+    #[serde(default)]
+    pub name: Option<Name>,
+    /// Other names of it.
+    #[serde(default)]
+    pub aliases: Vec<Name>,
+    /// Wanted addresses, one per IP version at most; the others are chosen.
+    #[serde(default)]
+    pub ips: Vec<IpAddr>,
+    /// Wanted MAC address.
+    #[serde(default)]
+    pub mac: Option<MacAddr>,
+    /// Wanted interface name; the first free `ethN` otherwise.
+    #[serde(default)]
+    pub ifname: Option<String>,
+    /// Free-form labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// The sandbox it belongs to, when the agent made the namespace.
+    #[serde(default)]
+    pub sandbox: Option<String>,
+}
+
+/// `vxmesh sandbox ls`: a network namespace made for `vxmesh run`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// Its name, unique on this node.
+    pub name: Name,
+    /// Path of its network namespace.
+    pub netns: String,
+    /// Process that runs its command, once there is one.
+    pub pid: Option<u32>,
+    /// `created`, `running`, `exited`.
+    pub state: String,
+    /// The command.
+    pub command: Vec<String>,
+    /// Its endpoints.
+    pub endpoints: Vec<EndpointId>,
+}
+
+/// Makes a sandbox with an endpoint in each network; its command is started by the caller.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SandboxSpec {
+    /// Its name; chosen otherwise.
+    #[serde(default)]
+    pub name: Option<Name>,
+    /// Networks, first one first.
+    pub networks: Vec<String>,
+    /// Wanted addresses in the first network.
+    #[serde(default)]
+    pub ips: Vec<IpAddr>,
+    /// Wanted MAC address in the first network.
+    #[serde(default)]
+    pub mac: Option<MacAddr>,
+    /// Other names of its endpoints.
+    #[serde(default)]
+    pub aliases: Vec<Name>,
+    /// The command, for `sandbox ls`.
+    pub command: Vec<String>,
+}
+
+/// Tells the agent which process runs in a sandbox.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SandboxStarted {
+    /// The process.
+    pub pid: u32,
+}
+
+/// `vxmesh drops`: frames that were not delivered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropRow {
+    /// The drop reason, snake_case.
+    pub reason: String,
+    /// The network, where one was known.
+    pub network: Option<NetworkId>,
+    /// The peer, where one was authenticated.
+    pub peer: Option<NodeId>,
+    /// How many.
+    pub count: u64,
+}
+
+/// `vxmesh locate`: where an address is, who says so and how old the word is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Location {
+    /// The network.
+    pub network: NetworkId,
+    /// The endpoint.
+    pub endpoint: EndpointId,
+    /// Its name.
+    pub name: Name,
+    /// The node that hosts it, which signed this.
+    pub node: NodeId,
+    /// Where frames to it are sent; nothing for endpoints of this node.
+    pub vtep: Option<SocketAddr>,
+    /// Its MAC address.
+    pub mac: MacAddr,
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+    /// `local`, `push` or `gossip`: how this node learned it.
+    pub source: String,
+    /// Milliseconds since this node learned it.
+    pub age_ms: u64,
+}
+
+/// One row of `vxmesh map ls`: an endpoint as this node sees it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct MapRow {
+    /// The network.
+    pub network: NetworkId,
+    /// The endpoint.
+    pub endpoint: EndpointId,
+    /// The node that hosts it.
+    pub node: NodeId,
+    /// Its MAC address.
+    pub mac: MacAddr,
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+    /// Its incarnation.
+    pub incarnation: u64,
+}
+
+/// One row of `vxmesh map diff`: what this node and another see differently.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapDiffRow {
+    /// `only_here`, `only_there`, `differs`.
+    pub kind: String,
+    /// As this node sees it.
+    pub here: Option<MapRow>,
+    /// As the other sees it.
+    pub there: Option<MapRow>,
+}
+
+/// `vxmesh init`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InitSpec {}
+
+/// `vxmesh join`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinSpec {
+    /// The join token.
+    pub token: String,
+    /// Servers to try, `HOST[:PORT]`, in order.
+    pub servers: Vec<String>,
+}
+
+/// What `init` and `join` answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Membership {
+    /// The mesh.
+    pub mesh_id: NodeId,
+    /// This node.
+    pub node_id: NodeId,
+}
+
+/// `vxmesh token create`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenSpec {
+    /// Seconds until it expires.
+    pub ttl_s: u64,
+    /// Joins it admits; without limit otherwise.
+    #[serde(default)]
+    pub uses: Option<u32>,
+}
+
+/// The answer to `token create`: the only time that the token itself is shown.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TokenCreated {
+    /// Its id, for `token revoke`.
+    pub id: String,
+    /// The token.
+    pub token: String,
+    /// Unix seconds.
+    pub expires_at: u64,
+}
+
+/// `vxmesh token ls`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// Its id.
+    pub id: String,
+    /// Unix seconds.
+    pub created_at: u64,
+    /// Unix seconds.
+    pub expires_at: u64,
+    /// Joins left; nothing means no limit.
+    pub uses_left: Option<u32>,
+    /// `valid`, `expired`, `used`.
+    pub state: String,
+}

@@ -1,0 +1,1 @@
+//! Configuration: flag over environment over file over default.

@@ -1,0 +1,1 @@
+//! The running agent: builds everything, holds it together, stops it in order.

@@ -1,0 +1,14 @@
+//! The shell around `vxmesh-proto` and `vxmesh-gossip`: the only crate with sockets, files and root rights.
+#![deny(unsafe_code)]
+
+pub mod admin;
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod datapath;
+pub mod identity;
+pub mod lab;
+pub mod netlink;
+pub mod store;

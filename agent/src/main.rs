@@ -1,0 +1,2 @@
+//! The vxmesh binary.
+fn main() {}

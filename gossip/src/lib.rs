@@ -1,0 +1,2 @@
+//! Who is in the mesh and what they claim.
+#![forbid(unsafe_code)]

@@ -1,0 +1,1 @@
+//! Address arithmetic: pools, blocks, allocation without collisions (DESIGN: IPAM).

@@ -1,0 +1,21 @@
+//! The pure rules of vxmesh: headers, Noise sessions, tables and the fate of a frame.
+//!
+//! Nothing here opens a socket, reads a clock, starts a thread or draws a random number (invariant I1).
+//! Inputs are `handle_*`, outputs are `poll_*`, `now` is an argument and randomness is injected, so
+//! that every rule can be tested in virtual time.
+//!
+//! Reading order: [`addr`] (the words), [`limits`] (every bound with its reason), [`wire`] (headers),
+//! [`session`] (keys between two nodes), [`tables`] (what is known), [`datapath`] (what happens to one
+//! frame), [`ipam`] (who may give out which address), [`record`] (signed claims).
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
+pub mod addr;
+pub mod datapath;
+pub mod ipam;
+pub mod limits;
+pub mod object;
+pub mod record;
+pub mod session;
+pub mod tables;
+pub mod wire;

@@ -1,0 +1,37 @@
+//! Every bound of the crate, each with its reason or source. A queue without a line here is a defect (I5).
+
+use std::time::Duration;
+
+/// Control port (QUIC over UDP) unless configured otherwise.
+pub const CONTROL_PORT: u16 = 7760;
+/// Data port (sealed frames over UDP) unless configured otherwise.
+pub const DATA_PORT: u16 = 7761;
+
+/// Default MTU of a network: fits a 1500-byte underlay with either IP version (overhead 82 or 102 bytes).
+pub const DEFAULT_MTU: u16 = 1390;
+/// Smallest MTU of a network: IPv6 needs it (RFC 8200 section 5).
+pub const MIN_MTU: u16 = 1280;
+/// Largest MTU of a network: a 9000-byte underlay less the IPv6 overhead, with room for one VLAN tag.
+pub const MAX_MTU: u16 = 8894;
+/// Largest inner Ethernet frame of one packet: [`MAX_MTU`] + Ethernet header + VLAN tag.
+pub const MAX_FRAME: usize = MAX_MTU as usize + 18;
+
+/// Frames that wait for a session with one peer; the oldest goes first. 128 is WireGuard's figure.
+pub const STAGED_FRAMES: usize = 128;
+
+/// Broadcast, unknown-unicast and multicast frames that one network accepts from this host in a second.
+pub const FLOOD_PER_SECOND: u32 = 1000;
+/// How many such frames may come at once.
+pub const FLOOD_BURST: u32 = 200;
+
+/// Longest name of a node, network, endpoint or service: one DNS label (RFC 1035 section 2.3.4).
+pub const NAME_LEN: usize = 63;
+/// Longest signed record; see `gossip`, where larger values would starve smaller ones.
+pub const RECORD_LEN: usize = 1024;
+
+/// An object stamped further ahead of the local clock than this is refused.
+pub const HLC_AHEAD: Duration = Duration::from_secs(60);
+/// How long a released address rests before it is given again: longer than any neighbour cache keeps it.
+pub const ADDRESS_QUARANTINE: Duration = Duration::from_secs(60);
+/// How long the owner's `gone` record is kept.
+pub const GONE_KEPT: Duration = Duration::from_secs(600);

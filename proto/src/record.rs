@@ -1,0 +1,1 @@
+//! Signed claims: what a node says of itself, and how anyone checks that it said so.

@@ -1,0 +1,1 @@
+//! Noise between two nodes.

@@ -1,0 +1,1 @@
+//! What is known about a network: an immutable snapshot with one writer (I2).
