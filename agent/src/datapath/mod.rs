@@ -1,1 +1,3 @@
-//! placeholder: datapath
+//! The data path's shell: sockets, TAPs and the threads between them.
+
+pub mod udp;

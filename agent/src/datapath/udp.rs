@@ -1,0 +1,225 @@
+//! The data socket: sealed datagrams to and from the underlay.
+//!
+//! One dual-stack socket ([::], IPv4 as mapped addresses; 0.0.0.0 where the host has no IPv6). Datagrams are never
+//! fragmented: DF is set and what the path cannot carry comes back as an error. Receiving takes a batch per call and
+//! lets the kernel glue equal datagrams of one flow together (UDP_GRO); [`Batch`] takes them apart again.
+
+use std::{
+    io::{self, IoSliceMut},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{setsockopt, sockopt},
+};
+use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Kernel buffers: 8 MiB hold about 50 ms of full-size datagrams at 1 Gbit/s while a worker is descheduled.
+const SOCKET_BUFFER: usize = 8 << 20;
+/// Datagram trains taken with one call. Each slot needs [`SLOT_LEN`] bytes, so a batch owns 512 KiB.
+const SLOTS: usize = 8;
+/// A train glued by UDP_GRO is never longer than one maximal IP packet.
+const SLOT_LEN: usize = 65_536;
+/// How long a sender waits for room in the socket's buffer before it gives a datagram up.
+const SEND_WAIT_MS: u16 = 10;
+
+/// The data socket.
+#[derive(Debug)]
+pub struct UdpIo {
+    socket: UdpSocket,
+    state: UdpSocketState,
+    dual_stack: bool,
+}
+
+impl UdpIo {
+    /// Opens the socket in the calling thread's network namespace; port 0 lets the kernel choose.
+    ///
+    /// # Errors
+    /// The port is taken, or the host refuses the socket.
+    pub fn bind(port: u16) -> io::Result<Self> {
+        let (socket, dual_stack) =
+            match Self::open(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into()) {
+                Ok(socket) => (socket, true),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
+                Err(_) => (Self::open(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into())?, false),
+            };
+        let state = UdpSocketState::new((&socket).into())?;
+        Ok(Self { socket, state, dual_stack })
+    }
+
+    fn open(domain: Domain, addr: SocketAddr) -> io::Result<UdpSocket> {
+        let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+        if domain == Domain::IPV6 {
+            socket.set_only_v6(false)?;
+        }
+        // More than rmem_max needs CAP_NET_ADMIN; without it the kernel clamps, which costs speed only.
+        if setsockopt(&socket, sockopt::RcvBufForce, &SOCKET_BUFFER).is_err() {
+            socket.set_recv_buffer_size(SOCKET_BUFFER)?;
+        }
+        if setsockopt(&socket, sockopt::SndBufForce, &SOCKET_BUFFER).is_err() {
+            socket.set_send_buffer_size(SOCKET_BUFFER)?;
+        }
+        socket.bind(&addr.into())?;
+        Ok(socket.into())
+    }
+
+    /// The bound address.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Sends one datagram, or with `segment` a train of datagrams of that length (the last may be shorter).
+    ///
+    /// # Errors
+    /// The path cannot carry the length (`EMSGSIZE`), there is no route, or the socket stays full.
+    pub fn send(&self, to: SocketAddr, contents: &[u8], segment: Option<usize>) -> io::Result<()> {
+        let transmit = Transmit {
+            destination: self.to_socket(to),
+            ecn: None,
+            contents,
+            segment_size: segment,
+            src_ip: None,
+        };
+        match self.state.try_send((&self.socket).into(), &transmit) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
+                poll(&mut fds, PollTimeout::from(SEND_WAIT_MS))?;
+                self.state.try_send((&self.socket).into(), &transmit)
+            }
+            result => result,
+        }
+    }
+
+    /// Takes what is there without waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is nothing.
+    pub fn recv(&self, batch: &mut Batch) -> io::Result<()> {
+        batch.filled = 0;
+        let mut slices = batch.buffers.chunks_mut(SLOT_LEN).map(IoSliceMut::new);
+        let mut slots: [IoSliceMut<'_>; SLOTS] =
+            std::array::from_fn(|_| slices.next().unwrap_or_else(|| IoSliceMut::new(&mut [])));
+        batch.filled = self.state.recv((&self.socket).into(), &mut slots, &mut batch.metas)?;
+        Ok(())
+    }
+
+    fn to_socket(&self, addr: SocketAddr) -> SocketAddr {
+        match addr {
+            SocketAddr::V4(v4) if self.dual_stack => (v4.ip().to_ipv6_mapped(), v4.port()).into(),
+            other => other,
+        }
+    }
+}
+
+impl AsFd for UdpIo {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Buffers for one call of [`UdpIo::recv`].
+#[derive(Debug)]
+pub struct Batch {
+    buffers: Vec<u8>,
+    metas: [RecvMeta; SLOTS],
+    filled: usize,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { buffers: vec![0; SLOTS * SLOT_LEN], metas: [RecvMeta::default(); SLOTS], filled: 0 }
+    }
+}
+
+impl Batch {
+    /// Every datagram of the batch with its sender, in order of arrival.
+    pub fn datagrams(&mut self) -> impl Iterator<Item = (SocketAddr, &mut [u8])> {
+        self.buffers.chunks_mut(SLOT_LEN).zip(&self.metas).take(self.filled).flat_map(
+            |(buffer, meta)| {
+                let from = canonical(meta.addr);
+                let train = buffer.get_mut(..meta.len).unwrap_or_default();
+                train.chunks_mut(meta.stride.max(1)).map(move |datagram| (from, datagram))
+            },
+        )
+    }
+}
+
+/// An IPv4-mapped IPv6 address as the IPv4 address that it is.
+#[must_use]
+pub fn canonical(addr: SocketAddr) -> SocketAddr {
+    match addr.ip() {
+        IpAddr::V6(v6) => SocketAddr::new(v6.to_canonical(), addr.port()),
+        IpAddr::V4(_) => addr,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recv_one(socket: &UdpIo) -> (SocketAddr, Vec<u8>) {
+        let mut batch = Batch::default();
+        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut fds, PollTimeout::from(5_000u16)).unwrap(), 1, "nothing came");
+        socket.recv(&mut batch).unwrap();
+        let (from, bytes) = batch.datagrams().next().unwrap();
+        (from, bytes.to_vec())
+    }
+
+    #[test]
+    fn carries_both_ip_versions_over_one_socket() {
+        let (a, b) = (UdpIo::bind(0).unwrap(), UdpIo::bind(0).unwrap());
+        let (port_a, port_b) = (a.local_addr().unwrap().port(), b.local_addr().unwrap().port());
+        for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+            a.send((ip, port_b).into(), b"over", None).unwrap();
+            let (from, bytes) = recv_one(&b);
+            assert_eq!(bytes, b"over");
+            assert_eq!(from, SocketAddr::from((ip, port_a)));
+        }
+    }
+
+    #[test]
+    fn a_train_arrives_as_its_datagrams() {
+        let (a, b) = (UdpIo::bind(0).unwrap(), UdpIo::bind(0).unwrap());
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, b.local_addr().unwrap().port()));
+        let sent: Vec<u8> = (0..250u8).collect();
+        a.send(to, &sent, Some(100)).unwrap();
+
+        let mut got: Vec<Vec<u8>> = Vec::new();
+        let mut batch = Batch::default();
+        while got.len() < 3 {
+            let mut fds = [PollFd::new(b.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(
+                poll(&mut fds, PollTimeout::from(5_000u16)).unwrap(),
+                1,
+                "only {} came",
+                got.len()
+            );
+            b.recv(&mut batch).unwrap();
+            got.extend(batch.datagrams().map(|(_, bytes)| bytes.to_vec()));
+        }
+        assert_eq!(got, sent.chunks(100).map(<[u8]>::to_vec).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_taken_port_is_an_error() {
+        let first = UdpIo::bind(0).unwrap();
+        let error = UdpIo::bind(first.local_addr().unwrap().port()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn mapped_addresses_become_ipv4() {
+        assert_eq!(
+            canonical("[::ffff:10.0.0.1]:5".parse().unwrap()),
+            "10.0.0.1:5".parse().unwrap()
+        );
+        assert_eq!(canonical("[fd00::1]:5".parse().unwrap()), "[fd00::1]:5".parse().unwrap());
+    }
+}
