@@ -11,4 +11,5 @@ pub mod datapath;
 pub mod identity;
 pub mod lab;
 pub mod netlink;
+pub mod reconcile;
 pub mod store;

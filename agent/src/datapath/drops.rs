@@ -49,7 +49,10 @@ impl Drops {
 
     /// Forgets the rows of a network that was removed.
     pub fn forget_network(&self, network: NetworkId) {
-        self.rows.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| key.network != Some(network));
+        self.rows
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|key, _| key.network != Some(network));
     }
 }
 

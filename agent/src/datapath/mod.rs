@@ -1,3 +1,4 @@
 //! The data path's shell: sockets, TAPs and the threads between them.
 
+pub mod drops;
 pub mod udp;

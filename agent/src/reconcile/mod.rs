@@ -1,0 +1,3 @@
+//! The single writer of tables (I2): from claims and local endpoints to one snapshot per network.
+
+pub mod admit;
