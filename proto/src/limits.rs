@@ -35,3 +35,22 @@ pub const HLC_AHEAD: Duration = Duration::from_secs(60);
 pub const ADDRESS_QUARANTINE: Duration = Duration::from_secs(60);
 /// How long the owner's `gone` record is kept.
 pub const GONE_KEPT: Duration = Duration::from_secs(600);
+/// Addresses of one kind in one claim: two IP versions and a second link for each.
+pub const CLAIM_ADDRESSES: usize = 4;
+/// Other names of one endpoint: more do not fit into [`RECORD_LEN`].
+pub const CLAIM_NAMES: usize = 8;
+
+/// Longest signed mesh object: a network of 800 nodes whose two pools are split among all of them.
+pub const OBJECT_LEN: usize = 128 * 1024;
+/// Mesh objects in all: 4096 networks, 800 members, and the address blocks that they gave each other.
+pub const OBJECTS: usize = 16_384;
+/// Bytes of all mesh objects: each node keeps them in memory and on disk.
+pub const OBJECTS_LEN: usize = 64 * 1024 * 1024;
+/// Entries of one page of a digest of the mesh objects: about 150 KiB as JSON.
+pub const DIGEST_ENTRIES: usize = 2048;
+/// Bytes of mesh objects in one message, unless a single one is longer.
+pub const OBJECT_BATCH_LEN: usize = 256 * 1024;
+/// Subnets of one network: a few of either IP version.
+pub const NETWORK_SUBNETS: usize = 8;
+/// Labels of one network.
+pub const NETWORK_LABELS: usize = 64;

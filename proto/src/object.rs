@@ -1,1 +1,0 @@
-//! Mesh-wide objects: networks, address blocks, members; last-writer-wins by (HLC, author).

@@ -1,0 +1,457 @@
+//! Mesh-wide objects: what belongs to no single node. Members, networks, address blocks given away.
+//!
+//! ```text
+//! object = signature "." body          ASCII 0x20..0x7e, at most OBJECT_LEN bytes
+//! signature = base64url without padding, Ed25519 (RFC 8032) over
+//!             "vxmesh object 1" 00 | mesh id 26 | author id 26 | body
+//! body   = JSON {"i":id, "a":author, "c":created, "h":hlc, "d":closed, "b":{content}}
+//! id     = "member/" node | "network/" id | "transfer/" network "/" cidr "/" epoch | any other
+//! network id = first 16 bytes of SHA-256 over "vxmesh network 1" 00 |
+//!              JSON [creator, created, driver, vni, encrypted, subnets, blocks]
+//! ```
+//!
+//! Which of two texts for one object stays is a total order, so replicas agree in whatever order they
+//! learn: closed (a deleted network, a member that left) over open, then the greater (HLC, author),
+//! then the smaller text. Transfers never change: there the *smaller* stamp stays.
+//!
+//! What must never change is not remembered, it is committed to: a network's id is the hash of its
+//! fixed fields, so a text that flips `encrypted` is no version of that network, on a node that saw
+//! the network before and on one that did not. A kind of object that this version does not know
+//! is checked for its author, kept and passed on.
+//!
+//! [`ObjectSet`] merges them, [`sync`] reconciles two sets, [`Hlc`] orders edits. Whether a
+//! certificate is the CA's word is the [`Certifier`]'s to say.
+
+mod hlc;
+mod network;
+mod set;
+pub mod sync;
+
+use std::{cmp::Ordering, fmt, str::FromStr, sync::Arc};
+
+use data_encoding::BASE64;
+use ipnet::IpNet;
+use ring::signature::{Ed25519KeyPair, KeyPair};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use thiserror::Error;
+
+pub use self::{
+    hlc::{Clock, Hlc, TooFarAhead},
+    network::{Block, Network, Subnet},
+    set::{Merge, NetworkState, ObjectSet},
+};
+use crate::{
+    addr::{NetworkId, NodeId},
+    limits::OBJECT_LEN,
+    record,
+};
+
+const DOMAIN: &[u8] = b"vxmesh object 1\0";
+const OTHER_ID_LEN: usize = 128;
+
+/// Who signs with which key.
+pub trait KeyRing {
+    /// The Ed25519 public key of a member. The caller checks that the id was made of it.
+    fn public_key(&self, node: NodeId) -> Option<[u8; 32]>;
+}
+
+/// Knows the mesh CA.
+pub trait Certifier {
+    /// The Ed25519 public key in a DER certificate, if the CA signed it for a node of this mesh.
+    fn certified_key(&self, certificate: &[u8]) -> Option<[u8; 32]>;
+}
+
+/// Why an object was refused.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Refused {
+    /// It is larger than an object may be.
+    #[error("the object has {0} bytes and may have {OBJECT_LEN}")]
+    TooLong(usize),
+    /// Not a signature, a point and a JSON body in printable ASCII.
+    #[error("the object has not the form of one")]
+    Form,
+    /// The content is not what its kind demands.
+    #[error("the object's content is not valid: {0}")]
+    Content(&'static str),
+    /// The content belongs under another id.
+    #[error("the object's content does not belong under its id")]
+    Misplaced,
+    /// A field that never changes has another value.
+    #[error("`{field}` of a network never changes; make a new network")]
+    Fixed {
+        /// The first such field, or `id` when the network was not known before.
+        field: &'static str,
+    },
+    /// The author is not a known member.
+    #[error("the object's author {0} is not a known member")]
+    UnknownAuthor(NodeId),
+    /// Only another node may say this.
+    #[error("the object's author {0} may not say this: only the node that it is about may")]
+    NotTheirs(NodeId),
+    /// The signature is not the author's.
+    #[error("the object was not signed by its author")]
+    Signature,
+    /// The certificate is not the CA's.
+    #[error("the member's certificate is not from this mesh's CA")]
+    Certificate,
+    /// The author's clock is too far ahead.
+    #[error("the object cannot be admitted: {0}")]
+    Ahead(#[from] TooFarAhead),
+    /// No room.
+    #[error("the mesh has as many objects as it may; delete some networks")]
+    Full,
+}
+
+/// Which object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum ObjectId {
+    /// A member; first in order, because members' keys are needed to check the rest.
+    Member(NodeId),
+    /// A network.
+    Network(NetworkId),
+    /// An address block that its owner gave away.
+    Transfer {
+        /// The network.
+        network: NetworkId,
+        /// The block.
+        cidr: IpNet,
+        /// How often it has changed hands.
+        epoch: u64,
+    },
+    /// A kind that this version does not know.
+    Other(Box<str>),
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Member(node) => write!(f, "member/{node}"),
+            Self::Network(network) => write!(f, "network/{network}"),
+            Self::Transfer { network, cidr, epoch } => {
+                write!(f, "transfer/{network}/{cidr}/{epoch}")
+            }
+            Self::Other(text) => f.write_str(text),
+        }
+    }
+}
+
+impl FromStr for ObjectId {
+    type Err = Refused;
+
+    fn from_str(text: &str) -> Result<Self, Refused> {
+        let (kind, rest) = text.split_once('/').ok_or(Refused::Form)?;
+        let id = match kind {
+            "member" => rest.parse().ok().map(Self::Member),
+            "network" => rest.parse().ok().map(Self::Network),
+            "transfer" => parse_transfer(rest),
+            _ => Some(text)
+                .filter(|text| {
+                    text.len() <= OTHER_ID_LEN && text.bytes().all(|c| c.is_ascii_graphic())
+                })
+                .map(|text| Self::Other(text.into())),
+        };
+        // One object has one spelling.
+        id.filter(|id| id.to_string() == text).ok_or(Refused::Form)
+    }
+}
+
+fn parse_transfer(text: &str) -> Option<ObjectId> {
+    let (network, rest) = text.split_once('/')?;
+    let (cidr, epoch) = rest.rsplit_once('/')?;
+    Some(ObjectId::Transfer {
+        network: network.parse().ok()?,
+        cidr: cidr.parse().ok()?,
+        epoch: epoch.parse().ok()?,
+    })
+}
+
+impl From<ObjectId> for String {
+    fn from(id: ObjectId) -> Self {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for ObjectId {
+    type Error = Refused;
+
+    fn try_from(text: String) -> Result<Self, Refused> {
+        text.parse()
+    }
+}
+
+/// A member's proof that it is one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its DER certificate, which carries its keys.
+    #[serde(rename = "x", with = "base64_text")]
+    pub certificate: Vec<u8>,
+}
+
+/// An address block given away by its owner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfer {
+    /// The network.
+    #[serde(rename = "w")]
+    pub network: NetworkId,
+    /// The block.
+    #[serde(rename = "r")]
+    pub cidr: IpNet,
+    /// Who owned it, and signs.
+    #[serde(rename = "f")]
+    pub from: NodeId,
+    /// Who owns it.
+    #[serde(rename = "t")]
+    pub to: NodeId,
+    /// One more than the block's epoch before; the initial blocks have epoch 0.
+    #[serde(rename = "e")]
+    pub epoch: u64,
+}
+
+/// What an object is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A member; closed when it left.
+    Member(Member),
+    /// A network; closed when it was deleted.
+    Network(Network),
+    /// A block given away; never closed.
+    Transfer(Transfer),
+    /// Of a kind that this version does not know.
+    Other,
+}
+
+/// What the author of an object signs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draft {
+    /// When the object was made.
+    pub created: Hlc,
+    /// When it was edited last.
+    pub hlc: Hlc,
+    /// Whether it is a tombstone.
+    pub closed: bool,
+    /// What it is.
+    pub content: Content,
+}
+
+impl Draft {
+    /// The first version of an object.
+    #[must_use]
+    pub const fn new(hlc: Hlc, content: Content) -> Self {
+        Self { created: hlc, hlc, closed: false, content }
+    }
+
+    /// Signs it as the key pair's node. What [`ObjectSet::merge`] would refuse at once is not signed.
+    ///
+    /// # Errors
+    /// The content is not valid, too large, or not the node's to say.
+    pub fn sign(&self, pair: &Ed25519KeyPair, mesh: NodeId) -> Result<Arc<str>, Refused> {
+        let author = NodeId::of_public_key(pair.public_key().as_ref());
+        let id = self.id(author)?;
+        let content = match &self.content {
+            Content::Member(member) => RawValue::from_string(to_json(member)?),
+            Content::Network(network) => RawValue::from_string(to_json(network)?),
+            Content::Transfer(transfer) => RawValue::from_string(to_json(transfer)?),
+            Content::Other => return Err(Refused::Content("its kind is unknown")),
+        }
+        .map_err(|_fault| Refused::Form)?;
+        check_content(&id, author, self)?;
+        let body =
+            Body { id, author, created: self.created, hlc: self.hlc, closed: self.closed, content };
+        let text = record::sign_text(
+            pair,
+            &domain(mesh, author),
+            &record::escape_to_ascii(&to_json(&body)?),
+        );
+        if text.len() > OBJECT_LEN { Err(Refused::TooLong(text.len())) } else { Ok(text.into()) }
+    }
+
+    /// The id under which the content belongs.
+    fn id(&self, author: NodeId) -> Result<ObjectId, Refused> {
+        Ok(match &self.content {
+            Content::Member(_) => ObjectId::Member(author),
+            Content::Network(network) => ObjectId::Network(network.id(self.created)),
+            Content::Transfer(transfer) => ObjectId::Transfer {
+                network: transfer.network,
+                cidr: transfer.cidr,
+                epoch: transfer.epoch,
+            },
+            Content::Other => return Err(Refused::Content("its kind is unknown")),
+        })
+    }
+}
+
+/// An object that its author did sign; only [`ObjectSet::merge`] makes one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    id: ObjectId,
+    author: NodeId,
+    draft: Draft,
+    text: Arc<str>,
+}
+
+impl Object {
+    /// Which object it is.
+    #[must_use]
+    pub const fn id(&self) -> &ObjectId {
+        &self.id
+    }
+
+    /// Who signed this version.
+    #[must_use]
+    pub const fn author(&self) -> NodeId {
+        self.author
+    }
+
+    /// When the object was made.
+    #[must_use]
+    pub const fn created(&self) -> Hlc {
+        self.draft.created
+    }
+
+    /// When this version was made.
+    #[must_use]
+    pub const fn hlc(&self) -> Hlc {
+        self.draft.hlc
+    }
+
+    /// Whether the network was deleted, or the member left.
+    #[must_use]
+    pub const fn closed(&self) -> bool {
+        self.draft.closed
+    }
+
+    /// What it is.
+    #[must_use]
+    pub const fn content(&self) -> &Content {
+        &self.draft.content
+    }
+
+    /// The text as it came, which is what is passed on and stored.
+    #[must_use]
+    pub const fn text(&self) -> &Arc<str> {
+        &self.text
+    }
+
+    /// A next version of it to edit and sign.
+    #[must_use]
+    pub fn edit(&self, hlc: Hlc) -> Draft {
+        Draft { hlc, ..self.draft.clone() }
+    }
+
+    /// `Greater` if this version stays where the other one is.
+    fn precedence(&self, other: &Self) -> Ordering {
+        let stamp = |object: &Self| (object.draft.hlc, object.author);
+        let by_text = || other.text.cmp(&self.text);
+        match self.draft.content {
+            Content::Transfer(_) => stamp(other).cmp(&stamp(self)).then_with(by_text),
+            Content::Member(_) | Content::Network(_) | Content::Other => self
+                .draft
+                .closed
+                .cmp(&other.draft.closed)
+                .then_with(|| stamp(self).cmp(&stamp(other)))
+                .then_with(by_text),
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Body {
+    #[serde(rename = "i")]
+    id: ObjectId,
+    #[serde(rename = "a")]
+    author: NodeId,
+    #[serde(rename = "c")]
+    created: Hlc,
+    #[serde(rename = "h")]
+    hlc: Hlc,
+    #[serde(rename = "d", default, skip_serializing_if = "std::ops::Not::not")]
+    closed: bool,
+    #[serde(rename = "b")]
+    content: Box<RawValue>,
+}
+
+/// Reads a text whose author is not checked yet.
+fn parse(text: &str) -> Result<Object, Refused> {
+    if text.len() > OBJECT_LEN {
+        return Err(Refused::TooLong(text.len()));
+    }
+    let (_signature, body) = record::split_text(text).map_err(|_fault| Refused::Form)?;
+    let body: Body = serde_json::from_str(body).map_err(|_fault| Refused::Form)?;
+    let json = body.content.get();
+    let content = match &body.id {
+        ObjectId::Member(_) => serde_json::from_str(json).map(Content::Member),
+        ObjectId::Network(_) => serde_json::from_str(json).map(Content::Network),
+        ObjectId::Transfer { .. } => serde_json::from_str(json).map(Content::Transfer),
+        ObjectId::Other(_) => Ok(Content::Other),
+    }
+    .map_err(|_fault| Refused::Content("fields are missing or wrong"))?;
+    let draft = Draft { created: body.created, hlc: body.hlc, closed: body.closed, content };
+    Ok(Object { id: body.id, author: body.author, draft, text: text.into() })
+}
+
+/// Checks what needs neither keys nor other objects.
+fn check_content(id: &ObjectId, author: NodeId, draft: &Draft) -> Result<(), Refused> {
+    if draft.created > draft.hlc {
+        return Err(Refused::Content("it was edited before it was made"));
+    }
+    match (&draft.content, id) {
+        (Content::Member(_), ObjectId::Member(node)) => {
+            if *node == author {
+                Ok(())
+            } else {
+                Err(Refused::NotTheirs(author))
+            }
+        }
+        (Content::Network(network), ObjectId::Network(own)) => {
+            if network.id(draft.created) != *own {
+                return Err(Refused::Fixed { field: "id" });
+            }
+            network.check()
+        }
+        (Content::Transfer(transfer), ObjectId::Transfer { network, cidr, epoch }) => {
+            if (transfer.network, transfer.cidr, transfer.epoch) != (*network, *cidr, *epoch) {
+                Err(Refused::Misplaced)
+            } else if transfer.from != author {
+                Err(Refused::NotTheirs(author))
+            } else if draft.closed || transfer.epoch == 0 || transfer.from == transfer.to {
+                Err(Refused::Content(
+                    "a transfer gives a block to another node in epoch 1 or later",
+                ))
+            } else {
+                Ok(())
+            }
+        }
+        (Content::Other, ObjectId::Other(_)) => Ok(()),
+        _ => Err(Refused::Misplaced),
+    }
+}
+
+fn domain(mesh: NodeId, author: NodeId) -> Vec<u8> {
+    [DOMAIN, mesh.as_str().as_bytes(), author.as_str().as_bytes()].concat()
+}
+
+fn to_json<T: Serialize>(value: &T) -> Result<String, Refused> {
+    serde_json::to_string(value).map_err(|_fault| Refused::Form)
+}
+
+mod base64_text {
+    use std::borrow::Cow;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use super::BASE64;
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&BASE64.encode(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        let text = Cow::<'de, str>::deserialize(from)?;
+        BASE64.decode(text.as_bytes()).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+//! A network as the whole mesh knows it, and which of its fields its id commits to.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+use ring::digest;
+use serde::{Deserialize, Serialize};
+
+use super::{Hlc, Refused};
+use crate::{
+    addr::{Name, NetworkId, NodeId, Vni},
+    limits::{MAX_MTU, MIN_MTU, NETWORK_LABELS, NETWORK_SUBNETS},
+};
+
+const DOMAIN: &[u8] = b"vxmesh network 1\0";
+
+/// One subnet of a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Subnet {
+    /// The prefix.
+    #[serde(rename = "r")]
+    pub cidr: IpNet,
+    /// The anycast gateway address.
+    #[serde(rename = "g")]
+    pub gateway: IpAddr,
+}
+
+/// An address block and the node that may give addresses out of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Block {
+    /// The block.
+    #[serde(rename = "r")]
+    pub cidr: IpNet,
+    /// Its owner when the network was made.
+    #[serde(rename = "o")]
+    pub owner: NodeId,
+}
+
+/// A network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Its name.
+    #[serde(rename = "n")]
+    pub name: Name,
+    /// Who made it. Fixed.
+    #[serde(rename = "by")]
+    pub creator: NodeId,
+    /// How it is carried. Fixed.
+    #[serde(rename = "k")]
+    pub driver: Name,
+    /// Its number on the wire. Fixed.
+    #[serde(rename = "v")]
+    pub vni: Vni,
+    /// Whether its frames are sealed. Fixed.
+    #[serde(rename = "x")]
+    pub encrypted: bool,
+    /// Its MTU inside.
+    #[serde(rename = "m")]
+    pub mtu: u16,
+    /// Its subnets. Fixed.
+    #[serde(rename = "s")]
+    pub subnets: Vec<Subnet>,
+    /// Whether it has no way to the outside.
+    #[serde(rename = "p", default)]
+    pub internal: bool,
+    /// Free-form labels.
+    #[serde(rename = "t", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Who may give out which addresses at first. Fixed.
+    #[serde(rename = "b", default, skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<Block>,
+}
+
+impl Network {
+    /// The id of a network that was made then: the hash of its fixed fields.
+    #[must_use]
+    pub fn id(&self, created: Hlc) -> NetworkId {
+        let fixed = (
+            self.creator,
+            created,
+            &self.driver,
+            self.vni,
+            self.encrypted,
+            &self.subnets,
+            &self.blocks,
+        );
+        // INVARIANT: these types have no map with keys other than strings, so JSON can hold them.
+        let json = serde_json::to_vec(&fixed).unwrap_or_default();
+        let hash = digest::digest(&digest::SHA256, &[DOMAIN, json.as_slice()].concat());
+        let mut id = [0; 16];
+        for (to, from) in id.iter_mut().zip(hash.as_ref()) {
+            *to = *from;
+        }
+        NetworkId::from_random(id)
+    }
+
+    /// The first fixed field in which the other differs.
+    pub(super) fn changed_field(&self, other: &Self) -> &'static str {
+        if self.encrypted != other.encrypted {
+            "encrypted"
+        } else if self.vni != other.vni {
+            "vni"
+        } else if self.driver != other.driver {
+            "driver"
+        } else if self.subnets != other.subnets {
+            "subnets"
+        } else if self.blocks != other.blocks {
+            "blocks"
+        } else if self.creator != other.creator {
+            "creator"
+        } else {
+            "created"
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), Refused> {
+        let subnet_of = |net: &IpNet| self.subnets.iter().any(|subnet| subnet.cidr.contains(net));
+        let fault = if !(MIN_MTU..=MAX_MTU).contains(&self.mtu) {
+            "its mtu is out of range"
+        } else if self.subnets.is_empty() || self.subnets.len() > NETWORK_SUBNETS {
+            "it has no subnet or too many"
+        } else if self.subnets.iter().any(|subnet| subnet.cidr.trunc() != subnet.cidr) {
+            "a subnet has host bits"
+        } else if self.subnets.iter().any(|subnet| !subnet.cidr.contains(&subnet.gateway)) {
+            "a gateway is outside its subnet"
+        } else if overlap(self.subnets.iter().map(|subnet| subnet.cidr)) {
+            "two subnets overlap"
+        } else if self
+            .blocks
+            .iter()
+            .any(|block| block.cidr.trunc() != block.cidr || !subnet_of(&block.cidr))
+        {
+            "an address block is outside the subnets"
+        } else if overlap(self.blocks.iter().map(|block| block.cidr)) {
+            "two address blocks overlap"
+        } else if self.labels.len() > NETWORK_LABELS {
+            "it has too many labels"
+        } else {
+            return Ok(());
+        };
+        Err(Refused::Content(fault))
+    }
+}
+
+fn overlap(nets: impl Iterator<Item = IpNet>) -> bool {
+    let mut nets: Vec<IpNet> = nets.collect();
+    // In this order a prefix stands right before the first prefix inside it.
+    nets.sort_by_key(|net| (net.network(), net.prefix_len()));
+    nets.iter().zip(nets.iter().skip(1)).any(|(a, b)| a.contains(b))
+}

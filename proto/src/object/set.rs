@@ -1,0 +1,288 @@
+//! The set of mesh objects that one node holds: merged in any order, equal on all nodes in the end.
+
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    sync::Arc,
+};
+
+use ring::digest;
+
+use super::{
+    Certifier, Clock, Content, Hlc, KeyRing, Network, Object, ObjectId, Refused, Transfer,
+    check_content, domain, parse,
+};
+use crate::{
+    addr::{NetworkId, NodeId},
+    limits::{OBJECTS, OBJECTS_LEN},
+    record::{self, RecordError},
+};
+
+/// What became of a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Merge {
+    /// The object was not known.
+    New(Arc<Object>),
+    /// It is a later version.
+    Updated {
+        /// What it replaced.
+        old: Arc<Object>,
+        /// What stands now.
+        new: Arc<Object>,
+    },
+    /// This version or a later one is known.
+    Stale,
+    /// It is not admitted.
+    Refused(Refused),
+}
+
+/// Whether a network that was not deleted may forward frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetworkState {
+    /// It may.
+    Active,
+    /// An older network has its name or its VNI.
+    Conflict {
+        /// That network.
+        with: NetworkId,
+    },
+}
+
+/// All mesh objects known here.
+#[derive(Debug)]
+pub struct ObjectSet {
+    mesh: NodeId,
+    objects: BTreeMap<ObjectId, Arc<Object>>,
+    keys: BTreeMap<NodeId, [u8; 32]>,
+    clock: Clock,
+    bytes: usize,
+    // Sum of the texts' hashes: takes a change in constant time and does not depend on order.
+    sum: [u64; 4],
+}
+
+impl ObjectSet {
+    /// An empty set.
+    #[must_use]
+    pub fn new(mesh: NodeId) -> Self {
+        Self {
+            mesh,
+            objects: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            clock: Clock::default(),
+            bytes: 0,
+            sum: [0; 4],
+        }
+    }
+
+    /// A stamp for an edit, greater than that of every object held.
+    pub fn stamp(&mut self, wall_ms: u64) -> Hlc {
+        self.clock.tick(wall_ms)
+    }
+
+    /// Takes a text that this node or another signed.
+    pub fn merge(&mut self, text: &str, ca: &dyn Certifier, wall_ms: u64) -> Merge {
+        self.merge_at(text, ca, Some(wall_ms))
+    }
+
+    /// Takes a text that this node stored when it had admitted it: its time is not questioned again.
+    pub fn restore(&mut self, text: &str, ca: &dyn Certifier) -> Merge {
+        self.merge_at(text, ca, None)
+    }
+
+    fn merge_at(&mut self, text: &str, ca: &dyn Certifier, wall_ms: Option<u64>) -> Merge {
+        match self.admit(text, ca, wall_ms) {
+            Ok(Some(object)) => self.insert(object),
+            Ok(None) => Merge::Stale,
+            Err(refused) => Merge::Refused(refused),
+        }
+    }
+
+    /// Checks everything, the signature last because it costs most.
+    fn admit(
+        &mut self,
+        text: &str,
+        ca: &dyn Certifier,
+        wall_ms: Option<u64>,
+    ) -> Result<Option<Object>, Refused> {
+        let object = parse(text)?;
+        let held = self.objects.get(&object.id);
+        check_content(&object.id, object.author, &object.draft)
+            .map_err(|refused| name_field(refused, held.map(Arc::as_ref), &object))?;
+        if held.is_some_and(|held| object.precedence(held) != Ordering::Greater) {
+            return Ok(None);
+        }
+        let held_len = held.map_or(0, |held| held.text.len());
+        if (held.is_none() && self.objects.len() >= OBJECTS)
+            || self.bytes - held_len + text.len() > OBJECTS_LEN
+        {
+            return Err(Refused::Full);
+        }
+        let key = self.author_key(&object, ca)?;
+        record::verify_text(&key, &domain(self.mesh, object.author), text).map_err(|fault| {
+            match fault {
+                RecordError::Signature => Refused::Signature,
+                _ => Refused::Form,
+            }
+        })?;
+        match wall_ms {
+            Some(wall_ms) => self.clock.observe(object.draft.hlc, wall_ms)?,
+            None => self.clock.learn(object.draft.hlc),
+        }
+        if matches!(object.id, ObjectId::Member(_)) {
+            self.keys.insert(object.author, key);
+        }
+        Ok(Some(object))
+    }
+
+    fn author_key(&self, object: &Object, ca: &dyn Certifier) -> Result<[u8; 32], Refused> {
+        let key = match &object.draft.content {
+            Content::Member(member) => {
+                ca.certified_key(&member.certificate).ok_or(Refused::Certificate)?
+            }
+            Content::Network(_) | Content::Transfer(_) | Content::Other => self
+                .keys
+                .get(&object.author)
+                .copied()
+                .ok_or(Refused::UnknownAuthor(object.author))?,
+        };
+        if NodeId::of_public_key(&key) == object.author {
+            Ok(key)
+        } else {
+            Err(Refused::NotTheirs(object.author))
+        }
+    }
+
+    fn insert(&mut self, object: Object) -> Merge {
+        let new = Arc::new(object);
+        self.count(&new, u64::wrapping_add);
+        self.bytes += new.text.len();
+        match self.objects.entry(new.id.clone()) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(Arc::clone(&new));
+                Merge::New(new)
+            }
+            Entry::Occupied(mut occupied) => {
+                let old = occupied.insert(Arc::clone(&new));
+                self.count(&old, u64::wrapping_sub);
+                self.bytes -= old.text.len();
+                Merge::Updated { old, new }
+            }
+        }
+    }
+
+    fn count(&mut self, object: &Object, with: fn(u64, u64) -> u64) {
+        for (lane, part) in self.sum.iter_mut().zip(text_hash(&object.text)) {
+            *lane = with(*lane, part);
+        }
+    }
+
+    /// Equal for equal sets, however they came about: 64 hexadecimal digits.
+    #[must_use]
+    pub fn content_hash(&self) -> String {
+        self.sum.iter().map(|lane| format!("{lane:016x}")).collect()
+    }
+
+    /// One object.
+    #[must_use]
+    pub fn get(&self, id: &ObjectId) -> Option<&Arc<Object>> {
+        self.objects.get(id)
+    }
+
+    /// All objects, members first: the order in which another node can check them.
+    pub fn objects(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.objects.values()
+    }
+
+    pub(super) fn range_after<'a>(
+        &'a self,
+        after: Option<&ObjectId>,
+    ) -> impl Iterator<Item = &'a Arc<Object>> + use<'a> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        self.objects
+            .range((after.map_or(Unbounded, Excluded), Unbounded))
+            .map(|(_id, object)| object)
+    }
+
+    /// Members that have not left, in order.
+    pub fn members(&self) -> impl Iterator<Item = NodeId> {
+        self.objects().filter(|object| !object.closed()).filter_map(|object| match object.id {
+            ObjectId::Member(node) => Some(node),
+            ObjectId::Network(_) | ObjectId::Transfer { .. } | ObjectId::Other(_) => None,
+        })
+    }
+
+    /// Blocks of a network that were given away, in the order of (block, epoch).
+    pub fn transfers(&self, network: NetworkId) -> impl Iterator<Item = &Transfer> {
+        self.objects().filter_map(move |object| match object.content() {
+            Content::Transfer(transfer) if transfer.network == network => Some(transfer),
+            Content::Member(_) | Content::Network(_) | Content::Transfer(_) | Content::Other => {
+                None
+            }
+        })
+    }
+
+    /// Networks that were not deleted, oldest first. Of two with one name or VNI the older is active.
+    #[must_use]
+    pub fn networks(&self) -> Vec<(NetworkId, Arc<Object>, NetworkState)> {
+        let mut live: Vec<(Hlc, NetworkId, &Network, &Arc<Object>)> = self
+            .objects()
+            .filter(|object| !object.closed())
+            .filter_map(|object| match (object.id(), object.content()) {
+                (ObjectId::Network(id), Content::Network(network)) => {
+                    Some((object.created(), *id, network, object))
+                }
+                _ => None,
+            })
+            .collect();
+        live.sort_by_key(|(created, id, ..)| (*created, *id));
+        let mut names = BTreeMap::new();
+        let mut numbers = BTreeMap::new();
+        live.into_iter()
+            .map(|(_created, id, network, object)| {
+                let taken = names.get(&network.name).or_else(|| numbers.get(&network.vni)).copied();
+                let state =
+                    taken.map_or(NetworkState::Active, |with| NetworkState::Conflict { with });
+                if taken.is_none() {
+                    names.insert(&network.name, id);
+                    numbers.insert(network.vni, id);
+                }
+                (id, Arc::clone(object), state)
+            })
+            .collect()
+    }
+
+    /// The ids of the networks that may forward frames.
+    #[must_use]
+    pub fn active_networks(&self) -> BTreeSet<NetworkId> {
+        let active = |(id, _object, state): (NetworkId, Arc<Object>, NetworkState)| {
+            (state == NetworkState::Active).then_some(id)
+        };
+        self.networks().into_iter().filter_map(active).collect()
+    }
+}
+
+impl KeyRing for ObjectSet {
+    fn public_key(&self, node: NodeId) -> Option<[u8; 32]> {
+        self.keys.get(&node).copied()
+    }
+}
+
+/// Says which field of a known network changed.
+fn name_field(refused: Refused, held: Option<&Object>, new: &Object) -> Refused {
+    match (&refused, held.map(Object::content), new.content()) {
+        (Refused::Fixed { .. }, Some(Content::Network(held)), Content::Network(new)) => {
+            Refused::Fixed { field: held.changed_field(new) }
+        }
+        _ => refused,
+    }
+}
+
+/// SHA-256 of a text as four numbers.
+pub(super) fn text_hash(text: &str) -> [u64; 4] {
+    let hash = digest::digest(&digest::SHA256, text.as_bytes());
+    let mut lanes = [0; 4];
+    for (lane, part) in lanes.iter_mut().zip(hash.as_ref().as_chunks::<8>().0) {
+        *lane = u64::from_be_bytes(*part);
+    }
+    lanes
+}

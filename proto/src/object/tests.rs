@@ -1,0 +1,448 @@
+use proptest::prelude::*;
+
+use super::{sync::Digest, *};
+use crate::{addr::Vni, record::sign_text};
+
+/// Takes the 32 bytes of a "certificate" for the key in it, unless they begin with 0.
+struct TestCa;
+
+impl Certifier for TestCa {
+    fn certified_key(&self, certificate: &[u8]) -> Option<[u8; 32]> {
+        certificate.strip_prefix(b"ca")?.try_into().ok()
+    }
+}
+
+const NOW: u64 = 1_800_000_000_000;
+
+fn mesh() -> NodeId {
+    NodeId::of_public_key(b"mesh")
+}
+
+fn pair(seed: u8) -> Ed25519KeyPair {
+    Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap()
+}
+
+fn node(seed: u8) -> NodeId {
+    NodeId::of_public_key(pair(seed).public_key().as_ref())
+}
+
+fn hlc(ms: u64) -> Hlc {
+    Hlc::at(NOW + ms)
+}
+
+fn member(seed: u8) -> Draft {
+    let certificate = [b"ca", pair(seed).public_key().as_ref()].concat();
+    Draft::new(hlc(0), Content::Member(Member { certificate }))
+}
+
+fn network(seed: u8, name: &str, vni: u32) -> Network {
+    Network {
+        name: name.parse().unwrap(),
+        creator: node(seed),
+        driver: "overlay".parse().unwrap(),
+        vni: Vni::new(vni).unwrap(),
+        encrypted: true,
+        mtu: 1390,
+        subnets: vec![
+            Subnet { cidr: "10.1.0.0/16".parse().unwrap(), gateway: "10.1.0.1".parse().unwrap() },
+            Subnet { cidr: "fd00:1::/64".parse().unwrap(), gateway: "fd00:1::1".parse().unwrap() },
+        ],
+        internal: false,
+        labels: [("k".to_owned(), "wörd".to_owned())].into(),
+        blocks: vec![
+            Block { cidr: "10.1.0.0/17".parse().unwrap(), owner: node(1) },
+            Block { cidr: "10.1.128.0/17".parse().unwrap(), owner: node(2) },
+        ],
+    }
+}
+
+fn transfer(from: u8, to: u8, epoch: u64) -> Draft {
+    Draft::new(
+        hlc(epoch),
+        Content::Transfer(Transfer {
+            network: NetworkId::from_random([1; 16]),
+            cidr: "10.1.0.0/20".parse().unwrap(),
+            from: node(from),
+            to: node(to),
+            epoch,
+        }),
+    )
+}
+
+fn sign(seed: u8, draft: &Draft) -> Arc<str> {
+    draft.sign(&pair(seed), mesh()).unwrap()
+}
+
+/// A set that knows the members 1 to 3.
+fn set() -> ObjectSet {
+    let mut set = ObjectSet::new(mesh());
+    for seed in 1..=3 {
+        assert!(matches!(merge(&mut set, &sign(seed, &member(seed))), Merge::New(_)));
+    }
+    set
+}
+
+fn merge(set: &mut ObjectSet, text: &str) -> Merge {
+    set.merge(text, &TestCa, NOW)
+}
+
+fn new(set: &mut ObjectSet, text: &str) -> Arc<Object> {
+    match merge(set, text) {
+        Merge::New(object) => object,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Signs what [`Draft::sign`] would not.
+fn forge(seed: u8, body: &str) -> String {
+    sign_text(&pair(seed), &domain(mesh(), node(seed)), body)
+}
+
+fn body_of(text: &str) -> &str {
+    text.split_once('.').unwrap().1
+}
+
+#[test]
+fn kinds_round_trip_and_ids_have_one_spelling() {
+    let mut set = set();
+    let made = Draft::new(hlc(5), Content::Network(network(1, "blue", 7)));
+    let object = new(&mut set, &sign(1, &made));
+    assert_eq!((object.content(), object.created(), object.hlc()), (&made.content, hlc(5), hlc(5)));
+    assert_eq!((object.author(), object.closed()), (node(1), false));
+    let given = new(&mut set, &sign(1, &transfer(1, 2, 1)));
+    for object in [object, given] {
+        assert_eq!(object.id().to_string().parse::<ObjectId>().unwrap(), *object.id());
+        assert_eq!(set.get(object.id()), Some(&object));
+    }
+    assert_eq!(set.members().collect::<Vec<_>>().len(), 3);
+    for bad in
+        ["", "network", "network/", "network/0G", "member/x", "transfer/a/b/c", "x/é", "x/ y"]
+    {
+        assert!(bad.parse::<ObjectId>().is_err(), "{bad}");
+    }
+    let spelled = format!("transfer/{}/10.1.0.0/20/01", NetworkId::from_random([1; 16]));
+    assert_eq!(spelled.parse::<ObjectId>(), Err(Refused::Form));
+}
+
+#[test]
+fn a_mesh_object_that_flips_encrypted_is_refused() {
+    let mut set = set();
+    let object =
+        new(&mut set, &sign(1, &Draft::new(hlc(0), Content::Network(network(1, "blue", 7)))));
+    let flipped = body_of(object.text()).replace(r#""x":true"#, r#""x":false"#);
+    assert_ne!(flipped, body_of(object.text()));
+    let later = flipped.replace(
+        &format!(r#""h":{}"#, to_json(&hlc(0)).unwrap()),
+        &format!(r#""h":{}"#, to_json(&hlc(9)).unwrap()),
+    );
+    assert_ne!(flipped, later);
+    for body in [&flipped, &later] {
+        let refused = Merge::Refused(Refused::Fixed { field: "encrypted" });
+        assert_eq!(merge(&mut set, &forge(1, body)), refused);
+        // Nor does a node believe it that never saw the network.
+        let mut stranger = self::set();
+        let refused = Merge::Refused(Refused::Fixed { field: "id" });
+        assert_eq!(merge(&mut stranger, &forge(1, body)), refused);
+        assert!(stranger.active_networks().is_empty());
+    }
+    assert_eq!(set.get(object.id()), Some(&object));
+}
+
+#[test]
+fn fixed_fields_do_not_change_and_others_do() {
+    let mut set = set();
+    let first = network(1, "blue", 7);
+    let object = new(&mut set, &sign(1, &Draft::new(hlc(0), Content::Network(first.clone()))));
+    let id = object.id().to_string();
+    let changes: [(&str, fn(&mut Network)); 6] = [
+        ("vni", |n| n.vni = Vni::new(8).unwrap()),
+        ("driver", |n| n.driver = "bridge".parse().unwrap()),
+        ("encrypted", |n| n.encrypted = false),
+        ("subnets", |n| n.subnets.truncate(1)),
+        ("blocks", |n| n.blocks.clear()),
+        ("creator", |n| n.creator = node(2)),
+    ];
+    for (field, change) in changes {
+        let mut changed = first.clone();
+        change(&mut changed);
+        let content = Content::Network(changed);
+        let text = sign(1, &Draft { hlc: hlc(1), ..Draft::new(hlc(0), content) });
+        let own_id = text.split_once(r#""i":""#).unwrap().1.split_once('"').unwrap().0.to_owned();
+        let body = body_of(&text).replace(&own_id, &id);
+        assert_eq!(merge(&mut set, &forge(1, &body)), Merge::Refused(Refused::Fixed { field }));
+    }
+    let mut renamed = object.edit(hlc(1));
+    if let Content::Network(network) = &mut renamed.content {
+        network.name = "green".parse().unwrap();
+        network.mtu = 1280;
+    }
+    // Any member may edit.
+    assert!(
+        matches!(merge(&mut set, &sign(2, &renamed)), Merge::Updated { old, .. } if old == object)
+    );
+    assert_eq!(merge(&mut set, object.text()), Merge::Stale);
+}
+
+#[test]
+fn a_tombstone_stays_whatever_is_edited_later() {
+    let mut set = set();
+    let object =
+        new(&mut set, &sign(1, &Draft::new(hlc(0), Content::Network(network(1, "blue", 7)))));
+    let deleted = Draft { closed: true, ..object.edit(hlc(1)) };
+    assert!(matches!(merge(&mut set, &sign(2, &deleted)), Merge::Updated { .. }));
+    assert!(set.networks().is_empty());
+    assert_eq!(merge(&mut set, &sign(3, &object.edit(hlc(9)))), Merge::Stale);
+    let left = Draft { closed: true, hlc: hlc(1), ..member(3) };
+    assert!(matches!(merge(&mut set, &sign(3, &left)), Merge::Updated { .. }));
+    assert_eq!(set.members().collect::<Vec<_>>().len(), 2);
+}
+
+#[test]
+fn who_may_say_what() {
+    let mut set = set();
+    let made = Draft::new(hlc(0), Content::Network(network(1, "blue", 7)));
+    assert_eq!(merge(&mut set, &sign(9, &made)), Merge::Refused(Refused::UnknownAuthor(node(9))));
+    assert_eq!(transfer(1, 2, 1).sign(&pair(2), mesh()), Err(Refused::NotTheirs(node(2))));
+    assert!(matches!(transfer(1, 1, 1).sign(&pair(1), mesh()), Err(Refused::Content(_))));
+    assert!(matches!(transfer(1, 2, 0).sign(&pair(1), mesh()), Err(Refused::Content(_))));
+    // A certificate of another node, or of no CA.
+    assert_eq!(merge(&mut set, &sign(9, &member(8))), Merge::Refused(Refused::NotTheirs(node(9))));
+    let own = Draft::new(hlc(0), Content::Member(Member { certificate: b"other".to_vec() }));
+    assert_eq!(merge(&mut set, &sign(9, &own)), Merge::Refused(Refused::Certificate));
+    // Signed by 2 in the name of 1, and signed for another mesh.
+    let text = sign(1, &made);
+    assert_eq!(
+        merge(&mut set, &sign_text(&pair(2), &domain(mesh(), node(1)), body_of(&text))),
+        Merge::Refused(Refused::Signature)
+    );
+    let elsewhere = made.sign(&pair(1), node(7)).unwrap();
+    assert_eq!(merge(&mut set, &elsewhere), Merge::Refused(Refused::Signature));
+}
+
+#[test]
+fn content_that_makes_no_sense_is_not_signed() {
+    let breaks: [fn(&mut Network); 8] = [
+        |n| n.mtu = 1279,
+        |n| n.subnets.clear(),
+        |n| n.subnets.extend(vec![n.subnets[0]; 8]),
+        |n| n.subnets[0].gateway = "10.2.0.1".parse().unwrap(),
+        |n| n.subnets[0].cidr = "10.1.0.1/16".parse().unwrap(),
+        |n| {
+            n.subnets.push(Subnet {
+                cidr: "10.1.2.0/24".parse().unwrap(),
+                gateway: "10.1.2.1".parse().unwrap(),
+            })
+        },
+        |n| n.blocks[0].cidr = "10.2.0.0/17".parse().unwrap(),
+        |n| n.blocks[1].cidr = "10.1.0.0/18".parse().unwrap(),
+    ];
+    for (i, change) in breaks.into_iter().enumerate() {
+        let mut broken = network(1, "blue", 7);
+        change(&mut broken);
+        let signed = Draft::new(hlc(0), Content::Network(broken)).sign(&pair(1), mesh());
+        assert!(matches!(signed, Err(Refused::Content(_))), "{i}: {signed:?}");
+    }
+    let early =
+        Draft { hlc: hlc(0), created: hlc(1), ..Draft::new(hlc(0), transfer(1, 2, 1).content) };
+    assert!(matches!(early.sign(&pair(1), mesh()), Err(Refused::Content(_))));
+}
+
+#[test]
+fn a_stamp_from_the_future_is_refused_unless_it_was_stored() {
+    let mut set = set();
+    let text = sign(1, &Draft::new(Hlc::at(NOW + 60_001), Content::Network(network(1, "blue", 7))));
+    let ahead = TooFarAhead { ahead_ms: 60_001 };
+    assert_eq!(merge(&mut set, &text), Merge::Refused(Refused::Ahead(ahead)));
+    assert!(matches!(set.restore(&text, &TestCa), Merge::New(_)));
+    assert!(set.stamp(NOW) > Hlc::at(NOW + 60_001));
+}
+
+#[test]
+fn the_older_of_two_networks_with_a_name_or_number_is_active() {
+    let mut set = set();
+    let mut ids = Vec::new();
+    // The second has the first's name, the third the second's number, the fourth the first's number.
+    for (at, name, vni) in [(3, "a", 1), (4, "a", 2), (5, "b", 2), (6, "c", 1)] {
+        let text = sign(1, &Draft::new(hlc(at), Content::Network(network(1, name, vni))));
+        let ObjectId::Network(id) = *new(&mut set, &text).id() else { panic!() };
+        ids.push(id);
+    }
+    let states: Vec<_> =
+        set.networks().into_iter().map(|(id, _object, state)| (id, state)).collect();
+    let conflict = NetworkState::Conflict { with: ids[0] };
+    assert_eq!(
+        states,
+        [
+            (ids[0], NetworkState::Active),
+            (ids[1], conflict),
+            (ids[2], NetworkState::Active),
+            (ids[3], conflict)
+        ]
+    );
+    assert_eq!(set.active_networks(), [ids[0], ids[2]].into());
+}
+
+#[test]
+fn an_unknown_kind_is_checked_kept_and_merged() {
+    let mut set = set();
+    let body = |hlc: u64| {
+        format!(
+            r#"{{"i":"policy/x","a":"{}","c":1,"h":{hlc},"b":{{"any":[1]}},"later":1}}"#,
+            node(1)
+        )
+    };
+    let object = new(&mut set, &forge(1, &body(2)));
+    assert_eq!(object.content(), &Content::Other);
+    assert!(matches!(merge(&mut set, &forge(1, &body(3))), Merge::Updated { .. }));
+    assert_eq!(merge(&mut set, &forge(1, &body(2))), Merge::Stale);
+    assert_eq!(merge(&mut set, &forge(2, &body(4))), Merge::Refused(Refused::Signature));
+}
+
+#[test]
+fn a_block_given_twice_in_one_epoch_went_to_the_first() {
+    let texts = [sign(1, &transfer(1, 2, 1)), sign(1, &Draft { hlc: hlc(9), ..transfer(1, 3, 1) })];
+    for order in [[0, 1], [1, 0]] {
+        let mut set = set();
+        for i in order {
+            merge(&mut set, &texts[i]);
+        }
+        let given: Vec<_> = set.transfers(NetworkId::from_random([1; 16])).map(|t| t.to).collect();
+        assert_eq!(given, [node(2)]);
+    }
+}
+
+#[test]
+fn a_digest_has_pages_that_cover_everything() {
+    let mut all = set();
+    let count = crate::limits::DIGEST_ENTRIES + 10;
+    for i in 0..count {
+        let body = format!(r#"{{"i":"x/{i}","a":"{}","c":1,"h":1,"b":0}}"#, node(1));
+        new(&mut all, &forge(1, &body));
+    }
+    let mut other = set();
+    let mut rounds = 0;
+    while other.content_hash() != all.content_hash() {
+        rounds += 1;
+        assert!(rounds < 10);
+        let mut after = None;
+        loop {
+            let page = other.digest(after);
+            for text in all.difference(&page).texts {
+                merge(&mut other, &text);
+            }
+            after = page.until;
+            if after.is_none() {
+                break;
+            }
+        }
+    }
+    let first = all.digest(None);
+    assert_eq!(first.entries.len(), crate::limits::DIGEST_ENTRIES);
+    let second = all.digest(first.until);
+    assert_eq!((second.entries.len(), second.until), (13, None));
+}
+
+#[test]
+fn a_digest_from_a_peer_may_be_nonsense() {
+    let set = set();
+    let id: ObjectId = "x/1".parse().unwrap();
+    let odd = Digest {
+        after: Some(id.clone()),
+        until: Some(ObjectId::Member(node(1))),
+        entries: vec![(id.clone(), 1); 3],
+    };
+    let difference = set.difference(&odd);
+    assert!(difference.texts.is_empty());
+    assert_eq!(difference.wanted, [id]);
+    assert!(set.texts(&difference.wanted).is_empty());
+}
+
+#[derive(Clone, Debug)]
+struct Edit {
+    author: u8,
+    network: u8,
+    at: u64,
+    mtu: u16,
+    closed: bool,
+}
+
+fn edits() -> impl Strategy<Value = Vec<Edit>> {
+    let edit = (1u8..4, 0u8..3, 0u64..4, 1280u16..1283, prop::bool::weighted(0.1))
+        .prop_map(|(author, network, at, mtu, closed)| Edit { author, network, at, mtu, closed });
+    proptest::collection::vec(edit, 1..20)
+}
+
+fn texts(edits: &[Edit]) -> Vec<Arc<str>> {
+    let mut texts: Vec<_> = (1..4).map(|seed| sign(seed, &member(seed))).collect();
+    for edit in edits {
+        let mut content =
+            network(1, ["a", "b", "b"][usize::from(edit.network)], u32::from(edit.network) + 1);
+        content.mtu = edit.mtu;
+        let draft = Draft {
+            created: hlc(0),
+            hlc: hlc(edit.at),
+            closed: edit.closed,
+            content: Content::Network(content),
+        };
+        texts.push(sign(edit.author, &draft));
+    }
+    texts.push(sign(1, &transfer(1, 2, 1)));
+    texts.push(sign(1, &Draft { hlc: hlc(3), ..transfer(1, 3, 1) }));
+    texts
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Replicas that learn one history in any order, some of it twice, hold equal sets (I11).
+    #[test]
+    fn any_order_ends_in_equal_sets(
+        edits in edits(),
+        orders in proptest::collection::vec(proptest::collection::vec(any::<prop::sample::Index>(), 40), 3),
+    ) {
+        let texts = texts(&edits);
+        let replicas: Vec<ObjectSet> = orders.iter().map(|order| {
+            let mut set = ObjectSet::new(mesh());
+            for pick in order {
+                merge(&mut set, &texts[pick.index(texts.len())]);
+            }
+            // What was refused for want of its author comes again by reconciliation.
+            for text in &texts {
+                merge(&mut set, text);
+            }
+            set
+        }).collect();
+        for set in &replicas[1..] {
+            prop_assert_eq!(&replicas[0].objects().collect::<Vec<_>>(), &set.objects().collect::<Vec<_>>());
+            prop_assert_eq!(replicas[0].content_hash(), set.content_hash());
+            prop_assert_eq!(replicas[0].active_networks(), set.active_networks());
+        }
+    }
+
+    /// One exchange in each direction makes two sets equal.
+    #[test]
+    fn one_exchange_reconciles(edits in edits(), split in any::<prop::sample::Index>()) {
+        let texts = texts(&edits);
+        let (left, right) = texts.split_at(split.index(texts.len()));
+        let (mut a, mut b) = (set(), set());
+        left.iter().for_each(|text| drop(merge(&mut a, text)));
+        right.iter().for_each(|text| drop(merge(&mut b, text)));
+        let digest = serde_json::from_str(&serde_json::to_string(&a.digest(None)).unwrap()).unwrap();
+        let answer = b.difference(&digest);
+        let push = a.texts(&answer.wanted);
+        answer.texts.iter().for_each(|text| drop(merge(&mut a, text)));
+        push.iter().for_each(|text| drop(merge(&mut b, text)));
+        prop_assert_eq!(a.content_hash(), b.content_hash());
+    }
+
+    #[test]
+    fn any_flipped_byte_of_an_object_is_refused(at in any::<prop::sample::Index>(), flip in 1u8..128) {
+        let mut set = set();
+        let text = sign(1, &Draft::new(hlc(0), Content::Network(network(1, "blue", 7))));
+        let mut bytes = text.as_bytes().to_vec();
+        let at = at.index(bytes.len());
+        bytes[at] ^= flip;
+        let changed = String::from_utf8(bytes).unwrap();
+        prop_assert!(matches!(merge(&mut set, &changed), Merge::Refused(_)));
+    }
+}
