@@ -6,6 +6,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
+    str::FromStr,
 };
 
 use ipnet::IpNet;
@@ -312,6 +313,39 @@ pub struct DropRow {
     pub peer: Option<NodeId>,
     /// How many.
     pub count: u64,
+}
+
+/// What `vxmesh locate` looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A MAC address.
+    Mac(MacAddr),
+    /// An IP address.
+    Ip(IpAddr),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mac(mac) => mac.fmt(f),
+            Self::Ip(ip) => ip.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = ApiError;
+
+    fn from_str(text: &str) -> Result<Self, ApiError> {
+        let ip = text.parse().ok().map(Self::Ip);
+        ip.or_else(|| text.parse().ok().map(Self::Mac)).ok_or_else(|| {
+            ApiError::new(
+                ErrorCode::Usage,
+                format!("`{text}` is neither a MAC nor an IP address"),
+                "write it like 02:00:00:00:00:01, 10.0.0.1 or fd00::1",
+            )
+        })
+    }
 }
 
 /// `vxmesh locate`: where an address is, who says so and how old the word is.

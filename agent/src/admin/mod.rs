@@ -1,1 +1,28 @@
-//! placeholder: admin
+//! The admin API: HTTP/1.1 and JSON on a unix socket, `/v1/...`, for whoever may open the socket (root).
+//!
+//! | method and path | request | answer |
+//! |---|---|---|
+//! | `GET /v1/status` | | `Status` |
+//! | `POST /v1/init`, `/v1/join`, `/v1/leave` | `InitSpec`, `JoinSpec`, nothing | `Membership` |
+//! | `GET`, `POST /v1/tokens` | `TokenSpec` | `[Token]`, `TokenCreated` |
+//! | `DELETE /v1/tokens/REF` | | `Token` |
+//! | `GET /v1/nodes[/REF]`, `/v1/peers[/REF]` | | `[Node]`, `Node`, `[Peer]`, `Peer` |
+//! | `GET`, `POST /v1/networks`; `GET`, `DELETE /v1/networks/REF` | `NetworkSpec` | `Network` |
+//! | `GET`, `POST /v1/endpoints`; `GET`, `DELETE /v1/endpoints/REF` | `AttachSpec` | `Endpoint` |
+//! | `GET`, `POST /v1/sandboxes`; `GET`, `DELETE /v1/sandboxes/REF` | `SandboxSpec` | `Sandbox` |
+//! | `POST /v1/sandboxes/REF/started` | `SandboxStarted` | `Sandbox` |
+//! | `GET /v1/drops`, `/v1/map` | | `[DropRow]`, `[MapRow]` |
+//! | `GET /v1/locate/ADDRESS[?network=REF]` | | `Location` |
+//! | `GET /v1/map/diff/REF` | | `[MapDiffRow]` |
+//!
+//! Every failure is `{"error":{"code","message","hint"}}` with the status of its code. It refuses bodies of more than
+//! 1 MiB and unknown fields.
+
+mod backend;
+pub mod resolve;
+mod router;
+mod socket;
+
+pub use backend::Backend;
+pub use router::router;
+pub use socket::AdminSocket;

@@ -1,0 +1,94 @@
+//! What the admin API asks of an agent: one method per call.
+//!
+//! A reference (`&str`) is a full id, a unique prefix of one, or a unique name; see [`super::resolve`]. The calls that
+//! show one object have default bodies that pick it from the list. A call that changes something runs to its end even
+//! if the client goes away, and returns the object as it is afterwards (or was, when it is removed).
+
+use async_trait::async_trait;
+
+use super::resolve;
+use crate::api::{
+    Address, ApiError, AttachSpec, DropRow, Endpoint, InitSpec, JoinSpec, Location, MapDiffRow,
+    MapRow, Membership, Network, NetworkSpec, Node, Peer, Sandbox, SandboxSpec, Status, Token,
+    TokenCreated, TokenSpec,
+};
+
+/// An agent as its admin API sees it.
+#[async_trait]
+pub trait Backend: Send + Sync + 'static {
+    /// `status`
+    async fn status(&self) -> Result<Status, ApiError>;
+
+    /// `init`: conflict if this node has an identity.
+    async fn init(&self, spec: InitSpec) -> Result<Membership, ApiError>;
+    /// `join`: conflict if this node has an identity.
+    async fn join(&self, spec: JoinSpec) -> Result<Membership, ApiError>;
+    /// `leave`: returns what was left.
+    async fn leave(&self) -> Result<Membership, ApiError>;
+
+    /// `token create`
+    async fn token_create(&self, spec: TokenSpec) -> Result<TokenCreated, ApiError>;
+    /// `token ls`
+    async fn tokens(&self) -> Result<Vec<Token>, ApiError>;
+    /// `token revoke`
+    async fn token_revoke(&self, reference: &str) -> Result<Token, ApiError>;
+
+    /// `node ls`
+    async fn nodes(&self) -> Result<Vec<Node>, ApiError>;
+    /// `node inspect`
+    async fn node(&self, reference: &str) -> Result<Node, ApiError> {
+        resolve::one(&self.nodes().await?, reference).cloned()
+    }
+
+    /// `peer ls`
+    async fn peers(&self) -> Result<Vec<Peer>, ApiError>;
+    /// `peer inspect`: the reference is a node's.
+    async fn peer(&self, reference: &str) -> Result<Peer, ApiError> {
+        resolve::peer(&self.nodes().await?, &self.peers().await?, reference).cloned()
+    }
+
+    /// `network ls`
+    async fn networks(&self) -> Result<Vec<Network>, ApiError>;
+    /// `network inspect`
+    async fn network(&self, reference: &str) -> Result<Network, ApiError> {
+        resolve::one(&self.networks().await?, reference).cloned()
+    }
+    /// `network create`
+    async fn network_create(&self, spec: NetworkSpec) -> Result<Network, ApiError>;
+    /// `network rm`: conflict while endpoints are in it.
+    async fn network_rm(&self, reference: &str) -> Result<Network, ApiError>;
+
+    /// `endpoint ls`
+    async fn endpoints(&self) -> Result<Vec<Endpoint>, ApiError>;
+    /// `endpoint inspect`
+    async fn endpoint(&self, reference: &str) -> Result<Endpoint, ApiError> {
+        resolve::one(&self.endpoints().await?, reference).cloned()
+    }
+    /// `endpoint attach`
+    async fn endpoint_attach(&self, spec: AttachSpec) -> Result<Endpoint, ApiError>;
+    /// `endpoint detach`
+    async fn endpoint_detach(&self, reference: &str) -> Result<Endpoint, ApiError>;
+
+    /// `sandbox ls`
+    async fn sandboxes(&self) -> Result<Vec<Sandbox>, ApiError>;
+    /// One sandbox, for `exec`.
+    async fn sandbox(&self, reference: &str) -> Result<Sandbox, ApiError> {
+        resolve::one(&self.sandboxes().await?, reference).cloned()
+    }
+    /// The first half of `run`: a namespace with its endpoints.
+    async fn sandbox_create(&self, spec: SandboxSpec) -> Result<Sandbox, ApiError>;
+    /// The second half of `run`: this process runs in it.
+    async fn sandbox_started(&self, reference: &str, pid: u32) -> Result<Sandbox, ApiError>;
+    /// `sandbox rm`: ends its process and removes it with its endpoints.
+    async fn sandbox_rm(&self, reference: &str) -> Result<Sandbox, ApiError>;
+
+    /// `drops`
+    async fn drops(&self) -> Result<Vec<DropRow>, ApiError>;
+    /// `locate`: every place that has the address, in any network.
+    async fn locate(&self, address: Address) -> Result<Vec<Location>, ApiError>;
+
+    /// `map ls`
+    async fn map(&self) -> Result<Vec<MapRow>, ApiError>;
+    /// `map diff`: the reference is a node's.
+    async fn map_diff(&self, reference: &str) -> Result<Vec<MapDiffRow>, ApiError>;
+}

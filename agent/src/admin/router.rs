@@ -1,0 +1,241 @@
+//! The routes of the admin API: each reads its request, makes one call of [`Backend`] and writes the answer as JSON.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{
+        DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State,
+        rejection::BytesRejection,
+    },
+    http::{Method, StatusCode, Uri, request::Parts},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::Backend;
+use crate::api::{
+    Address, ApiError, AttachSpec, ErrorBody, ErrorCode, InitSpec, JoinSpec, Location, NetworkSpec,
+    SandboxSpec, SandboxStarted, TokenSpec,
+};
+
+/// Largest request body. The largest request has a few dozen addresses and labels; 1 MiB is far above any.
+const BODY_LEN: usize = 1024 * 1024;
+
+type Agent = State<Arc<dyn Backend>>;
+type Answer<T> = Result<Json<T>, ApiError>;
+
+/// The whole API on top of `backend`.
+pub fn router(backend: Arc<dyn Backend>) -> Router {
+    Router::new()
+        .merge(membership())
+        .merge(objects())
+        .merge(sandboxes())
+        .merge(views())
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(BODY_LEN))
+        .with_state(backend)
+}
+
+fn membership() -> Router<Arc<dyn Backend>> {
+    let init = async |State(agent): Agent, Spec(spec): Spec<InitSpec>| {
+        to_the_end(async move { agent.init(spec).await }).await
+    };
+    let join = async |State(agent): Agent, Spec(spec): Spec<JoinSpec>| {
+        to_the_end(async move { agent.join(spec).await }).await
+    };
+    let leave = async |State(agent): Agent| to_the_end(async move { agent.leave().await }).await;
+    let tokens = async |State(agent): Agent| agent.tokens().await.map(Json);
+    let create = async |State(agent): Agent, Spec(spec): Spec<TokenSpec>| {
+        to_the_end(async move { agent.token_create(spec).await }).await
+    };
+    let revoke = async |State(agent): Agent, Ref(token): Ref| {
+        to_the_end(async move { agent.token_revoke(&token).await }).await
+    };
+    Router::new()
+        .route("/v1/init", post(init))
+        .route("/v1/join", post(join))
+        .route("/v1/leave", post(leave))
+        .route("/v1/tokens", get(tokens).post(create))
+        .route("/v1/tokens/{reference}", axum::routing::delete(revoke))
+}
+
+fn objects() -> Router<Arc<dyn Backend>> {
+    let networks = async |State(agent): Agent| agent.networks().await.map(Json);
+    let network = async |State(agent): Agent, Ref(net): Ref| agent.network(&net).await.map(Json);
+    let create = async |State(agent): Agent, Spec(spec): Spec<NetworkSpec>| {
+        to_the_end(async move { agent.network_create(spec).await }).await
+    };
+    let rm = async |State(agent): Agent, Ref(net): Ref| {
+        to_the_end(async move { agent.network_rm(&net).await }).await
+    };
+    let endpoints = async |State(agent): Agent| agent.endpoints().await.map(Json);
+    let endpoint = async |State(agent): Agent, Ref(ep): Ref| agent.endpoint(&ep).await.map(Json);
+    let attach = async |State(agent): Agent, Spec(spec): Spec<AttachSpec>| {
+        to_the_end(async move { agent.endpoint_attach(spec).await }).await
+    };
+    let detach = async |State(agent): Agent, Ref(ep): Ref| {
+        to_the_end(async move { agent.endpoint_detach(&ep).await }).await
+    };
+    Router::new()
+        .route("/v1/networks", get(networks).post(create))
+        .route("/v1/networks/{reference}", get(network).delete(rm))
+        .route("/v1/endpoints", get(endpoints).post(attach))
+        .route("/v1/endpoints/{reference}", get(endpoint).delete(detach))
+}
+
+fn sandboxes() -> Router<Arc<dyn Backend>> {
+    let list = async |State(agent): Agent| agent.sandboxes().await.map(Json);
+    let one = async |State(agent): Agent, Ref(name): Ref| agent.sandbox(&name).await.map(Json);
+    let create = async |State(agent): Agent, Spec(spec): Spec<SandboxSpec>| {
+        to_the_end(async move { agent.sandbox_create(spec).await }).await
+    };
+    let started = async |State(agent): Agent, Ref(name): Ref, Spec(spec): Spec<SandboxStarted>| {
+        to_the_end(async move { agent.sandbox_started(&name, spec.pid).await }).await
+    };
+    let rm = async |State(agent): Agent, Ref(name): Ref| {
+        to_the_end(async move { agent.sandbox_rm(&name).await }).await
+    };
+    Router::new()
+        .route("/v1/sandboxes", get(list).post(create))
+        .route("/v1/sandboxes/{reference}", get(one).delete(rm))
+        .route("/v1/sandboxes/{reference}/started", post(started))
+}
+
+fn views() -> Router<Arc<dyn Backend>> {
+    let status = async |State(agent): Agent| agent.status().await.map(Json);
+    let nodes = async |State(agent): Agent| agent.nodes().await.map(Json);
+    let node = async |State(agent): Agent, Ref(node): Ref| agent.node(&node).await.map(Json);
+    let peers = async |State(agent): Agent| agent.peers().await.map(Json);
+    let peer = async |State(agent): Agent, Ref(node): Ref| agent.peer(&node).await.map(Json);
+    let drops = async |State(agent): Agent| agent.drops().await.map(Json);
+    let map = async |State(agent): Agent| agent.map().await.map(Json);
+    let diff = async |State(agent): Agent, Ref(node): Ref| agent.map_diff(&node).await.map(Json);
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/nodes", get(nodes))
+        .route("/v1/nodes/{reference}", get(node))
+        .route("/v1/peers", get(peers))
+        .route("/v1/peers/{reference}", get(peer))
+        .route("/v1/drops", get(drops))
+        .route("/v1/locate/{reference}", get(locate))
+        .route("/v1/map", get(map))
+        .route("/v1/map/diff/{reference}", get(diff))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LocateQuery {
+    network: Option<String>,
+}
+
+async fn locate(
+    State(agent): Agent,
+    Ref(address): Ref,
+    query: Result<Query<LocateQuery>, axum::extract::rejection::QueryRejection>,
+) -> Answer<Location> {
+    let Query(query) = query.map_err(|why| bad_request(why.body_text()))?;
+    let address: Address = address.parse()?;
+    let mut found = agent.locate(address).await?;
+    if let Some(network) = query.network {
+        let network = agent.network(&network).await?;
+        found.retain(|location| location.network == network.id);
+    }
+    match found.len() {
+        0 => Err(ApiError::new(
+            ErrorCode::NotFound,
+            format!("no endpoint has the address {address}"),
+            "see `vxmesh map ls` for all addresses that this node knows",
+        )),
+        1 => found.pop().map(Json).ok_or_else(|| bad_request("empty answer")),
+        several => Err(ApiError::new(
+            ErrorCode::Conflict,
+            format!("{several} networks have the address {address}"),
+            format!("choose one with --network: {}", networks_of(&found)),
+        )),
+    }
+}
+
+fn networks_of(found: &[Location]) -> String {
+    let names: Vec<String> = found.iter().map(|location| location.network.short()).collect();
+    names.join(", ")
+}
+
+/// Carries a change to its end even if the client goes away, which drops the handler's own future.
+async fn to_the_end<T: Serialize + Send + 'static>(
+    change: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Answer<T> {
+    let done = tokio::spawn(change).await;
+    done.unwrap_or_else(|why| {
+        tracing::error!("an admin call broke off: {why}");
+        Err(ApiError::new(
+            ErrorCode::Failed,
+            "the agent broke off this call",
+            "its log says why; please report it",
+        ))
+    })
+    .map(Json)
+}
+
+/// The reference in the path, percent-decoded.
+struct Ref(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Ref {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        path.map(|Path(reference)| Self(reference)).map_err(|why| bad_request(why.body_text()))
+    }
+}
+
+/// The request's body as JSON, whatever its content type says; an empty body stands for `{}`.
+struct Spec<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Spec<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let body = Bytes::from_request(request, state).await;
+        let body = body.map_err(|why: BytesRejection| bad_request(why.body_text()))?;
+        let json = if body.is_empty() { b"{}".as_slice() } else { &body };
+        serde_json::from_slice(json).map(Self).map_err(|why| bad_request(why.to_string()))
+    }
+}
+
+async fn unknown_route(uri: Uri) -> ApiError {
+    ApiError::new(
+        ErrorCode::NotFound,
+        format!("the admin API has no `{}`", uri.path()),
+        "the command line and the agent may be of different versions; see `vxmesh version` and `vxmesh status`",
+    )
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Response {
+    let error = bad_request(format!("`{}` does not take {method}", uri.path()));
+    (StatusCode::METHOD_NOT_ALLOWED, Json(ErrorBody { error })).into_response()
+}
+
+fn bad_request(why: impl std::fmt::Display) -> ApiError {
+    ApiError::new(
+        ErrorCode::Usage,
+        format!("the request is wrong: {why}"),
+        "the requests and their fields are those of the `Spec` types in the API's documentation",
+    )
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = match self.code {
+            ErrorCode::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+            ErrorCode::Usage => StatusCode::BAD_REQUEST,
+            ErrorCode::NotFound => StatusCode::NOT_FOUND,
+            ErrorCode::Conflict => StatusCode::CONFLICT,
+            ErrorCode::Unreachable => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        (status, Json(ErrorBody { error: self })).into_response()
+    }
+}
