@@ -23,6 +23,10 @@ pub const STAGED_FRAMES: usize = 128;
 pub const FLOOD_PER_SECOND: u32 = 1000;
 /// How many such frames may come at once.
 pub const FLOOD_BURST: u32 = 200;
+/// Such frames that one endpoint may send in a second: a third of the network's, so that no one takes all.
+pub const FLOOD_ENDPOINT_PER_SECOND: u32 = 300;
+/// How many of them may come at once.
+pub const FLOOD_ENDPOINT_BURST: u32 = 100;
 
 /// Longest name of a node, network, endpoint or service: one DNS label (RFC 1035 section 2.3.4).
 pub const NAME_LEN: usize = 63;

@@ -1,0 +1,368 @@
+//! The snapshot of one network: [`NetworkTable`].
+
+use std::{
+    cmp::Ordering,
+    collections::hash_map::Entry,
+    hash::Hash,
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+    time::Instant,
+};
+
+use ipnet::IpNet;
+
+use super::{Seeded, Sharded, TokenBucket};
+use crate::{
+    addr::{EndpointId, MacAddr, NetworkId, NodeId, Vni},
+    limits::{FLOOD_BURST, FLOOD_ENDPOINT_BURST, FLOOD_ENDPOINT_PER_SECOND, FLOOD_PER_SECOND},
+    wire::ipv6::{is_link_local, link_local_of, mac_of_link_local},
+};
+
+/// What is the same on every node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkSpec {
+    /// The stable id.
+    pub id: NetworkId,
+    /// The number on the wire.
+    pub vni: Vni,
+    /// Largest IP packet.
+    pub mtu: u16,
+    /// The address that every node answers for itself.
+    pub gateway: Gateway,
+    /// Where endpoints have their addresses.
+    pub subnets: Vec<IpNet>,
+}
+
+/// The anycast gateway: the same on every host, so nothing of it crosses the wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// Its MAC.
+    pub mac: MacAddr,
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+}
+
+/// Who made a claim, and for which of its endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RowKey {
+    /// The node that hosts the endpoint and signed the claim.
+    pub node: NodeId,
+    /// The endpoint.
+    pub endpoint: EndpointId,
+}
+
+/// Where an endpoint is, seen from here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place<P> {
+    /// Behind the local bridge.
+    Local,
+    /// Behind this peer.
+    Remote(P),
+}
+
+/// One claim: an endpoint, its MAC and its addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row<P> {
+    /// Who says so.
+    pub key: RowKey,
+    /// The endpoint's MAC.
+    pub mac: MacAddr,
+    /// The endpoint's addresses.
+    pub ips: Vec<IpAddr>,
+    /// Of two claims to one address the smaller rank has it.
+    pub rank: u64,
+    /// Where it is.
+    pub place: Place<P>,
+}
+
+impl<P> Row<P> {
+    fn order(&self) -> (u64, RowKey) {
+        (self.rank, self.key)
+    }
+}
+
+/// One change of a table. Changes of different rows and members commute.
+#[derive(Clone, Debug)]
+pub enum TableUpdate<P> {
+    /// A claim that is new or replaces the one with the same key.
+    Put(Row<P>),
+    /// A claim that is gone.
+    Remove(RowKey),
+    /// A node that gets broadcast and may send here; replaces its handle. Its rows keep theirs.
+    PutMember(NodeId, P),
+    /// A node that has no part in the network any more.
+    RemoveMember(NodeId),
+    /// Other subnets, gateway or MTU.
+    Spec(NetworkSpec),
+}
+
+/// What is known about one network.
+#[derive(Clone, Debug)]
+pub struct NetworkTable<P> {
+    spec: Arc<NetworkSpec>,
+    rows: Sharded<RowKey, Arc<Known<P>>>,
+    fdb: Sharded<MacAddr, Claims<P>>,
+    neighbors: Sharded<IpAddr, Claims<P>>,
+    members: Arc<[(NodeId, P)]>,
+    flood: Arc<TokenBucket>,
+    epoch: Instant,
+}
+
+/// A row with what this node keeps about it.
+#[derive(Debug)]
+struct Known<P> {
+    row: Row<P>,
+    /// Outlives the row's replacement, so that a change of it is no way around the limit.
+    flood: Arc<TokenBucket>,
+}
+
+/// All claims to one address, the one that has it first.
+#[derive(Debug)]
+struct Claims<P> {
+    winner: Arc<Known<P>>,
+    others: Vec<Arc<Known<P>>>,
+}
+
+impl<P> Clone for Claims<P> {
+    fn clone(&self) -> Self {
+        Self { winner: Arc::clone(&self.winner), others: self.others.clone() }
+    }
+}
+
+impl<P: Clone> NetworkTable<P> {
+    /// A network without endpoints and members. `seed` is random and the same for all tables of a process.
+    #[must_use]
+    pub fn new(spec: NetworkSpec, seed: u64, now: Instant) -> Self {
+        let seed = Seeded(seed);
+        Self {
+            spec: Arc::new(spec),
+            rows: Sharded::new(seed),
+            fdb: Sharded::new(seed),
+            neighbors: Sharded::new(seed),
+            members: Arc::new([]),
+            flood: Arc::new(TokenBucket::new(FLOOD_PER_SECOND, FLOOD_BURST, now)),
+            epoch: now,
+        }
+    }
+
+    /// The snapshot after these changes.
+    #[must_use]
+    pub fn apply(&self, updates: impl IntoIterator<Item = TableUpdate<P>>) -> Self {
+        let mut next = self.clone();
+        for update in updates {
+            match update {
+                TableUpdate::Put(row) => next.put(row),
+                TableUpdate::Remove(key) => next.remove(&key),
+                TableUpdate::PutMember(node, peer) => next.put_member(node, peer),
+                TableUpdate::RemoveMember(node) => next.remove_member(node),
+                TableUpdate::Spec(spec) => next.replace_spec(spec),
+            }
+        }
+        next
+    }
+
+    fn put(&mut self, row: Row<P>) {
+        let flood = self.rows.get(&row.key).map(|known| Arc::clone(&known.flood));
+        self.remove(&row.key);
+        let flood = flood.unwrap_or_else(|| {
+            let (rate, burst) = (FLOOD_ENDPOINT_PER_SECOND, FLOOD_ENDPOINT_BURST);
+            Arc::new(TokenBucket::new(rate, burst, self.epoch))
+        });
+        let known = Arc::new(Known { row, flood });
+        self.index(&known);
+        self.rows.insert(known.row.key, known);
+    }
+
+    fn remove(&mut self, key: &RowKey) {
+        let Some(known) = self.rows.remove(key) else { return };
+        withdraw(&mut self.fdb, known.row.mac, key);
+        for ip in &known.row.ips {
+            withdraw(&mut self.neighbors, *ip, key);
+        }
+    }
+
+    fn index(&mut self, known: &Arc<Known<P>>) {
+        if self.spec.admits_mac(known.row.mac) {
+            claim(&mut self.fdb, known.row.mac, known);
+        }
+        for ip in &known.row.ips {
+            if self.spec.admits_ip(*ip) {
+                claim(&mut self.neighbors, *ip, known);
+            }
+        }
+    }
+
+    fn put_member(&mut self, node: NodeId, peer: P) {
+        let mut members = self.members.to_vec();
+        match members.binary_search_by(|(id, _)| id.cmp(&node)) {
+            Ok(at) => {
+                if let Some(member) = members.get_mut(at) {
+                    member.1 = peer;
+                }
+            }
+            Err(at) => members.insert(at, (node, peer)),
+        }
+        self.members = members.into();
+    }
+
+    fn remove_member(&mut self, node: NodeId) {
+        if self.is_member(&node) {
+            self.members = self.members.iter().filter(|(id, _)| *id != node).cloned().collect();
+        }
+    }
+
+    fn replace_spec(&mut self, spec: NetworkSpec) {
+        let seed = self.rows.seed();
+        self.spec = Arc::new(spec);
+        self.fdb = Sharded::new(seed);
+        self.neighbors = Sharded::new(seed);
+        for known in self.rows.clone().values() {
+            self.index(known);
+        }
+    }
+}
+
+impl<P> NetworkTable<P> {
+    /// What is the same on every node.
+    #[must_use]
+    pub fn spec(&self) -> &NetworkSpec {
+        &self.spec
+    }
+
+    /// The Fdb: who has this MAC.
+    #[must_use]
+    pub fn fdb(&self, mac: MacAddr) -> Option<&Row<P>> {
+        self.fdb.get(&mac).map(|claims| &claims.winner.row)
+    }
+
+    /// The NeighborTable: who has this address. Link-local addresses made from a MAC belong to it.
+    #[must_use]
+    pub fn neighbor(&self, ip: IpAddr) -> Option<&Row<P>> {
+        if let IpAddr::V6(v6) = ip
+            && let Some(mac) = mac_of_link_local(v6)
+        {
+            return self.fdb(mac);
+        }
+        self.neighbors.get(&ip).map(|claims| &claims.winner.row)
+    }
+
+    /// Whether the row has this address; a claim that lost does not.
+    #[must_use]
+    pub fn owns(&self, row: &Row<P>, ip: IpAddr) -> bool {
+        self.neighbor(ip).is_some_and(|owner| owner.key == row.key)
+    }
+
+    /// The FloodList: every other node that has a part in the network.
+    #[must_use]
+    pub fn members(&self) -> &[(NodeId, P)] {
+        &self.members
+    }
+
+    /// Whether this node may send frames of the network.
+    #[must_use]
+    pub fn is_member(&self, node: &NodeId) -> bool {
+        self.members.binary_search_by(|(id, _)| id.cmp(node)).is_ok()
+    }
+
+    /// The claim of this key.
+    #[must_use]
+    pub fn row(&self, key: &RowKey) -> Option<&Row<P>> {
+        self.rows.get(key).map(|known| &known.row)
+    }
+
+    /// All claims, those that have nothing too, in no order.
+    pub fn rows(&self) -> impl Iterator<Item = &Row<P>> {
+        self.rows.values().map(|known| &known.row)
+    }
+
+    /// Whether the endpoint and the network may send one more frame to everybody. Asks the endpoint first,
+    /// so that one that floods does not use up what belongs to the others.
+    pub(crate) fn admit_flood(&self, row: &Row<P>, now: Instant) -> bool {
+        self.rows.get(&row.key).is_some_and(|known| known.flood.take(now)) && self.flood.take(now)
+    }
+}
+
+impl NetworkSpec {
+    /// Whether the gateway has this address: one of its own, or the link-local one of its MAC.
+    #[must_use]
+    pub fn is_gateway(&self, ip: IpAddr) -> bool {
+        self.gateway.ips.contains(&ip) || ip == IpAddr::V6(link_local_of(self.gateway.mac))
+    }
+
+    fn admits_mac(&self, mac: MacAddr) -> bool {
+        mac.is_unicast() && mac != self.gateway.mac
+    }
+
+    fn admits_ip(&self, ip: IpAddr) -> bool {
+        let in_place = match ip {
+            IpAddr::V6(v6) if is_link_local(v6) => mac_of_link_local(v6).is_none(),
+            _ => self.subnets.iter().any(|subnet| is_host_of(subnet, ip)),
+        };
+        in_place && !self.gateway.ips.contains(&ip)
+    }
+}
+
+/// Whether one interface can have this address: not the network's or its broadcast address in IPv4, not the
+/// anycast address of routers in IPv6 (RFC 4291 section 2.6.1).
+fn is_host_of(subnet: &IpNet, ip: IpAddr) -> bool {
+    subnet.contains(&ip)
+        && ip != subnet.network()
+        && (ip.is_ipv6() || ip != subnet.broadcast())
+        && ip != IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+}
+
+fn claim<K: Clone + Eq + Hash, P>(
+    index: &mut Sharded<K, Claims<P>>,
+    address: K,
+    known: &Arc<Known<P>>,
+) {
+    match index.entry(address) {
+        Entry::Vacant(entry) => {
+            entry.insert(Claims { winner: Arc::clone(known), others: Vec::new() });
+        }
+        Entry::Occupied(mut entry) => entry.get_mut().add(known),
+    }
+}
+
+fn withdraw<K: Clone + Eq + Hash, P>(index: &mut Sharded<K, Claims<P>>, address: K, key: &RowKey) {
+    if index.get(&address).is_none() {
+        return;
+    }
+    if let Entry::Occupied(mut entry) = index.entry(address)
+        && !entry.get_mut().take(key)
+    {
+        entry.remove();
+    }
+}
+
+impl<P> Claims<P> {
+    fn add(&mut self, known: &Arc<Known<P>>) {
+        let mut loser = match known.row.order().cmp(&self.winner.row.order()) {
+            Ordering::Less => std::mem::replace(&mut self.winner, Arc::clone(known)),
+            // A row that names an address twice.
+            Ordering::Equal => return,
+            Ordering::Greater => Arc::clone(known),
+        };
+        for other in &mut self.others {
+            match loser.row.order().cmp(&other.row.order()) {
+                Ordering::Less => std::mem::swap(other, &mut loser),
+                Ordering::Equal => return,
+                Ordering::Greater => {}
+            }
+        }
+        self.others.push(loser);
+    }
+
+    /// Takes a claim out; false if none is left.
+    fn take(&mut self, key: &RowKey) -> bool {
+        if self.winner.row.key != *key {
+            self.others.retain(|other| other.row.key != *key);
+            return true;
+        }
+        if self.others.is_empty() {
+            return false;
+        }
+        self.winner = self.others.remove(0);
+        true
+    }
+}
