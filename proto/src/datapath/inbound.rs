@@ -1,0 +1,72 @@
+//! From the mesh into a local network.
+//!
+//! 1. VXLAN (RFC 7348): a network that this host has.
+//! 2. Peer: the node that sealed the frame has a part in the network.
+//! 3. Ethernet: whole, untagged, to no reserved group.
+//! 4. Source: the peer owns the source MAC; what the frame says about its source is true ([`super::claims`]).
+//! 5. MTU: it fits the network.
+//! 6. Destination: a local endpoint, or a group. A frame from the mesh never goes back into it (split horizon).
+
+use super::{DropReason, Verdict, claims};
+use crate::{
+    addr::{MacAddr, NodeId, Vni},
+    tables::{NetworkTable, Place},
+    wire::{ethernet, vxlan},
+};
+
+/// The fate of a packet that was opened.
+#[derive(Debug)]
+pub struct Inbound<'t, 'f, P> {
+    /// Its network, if it names one; that a frame was dropped is counted there.
+    pub vni: Option<Vni>,
+    /// Its frame; empty if there is none.
+    pub frame: &'f mut [u8],
+    /// What happens to the frame.
+    pub verdict: Verdict<'t, P>,
+}
+
+/// Decides on an opened packet, VXLAN header first, that the node `from` sealed. `table_of` finds the network.
+pub fn inbound_vxlan<'t, 'f, P: 't>(
+    table_of: impl FnOnce(Vni) -> Option<&'t NetworkTable<P>>,
+    from: &NodeId,
+    packet: &'f mut [u8],
+) -> Inbound<'t, 'f, P> {
+    let Ok((vni, frame)) = vxlan::decap(packet) else {
+        let verdict = Verdict::Drop(DropReason::MalformedVxlan);
+        return Inbound { vni: None, frame: &mut [], verdict };
+    };
+    let verdict = match table_of(vni) {
+        Some(table) => inbound(table, from, frame),
+        None => Verdict::Drop(DropReason::VniUnknown),
+    };
+    Inbound { vni: Some(vni), frame, verdict }
+}
+
+/// Decides on a frame of the table's network that the node `from` sealed.
+pub fn inbound<'t, P>(table: &'t NetworkTable<P>, from: &NodeId, frame: &[u8]) -> Verdict<'t, P> {
+    match judge(table, from, frame) {
+        Ok(()) => Verdict::Deliver,
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+fn judge<P>(table: &NetworkTable<P>, from: &NodeId, frame: &[u8]) -> Result<(), DropReason> {
+    if !table.is_member(from) {
+        return Err(DropReason::NotAMember); // 2
+    }
+    let eth = claims::ethernet(frame)?; // 3
+    let row = table
+        .fdb(eth.source)
+        .filter(|row| row.key.node == *from && matches!(row.place, Place::Remote(_)));
+    let row = row.ok_or(DropReason::SourceNotOwned)?; // 4
+    claims::check(table, row, &eth)?;
+    if frame.len() > usize::from(table.spec().mtu) + ethernet::HEADER_LEN {
+        return Err(DropReason::TooBig); // 5
+    }
+    destination(table, eth.destination) // 6
+}
+
+fn destination<P>(table: &NetworkTable<P>, mac: MacAddr) -> Result<(), DropReason> {
+    let local = table.fdb(mac).is_some_and(|row| matches!(row.place, Place::Local));
+    if mac.is_group() || local { Ok(()) } else { Err(DropReason::NotLocal) }
+}

@@ -1,0 +1,220 @@
+//! From a local network into the mesh.
+//!
+//! 1. Ethernet: whole, untagged, to no reserved group.
+//! 2. Source: the MAC of a local endpoint; what the frame says about its source is true ([`super::claims`]).
+//! 3. Neighbours: ARP (RFC 826) and neighbour solicitations (RFC 4861) for remote endpoints are answered from the
+//!    table; none crosses the mesh.
+//! 4. MTU: each packet fits the network.
+//! 5. Destination: one peer by the Fdb, or every member for groups, as often as the limits allow.
+//! 6. Checksum: what leaves is complete.
+//!
+//! Unknown unicast is never flooded: the table knows every endpoint.
+
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    time::Instant,
+};
+
+use super::{
+    DropReason, SuperFrame, Verdict,
+    claims::{self, Content},
+};
+use crate::{
+    addr::MacAddr,
+    tables::{NetworkTable, Place, Row},
+    wire::{
+        Arp, Ethernet,
+        arp::Operation,
+        ethernet,
+        nd::{ADVERTISEMENT_LEN, Advertisement, Message},
+    },
+};
+
+/// Where the answer of a [`Verdict::Hairpin`] is left. One per worker, used again for each frame.
+#[derive(Debug)]
+pub struct Scratch {
+    bytes: [u8; ADVERTISEMENT_LEN],
+    len: usize,
+}
+
+impl Scratch {
+    /// An empty one.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { bytes: [0; ADVERTISEMENT_LEN], len: 0 }
+    }
+
+    /// The frame to write back.
+    #[must_use]
+    pub fn reply(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+
+    fn set(&mut self, frame: &[u8]) {
+        self.len = frame.len().min(self.bytes.len());
+        for (to, from) in self.bytes.iter_mut().zip(frame) {
+            *to = *from;
+        }
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Decides on a frame that the local network sent into the mesh. If it goes on, its checksum is complete
+/// (that of a super-frame stays partial until it is cut).
+pub fn outbound<'t, P>(
+    table: &'t NetworkTable<P>,
+    frame: &mut SuperFrame<'_>,
+    scratch: &mut Scratch,
+    now: Instant,
+) -> Verdict<'t, P> {
+    let verdict = judge(table, frame, scratch, now).unwrap_or_else(Verdict::Drop);
+    if matches!(verdict, Verdict::Forward(_) | Verdict::Flood(_)) {
+        frame.finish_checksum(); // 6
+    }
+    verdict
+}
+
+fn judge<'t, P>(
+    table: &'t NetworkTable<P>,
+    frame: &SuperFrame<'_>,
+    scratch: &mut Scratch,
+    now: Instant,
+) -> Result<Verdict<'t, P>, DropReason> {
+    let eth = claims::ethernet(frame.bytes)?; // 1
+    let row = source(table, eth.source)?; // 2
+    let content = claims::check(table, row, &eth)?;
+    if let Some(answer) = neighbor(table, &eth, &content)? {
+        answer.write(scratch); // 3
+        return Ok(Verdict::Hairpin);
+    }
+    let largest = frame.largest_frame()?; // 4
+    if largest > usize::from(table.spec().mtu) + ethernet::HEADER_LEN {
+        return Err(DropReason::TooBig);
+    }
+    if eth.destination.is_group() {
+        flood(table, row, now) // 5
+    } else {
+        forward(table, eth.destination)
+    }
+}
+
+/// Step 2: the local endpoint that has this MAC.
+fn source<P>(table: &NetworkTable<P>, mac: MacAddr) -> Result<&Row<P>, DropReason> {
+    if mac == table.spec().gateway.mac {
+        return Err(DropReason::GatewaySource);
+    }
+    let local = table.fdb(mac).filter(|row| matches!(row.place, Place::Local));
+    local.ok_or(DropReason::SourceUnknown)
+}
+
+/// What is written back to the local network.
+enum Answer {
+    Arp(Arp),
+    Nd(Advertisement),
+}
+
+impl Answer {
+    fn write(&self, scratch: &mut Scratch) {
+        match self {
+            Self::Arp(arp) => scratch.set(&arp.to_frame()),
+            Self::Nd(advertisement) => scratch.set(&advertisement.to_frame()),
+        }
+    }
+}
+
+/// Step 3: the answer to a question about a remote endpoint. Other frames go on, if they are needed.
+fn neighbor<P>(
+    table: &NetworkTable<P>,
+    eth: &Ethernet<'_>,
+    content: &Content,
+) -> Result<Option<Answer>, DropReason> {
+    match content {
+        Content::Arp(arp) => answer_arp(table, eth, arp),
+        Content::Nd(message, asker) => answer_nd(table, eth, message, *asker),
+        Content::Other => Ok(None),
+    }
+}
+
+fn answer_arp<P>(
+    table: &NetworkTable<P>,
+    eth: &Ethernet<'_>,
+    arp: &Arp,
+) -> Result<Option<Answer>, DropReason> {
+    if arp.is_announcement() {
+        return Err(DropReason::Announcement);
+    }
+    match arp.operation {
+        Operation::Request => {
+            let mac = remote_neighbor(table, IpAddr::V4(arp.target_ip))?;
+            Ok(Some(Answer::Arp(arp.reply_from(mac))))
+        }
+        Operation::Reply if eth.destination.is_group() => Err(DropReason::Announcement),
+        Operation::Reply => Ok(None),
+    }
+}
+
+fn answer_nd<P>(
+    table: &NetworkTable<P>,
+    eth: &Ethernet<'_>,
+    message: &Message,
+    asker: Ipv6Addr,
+) -> Result<Option<Answer>, DropReason> {
+    match message {
+        Message::Solicitation { target, .. } => {
+            let mac = remote_neighbor(table, IpAddr::V6(*target))?;
+            // Whoever only wants to know whether the address is taken has none to be answered at.
+            let asker = (!asker.is_unspecified()).then_some((asker, eth.source));
+            Ok(Some(Answer::Nd(Advertisement { target: *target, mac, asker })))
+        }
+        Message::Advertisement { solicited, .. } if !solicited || eth.destination.is_group() => {
+            Err(DropReason::Announcement)
+        }
+        Message::Advertisement { .. }
+        | Message::RouterSolicitation
+        | Message::RouterAdvertisement
+        | Message::Redirect => Ok(None),
+    }
+}
+
+/// The MAC of the remote endpoint that has this address.
+fn remote_neighbor<P>(table: &NetworkTable<P>, ip: IpAddr) -> Result<MacAddr, DropReason> {
+    if table.spec().is_gateway(ip) {
+        return Err(DropReason::AnsweredLocally);
+    }
+    let row = table.neighbor(ip).ok_or(DropReason::NeighborUnknown)?;
+    match row.place {
+        Place::Local => Err(DropReason::AnsweredLocally),
+        Place::Remote(_) => Ok(row.mac),
+    }
+}
+
+/// Step 5, a group: every other member.
+fn flood<'t, P>(
+    table: &'t NetworkTable<P>,
+    row: &Row<P>,
+    now: Instant,
+) -> Result<Verdict<'t, P>, DropReason> {
+    if table.members().is_empty() {
+        return Err(DropReason::NoMembers);
+    }
+    if !table.admit_flood(row, now) {
+        return Err(DropReason::FloodLimited);
+    }
+    Ok(Verdict::Flood(table.members()))
+}
+
+/// Step 5, one endpoint: its peer.
+fn forward<P>(table: &NetworkTable<P>, mac: MacAddr) -> Result<Verdict<'_, P>, DropReason> {
+    if mac == table.spec().gateway.mac {
+        return Err(DropReason::LocalDestination);
+    }
+    match &table.fdb(mac).ok_or(DropReason::FdbUnknown)?.place {
+        Place::Local => Err(DropReason::LocalDestination),
+        Place::Remote(peer) => Ok(Verdict::Forward(peer)),
+    }
+}

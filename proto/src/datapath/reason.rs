@@ -1,0 +1,129 @@
+//! Why a frame was not delivered: [`DropReason`].
+
+use std::fmt;
+
+macro_rules! drop_reasons {
+    ($($(#[$doc:meta])* $reason:ident = $text:literal, $kind:ident;)*) => {
+        /// Why a frame was not delivered. Its text names a counter: it is never changed.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum DropReason {
+            $($(#[$doc])* $reason,)*
+        }
+
+        impl DropReason {
+            /// All reasons, each at the place of its number (`reason as usize`).
+            pub const ALL: &'static [Self] = &[$(Self::$reason,)*];
+
+            /// The name in counters and in `vxmesh drops`.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$reason => $text,)*
+                }
+            }
+
+            /// Whether a healthy network shows this too: the frame was needless, and nobody misses it.
+            #[must_use]
+            pub const fn is_benign(self) -> bool {
+                match self {
+                    $(Self::$reason => drop_reasons!(@$kind),)*
+                }
+            }
+        }
+    };
+    (@benign) => { true };
+    (@lost) => { false };
+}
+
+drop_reasons! {
+    /// Shorter than an Ethernet header.
+    Runt = "runt", lost;
+    /// Larger than the network's MTU.
+    TooBig = "too_big", lost;
+    /// It has a VLAN tag.
+    VlanUnsupported = "vlan_unsupported", lost;
+    /// It is an LLC frame: its type field is a length.
+    LlcUnsupported = "llc_unsupported", lost;
+    /// The lengths of its segments or its checksum lie outside of it.
+    BadOffload = "bad_offload", lost;
+    /// To a group that bridges must not forward (01:80:c2:00:00:0x): spanning tree, LLDP, pause.
+    ReservedGroup = "reserved_group", benign;
+    /// From the gateway's MAC, which is on every host and stays there.
+    GatewaySource = "gateway_source", benign;
+    /// From a MAC that no local endpoint has.
+    SourceUnknown = "source_unknown", lost;
+    /// From a MAC that the node that sent it does not own in this network.
+    SourceNotOwned = "source_not_owned", lost;
+    /// From an IP address that the endpoint does not have.
+    IpSpoofed = "ip_spoofed", lost;
+    /// ARP for an address or MAC that the sender does not have.
+    ArpSpoofed = "arp_spoofed", lost;
+    /// Neighbour discovery for an address or MAC that the sender does not have.
+    NdSpoofed = "nd_spoofed", lost;
+    /// The IP header contradicts the frame.
+    MalformedIp = "malformed_ip", lost;
+    /// Not ARP for IPv4 over Ethernet.
+    MalformedArp = "malformed_arp", lost;
+    /// Neighbour discovery that every receiver must ignore.
+    MalformedNd = "malformed_nd", lost;
+    /// An endpoint answers as a DHCP server.
+    DhcpServer = "dhcp_server", lost;
+    /// An endpoint asks for an address: the network gives addresses another way.
+    DhcpClient = "dhcp_client", benign;
+    /// An endpoint says that it is a router.
+    RouterAdvertisement = "router_advertisement", lost;
+    /// An endpoint asks for routers: there is only the gateway, which is on this host.
+    RouterSolicitation = "router_solicitation", benign;
+    /// An endpoint tells others to take another way.
+    Redirect = "redirect", lost;
+    /// An address is announced that the tables have told everybody already.
+    Announcement = "announcement", benign;
+    /// Asks for the gateway or for an endpoint of this host, which answer for themselves.
+    AnsweredLocally = "answered_locally", benign;
+    /// Asks for an address that nobody in the network has.
+    NeighborUnknown = "neighbor_unknown", lost;
+    /// To a MAC that nobody in the network has.
+    FdbUnknown = "fdb_unknown", lost;
+    /// To the gateway or an endpoint of this host: the bridge delivers it.
+    LocalDestination = "local_destination", benign;
+    /// To everybody, where nobody else is.
+    NoMembers = "no_members", benign;
+    /// To everybody, more often than the endpoint or the network may.
+    FloodLimited = "flood_limited", lost;
+    /// What was sealed is no VXLAN packet.
+    MalformedVxlan = "malformed_vxlan", lost;
+    /// Of a network that this host does not have.
+    VniUnknown = "vni_unknown", lost;
+    /// From a node that has no part in the network.
+    NotAMember = "not_a_member", lost;
+    /// To a MAC that no endpoint of this host has.
+    NotLocal = "not_local", lost;
+}
+
+impl fmt::Display for DropReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn numbers_are_places_and_names_are_snake_case() {
+        let mut names = BTreeSet::new();
+        for (at, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, at);
+            assert!(names.insert(reason.as_str()), "{reason} twice");
+            assert!(
+                reason.as_str().bytes().all(|c| c.is_ascii_lowercase() || c == b'_'),
+                "{reason}"
+            );
+        }
+        assert!(DropReason::Announcement.is_benign());
+        assert!(!DropReason::IpSpoofed.is_benign());
+    }
+}

@@ -1,0 +1,1 @@
+//! Every reason and every way on, with real frames.
