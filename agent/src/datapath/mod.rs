@@ -1,4 +1,290 @@
-//! The data path's shell: sockets, TAPs and the threads between them.
+//! The data path's shell: the data socket, the TAPs and the threads between them.
+//!
+//! ```text
+//! thread   one per      waits on            owns
+//! out-VNI  network      TAP, stop           a frame buffer
+//! in       agent        data socket, stop   a batch of datagram buffers
+//! session  agent        its queue, timers   the Noise sessions
+//! ```
+//!
+//! What they share is [`Shared`]: snapshots and atomics, no lock on the way of a frame. Decisions are `vxmesh_proto`'s.
 
+pub mod device;
 pub mod drops;
+mod inbound;
+mod outbound;
+pub mod port;
+mod seal;
+mod sessions;
+pub mod tap;
 pub mod udp;
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{SyncSender, TrySendError, sync_channel},
+    },
+    thread::{Builder, JoinHandle},
+    time::Instant,
+};
+
+use arc_swap::ArcSwap;
+use nix::{
+    errno::Errno,
+    sys::eventfd::{EfdFlags, EventFd},
+};
+use ring::rand::{SecureRandom, SystemRandom};
+use thiserror::Error;
+use tokio::sync::oneshot;
+use tracing::{debug, error};
+use vxmesh_proto::{
+    addr::{NodeId, Vni},
+    session::{Config, Entropy, IndexTable, NoEntropy, Peer, PeerConfig, Sessions, SetPeerError},
+};
+
+use self::{
+    device::Device,
+    drops::{DropKey, Drops},
+    port::{Port, Table},
+    sessions::SessionInput,
+    udp::UdpIo,
+};
+
+/// What all threads of the data path see.
+struct Shared {
+    udp: UdpIo,
+    drops: Drops,
+    index: Arc<IndexTable>,
+    ports: ArcSwap<HashMap<Vni, Arc<Port>>>,
+    sessions: SyncSender<SessionInput>,
+    stop: EventFd,
+}
+
+impl Shared {
+    fn to_sessions(&self, input: SessionInput) {
+        if let Err(TrySendError::Full(_input)) = self.sessions.try_send(input) {
+            self.drops.unknown("session_queue_full");
+        }
+    }
+
+    /// Sends a sealed datagram, or counts why it did not go.
+    fn send(&self, to: SocketAddr, datagram: &[u8], peer: Option<NodeId>) {
+        if let Err(error) = self.udp.send(to, datagram, None) {
+            let reason = match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::EMSGSIZE) => "underlay_too_big",
+                Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::ENETDOWN) => "underlay_unreachable",
+                _ if error.kind() == io::ErrorKind::WouldBlock => "underlay_full",
+                _ => "underlay_error",
+            };
+            debug!(%to, %error, "datagram not sent");
+            self.drops.add(DropKey { reason, network: None, peer }, 1);
+        }
+    }
+
+    /// Writes a frame to a network's TAP, or counts why it was not taken.
+    fn deliver(&self, port: &Port, frame: &[u8]) {
+        if let Err(error) = port.device().send(frame) {
+            debug!(network = %port.id(), %error, "frame not delivered");
+            self.drops.add(DropKey { reason: "tap_error", network: Some(port.id()), peer: None }, 1);
+        }
+    }
+}
+
+/// Why the data path did not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The port is taken or forbidden.
+    #[error("cannot open the data port {port}: {source}; is another agent running? --data-port chooses another")]
+    Bind {
+        /// The port.
+        port: u16,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A thread or an event descriptor could not be had.
+    #[error("cannot start the data path: {0}; are there processes and file descriptors left?")]
+    Thread(#[from] io::Error),
+}
+
+/// The running data path. It ends when this is dropped.
+pub struct Dataplane {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    workers: Mutex<HashMap<Vni, JoinHandle<()>>>,
+    local_addr: SocketAddr,
+}
+
+impl std::fmt::Debug for Dataplane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dataplane").field("local_addr", &self.local_addr).finish_non_exhaustive()
+    }
+}
+
+impl Dataplane {
+    /// Opens the data port in the calling thread's network namespace and starts the threads.
+    ///
+    /// # Errors
+    /// The port is taken, or the system gives no thread.
+    pub fn start(port: u16, config: Config) -> Result<Self, StartError> {
+        let udp = UdpIo::bind(port).map_err(|source| StartError::Bind { port, source })?;
+        let local_addr = udp.local_addr()?;
+        let sessions = Sessions::new(config, Box::new(SystemEntropy(SystemRandom::new())), Instant::now());
+        let (inputs, queue) = sync_channel(sessions::QUEUE);
+        let shared = Arc::new(Shared {
+            udp,
+            drops: Drops::default(),
+            index: sessions.index_table(),
+            ports: ArcSwap::default(),
+            sessions: inputs,
+            stop: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(io::Error::from)?,
+        });
+        let mut plane = Self { shared, threads: Vec::new(), workers: Mutex::default(), local_addr };
+        let shared = Arc::clone(&plane.shared);
+        plane.threads.push(
+            Builder::new().name("session".into()).spawn(move || sessions::run(sessions, &queue, &shared))?,
+        );
+        let shared = Arc::clone(&plane.shared);
+        plane.threads.push(Builder::new().name("in".into()).spawn(move || {
+            if let Err(error) = inbound::run(&shared) {
+                error!(%error, "the data socket failed; restart the agent");
+            }
+        })?);
+        Ok(plane)
+    }
+
+    /// Where sealed frames are received.
+    #[must_use]
+    pub const fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// The counters of frames that were not delivered.
+    #[must_use]
+    pub fn drops(&self) -> &Drops {
+        &self.shared.drops
+    }
+
+    /// Adds a peer or takes over what its records say by now.
+    ///
+    /// # Errors
+    /// Its key cannot be used, or the data path has stopped.
+    pub async fn set_peer(&self, config: PeerConfig) -> Result<Arc<Peer>, SetPeerFailed> {
+        let (answer, answered) = oneshot::channel();
+        self.tell(SessionInput::SetPeer(config, answer)).await;
+        answered.await.map_err(|_closed| SetPeerFailed::Stopped)?.map_err(SetPeerFailed::from)
+    }
+
+    /// Ends the sessions with a node at once.
+    pub async fn remove_peer(&self, node: NodeId) {
+        self.tell(SessionInput::RemovePeer(node)).await;
+    }
+
+    /// Begins a handshake with a peer unless there is a key.
+    pub async fn want(&self, node: NodeId) {
+        self.tell(SessionInput::Wanted(node)).await;
+    }
+
+    /// Control inputs are not lost when the queue is full: they wait, off the threads of the runtime.
+    async fn tell(&self, input: SessionInput) {
+        if let Err(TrySendError::Full(input)) = self.shared.sessions.try_send(input) {
+            let queue = self.shared.sessions.clone();
+            let sent = tokio::task::spawn_blocking(move || queue.send(input).is_ok()).await;
+            debug!(sent = sent.unwrap_or(false), "the session thread is busy");
+        }
+    }
+
+    /// Connects a network's TAP and starts its worker. The device is given up again if no thread can be had.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn connect(&self, table: Arc<Table>, device: Box<dyn Device>) -> io::Result<()> {
+        let port = Arc::new(Port::new(table, device));
+        let vni = port.vni();
+        let worker = outbound::Outbound::new(Arc::clone(&self.shared), Arc::clone(&port));
+        let thread = Builder::new().name(format!("out-{vni}")).spawn(move || {
+            if let Err(error) = worker.run() {
+                error!(%vni, %error, "the network's TAP failed; restart the agent");
+            }
+        })?;
+        self.edit_ports(|ports| ports.insert(vni, Arc::clone(&port)));
+        self.workers().insert(vni, thread);
+        Ok(())
+    }
+
+    /// Gives the workers of a network a new snapshot; without its TAP there is none to give it to.
+    pub fn publish(&self, table: Arc<Table>) {
+        if let Some(port) = self.shared.ports.load().get(&table.spec().vni) {
+            port.publish(table);
+        }
+    }
+
+    /// Stops a network's worker and gives its TAP up.
+    pub fn disconnect(&self, vni: Vni) {
+        let port = self.shared.ports.load().get(&vni).cloned();
+        self.edit_ports(|ports| ports.remove(&vni));
+        if let Some(port) = port {
+            port.device().stop();
+        }
+        if let Some(thread) = self.workers().remove(&vni) {
+            join(thread);
+        }
+    }
+
+    fn edit_ports<R>(&self, edit: impl Fn(&mut HashMap<Vni, Arc<Port>>) -> R) {
+        self.shared.ports.rcu(|ports| {
+            let mut ports = HashMap::clone(ports);
+            edit(&mut ports);
+            ports
+        });
+    }
+
+    fn workers(&self) -> std::sync::MutexGuard<'_, HashMap<Vni, JoinHandle<()>>> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Dataplane {
+    fn drop(&mut self) {
+        let vnis: Vec<Vni> = self.workers().keys().copied().collect();
+        for vni in vnis {
+            self.disconnect(vni);
+        }
+        if let Err(error) = self.shared.stop.write(1) {
+            error!(%error, "the data path cannot be told to stop");
+            return;
+        }
+        // The thread may have ended.
+        drop(self.shared.sessions.send(SessionInput::Stop));
+        self.threads.drain(..).for_each(join);
+    }
+}
+
+fn join(thread: JoinHandle<()>) {
+    let name = thread.thread().name().unwrap_or_default().to_owned();
+    if thread.join().is_err() {
+        error!(thread = name, "a thread of the data path panicked");
+    }
+}
+
+/// Why a node did not become a peer.
+#[derive(Debug, Error)]
+pub enum SetPeerFailed {
+    /// Its key cannot be used.
+    #[error(transparent)]
+    Refused(#[from] SetPeerError),
+    /// The data path has stopped.
+    #[error("the data path has stopped")]
+    Stopped,
+}
+
+/// Random bytes of the operating system for the sessions.
+struct SystemEntropy(SystemRandom);
+
+impl Entropy for SystemEntropy {
+    fn fill(&mut self, out: &mut [u8]) -> Result<(), NoEntropy> {
+        self.0.fill(out).map_err(|_unspecified| NoEntropy)
+    }
+}

@@ -1,0 +1,66 @@
+//! One network's place in the data path: its snapshot, its TAP, its name in the drop counters.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use vxmesh_proto::{
+    addr::{NetworkId, NodeId, Vni},
+    datapath::DropReason,
+    session::Peer,
+    tables::NetworkTable,
+};
+
+use super::{
+    device::Device,
+    drops::{DropKey, Drops},
+};
+
+/// The snapshot that workers read.
+pub type Table = NetworkTable<Arc<Peer>>;
+
+/// A network that has a TAP on this host.
+#[derive(Debug)]
+pub struct Port {
+    id: NetworkId,
+    vni: Vni,
+    table: ArcSwap<Table>,
+    device: Box<dyn Device>,
+}
+
+impl Port {
+    /// A network with this first snapshot.
+    #[must_use]
+    pub fn new(table: Arc<Table>, device: Box<dyn Device>) -> Self {
+        let (id, vni) = (table.spec().id, table.spec().vni);
+        Self { id, vni, table: ArcSwap::new(table), device }
+    }
+
+    /// Replaces the snapshot; workers see it with their next frame.
+    pub fn publish(&self, table: Arc<Table>) {
+        self.table.store(table);
+    }
+
+    /// The number on the wire.
+    #[must_use]
+    pub const fn vni(&self) -> Vni {
+        self.vni
+    }
+
+    /// The network.
+    #[must_use]
+    pub const fn id(&self) -> NetworkId {
+        self.id
+    }
+
+    pub(super) fn table(&self) -> arc_swap::Guard<Arc<Table>> {
+        self.table.load()
+    }
+
+    pub(super) fn device(&self) -> &dyn Device {
+        self.device.as_ref()
+    }
+
+    pub(super) fn dropped(&self, drops: &Drops, reason: DropReason, peer: Option<NodeId>) {
+        drops.add(DropKey { reason: reason.as_str(), network: Some(self.id), peer }, 1);
+    }
+}

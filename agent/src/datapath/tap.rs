@@ -1,0 +1,78 @@
+//! The baseline backend: the tun-tap crate, one frame per call, works on every kernel.
+//!
+//! The TAP has no virtio header and asks for no offload, so the kernel cuts super-frames into packets and completes their
+//! checksums before they are read. It lives in the network namespace in which it was opened and ends with its descriptor.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::{EfdFlags, EventFd},
+};
+use tun_tap::{Iface, Mode};
+
+use super::device::Device;
+
+/// A TAP driven by the tun-tap crate.
+pub struct Tap {
+    iface: Iface,
+    stop: EventFd,
+}
+
+impl std::fmt::Debug for Tap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tap").field("name", &self.iface.name()).finish_non_exhaustive()
+    }
+}
+
+impl Tap {
+    /// Makes the interface in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// There is no /dev/net/tun, the name is taken, or the rights are missing.
+    pub fn open(name: &str) -> io::Result<Self> {
+        let iface = Iface::without_packet_info(name, Mode::Tap)?;
+        iface.set_non_blocking()?;
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self { iface, stop })
+    }
+
+    #[expect(unsafe_code, reason = "tun-tap gives no safe borrow of its descriptor")]
+    fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open as long as `self.iface`, which the borrow keeps alive.
+        unsafe { BorrowedFd::borrow_raw(self.iface.as_raw_fd()) }
+    }
+}
+
+impl Device for Tap {
+    fn wait(&self) -> io::Result<bool> {
+        let mut fds = [
+            PollFd::new(self.fd(), PollFlags::POLLIN),
+            PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let [_tap, stop] = &fds;
+        Ok(!stop.any().unwrap_or(false))
+    }
+
+    fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.iface.recv(buffer)
+    }
+
+    fn send(&self, frame: &[u8]) -> io::Result<()> {
+        self.iface.send(frame).map(|_sent| ())
+    }
+
+    fn stop(&self) {
+        if let Err(errno) = self.stop.write(1) {
+            tracing::error!(%errno, "the worker of a TAP cannot be told to stop");
+        }
+    }
+}
