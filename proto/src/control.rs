@@ -98,7 +98,6 @@ impl From<&[u8]> for Blob {
 /// What one node asks another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
-#[expect(clippy::large_enum_variant, reason = "one per stream, moved a few times and dropped")]
 pub enum Request {
     /// Is anybody there?
     Ping,
@@ -150,7 +149,6 @@ pub enum Request {
 /// What a node answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
-#[expect(clippy::large_enum_variant, reason = "one per stream, moved a few times and dropped")]
 pub enum Response {
     /// Here I am.
     Pong,

@@ -19,6 +19,15 @@ pub const MAX_FRAME: usize = MAX_MTU as usize + 18;
 /// Frames that wait for a session with one peer; the oldest goes first. 128 is WireGuard's figure.
 pub const STAGED_FRAMES: usize = 128;
 
+/// Peers of one node: each has a handshake under way and five keys at most.
+pub const SESSION_PEERS: usize = 4096;
+/// Handshakes, keepalives and staged frames that wait to be sent; what does not fit is lost as on any link.
+pub const SESSION_TRANSMITS: usize = 8192;
+/// Session events that wait to be read; the oldest goes first.
+pub const SESSION_EVENTS: usize = 4096;
+/// Timestamps of peers that were removed, kept against replays for when they are set again.
+pub const SESSION_STAMPS: usize = 4096;
+
 /// Broadcast, unknown-unicast and multicast frames that one network accepts from this host in a second.
 pub const FLOOD_PER_SECOND: u32 = 1000;
 /// How many such frames may come at once.

@@ -1,0 +1,258 @@
+//! The issuer's side of joining and renewal, and the requests that the control plane answers itself.
+//!
+//! ```text
+//! stranger  -> member : join {certificate request, Noise key, token secret, proof}
+//! member    -> issuer : forward_join {join, exporter, address}     where the member holds no CA key
+//! issuer              : takes one use of the token, durable, then signs
+//! ```
+//!
+//! The proof is a signature over the Noise key and the TLS exporter (RFC 8446 section 7.5): it shows that who
+//! holds the identity key chose this Noise key in this connection.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use quinn::Connection;
+use ring::signature::{ED25519, UnparsedPublicKey};
+use tokio::time::timeout;
+use vxmesh_proto::control::{
+    ANONYMOUS_LEN, Blob, CertificateRequest, ForwardJoin, JOIN_BINDING_LEN, JOIN_EXPORTER,
+    JoinRequest, Joined, Refusal, RefusalCode, Request, Response, decode, join_proof_message,
+};
+
+use super::{
+    Caller, ControlError, Newcomer,
+    endpoint::{Inner, canonical},
+    limits::{ANONYMOUS_STAY, RECEIVE},
+    link,
+};
+use crate::identity::{
+    Certified, MeshCa, certificate, key_of_request,
+    token::{self, Denied},
+    unix_now,
+};
+
+/// How long an issuer may take for a forwarded join.
+const FORWARD: Duration = Duration::from_secs(10);
+
+/// Answers a member.
+pub(super) async fn dispatch(inner: &Arc<Inner>, caller: Caller, request: Request) -> Response {
+    match request {
+        Request::Ping => Response::Pong,
+        Request::Join(_) => {
+            Response::refuse(RefusalCode::Conflict, "this node is a member of the mesh already")
+        }
+        Request::ForwardJoin(forwarded) => match &inner.config().credentials.ca {
+            Some(ca) => {
+                issue(inner, ca, forwarded.join, &forwarded.binding.0, forwarded.observed).await
+            }
+            None => Response::Error(no_issuer()),
+        },
+        Request::Renew(request) => renew(inner, caller, &request),
+        other => inner.service().handle(caller, other).await,
+    }
+}
+
+/// Serves one request of a caller without a certificate: a join.
+pub(super) async fn serve_stranger(inner: &Arc<Inner>, connection: &Connection) {
+    let served = timeout(ANONYMOUS_STAY, async {
+        let Ok((mut send, receive)) = connection.accept_bi().await else { return };
+        let response = match link::read(receive, ANONYMOUS_LEN, RECEIVE).await {
+            Ok(bytes) => stranger_asks(inner, connection, &bytes).await,
+            Err(reason) => Response::refuse(RefusalCode::Malformed, reason),
+        };
+        link::reply(&mut send, &response).await;
+        // Closing at once would throw the answer away.
+        if let Err(error) = send.stopped().await {
+            tracing::debug!(%error, "a joiner went away before its answer");
+        }
+    });
+    if served.await.is_err() {
+        tracing::debug!("a joiner took too long");
+    }
+    connection.close(link::CLOSE_ANONYMOUS, b"only one request without a certificate");
+}
+
+async fn stranger_asks(inner: &Arc<Inner>, connection: &Connection, bytes: &[u8]) -> Response {
+    let join = match decode::<Request>(bytes, ANONYMOUS_LEN) {
+        Ok(Request::Join(join)) => join,
+        Ok(_) => {
+            return Response::refuse(
+                RefusalCode::NotMember,
+                "only members may ask this; join first",
+            );
+        }
+        Err(e) => return Response::refuse(RefusalCode::Malformed, e.to_string()),
+    };
+    let mut binding = [0; JOIN_BINDING_LEN];
+    if connection.export_keying_material(&mut binding, JOIN_EXPORTER, b"").is_err() {
+        return Response::refuse(RefusalCode::Failed, "this connection has no exporter");
+    }
+    let observed = canonical(connection.remote_address()).ip();
+    match &inner.config().credentials.ca {
+        Some(ca) => issue(inner, ca, join, &binding, observed).await,
+        None => forward(inner, join, &binding, observed).await,
+    }
+}
+
+async fn forward(
+    inner: &Arc<Inner>,
+    join: JoinRequest,
+    binding: &[u8],
+    observed: IpAddr,
+) -> Response {
+    if !inner.joins(|joins| joins.take(observed, Instant::now())) {
+        return rate_limited();
+    }
+    if let Err(refusal) = check_proof(&join, binding) {
+        return Response::Error(refusal);
+    }
+    let request =
+        Request::ForwardJoin(ForwardJoin { join, binding: Blob(binding.to_vec()), observed });
+    for issuer in inner.peers().issuers() {
+        match inner.peers().request(issuer, &request, FORWARD).await {
+            Ok(Response::Joined(mut joined)) => {
+                inner.joins(|joins| joins.give_back(observed));
+                let ours = inner.service().members().into_iter().chain([inner.self_info()]);
+                for member in ours {
+                    if !joined.members.iter().any(|known| known.node == member.node) {
+                        joined.members.push(member);
+                    }
+                }
+                return Response::Joined(joined);
+            }
+            Ok(_) => {}
+            Err(ControlError::Refused(refusal)) => return Response::Error(refusal),
+            Err(error) => tracing::debug!(%issuer, %error, "an issuer did not answer"),
+        }
+    }
+    inner.joins(|joins| joins.give_back(observed));
+    Response::Error(no_issuer())
+}
+
+async fn issue(
+    inner: &Arc<Inner>,
+    ca: &MeshCa,
+    join: JoinRequest,
+    binding: &[u8],
+    observed: IpAddr,
+) -> Response {
+    if !inner.joins(|joins| joins.take(observed, Instant::now())) {
+        return rate_limited();
+    }
+    let node = match check_proof(&join, binding) {
+        Ok(node) => node,
+        Err(refusal) => return Response::Error(refusal),
+    };
+    let (store, secret) =
+        (Arc::clone(&inner.config().store), zeroize::Zeroizing::new(join.secret.0));
+    let consumed =
+        tokio::task::spawn_blocking(move || token::consume(&store, &secret, unix_now())).await;
+    match consumed {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(denied))) => return Response::Error(denial(denied)),
+        Ok(Err(error)) => return failed(&error),
+        Err(error) => return failed(&error),
+    }
+    inner.joins(|joins| joins.give_back(observed));
+    let now = unix_now();
+    let membership = &inner.config().credentials.membership;
+    let issued = ca.issue(&node, now).map_err(|e| e.to_string()).and_then(|der| {
+        let member = certificate::verify(&der, &membership.ca, now).map_err(|e| e.to_string())?;
+        Ok((der, member))
+    });
+    let (der, member) = match issued {
+        Ok(issued) => issued,
+        Err(error) => return failed(&error),
+    };
+    let addr = SocketAddr::new(join.advertise.unwrap_or(observed), join.control_port);
+    tracing::info!(node = %member.node_id, name = %join.name, %addr, "a node joined");
+    let mut members = inner.service().members();
+    members.retain(|known| known.node != member.node_id && known.node != inner.node_id());
+    members.push(inner.self_info());
+    let newcomer = Newcomer { member, certificate: der.clone(), name: join.name, addr };
+    inner.service().handle_newcomer(newcomer);
+    Response::Joined(Joined {
+        certificate: Blob(der),
+        ca: Blob(membership.ca.clone()),
+        psk_epoch: membership.psk.epoch,
+        psk: Blob(membership.psk.key().to_vec()),
+        members,
+    })
+}
+
+fn renew(inner: &Inner, caller: Caller, request: &CertificateRequest) -> Response {
+    let Some(ca) = &inner.config().credentials.ca else { return Response::Error(no_issuer()) };
+    let Some(member) = inner.peers().member(caller.node) else {
+        return Response::refuse(RefusalCode::NotMember, "this node is not connected");
+    };
+    let wanted = match certified(request, member.issuer) {
+        Ok(wanted) => wanted,
+        Err(refusal) => return Response::Error(refusal),
+    };
+    if wanted.ed25519_public != member.ed25519_public || wanted.noise_public != member.noise_public
+    {
+        return Response::refuse(
+            RefusalCode::Malformed,
+            "a renewal is for the keys that the node has; other keys need another join",
+        );
+    }
+    match ca.issue(&wanted, unix_now()) {
+        Ok(der) => Response::Renewed { certificate: Blob(der) },
+        Err(error) => failed(&error),
+    }
+}
+
+fn check_proof(join: &JoinRequest, binding: &[u8]) -> Result<Certified, Refusal> {
+    let node = certified(&join.certificate, false)?;
+    UnparsedPublicKey::new(&ED25519, node.ed25519_public)
+        .verify(&join_proof_message(&node.noise_public, binding), &join.proof.0)
+        .ok()
+        .ok_or_else(|| malformed("the proof does not fit this connection and these keys"))?;
+    Ok(node)
+}
+
+fn certified(request: &CertificateRequest, issuer: bool) -> Result<Certified, Refusal> {
+    let ed25519_public = key_of_request(&request.csr.0)
+        .map_err(|e| malformed(format!("the certificate request is wrong: {e}")))?;
+    let noise_public = <[u8; 32]>::try_from(request.noise_public.0.as_slice())
+        .ok()
+        .ok_or_else(|| malformed("a Noise key has 32 bytes"))?;
+    Ok(Certified { ed25519_public, noise_public, aes: request.aes, issuer })
+}
+
+fn denial(denied: Denied) -> Refusal {
+    let (code, message) = match denied {
+        Denied::Unknown => (
+            RefusalCode::TokenUnknown,
+            "the join token is unknown: it was revoked, or made by another mesh or issuer",
+        ),
+        Denied::Expired => (RefusalCode::TokenExpired, "the join token has expired"),
+        Denied::Used => (RefusalCode::TokenUsed, "the join token has no uses left"),
+    };
+    Refusal { code, message: message.into() }
+}
+
+/// What a node says that cannot issue certificates and reaches none that can.
+pub(super) fn no_issuer() -> Refusal {
+    Refusal {
+        code: RefusalCode::NoIssuer,
+        message: "no issuer of the mesh is reachable from this node".into(),
+    }
+}
+
+fn malformed(message: impl Into<String>) -> Refusal {
+    Refusal { code: RefusalCode::Malformed, message: message.into() }
+}
+
+fn rate_limited() -> Response {
+    Response::refuse(RefusalCode::RateLimited, "too many failed joins: try again in a minute")
+}
+
+fn failed(error: &dyn std::fmt::Display) -> Response {
+    tracing::warn!(%error, "a certificate could not be issued");
+    Response::refuse(RefusalCode::Failed, "the issuer failed: its log says why")
+}

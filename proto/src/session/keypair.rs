@@ -1,0 +1,315 @@
+//! The two keys of one finished handshake, shared by all workers: [`Keypair`] seals and opens data messages in
+//! place, hands out every counter once (I6) and accepts every counter once.
+//!
+//! ```text
+//! datagram: header 16 | ciphertext | tag 16        AAD: the header
+//! nonce   : 0u32 || counter u64 (AES-GCM: big endian, ChaChaPoly: little endian; Noise revision 34 section 12)
+//! ```
+//!
+//! It refuses to seal past its limits, and to open what is too old, forged or replayed. ring keeps expanded keys in
+//! memory that it does not wipe; the raw bytes are wiped here.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use ring::aead::{Aad, LessSafeKey, Nonce, UnboundKey};
+
+use super::{
+    REJECT_AFTER, REKEY_AFTER,
+    noise::{Suite, TransportKeys},
+    peer::Peer,
+    reason::SessionDrop,
+    replay::{COUNTERS, ReplayWindow, Replayed},
+    wire::{DataHeader, HEADER_LEN, SEAL_OVERHEAD, TAG_LEN},
+};
+
+/// After how many packets a key is replaced, and refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyLimits {
+    /// A new handshake begins.
+    pub rekey_after: u64,
+    /// No counter from here on is sealed or opened.
+    pub reject_after: u64,
+}
+
+impl KeyLimits {
+    /// Half of, and all of the confidentiality limit of AES-GCM for packets up to 2 KiB (RFC 9001 section B.1.1).
+    pub const AES_GCM: Self = Self { rekey_after: 1 << 27, reject_after: 1 << 28 };
+    /// ChaCha20-Poly1305 outlasts the counter; the window ends at [`COUNTERS`].
+    pub const CHACHA_POLY: Self = Self { rekey_after: 1 << 60, reject_after: COUNTERS };
+
+    pub(super) const fn of(suite: Suite) -> Self {
+        match suite {
+            Suite::AesGcm => Self::AES_GCM,
+            Suite::ChaChaPoly => Self::CHACHA_POLY,
+        }
+    }
+}
+
+/// The keys of one finished handshake with one peer.
+pub struct Keypair {
+    send: LessSafeKey,
+    receive: LessSafeKey,
+    suite: Suite,
+    limits: KeyLimits,
+    initiator: bool,
+    local: u32,
+    remote: u32,
+    created: Instant,
+    /// The next counter that nobody has.
+    counter: AtomicU64,
+    window: ReplayWindow,
+    /// Whether the peer has shown that it holds the keys, too.
+    proven: AtomicBool,
+    closed: AtomicBool,
+    peer: Arc<Peer>,
+}
+
+impl fmt::Debug for Keypair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keypair")
+            .field("peer", &self.peer.id())
+            .field("suite", &self.suite)
+            .field("local", &self.local)
+            .field("remote", &self.remote)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a handshake agreed on beside the keys.
+pub(super) struct Agreed {
+    pub(super) suite: Suite,
+    pub(super) limits: KeyLimits,
+    pub(super) initiator: bool,
+    pub(super) local: u32,
+    pub(super) remote: u32,
+    pub(super) created: Instant,
+}
+
+/// A data message that was opened.
+#[derive(Debug)]
+pub struct Opened<'a> {
+    /// `FLAG_*`, authenticated.
+    pub flags: u16,
+    /// The payload, in place.
+    pub payload: &'a mut [u8],
+    /// Whether it is the newest of its key: only then may its source address become the peer's.
+    pub newest: bool,
+    /// Whether it is the first on its key: `Sessions::handle_confirmed` wants to know.
+    pub confirms: bool,
+    /// Whether the key nears its end: `Sessions::handle_wanted` wants to know (once per [`Peer::want`]).
+    pub refresh: bool,
+}
+
+impl Keypair {
+    pub(super) fn new(
+        peer: Arc<Peer>,
+        agreed: &Agreed,
+        keys: &TransportKeys,
+    ) -> Result<Self, SessionDrop> {
+        let key = |bytes: &[u8; 32]| {
+            UnboundKey::new(agreed.suite.algorithm(), bytes)
+                .map(LessSafeKey::new)
+                .map_err(|_unspecified| SessionDrop::AuthFailed)
+        };
+        Ok(Self {
+            send: key(&keys.send)?,
+            receive: key(&keys.receive)?,
+            suite: agreed.suite,
+            limits: agreed.limits,
+            initiator: agreed.initiator,
+            local: agreed.local,
+            remote: agreed.remote,
+            created: agreed.created,
+            counter: AtomicU64::new(0),
+            window: ReplayWindow::default(),
+            proven: AtomicBool::new(agreed.initiator),
+            closed: AtomicBool::new(false),
+            peer,
+        })
+    }
+
+    /// Takes `count` counters that nobody else gets (I6), to seal that many packets.
+    ///
+    /// # Errors
+    /// If the key has not that many left, or its peer was removed.
+    pub fn reserve(&self, count: u32) -> Result<Batch<'_>, SessionDrop> {
+        self.check_open()?;
+        let step = u64::from(count);
+        let within =
+            |next: u64| next.checked_add(step).filter(|end| *end <= self.limits.reject_after);
+        let next = self
+            .counter
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, within)
+            .map_err(|_next| SessionDrop::KeyExpired)?;
+        Ok(Batch { key: self, next, end: next.saturating_add(step) })
+    }
+
+    /// Opens a data message in place: cheap checks, then the AEAD, and only then is the counter marked as used.
+    ///
+    /// # Errors
+    /// Why it is refused; the datagram's bytes are of no use then.
+    pub fn open<'a>(
+        &self,
+        now: Instant,
+        datagram: &'a mut [u8],
+    ) -> Result<Opened<'a>, SessionDrop> {
+        let header = DataHeader::parse(datagram)?;
+        if header.receiver != self.local {
+            return Err(SessionDrop::UnknownIndex);
+        }
+        self.check_open()?;
+        if self.age(now) >= REJECT_AFTER || header.counter >= self.limits.reject_after {
+            return Err(SessionDrop::KeyExpired);
+        }
+        self.window.peek(header.counter).map_err(|Replayed| SessionDrop::Replay)?;
+        let (aad, sealed) = datagram.split_at_mut(HEADER_LEN);
+        let payload = self
+            .receive
+            .open_in_place(nonce(self.suite, header.counter), Aad::from(aad), sealed)
+            .map_err(|_unspecified| SessionDrop::AuthFailed)?;
+        let newest = self.window.commit(header.counter).map_err(|Replayed| SessionDrop::Replay)?;
+        let confirms =
+            !self.proven.load(Ordering::Relaxed) && !self.proven.swap(true, Ordering::AcqRel);
+        let refresh = self.initiator && self.age(now) >= REFRESH_AFTER;
+        Ok(Opened { flags: header.flags, payload, newest, confirms, refresh })
+    }
+
+    /// Whose key it is.
+    #[must_use]
+    pub fn peer(&self) -> &Arc<Peer> {
+        &self.peer
+    }
+
+    /// Which AEAD it is for.
+    #[must_use]
+    pub const fn suite(&self) -> Suite {
+        self.suite
+    }
+
+    /// The index by which the peer names this key.
+    #[must_use]
+    pub const fn local_index(&self) -> u32 {
+        self.local
+    }
+
+    /// The index by which this side names the key in what it sends.
+    #[must_use]
+    pub const fn remote_index(&self) -> u32 {
+        self.remote
+    }
+
+    /// Whether this node began the handshake.
+    #[must_use]
+    pub const fn is_initiator(&self) -> bool {
+        self.initiator
+    }
+
+    /// Time since the handshake.
+    #[must_use]
+    pub fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.created)
+    }
+
+    /// How many packets were, or are about to be, sealed.
+    #[must_use]
+    pub fn sent_packets(&self) -> u64 {
+        self.counter.load(Ordering::Relaxed)
+    }
+
+    /// Whether frames may be sealed with it.
+    #[must_use]
+    pub fn is_usable(&self, now: Instant) -> bool {
+        self.age(now) < REJECT_AFTER
+            && self.sent_packets() < self.limits.reject_after
+            && self.check_open().is_ok()
+    }
+
+    /// Whether the sender of a packet should ask for a new key: the initiator by age, both by packets.
+    #[must_use]
+    pub fn wants_rekey(&self, now: Instant) -> bool {
+        (self.initiator && self.age(now) >= REKEY_AFTER)
+            || self.sent_packets() >= self.limits.rekey_after
+    }
+
+    pub(super) const fn created(&self) -> Instant {
+        self.created
+    }
+
+    pub(super) fn is_proven(&self) -> bool {
+        self.proven.load(Ordering::Acquire)
+    }
+
+    /// From here on it neither seals nor opens, whoever still holds it.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    fn check_open(&self) -> Result<(), SessionDrop> {
+        if self.closed.load(Ordering::Acquire) { Err(SessionDrop::PeerRemoved) } else { Ok(()) }
+    }
+
+    fn seal(&self, counter: u64, flags: u16, datagram: &mut [u8]) -> Result<(), SessionDrop> {
+        if datagram.len() < SEAL_OVERHEAD {
+            return Err(SessionDrop::BadLength);
+        }
+        let header = DataHeader { flags, receiver: self.remote, counter }.to_bytes();
+        let (head, body) = datagram.split_at_mut(HEADER_LEN);
+        let (payload, tag_room) = body.split_at_mut(body.len() - TAG_LEN);
+        head.copy_from_slice(&header);
+        let tag = self
+            .send
+            .seal_in_place_separate_tag(nonce(self.suite, counter), Aad::from(&header), payload)
+            .map_err(|_unspecified| SessionDrop::BadLength)?;
+        tag_room.copy_from_slice(tag.as_ref());
+        Ok(())
+    }
+}
+
+/// A receiving initiator asks for a new key early enough that the old one outlasts the handshake.
+const REFRESH_AFTER: Duration = Duration::from_secs(165);
+
+/// Counters of one key that only this holder has. Each packet uses one up; what is left unused is lost, which costs
+/// nothing.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    key: &'a Keypair,
+    next: u64,
+    end: u64,
+}
+
+impl Batch<'_> {
+    /// Seals in place: `datagram` is 16 bytes of room for the header, the payload, 16 bytes of room for the tag.
+    ///
+    /// # Errors
+    /// If there is no room, the batch is used up, or the peer was removed.
+    pub fn seal(&mut self, flags: u16, datagram: &mut [u8]) -> Result<(), SessionDrop> {
+        self.key.check_open()?;
+        if self.next >= self.end {
+            return Err(SessionDrop::KeyExpired);
+        }
+        let counter = self.next;
+        self.next += 1;
+        self.key.seal(counter, flags, datagram)
+    }
+
+    /// How many packets may still be sealed.
+    #[must_use]
+    pub const fn left(&self) -> u64 {
+        self.end - self.next
+    }
+}
+
+fn nonce(suite: Suite, counter: u64) -> Nonce {
+    let [a, b, c, d, e, f, g, h] = match suite {
+        Suite::AesGcm => counter.to_be_bytes(),
+        Suite::ChaChaPoly => counter.to_le_bytes(),
+    };
+    Nonce::assume_unique_for_key([0, 0, 0, 0, a, b, c, d, e, f, g, h])
+}

@@ -1,0 +1,160 @@
+//! The wishes and deadlines of [`Sessions`].
+//!
+//! Workers leave times in [`Peer`](super::Peer) and tell nobody. That is enough: whatever they leave after a look
+//! falls due no sooner than [`KEEPALIVE`] after it, so a look at each established peer that often misses nothing.
+
+use std::time::Instant;
+
+use super::{
+    ERASE_AFTER, KEEPALIVE, MAX_TRIES, REJECT_AFTER, REKEY_TIMEOUT,
+    entry::Entry,
+    reason::SessionDrop,
+    sessions::{SessionEvent, Sessions},
+};
+use crate::addr::NodeId;
+
+impl Sessions {
+    /// A worker found no usable key, or one that is due to be replaced.
+    pub fn handle_wanted(&mut self, now: Instant, id: NodeId) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        entry.peer.hear_want();
+        self.promote(now, id);
+        self.flush(now, id);
+        self.begin_if_wanted(now, id);
+        self.reschedule(now, id);
+    }
+
+    /// A worker opened the first packet of a key ([`Opened::confirms`](super::Opened)).
+    pub fn handle_confirmed(&mut self, now: Instant, index: u32) {
+        let Some(key) = self.table.get(index) else { return };
+        let id = key.peer().id();
+        self.promote(now, id);
+        self.reschedule(now, id);
+    }
+
+    /// The moment that [`poll_timeout`](Self::poll_timeout) gave has come.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some((deadline, id)) = self.timers.first().copied()
+            && deadline <= now
+        {
+            self.timers.pop_first();
+            if let Some(entry) = self.entries.get_mut(&id) {
+                entry.deadline = None;
+            }
+            self.look_at(now, id);
+            self.reschedule(now, id);
+        }
+    }
+
+    /// Begins a handshake unless there is a good key, one under way, or a reason to wait.
+    fn begin_if_wanted(&mut self, now: Instant, id: NodeId) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let good = entry.peer.sender(now).is_some_and(|key| !key.wants_rekey(now));
+        if good || entry.attempt.is_some() || entry.hold_until.is_some_and(|until| now < until) {
+            return;
+        }
+        // The peer was quicker; its first packet on the key that we answered with is on its way.
+        let answered = entry.next.as_ref().map(|next| next.key.created() + REKEY_TIMEOUT);
+        if let Some(until) = answered.filter(|until| now < *until) {
+            entry.hold_until = Some(until);
+            return;
+        }
+        if entry.peer.addr().is_some() {
+            self.begin(now, id);
+        }
+    }
+
+    fn look_at(&mut self, now: Instant, id: NodeId) {
+        self.promote(now, id);
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        entry.expire(now, &self.table);
+        let overdue = entry.attempt.as_ref().is_some_and(|attempt| attempt.retry_at <= now);
+        let held = entry.hold_until.take_if(|until| *until <= now).is_some();
+        let unanswered = due(unanswered_due(entry), now);
+        let unacknowledged = due(unacknowledged_due(entry), now);
+        if unanswered {
+            entry.peer.forget_unanswered();
+        }
+        if unacknowledged {
+            entry.peer.forget_unacknowledged();
+        }
+        if overdue {
+            self.retry(now, id);
+        } else if unanswered {
+            self.begin_unanswered(now, id);
+        } else if held && self.still_wanted(now, id) {
+            self.begin_if_wanted(now, id);
+        }
+        if unacknowledged {
+            self.keepalive(now, id);
+        }
+    }
+
+    /// No response came.
+    fn retry(&mut self, now: Instant, id: NodeId) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        if entry.tries < MAX_TRIES {
+            self.begin(now, id);
+            return;
+        }
+        entry.back_off(now);
+        let lost = entry.peer.take_staged().len();
+        self.abandon(id);
+        self.report_dropped(id, SessionDrop::NoSession, lost);
+        self.report(SessionEvent::Unreachable { peer: id });
+    }
+
+    /// Data went out and nothing came back: the key may be good for nothing although it is young.
+    fn begin_unanswered(&mut self, now: Instant, id: NodeId) {
+        let Some(entry) = self.entries.get(&id) else { return };
+        if entry.attempt.is_none() && entry.hold_until.is_none() && entry.peer.addr().is_some() {
+            self.begin(now, id);
+        }
+    }
+
+    fn still_wanted(&self, now: Instant, id: NodeId) -> bool {
+        self.entries.get(&id).is_some_and(|entry| {
+            entry.peer.has_staged()
+                || entry.peer.sender(now).is_some_and(|key| key.wants_rekey(now))
+        })
+    }
+
+    /// Puts the peer's next deadline into the timers.
+    pub(super) fn reschedule(&mut self, now: Instant, id: NodeId) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let next = next_deadline(entry, now);
+        if next == entry.deadline {
+            return;
+        }
+        if let Some(old) = std::mem::replace(&mut entry.deadline, next) {
+            self.timers.remove(&(old, id));
+        }
+        if let Some(next) = next {
+            self.timers.insert((next, id));
+        }
+    }
+}
+
+fn next_deadline(entry: &Entry, now: Instant) -> Option<Instant> {
+    let retry = entry.attempt.as_ref().map(|attempt| attempt.retry_at);
+    let next = entry.next.as_ref().map(|next| next.key.created() + REJECT_AFTER);
+    let retired = entry.retired.iter().map(|key| key.created() + REJECT_AFTER).min();
+    let erase = entry.peer.current().map(|key| key.created() + ERASE_AFTER);
+    let look = entry.peer.sender(now).map(|_| {
+        let armed = [unanswered_due(entry), unacknowledged_due(entry)];
+        armed.into_iter().flatten().chain([now + KEEPALIVE]).min().unwrap_or(now)
+    });
+    [retry, entry.hold_until, next, retired, erase, look].into_iter().flatten().min()
+}
+
+fn unanswered_due(entry: &Entry) -> Option<Instant> {
+    entry.peer.unanswered_since().map(|since| since + KEEPALIVE + REKEY_TIMEOUT)
+}
+
+fn unacknowledged_due(entry: &Entry) -> Option<Instant> {
+    entry.peer.unacknowledged_since().map(|since| since + KEEPALIVE)
+}
+
+fn due(deadline: Option<Instant>, now: Instant) -> bool {
+    deadline.is_some_and(|deadline| deadline <= now)
+}
