@@ -11,5 +11,6 @@ pub mod datapath;
 pub mod identity;
 pub mod lab;
 pub mod netlink;
+pub mod objects;
 pub mod reconcile;
 pub mod store;

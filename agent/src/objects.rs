@@ -98,7 +98,7 @@ impl Objects {
         let id = draft.id(self.author()).map_err(|refused| E::from(refused.into()))?;
         let before = set.get(&id).map(|object| Arc::clone(object.text()));
         self.store
-            .put(Table::Objects, &id.to_string(), &*text)
+            .put(Table::Objects, &id.to_string(), &&*text)
             .map_err(|error| E::from(error.into()))?;
         match set.merge(&text, self.ca.as_ref(), unix_ms()) {
             Merge::New(object) | Merge::Updated { new: object, .. } => {
@@ -108,7 +108,7 @@ impl Objects {
             }
             not_admitted => {
                 let undo = match before {
-                    Some(text) => self.store.put(Table::Objects, &id.to_string(), &*text),
+                    Some(text) => self.store.put(Table::Objects, &id.to_string(), &&*text),
                     None => self.store.delete(Table::Objects, &id.to_string()).map(|_was| ()),
                 };
                 undo.map_err(|error| E::from(error.into()))?;
@@ -147,7 +147,7 @@ impl Objects {
         }
         self.notify();
         self.store.write(|txn| {
-            fresh.iter().try_for_each(|object| txn.put(Table::Objects, &object.id().to_string(), &**object.text()))
+            fresh.iter().try_for_each(|object| txn.put(Table::Objects, &object.id().to_string(), &&**object.text()))
         })?;
         Ok(fresh)
     }

@@ -32,7 +32,7 @@ fn try_send(
     };
     let datagram = buffer.get_mut(..len + SEAL_OVERHEAD).ok_or(SessionDrop::BadLength)?;
     keypair.reserve(1)?.seal(0, datagram)?;
-    let to = peer.addr().ok_or(SessionDrop::NoAddress)?;
+    let to = peer.addr().ok_or(SessionDrop::NoSession)?;
     // Noted first: an answer must not find that nothing was sent.
     peer.note_sent(now, u64::try_from(datagram.len()).unwrap_or(u64::MAX), true);
     shared.send(to, datagram, Some(peer.id()));

@@ -268,7 +268,10 @@ impl Draft {
     }
 
     /// The id under which the content belongs.
-    fn id(&self, author: NodeId) -> Result<ObjectId, Refused> {
+    ///
+    /// # Errors
+    /// Its kind is unknown.
+    pub fn id(&self, author: NodeId) -> Result<ObjectId, Refused> {
         Ok(match &self.content {
             Content::Member(_) => ObjectId::Member(author),
             Content::Network(network) => ObjectId::Network(network.id(self.created)),
