@@ -17,7 +17,10 @@ use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
-use crate::addr::{EndpointId, Name, NetworkId, NodeId};
+use crate::{
+    addr::{EndpointId, Name, NetworkId, NodeId},
+    object::sync,
+};
 
 /// Version of the messages; the ALPN [`ALPN`] names the same.
 pub const VERSION: u8 = 1;
@@ -107,15 +110,10 @@ pub enum Request {
     ForwardJoin(ForwardJoin),
     /// A member asks an issuer for a certificate with a new lifetime.
     Renew(CertificateRequest),
-    /// Which set of mesh-wide objects the other holds.
-    ObjectsHash {
-        /// The caller's own hash of the set.
-        hash: String,
-    },
-    /// The objects that the caller lacks.
-    ObjectsPull {
-        /// Keys and versions that the caller holds already, as the object layer writes them.
-        known: Vec<String>,
+    /// What the caller holds of a range of the mesh-wide objects.
+    ObjectsDigest {
+        /// The range.
+        digest: sync::Digest,
     },
     /// Signed objects, new to the caller's mind.
     ObjectsPush {
@@ -161,12 +159,12 @@ pub enum Response {
         /// DER.
         certificate: Blob,
     },
-    /// The hash of the answering node's set of objects.
-    ObjectsHash {
-        /// The hash.
-        hash: String,
+    /// What the two nodes do not both hold of the range.
+    ObjectsDifference {
+        /// Texts and wishes.
+        difference: sync::Difference,
     },
-    /// Signed objects, as answer to a pull or a block request.
+    /// Signed objects, as answer to a block request or an address claim.
     Objects {
         /// Each as the text that was signed.
         objects: Vec<String>,
@@ -295,8 +293,8 @@ pub struct MemberInfo {
 /// Signed records, sent the moment they change.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Push {
-    /// Key and signed text.
-    pub records: Vec<(String, String)>,
+    /// Owner, key and signed text.
+    pub records: Vec<(NodeId, String, String)>,
     /// Signed mesh-wide objects.
     #[serde(default)]
     pub objects: Vec<String>,
@@ -386,8 +384,9 @@ mod tests {
                 observed: "fd00::1".parse().unwrap(),
             }),
             Request::Renew(join().certificate),
-            Request::ObjectsHash { hash: "h".into() },
-            Request::ObjectsPull { known: vec!["a@1".into()] },
+            Request::ObjectsDigest {
+                digest: sync::Digest { after: None, until: None, entries: Vec::new() },
+            },
             Request::ObjectsPush { objects: vec!["{\"x\":1}".into()] },
             Request::BlockRequest { network, subnet: "10.0.0.0/24".parse().unwrap(), want: 16 },
             Request::AddressClaim {
@@ -448,7 +447,7 @@ mod tests {
             decode::<Request>(b"{}", 1),
             Err(CodecError::TooLarge { len: 2, limit: 1 })
         ));
-        let push = Push { records: vec![("k".into(), "x".repeat(PUSH_LEN))], objects: vec![] };
+        let push = Push { records: vec![(NodeId::of_public_key(b"k"), "k".into(), "x".repeat(PUSH_LEN))], objects: vec![] };
         assert!(matches!(encode(&push, PUSH_LEN), Err(CodecError::TooLarge { .. })));
     }
 

@@ -1,1 +1,0 @@
-//! The running agent: builds everything, holds it together, stops it in order.

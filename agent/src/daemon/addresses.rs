@@ -1,0 +1,139 @@
+//! The addresses that this node gives out, and how it gets more: [`Addresses`].
+//!
+//! Decisions are `vxmesh_proto::ipam`'s. This keeps one pool per subnet of every network, in step with the transfers
+//! among the mesh objects, and knows which addresses other nodes' endpoints claim.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use ipnet::IpNet;
+use tracing::error;
+use vxmesh_proto::{
+    addr::{NetworkId, NodeId},
+    ipam::{AllocateError, Ownership, Pool, Subnet, Transfer},
+    object::{Network, ObjectSet},
+};
+
+/// Addresses of a network that endpoints of other nodes claim.
+pub(super) type Elsewhere = BTreeSet<IpAddr>;
+
+/// The pools of all networks.
+#[derive(Debug)]
+pub(super) struct Addresses {
+    me: NodeId,
+    pools: Mutex<BTreeMap<NetworkId, Vec<Pool>>>,
+}
+
+impl Addresses {
+    pub(super) fn new(me: NodeId) -> Self {
+        Self { me, pools: Mutex::default() }
+    }
+
+    /// Brings the pools in step with the objects: new networks, transfers, deleted networks.
+    pub(super) fn follow(&self, objects: &ObjectSet) {
+        let mut pools = self.lock();
+        let networks = objects.networks();
+        pools.retain(|id, _pools| networks.iter().any(|(network, ..)| network == id));
+        for (id, object, _state) in networks {
+            let vxmesh_proto::object::Content::Network(network) = object.content() else { continue };
+            let pools = pools.entry(id).or_insert_with(|| self.pools_of(network));
+            for pool in pools {
+                pool.extend(objects.transfers(id).map(Transfer::from));
+            }
+        }
+    }
+
+    fn pools_of(&self, network: &Network) -> Vec<Pool> {
+        let pool = |subnet: &vxmesh_proto::object::Subnet| {
+            let usable = Subnet::new(subnet.cidr, Some(subnet.gateway), []);
+            let usable = usable.inspect_err(|error| error!(network = %network.name, %error, "unusable subnet"));
+            let usable = usable.ok()?;
+            let blocks = network.blocks.iter().map(|block| (block.cidr, block.owner));
+            let ownership = Ownership::new(&usable, network.creator, blocks);
+            Some(Pool::new(usable, ownership, self.me))
+        };
+        network.subnets.iter().filter_map(pool).collect()
+    }
+
+    /// Whether the node holds the block of an address.
+    pub(super) fn holds(&self, network: NetworkId, node: NodeId, ip: IpAddr) -> bool {
+        let pools = self.lock();
+        let block = pools.get(&network).into_iter().flatten().find_map(|pool| pool.ownership().block_at(ip));
+        block.is_some_and(|block| block.owner == node)
+    }
+
+    /// The subnets of a network.
+    pub(super) fn subnets(&self, network: NetworkId) -> Vec<IpNet> {
+        self.lock().get(&network).into_iter().flatten().map(|pool| pool.subnet().cidr()).collect()
+    }
+
+    /// Subnets of a network of which this node has no block at all.
+    pub(super) fn without_block(&self, network: NetworkId) -> Vec<IpNet> {
+        let pools = self.lock();
+        let pools = pools.get(&network).into_iter().flatten();
+        let bare = pools.filter(|pool| pool.ownership().blocks().all(|block| block.owner != self.me));
+        bare.map(|pool| pool.subnet().cidr()).collect()
+    }
+
+    /// Runs `edit` on the pool of a subnet, if there is one.
+    pub(super) fn with_pool<R>(
+        &self,
+        network: NetworkId,
+        subnet: IpNet,
+        edit: impl FnOnce(&mut Pool) -> R,
+    ) -> Option<R> {
+        let mut pools = self.lock();
+        let pool = pools.get_mut(&network)?.iter_mut().find(|pool| pool.subnet().cidr() == subnet)?;
+        Some(edit(pool))
+    }
+
+    /// Any free address of a subnet, or this one.
+    pub(super) fn allocate(
+        &self,
+        network: NetworkId,
+        subnet: IpNet,
+        wanted: Option<IpAddr>,
+        elsewhere: &Elsewhere,
+    ) -> Option<Result<IpAddr, AllocateError>> {
+        self.with_pool(network, subnet, |pool| match wanted {
+            Some(ip) => pool.allocate_static(ip, elsewhere).map(|()| ip),
+            None => pool.allocate(elsewhere, Instant::now()),
+        })
+    }
+
+    /// Takes an address over from an earlier life of the agent.
+    pub(super) fn adopt(&self, network: NetworkId, ip: IpNet) {
+        let adopted = self.with_pool(network, ip.trunc(), |pool| pool.adopt(ip.addr()));
+        if adopted.is_none() {
+            error!(%network, %ip, "an address of this node lies in no subnet of its network");
+        }
+    }
+
+    /// Lets an address rest before it is given again.
+    pub(super) fn release(&self, network: NetworkId, ip: IpNet) {
+        // Without a pool the network is gone, and the address with it.
+        let _gone = self.with_pool(network, ip.trunc(), |pool| pool.release(ip.addr(), Instant::now()));
+    }
+
+    /// All blocks of this node as transfers to another one, for `leave`.
+    pub(super) fn give_all(&self, to: NodeId) -> Vec<(NetworkId, Transfer)> {
+        let pools = self.lock();
+        let mut given = Vec::new();
+        for (network, pools) in pools.iter() {
+            for block in pools.iter().flat_map(|pool| pool.ownership().blocks()) {
+                if let Some(epoch) = block.epoch.checked_add(1).filter(|_| block.owner == self.me) {
+                    given.push((*network, Transfer { block: block.cidr, from: self.me, to, epoch }));
+                }
+            }
+        }
+        given
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NetworkId, Vec<Pool>>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

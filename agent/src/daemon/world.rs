@@ -1,0 +1,122 @@
+//! What control and gossip ask of the rest of the agent.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tracing::debug;
+use vxmesh_gossip::{membership::World, transport::Pipe};
+use vxmesh_proto::{
+    addr::NodeId,
+    control::{MemberInfo, Push, Refusal, RefusalCode, Request, Response},
+    object::KeyRing,
+};
+
+use super::mesh::Mesh;
+use crate::{
+    control::{Caller, Newcomer, Service},
+    identity::Member,
+};
+
+/// A peer whose packets came within this time is not dead: two keepalive intervals of a busy session would be 20 s, but a
+/// killed host must be noticed, and whoever has traffic is heard every moment.
+const HEARD: Duration = Duration::from_secs(3);
+
+/// The agent as its control plane and its gossip see it. Weak, because the agent owns both.
+#[derive(Clone, Debug)]
+pub(super) struct Outlook {
+    pub(super) me: NodeId,
+    pub(super) mesh: Weak<Mesh>,
+}
+
+impl KeyRing for Outlook {
+    fn public_key(&self, node: NodeId) -> Option<[u8; 32]> {
+        self.mesh.upgrade()?.objects.read(|set| set.public_key(node))
+    }
+}
+
+impl World for Outlook {
+    fn members(&self) -> Vec<NodeId> {
+        self.mesh.upgrade().map(|mesh| mesh.objects.read(|set| set.members().collect())).unwrap_or_default()
+    }
+
+    fn heard_recently(&self, node: NodeId) -> bool {
+        self.mesh.upgrade().is_some_and(|mesh| mesh.peers.heard_within(node, HEARD))
+    }
+}
+
+impl Pipe for Outlook {
+    fn send(&self, to: NodeId, bytes: Bytes) {
+        if let Some(control) = self.mesh.upgrade().and_then(|mesh| mesh.control.get().cloned()) {
+            // Gossip is made for loss; the control plane counts it.
+            let _queued = control.send_gossip(to, bytes);
+        }
+    }
+}
+
+#[async_trait]
+impl Service for Outlook {
+    async fn handle(&self, from: Caller, request: Request) -> Response {
+        let Some(mesh) = self.mesh.upgrade() else {
+            return Response::refuse(RefusalCode::Failed, "the agent is stopping");
+        };
+        match mesh.answer(from.node, request).await {
+            Ok(response) => response,
+            Err(Refusal { code, message }) => Response::refuse(code, message),
+        }
+    }
+
+    fn handle_gossip(&self, from: Caller, bytes: Bytes) {
+        if let Some(mesh) = self.mesh.upgrade()
+            && let Some(gossip) = mesh.gossip.get()
+        {
+            gossip.handle_bytes(from.node, &bytes);
+        }
+    }
+
+    fn handle_push(&self, from: Caller, push: Push) {
+        let Some(mesh) = self.mesh.upgrade() else { return };
+        let node = from.node;
+        if push.objects.is_empty() {
+            return mesh.take_records(node, &push.records);
+        }
+        // Objects are written to disk, and records may need the keys that come with them.
+        tokio::task::spawn_blocking(move || {
+            mesh.take_objects(node, &push.objects);
+            mesh.take_records(node, &push.records);
+        });
+    }
+
+    fn members(&self) -> Vec<MemberInfo> {
+        self.mesh.upgrade().map(|mesh| mesh.member_infos()).unwrap_or_default()
+    }
+
+    fn handle_newcomer(&self, newcomer: Newcomer) {
+        debug!(node = %newcomer.member.node_id, name = %newcomer.name, "a node joined");
+        if let Some(mesh) = self.mesh.upgrade() {
+            mesh.remember_addr(newcomer.member.node_id, newcomer.addr);
+        }
+    }
+
+    fn handle_connected(&self, member: &Member, _certificate: &[u8], addr: std::net::SocketAddr) {
+        if let Some(mesh) = self.mesh.upgrade() {
+            let node = member.node_id;
+            debug!(%node, %addr, "connected");
+            tokio::spawn(async move { Arc::clone(&mesh).greet(node).await });
+        }
+    }
+
+    fn handle_disconnected(&self, node: NodeId) {
+        debug!(%node, "disconnected");
+    }
+
+    fn handle_renewed(&self, certificate: &[u8]) {
+        if let Some(mesh) = self.mesh.upgrade() {
+            let certificate = certificate.to_vec();
+            tokio::task::spawn_blocking(move || mesh.publish_member(&certificate));
+        }
+    }
+}

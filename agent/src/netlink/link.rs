@@ -1,0 +1,284 @@
+//! The interfaces of one network namespace: [`Links`].
+//!
+//! Requests are idempotent where the kernel allows it: what is there already is brought to the wanted state.
+
+use std::{io, net::IpAddr, os::fd::{AsFd, AsRawFd}};
+
+use futures_util::TryStreamExt;
+use ipnet::IpNet;
+use nix::errno::Errno;
+use rtnetlink::{
+    Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_route::{
+        address::AddressHeaderFlags,
+        link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage},
+        neighbour::NeighbourFlags,
+    },
+};
+use thiserror::Error;
+use vxmesh_proto::addr::MacAddr;
+
+use super::netns::Netns;
+
+/// What the kernel refused, and about which interface.
+#[derive(Debug, Error)]
+#[error("cannot {what} {name}: {source}")]
+pub struct LinkError {
+    what: &'static str,
+    name: String,
+    source: io::Error,
+}
+
+impl LinkError {
+    fn new(what: &'static str, name: &str, source: io::Error) -> Self {
+        Self { what, name: name.into(), source }
+    }
+
+    /// Whether there is already something of that name.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.source.raw_os_error() == Some(Errno::EEXIST as i32)
+    }
+}
+
+/// An interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its number.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// The bridge that it is a port of.
+    pub master: Option<u32>,
+    /// Its MAC address.
+    pub mac: Option<MacAddr>,
+    /// Its MTU.
+    pub mtu: u32,
+    /// Whether it is up.
+    pub up: bool,
+    /// Free text; the outer end of a veth carries its endpoint's id here.
+    pub alias: Option<String>,
+}
+
+/// The interfaces of one network namespace.
+#[derive(Clone, Debug)]
+pub struct Links {
+    handle: Handle,
+}
+
+impl Links {
+    /// Those of a namespace. Needs a tokio runtime; the socket closes with the last clone.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered.
+    pub fn open(netns: &Netns) -> io::Result<Self> {
+        let runtime = tokio::runtime::Handle::current();
+        netns.run(|| {
+            let _context = runtime.enter();
+            let (connection, handle, _) = rtnetlink::new_connection()?;
+            runtime.spawn(connection);
+            Ok(Self { handle })
+        })
+    }
+
+    /// Every interface.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub async fn list(&self) -> Result<Vec<Link>, LinkError> {
+        let messages: Vec<LinkMessage> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|error| LinkError::new("list", "the interfaces", system(error)))?;
+        Ok(messages.iter().map(parse).collect())
+    }
+
+    /// The interface of this name, if there is one.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub async fn get(&self, name: &str) -> Result<Option<Link>, LinkError> {
+        Ok(self.list().await?.into_iter().find(|link| link.name == name))
+    }
+
+    async fn index(&self, what: &'static str, name: &str) -> Result<u32, LinkError> {
+        let missing = || LinkError::new(what, name, io::Error::from_raw_os_error(Errno::ENODEV as i32));
+        self.get(name).await?.map(|link| link.index).ok_or_else(missing)
+    }
+
+    /// A bridge with this MAC that neither snoops multicast nor runs a spanning tree.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub async fn create_bridge(&self, name: &str, mac: MacAddr, mtu: u16) -> Result<(), LinkError> {
+        if self.get(name).await?.is_none() {
+            let bridge = LinkBridge::new(name).mcast_snooping(false).address(mac.0.to_vec()).build();
+            self.done("make", name, self.handle.link().add(bridge).execute().await)?;
+        }
+        self.change(name, |link| link.address(mac.0.to_vec()).mtu(mtu.into()).up()).await
+    }
+
+    /// A cable: `name` here, `peer` with this MAC in another namespace.
+    ///
+    /// # Errors
+    /// A name is taken ([`LinkError::exists`]), or the kernel refuses it.
+    pub async fn create_veth(
+        &self,
+        name: &str,
+        (peer, peer_mac): (&str, MacAddr),
+        peer_netns: &Netns,
+        mtu: u16,
+    ) -> Result<(), LinkError> {
+        let inner = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(peer)
+            .address(peer_mac.0.to_vec())
+            .mtu(mtu.into())
+            .setns_by_fd(peer_netns.as_fd().as_raw_fd())
+            .build();
+        let veth = LinkVeth::new(name, "")
+            .mtu(mtu.into())
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(inner)))
+            .build();
+        self.done("make the cable", name, self.handle.link().add(veth).execute().await)
+    }
+
+    /// Makes an interface a port that neither learns nor takes unicast frames for unknown addresses; `flood` lets those in.
+    ///
+    /// # Errors
+    /// One of the two is not there.
+    pub async fn set_port(&self, name: &str, bridge: &str, flood: bool) -> Result<(), LinkError> {
+        let bridge = self.index("use the bridge", bridge).await?;
+        self.change(name, |link| link.controller(bridge)).await?;
+        let index = self.index("set up the port", name).await?;
+        let port = LinkBridgePort::new(index).learning(false).flood(flood).build();
+        self.done("set up the port", name, self.handle.link().set_port(port).execute().await)
+    }
+
+    /// Brings an interface up with this MTU.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub async fn set_up(&self, name: &str, mtu: u16) -> Result<(), LinkError> {
+        self.change(name, |link| link.mtu(mtu.into()).up()).await
+    }
+
+    /// Brings an interface up as it is.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub async fn bring_up(&self, name: &str) -> Result<(), LinkError> {
+        self.change(name, LinkMessageBuilder::up).await
+    }
+
+    /// Writes free text onto an interface.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub async fn set_alias(&self, name: &str, alias: &str) -> Result<(), LinkError> {
+        self.change(name, |link| link.append_extra_attribute(LinkAttribute::IfAlias(alias.into()))).await
+    }
+
+    async fn change(
+        &self,
+        name: &str,
+        edit: impl FnOnce(LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec>,
+    ) -> Result<(), LinkError> {
+        let index = self.index("change", name).await?;
+        let message = edit(LinkUnspec::new_with_index(index)).build();
+        self.done("change", name, self.handle.link().set(message).execute().await)
+    }
+
+    /// Removes an interface; one that is not there is fine.
+    ///
+    /// # Errors
+    /// The kernel keeps it.
+    pub async fn delete(&self, name: &str) -> Result<(), LinkError> {
+        let Some(link) = self.get(name).await? else { return Ok(()) };
+        self.done("remove", name, self.handle.link().del(link.index).execute().await)
+    }
+
+    /// Gives an interface an address, at once and without asking the link whether somebody has it (RFC 4862 section 5.4):
+    /// the mesh knows.
+    ///
+    /// # Errors
+    /// The interface is not there.
+    pub async fn add_address(&self, name: &str, address: IpNet) -> Result<(), LinkError> {
+        let index = self.index("give an address to", name).await?;
+        let mut request = self.handle.address().add(index, address.addr(), address.prefix_len()).replace();
+        if address.addr().is_ipv6() {
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
+        self.done("give an address to", name, request.execute().await)
+    }
+
+    /// Adds a default route; says whether there was none.
+    ///
+    /// # Errors
+    /// The gateway cannot be reached from here.
+    pub async fn add_default_route(&self, gateway: IpAddr) -> Result<bool, LinkError> {
+        let route = match gateway {
+            IpAddr::V4(gateway) => RouteMessageBuilder::<std::net::Ipv4Addr>::new().gateway(gateway).build(),
+            IpAddr::V6(gateway) => RouteMessageBuilder::<std::net::Ipv6Addr>::new().gateway(gateway).build(),
+        };
+        let added = self.done("add a default route via", &gateway.to_string(), self.handle.route().add(route).execute().await);
+        match added {
+            Err(error) if error.exists() => Ok(false),
+            Err(error) => Err(error),
+            Ok(()) => Ok(true),
+        }
+    }
+
+    /// Says that a MAC is behind a port of a bridge.
+    ///
+    /// # Errors
+    /// The port is not there.
+    pub async fn set_fdb(&self, port: &str, mac: MacAddr) -> Result<(), LinkError> {
+        let index = self.index("enter a MAC for", port).await?;
+        let neighbours = self.handle.neighbours();
+        let request = neighbours
+            .add_bridge(index, &mac.0)
+            .state(rtnetlink::packet_route::neighbour::NeighbourState::Noarp)
+            .flags(NeighbourFlags::Controller)
+            .replace();
+        self.done("enter a MAC for", port, request.execute().await)
+    }
+
+    fn done(&self, what: &'static str, name: &str, result: Result<(), rtnetlink::Error>) -> Result<(), LinkError> {
+        result.map_err(|error| LinkError::new(what, name, system(error)))
+    }
+}
+
+fn parse(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        master: None,
+        mac: None,
+        mtu: 0,
+        up: message.header.flags.contains(LinkFlags::Up),
+        alias: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Controller(index) => link.master = Some(*index),
+            LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok().map(MacAddr),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+            _ => {}
+        }
+    }
+    link
+}
+
+/// The system's own error where there is one.
+fn system(error: rtnetlink::Error) -> io::Error {
+    match &error {
+        rtnetlink::Error::NetlinkError(message) => io::Error::from_raw_os_error(message.raw_code().abs()),
+        _ => io::Error::other(error),
+    }
+}

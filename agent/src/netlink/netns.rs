@@ -1,0 +1,173 @@
+//! One network namespace: made, pinned under a path, entered.
+//!
+//! A namespace is entered only by a thread that is made for it and ends with the work: no thread of the runtime ever changes its
+//! namespace. A socket or a TAP that was opened inside belongs to it for good.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, setns, unshare},
+    sys::statfs::fstatfs,
+};
+use thiserror::Error;
+
+/// `NSFS_MAGIC` of linux/magic.h: the file system of namespace files.
+const NSFS: i64 = 0x6e73_6673;
+const NONE: Option<&str> = None;
+
+/// Why a namespace cannot be had.
+#[derive(Debug, Error)]
+pub enum NetnsError {
+    /// There is nothing, or it cannot be opened.
+    #[error("cannot open the network namespace {path}: {source}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file of another kind.
+    #[error("{0} is not a network namespace: name a file such as /run/netns/NAME or /proc/PID/ns/net")]
+    NotANamespace(PathBuf),
+    /// It cannot be made or removed.
+    #[error("cannot {what} the network namespace {path}: {source}; this needs root")]
+    Change {
+        /// `make` or `remove`.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A network namespace, kept open.
+#[derive(Debug)]
+pub struct Netns {
+    file: File,
+    identity: (u64, u64),
+}
+
+impl Netns {
+    /// The namespace of the calling thread.
+    ///
+    /// # Errors
+    /// `/proc` is not there.
+    pub fn current() -> Result<Self, NetnsError> {
+        Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// The namespace behind a file.
+    ///
+    /// # Errors
+    /// There is none, or the file is no network namespace.
+    pub fn open(path: &Path) -> Result<Self, NetnsError> {
+        let open = |source| NetnsError::Open { path: path.into(), source };
+        let file = File::open(path).map_err(open)?;
+        let kind = fstatfs(&file).map_err(|errno| open(errno.into()))?.filesystem_type();
+        if kind.0 != NSFS {
+            return Err(NetnsError::NotANamespace(path.into()));
+        }
+        let metadata = file.metadata().map_err(open)?;
+        Ok(Self { identity: (metadata.dev(), metadata.ino()), file })
+    }
+
+    /// Makes a namespace and pins it at `path`, whose directory is made too. One that is there already is opened.
+    ///
+    /// # Errors
+    /// The rights are missing, or something else is at the path.
+    pub fn create(path: &Path) -> Result<Self, NetnsError> {
+        if let Ok(there) = Self::open(path) {
+            return Ok(there);
+        }
+        let change = |source| NetnsError::Change { what: "make", path: path.into(), source };
+        make_pin(path).map_err(change)?;
+        let made = Self::open(path);
+        if made.is_err() {
+            Self::remove(path)?;
+        }
+        made
+    }
+
+    /// Takes the pin away; the namespace ends with the last process in it. Nothing there is fine.
+    ///
+    /// # Errors
+    /// The rights are missing.
+    pub fn remove(path: &Path) -> Result<(), NetnsError> {
+        let change = |source| NetnsError::Change { what: "remove", path: path.into(), source };
+        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            // Only the file was made, or both are gone.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            Err(errno) => return Err(change(errno.into())),
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(change(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Whether both are the same namespace.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        self.identity == other.identity
+    }
+
+    /// Runs work on a thread of its own inside the namespace and waits for it.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, or the work failed.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        thread::scope(|scope| {
+            joined(scope.spawn(|| {
+                setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+                work()
+            }))
+        })
+    }
+
+    /// Writes a kernel setting below `/proc/sys/net`, which shows the namespace of whoever opens it.
+    ///
+    /// # Errors
+    /// The kernel has no such setting or refuses the value.
+    pub fn sysctl(&self, path: &str, value: &str) -> io::Result<()> {
+        self.run(|| fs::write(format!("/proc/sys/net/{path}"), value))
+            .map_err(|error| io::Error::new(error.kind(), format!("net/{path}: {error}")))
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn make_pin(path: &Path) -> io::Result<()> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    match File::options().write(true).create_new(true).open(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        // A file without a mount is what a crash between the two steps leaves.
+        Ok(_) | Err(_) => {}
+    }
+    thread::scope(|scope| {
+        joined(scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            mount(Some("/proc/thread-self/ns/net"), path, NONE, MsFlags::MS_BIND, NONE)?;
+            Ok(())
+        }))
+    })
+}
+
+fn joined<T>(thread: thread::ScopedJoinHandle<'_, io::Result<T>>) -> io::Result<T> {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}

@@ -1,0 +1,239 @@
+//! This host's side of one network: a network namespace with a bridge and a TAP, and the cables of its endpoints.
+//!
+//! ```text
+//! <run dir>/netns/<network id, 12 digits>      br0   gateway MAC and addresses, no learning on its ports
+//!                                              tap0  the agent; takes frames for addresses unknown here
+//!                                              v...  one per endpoint; the other end is in the sandbox
+//! ```
+//!
+//! Every step finds what is there and brings it to the wanted state, so a restarted agent adopts what the last one left
+//! (I9), and a failed attachment is undone (I8). The host's own rules and routes do not reach into the namespace.
+
+use std::{
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use ipnet::IpNet;
+use thiserror::Error;
+use tracing::debug;
+use vxmesh_proto::addr::{EndpointId, MacAddr, NetworkId};
+
+use super::{
+    link::{LinkError, Links},
+    netns::{Netns, NetnsError},
+};
+use crate::datapath::tap::Tap;
+
+/// The bridge.
+const BRIDGE: &str = "br0";
+/// The TAP.
+const TAP: &str = "tap0";
+/// Interfaces that are tried when none is named: `eth0` to `eth63`.
+const IFNAMES: u32 = 64;
+
+/// Why the host's side of a network is not as it should be.
+#[derive(Debug, Error)]
+pub enum OverlayError {
+    /// A namespace.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// An interface.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// A setting, or the TAP.
+    #[error("cannot set up the network's namespace: {0}")]
+    Io(#[from] io::Error),
+    /// The TAP cannot be made.
+    #[error("cannot make the network's TAP: {0}; is /dev/net/tun there?")]
+    Tap(#[source] io::Error),
+    /// Someone wants the network's own namespace, or the host's, as a sandbox.
+    #[error("{0} is not a sandbox: an endpoint cannot be plugged into the host's or the network's own namespace")]
+    NotASandbox(PathBuf),
+    /// The interface name is in use.
+    #[error("there is already an interface {0} in the sandbox: choose another with --ifname")]
+    Taken(String),
+    /// All default names are in use.
+    #[error("eth0 to eth63 are in use in the sandbox: choose a name with --ifname")]
+    NoName,
+}
+
+/// What the host's side of a network looks like.
+#[derive(Clone, Debug)]
+pub struct OverlaySpec {
+    /// The network.
+    pub id: NetworkId,
+    /// MAC of the anycast gateway.
+    pub gateway_mac: MacAddr,
+    /// Its addresses with the length of the subnet's prefix.
+    pub gateways: Vec<IpNet>,
+    /// MTU inside.
+    pub mtu: u16,
+}
+
+/// What an endpoint looks like.
+#[derive(Clone, Debug)]
+pub struct Plug {
+    /// The endpoint.
+    pub id: EndpointId,
+    /// The sandbox's namespace.
+    pub netns: PathBuf,
+    /// The interface in the sandbox; the first free `ethN` without.
+    pub ifname: Option<String>,
+    /// Its MAC.
+    pub mac: MacAddr,
+    /// Its addresses with the length of the subnet's prefix.
+    pub ips: Vec<IpNet>,
+}
+
+/// This host's side of one network.
+#[derive(Debug)]
+pub struct Overlay {
+    spec: OverlaySpec,
+    path: PathBuf,
+    netns: Netns,
+    links: Links,
+}
+
+impl Overlay {
+    /// Makes the namespace and the bridge, or adopts and mends what is there.
+    ///
+    /// # Errors
+    /// The rights are missing or the kernel refuses a step; a namespace that was made for it is gone again.
+    pub async fn ensure(run_dir: &Path, spec: OverlaySpec) -> Result<Self, OverlayError> {
+        let path = run_dir.join("netns").join(spec.id.short());
+        let fresh = Netns::open(&path).is_err();
+        let netns = Netns::create(&path)?;
+        let built = Self::build(spec, path.clone(), netns).await;
+        if built.is_err() && fresh {
+            Netns::remove(&path)?;
+        }
+        built
+    }
+
+    async fn build(spec: OverlaySpec, path: PathBuf, netns: Netns) -> Result<Self, OverlayError> {
+        let links = Links::open(&netns)?;
+        // Only the bridge speaks IPv6, and only from the gateway's address: ports and TAP would announce themselves.
+        netns.sysctl("ipv6/conf/default/disable_ipv6", "1")?;
+        netns.sysctl("ipv6/conf/default/accept_ra", "0")?;
+        links.bring_up("lo").await?;
+        links.create_bridge(BRIDGE, spec.gateway_mac, spec.mtu).await?;
+        netns.sysctl("ipv6/conf/br0/addr_gen_mode", "1")?;
+        netns.sysctl("ipv6/conf/br0/accept_dad", "0")?;
+        netns.sysctl("ipv6/conf/br0/disable_ipv6", "0")?;
+        for gateway in &spec.gateways {
+            links.add_address(BRIDGE, *gateway).await?;
+        }
+        Ok(Self { spec, path, netns, links })
+    }
+
+    /// Opens the TAP as a port of the bridge. It ends with its descriptor, so there is one at a time.
+    ///
+    /// # Errors
+    /// There is one already, or the kernel refuses it.
+    pub async fn open_tap(&self) -> Result<Tap, OverlayError> {
+        let tap = self.netns.run(|| Tap::open(TAP)).map_err(OverlayError::Tap)?;
+        self.links.set_port(TAP, BRIDGE, true).await?;
+        self.links.set_up(TAP, self.spec.mtu).await?;
+        Ok(tap)
+    }
+
+    /// The endpoints whose cable is plugged in here.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub async fn plugged(&self) -> Result<Vec<EndpointId>, OverlayError> {
+        let links = self.links.list().await?;
+        Ok(links.iter().filter_map(|link| link.alias.as_deref()?.parse().ok()).collect())
+    }
+
+    /// Plugs an endpoint into a sandbox and says under which name. A failure leaves nothing behind.
+    ///
+    /// # Errors
+    /// The sandbox is not one, the name is taken, or the kernel refuses a step.
+    pub async fn attach(&self, plug: &Plug) -> Result<String, OverlayError> {
+        let sandbox = Netns::open(&plug.netns)?;
+        if sandbox.is(&self.netns) || sandbox.is(&Netns::current()?) {
+            return Err(OverlayError::NotASandbox(plug.netns.clone()));
+        }
+        let inside = Links::open(&sandbox)?;
+        let outer = port_name(plug.id);
+        let ifname = self.cable(plug, &outer, &sandbox, &inside).await?;
+        match self.configure(plug, &outer, &ifname, &inside).await {
+            Ok(()) => Ok(ifname),
+            Err(error) => {
+                // The first error is the one to tell; the cable is gone with either end.
+                if let Err(undo) = self.links.delete(&outer).await {
+                    debug!(%undo, "a half-made cable stays");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn cable(&self, plug: &Plug, outer: &str, sandbox: &Netns, inside: &Links) -> Result<String, OverlayError> {
+        let mtu = self.spec.mtu;
+        if let Some(ifname) = &plug.ifname {
+            if inside.get(ifname).await?.is_some() {
+                return Err(OverlayError::Taken(ifname.clone()));
+            }
+            self.links.create_veth(outer, (ifname, plug.mac), sandbox, mtu).await?;
+            return Ok(ifname.clone());
+        }
+        let taken: Vec<String> = inside.list().await?.into_iter().map(|link| link.name).collect();
+        let free = (0..IFNAMES).map(|n| format!("eth{n}")).find(|name| !taken.contains(name));
+        let ifname = free.ok_or(OverlayError::NoName)?;
+        self.links.create_veth(outer, (&ifname, plug.mac), sandbox, mtu).await?;
+        Ok(ifname)
+    }
+
+    async fn configure(&self, plug: &Plug, outer: &str, ifname: &str, inside: &Links) -> Result<(), OverlayError> {
+        self.links.set_alias(outer, &plug.id.to_string()).await?;
+        self.links.set_port(outer, BRIDGE, false).await?;
+        self.links.set_fdb(outer, plug.mac).await?;
+        self.links.set_up(outer, self.spec.mtu).await?;
+        inside.bring_up("lo").await?;
+        inside.bring_up(ifname).await?;
+        for ip in &plug.ips {
+            inside.add_address(ifname, *ip).await?;
+        }
+        for gateway in &self.spec.gateways {
+            if self.reaches(plug, gateway.addr()) && !inside.add_default_route(gateway.addr()).await? {
+                debug!(endpoint = %plug.id, "the sandbox has a default route and keeps it");
+            }
+        }
+        Ok(())
+    }
+
+    fn reaches(&self, plug: &Plug, gateway: IpAddr) -> bool {
+        plug.ips.iter().any(|ip| ip.contains(&gateway))
+    }
+
+    /// Unplugs an endpoint; one that is not plugged in is fine.
+    ///
+    /// # Errors
+    /// The kernel keeps it.
+    pub async fn detach(&self, endpoint: EndpointId) -> Result<(), OverlayError> {
+        Ok(self.links.delete(&port_name(endpoint)).await?)
+    }
+
+    /// Removes the namespace and everything in it.
+    ///
+    /// # Errors
+    /// The kernel keeps it.
+    pub async fn remove(self) -> Result<(), OverlayError> {
+        // A cable's other end is in a sandbox and would hold the namespace's devices until that ends.
+        for endpoint in self.plugged().await? {
+            self.detach(endpoint).await?;
+        }
+        self.links.delete(BRIDGE).await?;
+        Ok(Netns::remove(&self.path)?)
+    }
+}
+
+/// The outer end of an endpoint's cable: 12 characters of the 15 that a name may have.
+fn port_name(endpoint: EndpointId) -> String {
+    let short = endpoint.short();
+    format!("v{}", short.get(..11).unwrap_or(&short))
+}
