@@ -6,6 +6,7 @@
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
+    iter,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -64,13 +65,10 @@ impl Host {
         let what = || format!("cannot start the agent of {}", self.name);
         let log =
             File::options().create(true).append(true).open(self.dir.agent_log()).or_fail(what)?;
-        let address = if plan.underlay.has_v4() {
-            self.name.v4().to_string()
-        } else {
-            self.name.v6().to_string()
-        };
-        let program = Program::own(["agent", "--advertise", &address])
-            .and_then(|program| program.detached(log));
+        let addresses = plan.addresses(self.name).into_iter();
+        let flags = addresses.flat_map(|address| ["--advertise".to_owned(), address.to_string()]);
+        let program = Program::own(iter::once("agent".to_owned()).chain(flags));
+        let program = program.and_then(|program| program.detached(log));
         let child = self.inside.spawn(program.or_fail(what)?).or_fail(what)?;
         let agent = i32::try_from(child.id())
             .map_err(std::io::Error::other)
@@ -196,11 +194,8 @@ pub(super) async fn start_all(
         let uses = others.len().to_string();
         let token: TokenCreated =
             first.ask(&["token", "create", "--uses", &uses], interrupt).await?;
-        let server = if plan.underlay.has_v4() {
-            first.name.v4().to_string()
-        } else {
-            first.name.v6().to_string()
-        };
+        let server =
+            plan.addresses(first.name).first().map(ToString::to_string).unwrap_or_default();
         for host in others {
             let _joined: serde_json::Value =
                 host.ask(&["join", "--token", &token.token, &server], interrupt).await?;

@@ -38,7 +38,7 @@ use crate::api::{ApiError, ErrorCode};
 #[derive(Debug, Args)]
 pub struct Command {
     /// Which lab.
-    #[arg(long, default_value = "vxlab", value_name = "NAME")]
+    #[arg(long, global = true, default_value = "vxlab", value_name = "NAME")]
     pub name: LabName,
     /// What to do.
     #[command(subcommand)]
