@@ -17,6 +17,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
+use vxmesh::{api::ErrorCode, lab::capture};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -256,6 +257,26 @@ fn exec_gives_the_exit_status_of_the_command() -> Result<()> {
     Lab::new().fails(&["exec", "h1", "--", "true"], 125, "no lab")?;
     lab.fails(&["exec", "x", "--", "true"], 2, "h1 to h250")?;
     lab.fails(&["exec", "h1"], 2, "Usage")
+}
+
+#[tokio::test]
+async fn other_code_may_ask_a_host() -> Result<()> {
+    let lab = Lab::up(2)?;
+    let name = lab.name.parse()?;
+    for host in ["h1", "h2"] {
+        let said =
+            capture(&name, host.parse()?, &["sh", "-c", "hostname; echo bad >&2; exit 3"]).await?;
+        assert_eq!(
+            (said.status, said.stdout, said.stderr),
+            (3, format!("{host}\n").into(), b"bad\n".into())
+        );
+    }
+    assert!(capture(&name, "h1".parse()?, &["no-such-command"]).await.is_err());
+    assert_eq!(
+        capture(&name, "h3".parse()?, &["true"]).await.map_err(|error| error.code).err(),
+        Some(ErrorCode::NotFound)
+    );
+    Ok(())
 }
 
 #[test]
