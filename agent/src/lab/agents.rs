@@ -5,7 +5,8 @@
 
 use std::{
     fs::File,
-    io::{Read, Seek, SeekFrom},
+    io::{self, Read, Seek, SeekFrom},
+    iter,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -64,16 +65,13 @@ impl Host {
         let what = || format!("cannot start the agent of {}", self.name);
         let log =
             File::options().create(true).append(true).open(self.dir.agent_log()).or_fail(what)?;
-        let address = if plan.underlay.has_v4() {
-            self.name.v4().to_string()
-        } else {
-            self.name.v6().to_string()
-        };
-        let program = Program::own(["agent", "--advertise", &address])
-            .and_then(|program| program.detached(log));
+        let addresses = plan.addresses(self.name).into_iter();
+        let flags = addresses.flat_map(|address| ["--advertise".to_owned(), address.to_string()]);
+        let program = Program::own(iter::once("agent".to_owned()).chain(flags));
+        let program = program.and_then(|program| program.detached(log));
         let child = self.inside.spawn(program.or_fail(what)?).or_fail(what)?;
         let agent = i32::try_from(child.id())
-            .map_err(std::io::Error::other)
+            .map_err(io::Error::other)
             .and_then(Process::of)
             .or_fail(what)?;
         self.dir.set_agent(agent)
@@ -96,30 +94,38 @@ impl Host {
     }
 
     async fn run(&self, args: &[&str], interrupt: &Interrupt) -> Result<Captured, ApiError> {
-        let what = || format!("cannot run vxmesh {} in {}", args.join(" "), self.name);
+        let what = || format!("cannot run vxmesh {} in {}", args.first().unwrap_or(&""), self.name);
         let args = args.iter().chain(["--format", "json"].iter()).copied();
-        let program =
-            Program::own(args).or_fail(what)?.stdio(Stdio::null(), Stdio::piped(), Stdio::piped());
-        let child = self.inside.spawn(program).or_fail(what)?;
+        self.capture(Program::own(args).or_fail(what)?, what, interrupt).await
+    }
+
+    /// Runs a program in the host without input and keeps what it says.
+    pub(super) async fn capture(
+        &self,
+        program: Program,
+        what: impl Fn() -> String,
+        interrupt: &Interrupt,
+    ) -> Result<Captured, ApiError> {
+        let program = program.stdio(Stdio::null(), Stdio::piped(), Stdio::piped());
+        let child = self.inside.spawn(program).or_fail(&what)?;
         let process = i32::try_from(child.id())
-            .map_err(std::io::Error::other)
+            .map_err(io::Error::other)
             .and_then(Process::of)
-            .or_fail(what)?;
-        let mut ended = tokio::task::spawn_blocking(move || child.wait_with_output());
+            .or_fail(&what)?;
+        let ended = tokio::task::spawn_blocking(move || child.wait_with_output());
         let why = tokio::select! {
-            output = &mut ended => {
-                let output = output.map_err(std::io::Error::other).and_then(|output| output).or_fail(what)?;
+            output = ended => {
+                let output = output.map_err(io::Error::other).and_then(|output| output).or_fail(&what)?;
                 let status = super::exec::exit_status(output.status);
                 return Ok(Captured { status, stdout: output.stdout, stderr: output.stderr });
             }
-            () = interrupt.wanted() => interrupt.check(),
+            why = interrupt.wanted() => why,
             () = tokio::time::sleep(COMMAND_DEADLINE) => {
-                Err(self.failed(format!("{}: no answer in {} s", what(), COMMAND_DEADLINE.as_secs())))
+                self.failed(format!("{}: no answer in {} s", what(), COMMAND_DEADLINE.as_secs()))
             }
         };
-        process.kill(KILL_DEADLINE).await.or_fail(what)?;
-        why?;
-        Err(self.failed(what()))
+        process.kill(KILL_DEADLINE).await.or_fail(&what)?;
+        Err(why)
     }
 
     /// Waits until the agent answers with one of these states.
@@ -162,10 +168,15 @@ impl Host {
     }
 }
 
-struct Captured {
-    status: u8,
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
+/// How a program in a host ended and what it said.
+#[derive(Clone, Debug)]
+pub struct Captured {
+    /// Its exit status, 128+n for signal n.
+    pub status: u8,
+    /// Its standard output.
+    pub stdout: Vec<u8>,
+    /// Its standard error.
+    pub stderr: Vec<u8>,
 }
 
 /// Starts the agents of a new lab and makes one mesh of them.
@@ -196,11 +207,8 @@ pub(super) async fn start_all(
         let uses = others.len().to_string();
         let token: TokenCreated =
             first.ask(&["token", "create", "--uses", &uses], interrupt).await?;
-        let server = if plan.underlay.has_v4() {
-            first.name.v4().to_string()
-        } else {
-            first.name.v6().to_string()
-        };
+        let server =
+            plan.addresses(first.name).first().map(ToString::to_string).unwrap_or_default();
         for host in others {
             let _joined: serde_json::Value =
                 host.ask(&["join", "--token", &token.token, &server], interrupt).await?;
@@ -254,7 +262,7 @@ fn dead(lab: &LabDir, name: HostName) -> ApiError {
     )
 }
 
-fn tail(path: &std::path::Path) -> std::io::Result<String> {
+fn tail(path: &std::path::Path) -> io::Result<String> {
     let mut file = File::open(path)?;
     let skip = file.metadata()?.len().saturating_sub(LOG_TAIL);
     file.seek(SeekFrom::Start(skip))?;

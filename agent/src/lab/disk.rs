@@ -55,6 +55,10 @@ impl LabDir {
         let _machine = lock_machine().or_fail(|| format!("cannot lock {BASE}"))?;
         let lab = Self { name: name.clone(), path: Path::new(BASE).join(name.as_str()) };
         let conflict = |what: String| {
+            // The lock may have made an empty one.
+            if let Err(error) = fs::remove_dir(BASE) {
+                tracing::trace!(%error, "other labs are there");
+            }
             let hint =
                 format!("choose another --name, or remove it: vxmesh lab --name {name} down");
             Err(ApiError::new(ErrorCode::Conflict, what, hint))

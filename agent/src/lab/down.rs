@@ -43,9 +43,12 @@ pub(super) async fn remove(name: &LabName, lab: Option<LabDir>) -> Result<(), Ap
     let identities: HashSet<_> = paths.iter().filter_map(|path| identity(path).ok()).collect();
     refuse_inside(name, &identities)?;
     for host in lab.iter().map(LabDir::host_dirs).collect::<Result<Vec<_>, _>>()?.iter().flatten() {
-        // A record that a sudden end left unreadable tells nothing that the search below does not find.
-        if let Ok(Some(holder)) = host.holder() {
-            holder.kill(KILL_DEADLINE).await.or_fail(|| format!("cannot end lab {name}"))?;
+        // The agent first: a zombie child of this very process would keep the holder from ending. A record that a sudden
+        // end left unreadable tells nothing that the search below does not find.
+        for record in [host.agent(), host.holder()] {
+            if let Ok(Some(process)) = record {
+                process.kill(KILL_DEADLINE).await.or_fail(|| format!("cannot end lab {name}"))?;
+            }
         }
     }
     // A process can start another while it is looked for.

@@ -40,34 +40,28 @@ impl Interrupt {
     }
 
     /// Fails if the user wants to stop.
-    ///
-    /// # Errors
-    /// The user wants to stop.
     pub(super) fn check(&self) -> Result<(), ApiError> {
-        if *self.0.borrow() {
-            Err(ApiError::new(ErrorCode::Failed, "interrupted", "what was made so far is removed"))
-        } else {
-            Ok(())
-        }
+        if *self.0.borrow() { Err(interrupted()) } else { Ok(()) }
     }
 
     /// Waits, or fails as soon as the user wants to stop.
-    ///
-    /// # Errors
-    /// The user wants to stop.
     pub(super) async fn sleep(&self, duration: Duration) -> Result<(), ApiError> {
         tokio::select! {
-            () = tokio::time::sleep(duration) => {}
-            () = self.wanted() => {}
+            () = tokio::time::sleep(duration) => Ok(()),
+            why = self.wanted() => Err(why),
         }
-        self.check()
     }
 
-    /// Returns when the user wants to stop.
-    pub(super) async fn wanted(&self) {
+    /// Returns when the user wants to stop, with the error that says so.
+    pub(super) async fn wanted(&self) -> ApiError {
         let mut receiver = self.0.clone();
         if receiver.wait_for(|wanted| *wanted).await.is_err() {
             std::future::pending::<()>().await;
         }
+        interrupted()
     }
+}
+
+fn interrupted() -> ApiError {
+    ApiError::new(ErrorCode::Failed, "interrupted", "run the command again")
 }

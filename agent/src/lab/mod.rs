@@ -27,18 +27,19 @@ mod status;
 mod up;
 mod wire;
 
+pub use agents::Captured;
 pub use name::{HostName, LabName, NameError};
 pub use output::{HostStatus, Output};
 pub use plan::{Plan, Underlay};
 
-use self::{disk::LabDir, error::OrFail, interrupt::Interrupt};
+use self::{agents::Host, disk::LabDir, enter::Program, error::OrFail, interrupt::Interrupt};
 use crate::api::{ApiError, ErrorCode};
 
 /// `vxmesh lab`: a cluster of hosts in namespaces on this machine.
 #[derive(Debug, Args)]
 pub struct Command {
     /// Which lab.
-    #[arg(long, default_value = "vxlab", value_name = "NAME")]
+    #[arg(long, global = true, default_value = "vxlab", value_name = "NAME")]
     pub name: LabName,
     /// What to do.
     #[command(subcommand)]
@@ -168,6 +169,21 @@ pub async fn down(name: &LabName) -> Result<bool, ApiError> {
 /// There is no such lab.
 pub fn status(name: &LabName) -> Result<Vec<HostStatus>, ApiError> {
     status::status(&LabDir::open(name)?)
+}
+
+/// Runs a command in a host, without input, and keeps what it says.
+///
+/// # Errors
+/// There is no such host, no such command, or the command takes longer than a minute.
+pub async fn capture(
+    name: &LabName,
+    host: HostName,
+    command: &[&str],
+) -> Result<Captured, ApiError> {
+    let (program, args) = command.split_first().unwrap_or((&"", &[]));
+    let what = || format!("cannot run {program} in {host}");
+    let opened = Host::open(&LabDir::open(name)?, host)?;
+    opened.capture(Program::any(program, args), what, &watch()?).await
 }
 
 /// Kills the agent of a host.

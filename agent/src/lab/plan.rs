@@ -7,11 +7,11 @@
 //! ```
 //! Refuses unknown keys and values out of range.
 
-use std::{fs, path::Path};
+use std::{fs, net::IpAddr, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::name::MAX_HOSTS;
+use super::name::{HostName, MAX_HOSTS};
 use crate::api::{ApiError, ErrorCode};
 
 const DEFAULT_HOSTS: u8 = 3;
@@ -90,6 +90,14 @@ impl Plan {
             plan.hosts = hosts;
         }
         plan.check().map_err(|what| ApiError::new(ErrorCode::Usage, what, HINT))
+    }
+
+    /// The addresses of a host, IPv4 first.
+    #[must_use]
+    pub fn addresses(&self, host: HostName) -> Vec<IpAddr> {
+        let v4 = self.underlay.has_v4().then(|| IpAddr::from(host.v4()));
+        let v6 = self.underlay.has_v6().then(|| IpAddr::from(host.v6()));
+        v4.into_iter().chain(v6).collect()
     }
 
     fn parse(text: &str) -> Result<Self, String> {

@@ -1,7 +1,5 @@
 //! Owns what is said about the hosts of a lab.
 
-use std::net::IpAddr;
-
 use super::{disk::LabDir, name::HostName, output::HostStatus};
 use crate::api::ApiError;
 
@@ -11,15 +9,13 @@ pub(super) fn status(lab: &LabDir) -> Result<Vec<HostStatus>, ApiError> {
     HostName::first(plan.hosts)
         .map(|name| {
             let dir = lab.host(name);
-            let v4 = plan.underlay.has_v4().then(|| IpAddr::from(name.v4()));
-            let v6 = plan.underlay.has_v6().then(|| IpAddr::from(name.v6()));
             Ok(HostStatus {
                 host: name.to_string(),
                 netns: lab.name().host_netns(name),
                 pid: dir.agent()?.filter(|agent| agent.is_alive()).map(|agent| agent.pid),
                 socket: dir.socket().display().to_string(),
                 data_dir: dir.data_dir().display().to_string(),
-                addrs: v4.into_iter().chain(v6).collect(),
+                addrs: plan.addresses(name),
             })
         })
         .collect()

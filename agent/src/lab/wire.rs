@@ -50,7 +50,11 @@ pub(super) async fn plug(lab: &LabName, plan: &Plan, host: HostName) -> Result<(
         if plan.underlay.has_v6() {
             inside.sysctl(&format!("ipv6/conf/{ETH}/accept_dad"), "0")?;
         } else {
-            inside.sysctl(&format!("ipv6/conf/{ETH}/disable_ipv6"), "1")?;
+            // A kernel without IPv6 has no such setting.
+            match inside.sysctl(&format!("ipv6/conf/{ETH}/disable_ipv6"), "1") {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
         }
         inside.set_up(ETH).await?;
         if plan.underlay.has_v4() {

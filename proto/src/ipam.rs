@@ -1,1 +1,0 @@
-//! Address arithmetic: pools, blocks, allocation without collisions (DESIGN: IPAM).

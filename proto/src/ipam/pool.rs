@@ -1,0 +1,298 @@
+//! The addresses that this node gives out: [`Pool`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Instant,
+};
+
+use ipnet::IpNet;
+use thiserror::Error;
+
+use super::{
+    Ownership, Subnet, Transfer,
+    cidr::{Cidr, address, number},
+};
+use crate::{addr::NodeId, limits::ADDRESS_QUARANTINE};
+
+/// Why there is no address. Nothing changed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum AllocateError {
+    /// This node has none left.
+    #[error("{}", exhausted(.cidr, .holders))]
+    Exhausted {
+        /// The subnet.
+        cidr: IpNet,
+        /// Who still has some, the largest first. Ask one that is alive.
+        holders: Vec<Holder>,
+    },
+    /// It lies somewhere else.
+    #[error("{ip} is not in {cidr}")]
+    Outside {
+        /// What was asked for.
+        ip: IpAddr,
+        /// The subnet.
+        cidr: IpNet,
+    },
+    /// No endpoint can have it.
+    #[error(
+        "{ip} cannot be given to an endpoint: it is the gateway's, reserved, or the address of {cidr} itself"
+    )]
+    Reserved {
+        /// What was asked for.
+        ip: IpAddr,
+        /// The subnet.
+        cidr: IpNet,
+    },
+    /// An endpoint has it.
+    #[error("{0} is in use: choose another address or detach the endpoint that has it")]
+    InUse(IpAddr),
+    /// Another node must be asked for it.
+    #[error("{ip} is for node {owner} to give: it must be reachable")]
+    NotOurs {
+        /// What was asked for.
+        ip: IpAddr,
+        /// Who owns its block.
+        owner: NodeId,
+    },
+}
+
+/// A node that has free addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Who.
+    pub node: NodeId,
+    /// How many, as far as this node knows.
+    pub free: u128,
+}
+
+/// One subnet, as the node `me` sees it and gives out its part.
+///
+/// Durable are the transfers and the addresses in use; after a restart they are put in again with
+/// [`Pool::extend`] and [`Pool::adopt`].
+#[derive(Clone, Debug)]
+pub struct Pool {
+    subnet: Subnet,
+    me: NodeId,
+    ownership: Ownership,
+    excluded: BTreeSet<u128>,
+    used: BTreeSet<u128>,
+    /// Released addresses and when they may be given again.
+    resting: BTreeMap<u128, Instant>,
+    /// Where the next search begins: addresses are given in turn, so one that was released comes late again.
+    cursor: u128,
+}
+
+impl Pool {
+    /// A subnet whose blocks belong to these nodes.
+    #[must_use]
+    pub fn new(subnet: Subnet, ownership: Ownership, me: NodeId) -> Self {
+        let (excluded, cursor) = (subnet.excluded(), subnet.block().first);
+        let (used, resting) = (BTreeSet::new(), BTreeMap::new());
+        Self { subnet, me, ownership, excluded, used, resting, cursor }
+    }
+
+    /// The subnet.
+    #[must_use]
+    pub const fn subnet(&self) -> &Subnet {
+        &self.subnet
+    }
+
+    /// Who owns what.
+    #[must_use]
+    pub const fn ownership(&self) -> &Ownership {
+        &self.ownership
+    }
+
+    /// Learns of transfers; see [`Ownership::extend`].
+    pub fn extend(&mut self, transfers: impl IntoIterator<Item = Transfer>) -> bool {
+        self.ownership.extend(transfers)
+    }
+
+    /// Takes the next free address. `elsewhere` are the addresses that the tables show in this network: they are
+    /// skipped, and counted against what other nodes have.
+    ///
+    /// # Errors
+    ///
+    /// [`AllocateError::Exhausted`] names the nodes that have space.
+    pub fn allocate(
+        &mut self,
+        elsewhere: &BTreeSet<IpAddr>,
+        now: Instant,
+    ) -> Result<IpAddr, AllocateError> {
+        self.resting.retain(|_, until| *until > now);
+        let found = self
+            .next_free(self.cursor, u128::MAX, elsewhere)
+            .or_else(|| self.next_free(0, self.cursor, elsewhere));
+        let Some(found) = found else {
+            let holders = self.holders(elsewhere);
+            return Err(AllocateError::Exhausted { cidr: self.subnet.cidr(), holders });
+        };
+        self.used.insert(found);
+        self.cursor = found.saturating_add(1);
+        Ok(address(found, self.subnet.is_v6()))
+    }
+
+    /// Takes this address, also if it was released a moment ago: whoever names it knows what it was.
+    ///
+    /// # Errors
+    ///
+    /// [`AllocateError::NotOurs`] names the node to ask; the others say why nobody can have it.
+    pub fn allocate_static(
+        &mut self,
+        ip: IpAddr,
+        elsewhere: &BTreeSet<IpAddr>,
+    ) -> Result<(), AllocateError> {
+        let cidr = self.subnet.cidr();
+        let block = self.ownership.block_at(ip).ok_or(AllocateError::Outside { ip, cidr })?;
+        if !self.subnet.is_assignable(ip) {
+            return Err(AllocateError::Reserved { ip, cidr });
+        }
+        if self.used.contains(&number(ip)) || elsewhere.contains(&ip) {
+            return Err(AllocateError::InUse(ip));
+        }
+        if block.owner != self.me {
+            return Err(AllocateError::NotOurs { ip, owner: block.owner });
+        }
+        self.adopt(ip);
+        Ok(())
+    }
+
+    /// Marks an address as in use, as found at a restart.
+    pub fn adopt(&mut self, ip: IpAddr) {
+        self.resting.remove(&number(ip));
+        self.used.insert(number(ip));
+    }
+
+    /// Gives an address back. It rests before it is given again, as others still remember who had it.
+    pub fn release(&mut self, ip: IpAddr, now: Instant) {
+        if self.used.remove(&number(ip)) {
+            self.resting.insert(number(ip), now + ADDRESS_QUARANTINE);
+        }
+    }
+
+    /// Addresses in use that are not this node's to give: their block went to another by a contradiction
+    /// among transfers, and their endpoints must be addressed anew.
+    pub fn strays(&self) -> impl Iterator<Item = IpAddr> {
+        self.used
+            .iter()
+            .map(|number| address(*number, self.subnet.is_v6()))
+            .filter(|ip| self.ownership.block_at(*ip).is_none_or(|block| block.owner != self.me))
+    }
+
+    /// Splits off half of the largest free block for another node; nothing if that would leave one of the two
+    /// without a free address. The block is given up here and now: the transfer must be durable
+    /// before it is sent.
+    pub fn give(
+        &mut self,
+        to: NodeId,
+        elsewhere: &BTreeSet<IpAddr>,
+        now: Instant,
+    ) -> Option<Transfer> {
+        self.resting.retain(|_, until| *until > now);
+        if to == self.me {
+            return None;
+        }
+        let busy = self.busy(elsewhere);
+        let mut best: Option<Cidr> = None;
+        let mut free = 0;
+        for cidr in self.mine() {
+            largest_free(cidr, &busy, &mut best);
+            free += cidr.size() - self.unavailable(cidr, &busy);
+        }
+        let best = best?;
+        let halves = best.halves();
+        let candidates = halves.map_or([Some(best), None], |(low, high)| [Some(high), Some(low)]);
+        let given = candidates.into_iter().flatten().find(|cidr| {
+            let moved = cidr.size() - self.unavailable(*cidr, &busy);
+            moved > 0 && moved < free
+        })?;
+        let v6 = self.subnet.is_v6();
+        let block = self.ownership.block_at(address(given.first, v6))?;
+        let transfer = block.give(given.net(v6), to)?;
+        self.ownership.extend([transfer]);
+        Some(transfer)
+    }
+
+    /// Other nodes that have free addresses, the largest first.
+    #[must_use]
+    pub fn holders(&self, elsewhere: &BTreeSet<IpAddr>) -> Vec<Holder> {
+        let busy = self.busy(elsewhere);
+        let mut free: BTreeMap<NodeId, u128> = BTreeMap::new();
+        for (owner, cidr) in self.ownership.cidrs().filter(|(owner, _)| *owner != self.me) {
+            *free.entry(owner).or_default() += cidr.size() - self.unavailable(cidr, &busy);
+        }
+        let mut holders: Vec<_> = free
+            .into_iter()
+            .filter(|(_, free)| *free > 0)
+            .map(|(node, free)| Holder { node, free })
+            .collect();
+        holders.sort_by_key(|holder| (u128::MAX - holder.free, holder.node));
+        holders
+    }
+
+    fn mine(&self) -> impl Iterator<Item = Cidr> {
+        self.ownership.cidrs().filter(|(owner, _)| *owner == self.me).map(|(_, cidr)| cidr)
+    }
+
+    /// The first free address of ours from `from` to `to`. Each step passes an address that somebody has, so the
+    /// size of a block does not matter.
+    fn next_free(&self, from: u128, to: u128, elsewhere: &BTreeSet<IpAddr>) -> Option<u128> {
+        let v6 = self.subnet.is_v6();
+        self.mine().find_map(|cidr| {
+            let mut at = cidr.first.max(from);
+            let last = cidr.last().min(to);
+            while at <= last {
+                let taken = self.excluded.contains(&at)
+                    || self.used.contains(&at)
+                    || self.resting.contains_key(&at)
+                    || elsewhere.contains(&address(at, v6));
+                if !taken {
+                    return Some(at);
+                }
+                at = at.checked_add(1)?;
+            }
+            None
+        })
+    }
+
+    /// All addresses that somebody has or had a moment ago.
+    fn busy(&self, elsewhere: &BTreeSet<IpAddr>) -> BTreeSet<u128> {
+        let v6 = self.subnet.is_v6();
+        let others = elsewhere.iter().filter(|ip| ip.is_ipv6() == v6).map(|ip| number(*ip));
+        self.used.iter().chain(self.resting.keys()).copied().chain(others).collect()
+    }
+
+    /// How many addresses of a block cannot be given out.
+    fn unavailable(&self, cidr: Cidr, busy: &BTreeSet<u128>) -> u128 {
+        let range = cidr.first..=cidr.last();
+        busy.range(range.clone()).chain(self.excluded.range(range)).collect::<BTreeSet<_>>().len()
+            as u128
+    }
+}
+
+/// Finds the largest block without a busy address, if it is larger than the best so far.
+fn largest_free(cidr: Cidr, busy: &BTreeSet<u128>, best: &mut Option<Cidr>) {
+    if best.is_some_and(|best| best.bits >= cidr.bits) {
+        return;
+    }
+    if busy.range(cidr.first..=cidr.last()).next().is_none() {
+        *best = Some(cidr);
+    } else if let Some((low, high)) = cidr.halves() {
+        // The upper half first: endpoints of this node are in the lower part more often.
+        largest_free(high, busy, best);
+        largest_free(low, busy, best);
+    }
+}
+
+fn exhausted(cidr: &IpNet, holders: &[Holder]) -> String {
+    if holders.is_empty() {
+        return format!("every address of {cidr} is in use: detach endpoints or add a subnet");
+    }
+    let names: Vec<_> = holders.iter().map(|h| format!("{} ({} free)", h.node, h.free)).collect();
+    format!(
+        "this node has no free address of {cidr} left; these hold some: {}. Bring one of them back, or remove it with `vxmesh node rm`",
+        names.join(", ")
+    )
+}
