@@ -7,12 +7,14 @@ pub mod netns;
 pub mod overlay;
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::AsRawFd,
 };
 
 use nix::{
+    ifaddrs::getifaddrs,
     libc,
+    net::if_::InterfaceFlags,
     sys::socket::{getsockopt, sockopt},
 };
 
@@ -44,4 +46,27 @@ fn ipv6_mtu(socket: &UdpSocket) -> Option<libc::c_int> {
         )
     };
     (status == 0).then_some(mtu)
+}
+
+/// The first address of each IP version on an interface of the calling thread's namespace that others may reach: up, not a
+/// loopback, not link-local. IPv4 comes first.
+#[must_use]
+pub fn host_addresses() -> Vec<IpAddr> {
+    let Ok(interfaces) = getifaddrs() else { return Vec::new() };
+    let up = interfaces.filter(|interface| {
+        interface.flags.contains(InterfaceFlags::IFF_UP) && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK)
+    });
+    let addrs: Vec<IpAddr> = up
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+        })
+        .filter(|ip| match ip {
+            IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_loopback(),
+            IpAddr::V6(v6) => !v6.is_unicast_link_local() && !v6.is_loopback(),
+        })
+        .collect();
+    let v4 = addrs.iter().copied().find(IpAddr::is_ipv4);
+    v4.into_iter().chain(addrs.iter().copied().find(IpAddr::is_ipv6)).collect()
 }
