@@ -1,0 +1,264 @@
+//! Networks as the user makes, sees and removes them.
+
+use std::{net::IpAddr, sync::Arc};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use rand::RngExt;
+use vxmesh_proto::{
+    addr::{NetworkId, Vni},
+    control::Response,
+    ipam::{Subnet, SubnetError, check_disjoint, first_split},
+    limits::{DEFAULT_MTU, MAX_MTU, MIN_MTU},
+    object::{self, Content, Draft, NetworkState, Object, ObjectSet},
+};
+
+use super::mesh::{Mesh, failed};
+use crate::{
+    admin::resolve,
+    api::{self, ApiError, ErrorCode, NetworkSpec},
+    netlink,
+    objects::PublishError,
+};
+
+/// Attempts to find a free number or subnet at random before they are searched in order.
+const RANDOM_TRIES: usize = 64;
+
+impl From<PublishError> for ApiError {
+    fn from(error: PublishError) -> Self {
+        let code = match &error {
+            PublishError::Overtaken => ErrorCode::Conflict,
+            PublishError::Refused(_) | PublishError::Store(_) => ErrorCode::Failed,
+        };
+        Self::new(code, error.to_string(), "nothing was changed")
+    }
+}
+
+fn usage(message: impl std::fmt::Display, hint: &str) -> ApiError {
+    ApiError::new(ErrorCode::Usage, message.to_string(), hint)
+}
+
+impl Mesh {
+    /// All networks that were not removed, oldest first.
+    pub(super) fn network_list(&self) -> Vec<api::Network> {
+        let networks = self.objects.read(ObjectSet::networks);
+        networks.iter().filter_map(|(id, object, state)| row(*id, object, *state)).collect()
+    }
+
+    /// The network that a reference means.
+    pub(super) fn find_network(&self, reference: &str) -> Result<api::Network, ApiError> {
+        resolve::one(&self.network_list(), reference).cloned()
+    }
+
+    /// Makes a network, on this node and so on all.
+    pub(super) fn create_network(self: &Arc<Self>, spec: &NetworkSpec) -> Result<api::Network, ApiError> {
+        let mtu = spec.mtu.unwrap_or(DEFAULT_MTU);
+        if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
+            return Err(usage(format!("an MTU of {mtu} does not do"), "choose 1280 to 8894"));
+        }
+        let live = self.live_nodes();
+        let object = self.objects.publish::<ApiError>(|set, hlc| {
+            let networks = set.networks();
+            if let Some((id, ..)) = networks.iter().find(|(_, object, _)| name_of(object) == Some(&spec.name)) {
+                let message = format!("there is a network `{}` already ({})", spec.name, id.short());
+                return Err(ApiError::new(ErrorCode::Conflict, message, "choose another name, or remove that one first"));
+            }
+            let subnets = choose_subnets(spec, &networks)?;
+            let blocks = subnets.iter().flat_map(|subnet| first_split(subnet, self.me, live.iter().copied()));
+            let network = object::Network {
+                name: spec.name.clone(),
+                creator: self.me,
+                driver: overlay_driver()?,
+                vni: choose_vni(spec.vni, &networks)?,
+                encrypted: true,
+                mtu,
+                subnets: subnets.iter().map(|s| object::Subnet { cidr: s.cidr(), gateway: s.gateway() }).collect(),
+                internal: false,
+                labels: spec.labels.clone(),
+                blocks: blocks.map(|(cidr, owner)| object::Block { cidr, owner }).collect(),
+            };
+            Ok(Draft::new(hlc, Content::Network(network)))
+        })?;
+        self.push_objects([object.text().to_string()]);
+        self.objects.read(|set| self.addresses.follow(set));
+        self.kick();
+        let created = self.network_list().into_iter().find(|row| object.id() == &object::ObjectId::Network(row.id));
+        created.ok_or_else(|| failed("the network was removed while it was made", "create it again"))
+    }
+
+    /// Removes a network that has no endpoints, on this node and so on all.
+    pub(super) fn remove_network(self: &Arc<Self>, reference: &str) -> Result<api::Network, ApiError> {
+        let network = self.find_network(reference)?;
+        let endpoints = self.endpoint_list().into_iter().filter(|endpoint| endpoint.network == network.id);
+        let names: Vec<String> = endpoints.map(|endpoint| endpoint.name.to_string()).take(5).collect();
+        if !names.is_empty() {
+            let message = format!("network `{}` has endpoints: {}", network.name, names.join(", "));
+            return Err(ApiError::new(ErrorCode::Conflict, message, "detach them first; see `vxmesh endpoint ls`"));
+        }
+        let id = object::ObjectId::Network(network.id);
+        let object = self.objects.publish::<ApiError>(|set, hlc| {
+            let gone = || ApiError::new(ErrorCode::NotFound, "the network is gone", "see `vxmesh network ls`");
+            Ok(Draft { closed: true, ..set.get(&id).ok_or_else(gone)?.edit(hlc) })
+        })?;
+        self.push_objects([object.text().to_string()]);
+        self.kick();
+        Ok(network)
+    }
+
+    /// Asks for an address block in every network of which this node has none, so that it can give addresses out when it is
+    /// cut off later.
+    pub(super) fn prefetch(self: &Arc<Self>) {
+        let networks = self.objects.read(ObjectSet::active_networks);
+        let bare: Vec<_> = networks
+            .into_iter()
+            .flat_map(|id| self.addresses.without_block(id).into_iter().map(move |subnet| (id, subnet)))
+            .collect();
+        if bare.is_empty() || self.is_prefetching() {
+            return;
+        }
+        self.prefetching.store(true, std::sync::atomic::Ordering::Release);
+        let mesh = Arc::clone(self);
+        tokio::spawn(async move {
+            for (network, subnet) in bare {
+                if let Err(error) = mesh.fetch_block(network, subnet).await {
+                    tracing::debug!(%network, %subnet, %error, "no address block yet");
+                }
+            }
+            mesh.prefetching.store(false, std::sync::atomic::Ordering::Release);
+        });
+    }
+
+    /// Gets a block of a subnet from the nodes that are up and have most to spare.
+    pub(super) async fn fetch_block(&self, network: NetworkId, subnet: IpNet) -> Result<(), ApiError> {
+        let elsewhere = self.elsewhere(network);
+        let holders = self.addresses.with_pool(network, subnet, |pool| pool.holders(&elsewhere)).unwrap_or_default();
+        let live = self.live_nodes();
+        let (up, down): (Vec<_>, Vec<_>) = holders.into_iter().partition(|holder| live.contains(&holder.node));
+        let mut last = None;
+        for holder in up {
+            let request = vxmesh_proto::control::Request::BlockRequest { network, subnet, want: 1 };
+            match self.ask_for_transfer(holder.node, &request).await {
+                Ok(()) => return Ok(()),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| {
+            let names: Vec<String> = down.iter().map(|h| format!("{} ({} free)", self.node_name(h.node), h.free)).collect();
+            let message = format!("no address of {subnet} is to be had");
+            let hint = if names.is_empty() {
+                "detach endpoints, or make a network with a larger subnet".to_owned()
+            } else {
+                format!("these nodes hold some and are not reachable: {}; bring one of them back", names.join(", "))
+            };
+            ApiError::new(ErrorCode::Conflict, message, hint)
+        }))
+    }
+
+    /// Sends a request whose answer is a signed transfer to this node, and takes it over.
+    pub(super) async fn ask_for_transfer(
+        &self,
+        node: vxmesh_proto::addr::NodeId,
+        request: &vxmesh_proto::control::Request,
+    ) -> Result<(), ApiError> {
+        let Some(control) = self.control.get() else { return Err(failed("the agent is starting", "try again")) };
+        let hint = format!("node {} owns it; see `vxmesh node ls`", self.node_name(node));
+        let answer = control.request(node, request, super::sync::ANSWER).await;
+        match answer.map_err(|error| ApiError::new(ErrorCode::Conflict, error.to_string(), hint))? {
+            Response::Objects { objects } => {
+                tokio::task::block_in_place(|| self.take_objects(node, &objects));
+                self.objects.read(|set| self.addresses.follow(set));
+                Ok(())
+            }
+            _ => Err(failed("the owner of the addresses answers something else", "upgrade the older agent")),
+        }
+    }
+}
+
+fn overlay_driver() -> Result<vxmesh_proto::addr::Name, ApiError> {
+    "overlay".parse().map_err(|error| failed(error, "this is a defect"))
+}
+
+fn name_of(object: &Object) -> Option<&vxmesh_proto::addr::Name> {
+    match object.content() {
+        Content::Network(network) => Some(&network.name),
+        Content::Member(_) | Content::Transfer(_) | Content::Other => None,
+    }
+}
+
+fn row(id: NetworkId, object: &Object, state: NetworkState) -> Option<api::Network> {
+    let Content::Network(network) = object.content() else { return None };
+    let state = match state {
+        NetworkState::Active => "active",
+        NetworkState::Conflict { .. } => "conflict",
+    };
+    Some(api::Network {
+        id,
+        name: network.name.clone(),
+        driver: network.driver.to_string(),
+        vni: network.vni,
+        encrypted: network.encrypted,
+        mtu: network.mtu,
+        state: state.to_owned(),
+        subnets: network.subnets.iter().map(|s| api::Subnet { cidr: s.cidr, gateway: s.gateway }).collect(),
+    })
+}
+
+type Networks = [(NetworkId, Arc<Object>, NetworkState)];
+
+fn networks_of(networks: &Networks) -> impl Iterator<Item = &object::Network> {
+    networks.iter().filter_map(|(_, object, _)| match object.content() {
+        Content::Network(network) => Some(network),
+        Content::Member(_) | Content::Transfer(_) | Content::Other => None,
+    })
+}
+
+fn choose_vni(wanted: Option<Vni>, networks: &Networks) -> Result<Vni, ApiError> {
+    let taken = |vni: Vni| networks_of(networks).any(|network| network.vni == vni);
+    if let Some(vni) = wanted {
+        return if taken(vni) {
+            Err(ApiError::new(ErrorCode::Conflict, format!("VNI {vni} is in use"), "choose another, or leave --vni out"))
+        } else {
+            Ok(vni)
+        };
+    }
+    let mut rng = rand::rng();
+    let free = std::iter::repeat_with(|| rng.random_range(1..=Vni::MAX.get()));
+    let free = free.take(RANDOM_TRIES).chain(1..=Vni::MAX.get()).filter_map(Vni::new).find(|vni| !taken(*vni));
+    free.ok_or_else(|| failed("every VNI is in use", "remove networks"))
+}
+
+/// The subnets that were asked for, or a free private one of each IP version.
+fn choose_subnets(spec: &NetworkSpec, networks: &Networks) -> Result<Vec<Subnet>, ApiError> {
+    let bad = |error: SubnetError| usage(error, "see `vxmesh network create --help`");
+    if let Some(stray) = spec.gateways.iter().find(|ip| !spec.subnets.iter().any(|subnet| subnet.contains(*ip))) {
+        return Err(usage(format!("the gateway {stray} lies in none of the subnets"), "give its subnet with --subnet"));
+    }
+    if spec.subnets.is_empty() {
+        let taken: Vec<IpNet> = networks_of(networks).flat_map(|n| n.subnets.iter().map(|s| s.cidr)).collect();
+        return free_subnets(&taken).into_iter().map(|cidr| Subnet::new(cidr, None, []).map_err(bad)).collect();
+    }
+    let gateway = |cidr: &IpNet| spec.gateways.iter().copied().find(|ip| cidr.contains(ip));
+    let subnets = spec.subnets.iter().map(|cidr| Subnet::new(*cidr, gateway(cidr), []).map_err(bad));
+    let subnets = subnets.collect::<Result<Vec<_>, _>>()?;
+    check_disjoint(&subnets).map_err(bad)?;
+    Ok(subnets)
+}
+
+/// A /16 of 10.0.0.0/8 and a /64 of fd00::/8 that no network and no address of this host overlaps.
+fn free_subnets(taken: &[IpNet]) -> Vec<IpNet> {
+    let host = netlink::host_addresses();
+    let free = |cidr: &IpNet| {
+        !taken.iter().any(|other| other.contains(cidr) || cidr.contains(other))
+            && !host.iter().any(|ip: &IpAddr| cidr.contains(ip))
+    };
+    let mut rng = rand::rng();
+    let v4 = std::iter::repeat_with(|| rng.random_range(64..=199u8)).take(RANDOM_TRIES).chain(1..=254);
+    let v4 = v4.filter_map(|n| Ipv4Net::new([10, n, 0, 0].into(), 16).ok().map(IpNet::V4)).find(free);
+    let mut rng = rand::rng();
+    let v6 = std::iter::repeat_with(|| {
+        // RFC 4193 section 3.2: fd, 40 random bits, a subnet number.
+        let [a, b, c] = rng.random::<[u16; 3]>();
+        [0xfd00 | (a & 0xff), b, c, 1, 0, 0, 0, 0]
+    });
+    let v6 = v6.take(RANDOM_TRIES).filter_map(|s| Ipv6Net::new(s.into(), 64).ok().map(IpNet::V6)).find(free);
+    v4.into_iter().chain(v6).collect()
+}

@@ -1,0 +1,190 @@
+//! What this node says to others when it meets them, how object sets become equal, and what it answers to requests.
+
+use std::{sync::Arc, time::{Duration, Instant}};
+
+use tracing::{debug, warn};
+use vxmesh_proto::{
+    addr::{NetworkId, NodeId},
+    control::{Push, Refusal, RefusalCode, Request, Response},
+    ipam::Transfer,
+    object::{self, Content, Draft},
+    record::SignedRecord,
+};
+
+use super::mesh::{Mesh, lock};
+use crate::objects::PublishError;
+
+/// How long a request to another node may take.
+pub(super) const ANSWER: Duration = Duration::from_secs(5);
+/// A pair of nodes compares its sets no more often than this, so that a difference that neither can mend costs little.
+const SYNC_EVERY: Duration = Duration::from_millis(500);
+/// Records in one push; 1 KiB each at most, and a push may have 256 KiB.
+const RECORDS_PER_PUSH: usize = 200;
+
+impl Mesh {
+    /// A connection with a member came up: tell it what this node claims, compare objects, gossip at once.
+    pub(super) async fn greet(self: Arc<Self>, node: NodeId) {
+        let (Some(control), Some(gossip)) = (self.control.get(), self.gossip.get()) else { return };
+        let own: Vec<_> = gossip.with_directory(|directory| {
+            let texts = directory.records_of(self.me).map(|entry| &entry.record);
+            texts.map(|r| (r.owner(), r.key().to_string(), r.text().to_string())).collect()
+        });
+        // The keys first: records of a node that is no member yet wait for them.
+        self.sync_with(node).await;
+        for records in own.chunks(RECORDS_PER_PUSH) {
+            let push = Push { records: records.to_vec(), objects: Vec::new() };
+            if let Err(error) = control.push(node, &push) {
+                warn!(%node, %error, "own records not pushed; gossip will bring them");
+            }
+        }
+        gossip.call(node);
+    }
+
+    /// Compares objects with a node, unless that was done a moment ago.
+    pub(super) fn sync_soon(self: &Arc<Self>, node: NodeId) {
+        let now = Instant::now();
+        let mut syncing = lock(&self.syncing);
+        if syncing.get(&node).is_some_and(|last| now.duration_since(*last) < SYNC_EVERY) {
+            return;
+        }
+        syncing.insert(node, now);
+        drop(syncing);
+        let mesh = Arc::clone(self);
+        tokio::spawn(async move { mesh.sync_with(node).await });
+    }
+
+    /// Makes this node's set of objects and another's equal, page by page.
+    async fn sync_with(&self, node: NodeId) {
+        let Some(control) = self.control.get() else { return };
+        let mut after = None;
+        loop {
+            let digest = self.objects.read(|set| set.digest(after.take()));
+            let until = digest.until.clone();
+            let difference = match control.request(node, &Request::ObjectsDigest { digest }, ANSWER).await {
+                Ok(Response::ObjectsDifference { difference }) => difference,
+                Ok(_) => return warn!(%node, "a node answers a digest with something else"),
+                Err(error) => return debug!(%node, %error, "objects not compared"),
+            };
+            let theirs: Vec<String> = difference.texts.iter().map(ToString::to_string).collect();
+            self.take_objects_off_runtime(node, theirs).await;
+            let wanted = self.objects.read(|set| set.texts(&difference.wanted));
+            if !wanted.is_empty() {
+                let objects = wanted.iter().map(ToString::to_string).collect();
+                if let Err(error) = control.request(node, &Request::ObjectsPush { objects }, ANSWER).await {
+                    return debug!(%node, %error, "objects not sent");
+                }
+            }
+            if until.is_none() {
+                return;
+            }
+            after = until;
+        }
+    }
+
+    async fn take_objects_off_runtime(&self, node: NodeId, texts: Vec<String>) {
+        if !texts.is_empty() {
+            // A disk write: the runtime gives this thread up meanwhile.
+            tokio::task::block_in_place(|| self.take_objects(node, &texts));
+        }
+    }
+
+    /// Merges objects from a node. Blocks for a disk write.
+    pub(super) fn take_objects(&self, node: NodeId, texts: &[String]) {
+        if let Err(error) = self.objects.merge(node, texts.iter().map(String::as_str)) {
+            warn!(%error, "objects are not kept on disk; free some space");
+        }
+    }
+
+    /// Merges records from a node.
+    pub(super) fn take_records(&self, node: NodeId, records: &[(NodeId, String, String)]) {
+        if let Some(gossip) = self.gossip.get() {
+            let pushed = gossip.handle_push(node, records);
+            debug!(%node, ?pushed, "records pushed");
+        }
+    }
+
+    /// Publishes a record that was just signed: to all at once.
+    pub(super) fn spread(&self, record: &SignedRecord) {
+        self.push_records(std::slice::from_ref(record));
+    }
+
+    /// Answers a member's request.
+    pub(super) async fn answer(self: &Arc<Self>, from: NodeId, request: Request) -> Result<Response, Refusal> {
+        match request {
+            Request::Ping => Ok(Response::Pong),
+            Request::ObjectsDigest { digest } => {
+                let difference = self.objects.read(|set| set.difference(&digest));
+                Ok(Response::ObjectsDifference { difference })
+            }
+            Request::ObjectsPush { objects } => {
+                self.take_objects_off_runtime(from, objects).await;
+                Ok(Response::Done)
+            }
+            Request::BlockRequest { network, subnet, want: _ } => {
+                let mesh = Arc::clone(self);
+                off_runtime(move || mesh.give_block(from, network, subnet)).await
+            }
+            Request::AddressClaim { network, ip, endpoint: _ } => {
+                let mesh = Arc::clone(self);
+                off_runtime(move || mesh.give_address(from, network, ip)).await
+            }
+            Request::Map => {
+                let rows = self.map_rows().into_iter().filter_map(|row| serde_json::to_value(row).ok());
+                Ok(Response::Map { rows: rows.collect() })
+            }
+            Request::Leave => Ok(Response::Done),
+            Request::Join(_) | Request::ForwardJoin(_) | Request::Renew(_) => {
+                Err(refusal(RefusalCode::Unsupported, "the control plane answers this itself"))
+            }
+        }
+    }
+
+    fn give_block(&self, to: NodeId, network: NetworkId, subnet: ipnet::IpNet) -> Result<Response, Refusal> {
+        let elsewhere = self.elsewhere(network);
+        let given = self.addresses.with_pool(network, subnet, |pool| pool.give(to, &elsewhere, Instant::now()));
+        match given {
+            None => Err(refusal(RefusalCode::NotFound, "this node knows no such subnet")),
+            Some(None) => Err(refusal(RefusalCode::Conflict, "this node has no addresses to spare")),
+            Some(Some(transfer)) => self.sign_transfer(network, transfer),
+        }
+    }
+
+    fn give_address(&self, to: NodeId, network: NetworkId, ip: std::net::IpAddr) -> Result<Response, Refusal> {
+        let elsewhere = self.elsewhere(network);
+        let subnet = self.addresses.subnets(network).into_iter().find(|subnet| subnet.contains(&ip));
+        let given = subnet.and_then(|subnet| {
+            self.addresses.with_pool(network, subnet, |pool| pool.give_address(ip, to, &elsewhere, Instant::now()))
+        });
+        match given {
+            None => Err(refusal(RefusalCode::NotFound, "this node knows no such subnet")),
+            Some(Err(why)) => Err(refusal(RefusalCode::Conflict, why.to_string())),
+            Some(Ok(transfer)) => self.sign_transfer(network, transfer),
+        }
+    }
+
+    /// Signs a transfer and writes it down before anybody hears of it.
+    pub(super) fn sign_transfer(&self, network: NetworkId, transfer: Transfer) -> Result<Response, Refusal> {
+        let Transfer { block: cidr, from, to, epoch } = transfer;
+        let content = Content::Transfer(object::Transfer { network, cidr, from, to, epoch });
+        let signed = self
+            .objects
+            .publish::<PublishError>(|_set, hlc| Ok(Draft::new(hlc, content)))
+            .map_err(|error| refusal(RefusalCode::Failed, error.to_string()))?;
+        let text = signed.text().to_string();
+        self.push_objects([text.clone()]);
+        Ok(Response::Objects { objects: vec![text] })
+    }
+}
+
+pub(super) fn refusal(code: RefusalCode, message: impl Into<String>) -> Refusal {
+    Refusal { code, message: message.into() }
+}
+
+/// Runs work that waits for the disk.
+async fn off_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(refusal(RefusalCode::Failed, error.to_string())))
+}
