@@ -135,6 +135,11 @@ impl Inner {
         *self.stopped.borrow()
     }
 
+    #[cfg(test)]
+    pub(super) fn open_connections(&self) -> usize {
+        self.endpoint.open_connections()
+    }
+
     /// Runs something with the limit on joins.
     pub(super) fn joins<R>(&self, run: impl FnOnce(&mut JoinLimiter) -> R) -> R {
         run(&mut self.joins.lock().unwrap_or_else(PoisonError::into_inner))

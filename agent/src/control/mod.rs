@@ -257,7 +257,7 @@ impl Control {
         self.inner.renew().await
     }
 
-    /// Says goodbye to all peers and closes the port.
+    /// Says goodbye to all peers and serves nobody any more; the port is free when the last handle is gone.
     pub async fn stop(&self) {
         self.inner.stop().await;
     }

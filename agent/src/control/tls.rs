@@ -137,6 +137,22 @@ pub(super) fn joiner(verifier: Arc<ByDigest>) -> Result<Arc<QuicClientConfig>, C
     QuicClientConfig::try_from(config).map(Arc::new).map_err(tls)
 }
 
+/// As [`joiner`], but with a certificate: what an attacker would bring.
+#[cfg(test)]
+pub(super) fn joiner_presenting(
+    verifier: Arc<ByDigest>,
+    presented: Arc<Presented>,
+) -> Result<Arc<QuicClientConfig>, ControlError> {
+    let mut config = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(tls)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_cert_resolver(presented);
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    QuicClientConfig::try_from(config).map(Arc::new).map_err(tls)
+}
+
 /// Who is at the other end, if it presented a certificate.
 pub(super) fn peer(
     connection: &quinn::Connection,

@@ -145,11 +145,10 @@ pub fn key_of_request(der: &[u8]) -> Result<[u8; 32], CertificateError> {
         Ok(_) => return Err(CertificateError::Malformed("bytes behind its end".into())),
         Err(e) => return Err(CertificateError::Malformed(e.to_string())),
     };
-    certificate::check_algorithm(&request.signature_algorithm)?;
     let info = &request.certification_request_info;
     let key = certificate::ed25519_key(&info.subject_pki)?;
     UnparsedPublicKey::new(&ED25519, key)
-        .verify(info.raw, &request.signature_value.data)
+        .verify(info.raw, certificate::signature_of(der, info.raw)?)
         .ok()
         .ok_or(CertificateError::Profile("a signature of another key"))?;
     Ok(key)

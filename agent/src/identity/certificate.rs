@@ -31,6 +31,9 @@ const EXTENSION_HEADER: [u8; 2] = [0x04, 34];
 /// Largest certificate that is looked at; ours have about 450 bytes.
 const CERTIFICATE_LEN: usize = 4096;
 const OID_ED25519: Oid<'static> = oid!(1.3.101.112);
+/// What follows the signed part: SEQUENCE { OID Ed25519 }, BIT STRING of 64 bytes.
+const SIGNATURE_HEADER: [u8; 10] = [0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 3, 0x41, 0];
+const SIGNATURE_LEN: usize = 64;
 
 /// A node as its certificate describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,7 +127,7 @@ pub fn verify(der: &[u8], ca: &[u8], now: u64) -> Result<Member, CertificateErro
 pub(crate) fn verify_at_its_own_time(der: &[u8], ca: &[u8]) -> Result<Member, CertificateError> {
     let certificate = parse(der)?;
     let authority = parse(ca)?;
-    check_signature(&certificate, &authority)?;
+    check_signature(der, &certificate, &authority)?;
     if certificate.version() != X509Version::V3 || certificate.is_ca() {
         return Err(CertificateError::Profile("another version or the right to sign others"));
     }
@@ -167,12 +170,31 @@ pub(super) fn ed25519_key(info: &SubjectPublicKeyInfo<'_>) -> Result<[u8; 32], C
 }
 
 /// Only Ed25519, which has no parameters.
-pub(super) fn check_algorithm(algorithm: &AlgorithmIdentifier<'_>) -> Result<(), CertificateError> {
+fn check_algorithm(algorithm: &AlgorithmIdentifier<'_>) -> Result<(), CertificateError> {
     if algorithm.algorithm == OID_ED25519 && algorithm.parameters.is_none() {
         Ok(())
     } else {
         Err(CertificateError::Profile("another algorithm than Ed25519"))
     }
+}
+
+/// The Ed25519 signature behind the signed part of a certificate or request.
+///
+/// What stands around both is not signed and the parser is lax about it; only the one right form is taken,
+/// so that nobody can make a second text of a certificate.
+pub(super) fn signature_of<'a>(der: &'a [u8], signed: &[u8]) -> Result<&'a [u8], CertificateError> {
+    let length = signed.len() + SIGNATURE_HEADER.len() + SIGNATURE_LEN;
+    let length = u16::try_from(length).unwrap_or(u16::MAX).to_be_bytes();
+    let header: &[u8] = match &length {
+        [0, short] if *short >= 0x80 => &[0x30, 0x81, *short],
+        [0, short] => &[0x30, *short],
+        [high, low] => &[0x30, 0x82, *high, *low],
+    };
+    der.strip_prefix(header)
+        .and_then(|rest| rest.strip_prefix(signed))
+        .and_then(|rest| rest.strip_prefix(&SIGNATURE_HEADER))
+        .filter(|signature| signature.len() == SIGNATURE_LEN)
+        .ok_or(CertificateError::Profile("another form or algorithm than Ed25519 in DER"))
 }
 
 /// Reads a certificate without believing it.
@@ -188,17 +210,18 @@ pub(super) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, CertificateError>
 }
 
 fn check_signature(
+    der: &[u8],
     certificate: &X509Certificate<'_>,
     authority: &X509Certificate<'_>,
 ) -> Result<(), CertificateError> {
-    check_algorithm(&certificate.signature_algorithm)?;
     check_algorithm(&certificate.tbs_certificate.signature)?;
     if !authority.is_ca() {
         return Err(CertificateError::OtherCa);
     }
     let key = ed25519_key(authority.public_key())?;
+    let signature = signature_of(der, certificate.tbs_certificate.as_ref())?;
     UnparsedPublicKey::new(&ED25519, key)
-        .verify(certificate.tbs_certificate.as_ref(), &certificate.signature_value.data)
+        .verify(certificate.tbs_certificate.as_ref(), signature)
         .ok()
         .ok_or(CertificateError::OtherCa)
 }
@@ -212,7 +235,7 @@ struct Own<'a> {
 fn own_extensions<'a>(certificate: &'a X509Certificate<'_>) -> Result<Own<'a>, CertificateError> {
     let private = Oid::from(&EXTENSION_OID)
         .ok()
-        .ok_or_else(|| CertificateError::Profile("an extension without a number"))?;
+        .ok_or(CertificateError::Profile("an extension without a number"))?;
     let mut own = Own::default();
     for extension in certificate.extensions() {
         if extension.oid == private {

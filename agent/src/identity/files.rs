@@ -79,7 +79,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, IdentityEr
         Err(e) => return Err(IdentityError::io(path, e)),
     };
     let metadata = file.metadata().map_err(|e| IdentityError::io(path, e))?;
-    check_private(path, &metadata, 0o600)?;
+    check_owner(path, &metadata, 0o077, 0o600)?;
     if !metadata.is_file() || metadata.len() > FILE_LEN {
         return Err(IdentityError::damaged(path, "it is no regular file of a sensible size"));
     }
@@ -96,7 +96,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, IdentityEr
 pub(super) fn is_private_directory(path: &Path) -> Result<bool, IdentityError> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => {
-            check_private(path, &metadata, 0o700)?;
+            check_owner(path, &metadata, 0o077, 0o700)?;
             Ok(true)
         }
         Ok(metadata) if metadata.is_symlink() => Err(IdentityError::Symlink(path.into())),
@@ -106,10 +106,12 @@ pub(super) fn is_private_directory(path: &Path) -> Result<bool, IdentityError> {
     }
 }
 
-/// Makes a directory 0700 with its parents, or checks the one that is there.
-pub(super) fn make_private(path: &Path) -> Result<(), IdentityError> {
-    if is_private_directory(path)? {
-        return Ok(());
+/// Makes the data directory 0700 with its parents, or checks that nobody else can put files into it.
+fn make_private(path: &Path) -> Result<(), IdentityError> {
+    match fs::metadata(path) {
+        Ok(metadata) => return check_owner(path, &metadata, 0o022, 0o700),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(IdentityError::io(path, e)),
     }
     fs::DirBuilder::new()
         .recursive(true)
@@ -156,8 +158,13 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-fn check_private(path: &Path, metadata: &fs::Metadata, mode: u32) -> Result<(), IdentityError> {
-    if metadata.mode() & 0o077 != 0 {
+fn check_owner(
+    path: &Path,
+    metadata: &fs::Metadata,
+    forbidden: u32,
+    mode: u32,
+) -> Result<(), IdentityError> {
+    if metadata.mode() & forbidden != 0 {
         return Err(IdentityError::TooOpen {
             path: path.into(),
             mode: metadata.mode() & 0o7777,
