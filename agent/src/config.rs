@@ -108,22 +108,13 @@ impl Config {
     /// Reads the file, `file` or the default one, and puts `flags` over it.
     pub fn load(file: Option<&Path>, flags: RawConfig) -> Result<Self, ApiError> {
         let path = file.unwrap_or_else(|| Path::new(DEFAULT_FILE));
-        let text = match read(path) {
-            Ok(text) => text,
-            Err(why) if why.kind() == io::ErrorKind::NotFound && file.is_none() => String::new(),
-            Err(why) => {
-                return Err(wrong(path.display(), why, "name a readable file with --config"));
-            }
-        };
-        Self::from_toml(&text, path, flags)
+        Self::rank(&read_raw(file)?, path, &flags)
     }
 
-    /// As [`Self::load`], with the file's text at hand; `path` serves for errors only.
-    pub fn from_toml(text: &str, path: &Path, flags: RawConfig) -> Result<Self, ApiError> {
-        let file: RawConfig = toml::from_str(text).map_err(|why| unreadable(text, path, &why))?;
+    fn rank(file: &RawConfig, path: &Path, flags: &RawConfig) -> Result<Self, ApiError> {
         let file_name = path.display().to_string();
-        let from_file = Source { raw: &file, origin: &file_name };
-        let from_flags = Source { raw: &flags, origin: "command line" };
+        let from_file = Source { raw: file, origin: &file_name };
+        let from_flags = Source { raw: flags, origin: "command line" };
         from_file.check()?;
         from_flags.check()?;
         Self::merge(&from_file, &from_flags)
@@ -163,6 +154,13 @@ impl Config {
         }
         Ok(config)
     }
+}
+
+/// The admin socket that a configuration file names, `file` or the default one; the rest of it is left alone.
+pub fn socket(file: Option<&Path>) -> Result<PathBuf, ApiError> {
+    let raw = read_raw(file)?;
+    let run_dir = raw.run_dir.unwrap_or_else(|| DEFAULT_RUN_DIR.into());
+    Ok(raw.socket.unwrap_or_else(|| run_dir.join(SOCKET)))
 }
 
 /// A source and what errors call it.
@@ -279,6 +277,17 @@ fn is_unicast(addr: &IpAddr) -> bool {
     !addr.is_unspecified() && !addr.is_multicast() && !broadcast
 }
 
+fn read_raw(file: Option<&Path>) -> Result<RawConfig, ApiError> {
+    let path = file.unwrap_or_else(|| Path::new(DEFAULT_FILE));
+    match read(path) {
+        Ok(text) => toml::from_str(&text).map_err(|why| unreadable(&text, path, &why)),
+        Err(why) if why.kind() == io::ErrorKind::NotFound && file.is_none() => {
+            Ok(RawConfig::default())
+        }
+        Err(why) => Err(wrong(path.display(), why, "name a readable file with --config")),
+    }
+}
+
 fn read(path: &Path) -> io::Result<String> {
     let length = fs::metadata(path)?.len();
     if length > FILE_LEN {
@@ -329,7 +338,13 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Config, ApiError> {
-        Config::from_toml(text, Path::new("/etc/x.toml"), RawConfig::default())
+        with_flags(text, &RawConfig::default())
+    }
+
+    fn with_flags(text: &str, flags: &RawConfig) -> Result<Config, ApiError> {
+        let path = Path::new("/etc/x.toml");
+        let file = toml::from_str(text).map_err(|why| unreadable(text, path, &why))?;
+        Config::rank(&file, path, flags)
     }
 
     #[test]
@@ -389,7 +404,7 @@ mod tests {
             token_file: Some("/t".into()),
             ..RawConfig::default()
         };
-        let config = Config::from_toml(file, Path::new("f"), flags).unwrap();
+        let config = with_flags(file, &flags).unwrap();
         assert_eq!(config.data_dir, Path::new("/flag"));
         assert_eq!(config.socket, Path::new("/r/api.sock"));
         assert_eq!((config.data_port, config.log.as_str()), (1, "warn"));

@@ -147,7 +147,9 @@ impl Objects {
         }
         self.notify();
         self.store.write(|txn| {
-            fresh.iter().try_for_each(|object| txn.put(Table::Objects, &object.id().to_string(), &&**object.text()))
+            fresh.iter().try_for_each(|object| {
+                txn.put(Table::Objects, &object.id().to_string(), &&**object.text())
+            })
         })?;
         Ok(fresh)
     }

@@ -19,6 +19,7 @@
 //! 1 MiB and unknown fields.
 
 mod backend;
+mod failure;
 pub mod resolve;
 mod router;
 mod socket;

@@ -1,6 +1,7 @@
 //! Which object a reference means: a full id, else a unique name, else a unique prefix of an id.
 //!
-//! A name goes before a prefix, so that creating an object can never change what an existing name means.
+//! A name goes before a prefix, so that creating an object can never change what an existing name means. A sandbox has
+//! nothing but its name, which is written in full.
 
 use crate::api::{ApiError, Endpoint, ErrorCode, Network, Node, Peer, Sandbox, Token};
 
@@ -11,6 +12,8 @@ const CANDIDATES: usize = 5;
 pub trait Referable {
     /// The word for it, which is also its command.
     const KIND: &'static str;
+    /// Whether the beginning of its id will do.
+    const ABBREVIATED: bool = true;
     /// Its full id.
     fn id(&self) -> String;
     /// Its name, if it has one beside its id.
@@ -26,7 +29,7 @@ pub fn one<'a, T: Referable>(items: &'a [T], reference: &str) -> Result<&'a T, A
     if !named.is_empty() {
         return only(&named, reference);
     }
-    if reference.is_empty() {
+    if reference.is_empty() || !T::ABBREVIATED {
         return Err(not_found::<T>(reference));
     }
     let prefixed: Vec<&T> = items.iter().filter(|item| item.id().starts_with(reference)).collect();
@@ -79,9 +82,10 @@ fn ambiguous<T: Referable>(several: &[&T], reference: &str) -> ApiError {
 }
 
 macro_rules! referable {
-    ($($type:ty, $kind:literal, $id:ident, $name:expr;)*) => {$(
+    ($($type:ty, $kind:literal, $abbreviated:literal, $id:ident, $name:expr;)*) => {$(
         impl Referable for $type {
             const KIND: &'static str = $kind;
+            const ABBREVIATED: bool = $abbreviated;
 
             fn id(&self) -> String {
                 self.$id.to_string()
@@ -96,11 +100,11 @@ macro_rules! referable {
 }
 
 referable! {
-    Node, "node", id, |node| Some(node.name.as_str());
-    Network, "network", id, |network| Some(network.name.as_str());
-    Endpoint, "endpoint", id, |endpoint| Some(endpoint.name.as_str());
-    Sandbox, "sandbox", name, |_| None;
-    Token, "token", id, |_| None;
+    Node, "node", true, id, |node| Some(node.name.as_str());
+    Network, "network", true, id, |network| Some(network.name.as_str());
+    Endpoint, "endpoint", true, id, |endpoint| Some(endpoint.name.as_str());
+    Sandbox, "sandbox", false, name, |_| None;
+    Token, "token", true, id, |_| None;
 }
 
 #[cfg(test)]
@@ -160,6 +164,21 @@ mod tests {
         let prefix = one(&THINGS, "a").err().unwrap();
         assert_eq!(prefix.code, ErrorCode::Conflict);
         assert!(prefix.hint.contains("aa11 (web)") && prefix.hint.contains("aa22 (db)"));
+    }
+
+    #[test]
+    fn a_sandbox_is_named_in_full() {
+        let sandbox = Sandbox {
+            name: "web-1".parse().unwrap(),
+            netns: "/run/netns/x".into(),
+            pid: None,
+            state: "created".into(),
+            command: Vec::new(),
+            endpoints: Vec::new(),
+        };
+        let sandboxes = [sandbox];
+        assert!(one(&sandboxes, "web-1").is_ok());
+        assert_eq!(one(&sandboxes, "web").err().unwrap().code, ErrorCode::NotFound);
     }
 
     #[test]

@@ -73,7 +73,12 @@ fn take(shared: &Shared, from: SocketAddr, datagram: &mut [u8], now: Instant) {
     }
 }
 
-fn data(shared: &Shared, from: SocketAddr, datagram: &mut [u8], now: Instant) -> Result<(), SessionDrop> {
+fn data(
+    shared: &Shared,
+    from: SocketAddr,
+    datagram: &mut [u8],
+    now: Instant,
+) -> Result<(), SessionDrop> {
     let index = DataHeader::parse(datagram)?.receiver;
     let keypair = shared.index.get(index).ok_or(SessionDrop::UnknownIndex)?;
     if let Err(reason) = open(shared, &keypair, from, datagram, now) {

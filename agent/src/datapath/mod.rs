@@ -75,7 +75,9 @@ impl Shared {
         if let Err(error) = self.udp.send(to, datagram, None) {
             let reason = match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::EMSGSIZE) => "underlay_too_big",
-                Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::ENETDOWN) => "underlay_unreachable",
+                Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::ENETDOWN) => {
+                    "underlay_unreachable"
+                }
                 _ if error.kind() == io::ErrorKind::WouldBlock => "underlay_full",
                 _ => "underlay_error",
             };
@@ -88,7 +90,8 @@ impl Shared {
     fn deliver(&self, port: &Port, frame: &[u8]) {
         if let Err(error) = port.device().send(frame) {
             debug!(network = %port.id(), %error, "frame not delivered");
-            self.drops.add(DropKey { reason: "tap_error", network: Some(port.id()), peer: None }, 1);
+            self.drops
+                .add(DropKey { reason: "tap_error", network: Some(port.id()), peer: None }, 1);
         }
     }
 }
@@ -97,7 +100,9 @@ impl Shared {
 #[derive(Debug, Error)]
 pub enum StartError {
     /// The port is taken or forbidden.
-    #[error("cannot open the data port {port}: {source}; is another agent running? --data-port chooses another")]
+    #[error(
+        "cannot open the data port {port}: {source}; is another agent running? --data-port chooses another"
+    )]
     Bind {
         /// The port.
         port: u16,
@@ -131,7 +136,8 @@ impl Dataplane {
     pub fn start(port: u16, config: Config) -> Result<Self, StartError> {
         let udp = UdpIo::bind(port).map_err(|source| StartError::Bind { port, source })?;
         let local_addr = udp.local_addr()?;
-        let sessions = Sessions::new(config, Box::new(SystemEntropy(SystemRandom::new())), Instant::now());
+        let sessions =
+            Sessions::new(config, Box::new(SystemEntropy(SystemRandom::new())), Instant::now());
         let (inputs, queue) = sync_channel(sessions::QUEUE);
         let shared = Arc::new(Shared {
             udp,
@@ -139,12 +145,15 @@ impl Dataplane {
             index: sessions.index_table(),
             ports: ArcSwap::default(),
             sessions: inputs,
-            stop: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(io::Error::from)?,
+            stop: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+                .map_err(io::Error::from)?,
         });
         let mut plane = Self { shared, threads: Vec::new(), workers: Mutex::default(), local_addr };
         let shared = Arc::clone(&plane.shared);
         plane.threads.push(
-            Builder::new().name("session".into()).spawn(move || sessions::run(sessions, &queue, &shared))?,
+            Builder::new()
+                .name("session".into())
+                .spawn(move || sessions::run(sessions, &queue, &shared))?,
         );
         let shared = Arc::clone(&plane.shared);
         plane.threads.push(Builder::new().name("in".into()).spawn(move || {

@@ -81,7 +81,8 @@ impl Outbound {
         for (_node, peer) in members {
             // Sealing is in place, so each member gets a copy.
             let original = self.buffer.get(HEADER_LEN..end);
-            let (Some(original), Some(copy)) = (original, self.copy.get_mut(HEADER_LEN..end)) else {
+            let (Some(original), Some(copy)) = (original, self.copy.get_mut(HEADER_LEN..end))
+            else {
                 return;
             };
             copy.copy_from_slice(original);

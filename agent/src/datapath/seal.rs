@@ -11,9 +11,17 @@ use super::{Shared, drops::DropKey, sessions::SessionInput};
 
 /// Seals the payload that begins at [`HEADER_LEN`] and has `len` bytes, and sends it. Without a key the payload waits at
 /// the peer and the session thread is asked for one. `buffer` has room for the tag.
-pub(super) fn seal_and_send(shared: &Shared, peer: &Arc<Peer>, buffer: &mut [u8], len: usize, now: Instant) {
+pub(super) fn seal_and_send(
+    shared: &Shared,
+    peer: &Arc<Peer>,
+    buffer: &mut [u8],
+    len: usize,
+    now: Instant,
+) {
     if let Err(reason) = try_send(shared, peer, buffer, len, now) {
-        shared.drops.add(DropKey { reason: reason.as_str(), network: None, peer: Some(peer.id()) }, 1);
+        shared
+            .drops
+            .add(DropKey { reason: reason.as_str(), network: None, peer: Some(peer.id()) }, 1);
     }
 }
 

@@ -5,11 +5,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use vxmesh_proto::{
-    addr::NodeId,
-    record::EndpointClaim,
-    tables::RowKey,
-};
+use vxmesh_proto::{addr::NodeId, record::EndpointClaim, tables::RowKey};
 
 /// The claims of one network that are believed.
 pub type Claims = BTreeMap<RowKey, EndpointClaim>;

@@ -1,0 +1,391 @@
+//! The words of the command line. Which command does what is DESIGN's table; help texts say it in one line.
+
+use std::{
+    ffi::OsString,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+use vxmesh_proto::addr::{MacAddr, Name, Vni};
+
+use crate::{
+    api::{self, Address},
+    config, lab,
+};
+
+/// One private encrypted network out of many hosts.
+#[derive(Debug, Parser)]
+#[command(name = "vxmesh", version, max_term_width = 100, disable_help_subcommand = true)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// What every command takes.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Global {
+    /// The agent's socket [default: what the configuration says, else /run/vxmesh/api.sock]
+    #[arg(long, global = true, env = "VXMESH_SOCKET", hide_env_values = true, value_name = "PATH", value_parser = absolute)]
+    pub(super) socket: Option<PathBuf>,
+    /// The agent's configuration [default: /etc/vxmesh/agent.toml, if there]
+    #[arg(long, global = true, env = "VXMESH_CONFIG", hide_env_values = true, value_name = "FILE", value_parser = absolute)]
+    pub(super) config: Option<PathBuf>,
+    /// How to print
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
+    pub(super) format: Format,
+}
+
+/// How results and errors look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// For people: tables, lines
+    Table,
+    /// For programs: the objects of the admin API
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Make a new mesh with this node as its first
+    Init(DataDir),
+    /// Join a mesh
+    Join(Join),
+    /// Run the agent in the foreground
+    Agent(Box<Agent>),
+    #[command(flatten)]
+    Ask(Ask),
+    /// Run a command in a sandbox of its own
+    ///
+    /// The exit status is the command's own; 125: it was not tried, 126: it cannot be executed, 127: there is none,
+    /// 128+N: signal N ended it.
+    Run(Box<Run>),
+    /// Run a command in a sandbox that is there
+    ///
+    /// The exit status is as that of `run`.
+    Exec(Exec),
+    /// A cluster on this machine, in namespaces
+    Lab(lab::Command),
+    /// The version of this program
+    Version,
+    /// The process that stays with the command of `run -d`
+    #[command(hide = true)]
+    Supervise(Supervise),
+}
+
+/// Commands that are one call of the admin API each.
+#[derive(Debug, Subcommand)]
+pub(super) enum Ask {
+    /// Leave the mesh: this node's endpoints and identity are removed
+    Leave,
+    /// Join tokens
+    #[command(subcommand)]
+    Token(Token),
+    /// How the agent is
+    Status,
+    /// The nodes of the mesh
+    #[command(subcommand)]
+    Node(Look),
+    /// This node's sessions with the others
+    #[command(subcommand)]
+    Peer(Look),
+    /// Networks
+    #[command(subcommand)]
+    Network(Network),
+    /// Endpoints
+    #[command(subcommand)]
+    Endpoint(Endpoint),
+    /// Sandboxes of this node
+    #[command(subcommand)]
+    Sandbox(Sandbox),
+    /// Frames that were not delivered, and why
+    Drops,
+    /// Where an address is, and who says so
+    Locate(Locate),
+    /// The endpoints that this node knows
+    #[command(subcommand)]
+    Map(Map),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DataDir {
+    /// Where the agent's state lives, for use while no agent runs [default: /var/lib/vxmesh]
+    #[arg(long, env = "VXMESH_DATA_DIR", hide_env_values = true, value_name = "DIR", value_parser = absolute)]
+    pub(super) data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("secret").required(true))]
+pub(super) struct Join {
+    /// The token that `vxmesh token create` printed
+    #[arg(long, group = "secret")]
+    pub(super) token: Option<String>,
+    /// A file that holds the token
+    #[arg(long, group = "secret", value_name = "FILE")]
+    pub(super) token_file: Option<PathBuf>,
+    /// Nodes to ask, in order
+    #[arg(required = true, value_name = "HOST[:PORT]", value_parser = server)]
+    pub(super) servers: Vec<String>,
+    #[command(flatten)]
+    pub(super) data: DataDir,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Token {
+    /// Make a token and print it, this once
+    Create {
+        /// How long it is good for
+        #[arg(long, default_value = "1h", value_name = "TIME", value_parser = time_to_live)]
+        ttl: Duration,
+        /// How many nodes it admits [default: any number]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        uses: Option<u32>,
+    },
+    /// List the tokens
+    Ls,
+    /// Make a token useless
+    Revoke {
+        /// Its id
+        token: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Agent {
+    #[command(flatten)]
+    pub(super) data: DataDir,
+    /// This node's name [default: the host's name]
+    #[arg(long)]
+    pub(super) name: Option<Name>,
+    /// Address that other nodes use for this one; once per IP version
+    #[arg(long, value_name = "IP")]
+    pub(super) advertise: Vec<IpAddr>,
+    /// UDP port of the control plane [default: 7760]
+    #[arg(long, value_name = "PORT")]
+    pub(super) control_port: Option<u16>,
+    /// UDP port of sealed frames [default: 7761]
+    #[arg(long, value_name = "PORT")]
+    pub(super) data_port: Option<u16>,
+    /// What to log, such as `debug` or `info,vxmesh::control=debug` [default: info]
+    #[arg(long, env = "VXMESH_LOG", hide_env_values = true, value_name = "FILTER")]
+    pub(super) log: Option<String>,
+    /// Make a new mesh if this node has no identity
+    #[arg(long, conflicts_with = "join")]
+    pub(super) init: bool,
+    /// Join a mesh if this node has no identity; several nodes are asked in order
+    #[arg(long, value_name = "HOST[:PORT]", value_delimiter = ',', requires = "token_file", value_parser = server)]
+    pub(super) join: Vec<String>,
+    /// A file that holds the join token
+    #[arg(long, requires = "join", value_name = "FILE", value_parser = absolute)]
+    pub(super) token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Look {
+    /// List them
+    Ls,
+    /// Show one
+    Inspect {
+        /// Id, beginning of an id, or name of the node
+        node: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Network {
+    /// Make a network, on all nodes at once
+    Create(NetworkCreate),
+    /// List the networks
+    Ls,
+    /// Show one
+    Inspect {
+        /// Id, beginning of an id, or name
+        network: String,
+    },
+    /// Remove one, on all nodes
+    Rm {
+        /// Id, beginning of an id, or name
+        network: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NetworkCreate {
+    /// Its name
+    pub(super) name: Name,
+    /// Subnet; may be given more than once [default: a free private IPv4 and IPv6 subnet]
+    #[arg(long, value_name = "CIDR")]
+    pub(super) subnet: Vec<IpNet>,
+    /// Gateway, inside a subnet [default: the subnet's first address]
+    #[arg(long, value_name = "IP")]
+    pub(super) gateway: Vec<IpAddr>,
+    /// MTU inside [default: 1390]
+    #[arg(long)]
+    pub(super) mtu: Option<u16>,
+    /// Number on the wire [default: a free one]
+    #[arg(long)]
+    pub(super) vni: Option<Vni>,
+    /// Label; may be given more than once
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    pub(super) label: Vec<(String, String)>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Endpoint {
+    /// Plug a network namespace into a network
+    Attach(Attach),
+    /// Unplug an endpoint and release its addresses
+    Detach {
+        /// Id, beginning of an id, or name
+        endpoint: String,
+    },
+    /// List the endpoints of the mesh
+    Ls,
+    /// Show one
+    Inspect {
+        /// Id, beginning of an id, or name
+        endpoint: String,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("sandbox").required(true))]
+pub(super) struct Attach {
+    /// Id, beginning of an id, or name of the network
+    pub(super) network: String,
+    /// The namespace: a name that `ip netns` knows, or a path
+    #[arg(long, group = "sandbox", value_name = "NAME|PATH", value_parser = netns)]
+    pub(super) netns: Option<PathBuf>,
+    /// The namespace of this process
+    #[arg(long, group = "sandbox", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) pid: Option<u32>,
+    #[command(flatten)]
+    pub(super) wanted: Wanted,
+    /// Its name [default: ep- and its short id]
+    #[arg(long)]
+    pub(super) name: Option<Name>,
+    /// Name of the interface [default: the first free ethN]
+    #[arg(long)]
+    pub(super) ifname: Option<String>,
+    /// Label; may be given more than once
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    pub(super) label: Vec<(String, String)>,
+}
+
+/// What an endpoint shall be like.
+#[derive(Debug, Args)]
+pub(super) struct Wanted {
+    /// Address; once per IP version [default: chosen]
+    #[arg(long, value_delimiter = ',')]
+    pub(super) ip: Vec<IpAddr>,
+    /// MAC address [default: chosen]
+    #[arg(long)]
+    pub(super) mac: Option<MacAddr>,
+    /// Another name; may be given more than once
+    #[arg(long, value_delimiter = ',')]
+    pub(super) alias: Vec<Name>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    /// Go on in the background; prints the sandbox's name
+    #[arg(short, long)]
+    pub(super) detach: bool,
+    /// With -d: append the command's output to this file [default: it is thrown away]
+    #[arg(long, requires = "detach", value_name = "FILE", value_parser = absolute)]
+    pub(super) log: Option<PathBuf>,
+    /// Name of the sandbox [default: chosen]
+    #[arg(long)]
+    pub(super) name: Option<Name>,
+    /// Networks to be in; --ip and --mac are for the first
+    #[arg(long, required = true, value_delimiter = ',', value_name = "NET")]
+    pub(super) network: Vec<String>,
+    #[command(flatten)]
+    pub(super) wanted: Wanted,
+    /// The command with its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(super) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Exec {
+    /// Name of the sandbox
+    pub(super) sandbox: String,
+    /// The command with its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(super) command: Vec<OsString>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Sandbox {
+    /// List the sandboxes
+    Ls,
+    /// End the command of a sandbox and remove it
+    Rm {
+        /// Its name
+        sandbox: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Locate {
+    /// MAC or IP address
+    #[arg(value_name = "MAC|IP")]
+    pub(super) address: Address,
+    /// Look in this network only
+    #[arg(long, value_name = "NET")]
+    pub(super) network: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Map {
+    /// List them
+    Ls,
+    /// Show where this node and another differ
+    Diff {
+        /// Id, beginning of an id, or name of the other node
+        node: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Supervise {
+    #[arg(long, value_parser = sandbox)]
+    pub(super) sandbox: api::Sandbox,
+    #[arg(long)]
+    pub(super) log: Option<PathBuf>,
+    #[arg(last = true, required = true)]
+    pub(super) command: Vec<OsString>,
+}
+
+fn sandbox(text: &str) -> Result<api::Sandbox, serde_json::Error> {
+    serde_json::from_str(text)
+}
+
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    std::path::absolute(text).map_err(|why| why.to_string())
+}
+
+fn netns(text: &str) -> Result<PathBuf, String> {
+    if text.contains('/') { absolute(text) } else { Ok(Path::new("/run/netns").join(text)) }
+}
+
+fn server(text: &str) -> Result<String, String> {
+    config::check_server(text)?;
+    Ok(text.into())
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    if key.is_empty() { Err("the key is empty".into()) } else { Ok((key.into(), value.into())) }
+}
+
+fn time_to_live(text: &str) -> Result<Duration, String> {
+    let ttl =
+        humantime::parse_duration(text).map_err(|why| format!("{why}; write 30m, 1h or 7d"))?;
+    if ttl.as_secs() == 0 { Err("give it a second at least".into()) } else { Ok(ttl) }
+}

@@ -1,0 +1,175 @@
+//! The commands that are one call of the admin API each.
+
+use serde::de::DeserializeOwned;
+
+use super::{
+    Outcome,
+    args::{Ask, Attach, Endpoint, Locate, Look, Map, Network, NetworkCreate, Sandbox, Token},
+    client::{Client, segment},
+    output::{Output, Row},
+    words::Words,
+};
+use crate::api::{self, ApiError, AttachSpec, ErrorCode, NetworkSpec, TokenSpec};
+
+/// Makes the call and prints its answer.
+pub(super) async fn ask(client: &Client, output: Output, ask: Ask) -> Outcome {
+    let call = Call { client, output };
+    match ask {
+        Ask::Status => output.object(&client.get::<api::Status>("/v1/status").await?)?,
+        Ask::Leave => call.leave().await?,
+        Ask::Token(token) => call.token(token).await?,
+        Ask::Node(look) => call.look::<api::Node>("nodes", look).await?,
+        Ask::Peer(look) => call.look::<api::Peer>("peers", look).await?,
+        Ask::Network(network) => call.network(network).await?,
+        Ask::Endpoint(endpoint) => call.endpoint(endpoint).await?,
+        Ask::Sandbox(sandbox) => call.sandbox(sandbox).await?,
+        Ask::Drops => call.list::<api::DropRow>("/v1/drops").await?,
+        Ask::Locate(what) => call.locate(&what).await?,
+        Ask::Map(Map::Ls) => call.list::<api::MapRow>("/v1/map").await?,
+        Ask::Map(Map::Diff { node }) => {
+            call.list::<api::MapDiffRow>(&path("map/diff", &node)).await?;
+        }
+    }
+    Ok(0)
+}
+
+struct Call<'a> {
+    client: &'a Client,
+    output: Output,
+}
+
+impl Call<'_> {
+    async fn leave(&self) -> Result<(), ApiError> {
+        let left: api::Membership = self.client.post("/v1/leave", &serde_json::json!({})).await?;
+        self.output.done(&left, &format!("left mesh {}", left.mesh_id))
+    }
+
+    async fn token(&self, token: Token) -> Result<(), ApiError> {
+        match token {
+            Token::Create { ttl, uses } => {
+                let spec = TokenSpec { ttl_s: ttl.as_secs(), uses };
+                let made: api::TokenCreated = self.client.post("/v1/tokens", &spec).await?;
+                self.output.done(&made, &made.token)
+            }
+            Token::Ls => self.list::<api::Token>("/v1/tokens").await,
+            Token::Revoke { token } => {
+                let gone: api::Token = self.client.delete(path("tokens", &token)).await?;
+                self.output.done(&gone, &gone.id)
+            }
+        }
+    }
+
+    async fn network(&self, network: Network) -> Result<(), ApiError> {
+        match network {
+            Network::Create(create) => {
+                let made: api::Network =
+                    self.client.post("/v1/networks", &network_spec(create)).await?;
+                self.output.done(&made, &made.id.to_string())
+            }
+            Network::Ls => self.list::<api::Network>("/v1/networks").await,
+            Network::Inspect { network } => {
+                self.inspect::<api::Network>(&path("networks", &network)).await
+            }
+            Network::Rm { network } => {
+                let gone: api::Network = self.client.delete(path("networks", &network)).await?;
+                self.output.done(&gone, gone.name.as_str())
+            }
+        }
+    }
+
+    async fn endpoint(&self, endpoint: Endpoint) -> Result<(), ApiError> {
+        match endpoint {
+            Endpoint::Attach(attach) => {
+                let made: api::Endpoint =
+                    self.client.post("/v1/endpoints", &attach_spec(attach)?).await?;
+                self.output.done(&made, &made.id.to_string())
+            }
+            Endpoint::Detach { endpoint } => {
+                let gone: api::Endpoint = self.client.delete(path("endpoints", &endpoint)).await?;
+                self.output.done(&gone, gone.name.as_str())
+            }
+            Endpoint::Ls => self.list::<api::Endpoint>("/v1/endpoints").await,
+            Endpoint::Inspect { endpoint } => {
+                self.inspect::<api::Endpoint>(&path("endpoints", &endpoint)).await
+            }
+        }
+    }
+
+    async fn sandbox(&self, sandbox: Sandbox) -> Result<(), ApiError> {
+        match sandbox {
+            Sandbox::Ls => self.list::<api::Sandbox>("/v1/sandboxes").await,
+            Sandbox::Rm { sandbox } => {
+                let gone: api::Sandbox = self.client.delete(path("sandboxes", &sandbox)).await?;
+                self.output.done(&gone, gone.name.as_str())
+            }
+        }
+    }
+
+    async fn locate(&self, what: &Locate) -> Result<(), ApiError> {
+        let mut path = path("locate", &what.address.to_string());
+        if let Some(network) = &what.network {
+            path.push_str("?network=");
+            path.push_str(&segment(network));
+        }
+        self.inspect::<api::Location>(&path).await
+    }
+
+    async fn look<T>(&self, kind: &str, look: Look) -> Result<(), ApiError>
+    where
+        T: DeserializeOwned + Row,
+    {
+        match look {
+            Look::Ls => self.list::<T>(&format!("/v1/{kind}")).await,
+            Look::Inspect { node } => self.inspect::<T>(&path(kind, &node)).await,
+        }
+    }
+
+    async fn list<T: DeserializeOwned + Row>(&self, path: &str) -> Result<(), ApiError> {
+        let items: Vec<T> = self.client.get(path).await?;
+        self.output.list(&items, &Words::learn(self.client, self.output).await)
+    }
+
+    async fn inspect<T: DeserializeOwned + serde::Serialize>(
+        &self,
+        path: &str,
+    ) -> Result<(), ApiError> {
+        self.output.object(&self.client.get::<T>(path).await?)
+    }
+}
+
+fn path(kind: &str, reference: &str) -> String {
+    format!("/v1/{kind}/{}", segment(reference))
+}
+
+fn network_spec(create: NetworkCreate) -> NetworkSpec {
+    NetworkSpec {
+        name: create.name,
+        subnets: create.subnet,
+        gateways: create.gateway,
+        mtu: create.mtu,
+        vni: create.vni,
+        labels: create.label.into_iter().collect(),
+    }
+}
+
+fn attach_spec(attach: Attach) -> Result<AttachSpec, ApiError> {
+    let netns = attach.netns.or_else(|| attach.pid.map(|pid| format!("/proc/{pid}/ns/net").into()));
+    let netns = netns.unwrap_or_default().into_os_string().into_string().map_err(|path| {
+        ApiError::new(
+            ErrorCode::Usage,
+            format!("the path {} is not UTF-8", path.display()),
+            "give the namespace another name",
+        )
+    })?;
+    Ok(AttachSpec {
+        network: attach.network,
+        netns,
+        name: attach.name,
+        aliases: attach.wanted.alias,
+        ips: attach.wanted.ip,
+        mac: attach.wanted.mac,
+        ifname: attach.ifname,
+        labels: attach.label.into_iter().collect(),
+        sandbox: None,
+    })
+}

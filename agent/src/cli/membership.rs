@@ -1,0 +1,87 @@
+//! `init` and `join`: by the agent if one runs, else in its data directory.
+
+use std::{fs, path::Path, time::Duration};
+
+use super::{
+    Outcome,
+    args::{DataDir, Global, Join},
+    output::Output,
+};
+use crate::{
+    api::{ApiError, ErrorCode, InitSpec, JoinSpec, Membership},
+    config::{Config, RawConfig},
+    control::join::{self, JoinOptions},
+    identity::{Credentials, token::TokenParseError, unix_now},
+};
+
+/// Several servers with several addresses each may have to be tried.
+const JOIN: Duration = Duration::from_secs(300);
+/// A token has about a hundred characters.
+const TOKEN_LEN: u64 = 4096;
+
+/// `init`
+pub(super) async fn init(global: &Global, output: Output, data: DataDir) -> Outcome {
+    let client = super::client(global)?;
+    let membership = if client.finds_agent().await? {
+        client.post("/v1/init", &InitSpec {}).await?
+    } else {
+        let config = config(global, data)?;
+        let made = Credentials::init(&config.data_dir, unix_now());
+        membership(&made.map_err(ApiError::from)?)
+    };
+    output.done(&membership, &format!("made mesh {}", membership.mesh_id))?;
+    Ok(0)
+}
+
+/// `join`
+pub(super) async fn join(global: &Global, output: Output, join: Join) -> Outcome {
+    let token = match (join.token, join.token_file) {
+        (Some(token), _) => token,
+        (None, file) => read_token(&file.unwrap_or_default())?,
+    };
+    let client = super::client(global)?;
+    let membership = if client.finds_agent().await? {
+        let spec = JoinSpec { token, servers: join.servers };
+        client.with_patience(JOIN).post("/v1/join", &spec).await?
+    } else {
+        let config = config(global, join.data)?;
+        let options = JoinOptions {
+            token: token.parse().map_err(|why: TokenParseError| ApiError::from(why))?,
+            servers: join.servers,
+            name: config.name,
+            control_port: config.control_port,
+            advertise: config.advertise.first().copied(),
+        };
+        let made = join::join(&config.data_dir, &options).await;
+        membership(&made.map_err(ApiError::from)?)
+    };
+    output.done(&membership, &format!("joined mesh {}", membership.mesh_id))?;
+    Ok(0)
+}
+
+/// Reads a join token from a file.
+fn read_token(file: &Path) -> Result<String, ApiError> {
+    let read = || {
+        if fs::metadata(file)?.len() > TOKEN_LEN {
+            return Err(std::io::Error::other("it is too long for a token"));
+        }
+        fs::read_to_string(file)
+    };
+    let text = read().map_err(|why| {
+        ApiError::new(
+            ErrorCode::Usage,
+            format!("cannot read the token from {}: {why}", file.display()),
+            "name the file that holds what `vxmesh token create` printed",
+        )
+    })?;
+    Ok(text.trim().to_owned())
+}
+
+fn config(global: &Global, data: DataDir) -> Result<Config, ApiError> {
+    let flags = RawConfig { data_dir: data.data_dir, ..RawConfig::default() };
+    Config::load(global.config.as_deref(), flags)
+}
+
+fn membership(credentials: &Credentials) -> Membership {
+    Membership { mesh_id: credentials.membership.mesh_id, node_id: credentials.identity.node_id() }
+}

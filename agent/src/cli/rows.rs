@@ -1,0 +1,172 @@
+//! How each object of the API looks as a row.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::{
+    output::Row,
+    words::{self, Words, bytes, list, or_dash, short},
+};
+use crate::{
+    api::{DropRow, Endpoint, MapDiffRow, MapRow, Network, Node, Peer, Sandbox, Token},
+    lab::HostStatus,
+};
+
+impl Row for Node {
+    const HEAD: &'static [&'static str] = &["ID", "NAME", "VTEP", "STATE"];
+
+    fn cells(&self, _: &Words) -> Vec<String> {
+        let mark = if self.is_self { " (self)" } else { "" };
+        vec![
+            short(self.id.as_str()),
+            format!("{}{mark}", self.name),
+            or_dash(self.vtep.as_ref()),
+            self.state.clone(),
+        ]
+    }
+}
+
+impl Row for Peer {
+    const HEAD: &'static [&'static str] =
+        &["NODE", "ADDRESS", "STATE", "CIPHER", "RTT", "MTU", "KEY AGE", "RECEIVED", "SENT"];
+
+    fn cells(&self, words: &Words) -> Vec<String> {
+        vec![
+            words.node(&self.node_id),
+            or_dash(self.addr.as_ref()),
+            self.state.clone(),
+            or_dash(self.cipher.as_ref()),
+            or_dash(self.rtt_us.map(words::round_trip).as_ref()),
+            self.mtu.to_string(),
+            or_dash(self.key_age_s.map(Duration::from_secs).map(words::duration).as_ref()),
+            bytes(self.rx_bytes),
+            bytes(self.tx_bytes),
+        ]
+    }
+}
+
+impl Row for Network {
+    const HEAD: &'static [&'static str] =
+        &["ID", "NAME", "DRIVER", "VNI", "MTU", "STATE", "SUBNETS"];
+
+    fn cells(&self, _: &Words) -> Vec<String> {
+        let subnets: Vec<_> = self.subnets.iter().map(|subnet| subnet.cidr).collect();
+        vec![
+            self.id.short(),
+            self.name.to_string(),
+            self.driver.clone(),
+            self.vni.to_string(),
+            self.mtu.to_string(),
+            self.state.clone(),
+            list(&subnets),
+        ]
+    }
+}
+
+impl Row for Endpoint {
+    const HEAD: &'static [&'static str] =
+        &["ID", "NAME", "NETWORK", "NODE", "SANDBOX", "INTERFACE", "MAC", "IPS"];
+
+    fn cells(&self, words: &Words) -> Vec<String> {
+        vec![
+            self.id.short(),
+            self.name.to_string(),
+            words.network(&self.network),
+            words.node(&self.node),
+            or_dash(self.sandbox.as_ref()),
+            or_dash(self.ifname.as_ref()),
+            self.mac.to_string(),
+            list(&self.ips),
+        ]
+    }
+}
+
+impl Row for Sandbox {
+    const HEAD: &'static [&'static str] = &["NAME", "STATE", "PID", "ENDPOINTS", "COMMAND"];
+
+    fn cells(&self, _: &Words) -> Vec<String> {
+        let endpoints: Vec<_> = self.endpoints.iter().map(|endpoint| endpoint.short()).collect();
+        vec![
+            self.name.to_string(),
+            self.state.clone(),
+            or_dash(self.pid.as_ref()),
+            list(&endpoints),
+            self.command.join(" "),
+        ]
+    }
+}
+
+impl Row for DropRow {
+    const HEAD: &'static [&'static str] = &["REASON", "NETWORK", "PEER", "COUNT"];
+
+    fn cells(&self, words: &Words) -> Vec<String> {
+        vec![
+            self.reason.clone(),
+            or_dash(self.network.map(|id| words.network(&id)).as_ref()),
+            or_dash(self.peer.map(|id| words.node(&id)).as_ref()),
+            self.count.to_string(),
+        ]
+    }
+}
+
+impl Row for MapRow {
+    const HEAD: &'static [&'static str] =
+        &["NETWORK", "ENDPOINT", "NODE", "MAC", "IPS", "INCARNATION"];
+
+    fn cells(&self, words: &Words) -> Vec<String> {
+        vec![
+            words.network(&self.network),
+            self.endpoint.short(),
+            words.node(&self.node),
+            self.mac.to_string(),
+            list(&self.ips),
+            self.incarnation.to_string(),
+        ]
+    }
+}
+
+impl Row for MapDiffRow {
+    const HEAD: &'static [&'static str] = &["KIND", "NETWORK", "ENDPOINT", "HERE", "THERE"];
+
+    fn cells(&self, words: &Words) -> Vec<String> {
+        let any = self.here.as_ref().or(self.there.as_ref());
+        let view = |row: &MapRow| {
+            format!("{} {} {} #{}", words.node(&row.node), row.mac, list(&row.ips), row.incarnation)
+        };
+        vec![
+            self.kind.clone(),
+            or_dash(any.map(|row| words.network(&row.network)).as_ref()),
+            or_dash(any.map(|row| row.endpoint.short()).as_ref()),
+            or_dash(self.here.as_ref().map(view).as_ref()),
+            or_dash(self.there.as_ref().map(view).as_ref()),
+        ]
+    }
+}
+
+impl Row for Token {
+    const HEAD: &'static [&'static str] = &["ID", "STATE", "EXPIRES IN", "USES LEFT"];
+
+    fn cells(&self, _: &Words) -> Vec<String> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let left = self.expires_at.checked_sub(now).filter(|left| *left > 0);
+        vec![
+            self.id.clone(),
+            self.state.clone(),
+            or_dash(left.map(Duration::from_secs).map(words::duration).as_ref()),
+            self.uses_left.map_or_else(|| "any".into(), |uses| uses.to_string()),
+        ]
+    }
+}
+
+impl Row for HostStatus {
+    const HEAD: &'static [&'static str] = &["HOST", "NETNS", "AGENT", "ADDRESSES", "SOCKET"];
+
+    fn cells(&self, _: &Words) -> Vec<String> {
+        vec![
+            self.host.clone(),
+            self.netns.clone(),
+            or_dash(self.pid.as_ref()),
+            list(&self.addrs),
+            self.socket.clone(),
+        ]
+    }
+}

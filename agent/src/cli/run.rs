@@ -1,0 +1,253 @@
+//! `run` and `exec`: a command in a sandbox with the caller's terminal and the command's own exit status.
+//!
+//! The agent makes the sandbox and is told the command's process; the sandbox is removed when the command has ended or
+//! could not start. 125: it was not tried, 126: it cannot be executed, 127: there is none, 128+N: signal N ended it.
+
+use std::{
+    ffi::OsString,
+    future::Future,
+    io::ErrorKind,
+    os::unix::process::ExitStatusExt,
+    process::{Child, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use nix::{
+    sys::{
+        signal::kill,
+        wait::{Id, WaitPidFlag, waitid},
+    },
+    unistd::Pid,
+};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    Failure, Outcome,
+    args::{Exec, Global, Run},
+    client::{Client, segment},
+    detach, failed,
+    inside::{Inside, StartError},
+    output::Output,
+    signals::{self, Signals},
+    wait,
+};
+use crate::api::{ApiError, ErrorCode, Sandbox, SandboxSpec, SandboxStarted};
+
+/// The exit status of a failure that is not the command's.
+const OURS: u8 = 125;
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
+/// How long a person waits for an agent that restarts; it collects the sandbox at its start anyway.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two tries to reach an agent that is away.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// `run`: `-d` hands the second half to a supervisor.
+pub(super) fn run(global: &Global, output: Output, run: Run) -> Outcome {
+    signals::block().map_err(|why| ours(failed("cannot block signals", &why)))?;
+    wait(async {
+        let client = super::client(global).map_err(ours)?;
+        let signals = open_signals()?;
+        let spec = spec(&run);
+        let sandbox: Sandbox = client.post("/v1/sandboxes", &spec).await.map_err(ours)?;
+        let outcome = match signals.pending() {
+            Ok(Some(caught)) => Ok(signal_status(caught.signal as i32)),
+            Err(why) => Err(ours(failed("cannot read signals", &why))),
+            Ok(None) if run.detach => {
+                return detach::detach(&client, output, sandbox, run.log, &run.command).await;
+            }
+            Ok(None) => foreground(&client, output, &sandbox, &run.command, signals).await,
+        };
+        if let Err(why) = remove(&client, &sandbox, PATIENCE).await {
+            output.note(&format!("sandbox {} is still there: {}", sandbox.name, why.message));
+        }
+        outcome
+    })
+}
+
+/// `exec`
+pub(super) fn exec(global: &Global, output: Output, exec: Exec) -> Outcome {
+    signals::block().map_err(|why| ours(failed("cannot block signals", &why)))?;
+    wait(async {
+        let client = super::client(global).map_err(ours)?;
+        let signals = open_signals()?;
+        let path = format!("/v1/sandboxes/{}", segment(&exec.sandbox));
+        let sandbox: Sandbox = client.get(path).await.map_err(ours)?;
+        let start = Inside::of(sandbox.netns.as_ref(), sandbox.pid)
+            .and_then(|inside| inside.start(&exec.command, terminal()));
+        let child = start.map_err(|why| not_started(&exec.command, &why))?;
+        attend(child, signals, output, std::future::pending()).await
+    })
+}
+
+async fn foreground(
+    client: &Client,
+    output: Output,
+    sandbox: &Sandbox,
+    command: &[OsString],
+    signals: Signals,
+) -> Outcome {
+    let start =
+        Inside::fresh(sandbox.netns.as_ref()).and_then(|inside| inside.start(command, terminal()));
+    let child = start.map_err(|why| not_started(command, &why))?;
+    let pid = child.id();
+    attend(child, signals, output, tell(client, sandbox, pid)).await
+}
+
+/// Waits for the command, passes signals on to it, and carries `aside` on meanwhile, whose failure is only noted.
+pub(super) async fn attend(
+    mut child: Child,
+    signals: Signals,
+    output: Output,
+    aside: impl Future<Output = Result<(), ApiError>>,
+) -> Outcome {
+    let cannot_wait =
+        |why: &dyn std::fmt::Display| ours(failed("cannot wait for the command", &why));
+    let pid = i32::try_from(child.id()).map(Pid::from_raw).map_err(|why| cannot_wait(&why))?;
+    let pass_on = |signal| kill(pid, signal).map_err(|why| cannot_wait(&why));
+    // The terminal may have sent these before there was a command to get them.
+    while let Some(caught) = signals.pending().map_err(|why| cannot_wait(&why))? {
+        pass_on(caught.signal)?;
+    }
+    let mut signals = signals.watch().map_err(|why| cannot_wait(&why))?;
+    // It stays a zombie until no signal can be sent any more, lest another process get its number and the signal.
+    let ended = move || waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
+    let mut ended = tokio::task::spawn_blocking(ended);
+    let mut aside = std::pin::pin!(aside);
+    let mut aside_done = false;
+    loop {
+        tokio::select! {
+            waited = &mut ended => {
+                waited.map_err(|why| cannot_wait(&why))?.map_err(|why| cannot_wait(&why))?;
+                return child.wait().map(exit_status).map_err(|why| cannot_wait(&why));
+            }
+            caught = signals.next() => if !caught.from_terminal {
+                pass_on(caught.signal)?;
+            },
+            result = &mut aside, if !aside_done => {
+                aside_done = true;
+                if let Err(why) = result {
+                    output.note(&format!("the agent does not know the command's process: {}", why.message));
+                }
+            }
+        }
+    }
+}
+
+/// Tells the agent which process the sandbox has, as soon as the agent is there.
+pub(super) async fn tell(client: &Client, sandbox: &Sandbox, pid: u32) -> Result<(), ApiError> {
+    loop {
+        match tell_once(client, sandbox, pid).await {
+            Ok(_) => return Ok(()),
+            Err(why) if why.code == ErrorCode::Unreachable => sleep(RETRY).await,
+            Err(why) => return Err(why),
+        }
+    }
+}
+
+/// As [`tell`], for an agent that is there.
+pub(super) async fn tell_once(
+    client: &Client,
+    sandbox: &Sandbox,
+    pid: u32,
+) -> Result<Sandbox, ApiError> {
+    client.post(format!("{}/started", path(sandbox)), &SandboxStarted { pid }).await
+}
+
+/// Removes the sandbox unless that is done; an agent that is away is waited for.
+pub(super) async fn remove(
+    client: &Client,
+    sandbox: &Sandbox,
+    patience: Duration,
+) -> Result<(), ApiError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match remove_once(client, sandbox).await {
+            Err(why) if why.code == ErrorCode::NotFound => return Ok(()),
+            Err(why) if why.code == ErrorCode::Unreachable && Instant::now() < deadline => {
+                sleep(RETRY).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn remove_once(client: &Client, sandbox: &Sandbox) -> Result<(), ApiError> {
+    let there: Sandbox = client.get(path(sandbox)).await?;
+    // While the agent was away the name may have gone to a newer sandbox; endpoints are never the same.
+    if there.endpoints != sandbox.endpoints {
+        return Ok(());
+    }
+    client.delete::<Sandbox>(path(sandbox)).await.map(|_| ())
+}
+
+/// Why a command did not start, with its exit status.
+pub(super) fn not_started(command: &[OsString], why: &StartError) -> Failure {
+    let (status, hint) = match why {
+        StartError::Enter(_) => (OURS, "this needs root, and the sandbox must be on this host"),
+        StartError::Execute(why) if why.kind() == ErrorKind::NotFound => {
+            (NOT_FOUND, "check the command's name and PATH")
+        }
+        StartError::Execute(_) => (NOT_EXECUTABLE, "check the command's permissions and format"),
+    };
+    let name = command.first().map(|it| it.to_string_lossy()).unwrap_or_default();
+    let error = ApiError::new(ErrorCode::Failed, format!("cannot run `{name}`: {why}"), hint);
+    Failure { status, error }
+}
+
+/// A failure that is not the command's.
+pub(super) const fn ours(error: ApiError) -> Failure {
+    Failure { status: OURS, error }
+}
+
+pub(super) fn open_signals() -> Result<Signals, Failure> {
+    Signals::new().map_err(|why| ours(failed("cannot read signals", &why)))
+}
+
+fn spec(run: &Run) -> SandboxSpec {
+    SandboxSpec {
+        name: run.name.clone(),
+        networks: run.network.clone(),
+        ips: run.wanted.ip.clone(),
+        mac: run.wanted.mac,
+        aliases: run.wanted.alias.clone(),
+        command: run.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+    }
+}
+
+fn path(sandbox: &Sandbox) -> String {
+    format!("/v1/sandboxes/{}", segment(sandbox.name.as_str()))
+}
+
+fn terminal() -> [Stdio; 3] {
+    [Stdio::inherit(), Stdio::inherit(), Stdio::inherit()]
+}
+
+/// The exit status as a shell tells it.
+fn exit_status(status: ExitStatus) -> u8 {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => u8::try_from(code).unwrap_or(OURS),
+        (None, Some(signal)) => signal_status(signal),
+        (None, None) => OURS,
+    }
+}
+
+fn signal_status(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(OURS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_statuses() {
+        // Linux's wait statuses: the exit code in the second byte, the signal in the first, 0x80 for a core dump.
+        for (raw, status) in
+            [(0, 0), (1 << 8, 1), (255 << 8, 255), (9, 137), (15, 143), (11 | 0x80, 139)]
+        {
+            assert_eq!(exit_status(ExitStatus::from_raw(raw)), status, "{raw}");
+        }
+    }
+}
