@@ -1,0 +1,392 @@
+//! Endpoints of this node: plugged in, kept over restarts, unplugged.
+//!
+//! ```text
+//! attach : addresses -> store "attaching" -> host -> store "attached" -> publish -> tables      undone backwards
+//! detach : withdraw -> host -> store -> addresses rest
+//! start  : "attaching" is undone; "attached" is adopted, or plugged in again, or gone with its sandbox
+//! ```
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+use vxmesh_proto::{
+    addr::{EndpointId, MacAddr, Name, NetworkId},
+    control::Request,
+    ipam::AllocateError,
+    object::{self, NetworkState},
+    record::{Claim, EndpointClaim, Key},
+};
+
+use super::mesh::{Local, Mesh, failed, gateway_mac, lock, store_failed};
+use crate::{
+    admin::resolve,
+    api::{self, ApiError, AttachSpec, ErrorCode},
+    netlink::{
+        netns::{Netns, NetnsError},
+        overlay::{Overlay, OverlayError, OverlaySpec, Plug},
+    },
+    objects::unix_ms,
+    reconcile::admit::Claims,
+    store::Table,
+};
+
+/// What of the mesh is on this host: the namespaces of networks that have endpoints here.
+#[derive(Debug, Default)]
+pub(super) struct Hosted {
+    overlays: BTreeMap<NetworkId, Overlay>,
+}
+
+/// An endpoint as the store keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Stored {
+    pub(super) id: EndpointId,
+    pub(super) network: NetworkId,
+    name: Name,
+    aliases: Vec<Name>,
+    labels: BTreeMap<String, String>,
+    mac: MacAddr,
+    ips: Vec<IpNet>,
+    netns: PathBuf,
+    ifname: Option<String>,
+    pub(super) sandbox: Option<String>,
+    incarnation: u64,
+    attached: bool,
+}
+
+impl Stored {
+    /// What this node says of it to the others.
+    pub(super) fn claim(&self) -> EndpointClaim {
+        EndpointClaim {
+            id: self.id,
+            network: self.network,
+            name: self.name.clone(),
+            aliases: self.aliases.clone(),
+            mac: self.mac,
+            ips: self.ips.iter().map(IpNet::addr).collect(),
+            incarnation: self.incarnation,
+            labels: self.labels.clone(),
+        }
+    }
+
+    fn plug(&self) -> Plug {
+        Plug {
+            id: self.id,
+            netns: self.netns.clone(),
+            ifname: self.ifname.clone(),
+            mac: self.mac,
+            ips: self.ips.clone(),
+        }
+    }
+}
+
+impl From<OverlayError> for ApiError {
+    fn from(error: OverlayError) -> Self {
+        let (code, hint) = match &error {
+            OverlayError::Netns(NetnsError::Open { .. }) => (ErrorCode::NotFound, "`ip netns` lists the named ones"),
+            OverlayError::Netns(NetnsError::NotANamespace(_)) | OverlayError::NotASandbox(_) => {
+                (ErrorCode::Usage, "give a sandbox's namespace with --netns or --pid")
+            }
+            OverlayError::Taken(_) | OverlayError::NoName => (ErrorCode::Conflict, "nothing was changed"),
+            OverlayError::Netns(NetnsError::Change { .. })
+            | OverlayError::Link(_)
+            | OverlayError::Io(_)
+            | OverlayError::Tap(_) => (ErrorCode::Failed, "the agent needs root and /dev/net/tun; nothing was changed"),
+        };
+        Self::new(code, error.to_string(), hint)
+    }
+}
+
+fn conflict(message: String, hint: &str) -> ApiError {
+    ApiError::new(ErrorCode::Conflict, message, hint)
+}
+
+impl Mesh {
+    /// Endpoints of this node as the store has them.
+    pub(super) fn stored_endpoints(&self) -> Result<Vec<Stored>, ApiError> {
+        let rows = self.store.list::<Stored>(Table::Endpoints).map_err(store_failed)?;
+        Ok(rows.into_iter().map(|(_id, endpoint)| endpoint).collect())
+    }
+
+    /// Plugs a new endpoint in and tells the mesh.
+    pub(super) async fn attach(self: &Arc<Self>, spec: AttachSpec) -> Result<api::Endpoint, ApiError> {
+        let mut hosted = self.host.lock().await;
+        let endpoint = self.attach_stored(&mut hosted, spec).await?;
+        drop(hosted);
+        self.reconcile().await;
+        resolve::one(&self.endpoint_list(), &endpoint.id.to_string()).cloned()
+    }
+
+    pub(super) async fn attach_stored(self: &Arc<Self>, hosted: &mut Hosted, spec: AttachSpec) -> Result<Stored, ApiError> {
+        let row = self.find_network(&spec.network)?;
+        let (network, state) = self
+            .network_object(row.id)
+            .ok_or_else(|| ApiError::new(ErrorCode::NotFound, "the network is gone", "see `vxmesh network ls`"))?;
+        if let NetworkState::Conflict { with } = state {
+            let message = format!("network `{}` forwards nothing: {} has its name or VNI and is older", row.name, with.short());
+            return Err(conflict(message, "remove one of the two"));
+        }
+        let mut endpoint = self.draft(row.id, spec.clone())?;
+        endpoint.ips = self.allocate(&network, row.id, &spec.ips).await?;
+        match self.plug_in(hosted, &network, &mut endpoint).await {
+            Ok(()) => Ok(endpoint),
+            Err(error) => {
+                self.undo(hosted, &endpoint).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Everything but the addresses.
+    fn draft(&self, network: NetworkId, spec: AttachSpec) -> Result<Stored, ApiError> {
+        let id = EndpointId::from_random(rand::random());
+        let default_name = || format!("ep-{}", id.short()).parse();
+        let name = spec.name.map_or_else(default_name, Ok).map_err(|error| failed(error, "give a name with --name"))?;
+        let mac = spec.mac.unwrap_or_else(|| MacAddr::from_random(rand::random()));
+        if !mac.is_unicast() || mac == gateway_mac(network) {
+            let message = format!("{mac} cannot be an endpoint's MAC");
+            return Err(ApiError::new(ErrorCode::Usage, message, "choose a unicast address such as 02:00:00:00:00:01"));
+        }
+        for other in self.endpoint_list().iter().filter(|other| other.network == network) {
+            let taken = [&other.name].into_iter().chain(&other.aliases);
+            if let Some(taken) = taken.into_iter().find(|taken| **taken == name || spec.aliases.contains(taken)) {
+                return Err(conflict(format!("the network has an endpoint `{taken}` already"), "choose another name or alias"));
+            }
+            if other.mac == mac {
+                return Err(conflict(format!("endpoint `{}` has the MAC {mac}", other.name), "choose another, or leave --mac out"));
+            }
+        }
+        Ok(Stored {
+            id,
+            network,
+            name,
+            aliases: spec.aliases,
+            labels: spec.labels,
+            mac,
+            ips: Vec::new(),
+            netns: PathBuf::from(spec.netns),
+            ifname: spec.ifname,
+            sandbox: spec.sandbox,
+            incarnation: self.store.next_incarnation(unix_ms()).map_err(store_failed)?,
+            attached: false,
+        })
+    }
+
+    /// One address of each subnet: the wanted one, or any.
+    async fn allocate(&self, network: &object::Network, id: NetworkId, wanted: &[IpAddr]) -> Result<Vec<IpNet>, ApiError> {
+        let subnets: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
+        if let Some(stray) = wanted.iter().find(|ip| !subnets.iter().any(|subnet| subnet.contains(*ip))) {
+            let subnets: Vec<String> = subnets.iter().map(ToString::to_string).collect();
+            let message = format!("{stray} is in no subnet of the network");
+            return Err(ApiError::new(ErrorCode::Usage, message, format!("choose one in {}", subnets.join(" or "))));
+        }
+        let mut seen = BTreeSet::new();
+        let families: BTreeSet<IpNet> = wanted.iter().filter_map(|ip| subnets.iter().find(|s| s.contains(ip))).copied().collect();
+        if families.len() < wanted.len() {
+            return Err(ApiError::new(ErrorCode::Usage, "two addresses of one subnet were asked for", "give one --ip per subnet"));
+        }
+        let mut ips: Vec<IpNet> = Vec::new();
+        for subnet in subnets {
+            // One address of each IP version; a wanted one decides which subnet of that version.
+            let version = subnet.addr().is_ipv4();
+            let asked_elsewhere = wanted.iter().any(|ip| ip.is_ipv4() == version && !subnet.contains(ip));
+            if asked_elsewhere || !seen.insert(version) {
+                continue;
+            }
+            let wanted = wanted.iter().copied().find(|ip| subnet.contains(ip));
+            match self.allocate_one(id, subnet, wanted).await {
+                Ok(ip) => ips.push(IpNet::new_assert(ip, subnet.prefix_len())),
+                Err(error) => {
+                    ips.iter().for_each(|ip| self.addresses.release(id, *ip));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(ips)
+    }
+
+    async fn allocate_one(&self, network: NetworkId, subnet: IpNet, wanted: Option<IpAddr>) -> Result<IpAddr, ApiError> {
+        let hint = "see `vxmesh endpoint ls`";
+        // Once from what this node holds, once more after it asked another node for space.
+        for second in [false, true] {
+            let elsewhere = self.elsewhere(network);
+            let allocated = self.addresses.allocate(network, subnet, wanted, &elsewhere);
+            match allocated.ok_or_else(|| failed("the network is gone", "see `vxmesh network ls`"))? {
+                Ok(ip) => return Ok(ip),
+                Err(AllocateError::NotOurs { ip, owner }) if !second => {
+                    let endpoint = EndpointId::from_random([0; 16]);
+                    self.ask_for_transfer(owner, &Request::AddressClaim { network, ip, endpoint }).await?;
+                }
+                Err(AllocateError::Exhausted { .. }) if !second => self.fetch_block(network, subnet).await?,
+                Err(error @ (AllocateError::Outside { .. } | AllocateError::Reserved { .. })) => {
+                    return Err(ApiError::new(ErrorCode::Usage, error.to_string(), "choose another address"));
+                }
+                Err(error) => return Err(conflict(error.to_string(), hint)),
+            }
+        }
+        Err(failed("the addresses went to somebody else meanwhile", "try again"))
+    }
+
+    async fn plug_in(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        network: &object::Network,
+        endpoint: &mut Stored,
+    ) -> Result<(), ApiError> {
+        self.save(endpoint)?;
+        let overlay = self.host_network(hosted, endpoint.network, network).await?;
+        endpoint.ifname = Some(overlay.attach(&endpoint.plug()).await?);
+        endpoint.attached = true;
+        self.save(endpoint)?;
+        self.announce(endpoint)
+    }
+
+    fn save(&self, endpoint: &Stored) -> Result<(), ApiError> {
+        self.store.put(Table::Endpoints, &endpoint.id.to_string(), endpoint).map_err(store_failed)
+    }
+
+    fn announce(&self, endpoint: &Stored) -> Result<(), ApiError> {
+        let Some(gossip) = self.gossip.get() else { return Err(failed("the agent is starting", "try again")) };
+        let record = gossip
+            .publish(&Claim::Endpoint(endpoint.claim()))
+            .map_err(|error| ApiError::new(ErrorCode::Usage, error.to_string(), "nothing was changed"))?;
+        self.spread(&record);
+        Ok(())
+    }
+
+    /// The network's namespace with its TAP and worker, made if this is the first endpoint here.
+    async fn host_network<'h>(
+        self: &Arc<Self>,
+        hosted: &'h mut Hosted,
+        id: NetworkId,
+        network: &object::Network,
+    ) -> Result<&'h Overlay, ApiError> {
+        if !hosted.overlays.contains_key(&id) {
+            let gateways = network.subnets.iter().map(|s| IpNet::new_assert(s.gateway, s.cidr.prefix_len()));
+            let spec = OverlaySpec { id, gateway_mac: gateway_mac(id), gateways: gateways.collect(), mtu: network.mtu };
+            let overlay = Overlay::ensure(&self.run_dir(), spec).await?;
+            let tap = overlay.open_tap().await?;
+            let table = Arc::new(self.empty_table(id, network));
+            self.plane
+                .connect(Arc::clone(&table), Box::new(tap))
+                .map_err(|error| failed(error, "see the agent's log"))?;
+            lock(&self.locals).insert(id, Local { table, claims: Claims::new() });
+            hosted.overlays.insert(id, overlay);
+            info!(network = %network.name, "hosting the network");
+        }
+        hosted.overlays.get(&id).ok_or_else(|| failed("the network is gone", "try again"))
+    }
+
+    /// Takes back a half-made endpoint; the error that caused it is told, others are logged.
+    async fn undo(self: &Arc<Self>, hosted: &mut Hosted, endpoint: &Stored) {
+        if let Err(error) = self.unplug(hosted, endpoint).await {
+            warn!(endpoint = %endpoint.id, %error, "a half-made endpoint is not wholly undone");
+        }
+    }
+
+    /// Removes an endpoint from host, store and pools, and the network's namespace after the last one.
+    async fn unplug(self: &Arc<Self>, hosted: &mut Hosted, endpoint: &Stored) -> Result<(), ApiError> {
+        if let Some(overlay) = hosted.overlays.get(&endpoint.network) {
+            overlay.detach(endpoint.id).await?;
+        }
+        self.store.delete(Table::Endpoints, &endpoint.id.to_string()).map_err(store_failed)?;
+        endpoint.ips.iter().for_each(|ip| self.addresses.release(endpoint.network, *ip));
+        let last = !self.stored_endpoints()?.iter().any(|other| other.network == endpoint.network);
+        if last {
+            self.unhost(hosted, endpoint.network).await?;
+        }
+        Ok(())
+    }
+
+    async fn unhost(self: &Arc<Self>, hosted: &mut Hosted, network: NetworkId) -> Result<(), ApiError> {
+        let Some(overlay) = hosted.overlays.remove(&network) else { return Ok(()) };
+        let local = lock(&self.locals).remove(&network);
+        if let Some(local) = local {
+            let mesh = Arc::clone(self);
+            // Waits for the worker to end.
+            let stopped = tokio::task::spawn_blocking(move || mesh.plane.disconnect(local.table.spec().vni)).await;
+            stopped.map_err(|error| failed(error, "see the agent's log"))?;
+        }
+        overlay.remove().await?;
+        Ok(())
+    }
+
+    /// Unplugs the endpoint that a reference means, and tells the mesh.
+    pub(super) async fn detach(self: &Arc<Self>, reference: &str) -> Result<api::Endpoint, ApiError> {
+        let mut hosted = self.host.lock().await;
+        let row = resolve::one(&self.endpoint_list(), reference).cloned()?;
+        if row.node != self.me {
+            let message = format!("endpoint `{}` is on node {}", row.name, self.node_name(row.node));
+            return Err(conflict(message, "detach it there"));
+        }
+        if let Some(sandbox) = &row.sandbox {
+            return Err(conflict(format!("endpoint `{}` belongs to sandbox `{sandbox}`", row.name), "remove the sandbox with `vxmesh sandbox rm`"));
+        }
+        self.detach_stored(&mut hosted, row.id).await?;
+        drop(hosted);
+        self.reconcile().await;
+        Ok(row)
+    }
+
+    pub(super) async fn detach_stored(self: &Arc<Self>, hosted: &mut Hosted, id: EndpointId) -> Result<(), ApiError> {
+        let stored: Option<Stored> = self.store.get(Table::Endpoints, &id.to_string()).map_err(store_failed)?;
+        let Some(endpoint) = stored else { return Ok(()) };
+        self.withdraw(id);
+        self.unplug(hosted, &endpoint).await
+    }
+
+    fn withdraw(&self, id: EndpointId) {
+        let Some(gossip) = self.gossip.get() else { return };
+        match gossip.withdraw(Key::Endpoint(id)) {
+            Ok(record) => self.spread(&record),
+            Err(error) => warn!(endpoint = %id, %error, "the endpoint's end is not told"),
+        }
+    }
+
+    /// Takes over what the last life of the agent left.
+    pub(super) async fn adopt(self: &Arc<Self>) -> Result<(), ApiError> {
+        let mut hosted = self.host.lock().await;
+        for endpoint in self.stored_endpoints()? {
+            endpoint.ips.iter().for_each(|ip| self.addresses.adopt(endpoint.network, *ip));
+        }
+        for endpoint in self.stored_endpoints()? {
+            if let Err(error) = self.adopt_one(&mut hosted, &endpoint).await {
+                warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; it is removed");
+                self.withdraw(endpoint.id);
+                self.undo(&mut hosted, &endpoint).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn adopt_one(self: &Arc<Self>, hosted: &mut Hosted, endpoint: &Stored) -> Result<(), ApiError> {
+        let Some((network, _state)) = self.network_object(endpoint.network) else {
+            return Err(failed("its network is gone", "attach it again"));
+        };
+        if !endpoint.attached {
+            // The namespace may have been made for it.
+            self.host_network(hosted, endpoint.network, &network).await?;
+            return Err(failed("it was never wholly attached", "attach it again"));
+        }
+        Netns::open(&endpoint.netns).map_err(OverlayError::from)?;
+        let overlay = self.host_network(hosted, endpoint.network, &network).await?;
+        if !overlay.plugged().await?.contains(&endpoint.id) {
+            overlay.attach(&endpoint.plug()).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes every endpoint and namespace from this host, for `leave`.
+    pub(super) async fn detach_all(self: &Arc<Self>, hosted: &mut Hosted) -> Result<(), ApiError> {
+        for endpoint in self.stored_endpoints()? {
+            self.detach_stored(hosted, endpoint.id).await?;
+        }
+        Ok(())
+    }
+}

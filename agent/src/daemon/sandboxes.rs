@@ -1,0 +1,247 @@
+//! Sandboxes: network namespaces that this agent makes for `vxmesh run`.
+//!
+//! The command line starts the command and stays with it (or leaves a supervisor); the agent owns namespace and endpoints. A
+//! sandbox whose process is gone is collected when the agent starts, because its supervisor may have ended meanwhile.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+use vxmesh_proto::addr::{EndpointId, Name};
+
+use super::{
+    endpoints::Hosted,
+    mesh::{Mesh, failed, store_failed},
+};
+use crate::{
+    admin::resolve,
+    api::{self, ApiError, AttachSpec, ErrorCode, SandboxSpec},
+    netlink::{netns::Netns, overlay::OverlayError},
+    store::Table,
+};
+
+/// How long a command may take to end after SIGTERM.
+const GRACE: Duration = Duration::from_secs(5);
+/// How often it is looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A sandbox as the store keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Stored {
+    name: Name,
+    netns: PathBuf,
+    process: Option<Process>,
+    command: Vec<String>,
+    endpoints: Vec<EndpointId>,
+}
+
+/// A process that cannot be mistaken for a later one with the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Process {
+    pid: i32,
+    /// Clock ticks since boot, field 22 of proc_pid_stat(5).
+    started: u64,
+}
+
+impl Process {
+    fn look(pid: u32) -> Option<Self> {
+        let pid = i32::try_from(pid).ok()?;
+        Some(Self { pid, started: started(pid)? })
+    }
+
+    fn is_alive(self) -> bool {
+        started(self.pid) == Some(self.started)
+    }
+}
+
+fn started(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything; what follows it is numbers, the state first.
+    let (_name, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next()?;
+    if state == "Z" { None } else { fields.nth(18)?.parse().ok() }
+}
+
+impl Stored {
+    fn row(&self) -> api::Sandbox {
+        let alive = self.process.is_some_and(Process::is_alive);
+        let state = match self.process {
+            None => "created",
+            Some(_) if alive => "running",
+            Some(_) => "exited",
+        };
+        api::Sandbox {
+            name: self.name.clone(),
+            netns: self.netns.display().to_string(),
+            pid: self.process.and_then(|process| u32::try_from(process.pid).ok()),
+            state: state.to_owned(),
+            command: self.command.clone(),
+            endpoints: self.endpoints.clone(),
+        }
+    }
+}
+
+impl Mesh {
+    fn stored_sandboxes(&self) -> Result<Vec<Stored>, ApiError> {
+        let rows = self.store.list::<Stored>(Table::Sandboxes).map_err(store_failed)?;
+        Ok(rows.into_iter().map(|(_name, sandbox)| sandbox).collect())
+    }
+
+    fn save_sandbox(&self, sandbox: &Stored) -> Result<(), ApiError> {
+        self.store.put(Table::Sandboxes, sandbox.name.as_str(), sandbox).map_err(store_failed)
+    }
+
+    /// The sandboxes of this node.
+    pub(super) fn sandbox_list(&self) -> Result<Vec<api::Sandbox>, ApiError> {
+        Ok(self.stored_sandboxes()?.iter().map(Stored::row).collect())
+    }
+
+    fn find_sandbox(&self, reference: &str) -> Result<Stored, ApiError> {
+        let rows = self.sandbox_list()?;
+        let name = resolve::one(&rows, reference)?.name.clone();
+        let stored = self.store.get(Table::Sandboxes, name.as_str()).map_err(store_failed)?;
+        stored.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("sandbox `{name}` is gone"), "see `vxmesh sandbox ls`"))
+    }
+
+    /// Makes a namespace with an endpoint in each network. A failure leaves nothing behind.
+    pub(super) async fn create_sandbox(self: &Arc<Self>, spec: SandboxSpec) -> Result<api::Sandbox, ApiError> {
+        let mut hosted = self.host.lock().await;
+        let name = match spec.name.clone() {
+            Some(name) => name,
+            None => format!("sb-{:08x}", rand::random::<u32>()).parse().map_err(|error| failed(error, "give a name with --name"))?,
+        };
+        if self.stored_sandboxes()?.iter().any(|other| other.name == name) {
+            let message = format!("there is a sandbox `{name}` on this node already");
+            return Err(ApiError::new(ErrorCode::Conflict, message, "choose another name, or remove that one first"));
+        }
+        if spec.networks.is_empty() {
+            return Err(ApiError::new(ErrorCode::Usage, "a sandbox needs a network", "name one with --network"));
+        }
+        let netns = self.run_dir().join("sandbox").join(name.as_str());
+        let mut sandbox =
+            Stored { name, netns, process: None, command: spec.command.clone(), endpoints: Vec::new() };
+        self.save_sandbox(&sandbox)?;
+        if let Err(error) = self.furnish(&mut hosted, &mut sandbox, &spec).await {
+            if let Err(undo) = self.clear(&mut hosted, &sandbox).await {
+                warn!(sandbox = %sandbox.name, error = %undo, "a half-made sandbox is not wholly undone");
+            }
+            return Err(error);
+        }
+        drop(hosted);
+        self.reconcile().await;
+        Ok(sandbox.row())
+    }
+
+    async fn furnish(self: &Arc<Self>, hosted: &mut Hosted, sandbox: &mut Stored, spec: &SandboxSpec) -> Result<(), ApiError> {
+        Netns::create(&sandbox.netns).map_err(OverlayError::from)?;
+        for (n, network) in spec.networks.iter().enumerate() {
+            let first = n == 0;
+            let attach = AttachSpec {
+                network: network.clone(),
+                netns: sandbox.netns.display().to_string(),
+                name: Some(sandbox.name.clone()),
+                aliases: spec.aliases.clone(),
+                ips: if first { spec.ips.clone() } else { Vec::new() },
+                mac: spec.mac.filter(|_| first),
+                ifname: Some(format!("eth{n}")),
+                labels: Default::default(),
+                sandbox: Some(sandbox.name.to_string()),
+            };
+            let endpoint = self.attach_stored(hosted, attach).await?;
+            sandbox.endpoints.push(endpoint.id);
+            self.save_sandbox(sandbox)?;
+        }
+        Ok(())
+    }
+
+    /// Notes which process runs in a sandbox.
+    pub(super) fn start_sandbox(&self, reference: &str, pid: u32) -> Result<api::Sandbox, ApiError> {
+        let mut sandbox = self.find_sandbox(reference)?;
+        let gone = || ApiError::new(ErrorCode::NotFound, format!("there is no process {pid}"), "start the command first");
+        sandbox.process = Some(Process::look(pid).ok_or_else(gone)?);
+        self.save_sandbox(&sandbox)?;
+        Ok(sandbox.row())
+    }
+
+    /// Ends a sandbox's process and removes the sandbox.
+    pub(super) async fn remove_sandbox(self: &Arc<Self>, reference: &str) -> Result<api::Sandbox, ApiError> {
+        let sandbox = self.find_sandbox(reference)?;
+        if let Some(process) = sandbox.process {
+            end(process).await?;
+        }
+        let mut hosted = self.host.lock().await;
+        self.clear(&mut hosted, &sandbox).await?;
+        drop(hosted);
+        self.reconcile().await;
+        Ok(sandbox.row())
+    }
+
+    async fn clear(self: &Arc<Self>, hosted: &mut Hosted, sandbox: &Stored) -> Result<(), ApiError> {
+        // Also those that were attached and not noted yet.
+        let endpoints = self.stored_endpoints()?;
+        let own = endpoints.iter().filter(|endpoint| endpoint.sandbox.as_deref() == Some(sandbox.name.as_str()));
+        for endpoint in own {
+            self.detach_stored(hosted, endpoint.id).await?;
+        }
+        Netns::remove(&sandbox.netns).map_err(OverlayError::from)?;
+        self.store.delete(Table::Sandboxes, sandbox.name.as_str()).map_err(store_failed)?;
+        Ok(())
+    }
+
+    /// Removes sandboxes whose process is gone; those without a process are from a `run` that was cut short.
+    pub(super) async fn collect_sandboxes(self: &Arc<Self>) -> Result<(), ApiError> {
+        let mut hosted = self.host.lock().await;
+        for sandbox in self.stored_sandboxes()? {
+            if !sandbox.process.is_some_and(Process::is_alive) {
+                info!(sandbox = %sandbox.name, "its process is gone; the sandbox is removed");
+                self.clear(&mut hosted, &sandbox).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends and removes every sandbox, for `leave`.
+    pub(super) async fn clear_sandboxes(self: &Arc<Self>, hosted: &mut Hosted) -> Result<(), ApiError> {
+        for sandbox in self.stored_sandboxes()? {
+            if let Some(process) = sandbox.process {
+                end(process).await?;
+            }
+            self.clear(hosted, &sandbox).await?;
+        }
+        Ok(())
+    }
+}
+
+/// SIGTERM, and SIGKILL if that does not do.
+async fn end(process: Process) -> Result<(), ApiError> {
+    let pid = Pid::from_raw(process.pid);
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        if !process.is_alive() {
+            return Ok(());
+        }
+        match kill(pid, signal) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(errno) => return Err(failed(format!("cannot end process {pid}: {errno}"), "end it yourself")),
+        }
+        let gone = async {
+            while process.is_alive() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        if tokio::time::timeout(GRACE, gone).await.is_ok() {
+            return Ok(());
+        }
+    }
+    Err(failed(format!("process {pid} does not end"), "see what it waits for with `ps`"))
+}
+

@@ -1,0 +1,230 @@
+//! What this node knows, as rows of the admin API.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
+use vxmesh_gossip::directory::Entry;
+use vxmesh_proto::{
+    addr::{EndpointId, Name, NetworkId, NodeId},
+    control::{Request, Response},
+    object::{Content, ObjectSet},
+    record::{Claim, EndpointClaim, Key},
+};
+
+use super::mesh::{Mesh, failed};
+use crate::{
+    admin::resolve,
+    api::{self, Address, ApiError, DropRow, ErrorCode, Location, MapDiffRow, MapRow, Node},
+};
+
+impl Mesh {
+    /// Nodes that are up, this one included.
+    pub(super) fn live_nodes(&self) -> Vec<NodeId> {
+        self.gossip.get().map(|gossip| gossip.with_directory(|d| d.up().collect())).unwrap_or_default()
+    }
+
+    /// A node's name, or its id while nobody told it.
+    pub(super) fn node_name(&self, node: NodeId) -> String {
+        let rows = self.node_list();
+        rows.iter().find(|row| row.id == node).map_or_else(|| node.to_string(), |row| row.name.to_string())
+    }
+
+    /// All members, those that left among them.
+    pub(super) fn node_list(&self) -> Vec<Node> {
+        let members: Vec<(NodeId, bool)> = self.objects.read(|set| {
+            let members = set.objects().filter(|object| matches!(object.content(), Content::Member(_)));
+            members.map(|object| (object.author(), object.closed())).collect()
+        });
+        let Some(gossip) = self.gossip.get() else { return Vec::new() };
+        let row = |directory: &vxmesh_gossip::directory::Directory, (id, left): (NodeId, bool)| {
+            let claim = directory.get(id, Key::Node).and_then(|entry| match entry.record.claim() {
+                Claim::Node(claim) => Some(claim.clone()),
+                Claim::Endpoint(_) | Claim::Gone => None,
+            });
+            let state = match (left, directory.is_up(id)) {
+                (true, _) => "left",
+                (false, true) => "alive",
+                (false, false) => "dead",
+            };
+            // A node that never told its name is shown by its id, which is a name, too.
+            let name = claim.as_ref().map_or_else(|| id.as_str().parse().ok(), |claim| Some(claim.name.clone()))?;
+            let vtep = claim.and_then(|claim| super::peers::reachable(&claim.vteps, &self.own_addrs));
+            Some(Node { id, name, vtep, state: state.to_owned(), is_self: id == self.me })
+        };
+        gossip.with_directory(|directory| members.into_iter().filter_map(|member| row(directory, member)).collect())
+    }
+
+    /// The believed claims of all networks with what the directory knows of them.
+    fn known(&self) -> BTreeMap<(NetworkId, EndpointId), (NodeId, EndpointClaim, Entry)> {
+        let Some(gossip) = self.gossip.get() else { return BTreeMap::new() };
+        let networks: Vec<NetworkId> =
+            self.objects.read(ObjectSet::networks).into_iter().map(|(network, ..)| network).collect();
+        let mut known = BTreeMap::new();
+        for network in networks {
+            for (key, claim) in self.believed(gossip, network) {
+                let entry = gossip.with_directory(|d| d.get(key.node, Key::Endpoint(key.endpoint)).cloned());
+                if let Some(entry) = entry {
+                    known.insert((network, key.endpoint), (key.node, claim, entry));
+                }
+            }
+        }
+        known
+    }
+
+    /// The endpoints of all nodes that are up.
+    pub(super) fn endpoint_list(&self) -> Vec<api::Endpoint> {
+        let local: BTreeMap<EndpointId, _> = self
+            .stored_endpoints()
+            .unwrap_or_default()
+            .into_iter()
+            .map(|endpoint| (endpoint.id, endpoint))
+            .collect();
+        let row = |((network, id), (node, claim, _)): ((NetworkId, EndpointId), (NodeId, EndpointClaim, Entry))| {
+            let subnets = self.addresses.subnets(network);
+            let here = local.get(&id);
+            api::Endpoint {
+                id,
+                name: claim.name,
+                network,
+                node,
+                sandbox: here.map(super::endpoints::Stored::place),
+                ifname: here.and_then(|endpoint| endpoint.ifname().map(ToOwned::to_owned)),
+                mac: claim.mac,
+                ips: claim.ips.into_iter().map(|ip| with_prefix(ip, &subnets)).collect(),
+                aliases: claim.aliases,
+                incarnation: claim.incarnation,
+            }
+        };
+        self.known().into_iter().map(row).collect()
+    }
+
+    /// `map ls`: one row per endpoint, in the order of ids.
+    pub(super) fn map_rows(&self) -> Vec<MapRow> {
+        let row = |((network, endpoint), (node, claim, _)): ((NetworkId, EndpointId), (NodeId, EndpointClaim, Entry))| {
+            let EndpointClaim { mac, ips, incarnation, .. } = claim;
+            MapRow { network, endpoint, node, mac, ips, incarnation }
+        };
+        self.known().into_iter().map(row).collect()
+    }
+
+    /// Where an address is.
+    pub(super) fn locations(&self, address: &Address) -> Vec<Location> {
+        let matches = |claim: &EndpointClaim| match address {
+            Address::Mac(mac) => claim.mac == *mac,
+            Address::Ip(ip) => claim.ips.contains(ip),
+        };
+        let known = self.known().into_iter().filter(|(_, (_, claim, _))| matches(claim));
+        known
+            .map(|((network, endpoint), (node, claim, entry))| Location {
+                network,
+                endpoint,
+                name: claim.name,
+                node,
+                vtep: self.peers.get(node).and_then(|peer| peer.addr()),
+                mac: claim.mac,
+                ips: claim.ips,
+                source: entry.source.as_str().to_owned(),
+                age_ms: u64::try_from(entry.learned.elapsed().as_millis()).unwrap_or(u64::MAX),
+            })
+            .collect()
+    }
+
+    /// What this node and another see differently.
+    pub(super) async fn map_difference(self: &Arc<Self>, reference: &str) -> Result<Vec<MapDiffRow>, ApiError> {
+        let node = resolve::one(&self.node_list(), reference)?.id;
+        if node == self.me {
+            return Ok(Vec::new());
+        }
+        let Some(control) = self.control.get() else { return Err(failed("the agent is starting", "try again")) };
+        let answer = control.request(node, &Request::Map, super::sync::ANSWER).await;
+        let unreachable = |error| ApiError::new(ErrorCode::Failed, format!("{error}"), "see `vxmesh node ls`");
+        let Response::Map { rows } = answer.map_err(unreachable)? else {
+            return Err(failed("the node answers something else than its map", "upgrade the older agent"));
+        };
+        let there = rows.into_iter().map(serde_json::from_value::<MapRow>).collect::<Result<Vec<_>, _>>();
+        let there = there.map_err(|error| failed(error, "upgrade the older agent"))?;
+        Ok(differences(self.map_rows(), there))
+    }
+
+    /// `drops`
+    pub(super) fn drop_rows(&self) -> Vec<DropRow> {
+        let rows = self.plane.drops().rows().into_iter();
+        rows.map(|(key, count)| DropRow {
+            reason: key.reason.to_owned(),
+            network: key.network,
+            peer: key.peer,
+            count,
+        })
+        .collect()
+    }
+
+    /// `status`, as far as the mesh knows it.
+    pub(super) fn fill_status(&self, status: &mut api::Status) {
+        let nodes = self.node_list();
+        let present = nodes.iter().filter(|node| node.state != "left");
+        let at = |port: u16| self.own_addrs.first().map(|ip| std::net::SocketAddr::new(*ip, port));
+        status.state = "ready".to_owned();
+        status.mesh_id = Some(self.credentials.membership.mesh_id);
+        status.node_id = Some(self.me);
+        status.control_addr = at(self.config.control_port);
+        status.vtep = at(self.config.data_port);
+        status.nodes = present.clone().count();
+        status.nodes_alive = present.filter(|node| node.state == "alive").count();
+        status.networks = self.network_list().len();
+        status.endpoints = self.stored_endpoints().map_or(0, |endpoints| endpoints.len());
+        status.issuer = self.credentials.ca.is_some();
+    }
+
+    /// This node's name.
+    pub(super) const fn name(&self) -> &Name {
+        &self.config.name
+    }
+}
+
+fn with_prefix(ip: IpAddr, subnets: &[IpNet]) -> IpNet {
+    let subnet = subnets.iter().find(|subnet| subnet.contains(&ip));
+    subnet.map_or_else(|| IpNet::from(ip), |subnet| IpNet::new_assert(ip, subnet.prefix_len()))
+}
+
+fn differences(here: Vec<MapRow>, there: Vec<MapRow>) -> Vec<MapDiffRow> {
+    let key = |row: &MapRow| (row.network, row.endpoint);
+    let here: BTreeMap<_, _> = here.into_iter().map(|row| (key(&row), row)).collect();
+    let mut there: BTreeMap<_, _> = there.into_iter().map(|row| (key(&row), row)).collect();
+    let mut rows = Vec::new();
+    for (key, here) in here {
+        let there = there.remove(&key);
+        let kind = match &there {
+            None => "only_here",
+            Some(there) if *there == here => continue,
+            Some(_) => "differs",
+        };
+        rows.push(MapDiffRow { kind: kind.to_owned(), here: Some(here), there });
+    }
+    let rest = there.into_values();
+    rows.extend(rest.map(|there| MapDiffRow { kind: "only_there".to_owned(), here: None, there: Some(there) }));
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: u8, incarnation: u64) -> MapRow {
+        MapRow {
+            network: NetworkId::from_random([1; 16]),
+            endpoint: EndpointId::from_random([id; 16]),
+            node: NodeId::of_public_key(&[id]),
+            mac: Default::default(),
+            ips: Vec::new(),
+            incarnation,
+        }
+    }
+
+    #[test]
+    fn differences_are_told_by_kind() {
+        let rows = differences(vec![row(1, 1), row(2, 1), row(3, 1)], vec![row(2, 2), row(3, 1), row(4, 1)]);
+        let kinds: Vec<&str> = rows.iter().map(|row| row.kind.as_str()).collect();
+        assert_eq!(kinds, ["only_here", "differs", "only_there"]);
+        assert!(differences(vec![row(1, 1)], vec![row(1, 1)]).is_empty());
+    }
+}
