@@ -22,6 +22,7 @@ use vxmesh_proto::{
     },
     limits::CONTROL_PORT,
 };
+use zeroize::Zeroizing;
 
 use super::{
     ControlError,
@@ -321,7 +322,8 @@ fn check(
     if member.node_id != identity.node_id() || member.noise_public != *identity.noise_public() {
         return Err("a certificate for other keys".into());
     }
-    let psk = <[u8; 32]>::try_from(joined.psk.0.as_slice())
+    let psk = Zeroizing::new(joined.psk.0);
+    let psk = <[u8; 32]>::try_from(psk.as_slice())
         .ok()
         .ok_or_else(|| "a mesh secret has 32 bytes".to_owned())?;
     let mut peers = joined.members;

@@ -12,6 +12,7 @@ use vxmesh_proto::{
         Request, Response, decode, encode,
     },
 };
+use zeroize::Zeroizing;
 
 use super::{
     Caller, ControlError, admission,
@@ -72,6 +73,8 @@ pub(super) async fn ask(
     send.write_all(bytes).await.map_err(|e| broken(e.to_string()))?;
     send.finish().map_err(|e| broken(e.to_string()))?;
     let bytes = receive.read_to_end(RESPONSE_LEN).await.map_err(|e| broken(e.to_string()))?;
+    // The answer to a join holds the mesh secret.
+    let bytes = Zeroizing::new(bytes);
     match decode(&bytes, RESPONSE_LEN)? {
         Response::Error(refusal) => Err(ControlError::Refused(refusal)),
         response => Ok(response),
@@ -116,7 +119,7 @@ async fn answer(inner: Arc<Inner>, caller: Caller, mut send: SendStream, receive
 pub(super) async fn reply(send: &mut SendStream, response: &Response) {
     let bytes = encode(response, RESPONSE_LEN)
         .or_else(|e| encode(&Response::refuse(RefusalCode::Failed, e.to_string()), RESPONSE_LEN));
-    let Ok(bytes) = bytes else { return };
+    let Ok(bytes) = bytes.map(Zeroizing::new) else { return };
     if let Err(error) = send.write_all(&bytes).await {
         tracing::debug!(%error, "a response was not taken");
     } else if send.finish().is_err() {

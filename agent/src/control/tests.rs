@@ -4,7 +4,9 @@ use std::{collections::HashMap, future::Future, path::Path, sync::Mutex};
 
 use quinn::{ClientConfig, Endpoint, EndpointConfig};
 use tokio::time::{Instant, sleep, timeout};
-use vxmesh_proto::control::{ANONYMOUS_LEN, GOSSIP_LEN, REQUEST_LEN, RefusalCode, decode, encode};
+use vxmesh_proto::control::{
+    ANONYMOUS_LEN, GOSSIP_LEN, REQUEST_LEN, RESPONSE_LEN, RefusalCode, decode, encode,
+};
 
 use super::{
     join::{JoinError, JoinOptions, join},
@@ -41,10 +43,13 @@ impl Recorder {
 impl Service for Recorder {
     async fn handle(&self, from: Caller, request: Request) -> Response {
         match request {
-            Request::ObjectsHash { hash } => {
-                Response::ObjectsHash { hash: format!("{hash} from {}", from.node) }
+            Request::ObjectsPush { mut objects } => {
+                objects.push(from.node.to_string());
+                Response::Objects { objects }
             }
-            Request::ObjectsPull { .. } => Response::Objects { objects: vec!["x".repeat(9 << 20)] },
+            Request::BlockRequest { .. } => {
+                Response::Objects { objects: vec!["x".repeat(RESPONSE_LEN)] }
+            }
             Request::Map => std::future::pending().await,
             _ => Response::refuse(RefusalCode::Unsupported, "not in this test"),
         }
@@ -167,6 +172,14 @@ impl Node {
     }
 }
 
+fn block_request() -> Request {
+    Request::BlockRequest {
+        network: vxmesh_proto::addr::NetworkId::from_random([1; 16]),
+        subnet: "10.0.0.0/24".parse().unwrap(),
+        want: 1,
+    }
+}
+
 fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
@@ -218,10 +231,10 @@ async fn a_node_joins_and_both_ask_each_other_over_one_connection() {
     second.wants(&first);
     let answer = second
         .control
-        .request(first.id(), &Request::ObjectsHash { hash: "h".into() }, PATIENCE)
+        .request(first.id(), &Request::ObjectsPush { objects: vec!["o".into()] }, PATIENCE)
         .await
         .unwrap();
-    assert_eq!(answer, Response::ObjectsHash { hash: format!("h from {}", second.id()) });
+    assert_eq!(answer, Response::Objects { objects: vec!["o".into(), second.id().to_string()] });
     assert_eq!(first.ping(second.id()).await.unwrap(), Response::Pong);
     let member = first.control.member(second.id()).unwrap();
     assert_eq!(member.noise_public, *second.credentials.identity.noise_public());
@@ -340,7 +353,10 @@ async fn gossip_of_every_size_and_pushes_arrive() {
     assert!(!second.control.send_gossip(first.id(), Bytes::from(vec![0; GOSSIP_LEN + 1])));
     assert_eq!(second.state_of(first.id()).unwrap().dropped, 1);
 
-    let push = Push { records: vec![("k".into(), "signed".into())], objects: vec!["o".into()] };
+    let push = Push {
+        records: vec![(first.id(), "k".into(), "signed".into())],
+        objects: vec!["o".into()],
+    };
     assert!(first.control.push(second.id(), &push).unwrap());
     until("the push arrived", || {
         second.service.seen(|seen| seen.pushes.iter().any(|(_, got)| *got == push))
@@ -348,14 +364,15 @@ async fn gossip_of_every_size_and_pushes_arrive() {
     .await;
     let stranger = NodeId::of_public_key(b"nobody");
     assert!(!first.control.push(stranger, &push).unwrap());
-    let large = Push { records: vec![("k".into(), "x".repeat(300 << 10))], objects: vec![] };
+    let large =
+        Push { records: vec![(first.id(), "k".into(), "x".repeat(300 << 10))], objects: vec![] };
     assert!(matches!(first.control.push(second.id(), &large), Err(ControlError::Codec(_))));
 }
 
 #[tokio::test]
 async fn a_push_waits_for_the_connection() {
     let (first, second) = pair().await;
-    let push = Push { records: vec![("k".into(), "signed".into())], objects: vec![] };
+    let push = Push { records: vec![(first.id(), "k".into(), "signed".into())], objects: vec![] };
     second.wants(&first);
     assert!(second.control.push(first.id(), &push).unwrap());
     until("the push arrived", || first.service.seen(|seen| seen.pushes.len() == 1)).await;
@@ -380,7 +397,7 @@ async fn requests_fail_in_their_own_ways() {
     let large = Request::ObjectsPush { objects: vec!["x".repeat(REQUEST_LEN)] };
     let large = second.control.request(first.id(), &large, PATIENCE).await;
     assert!(matches!(large, Err(ControlError::Codec(_))));
-    let answer = Request::ObjectsPull { known: vec![] };
+    let answer = block_request();
     let Err(ControlError::Refused(refusal)) =
         second.control.request(first.id(), &answer, PATIENCE).await
     else {
@@ -611,7 +628,7 @@ async fn without_a_certificate_only_a_join_is_served() {
         Request::Leave,
         Request::Map,
         Request::ObjectsPush { objects: vec![] },
-        Request::ObjectsHash { hash: "h".into() },
+        block_request(),
     ] {
         let bytes = encode(&request, REQUEST_LEN).unwrap();
         assert_eq!(code(converse(&config, &first, &bytes).await), RefusalCode::NotMember);
