@@ -313,3 +313,190 @@ fn nonce(suite: Suite, counter: u64) -> Nonce {
     };
     Nonce::assume_unique_for_key([0, 0, 0, 0, a, b, c, d, e, f, g, h])
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, PoisonError};
+
+    use proptest::prelude::*;
+    use snow::Builder;
+
+    use super::*;
+    use crate::{
+        addr::NodeId,
+        session::noise::{Resolver, public_key},
+    };
+
+    #[expect(clippy::disallowed_methods, reason = "virtual time begins at some instant")]
+    fn now() -> Instant {
+        Instant::now()
+    }
+
+    fn pair(suite: Suite, limits: KeyLimits, start: Instant) -> (Keypair, Keypair) {
+        pair_of(suite, limits, start, [1; 32], [2; 32])
+    }
+
+    fn pair_of(
+        suite: Suite,
+        limits: KeyLimits,
+        start: Instant,
+        one: [u8; 32],
+        two: [u8; 32],
+    ) -> (Keypair, Keypair) {
+        let peer = |name: &[u8]| Arc::new(Peer::new(NodeId::of_public_key(name), start, None));
+        let agreed = |initiator, local, remote| Agreed {
+            suite,
+            limits,
+            initiator,
+            local,
+            remote,
+            created: start,
+        };
+        let keys = |send, receive| TransportKeys { send, receive };
+        let a = Keypair::new(peer(b"b"), &agreed(true, 10, 20), &keys(one, two)).unwrap();
+        let b = Keypair::new(peer(b"a"), &agreed(false, 20, 10), &keys(two, one)).unwrap();
+        (a, b)
+    }
+
+    fn room(payload: &[u8]) -> Vec<u8> {
+        [&[0; HEADER_LEN], payload, &[0; TAG_LEN]].concat()
+    }
+
+    #[test]
+    fn i6_a_counter_is_never_used_twice_with_a_key() {
+        let limits = KeyLimits { rekey_after: 10_000, reject_after: 20_011 };
+        let (key, _) = pair(Suite::AesGcm, limits, now());
+        let seen = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for thread in 1..=8 {
+                let (key, seen) = (&key, &seen);
+                scope.spawn(move || {
+                    while let Ok(mut batch) = key.reserve(thread * 7) {
+                        let mut mine = Vec::new();
+                        let mut datagram = room(b"x");
+                        while batch.seal(0, &mut datagram).is_ok() {
+                            mine.push(DataHeader::parse(&datagram).unwrap().counter);
+                        }
+                        seen.lock().unwrap_or_else(PoisonError::into_inner).extend(mine);
+                    }
+                });
+            }
+        });
+        let mut seen = seen.into_inner().unwrap();
+        let count = seen.len();
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen.len(), count);
+        assert!(seen.last().is_some_and(|last| *last < limits.reject_after));
+        // What is left is less than the smallest step.
+        assert!(limits.reject_after - key.sent_packets() < 7);
+    }
+
+    #[test]
+    fn counters_do_not_wrap() {
+        let limits = KeyLimits { rekey_after: u64::MAX, reject_after: u64::MAX };
+        let (key, _) = pair(Suite::ChaChaPoly, limits, now());
+        key.counter.store(u64::MAX - 3, Ordering::Relaxed);
+        assert!(key.reserve(4).is_err());
+        assert_eq!(key.reserve(3).unwrap().left(), 3);
+        assert!(key.reserve(1).is_err());
+        assert!(key.reserve(0).is_ok_and(|mut batch| batch.seal(0, &mut room(b"")).is_err()));
+    }
+
+    /// What ring seals with the raw split is what snow's own transport seals.
+    #[test]
+    fn bytes_equal_those_of_snows_transport() {
+        for suite in [Suite::AesGcm, Suite::ChaChaPoly] {
+            let name = match suite {
+                Suite::AesGcm => "Noise_IKpsk2_25519_AESGCM_BLAKE2s",
+                Suite::ChaChaPoly => "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s",
+            };
+            let builder = |ephemeral| {
+                let resolver = Box::new(Resolver::new(&[ephemeral; 32]));
+                Builder::with_resolver(name.parse().unwrap(), resolver)
+            };
+            let remote = public_key(&[5; 32]);
+            let mut initiator = builder(3)
+                .local_private_key(&[4; 32])
+                .and_then(|builder| builder.remote_public_key(&remote))
+                .and_then(|builder| builder.psk(2, &[6; 32]))
+                .and_then(Builder::build_initiator)
+                .unwrap();
+            let mut responder = builder(7)
+                .local_private_key(&[5; 32])
+                .and_then(|builder| builder.psk(2, &[6; 32]))
+                .and_then(Builder::build_responder)
+                .unwrap();
+            let (mut message, mut payload) = ([0; 200], [0; 200]);
+            let length = initiator.write_message(b"", &mut message).unwrap();
+            responder.read_message(&message[..length], &mut payload).unwrap();
+            let length = responder.write_message(b"", &mut message).unwrap();
+            initiator.read_message(&message[..length], &mut payload).unwrap();
+
+            let (one, two) = initiator.dangerously_get_raw_split();
+            let (a, b) = pair_of(suite, KeyLimits::of(suite), now(), one, two);
+            let theirs_a = initiator.into_stateless_transport_mode().unwrap();
+            let theirs_b = responder.into_stateless_transport_mode().unwrap();
+            for counter in [0, 1, 255, 256, 1 << 33, u64::MAX - 1] {
+                for (key, theirs) in [(&a, &theirs_a), (&b, &theirs_b)] {
+                    let text = b"the same bytes";
+                    let length = theirs.write_message(counter, text, &mut message).unwrap();
+                    let mut ours = text.to_vec();
+                    key.send
+                        .seal_in_place_append_tag(nonce(suite, counter), Aad::empty(), &mut ours)
+                        .unwrap();
+                    assert_eq!(ours, message[..length]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn opens_what_was_sealed_and_counts_its_first() {
+        let start = now();
+        let (a, b) = pair(Suite::AesGcm, KeyLimits::AES_GCM, start);
+        let mut batch = a.reserve(2).unwrap();
+        for (counter, payload) in [b"first".as_slice(), b""].into_iter().enumerate() {
+            let mut datagram = room(payload);
+            batch.seal(0x0102, &mut datagram).unwrap();
+            assert!(payload.is_empty() || !datagram.windows(5).any(|bytes| bytes == payload));
+            let mut again = datagram.clone();
+            let opened = b.open(start, &mut datagram).unwrap();
+            assert_eq!((opened.flags, &*opened.payload), (0x0102, payload));
+            assert_eq!((opened.newest, opened.confirms), (true, counter == 0));
+            assert!(matches!(b.open(start, &mut again), Err(SessionDrop::Replay)));
+        }
+        assert_eq!(batch.seal(0, &mut room(b"")), Err(SessionDrop::KeyExpired));
+        assert_eq!(a.reserve(1).unwrap().seal(0, &mut [0; 31]), Err(SessionDrop::BadLength));
+    }
+
+    #[test]
+    fn who_asks_for_a_new_key_and_when() {
+        let start = now();
+        let (a, b) = pair(Suite::AesGcm, KeyLimits { rekey_after: 5, reject_after: 10 }, start);
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(!a.wants_rekey(at(119)) && a.wants_rekey(at(120)) && !b.wants_rekey(at(179)));
+        assert!(a.is_usable(at(179)) && !a.is_usable(at(180)));
+        let _used = b.reserve(5).unwrap();
+        assert!(b.wants_rekey(at(0)));
+        let mut datagram = room(b"x");
+        b.reserve(1).unwrap().seal(0, &mut datagram).unwrap();
+        let mut late = datagram.clone();
+        assert!(!a.open(at(164), &mut datagram).unwrap().refresh);
+        assert!(matches!(a.open(at(180), &mut late), Err(SessionDrop::KeyExpired)));
+        b.reserve(1).unwrap().seal(0, &mut datagram).unwrap();
+        assert!(a.open(at(165), &mut datagram).unwrap().refresh);
+    }
+
+    proptest! {
+        #[test]
+        fn no_datagram_panics(mut datagram in prop::collection::vec(any::<u8>(), 0..100), ours: bool) {
+            let start = now();
+            let (a, _) = pair(Suite::ChaChaPoly, KeyLimits::CHACHA_POLY, start);
+            if ours && datagram.len() >= 8 {
+                datagram[..8].copy_from_slice(&[4, 1, 0, 0, 10, 0, 0, 0]);
+            }
+            prop_assert!(a.open(start, &mut datagram).is_err());
+        }
+    }
+}

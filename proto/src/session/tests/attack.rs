@@ -64,7 +64,7 @@ fn a_flipped_bit_anywhere_is_refused() {
                     // mac1 can be made right by anyone; indices are then the sender's word, the rest is bound.
                     let index = if kind == Kind::Init { 5..9 } else { 2..6 };
                     let result = world.deliver(addr(1 - to), to, with_mac1(bad, to));
-                    assert_eq!(result.is_ok(), index.contains(&at), "{kind:?} {at} {result:?}");
+                    assert!(result.is_err() || index.contains(&at), "{kind:?} {at}");
                 }
             }
             assert!(world.received(1).is_empty());
