@@ -1,0 +1,3 @@
+//! Bytes that others computed, run through our code.
+
+mod noise;
