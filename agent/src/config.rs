@@ -59,7 +59,7 @@ pub struct RawConfig {
     pub init: Option<bool>,
     /// [`FirstStart::Join`].
     pub join: Option<Vec<String>>,
-    /// [`FirstStart::Join`].
+    /// [`FirstStart::Join`] reads it, [`FirstStart::Init`] writes it.
     pub token_file: Option<PathBuf>,
 }
 
@@ -94,7 +94,10 @@ pub enum FirstStart {
     /// Wait for `vxmesh init` or `vxmesh join`.
     Wait,
     /// Make a new mesh.
-    Init,
+    Init {
+        /// Where to leave a join token for others.
+        token_file: Option<PathBuf>,
+    },
     /// Join a mesh.
     Join {
         /// Servers to try in order, `HOST[:PORT]`.
@@ -229,7 +232,7 @@ impl Source<'_> {
         let raw = self.raw;
         match (raw.init.unwrap_or(false), raw.join.as_deref().unwrap_or_default()) {
             (false, []) => Ok(FirstStart::Wait),
-            (true, []) => Ok(FirstStart::Init),
+            (true, []) => Ok(FirstStart::Init { token_file: raw.token_file.clone() }),
             (true, _) => Err(self.bad("init", "`join` is set too", "set only one of the two")),
             (false, servers) => {
                 let Some(token_file) = raw.token_file.clone() else {

@@ -6,7 +6,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod control;
-// pub mod daemon;
+pub mod daemon;
 pub mod datapath;
 pub mod identity;
 pub mod lab;

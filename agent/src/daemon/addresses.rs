@@ -39,7 +39,9 @@ impl Addresses {
         let networks = objects.networks();
         pools.retain(|id, _pools| networks.iter().any(|(network, ..)| network == id));
         for (id, object, _state) in networks {
-            let vxmesh_proto::object::Content::Network(network) = object.content() else { continue };
+            let vxmesh_proto::object::Content::Network(network) = object.content() else {
+                continue;
+            };
             let pools = pools.entry(id).or_insert_with(|| self.pools_of(network));
             for pool in pools {
                 pool.extend(objects.transfers(id).map(Transfer::from));
@@ -50,7 +52,8 @@ impl Addresses {
     fn pools_of(&self, network: &Network) -> Vec<Pool> {
         let pool = |subnet: &vxmesh_proto::object::Subnet| {
             let usable = Subnet::new(subnet.cidr, Some(subnet.gateway), []);
-            let usable = usable.inspect_err(|error| error!(network = %network.name, %error, "unusable subnet"));
+            let usable = usable
+                .inspect_err(|error| error!(network = %network.name, %error, "unusable subnet"));
             let usable = usable.ok()?;
             let blocks = network.blocks.iter().map(|block| (block.cidr, block.owner));
             let ownership = Ownership::new(&usable, network.creator, blocks);
@@ -62,7 +65,11 @@ impl Addresses {
     /// Whether the node holds the block of an address.
     pub(super) fn holds(&self, network: NetworkId, node: NodeId, ip: IpAddr) -> bool {
         let pools = self.lock();
-        let block = pools.get(&network).into_iter().flatten().find_map(|pool| pool.ownership().block_at(ip));
+        let block = pools
+            .get(&network)
+            .into_iter()
+            .flatten()
+            .find_map(|pool| pool.ownership().block_at(ip));
         block.is_some_and(|block| block.owner == node)
     }
 
@@ -75,7 +82,8 @@ impl Addresses {
     pub(super) fn without_block(&self, network: NetworkId) -> Vec<IpNet> {
         let pools = self.lock();
         let pools = pools.get(&network).into_iter().flatten();
-        let bare = pools.filter(|pool| pool.ownership().blocks().all(|block| block.owner != self.me));
+        let bare =
+            pools.filter(|pool| pool.ownership().blocks().all(|block| block.owner != self.me));
         bare.map(|pool| pool.subnet().cidr()).collect()
     }
 
@@ -87,7 +95,8 @@ impl Addresses {
         edit: impl FnOnce(&mut Pool) -> R,
     ) -> Option<R> {
         let mut pools = self.lock();
-        let pool = pools.get_mut(&network)?.iter_mut().find(|pool| pool.subnet().cidr() == subnet)?;
+        let pool =
+            pools.get_mut(&network)?.iter_mut().find(|pool| pool.subnet().cidr() == subnet)?;
         Some(edit(pool))
     }
 
@@ -116,7 +125,8 @@ impl Addresses {
     /// Lets an address rest before it is given again.
     pub(super) fn release(&self, network: NetworkId, ip: IpNet) {
         // Without a pool the network is gone, and the address with it.
-        let _gone = self.with_pool(network, ip.trunc(), |pool| pool.release(ip.addr(), Instant::now()));
+        let _gone =
+            self.with_pool(network, ip.trunc(), |pool| pool.release(ip.addr(), Instant::now()));
     }
 
     /// All blocks of this node as transfers to another one, for `leave`.
@@ -126,7 +136,8 @@ impl Addresses {
         for (network, pools) in pools.iter() {
             for block in pools.iter().flat_map(|pool| pool.ownership().blocks()) {
                 if let Some(epoch) = block.epoch.checked_add(1).filter(|_| block.owner == self.me) {
-                    given.push((*network, Transfer { block: block.cidr, from: self.me, to, epoch }));
+                    given
+                        .push((*network, Transfer { block: block.cidr, from: self.me, to, epoch }));
                 }
             }
         }

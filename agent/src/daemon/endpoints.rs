@@ -89,15 +89,21 @@ impl Stored {
 impl From<OverlayError> for ApiError {
     fn from(error: OverlayError) -> Self {
         let (code, hint) = match &error {
-            OverlayError::Netns(NetnsError::Open { .. }) => (ErrorCode::NotFound, "`ip netns` lists the named ones"),
+            OverlayError::Netns(NetnsError::Open { .. }) => {
+                (ErrorCode::NotFound, "`ip netns` lists the named ones")
+            }
             OverlayError::Netns(NetnsError::NotANamespace(_)) | OverlayError::NotASandbox(_) => {
                 (ErrorCode::Usage, "give a sandbox's namespace with --netns or --pid")
             }
-            OverlayError::Taken(_) | OverlayError::NoName => (ErrorCode::Conflict, "nothing was changed"),
+            OverlayError::Taken(_) | OverlayError::NoName => {
+                (ErrorCode::Conflict, "nothing was changed")
+            }
             OverlayError::Netns(NetnsError::Change { .. })
             | OverlayError::Link(_)
             | OverlayError::Io(_)
-            | OverlayError::Tap(_) => (ErrorCode::Failed, "the agent needs root and /dev/net/tun; nothing was changed"),
+            | OverlayError::Tap(_) => {
+                (ErrorCode::Failed, "the agent needs root and /dev/net/tun; nothing was changed")
+            }
         };
         Self::new(code, error.to_string(), hint)
     }
@@ -115,7 +121,10 @@ impl Mesh {
     }
 
     /// Plugs a new endpoint in and tells the mesh.
-    pub(super) async fn attach(self: &Arc<Self>, spec: AttachSpec) -> Result<api::Endpoint, ApiError> {
+    pub(super) async fn attach(
+        self: &Arc<Self>,
+        spec: AttachSpec,
+    ) -> Result<api::Endpoint, ApiError> {
         let mut hosted = self.host.lock().await;
         let endpoint = self.attach_stored(&mut hosted, spec).await?;
         drop(hosted);
@@ -123,13 +132,21 @@ impl Mesh {
         resolve::one(&self.endpoint_list(), &endpoint.id.to_string()).cloned()
     }
 
-    pub(super) async fn attach_stored(self: &Arc<Self>, hosted: &mut Hosted, spec: AttachSpec) -> Result<Stored, ApiError> {
+    pub(super) async fn attach_stored(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        spec: AttachSpec,
+    ) -> Result<Stored, ApiError> {
         let row = self.find_network(&spec.network)?;
-        let (network, state) = self
-            .network_object(row.id)
-            .ok_or_else(|| ApiError::new(ErrorCode::NotFound, "the network is gone", "see `vxmesh network ls`"))?;
+        let (network, state) = self.network_object(row.id).ok_or_else(|| {
+            ApiError::new(ErrorCode::NotFound, "the network is gone", "see `vxmesh network ls`")
+        })?;
         if let NetworkState::Conflict { with } = state {
-            let message = format!("network `{}` forwards nothing: {} has its name or VNI and is older", row.name, with.short());
+            let message = format!(
+                "network `{}` forwards nothing: {} has its name or VNI and is older",
+                row.name,
+                with.short()
+            );
             return Err(conflict(message, "remove one of the two"));
         }
         let mut endpoint = self.draft(row.id, spec.clone())?;
@@ -147,19 +164,34 @@ impl Mesh {
     fn draft(&self, network: NetworkId, spec: AttachSpec) -> Result<Stored, ApiError> {
         let id = EndpointId::from_random(rand::random());
         let default_name = || format!("ep-{}", id.short()).parse();
-        let name = spec.name.map_or_else(default_name, Ok).map_err(|error| failed(error, "give a name with --name"))?;
+        let name = spec
+            .name
+            .map_or_else(default_name, Ok)
+            .map_err(|error| failed(error, "give a name with --name"))?;
         let mac = spec.mac.unwrap_or_else(|| MacAddr::from_random(rand::random()));
         if !mac.is_unicast() || mac == gateway_mac(network) {
             let message = format!("{mac} cannot be an endpoint's MAC");
-            return Err(ApiError::new(ErrorCode::Usage, message, "choose a unicast address such as 02:00:00:00:00:01"));
+            return Err(ApiError::new(
+                ErrorCode::Usage,
+                message,
+                "choose a unicast address such as 02:00:00:00:00:01",
+            ));
         }
         for other in self.endpoint_list().iter().filter(|other| other.network == network) {
             let taken = [&other.name].into_iter().chain(&other.aliases);
-            if let Some(taken) = taken.into_iter().find(|taken| **taken == name || spec.aliases.contains(taken)) {
-                return Err(conflict(format!("the network has an endpoint `{taken}` already"), "choose another name or alias"));
+            if let Some(taken) =
+                taken.into_iter().find(|taken| **taken == name || spec.aliases.contains(taken))
+            {
+                return Err(conflict(
+                    format!("the network has an endpoint `{taken}` already"),
+                    "choose another name or alias",
+                ));
             }
             if other.mac == mac {
-                return Err(conflict(format!("endpoint `{}` has the MAC {mac}", other.name), "choose another, or leave --mac out"));
+                return Err(conflict(
+                    format!("endpoint `{}` has the MAC {mac}", other.name),
+                    "choose another, or leave --mac out",
+                ));
             }
         }
         Ok(Stored {
@@ -179,23 +211,43 @@ impl Mesh {
     }
 
     /// One address of each subnet: the wanted one, or any.
-    async fn allocate(&self, network: &object::Network, id: NetworkId, wanted: &[IpAddr]) -> Result<Vec<IpNet>, ApiError> {
+    async fn allocate(
+        &self,
+        network: &object::Network,
+        id: NetworkId,
+        wanted: &[IpAddr],
+    ) -> Result<Vec<IpNet>, ApiError> {
         let subnets: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
-        if let Some(stray) = wanted.iter().find(|ip| !subnets.iter().any(|subnet| subnet.contains(*ip))) {
+        if let Some(stray) =
+            wanted.iter().find(|ip| !subnets.iter().any(|subnet| subnet.contains(*ip)))
+        {
             let subnets: Vec<String> = subnets.iter().map(ToString::to_string).collect();
             let message = format!("{stray} is in no subnet of the network");
-            return Err(ApiError::new(ErrorCode::Usage, message, format!("choose one in {}", subnets.join(" or "))));
+            return Err(ApiError::new(
+                ErrorCode::Usage,
+                message,
+                format!("choose one in {}", subnets.join(" or ")),
+            ));
         }
         let mut seen = BTreeSet::new();
-        let families: BTreeSet<IpNet> = wanted.iter().filter_map(|ip| subnets.iter().find(|s| s.contains(ip))).copied().collect();
+        let families: BTreeSet<IpNet> = wanted
+            .iter()
+            .filter_map(|ip| subnets.iter().find(|s| s.contains(ip)))
+            .copied()
+            .collect();
         if families.len() < wanted.len() {
-            return Err(ApiError::new(ErrorCode::Usage, "two addresses of one subnet were asked for", "give one --ip per subnet"));
+            return Err(ApiError::new(
+                ErrorCode::Usage,
+                "two addresses of one subnet were asked for",
+                "give one --ip per subnet",
+            ));
         }
         let mut ips: Vec<IpNet> = Vec::new();
         for subnet in subnets {
             // One address of each IP version; a wanted one decides which subnet of that version.
             let version = subnet.addr().is_ipv4();
-            let asked_elsewhere = wanted.iter().any(|ip| ip.is_ipv4() == version && !subnet.contains(ip));
+            let asked_elsewhere =
+                wanted.iter().any(|ip| ip.is_ipv4() == version && !subnet.contains(ip));
             if asked_elsewhere || !seen.insert(version) {
                 continue;
             }
@@ -211,21 +263,35 @@ impl Mesh {
         Ok(ips)
     }
 
-    async fn allocate_one(&self, network: NetworkId, subnet: IpNet, wanted: Option<IpAddr>) -> Result<IpAddr, ApiError> {
+    async fn allocate_one(
+        &self,
+        network: NetworkId,
+        subnet: IpNet,
+        wanted: Option<IpAddr>,
+    ) -> Result<IpAddr, ApiError> {
         let hint = "see `vxmesh endpoint ls`";
         // Once from what this node holds, once more after it asked another node for space.
         for second in [false, true] {
             let elsewhere = self.elsewhere(network);
             let allocated = self.addresses.allocate(network, subnet, wanted, &elsewhere);
-            match allocated.ok_or_else(|| failed("the network is gone", "see `vxmesh network ls`"))? {
+            match allocated
+                .ok_or_else(|| failed("the network is gone", "see `vxmesh network ls`"))?
+            {
                 Ok(ip) => return Ok(ip),
                 Err(AllocateError::NotOurs { ip, owner }) if !second => {
                     let endpoint = EndpointId::from_random([0; 16]);
-                    self.ask_for_transfer(owner, &Request::AddressClaim { network, ip, endpoint }).await?;
+                    self.ask_for_transfer(owner, &Request::AddressClaim { network, ip, endpoint })
+                        .await?;
                 }
-                Err(AllocateError::Exhausted { .. }) if !second => self.fetch_block(network, subnet).await?,
+                Err(AllocateError::Exhausted { .. }) if !second => {
+                    self.fetch_block(network, subnet).await?
+                }
                 Err(error @ (AllocateError::Outside { .. } | AllocateError::Reserved { .. })) => {
-                    return Err(ApiError::new(ErrorCode::Usage, error.to_string(), "choose another address"));
+                    return Err(ApiError::new(
+                        ErrorCode::Usage,
+                        error.to_string(),
+                        "choose another address",
+                    ));
                 }
                 Err(error) => return Err(conflict(error.to_string(), hint)),
             }
@@ -252,10 +318,12 @@ impl Mesh {
     }
 
     fn announce(&self, endpoint: &Stored) -> Result<(), ApiError> {
-        let Some(gossip) = self.gossip.get() else { return Err(failed("the agent is starting", "try again")) };
-        let record = gossip
-            .publish(&Claim::Endpoint(endpoint.claim()))
-            .map_err(|error| ApiError::new(ErrorCode::Usage, error.to_string(), "nothing was changed"))?;
+        let Some(gossip) = self.gossip.get() else {
+            return Err(failed("the agent is starting", "try again"));
+        };
+        let record = gossip.publish(&Claim::Endpoint(endpoint.claim())).map_err(|error| {
+            ApiError::new(ErrorCode::Usage, error.to_string(), "nothing was changed")
+        })?;
         self.spread(&record);
         Ok(())
     }
@@ -268,8 +336,14 @@ impl Mesh {
         network: &object::Network,
     ) -> Result<&'h Overlay, ApiError> {
         if !hosted.overlays.contains_key(&id) {
-            let gateways = network.subnets.iter().map(|s| IpNet::new_assert(s.gateway, s.cidr.prefix_len()));
-            let spec = OverlaySpec { id, gateway_mac: gateway_mac(id), gateways: gateways.collect(), mtu: network.mtu };
+            let gateways =
+                network.subnets.iter().map(|s| IpNet::new_assert(s.gateway, s.cidr.prefix_len()));
+            let spec = OverlaySpec {
+                id,
+                gateway_mac: gateway_mac(id),
+                gateways: gateways.collect(),
+                mtu: network.mtu,
+            };
             let overlay = Overlay::ensure(&self.run_dir(), spec).await?;
             let tap = overlay.open_tap().await?;
             let table = Arc::new(self.empty_table(id, network));
@@ -291,7 +365,11 @@ impl Mesh {
     }
 
     /// Removes an endpoint from host, store and pools, and the network's namespace after the last one.
-    async fn unplug(self: &Arc<Self>, hosted: &mut Hosted, endpoint: &Stored) -> Result<(), ApiError> {
+    async fn unplug(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        endpoint: &Stored,
+    ) -> Result<(), ApiError> {
         if let Some(overlay) = hosted.overlays.get(&endpoint.network) {
             overlay.detach(endpoint.id).await?;
         }
@@ -304,13 +382,19 @@ impl Mesh {
         Ok(())
     }
 
-    async fn unhost(self: &Arc<Self>, hosted: &mut Hosted, network: NetworkId) -> Result<(), ApiError> {
+    async fn unhost(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        network: NetworkId,
+    ) -> Result<(), ApiError> {
         let Some(overlay) = hosted.overlays.remove(&network) else { return Ok(()) };
         let local = lock(&self.locals).remove(&network);
         if let Some(local) = local {
             let mesh = Arc::clone(self);
             // Waits for the worker to end.
-            let stopped = tokio::task::spawn_blocking(move || mesh.plane.disconnect(local.table.spec().vni)).await;
+            let stopped =
+                tokio::task::spawn_blocking(move || mesh.plane.disconnect(local.table.spec().vni))
+                    .await;
             stopped.map_err(|error| failed(error, "see the agent's log"))?;
         }
         overlay.remove().await?;
@@ -318,15 +402,22 @@ impl Mesh {
     }
 
     /// Unplugs the endpoint that a reference means, and tells the mesh.
-    pub(super) async fn detach(self: &Arc<Self>, reference: &str) -> Result<api::Endpoint, ApiError> {
+    pub(super) async fn detach(
+        self: &Arc<Self>,
+        reference: &str,
+    ) -> Result<api::Endpoint, ApiError> {
         let mut hosted = self.host.lock().await;
         let row = resolve::one(&self.endpoint_list(), reference).cloned()?;
         if row.node != self.me {
-            let message = format!("endpoint `{}` is on node {}", row.name, self.node_name(row.node));
+            let message =
+                format!("endpoint `{}` is on node {}", row.name, self.node_name(row.node));
             return Err(conflict(message, "detach it there"));
         }
         if let Some(sandbox) = &row.sandbox {
-            return Err(conflict(format!("endpoint `{}` belongs to sandbox `{sandbox}`", row.name), "remove the sandbox with `vxmesh sandbox rm`"));
+            return Err(conflict(
+                format!("endpoint `{}` belongs to sandbox `{sandbox}`", row.name),
+                "remove the sandbox with `vxmesh sandbox rm`",
+            ));
         }
         self.detach_stored(&mut hosted, row.id).await?;
         drop(hosted);
@@ -334,8 +425,13 @@ impl Mesh {
         Ok(row)
     }
 
-    pub(super) async fn detach_stored(self: &Arc<Self>, hosted: &mut Hosted, id: EndpointId) -> Result<(), ApiError> {
-        let stored: Option<Stored> = self.store.get(Table::Endpoints, &id.to_string()).map_err(store_failed)?;
+    pub(super) async fn detach_stored(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        id: EndpointId,
+    ) -> Result<(), ApiError> {
+        let stored: Option<Stored> =
+            self.store.get(Table::Endpoints, &id.to_string()).map_err(store_failed)?;
         let Some(endpoint) = stored else { return Ok(()) };
         self.withdraw(id);
         self.unplug(hosted, &endpoint).await
@@ -365,7 +461,11 @@ impl Mesh {
         Ok(())
     }
 
-    async fn adopt_one(self: &Arc<Self>, hosted: &mut Hosted, endpoint: &Stored) -> Result<(), ApiError> {
+    async fn adopt_one(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        endpoint: &Stored,
+    ) -> Result<(), ApiError> {
         let Some((network, _state)) = self.network_object(endpoint.network) else {
             return Err(failed("its network is gone", "attach it again"));
         };
@@ -388,5 +488,17 @@ impl Mesh {
             self.detach_stored(hosted, endpoint.id).await?;
         }
         Ok(())
+    }
+}
+
+impl Stored {
+    /// What the endpoint is plugged into.
+    pub(super) fn place(&self) -> String {
+        self.sandbox.clone().unwrap_or_else(|| self.netns.display().to_string())
+    }
+
+    /// The interface inside.
+    pub(super) fn ifname(&self) -> Option<&str> {
+        self.ifname.as_deref()
     }
 }

@@ -110,7 +110,10 @@ pub(super) fn failed(what: impl std::fmt::Display, hint: &str) -> ApiError {
 
 impl Mesh {
     /// Starts everything: state, data path, control, gossip, endpoints of the last life.
-    pub(super) async fn start(config: Config, credentials: Credentials) -> Result<Arc<Self>, ApiError> {
+    pub(super) async fn start(
+        config: Config,
+        credentials: Credentials,
+    ) -> Result<Arc<Self>, ApiError> {
         let mesh = Arc::new(Self::build(config, credentials)?);
         mesh.publish_member(&mesh.credentials.membership.certificate);
         mesh.objects.read(|set| mesh.addresses.follow(set));
@@ -125,7 +128,7 @@ impl Mesh {
             }
         }
         let claims = mesh.first_claims()?;
-        let outlook = Arc::new(Outlook { me: mesh.me, mesh: Arc::downgrade(&mesh) });
+        let outlook = Arc::new(Outlook { mesh: Arc::downgrade(&mesh) });
         let control = Control::start(mesh.control_config(), Arc::clone(&outlook) as _)
             .map_err(|error| failed(error, "see the agent's log"))?;
         // Set once, here.
@@ -213,7 +216,9 @@ impl Mesh {
 
     fn first_claims(&self) -> Result<Vec<Claim>, ApiError> {
         let mut claims = vec![Claim::Node(self.node_claim())];
-        claims.extend(self.stored_endpoints()?.iter().map(|endpoint| Claim::Endpoint(endpoint.claim())));
+        claims.extend(
+            self.stored_endpoints()?.iter().map(|endpoint| Claim::Endpoint(endpoint.claim())),
+        );
         Ok(claims)
     }
 
@@ -305,7 +310,11 @@ impl Mesh {
                 warn!(%error, "a peer's address is not kept");
             }
         }
-        let wanted: Vec<_> = addrs.iter().filter(|(node, _)| members.contains_key(node)).map(|(n, a)| (*n, *a)).collect();
+        let wanted: Vec<_> = addrs
+            .iter()
+            .filter(|(node, _)| members.contains_key(node))
+            .map(|(n, a)| (*n, *a))
+            .collect();
         drop(addrs);
         if let Some(control) = self.control.get() {
             control.set_peers(wanted);
@@ -315,7 +324,8 @@ impl Mesh {
     fn follow_tables(&self, gossip: &Gossip) {
         let active = self.objects.read(object::ObjectSet::active_networks);
         for (id, local) in lock(&self.locals).iter_mut() {
-            let claims = if active.contains(id) { self.believed(gossip, *id) } else { Claims::new() };
+            let claims =
+                if active.contains(id) { self.believed(gossip, *id) } else { Claims::new() };
             let updates = self.updates(local, &claims);
             if !updates.is_empty() {
                 local.table = Arc::new(local.table.apply(updates));
@@ -329,7 +339,9 @@ impl Mesh {
     pub(super) fn believed(&self, gossip: &Gossip, network: NetworkId) -> Claims {
         let claims: Vec<(NodeId, EndpointClaim)> = gossip.with_directory(|directory| {
             let of_network = directory.records().filter_map(|entry| match entry.record.claim() {
-                Claim::Endpoint(claim) if claim.network == network => Some((entry.record.owner(), claim.clone())),
+                Claim::Endpoint(claim) if claim.network == network => {
+                    Some((entry.record.owner(), claim.clone()))
+                }
                 Claim::Endpoint(_) | Claim::Node(_) | Claim::Gone => None,
             });
             of_network.filter(|(owner, _)| directory.is_up(*owner)).collect()
@@ -348,7 +360,11 @@ impl Mesh {
             .collect()
     }
 
-    fn updates(&self, local: &Local, claims: &Claims) -> Vec<TableUpdate<Arc<vxmesh_proto::session::Peer>>> {
+    fn updates(
+        &self,
+        local: &Local,
+        claims: &Claims,
+    ) -> Vec<TableUpdate<Arc<vxmesh_proto::session::Peer>>> {
         let mut updates = Vec::new();
         for change in changes(&local.claims, claims) {
             match change {
@@ -384,7 +400,11 @@ impl Mesh {
     }
 
     /// The first snapshot of a network: nobody in it.
-    pub(super) fn empty_table(&self, id: NetworkId, network: &object::Network) -> crate::datapath::port::Table {
+    pub(super) fn empty_table(
+        &self,
+        id: NetworkId,
+        network: &object::Network,
+    ) -> crate::datapath::port::Table {
         let spec = NetworkSpec {
             id,
             vni: network.vni,
@@ -400,8 +420,10 @@ impl Mesh {
 
     /// Handshakes with everybody who shares a network: they may still seal for this node's last life.
     async fn wake_peers(&self) {
-        let nodes: Vec<NodeId> =
-            lock(&self.locals).values().flat_map(|local| local.table.members().iter().map(|(node, _)| *node)).collect();
+        let nodes: Vec<NodeId> = lock(&self.locals)
+            .values()
+            .flat_map(|local| local.table.members().iter().map(|(node, _)| *node))
+            .collect();
         for node in nodes {
             self.plane.want(node).await;
         }
@@ -423,7 +445,8 @@ impl Mesh {
     /// The network that a reference means, as an object.
     pub(super) fn network_object(&self, id: NetworkId) -> Option<(object::Network, NetworkState)> {
         self.objects.read(|set| {
-            let (_, object, state) = set.networks().into_iter().find(|(network, ..)| *network == id)?;
+            let (_, object, state) =
+                set.networks().into_iter().find(|(network, ..)| *network == id)?;
             match object.content() {
                 Content::Network(network) => Some((network.clone(), state)),
                 Content::Member(_) | Content::Transfer(_) | Content::Other => None,
@@ -452,7 +475,8 @@ impl Mesh {
 
     /// Sends records of this node to everybody who is connected.
     pub(super) fn push_records(&self, records: &[SignedRecord]) {
-        let records = records.iter().map(|r| (r.owner, r.key.to_string(), r.text.to_string())).collect();
+        let records =
+            records.iter().map(|r| (r.owner, r.key.to_string(), r.text.to_string())).collect();
         self.push(&Push { records, objects: Vec::new() });
     }
 
@@ -516,7 +540,8 @@ fn key_pair(credentials: &Credentials) -> Result<Arc<Ed25519KeyPair>, ApiError> 
 
 fn session_config(credentials: &Credentials) -> Result<SessionConfig, ApiError> {
     let psk = &credentials.membership.psk;
-    let certified = Ca(credentials.membership.ca.clone()).member(&credentials.membership.certificate);
+    let certified =
+        Ca(credentials.membership.ca.clone()).member(&credentials.membership.certificate);
     Ok(SessionConfig {
         static_private: Zeroizing::new(*credentials.identity.noise_private()),
         aes: certified.is_some_and(|member| member.aes),

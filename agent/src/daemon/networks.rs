@@ -50,7 +50,10 @@ impl Mesh {
     }
 
     /// Makes a network, on this node and so on all.
-    pub(super) fn create_network(self: &Arc<Self>, spec: &NetworkSpec) -> Result<api::Network, ApiError> {
+    pub(super) fn create_network(
+        self: &Arc<Self>,
+        spec: &NetworkSpec,
+    ) -> Result<api::Network, ApiError> {
         let mtu = spec.mtu.unwrap_or(DEFAULT_MTU);
         if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
             return Err(usage(format!("an MTU of {mtu} does not do"), "choose 1280 to 8894"));
@@ -58,12 +61,21 @@ impl Mesh {
         let live = self.live_nodes();
         let object = self.objects.publish::<ApiError>(|set, hlc| {
             let networks = set.networks();
-            if let Some((id, ..)) = networks.iter().find(|(_, object, _)| name_of(object) == Some(&spec.name)) {
-                let message = format!("there is a network `{}` already ({})", spec.name, id.short());
-                return Err(ApiError::new(ErrorCode::Conflict, message, "choose another name, or remove that one first"));
+            if let Some((id, ..)) =
+                networks.iter().find(|(_, object, _)| name_of(object) == Some(&spec.name))
+            {
+                let message =
+                    format!("there is a network `{}` already ({})", spec.name, id.short());
+                return Err(ApiError::new(
+                    ErrorCode::Conflict,
+                    message,
+                    "choose another name, or remove that one first",
+                ));
             }
             let subnets = choose_subnets(spec, &networks)?;
-            let blocks = subnets.iter().flat_map(|subnet| first_split(subnet, self.me, live.iter().copied()));
+            let blocks = subnets
+                .iter()
+                .flat_map(|subnet| first_split(subnet, self.me, live.iter().copied()));
             let network = object::Network {
                 name: spec.name.clone(),
                 creator: self.me,
@@ -71,7 +83,10 @@ impl Mesh {
                 vni: choose_vni(spec.vni, &networks)?,
                 encrypted: true,
                 mtu,
-                subnets: subnets.iter().map(|s| object::Subnet { cidr: s.cidr(), gateway: s.gateway() }).collect(),
+                subnets: subnets
+                    .iter()
+                    .map(|s| object::Subnet { cidr: s.cidr(), gateway: s.gateway() })
+                    .collect(),
                 internal: false,
                 labels: spec.labels.clone(),
                 blocks: blocks.map(|(cidr, owner)| object::Block { cidr, owner }).collect(),
@@ -81,22 +96,37 @@ impl Mesh {
         self.push_objects([object.text().to_string()]);
         self.objects.read(|set| self.addresses.follow(set));
         self.kick();
-        let created = self.network_list().into_iter().find(|row| object.id() == &object::ObjectId::Network(row.id));
-        created.ok_or_else(|| failed("the network was removed while it was made", "create it again"))
+        let created = self
+            .network_list()
+            .into_iter()
+            .find(|row| object.id() == &object::ObjectId::Network(row.id));
+        created
+            .ok_or_else(|| failed("the network was removed while it was made", "create it again"))
     }
 
     /// Removes a network that has no endpoints, on this node and so on all.
-    pub(super) fn remove_network(self: &Arc<Self>, reference: &str) -> Result<api::Network, ApiError> {
+    pub(super) fn remove_network(
+        self: &Arc<Self>,
+        reference: &str,
+    ) -> Result<api::Network, ApiError> {
         let network = self.find_network(reference)?;
-        let endpoints = self.endpoint_list().into_iter().filter(|endpoint| endpoint.network == network.id);
-        let names: Vec<String> = endpoints.map(|endpoint| endpoint.name.to_string()).take(5).collect();
+        let endpoints =
+            self.endpoint_list().into_iter().filter(|endpoint| endpoint.network == network.id);
+        let names: Vec<String> =
+            endpoints.map(|endpoint| endpoint.name.to_string()).take(5).collect();
         if !names.is_empty() {
             let message = format!("network `{}` has endpoints: {}", network.name, names.join(", "));
-            return Err(ApiError::new(ErrorCode::Conflict, message, "detach them first; see `vxmesh endpoint ls`"));
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                message,
+                "detach them first; see `vxmesh endpoint ls`",
+            ));
         }
         let id = object::ObjectId::Network(network.id);
         let object = self.objects.publish::<ApiError>(|set, hlc| {
-            let gone = || ApiError::new(ErrorCode::NotFound, "the network is gone", "see `vxmesh network ls`");
+            let gone = || {
+                ApiError::new(ErrorCode::NotFound, "the network is gone", "see `vxmesh network ls`")
+            };
             Ok(Draft { closed: true, ..set.get(&id).ok_or_else(gone)?.edit(hlc) })
         })?;
         self.push_objects([object.text().to_string()]);
@@ -110,7 +140,9 @@ impl Mesh {
         let networks = self.objects.read(ObjectSet::active_networks);
         let bare: Vec<_> = networks
             .into_iter()
-            .flat_map(|id| self.addresses.without_block(id).into_iter().map(move |subnet| (id, subnet)))
+            .flat_map(|id| {
+                self.addresses.without_block(id).into_iter().map(move |subnet| (id, subnet))
+            })
             .collect();
         if bare.is_empty() || self.is_prefetching() {
             return;
@@ -128,11 +160,19 @@ impl Mesh {
     }
 
     /// Gets a block of a subnet from the nodes that are up and have most to spare.
-    pub(super) async fn fetch_block(&self, network: NetworkId, subnet: IpNet) -> Result<(), ApiError> {
+    pub(super) async fn fetch_block(
+        &self,
+        network: NetworkId,
+        subnet: IpNet,
+    ) -> Result<(), ApiError> {
         let elsewhere = self.elsewhere(network);
-        let holders = self.addresses.with_pool(network, subnet, |pool| pool.holders(&elsewhere)).unwrap_or_default();
+        let holders = self
+            .addresses
+            .with_pool(network, subnet, |pool| pool.holders(&elsewhere))
+            .unwrap_or_default();
         let live = self.live_nodes();
-        let (up, down): (Vec<_>, Vec<_>) = holders.into_iter().partition(|holder| live.contains(&holder.node));
+        let (up, down): (Vec<_>, Vec<_>) =
+            holders.into_iter().partition(|holder| live.contains(&holder.node));
         let mut last = None;
         for holder in up {
             let request = vxmesh_proto::control::Request::BlockRequest { network, subnet, want: 1 };
@@ -142,12 +182,18 @@ impl Mesh {
             }
         }
         Err(last.unwrap_or_else(|| {
-            let names: Vec<String> = down.iter().map(|h| format!("{} ({} free)", self.node_name(h.node), h.free)).collect();
+            let names: Vec<String> = down
+                .iter()
+                .map(|h| format!("{} ({} free)", self.node_name(h.node), h.free))
+                .collect();
             let message = format!("no address of {subnet} is to be had");
             let hint = if names.is_empty() {
                 "detach endpoints, or make a network with a larger subnet".to_owned()
             } else {
-                format!("these nodes hold some and are not reachable: {}; bring one of them back", names.join(", "))
+                format!(
+                    "these nodes hold some and are not reachable: {}; bring one of them back",
+                    names.join(", ")
+                )
             };
             ApiError::new(ErrorCode::Conflict, message, hint)
         }))
@@ -159,7 +205,9 @@ impl Mesh {
         node: vxmesh_proto::addr::NodeId,
         request: &vxmesh_proto::control::Request,
     ) -> Result<(), ApiError> {
-        let Some(control) = self.control.get() else { return Err(failed("the agent is starting", "try again")) };
+        let Some(control) = self.control.get() else {
+            return Err(failed("the agent is starting", "try again"));
+        };
         let hint = format!("node {} owns it; see `vxmesh node ls`", self.node_name(node));
         let answer = control.request(node, request, super::sync::ANSWER).await;
         match answer.map_err(|error| ApiError::new(ErrorCode::Conflict, error.to_string(), hint))? {
@@ -168,7 +216,10 @@ impl Mesh {
                 self.objects.read(|set| self.addresses.follow(set));
                 Ok(())
             }
-            _ => Err(failed("the owner of the addresses answers something else", "upgrade the older agent")),
+            _ => Err(failed(
+                "the owner of the addresses answers something else",
+                "upgrade the older agent",
+            )),
         }
     }
 }
@@ -198,7 +249,11 @@ fn row(id: NetworkId, object: &Object, state: NetworkState) -> Option<api::Netwo
         encrypted: network.encrypted,
         mtu: network.mtu,
         state: state.to_owned(),
-        subnets: network.subnets.iter().map(|s| api::Subnet { cidr: s.cidr, gateway: s.gateway }).collect(),
+        subnets: network
+            .subnets
+            .iter()
+            .map(|s| api::Subnet { cidr: s.cidr, gateway: s.gateway })
+            .collect(),
     })
 }
 
@@ -215,29 +270,47 @@ fn choose_vni(wanted: Option<Vni>, networks: &Networks) -> Result<Vni, ApiError>
     let taken = |vni: Vni| networks_of(networks).any(|network| network.vni == vni);
     if let Some(vni) = wanted {
         return if taken(vni) {
-            Err(ApiError::new(ErrorCode::Conflict, format!("VNI {vni} is in use"), "choose another, or leave --vni out"))
+            Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!("VNI {vni} is in use"),
+                "choose another, or leave --vni out",
+            ))
         } else {
             Ok(vni)
         };
     }
     let mut rng = rand::rng();
     let free = std::iter::repeat_with(|| rng.random_range(1..=Vni::MAX.get()));
-    let free = free.take(RANDOM_TRIES).chain(1..=Vni::MAX.get()).filter_map(Vni::new).find(|vni| !taken(*vni));
+    let free = free
+        .take(RANDOM_TRIES)
+        .chain(1..=Vni::MAX.get())
+        .filter_map(Vni::new)
+        .find(|vni| !taken(*vni));
     free.ok_or_else(|| failed("every VNI is in use", "remove networks"))
 }
 
 /// The subnets that were asked for, or a free private one of each IP version.
 fn choose_subnets(spec: &NetworkSpec, networks: &Networks) -> Result<Vec<Subnet>, ApiError> {
     let bad = |error: SubnetError| usage(error, "see `vxmesh network create --help`");
-    if let Some(stray) = spec.gateways.iter().find(|ip| !spec.subnets.iter().any(|subnet| subnet.contains(*ip))) {
-        return Err(usage(format!("the gateway {stray} lies in none of the subnets"), "give its subnet with --subnet"));
+    if let Some(stray) =
+        spec.gateways.iter().find(|ip| !spec.subnets.iter().any(|subnet| subnet.contains(*ip)))
+    {
+        return Err(usage(
+            format!("the gateway {stray} lies in none of the subnets"),
+            "give its subnet with --subnet",
+        ));
     }
     if spec.subnets.is_empty() {
-        let taken: Vec<IpNet> = networks_of(networks).flat_map(|n| n.subnets.iter().map(|s| s.cidr)).collect();
-        return free_subnets(&taken).into_iter().map(|cidr| Subnet::new(cidr, None, []).map_err(bad)).collect();
+        let taken: Vec<IpNet> =
+            networks_of(networks).flat_map(|n| n.subnets.iter().map(|s| s.cidr)).collect();
+        return free_subnets(&taken)
+            .into_iter()
+            .map(|cidr| Subnet::new(cidr, None, []).map_err(bad))
+            .collect();
     }
     let gateway = |cidr: &IpNet| spec.gateways.iter().copied().find(|ip| cidr.contains(ip));
-    let subnets = spec.subnets.iter().map(|cidr| Subnet::new(*cidr, gateway(cidr), []).map_err(bad));
+    let subnets =
+        spec.subnets.iter().map(|cidr| Subnet::new(*cidr, gateway(cidr), []).map_err(bad));
     let subnets = subnets.collect::<Result<Vec<_>, _>>()?;
     check_disjoint(&subnets).map_err(bad)?;
     Ok(subnets)
@@ -251,14 +324,19 @@ fn free_subnets(taken: &[IpNet]) -> Vec<IpNet> {
             && !host.iter().any(|ip: &IpAddr| cidr.contains(ip))
     };
     let mut rng = rand::rng();
-    let v4 = std::iter::repeat_with(|| rng.random_range(64..=199u8)).take(RANDOM_TRIES).chain(1..=254);
-    let v4 = v4.filter_map(|n| Ipv4Net::new([10, n, 0, 0].into(), 16).ok().map(IpNet::V4)).find(free);
+    let v4 =
+        std::iter::repeat_with(|| rng.random_range(64..=199u8)).take(RANDOM_TRIES).chain(1..=254);
+    let v4 =
+        v4.filter_map(|n| Ipv4Net::new([10, n, 0, 0].into(), 16).ok().map(IpNet::V4)).find(free);
     let mut rng = rand::rng();
     let v6 = std::iter::repeat_with(|| {
         // RFC 4193 section 3.2: fd, 40 random bits, a subnet number.
         let [a, b, c] = rng.random::<[u16; 3]>();
         [0xfd00 | (a & 0xff), b, c, 1, 0, 0, 0, 0]
     });
-    let v6 = v6.take(RANDOM_TRIES).filter_map(|s| Ipv6Net::new(s.into(), 64).ok().map(IpNet::V6)).find(free);
+    let v6 = v6
+        .take(RANDOM_TRIES)
+        .filter_map(|s| Ipv6Net::new(s.into(), 64).ok().map(IpNet::V6))
+        .find(free);
     v4.into_iter().chain(v6).collect()
 }

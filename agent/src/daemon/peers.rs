@@ -96,7 +96,8 @@ impl Peers {
         claims: &BTreeMap<NodeId, NodeClaim>,
         own: &[IpAddr],
     ) {
-        let gone: Vec<NodeId> = self.lock().keys().filter(|node| !members.contains_key(node)).copied().collect();
+        let gone: Vec<NodeId> =
+            self.lock().keys().filter(|node| !members.contains_key(node)).copied().collect();
         for node in gone {
             plane.remove_peer(node).await;
             self.lock().remove(&node);
@@ -150,5 +151,6 @@ fn same(a: &PeerConfig, b: &PeerConfig) -> bool {
 /// What the kernel's route to an address carries, less what the tunnel adds.
 fn path_mtu(addr: SocketAddr) -> u16 {
     let overhead = if addr.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
-    crate::netlink::route_mtu(addr).map_or(DEFAULT_MTU, |mtu| mtu.saturating_sub(overhead).min(MAX_MTU))
+    crate::netlink::route_mtu(addr)
+        .map_or(DEFAULT_MTU, |mtu| mtu.saturating_sub(overhead).min(MAX_MTU))
 }

@@ -3,11 +3,7 @@
 //! The command line starts the command and stays with it (or leaves a supervisor); the agent owns namespace and endpoints. A
 //! sandbox whose process is gone is collected when the agent starts, because its supervisor may have ended meanwhile.
 
-use std::{
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use nix::{
     errno::Errno,
@@ -110,26 +106,50 @@ impl Mesh {
         let rows = self.sandbox_list()?;
         let name = resolve::one(&rows, reference)?.name.clone();
         let stored = self.store.get(Table::Sandboxes, name.as_str()).map_err(store_failed)?;
-        stored.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("sandbox `{name}` is gone"), "see `vxmesh sandbox ls`"))
+        stored.ok_or_else(|| {
+            ApiError::new(
+                ErrorCode::NotFound,
+                format!("sandbox `{name}` is gone"),
+                "see `vxmesh sandbox ls`",
+            )
+        })
     }
 
     /// Makes a namespace with an endpoint in each network. A failure leaves nothing behind.
-    pub(super) async fn create_sandbox(self: &Arc<Self>, spec: SandboxSpec) -> Result<api::Sandbox, ApiError> {
+    pub(super) async fn create_sandbox(
+        self: &Arc<Self>,
+        spec: SandboxSpec,
+    ) -> Result<api::Sandbox, ApiError> {
         let mut hosted = self.host.lock().await;
         let name = match spec.name.clone() {
             Some(name) => name,
-            None => format!("sb-{:08x}", rand::random::<u32>()).parse().map_err(|error| failed(error, "give a name with --name"))?,
+            None => format!("sb-{:08x}", rand::random::<u32>())
+                .parse()
+                .map_err(|error| failed(error, "give a name with --name"))?,
         };
         if self.stored_sandboxes()?.iter().any(|other| other.name == name) {
             let message = format!("there is a sandbox `{name}` on this node already");
-            return Err(ApiError::new(ErrorCode::Conflict, message, "choose another name, or remove that one first"));
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                message,
+                "choose another name, or remove that one first",
+            ));
         }
         if spec.networks.is_empty() {
-            return Err(ApiError::new(ErrorCode::Usage, "a sandbox needs a network", "name one with --network"));
+            return Err(ApiError::new(
+                ErrorCode::Usage,
+                "a sandbox needs a network",
+                "name one with --network",
+            ));
         }
         let netns = self.run_dir().join("sandbox").join(name.as_str());
-        let mut sandbox =
-            Stored { name, netns, process: None, command: spec.command.clone(), endpoints: Vec::new() };
+        let mut sandbox = Stored {
+            name,
+            netns,
+            process: None,
+            command: spec.command.clone(),
+            endpoints: Vec::new(),
+        };
         self.save_sandbox(&sandbox)?;
         if let Err(error) = self.furnish(&mut hosted, &mut sandbox, &spec).await {
             if let Err(undo) = self.clear(&mut hosted, &sandbox).await {
@@ -142,7 +162,12 @@ impl Mesh {
         Ok(sandbox.row())
     }
 
-    async fn furnish(self: &Arc<Self>, hosted: &mut Hosted, sandbox: &mut Stored, spec: &SandboxSpec) -> Result<(), ApiError> {
+    async fn furnish(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        sandbox: &mut Stored,
+        spec: &SandboxSpec,
+    ) -> Result<(), ApiError> {
         Netns::create(&sandbox.netns).map_err(OverlayError::from)?;
         for (n, network) in spec.networks.iter().enumerate() {
             let first = n == 0;
@@ -165,16 +190,29 @@ impl Mesh {
     }
 
     /// Notes which process runs in a sandbox.
-    pub(super) fn start_sandbox(&self, reference: &str, pid: u32) -> Result<api::Sandbox, ApiError> {
+    pub(super) fn start_sandbox(
+        &self,
+        reference: &str,
+        pid: u32,
+    ) -> Result<api::Sandbox, ApiError> {
         let mut sandbox = self.find_sandbox(reference)?;
-        let gone = || ApiError::new(ErrorCode::NotFound, format!("there is no process {pid}"), "start the command first");
+        let gone = || {
+            ApiError::new(
+                ErrorCode::NotFound,
+                format!("there is no process {pid}"),
+                "start the command first",
+            )
+        };
         sandbox.process = Some(Process::look(pid).ok_or_else(gone)?);
         self.save_sandbox(&sandbox)?;
         Ok(sandbox.row())
     }
 
     /// Ends a sandbox's process and removes the sandbox.
-    pub(super) async fn remove_sandbox(self: &Arc<Self>, reference: &str) -> Result<api::Sandbox, ApiError> {
+    pub(super) async fn remove_sandbox(
+        self: &Arc<Self>,
+        reference: &str,
+    ) -> Result<api::Sandbox, ApiError> {
         let sandbox = self.find_sandbox(reference)?;
         if let Some(process) = sandbox.process {
             end(process).await?;
@@ -186,10 +224,16 @@ impl Mesh {
         Ok(sandbox.row())
     }
 
-    async fn clear(self: &Arc<Self>, hosted: &mut Hosted, sandbox: &Stored) -> Result<(), ApiError> {
+    async fn clear(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        sandbox: &Stored,
+    ) -> Result<(), ApiError> {
         // Also those that were attached and not noted yet.
         let endpoints = self.stored_endpoints()?;
-        let own = endpoints.iter().filter(|endpoint| endpoint.sandbox.as_deref() == Some(sandbox.name.as_str()));
+        let own = endpoints
+            .iter()
+            .filter(|endpoint| endpoint.sandbox.as_deref() == Some(sandbox.name.as_str()));
         for endpoint in own {
             self.detach_stored(hosted, endpoint.id).await?;
         }
@@ -211,7 +255,10 @@ impl Mesh {
     }
 
     /// Ends and removes every sandbox, for `leave`.
-    pub(super) async fn clear_sandboxes(self: &Arc<Self>, hosted: &mut Hosted) -> Result<(), ApiError> {
+    pub(super) async fn clear_sandboxes(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+    ) -> Result<(), ApiError> {
         for sandbox in self.stored_sandboxes()? {
             if let Some(process) = sandbox.process {
                 end(process).await?;
@@ -231,7 +278,9 @@ async fn end(process: Process) -> Result<(), ApiError> {
         }
         match kill(pid, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
-            Err(errno) => return Err(failed(format!("cannot end process {pid}: {errno}"), "end it yourself")),
+            Err(errno) => {
+                return Err(failed(format!("cannot end process {pid}: {errno}"), "end it yourself"));
+            }
         }
         let gone = async {
             while process.is_alive() {
@@ -244,4 +293,3 @@ async fn end(process: Process) -> Result<(), ApiError> {
     }
     Err(failed(format!("process {pid} does not end"), "see what it waits for with `ps`"))
 }
-

@@ -1,6 +1,9 @@
 //! What this node says to others when it meets them, how object sets become equal, and what it answers to requests.
 
-use std::{sync::Arc, time::{Duration, Instant}};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tracing::{debug, warn};
 use vxmesh_proto::{
@@ -60,17 +63,20 @@ impl Mesh {
         loop {
             let digest = self.objects.read(|set| set.digest(after.take()));
             let until = digest.until.clone();
-            let difference = match control.request(node, &Request::ObjectsDigest { digest }, ANSWER).await {
-                Ok(Response::ObjectsDifference { difference }) => difference,
-                Ok(_) => return warn!(%node, "a node answers a digest with something else"),
-                Err(error) => return debug!(%node, %error, "objects not compared"),
-            };
+            let difference =
+                match control.request(node, &Request::ObjectsDigest { digest }, ANSWER).await {
+                    Ok(Response::ObjectsDifference { difference }) => difference,
+                    Ok(_) => return warn!(%node, "a node answers a digest with something else"),
+                    Err(error) => return debug!(%node, %error, "objects not compared"),
+                };
             let theirs: Vec<String> = difference.texts.iter().map(ToString::to_string).collect();
             self.take_objects_off_runtime(node, theirs).await;
             let wanted = self.objects.read(|set| set.texts(&difference.wanted));
             if !wanted.is_empty() {
                 let objects = wanted.iter().map(ToString::to_string).collect();
-                if let Err(error) = control.request(node, &Request::ObjectsPush { objects }, ANSWER).await {
+                if let Err(error) =
+                    control.request(node, &Request::ObjectsPush { objects }, ANSWER).await
+                {
                     return debug!(%node, %error, "objects not sent");
                 }
             }
@@ -109,7 +115,11 @@ impl Mesh {
     }
 
     /// Answers a member's request.
-    pub(super) async fn answer(self: &Arc<Self>, from: NodeId, request: Request) -> Result<Response, Refusal> {
+    pub(super) async fn answer(
+        self: &Arc<Self>,
+        from: NodeId,
+        request: Request,
+    ) -> Result<Response, Refusal> {
         match request {
             Request::Ping => Ok(Response::Pong),
             Request::ObjectsDigest { digest } => {
@@ -129,7 +139,8 @@ impl Mesh {
                 off_runtime(move || mesh.give_address(from, network, ip)).await
             }
             Request::Map => {
-                let rows = self.map_rows().into_iter().filter_map(|row| serde_json::to_value(row).ok());
+                let rows =
+                    self.map_rows().into_iter().filter_map(|row| serde_json::to_value(row).ok());
                 Ok(Response::Map { rows: rows.collect() })
             }
             Request::Leave => Ok(Response::Done),
@@ -139,21 +150,38 @@ impl Mesh {
         }
     }
 
-    fn give_block(&self, to: NodeId, network: NetworkId, subnet: ipnet::IpNet) -> Result<Response, Refusal> {
+    fn give_block(
+        &self,
+        to: NodeId,
+        network: NetworkId,
+        subnet: ipnet::IpNet,
+    ) -> Result<Response, Refusal> {
         let elsewhere = self.elsewhere(network);
-        let given = self.addresses.with_pool(network, subnet, |pool| pool.give(to, &elsewhere, Instant::now()));
+        let given = self
+            .addresses
+            .with_pool(network, subnet, |pool| pool.give(to, &elsewhere, Instant::now()));
         match given {
             None => Err(refusal(RefusalCode::NotFound, "this node knows no such subnet")),
-            Some(None) => Err(refusal(RefusalCode::Conflict, "this node has no addresses to spare")),
+            Some(None) => {
+                Err(refusal(RefusalCode::Conflict, "this node has no addresses to spare"))
+            }
             Some(Some(transfer)) => self.sign_transfer(network, transfer),
         }
     }
 
-    fn give_address(&self, to: NodeId, network: NetworkId, ip: std::net::IpAddr) -> Result<Response, Refusal> {
+    fn give_address(
+        &self,
+        to: NodeId,
+        network: NetworkId,
+        ip: std::net::IpAddr,
+    ) -> Result<Response, Refusal> {
         let elsewhere = self.elsewhere(network);
-        let subnet = self.addresses.subnets(network).into_iter().find(|subnet| subnet.contains(&ip));
+        let subnet =
+            self.addresses.subnets(network).into_iter().find(|subnet| subnet.contains(&ip));
         let given = subnet.and_then(|subnet| {
-            self.addresses.with_pool(network, subnet, |pool| pool.give_address(ip, to, &elsewhere, Instant::now()))
+            self.addresses.with_pool(network, subnet, |pool| {
+                pool.give_address(ip, to, &elsewhere, Instant::now())
+            })
         });
         match given {
             None => Err(refusal(RefusalCode::NotFound, "this node knows no such subnet")),
@@ -163,7 +191,11 @@ impl Mesh {
     }
 
     /// Signs a transfer and writes it down before anybody hears of it.
-    pub(super) fn sign_transfer(&self, network: NetworkId, transfer: Transfer) -> Result<Response, Refusal> {
+    pub(super) fn sign_transfer(
+        &self,
+        network: NetworkId,
+        transfer: Transfer,
+    ) -> Result<Response, Refusal> {
         let Transfer { block: cidr, from, to, epoch } = transfer;
         let content = Content::Transfer(object::Transfer { network, cidr, from, to, epoch });
         let signed = self
@@ -187,4 +219,22 @@ async fn off_runtime<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| Err(refusal(RefusalCode::Failed, error.to_string())))
+}
+
+impl Mesh {
+    /// Hands everybody who is connected the news that this node left, and waits until they have it.
+    pub(super) async fn say_goodbye(&self, text: String) {
+        let Some(control) = self.control.get() else { return };
+        let request = Request::ObjectsPush { objects: vec![text] };
+        let connected = control.peers().into_iter().filter(|peer| peer.connected);
+        let goodbyes = connected.map(|peer| {
+            let (control, request) = (control.clone(), request.clone());
+            async move {
+                if let Err(error) = control.request(peer.node, &request, ANSWER).await {
+                    debug!(node = %peer.node, %error, "goodbye not heard; others will tell");
+                }
+            }
+        });
+        futures_util::future::join_all(goodbyes).await;
+    }
 }

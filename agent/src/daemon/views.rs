@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 use vxmesh_gossip::directory::Entry;
 use vxmesh_proto::{
-    addr::{EndpointId, Name, NetworkId, NodeId},
+    addr::{EndpointId, NetworkId, NodeId},
     control::{Request, Response},
     object::{Content, ObjectSet},
     record::{Claim, EndpointClaim, Key},
@@ -20,19 +20,25 @@ use crate::{
 impl Mesh {
     /// Nodes that are up, this one included.
     pub(super) fn live_nodes(&self) -> Vec<NodeId> {
-        self.gossip.get().map(|gossip| gossip.with_directory(|d| d.up().collect())).unwrap_or_default()
+        self.gossip
+            .get()
+            .map(|gossip| gossip.with_directory(|d| d.up().collect()))
+            .unwrap_or_default()
     }
 
     /// A node's name, or its id while nobody told it.
     pub(super) fn node_name(&self, node: NodeId) -> String {
         let rows = self.node_list();
-        rows.iter().find(|row| row.id == node).map_or_else(|| node.to_string(), |row| row.name.to_string())
+        rows.iter()
+            .find(|row| row.id == node)
+            .map_or_else(|| node.to_string(), |row| row.name.to_string())
     }
 
     /// All members, those that left among them.
     pub(super) fn node_list(&self) -> Vec<Node> {
         let members: Vec<(NodeId, bool)> = self.objects.read(|set| {
-            let members = set.objects().filter(|object| matches!(object.content(), Content::Member(_)));
+            let members =
+                set.objects().filter(|object| matches!(object.content(), Content::Member(_)));
             members.map(|object| (object.author(), object.closed())).collect()
         });
         let Some(gossip) = self.gossip.get() else { return Vec::new() };
@@ -47,22 +53,32 @@ impl Mesh {
                 (false, false) => "dead",
             };
             // A node that never told its name is shown by its id, which is a name, too.
-            let name = claim.as_ref().map_or_else(|| id.as_str().parse().ok(), |claim| Some(claim.name.clone()))?;
-            let vtep = claim.and_then(|claim| super::peers::reachable(&claim.vteps, &self.own_addrs));
+            let name = claim
+                .as_ref()
+                .map_or_else(|| id.as_str().parse().ok(), |claim| Some(claim.name.clone()))?;
+            let vtep =
+                claim.and_then(|claim| super::peers::reachable(&claim.vteps, &self.own_addrs));
             Some(Node { id, name, vtep, state: state.to_owned(), is_self: id == self.me })
         };
-        gossip.with_directory(|directory| members.into_iter().filter_map(|member| row(directory, member)).collect())
+        gossip.with_directory(|directory| {
+            members.into_iter().filter_map(|member| row(directory, member)).collect()
+        })
     }
 
     /// The believed claims of all networks with what the directory knows of them.
     fn known(&self) -> BTreeMap<(NetworkId, EndpointId), (NodeId, EndpointClaim, Entry)> {
         let Some(gossip) = self.gossip.get() else { return BTreeMap::new() };
-        let networks: Vec<NetworkId> =
-            self.objects.read(ObjectSet::networks).into_iter().map(|(network, ..)| network).collect();
+        let networks: Vec<NetworkId> = self
+            .objects
+            .read(ObjectSet::networks)
+            .into_iter()
+            .map(|(network, ..)| network)
+            .collect();
         let mut known = BTreeMap::new();
         for network in networks {
             for (key, claim) in self.believed(gossip, network) {
-                let entry = gossip.with_directory(|d| d.get(key.node, Key::Endpoint(key.endpoint)).cloned());
+                let entry = gossip
+                    .with_directory(|d| d.get(key.node, Key::Endpoint(key.endpoint)).cloned());
                 if let Some(entry) = entry {
                     known.insert((network, key.endpoint), (key.node, claim, entry));
                 }
@@ -79,7 +95,10 @@ impl Mesh {
             .into_iter()
             .map(|endpoint| (endpoint.id, endpoint))
             .collect();
-        let row = |((network, id), (node, claim, _)): ((NetworkId, EndpointId), (NodeId, EndpointClaim, Entry))| {
+        let row = |((network, id), (node, claim, _)): (
+            (NetworkId, EndpointId),
+            (NodeId, EndpointClaim, Entry),
+        )| {
             let subnets = self.addresses.subnets(network);
             let here = local.get(&id);
             api::Endpoint {
@@ -100,7 +119,10 @@ impl Mesh {
 
     /// `map ls`: one row per endpoint, in the order of ids.
     pub(super) fn map_rows(&self) -> Vec<MapRow> {
-        let row = |((network, endpoint), (node, claim, _)): ((NetworkId, EndpointId), (NodeId, EndpointClaim, Entry))| {
+        let row = |((network, endpoint), (node, claim, _)): (
+            (NetworkId, EndpointId),
+            (NodeId, EndpointClaim, Entry),
+        )| {
             let EndpointClaim { mac, ips, incarnation, .. } = claim;
             MapRow { network, endpoint, node, mac, ips, incarnation }
         };
@@ -130,18 +152,28 @@ impl Mesh {
     }
 
     /// What this node and another see differently.
-    pub(super) async fn map_difference(self: &Arc<Self>, reference: &str) -> Result<Vec<MapDiffRow>, ApiError> {
+    pub(super) async fn map_difference(
+        self: &Arc<Self>,
+        reference: &str,
+    ) -> Result<Vec<MapDiffRow>, ApiError> {
         let node = resolve::one(&self.node_list(), reference)?.id;
         if node == self.me {
             return Ok(Vec::new());
         }
-        let Some(control) = self.control.get() else { return Err(failed("the agent is starting", "try again")) };
-        let answer = control.request(node, &Request::Map, super::sync::ANSWER).await;
-        let unreachable = |error| ApiError::new(ErrorCode::Failed, format!("{error}"), "see `vxmesh node ls`");
-        let Response::Map { rows } = answer.map_err(unreachable)? else {
-            return Err(failed("the node answers something else than its map", "upgrade the older agent"));
+        let Some(control) = self.control.get() else {
+            return Err(failed("the agent is starting", "try again"));
         };
-        let there = rows.into_iter().map(serde_json::from_value::<MapRow>).collect::<Result<Vec<_>, _>>();
+        let answer = control.request(node, &Request::Map, super::sync::ANSWER).await;
+        let unreachable =
+            |error| ApiError::new(ErrorCode::Failed, format!("{error}"), "see `vxmesh node ls`");
+        let Response::Map { rows } = answer.map_err(unreachable)? else {
+            return Err(failed(
+                "the node answers something else than its map",
+                "upgrade the older agent",
+            ));
+        };
+        let there =
+            rows.into_iter().map(serde_json::from_value::<MapRow>).collect::<Result<Vec<_>, _>>();
         let there = there.map_err(|error| failed(error, "upgrade the older agent"))?;
         Ok(differences(self.map_rows(), there))
     }
@@ -174,11 +206,6 @@ impl Mesh {
         status.endpoints = self.stored_endpoints().map_or(0, |endpoints| endpoints.len());
         status.issuer = self.credentials.ca.is_some();
     }
-
-    /// This node's name.
-    pub(super) const fn name(&self) -> &Name {
-        &self.config.name
-    }
 }
 
 fn with_prefix(ip: IpAddr, subnets: &[IpNet]) -> IpNet {
@@ -201,7 +228,11 @@ fn differences(here: Vec<MapRow>, there: Vec<MapRow>) -> Vec<MapDiffRow> {
         rows.push(MapDiffRow { kind: kind.to_owned(), here: Some(here), there });
     }
     let rest = there.into_values();
-    rows.extend(rest.map(|there| MapDiffRow { kind: "only_there".to_owned(), here: None, there: Some(there) }));
+    rows.extend(rest.map(|there| MapDiffRow {
+        kind: "only_there".to_owned(),
+        here: None,
+        there: Some(there),
+    }));
     rows
 }
 
@@ -222,7 +253,10 @@ mod tests {
 
     #[test]
     fn differences_are_told_by_kind() {
-        let rows = differences(vec![row(1, 1), row(2, 1), row(3, 1)], vec![row(2, 2), row(3, 1), row(4, 1)]);
+        let rows = differences(
+            vec![row(1, 1), row(2, 1), row(3, 1)],
+            vec![row(2, 2), row(3, 1), row(4, 1)],
+        );
         let kinds: Vec<&str> = rows.iter().map(|row| row.kind.as_str()).collect();
         assert_eq!(kinds, ["only_here", "differs", "only_there"]);
         assert!(differences(vec![row(1, 1)], vec![row(1, 1)]).is_empty());

@@ -28,7 +28,6 @@ const HEARD: Duration = Duration::from_secs(3);
 /// The agent as its control plane and its gossip see it. Weak, because the agent owns both.
 #[derive(Clone, Debug)]
 pub(super) struct Outlook {
-    pub(super) me: NodeId,
     pub(super) mesh: Weak<Mesh>,
 }
 
@@ -40,7 +39,10 @@ impl KeyRing for Outlook {
 
 impl World for Outlook {
     fn members(&self) -> Vec<NodeId> {
-        self.mesh.upgrade().map(|mesh| mesh.objects.read(|set| set.members().collect())).unwrap_or_default()
+        self.mesh
+            .upgrade()
+            .map(|mesh| mesh.objects.read(|set| set.members().collect()))
+            .unwrap_or_default()
     }
 
     fn heard_recently(&self, node: NodeId) -> bool {

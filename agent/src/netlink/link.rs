@@ -2,13 +2,18 @@
 //!
 //! Requests are idempotent where the kernel allows it: what is there already is brought to the wanted state.
 
-use std::{io, net::IpAddr, os::fd::{AsFd, AsRawFd}};
+use std::{
+    io,
+    net::IpAddr,
+    os::fd::{AsFd, AsRawFd},
+};
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::{
-    Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
+    RouteMessageBuilder,
     packet_route::{
         address::AddressHeaderFlags,
         link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage},
@@ -106,7 +111,8 @@ impl Links {
     }
 
     async fn index(&self, what: &'static str, name: &str) -> Result<u32, LinkError> {
-        let missing = || LinkError::new(what, name, io::Error::from_raw_os_error(Errno::ENODEV as i32));
+        let missing =
+            || LinkError::new(what, name, io::Error::from_raw_os_error(Errno::ENODEV as i32));
         self.get(name).await?.map(|link| link.index).ok_or_else(missing)
     }
 
@@ -116,7 +122,8 @@ impl Links {
     /// The kernel refuses it.
     pub async fn create_bridge(&self, name: &str, mac: MacAddr, mtu: u16) -> Result<(), LinkError> {
         if self.get(name).await?.is_none() {
-            let bridge = LinkBridge::new(name).mcast_snooping(false).address(mac.0.to_vec()).build();
+            let bridge =
+                LinkBridge::new(name).mcast_snooping(false).address(mac.0.to_vec()).build();
             self.done("make", name, self.handle.link().add(bridge).execute().await)?;
         }
         self.change(name, |link| link.address(mac.0.to_vec()).mtu(mtu.into()).up()).await
@@ -179,7 +186,8 @@ impl Links {
     /// # Errors
     /// It is not there.
     pub async fn set_alias(&self, name: &str, alias: &str) -> Result<(), LinkError> {
-        self.change(name, |link| link.append_extra_attribute(LinkAttribute::IfAlias(alias.into()))).await
+        self.change(name, |link| link.append_extra_attribute(LinkAttribute::IfAlias(alias.into())))
+            .await
     }
 
     async fn change(
@@ -208,7 +216,8 @@ impl Links {
     /// The interface is not there.
     pub async fn add_address(&self, name: &str, address: IpNet) -> Result<(), LinkError> {
         let index = self.index("give an address to", name).await?;
-        let mut request = self.handle.address().add(index, address.addr(), address.prefix_len()).replace();
+        let mut request =
+            self.handle.address().add(index, address.addr(), address.prefix_len()).replace();
         if address.addr().is_ipv6() {
             request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
         }
@@ -221,10 +230,18 @@ impl Links {
     /// The gateway cannot be reached from here.
     pub async fn add_default_route(&self, gateway: IpAddr) -> Result<bool, LinkError> {
         let route = match gateway {
-            IpAddr::V4(gateway) => RouteMessageBuilder::<std::net::Ipv4Addr>::new().gateway(gateway).build(),
-            IpAddr::V6(gateway) => RouteMessageBuilder::<std::net::Ipv6Addr>::new().gateway(gateway).build(),
+            IpAddr::V4(gateway) => {
+                RouteMessageBuilder::<std::net::Ipv4Addr>::new().gateway(gateway).build()
+            }
+            IpAddr::V6(gateway) => {
+                RouteMessageBuilder::<std::net::Ipv6Addr>::new().gateway(gateway).build()
+            }
         };
-        let added = self.done("add a default route via", &gateway.to_string(), self.handle.route().add(route).execute().await);
+        let added = self.done(
+            "add a default route via",
+            &gateway.to_string(),
+            self.handle.route().add(route).execute().await,
+        );
         match added {
             Err(error) if error.exists() => Ok(false),
             Err(error) => Err(error),
@@ -247,7 +264,12 @@ impl Links {
         self.done("enter a MAC for", port, request.execute().await)
     }
 
-    fn done(&self, what: &'static str, name: &str, result: Result<(), rtnetlink::Error>) -> Result<(), LinkError> {
+    fn done(
+        &self,
+        what: &'static str,
+        name: &str,
+        result: Result<(), rtnetlink::Error>,
+    ) -> Result<(), LinkError> {
         result.map_err(|error| LinkError::new(what, name, system(error)))
     }
 }
@@ -278,7 +300,9 @@ fn parse(message: &LinkMessage) -> Link {
 /// The system's own error where there is one.
 fn system(error: rtnetlink::Error) -> io::Error {
     match &error {
-        rtnetlink::Error::NetlinkError(message) => io::Error::from_raw_os_error(message.raw_code().abs()),
+        rtnetlink::Error::NetlinkError(message) => {
+            io::Error::from_raw_os_error(message.raw_code().abs())
+        }
         _ => io::Error::other(error),
     }
 }

@@ -22,11 +22,15 @@ use nix::{
 #[must_use]
 pub fn route_mtu(to: SocketAddr) -> Option<u16> {
     // A mapped address serves IPv4 too, but then the kernel tells no IP_MTU.
-    let from: SocketAddr =
-        if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+    let from: SocketAddr = if to.is_ipv4() {
+        (Ipv4Addr::UNSPECIFIED, 0).into()
+    } else {
+        (Ipv6Addr::UNSPECIFIED, 0).into()
+    };
     let socket = UdpSocket::bind(from).ok()?;
     socket.connect(to).ok()?;
-    let mtu = if to.is_ipv4() { getsockopt(&socket, sockopt::IpMtu).ok()? } else { ipv6_mtu(&socket)? };
+    let mtu =
+        if to.is_ipv4() { getsockopt(&socket, sockopt::IpMtu).ok()? } else { ipv6_mtu(&socket)? };
     u16::try_from(mtu).ok()
 }
 
@@ -54,7 +58,8 @@ fn ipv6_mtu(socket: &UdpSocket) -> Option<libc::c_int> {
 pub fn host_addresses() -> Vec<IpAddr> {
     let Ok(interfaces) = getifaddrs() else { return Vec::new() };
     let up = interfaces.filter(|interface| {
-        interface.flags.contains(InterfaceFlags::IFF_UP) && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK)
+        interface.flags.contains(InterfaceFlags::IFF_UP)
+            && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK)
     });
     let addrs: Vec<IpAddr> = up
         .filter_map(|interface| {

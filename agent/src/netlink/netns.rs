@@ -36,7 +36,9 @@ pub enum NetnsError {
         source: io::Error,
     },
     /// A file of another kind.
-    #[error("{0} is not a network namespace: name a file such as /run/netns/NAME or /proc/PID/ns/net")]
+    #[error(
+        "{0} is not a network namespace: name a file such as /run/netns/NAME or /proc/PID/ns/net"
+    )]
     NotANamespace(PathBuf),
     /// It cannot be made or removed.
     #[error("cannot {what} the network namespace {path}: {source}; this needs root")]

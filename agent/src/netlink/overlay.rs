@@ -49,7 +49,9 @@ pub enum OverlayError {
     #[error("cannot make the network's TAP: {0}; is /dev/net/tun there?")]
     Tap(#[source] io::Error),
     /// Someone wants the network's own namespace, or the host's, as a sandbox.
-    #[error("{0} is not a sandbox: an endpoint cannot be plugged into the host's or the network's own namespace")]
+    #[error(
+        "{0} is not a sandbox: an endpoint cannot be plugged into the host's or the network's own namespace"
+    )]
     NotASandbox(PathBuf),
     /// The interface name is in use.
     #[error("there is already an interface {0} in the sandbox: choose another with --ifname")]
@@ -172,7 +174,13 @@ impl Overlay {
         }
     }
 
-    async fn cable(&self, plug: &Plug, outer: &str, sandbox: &Netns, inside: &Links) -> Result<String, OverlayError> {
+    async fn cable(
+        &self,
+        plug: &Plug,
+        outer: &str,
+        sandbox: &Netns,
+        inside: &Links,
+    ) -> Result<String, OverlayError> {
         let mtu = self.spec.mtu;
         if let Some(ifname) = &plug.ifname {
             if inside.get(ifname).await?.is_some() {
@@ -188,7 +196,13 @@ impl Overlay {
         Ok(ifname)
     }
 
-    async fn configure(&self, plug: &Plug, outer: &str, ifname: &str, inside: &Links) -> Result<(), OverlayError> {
+    async fn configure(
+        &self,
+        plug: &Plug,
+        outer: &str,
+        ifname: &str,
+        inside: &Links,
+    ) -> Result<(), OverlayError> {
         self.links.set_alias(outer, &plug.id.to_string()).await?;
         self.links.set_port(outer, BRIDGE, false).await?;
         self.links.set_fdb(outer, plug.mac).await?;
@@ -199,7 +213,9 @@ impl Overlay {
             inside.add_address(ifname, *ip).await?;
         }
         for gateway in &self.spec.gateways {
-            if self.reaches(plug, gateway.addr()) && !inside.add_default_route(gateway.addr()).await? {
+            if self.reaches(plug, gateway.addr())
+                && !inside.add_default_route(gateway.addr()).await?
+            {
                 debug!(endpoint = %plug.id, "the sandbox has a default route and keeps it");
             }
         }

@@ -215,6 +215,31 @@ impl Pool {
         Some(transfer)
     }
 
+    /// Gives exactly this address to another node, as a block of one.
+    ///
+    /// # Errors
+    /// As [`Self::allocate_static`]; an address that rests is in use, too.
+    pub fn give_address(
+        &mut self,
+        ip: IpAddr,
+        to: NodeId,
+        elsewhere: &BTreeSet<IpAddr>,
+        now: Instant,
+    ) -> Result<Transfer, AllocateError> {
+        self.resting.retain(|_, until| *until > now);
+        if self.resting.contains_key(&number(ip)) {
+            return Err(AllocateError::InUse(ip));
+        }
+        self.allocate_static(ip, elsewhere)?;
+        self.used.remove(&number(ip));
+        let owner = self.me;
+        let block = self.ownership.block_at(ip).filter(|_| to != owner);
+        let transfer = block.and_then(|block| block.give(ip.into(), to));
+        let transfer = transfer.ok_or(AllocateError::NotOurs { ip, owner })?;
+        self.ownership.extend([transfer]);
+        Ok(transfer)
+    }
+
     /// Other nodes that have free addresses, the largest first.
     #[must_use]
     pub fn holders(&self, elsewhere: &BTreeSet<IpAddr>) -> Vec<Holder> {

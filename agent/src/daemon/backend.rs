@@ -1,0 +1,360 @@
+//! The agent as its admin API sees it: with or without a mesh.
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use tokio::sync::{Mutex, RwLock};
+use tracing::warn;
+use vxmesh_proto::object::{self, Content, Draft};
+
+use super::mesh::{Mesh, failed, store_failed};
+use crate::{
+    admin::{Backend, resolve},
+    api::{
+        Address, ApiError, AttachSpec, DropRow, Endpoint, ErrorCode, InitSpec, JoinSpec, Location,
+        MapDiffRow, MapRow, Membership, Network, NetworkSpec, Node, Peer, Sandbox, SandboxSpec,
+        Status, Token, TokenCreated, TokenSpec,
+    },
+    config::Config,
+    control::join::{JoinOptions, join},
+    identity::{
+        self, Credentials,
+        token::{self, StoredToken, TokenError, TokenParseError},
+        unix_now,
+    },
+    store::Table,
+};
+
+/// How long a token that `agent --init --token-file` writes is good for.
+const FILE_TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// The agent.
+pub(super) struct Agent {
+    config: Config,
+    started: Instant,
+    mesh: RwLock<Option<Arc<Mesh>>>,
+    /// Held while the membership changes.
+    membership: Mutex<()>,
+}
+
+impl Agent {
+    pub(super) fn new(config: Config) -> Self {
+        Self {
+            config,
+            started: Instant::now(),
+            mesh: RwLock::default(),
+            membership: Mutex::default(),
+        }
+    }
+
+    async fn mesh(&self) -> Result<Arc<Mesh>, ApiError> {
+        self.mesh.read().await.clone().ok_or_else(|| {
+            ApiError::new(
+                ErrorCode::Conflict,
+                "this node belongs to no mesh",
+                "run `vxmesh init` to make one, or `vxmesh join` with a token",
+            )
+        })
+    }
+
+    /// Starts the mesh with these credentials.
+    pub(super) async fn become_member(&self, credentials: Credentials) -> Result<(), ApiError> {
+        let mesh = Mesh::start(self.config.clone(), credentials).await?;
+        mesh.collect_sandboxes().await?;
+        *self.mesh.write().await = Some(mesh);
+        Ok(())
+    }
+
+    /// Makes a mesh with this node as its first member.
+    pub(super) async fn make_mesh(&self) -> Result<(), ApiError> {
+        let _one_at_a_time = self.membership.lock().await;
+        let data_dir = self.config.data_dir.clone();
+        let made =
+            blocking(move || Credentials::init(&data_dir, unix_now()).map_err(ApiError::from))
+                .await?;
+        self.become_member(made).await
+    }
+
+    async fn join_mesh(&self, text: &str, servers: &[String]) -> Result<(), ApiError> {
+        let _one_at_a_time = self.membership.lock().await;
+        let options = JoinOptions {
+            token: text.trim().parse().map_err(|why: TokenParseError| ApiError::from(why))?,
+            servers: servers.to_vec(),
+            name: self.config.name.clone(),
+            control_port: self.config.control_port,
+            advertise: self.config.advertise.first().copied(),
+        };
+        let joined = join(&self.config.data_dir, &options).await.map_err(ApiError::from)?;
+        self.become_member(joined).await
+    }
+
+    pub(super) async fn join_from_file(
+        &self,
+        servers: &[String],
+        file: &Path,
+    ) -> Result<(), ApiError> {
+        let text = fs::read_to_string(file).map_err(|error| {
+            ApiError::new(
+                ErrorCode::Failed,
+                format!("cannot read the token from {}: {error}", file.display()),
+                "put a token there",
+            )
+        })?;
+        self.join_mesh(&text, servers).await
+    }
+
+    /// Leaves a join token in a file that only root reads.
+    pub(super) fn write_token(self: &Arc<Self>, file: &Path) -> Result<(), ApiError> {
+        let agent = Arc::clone(self);
+        let token = tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(async {
+                agent.token_create(TokenSpec { ttl_s: FILE_TOKEN_TTL.as_secs(), uses: None }).await
+            })
+        })?;
+        let write = || {
+            let partial = file.with_extension("new");
+            let mut options = fs::OpenOptions::new();
+            let mut out =
+                options.write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+            out.write_all(token.token.as_bytes())?;
+            out.sync_all()?;
+            fs::rename(&partial, file)
+        };
+        write().map_err(|error| {
+            failed(
+                format!("cannot write the token to {}: {error}", file.display()),
+                "name another file",
+            )
+        })
+    }
+
+    pub(super) async fn stop(&self) {
+        let mesh = self.mesh.write().await.take();
+        if let Some(mesh) = mesh {
+            mesh.stop().await;
+        }
+    }
+
+    async fn membership(&self) -> Result<Membership, ApiError> {
+        let mesh = self.mesh().await?;
+        Ok(Membership { mesh_id: mesh.credentials.membership.mesh_id, node_id: mesh.me })
+    }
+}
+
+/// Runs work that waits for the disk.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(failed(error, "see the agent's log")))
+}
+
+impl Mesh {
+    /// Leaves the mesh for good: nothing of it stays on this host, and other nodes get this one's addresses.
+    async fn leave(self: &Arc<Self>) -> Result<(), ApiError> {
+        let mut hosted = self.host.lock().await;
+        self.clear_sandboxes(&mut hosted).await?;
+        self.detach_all(&mut hosted).await?;
+        if let Some(heir) = self.live_nodes().into_iter().find(|node| *node != self.me) {
+            for (network, transfer) in self.addresses.give_all(heir) {
+                if let Err(refusal) = self.sign_transfer(network, transfer) {
+                    warn!(%network, reason = refusal.message, "addresses are not handed over");
+                }
+            }
+        }
+        let id = object::ObjectId::Member(self.me);
+        let left = self.objects.publish::<ApiError>(|set, hlc| match set.get(&id) {
+            Some(member) => Ok(Draft { closed: true, ..member.edit(hlc) }),
+            None => {
+                let certificate = self.credentials.membership.certificate.clone();
+                Ok(Draft {
+                    closed: true,
+                    ..Draft::new(hlc, Content::Member(object::Member { certificate }))
+                })
+            }
+        })?;
+        // Asked for, so that the goodbye is known before the connection closes.
+        self.say_goodbye(left.text().to_string()).await;
+        self.stop().await;
+        for table in Table::ALL {
+            for (key, _value) in
+                self.store.list::<serde_json::Value>(table).map_err(store_failed)?
+            {
+                // The incarnation outlives the membership: it must never repeat.
+                if table != Table::Meta {
+                    self.store.delete(table, &key).map_err(store_failed)?;
+                }
+            }
+        }
+        identity::forget(&self.config.data_dir).map_err(ApiError::from)
+    }
+}
+
+fn token_failed(error: TokenError) -> ApiError {
+    let code = match error {
+        TokenError::Ttl | TokenError::Uses => ErrorCode::Usage,
+        TokenError::Full => ErrorCode::Conflict,
+        TokenError::Random(_) | TokenError::Store(_) => ErrorCode::Failed,
+    };
+    ApiError::new(code, error.to_string(), "see `vxmesh token create --help`")
+}
+
+fn token_row(token: &StoredToken) -> Token {
+    Token {
+        id: token.id.clone(),
+        created_at: token.created_at,
+        expires_at: token.expires_at,
+        uses_left: token.uses_left,
+        state: token.state(unix_now()).to_owned(),
+    }
+}
+
+#[async_trait]
+impl Backend for Agent {
+    async fn status(&self) -> Result<Status, ApiError> {
+        let mut status = Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: "uninitialised".to_owned(),
+            mesh_id: None,
+            node_id: None,
+            name: self.config.name.clone(),
+            control_addr: None,
+            vtep: None,
+            uptime_s: self.started.elapsed().as_secs(),
+            nodes: 0,
+            nodes_alive: 0,
+            networks: 0,
+            endpoints: 0,
+            issuer: false,
+        };
+        if let Some(mesh) = self.mesh.read().await.as_ref() {
+            mesh.fill_status(&mut status);
+        }
+        Ok(status)
+    }
+
+    async fn init(&self, _spec: InitSpec) -> Result<Membership, ApiError> {
+        self.make_mesh().await?;
+        self.membership().await
+    }
+
+    async fn join(&self, spec: JoinSpec) -> Result<Membership, ApiError> {
+        self.join_mesh(&spec.token, &spec.servers).await?;
+        self.membership().await
+    }
+
+    async fn leave(&self) -> Result<Membership, ApiError> {
+        let _one_at_a_time = self.membership.lock().await;
+        let membership = self.membership().await?;
+        self.mesh().await?.leave().await?;
+        *self.mesh.write().await = None;
+        Ok(membership)
+    }
+
+    async fn token_create(&self, spec: TokenSpec) -> Result<TokenCreated, ApiError> {
+        let mesh = self.mesh().await?;
+        if mesh.credentials.ca.is_none() {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                "this node does not hold the mesh's CA key",
+                "create the token on the node where `vxmesh init` ran; `vxmesh status` there says `issuer: true`",
+            ));
+        }
+        blocking(move || {
+            let ca = &mesh.credentials.membership.ca;
+            let made = token::create(&mesh.store, ca, unix_now(), spec.ttl_s, spec.uses);
+            let (token, stored) = made.map_err(token_failed)?;
+            Ok(TokenCreated { id: stored.id, token: token.reveal(), expires_at: stored.expires_at })
+        })
+        .await
+    }
+
+    async fn tokens(&self) -> Result<Vec<Token>, ApiError> {
+        let tokens = token::list(&self.mesh().await?.store).map_err(store_failed)?;
+        Ok(tokens.iter().map(token_row).collect())
+    }
+
+    async fn token_revoke(&self, reference: &str) -> Result<Token, ApiError> {
+        let row = resolve::one(&self.tokens().await?, reference).cloned()?;
+        let mesh = self.mesh().await?;
+        blocking(move || {
+            token::revoke(&mesh.store, &row.id).map_err(store_failed)?;
+            Ok(row)
+        })
+        .await
+    }
+
+    async fn nodes(&self) -> Result<Vec<Node>, ApiError> {
+        Ok(self.mesh().await?.node_list())
+    }
+
+    async fn peers(&self) -> Result<Vec<Peer>, ApiError> {
+        Ok(self.mesh().await?.peers.rows())
+    }
+
+    async fn networks(&self) -> Result<Vec<Network>, ApiError> {
+        Ok(self.mesh().await?.network_list())
+    }
+
+    async fn network_create(&self, spec: NetworkSpec) -> Result<Network, ApiError> {
+        let mesh = self.mesh().await?;
+        blocking(move || mesh.create_network(&spec)).await
+    }
+
+    async fn network_rm(&self, reference: &str) -> Result<Network, ApiError> {
+        let (mesh, reference) = (self.mesh().await?, reference.to_owned());
+        blocking(move || mesh.remove_network(&reference)).await
+    }
+
+    async fn endpoints(&self) -> Result<Vec<Endpoint>, ApiError> {
+        Ok(self.mesh().await?.endpoint_list())
+    }
+
+    async fn endpoint_attach(&self, spec: AttachSpec) -> Result<Endpoint, ApiError> {
+        self.mesh().await?.attach(spec).await
+    }
+
+    async fn endpoint_detach(&self, reference: &str) -> Result<Endpoint, ApiError> {
+        self.mesh().await?.detach(reference).await
+    }
+
+    async fn sandboxes(&self) -> Result<Vec<Sandbox>, ApiError> {
+        self.mesh().await?.sandbox_list()
+    }
+
+    async fn sandbox_create(&self, spec: SandboxSpec) -> Result<Sandbox, ApiError> {
+        self.mesh().await?.create_sandbox(spec).await
+    }
+
+    async fn sandbox_started(&self, reference: &str, pid: u32) -> Result<Sandbox, ApiError> {
+        self.mesh().await?.start_sandbox(reference, pid)
+    }
+
+    async fn sandbox_rm(&self, reference: &str) -> Result<Sandbox, ApiError> {
+        self.mesh().await?.remove_sandbox(reference).await
+    }
+
+    async fn drops(&self) -> Result<Vec<DropRow>, ApiError> {
+        Ok(self.mesh().await?.drop_rows())
+    }
+
+    async fn locate(&self, address: Address) -> Result<Vec<Location>, ApiError> {
+        Ok(self.mesh().await?.locations(&address))
+    }
+
+    async fn map(&self) -> Result<Vec<MapRow>, ApiError> {
+        Ok(self.mesh().await?.map_rows())
+    }
+
+    async fn map_diff(&self, reference: &str) -> Result<Vec<MapDiffRow>, ApiError> {
+        self.mesh().await?.map_difference(reference).await
+    }
+}

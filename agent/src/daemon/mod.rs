@@ -1,0 +1,124 @@
+//! The running agent: builds everything, holds it together, stops it in order.
+//!
+//! Start: state, identity (made or joined at the first start, if so configured), mesh, admin socket. Without an identity the
+//! agent serves its socket and waits for `init` or `join`. SIGTERM and SIGINT stop it: the admin socket first, then control;
+//! namespaces, cables and addresses stay for the next start.
+
+mod addresses;
+mod backend;
+mod endpoints;
+mod mesh;
+mod networks;
+mod peers;
+mod sandboxes;
+mod sync;
+mod views;
+mod world;
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+
+use self::backend::Agent;
+use crate::{
+    admin::{AdminSocket, router},
+    api::{ApiError, ErrorCode},
+    config::{Config, FirstStart},
+    identity::Credentials,
+};
+
+/// How long an agent without an identity waits between two attempts to join.
+const REJOIN: Duration = Duration::from_secs(2);
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// It cannot start; nothing is left running.
+pub async fn run(config: Config) -> Result<(), ApiError> {
+    make_private(&config.data_dir)?;
+    fs::create_dir_all(&config.run_dir).map_err(|error| cannot_make(&config.run_dir, &error))?;
+    let socket = AdminSocket::bind(&config.socket).await?;
+    let agent = Arc::new(Agent::new(config.clone()));
+    let stopped = stop_signal()?;
+    match Credentials::load(&config.data_dir).map_err(ApiError::from)? {
+        Some(credentials) => agent.become_member(credentials).await?,
+        None => first_start(&agent, &config).await?,
+    }
+    info!(socket = %config.socket.display(), "serving");
+    let result = socket.serve(router(Arc::clone(&agent) as _), stopped).await;
+    info!("stopping");
+    agent.stop().await;
+    result.map_err(|error| {
+        ApiError::new(
+            ErrorCode::Failed,
+            format!("the admin socket failed: {error}"),
+            "restart the agent",
+        )
+    })
+}
+
+/// Makes a mesh or joins one, if the agent was told to.
+async fn first_start(agent: &Arc<Agent>, config: &Config) -> Result<(), ApiError> {
+    match &config.first_start {
+        FirstStart::Wait => {
+            info!("this node belongs to no mesh; run `vxmesh init` or `vxmesh join`");
+            Ok(())
+        }
+        FirstStart::Init { token_file } => {
+            agent.make_mesh().await?;
+            match token_file {
+                Some(file) => agent.write_token(file),
+                None => Ok(()),
+            }
+        }
+        FirstStart::Join { servers, token_file } => {
+            // In the background: the file and the server may come later, and the socket says meanwhile how it stands.
+            let (agent, servers, token_file) =
+                (Arc::clone(agent), servers.clone(), token_file.clone());
+            tokio::spawn(async move {
+                loop {
+                    match agent.join_from_file(&servers, &token_file).await {
+                        Ok(()) => return,
+                        Err(error) if error.code == ErrorCode::Conflict => {
+                            return warn!(%error, "not joining");
+                        }
+                        Err(error) => warn!(%error, "not joined yet; trying again"),
+                    }
+                    tokio::time::sleep(REJOIN).await;
+                }
+            });
+            Ok(())
+        }
+    }
+}
+
+fn make_private(dir: &Path) -> Result<(), ApiError> {
+    let made = !dir.exists();
+    fs::create_dir_all(dir).map_err(|error| cannot_make(dir, &error))?;
+    if made {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+            .map_err(|error| cannot_make(dir, &error))?;
+    }
+    Ok(())
+}
+
+fn cannot_make(dir: &Path, error: &std::io::Error) -> ApiError {
+    let message = format!("cannot use the directory {}: {error}", dir.display());
+    ApiError::new(ErrorCode::Failed, message, "run the agent as root, or choose another directory")
+}
+
+/// Ends when SIGTERM or SIGINT comes.
+fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static, ApiError> {
+    let cannot = |error| {
+        ApiError::new(ErrorCode::Failed, format!("cannot wait for signals: {error}"), "try again")
+    };
+    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
