@@ -43,7 +43,7 @@ use zeroize::Zeroizing;
 use super::{
     addresses::{Addresses, Elsewhere},
     endpoints::Hosted,
-    peers::{Ca, Peers, members, reachable},
+    peers::{Ca, Peers, left_members, members, reachable},
     world::Outlook,
 };
 use crate::{
@@ -310,11 +310,10 @@ impl Mesh {
                 warn!(%error, "a peer's address is not kept");
             }
         }
-        let wanted: Vec<_> = addrs
-            .iter()
-            .filter(|(node, _)| members.contains_key(node))
-            .map(|(n, a)| (*n, *a))
-            .collect();
+        // Also nodes whose certificate is not known yet: meeting them is how it becomes known.
+        let left = self.objects.read(left_members);
+        addrs.retain(|node, _addr| !left.contains(node));
+        let wanted: Vec<_> = addrs.iter().map(|(node, addr)| (*node, *addr)).collect();
         drop(addrs);
         if let Some(control) = self.control.get() {
             control.set_peers(wanted);

@@ -2,7 +2,7 @@
 //! and the control connection that follow from both.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -51,6 +51,15 @@ pub(super) fn members(objects: &ObjectSet, ca: &Ca, me: NodeId) -> BTreeMap<Node
         Content::Network(_) | Content::Transfer(_) | Content::Other => None,
     })
     .collect()
+}
+
+/// Members that left for good.
+pub(super) fn left_members(objects: &ObjectSet) -> BTreeSet<NodeId> {
+    let closed = objects.objects().filter(|object| object.closed());
+    closed
+        .filter(|object| matches!(object.content(), Content::Member(_)))
+        .map(|object| object.author())
+        .collect()
 }
 
 /// The first address of a family that this node has, too.
