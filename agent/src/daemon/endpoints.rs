@@ -7,7 +7,7 @@
 //! ```
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
@@ -335,26 +335,29 @@ impl Mesh {
         id: NetworkId,
         network: &object::Network,
     ) -> Result<&'h Overlay, ApiError> {
-        if !hosted.overlays.contains_key(&id) {
-            let gateways =
-                network.subnets.iter().map(|s| IpNet::new_assert(s.gateway, s.cidr.prefix_len()));
-            let spec = OverlaySpec {
-                id,
-                gateway_mac: gateway_mac(id),
-                gateways: gateways.collect(),
-                mtu: network.mtu,
-            };
-            let overlay = Overlay::ensure(&self.run_dir(), spec).await?;
-            let tap = overlay.open_tap().await?;
-            let table = Arc::new(self.empty_table(id, network));
-            self.plane
-                .connect(Arc::clone(&table), Box::new(tap))
-                .map_err(|error| failed(error, "see the agent's log"))?;
-            lock(&self.locals).insert(id, Local { table, claims: Claims::new() });
-            hosted.overlays.insert(id, overlay);
-            info!(network = %network.name, "hosting the network");
-        }
-        hosted.overlays.get(&id).ok_or_else(|| failed("the network is gone", "try again"))
+        let entry = match hosted.overlays.entry(id) {
+            Entry::Occupied(there) => return Ok(there.into_mut()),
+            Entry::Vacant(entry) => entry,
+        };
+        let gateways = network
+            .subnets
+            .iter()
+            .map(|subnet| IpNet::new_assert(subnet.gateway, subnet.cidr.prefix_len()));
+        let spec = OverlaySpec {
+            id,
+            gateway_mac: gateway_mac(id),
+            gateways: gateways.collect(),
+            mtu: network.mtu,
+        };
+        let overlay = Overlay::ensure(&self.run_dir(), spec).await?;
+        let tap = overlay.open_tap().await?;
+        let table = Arc::new(self.empty_table(id, network));
+        self.plane
+            .connect(Arc::clone(&table), Box::new(tap))
+            .map_err(|error| failed(error, "see the agent's log"))?;
+        lock(&self.locals).insert(id, Local { table, claims: Claims::new() });
+        info!(network = %network.name, "hosting the network");
+        Ok(entry.insert(overlay))
     }
 
     /// Takes back a half-made endpoint; the error that caused it is told, others are logged.

@@ -279,7 +279,10 @@ async fn end(process: Process) -> Result<(), ApiError> {
         match kill(pid, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(errno) => {
-                return Err(failed(format!("cannot end process {pid}: {errno}"), "end it yourself"));
+                return Err(failed(
+                    format!("cannot end process {pid}: {errno}"),
+                    "end it yourself",
+                ));
             }
         }
         let gone = async {

@@ -70,7 +70,7 @@ impl Mesh {
                     Err(error) => return debug!(%node, %error, "objects not compared"),
                 };
             let theirs: Vec<String> = difference.texts.iter().map(ToString::to_string).collect();
-            self.take_objects_off_runtime(node, theirs).await;
+            self.take_objects_off_runtime(node, &theirs);
             let wanted = self.objects.read(|set| set.texts(&difference.wanted));
             if !wanted.is_empty() {
                 let objects = wanted.iter().map(ToString::to_string).collect();
@@ -87,10 +87,10 @@ impl Mesh {
         }
     }
 
-    async fn take_objects_off_runtime(&self, node: NodeId, texts: Vec<String>) {
+    fn take_objects_off_runtime(&self, node: NodeId, texts: &[String]) {
         if !texts.is_empty() {
             // A disk write: the runtime gives this thread up meanwhile.
-            tokio::task::block_in_place(|| self.take_objects(node, &texts));
+            tokio::task::block_in_place(|| self.take_objects(node, texts));
         }
     }
 
@@ -127,7 +127,7 @@ impl Mesh {
                 Ok(Response::ObjectsDifference { difference })
             }
             Request::ObjectsPush { objects } => {
-                self.take_objects_off_runtime(from, objects).await;
+                self.take_objects_off_runtime(from, &objects);
                 Ok(Response::Done)
             }
             Request::BlockRequest { network, subnet, want: _ } => {
