@@ -284,7 +284,7 @@ impl Mesh {
                         .await?;
                 }
                 Err(AllocateError::Exhausted { .. }) if !second => {
-                    self.fetch_block(network, subnet).await?
+                    self.fetch_block(network, subnet).await?;
                 }
                 Err(error @ (AllocateError::Outside { .. } | AllocateError::Reserved { .. })) => {
                     return Err(ApiError::new(
