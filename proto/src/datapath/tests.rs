@@ -164,6 +164,10 @@ fn unicast_goes_to_the_peer_that_has_the_mac() {
     assert_eq!(net.out(&udp4(LOCAL, mac(REMOTE), v4(LOCAL))), Verdict::Forward(&1));
     assert_eq!(net.out(&udp6(LOCAL, mac(OTHER), v6(LOCAL), (1, 2))), Verdict::Forward(&2));
     assert_eq!(net.out(&with_ethertype(0x88b5)), Verdict::Forward(&1), "any protocol is carried");
+    let mut later_fragment = udp4(LOCAL, mac(REMOTE), v4(LOCAL));
+    later_fragment[20..22].copy_from_slice(&[0, 1]);
+    later_fragment[34..36].copy_from_slice(&[0, 67]);
+    assert_eq!(net.out(&later_fragment), Verdict::Forward(&1), "it has no ports");
     let link_local = link_local_of(mac(LOCAL));
     assert_eq!(net.out(&udp6(LOCAL, mac(OTHER), link_local, (1, 2))), Verdict::Forward(&2));
 }
@@ -193,6 +197,8 @@ fn outbound_drops() {
     };
     let mut cut = udp4(LOCAL, to, v4(LOCAL));
     cut.truncate(40);
+    let mut first_fragment = dhcp4((67, 68), v4(LOCAL));
+    first_fragment[20] = 0x20;
     let mut wrong_arp = request(LOCAL, REMOTE);
     wrong_arp[14] = 9;
     let table: &[(DropReason, Vec<u8>, &str)] = &[
@@ -218,6 +224,7 @@ fn outbound_drops() {
         (MalformedIp, with_ethertype(0x86dd), "IPv4 that says IPv6"),
         (MalformedArp, wrong_arp, "other hardware"),
         (DhcpServer, dhcp4((67, 68), v4(LOCAL)), "DHCP server"),
+        (DhcpServer, first_fragment, "DHCP server in a first fragment"),
         (DhcpServer, udp6(LOCAL, to, v6(LOCAL), (547, 546)), "DHCPv6 server"),
         (DhcpClient, dhcp4((68, 67), [0; 4]), "DHCP client"),
         (DhcpClient, udp6(LOCAL, to, v6(LOCAL), (546, 547)), "DHCPv6 client"),
