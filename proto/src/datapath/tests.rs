@@ -331,6 +331,23 @@ fn arp_for_remote_endpoints_is_answered_from_the_table() {
 }
 
 #[test]
+fn an_answer_never_has_a_mac_that_the_endpoint_does_not_own() {
+    let net = Net::new();
+    for claimed in [GATEWAY, LOCAL, REMOTE] {
+        let mut liar = row(2, 13, Place::Remote(2));
+        liar.mac = mac(claimed);
+        liar.rank = 1;
+        let table = net.table.apply([TableUpdate::Put(liar)]);
+        for frame in [request(LOCAL, 13), solicitation(LOCAL, v6(LOCAL), v6(13), Some(LOCAL))] {
+            let mut bytes = frame;
+            let mut frame = SuperFrame::plain(&mut bytes);
+            let verdict = outbound(&table, &mut frame, &mut Scratch::new(), net.start);
+            assert_eq!(verdict, drop(DropReason::NeighborUnknown), "claims {}", mac(claimed));
+        }
+    }
+}
+
+#[test]
 fn arp_that_nobody_needs_or_that_lies() {
     use DropReason::*;
     use Operation::*;
