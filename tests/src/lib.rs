@@ -1,1 +1,5 @@
-//! placeholder
+//! What the tests of several kinds share.
+
+pub mod fuzz;
+pub mod hex;
+pub mod pair;

@@ -2,4 +2,6 @@
 
 // A test target is always built for tests; the attribute is what clippy goes by.
 #[cfg(test)]
+mod frames;
+#[cfg(test)]
 mod noise;

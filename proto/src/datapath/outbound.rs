@@ -187,6 +187,10 @@ fn remote_neighbor<P>(table: &NetworkTable<P>, ip: IpAddr) -> Result<MacAddr, Dr
         return Err(DropReason::AnsweredLocally);
     }
     let row = table.neighbor(ip).ok_or(DropReason::NeighborUnknown)?;
+    // A claim to the gateway's MAC, or to one that another has, must not be spread in an answer.
+    if table.fdb(row.mac).is_none_or(|owner| owner.key != row.key) {
+        return Err(DropReason::NeighborUnknown);
+    }
     match row.place {
         Place::Local => Err(DropReason::AnsweredLocally),
         Place::Remote(_) => Ok(row.mac),

@@ -87,7 +87,8 @@ impl<'a> SuperFrame<'a> {
         let Some(covered) = self.bytes.get(usize::from(checksum.start)..) else { return };
         let sum = Sum16BitWords::new().add_slice(covered).to_ones_complement_with_no_zero();
         if let Some(field) = self.bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut) {
-            *field = sum.to_be_bytes();
+            // The sum was taken over words as they lie in memory (RFC 1071 section 2.B).
+            *field = sum.to_ne_bytes();
         }
     }
 

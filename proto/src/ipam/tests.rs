@@ -1,1 +1,538 @@
-//! No address twice.
+//! No address twice (I12), whatever is lost, late, cut off or restarted.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use proptest::prelude::*;
+
+use super::*;
+use crate::{addr::NodeId, limits::ADDRESS_QUARANTINE, tables::tests::now};
+
+fn node(n: u8) -> NodeId {
+    NodeId::of_public_key(&[n])
+}
+
+fn subnet(cidr: &str) -> Subnet {
+    Subnet::new(cidr.parse().unwrap(), None, []).unwrap()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn transfer(block: &str, from: u8, to: u8, epoch: u64) -> Transfer {
+    Transfer { block: net(block), from: node(from), to: node(to), epoch }
+}
+
+fn blocks(ownership: &Ownership) -> Vec<(String, NodeId, u64)> {
+    ownership.blocks().map(|b| (b.cidr.to_string(), b.owner, b.epoch)).collect()
+}
+
+fn pool(cidr: &str, me: u8) -> Pool {
+    let subnet = subnet(cidr);
+    let ownership = Ownership::new(&subnet, node(0), []);
+    Pool::new(subnet, ownership, node(me))
+}
+
+const NOWHERE: &BTreeSet<IpAddr> = &BTreeSet::new();
+
+#[test]
+fn a_chain_of_transfers() {
+    let mut ownership = Ownership::new(&subnet("10.0.0.0/24"), node(0), []);
+    assert_eq!(blocks(&ownership), [("10.0.0.0/24".into(), node(0), 0)]);
+    let given = transfer("10.0.0.128/25", 0, 1, 1);
+    let on = transfer("10.0.0.192/26", 1, 2, 2);
+    let back = transfer("10.0.0.192/26", 2, 0, 3);
+    assert!(ownership.extend([on]), "one that does not chain yet is kept");
+    assert_eq!(blocks(&ownership), [("10.0.0.0/24".into(), node(0), 0)]);
+    assert!(ownership.extend([given]));
+    assert_eq!(
+        blocks(&ownership),
+        [
+            ("10.0.0.0/25".into(), node(0), 0),
+            ("10.0.0.128/26".into(), node(1), 1),
+            ("10.0.0.192/26".into(), node(2), 2),
+        ]
+    );
+    assert!(ownership.extend([back]));
+    assert!(!ownership.extend([given, on, back]), "what is known changes nothing");
+    assert_eq!(
+        ownership.block_at(ip("10.0.0.200")).map(|b| (b.owner, b.epoch)),
+        Some((node(0), 3))
+    );
+    assert_eq!(ownership.block_at(ip("10.0.0.130")).map(|b| b.owner), Some(node(1)));
+    assert_eq!(ownership.block_at(ip("10.0.1.0")), None);
+    assert_eq!(ownership.block_at(ip("::a00:0")), None);
+}
+
+#[test]
+fn who_does_not_own_cannot_give() {
+    let mut ownership = Ownership::new(&subnet("10.0.0.0/24"), node(0), []);
+    ownership.extend([
+        transfer("10.0.0.0/25", 1, 2, 1),
+        transfer("10.0.0.0/25", 0, 2, 2),
+        transfer("10.0.0.0/25", 0, 2, 0),
+        transfer("10.0.0.0/25", 0, 0, 1),
+        transfer("10.0.0.0/16", 0, 2, 1),
+        transfer("10.0.0.1/25", 0, 2, 1),
+        transfer("10.1.0.0/25", 0, 2, 1),
+        transfer("fd00::/64", 0, 2, 1),
+        transfer("0.0.0.0/0", 0, 2, 1),
+        transfer("::/0", 0, 2, 1),
+        transfer("10.0.0.0/25", 0, 2, u64::MAX),
+    ]);
+    assert_eq!(blocks(&ownership), [("10.0.0.0/24".into(), node(0), 0)]);
+}
+
+#[test]
+fn contradictions_have_one_winner() {
+    let ownership = |transfers: &[Transfer]| {
+        let mut ownership = Ownership::new(&subnet("10.0.0.0/24"), node(0), []);
+        for transfer in transfers {
+            ownership.extend([*transfer]);
+        }
+        blocks(&ownership)
+    };
+    let large = transfer("10.0.0.128/25", 0, 1, 1);
+    let small = transfer("10.0.0.128/26", 0, 2, 1);
+    let expected =
+        [("10.0.0.0/25".to_owned(), node(0), 0), ("10.0.0.128/25".to_owned(), node(1), 1)];
+    assert_eq!(ownership(&[large, small]), expected, "the smaller is void as a whole");
+    assert_eq!(ownership(&[small, large]), expected);
+
+    let equal = transfer("10.0.0.128/25", 0, 2, 1);
+    let winner = node(1).min(node(2));
+    for order in [[large, equal], [equal, large]] {
+        assert_eq!(ownership(&order)[1].1, winner);
+    }
+}
+
+#[test]
+fn the_first_split_is_equal_and_leaves_a_reserve() {
+    for (cidr, nodes, each) in [
+        ("10.0.0.0/24", 1, 0),
+        ("10.0.0.0/24", 2, 96),
+        ("10.0.0.0/24", 3, 64),
+        ("10.0.0.0/24", 4, 48),
+        ("10.0.0.0/24", 5, 32),
+        ("10.0.0.0/24", 48, 4),
+        ("10.0.0.0/24", 49, 0),
+        ("10.0.0.0/30", 2, 0),
+        ("10.0.0.0/8", 100, 98_304),
+        ("fd00::/64", 3, 1 << 62),
+        ("fd00::/126", 2, 0),
+    ] {
+        let subnet = subnet(cidr);
+        let initial = first_split(&subnet, node(0), (0..nodes).map(node));
+        let ownership = Ownership::new(&subnet, node(0), initial.clone());
+        let mut sizes: BTreeMap<NodeId, u128> = BTreeMap::new();
+        for (owner, cidr) in ownership.cidrs() {
+            *sizes.entry(owner).or_default() += cidr.size();
+        }
+        let creators = sizes.remove(&node(0)).unwrap();
+        let total: u128 = creators + sizes.values().sum::<u128>();
+        assert_eq!(total, subnet.block().size(), "{cidr}");
+        let expected = if each == 0 { 0 } else { usize::from(nodes) - 1 };
+        assert_eq!(sizes.len(), expected, "{cidr} for {nodes}");
+        assert!(sizes.values().all(|size| *size == each), "{cidr} for {nodes}: {sizes:?}");
+        assert!(creators >= total / 4, "{cidr}: {creators} of {total}");
+        assert!(initial.len() <= 3 * usize::from(nodes), "few blocks: {}", initial.len());
+        let gateway = ownership.block_at(subnet.gateway()).unwrap();
+        assert_eq!(gateway.owner, node(0));
+    }
+}
+
+#[test]
+fn initial_blocks_may_go_on() {
+    let subnet = subnet("10.0.0.0/24");
+    let initial = first_split(&subnet, node(0), [node(1), node(2)]);
+    assert_eq!(initial.len(), 2);
+    let mut ownership = Ownership::new(&subnet, node(0), initial.clone());
+    let (block, owner) = initial[0];
+    let next = Transfer { block, from: owner, to: node(7), epoch: 1 };
+    ownership.extend([next]);
+    assert_eq!(ownership.block_at(block.addr()).map(|b| (b.owner, b.epoch)), Some((node(7), 1)));
+    let bad = Ownership::new(
+        &subnet,
+        node(0),
+        [(net("10.0.0.3/25"), node(1)), (net("fd00::/65"), node(1)), (net("10.9.0.0/24"), node(1))],
+    );
+    assert_eq!(blocks(&bad), [("10.0.0.0/24".into(), node(0), 0)]);
+}
+
+#[test]
+fn a_block_splits_in_halves() {
+    let block = Block { cidr: net("10.0.0.0/24"), owner: node(0), epoch: 4 };
+    let (kept, given) = block.split(node(1)).unwrap();
+    assert_eq!(kept, Block { cidr: net("10.0.0.0/25"), ..block });
+    assert_eq!(given, transfer("10.0.0.128/25", 0, 1, 5));
+    assert_eq!(Block { cidr: net("10.0.0.1/32"), ..block }.split(node(1)), None);
+    assert_eq!(Block { epoch: u64::MAX, ..block }.split(node(1)), None);
+}
+
+#[test]
+fn addresses_come_in_turn_and_rest_when_released() {
+    let start = now();
+    let mut pool = pool("10.0.0.0/29", 0);
+    let take = |pool: &mut Pool, at| pool.allocate(NOWHERE, at).map(|ip| ip.to_string());
+    assert_eq!(take(&mut pool, start).unwrap(), "10.0.0.2", "not the network, not the gateway");
+    assert_eq!(take(&mut pool, start).unwrap(), "10.0.0.3");
+    pool.release(ip("10.0.0.2"), start);
+    pool.release(ip("10.0.0.2"), start + Duration::from_secs(30));
+    for expected in ["10.0.0.4", "10.0.0.5", "10.0.0.6"] {
+        assert_eq!(take(&mut pool, start).unwrap(), expected);
+    }
+    let almost = start + ADDRESS_QUARANTINE - Duration::from_millis(1);
+    let error = take(&mut pool, almost).unwrap_err().to_string();
+    assert_eq!(error, "every address of 10.0.0.0/29 is in use: detach endpoints or add a subnet");
+    assert_eq!(take(&mut pool, start + ADDRESS_QUARANTINE).unwrap(), "10.0.0.2");
+}
+
+#[test]
+fn static_requests_say_what_is_wrong() {
+    let mut pool = pool("10.0.0.0/24", 0);
+    pool.extend([transfer("10.0.0.128/25", 0, 1, 1)]);
+    let seen = BTreeSet::from([ip("10.0.0.9")]);
+    assert_eq!(pool.allocate_static(ip("10.0.0.7"), &seen), Ok(()));
+    for (address, text) in [
+        ("10.0.0.7", "10.0.0.7 is in use"),
+        ("10.0.0.9", "10.0.0.9 is in use"),
+        ("10.0.0.1", "10.0.0.1 cannot be given to an endpoint"),
+        ("10.0.0.0", "10.0.0.0 cannot be given"),
+        ("10.0.0.255", "10.0.0.255 cannot be given"),
+        ("10.0.1.7", "10.0.1.7 is not in 10.0.0.0/24"),
+        ("fd00::7", "fd00::7 is not in 10.0.0.0/24"),
+    ] {
+        let error = pool.allocate_static(ip(address), &seen).unwrap_err().to_string();
+        assert!(error.contains(text), "{error}");
+    }
+    let owner = node(1);
+    assert_eq!(
+        pool.allocate_static(ip("10.0.0.200"), NOWHERE),
+        Err(AllocateError::NotOurs { ip: ip("10.0.0.200"), owner })
+    );
+    pool.release(ip("10.0.0.7"), now());
+    assert_eq!(pool.allocate_static(ip("10.0.0.7"), NOWHERE), Ok(()), "named, it need not rest");
+    assert_eq!(pool.allocate(NOWHERE, now()).unwrap(), ip("10.0.0.2"));
+}
+
+#[test]
+fn what_the_tables_show_is_skipped() {
+    let mut pool = pool("10.0.0.0/24", 0);
+    let seen: BTreeSet<_> = (2..9).map(|n| IpAddr::from([10, 0, 0, n])).collect();
+    assert_eq!(pool.allocate(&seen, now()), Ok(ip("10.0.0.9")));
+}
+
+#[test]
+fn exhaustion_names_who_holds_space() {
+    let mut pool = pool("10.0.0.0/24", 0);
+    pool.extend([
+        transfer("10.0.0.128/25", 0, 1, 1),
+        transfer("10.0.0.0/26", 0, 2, 1),
+        transfer("10.0.0.64/26", 0, 3, 1),
+    ]);
+    let seen: BTreeSet<_> = (64..128).map(|n| IpAddr::from([10, 0, 0, n])).collect();
+    let error = pool.allocate(&seen, now()).unwrap_err();
+    let holders = vec![Holder { node: node(1), free: 127 }, Holder { node: node(2), free: 62 }];
+    assert_eq!(error, AllocateError::Exhausted { cidr: net("10.0.0.0/24"), holders });
+    let text = error.to_string();
+    assert!(text.contains(&format!("{} (127 free), {} (62 free)", node(1), node(2))), "{text}");
+    assert!(text.contains("vxmesh node rm"), "{text}");
+}
+
+#[test]
+fn wide_v6_blocks_are_not_walked() {
+    let mut pool = pool("fd00::/64", 0);
+    let start = now();
+    for n in 2..2000u128 {
+        assert_eq!(
+            pool.allocate(NOWHERE, start).unwrap(),
+            IpAddr::from((0xfd_u128 << 120 | n).to_be_bytes())
+        );
+    }
+    let given = pool.give(node(1), NOWHERE, start).unwrap();
+    assert_eq!(given.block, net("fd00:0:0:0:c000::/66"), "half of the largest free half");
+    assert_eq!(pool.holders(NOWHERE), [Holder { node: node(1), free: 1 << 62 }]);
+    assert_eq!(pool.allocate_static(ip("fd00::7fff:0:0:1"), NOWHERE), Ok(()));
+}
+
+#[test]
+fn giving_spares_what_is_in_use_or_rests() {
+    let start = now();
+    let mut pool = pool("10.0.0.0/24", 0);
+    pool.allocate_static(ip("10.0.0.200"), NOWHERE).unwrap();
+    pool.allocate_static(ip("10.0.0.100"), NOWHERE).unwrap();
+    pool.release(ip("10.0.0.100"), start);
+    // Free: 0-63, 64-95, 112-127, 128-191, …: the largest are 0-63 and 128-191.
+    let given = pool.give(node(1), NOWHERE, start).unwrap();
+    assert_eq!(given, transfer("10.0.0.160/27", 0, 1, 1));
+    assert_eq!(pool.ownership().block_at(ip("10.0.0.160")).map(|b| b.owner), Some(node(1)));
+    assert_eq!(pool.give(node(0), NOWHERE, start), None, "not to itself");
+    assert_eq!(pool.strays().count(), 0);
+}
+
+#[test]
+fn the_last_address_is_not_given_away() {
+    let mut pool = pool("10.0.0.0/29", 0);
+    let mut gifts = Vec::new();
+    while let Some(given) = pool.give(node(1), NOWHERE, now()) {
+        gifts.push(given);
+        assert!(gifts.len() < 8, "{gifts:?}");
+    }
+    assert!(pool.allocate(NOWHERE, now()).is_ok(), "something is left");
+    for given in gifts {
+        let assignable = (0..8)
+            .map(|n| IpAddr::from([10, 0, 0, n]))
+            .any(|ip| given.block.contains(&ip) && pool.subnet().is_assignable(ip));
+        assert!(assignable, "a worthless gift: {given:?}");
+    }
+    assert_eq!(pool.give(node(2), NOWHERE, now()), None);
+}
+
+#[test]
+fn a_lost_contradiction_shows_strays() {
+    let mut receiver = pool("10.0.0.0/24", 2);
+    receiver.extend([transfer("10.0.0.128/26", 0, 2, 1)]);
+    let mine = receiver.allocate(NOWHERE, now()).unwrap();
+    assert_eq!(receiver.strays().count(), 0);
+    receiver.extend([transfer("10.0.0.128/25", 0, 1, 1)]);
+    assert_eq!(receiver.strays().collect::<Vec<_>>(), [mine]);
+}
+
+/// What a node keeps through a restart.
+#[derive(Default)]
+struct Disk {
+    transfers: BTreeSet<Transfer>,
+    used: BTreeSet<IpAddr>,
+}
+
+/// Nodes that share one subnet over a network that loses, delays and parts.
+struct Mesh {
+    subnet: Subnet,
+    initial: Vec<(IpNet, NodeId)>,
+    pools: Vec<Pool>,
+    disks: Vec<Disk>,
+    now: Instant,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Allocate(usize),
+    AllocateStatic(usize, u8),
+    Release(usize, prop::sample::Index),
+    /// One node asks another for space; the answer arrives or not.
+    Ask(usize, usize, bool),
+    /// One node hears some of what another knows.
+    Gossip(usize, usize, prop::sample::Index),
+    Restart(usize),
+    Wait(u64),
+}
+
+const NODES: usize = 4;
+
+fn step() -> impl Strategy<Value = Step> {
+    let n = 0..NODES;
+    prop_oneof![
+        6 => n.clone().prop_map(Step::Allocate),
+        2 => (n.clone(), any::<u8>()).prop_map(|(n, ip)| Step::AllocateStatic(n, ip)),
+        3 => (n.clone(), any::<prop::sample::Index>()).prop_map(|(n, i)| Step::Release(n, i)),
+        4 => (n.clone(), n.clone(), any::<bool>()).prop_map(|(a, b, ok)| Step::Ask(a, b, ok)),
+        3 => (n.clone(), n.clone(), any::<prop::sample::Index>()).prop_map(|(a, b, i)| Step::Gossip(a, b, i)),
+        1 => n.prop_map(Step::Restart),
+        1 => (0u64..90).prop_map(Step::Wait),
+    ]
+}
+
+impl Mesh {
+    fn new(cidr: &str, split: bool) -> Self {
+        let subnet = subnet(cidr);
+        let ids = (0..NODES).map(|n| node(u8::try_from(n).unwrap()));
+        let initial = if split { first_split(&subnet, node(0), ids.clone()) } else { Vec::new() };
+        let pools = ids
+            .map(|me| {
+                let ownership = Ownership::new(&subnet, node(0), initial.clone());
+                Pool::new(subnet.clone(), ownership, me)
+            })
+            .collect();
+        let disks = (0..NODES).map(|_| Disk::default()).collect();
+        Self { subnet, initial, pools, disks, now: now() }
+    }
+
+    fn run(&mut self, step: &Step) {
+        match step {
+            Step::Allocate(n) => {
+                if let Ok(ip) = self.pools[*n].allocate(NOWHERE, self.now) {
+                    self.disks[*n].used.insert(ip);
+                }
+            }
+            Step::AllocateStatic(n, last) => {
+                let ip = IpAddr::from([10, 0, 0, *last]);
+                if self.pools[*n].allocate_static(ip, NOWHERE).is_ok() {
+                    self.disks[*n].used.insert(ip);
+                }
+            }
+            Step::Release(n, index) => {
+                let used: Vec<_> = self.disks[*n].used.iter().copied().collect();
+                if !used.is_empty() {
+                    let ip = used[index.index(used.len())];
+                    self.disks[*n].used.remove(&ip);
+                    self.pools[*n].release(ip, self.now);
+                }
+            }
+            Step::Ask(from, to, arrives) => {
+                let to_id = node(u8::try_from(*to).unwrap());
+                if let Some(transfer) = self.pools[*from].give(to_id, NOWHERE, self.now) {
+                    self.disks[*from].transfers.insert(transfer);
+                    if *arrives {
+                        self.learn(*to, [transfer]);
+                    }
+                }
+            }
+            Step::Gossip(from, to, index) => {
+                let known: Vec<_> = self.disks[*from].transfers.iter().copied().collect();
+                let skip = if known.is_empty() { 0 } else { index.index(known.len()) };
+                self.learn(*to, known.into_iter().skip(skip));
+            }
+            Step::Restart(n) => {
+                let me = node(u8::try_from(*n).unwrap());
+                let ownership = Ownership::new(&self.subnet, node(0), self.initial.clone());
+                let mut pool = Pool::new(self.subnet.clone(), ownership, me);
+                pool.extend(self.disks[*n].transfers.iter().copied());
+                self.disks[*n].used.iter().for_each(|ip| pool.adopt(*ip));
+                self.pools[*n] = pool;
+            }
+            Step::Wait(seconds) => self.now += Duration::from_secs(*seconds),
+        }
+    }
+
+    fn learn(&mut self, n: usize, transfers: impl IntoIterator<Item = Transfer>) {
+        let transfers: Vec<_> = transfers.into_iter().collect();
+        self.disks[n].transfers.extend(transfers.iter().copied());
+        self.pools[n].extend(transfers);
+    }
+
+    /// Every address that is in use, once for each node that gave it.
+    fn check(&self) {
+        let mut given: BTreeMap<IpAddr, usize> = BTreeMap::new();
+        for (n, disk) in self.disks.iter().enumerate() {
+            for ip in &disk.used {
+                assert_eq!(given.insert(*ip, n), None, "{ip} was given twice");
+                assert!(self.subnet.is_assignable(*ip), "{ip}");
+            }
+            assert_eq!(self.pools[n].strays().count(), 0, "nobody contradicts itself");
+        }
+        let mut owned: Vec<_> = (0..NODES)
+            .flat_map(|n| {
+                let me = node(u8::try_from(n).unwrap());
+                self.pools[n].ownership().cidrs().filter(move |(owner, _)| *owner == me)
+            })
+            .map(|(_, cidr)| (cidr.first, cidr.last()))
+            .collect();
+        owned.sort_unstable();
+        for pair in owned.windows(2) {
+            assert!(pair[0].1 < pair[1].0, "two nodes believe to own one address: {pair:?}");
+        }
+    }
+}
+
+proptest! {
+    /// I12: no two admitted endpoints hold one address.
+    #[test]
+    fn i12_no_address_is_given_twice(
+        steps in prop::collection::vec(step(), 0..120),
+        cidr in prop::sample::select(vec!["10.0.0.0/24", "10.0.0.0/27", "10.0.0.0/29"]),
+        split: bool,
+    ) {
+        let mut mesh = Mesh::new(cidr, split);
+        for step in &steps {
+            mesh.run(step);
+            mesh.check();
+        }
+        // When all have heard all, they agree (I11).
+        let all: BTreeSet<_> = mesh.disks.iter().flat_map(|d| d.transfers.iter().copied()).collect();
+        for n in 0..NODES {
+            mesh.learn(n, all.iter().copied());
+        }
+        mesh.check();
+        for n in 1..NODES {
+            prop_assert_eq!(blocks(mesh.pools[n].ownership()), blocks(mesh.pools[0].ownership()));
+        }
+    }
+
+    /// Any set of transfers, honest or not, in any order and in any portions, gives the same blocks, and they
+    /// tile the subnet.
+    #[test]
+    fn order_does_not_matter(
+        transfers in prop::collection::vec((0u8..8, 29u8..=32, 0u8..3, 0u8..3, 0u64..4), 0..40),
+        order in any::<prop::sample::Index>(),
+        portion in 1usize..7,
+    ) {
+        let transfers: Vec<_> = transfers
+            .into_iter()
+            .map(|(host, len, from, to, epoch)| {
+                let block = IpNet::new(IpAddr::from([10, 0, 0, host]), len).unwrap().trunc();
+                Transfer { block, from: node(from), to: node(to), epoch }
+            })
+            .collect();
+        let subnet = subnet("10.0.0.0/29");
+        let mut whole = Ownership::new(&subnet, node(0), []);
+        whole.extend(transfers.iter().copied());
+        let mut turned = transfers;
+        if !turned.is_empty() {
+            let middle = order.index(turned.len());
+            turned.rotate_left(middle);
+            turned[..].reverse();
+        }
+        let mut parts = Ownership::new(&subnet, node(0), []);
+        for part in turned.chunks(portion) {
+            parts.extend(part.iter().copied());
+        }
+        prop_assert_eq!(&whole, &parts);
+        let mut next = 0u128;
+        for (i, (_, cidr)) in whole.cidrs().enumerate() {
+            if i > 0 {
+                prop_assert_eq!(cidr.first, next);
+            }
+            next = cidr.last() + 1;
+        }
+        prop_assert_eq!(whole.cidrs().map(|(_, cidr)| cidr.size()).sum::<u128>(), 8);
+    }
+
+    /// The pool against a naive list of 256 addresses.
+    #[test]
+    fn allocation_is_the_next_free_address(steps in prop::collection::vec(prop_oneof![Just(None), (2u8..40).prop_map(Some)], 0..200)) {
+        let mut pool = pool("10.0.0.0/24", 0);
+        let mut free = [true; 256];
+        for taken in [0, 1, 255] {
+            free[taken] = false;
+        }
+        let mut cursor = 0;
+        let start = now();
+        for step in steps {
+            match step {
+                None => {
+                    let expected = (cursor..256).chain(0..cursor).find(|n| free[*n]);
+                    let got = pool.allocate(NOWHERE, start).ok();
+                    prop_assert_eq!(got, expected.map(|n| IpAddr::from([10, 0, 0, u8::try_from(n).unwrap()])));
+                    if let Some(n) = expected {
+                        free[n] = false;
+                        cursor = n + 1;
+                    }
+                }
+                Some(n) => {
+                    let ip = IpAddr::from([10, 0, 0, n]);
+                    prop_assert_eq!(pool.allocate_static(ip, NOWHERE).is_ok(), free[usize::from(n)]);
+                    free[usize::from(n)] = false;
+                }
+            }
+        }
+    }
+}

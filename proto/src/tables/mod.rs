@@ -22,4 +22,4 @@ pub use hash::{Seeded, Sharded};
 pub use network::{Gateway, NetworkSpec, NetworkTable, Place, Row, RowKey, TableUpdate};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
