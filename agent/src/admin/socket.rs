@@ -19,6 +19,9 @@ use crate::api::{ApiError, ErrorCode};
 /// How long calls in progress may go on after the agent was told to stop.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// What `sun_path` holds (unix(7)), less what the name under which the socket is made may be longer.
+const PATH_LEN: usize = 100;
+
 /// A bound socket. Dropping it removes the file.
 #[derive(Debug)]
 pub struct AdminSocket {
@@ -30,6 +33,9 @@ pub struct AdminSocket {
 impl AdminSocket {
     /// Makes the socket, and its directory if need be.
     pub async fn bind(path: &Path) -> Result<Self, ApiError> {
+        if path.as_os_str().len() > PATH_LEN {
+            return Err(cannot(path, &io::Error::other("the path is too long")));
+        }
         let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
         let directory = directory.unwrap_or_else(|| Path::new("."));
         fs::create_dir_all(directory).map_err(|why| cannot(path, &why))?;
@@ -116,6 +122,6 @@ fn cannot(path: &Path, why: &io::Error) -> ApiError {
     ApiError::new(
         ErrorCode::Failed,
         format!("cannot make the socket {}: {why}", path.display()),
-        "the agent runs as root and its socket's path has at most 90 characters",
+        "run the agent as root, and give --socket a path of at most 100 characters",
     )
 }

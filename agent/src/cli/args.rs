@@ -150,6 +150,7 @@ pub(super) enum Token {
     /// Make a token useless
     Revoke {
         /// Its id
+        #[arg(value_parser = reference)]
         token: String,
     },
 }
@@ -191,6 +192,7 @@ pub(super) enum Look {
     /// Show one
     Inspect {
         /// Id, beginning of an id, or name of the node
+        #[arg(value_parser = reference)]
         node: String,
     },
 }
@@ -204,11 +206,13 @@ pub(super) enum Network {
     /// Show one
     Inspect {
         /// Id, beginning of an id, or name
+        #[arg(value_parser = reference)]
         network: String,
     },
     /// Remove one, on all nodes
     Rm {
         /// Id, beginning of an id, or name
+        #[arg(value_parser = reference)]
         network: String,
     },
 }
@@ -241,6 +245,7 @@ pub(super) enum Endpoint {
     /// Unplug an endpoint and release its addresses
     Detach {
         /// Id, beginning of an id, or name
+        #[arg(value_parser = reference)]
         endpoint: String,
     },
     /// List the endpoints of the mesh
@@ -248,6 +253,7 @@ pub(super) enum Endpoint {
     /// Show one
     Inspect {
         /// Id, beginning of an id, or name
+        #[arg(value_parser = reference)]
         endpoint: String,
     },
 }
@@ -256,6 +262,7 @@ pub(super) enum Endpoint {
 #[command(group = ArgGroup::new("sandbox").required(true))]
 pub(super) struct Attach {
     /// Id, beginning of an id, or name of the network
+    #[arg(value_parser = reference)]
     pub(super) network: String,
     /// The namespace: a name that `ip netns` knows, or a path
     #[arg(long, group = "sandbox", value_name = "NAME|PATH", value_parser = netns)]
@@ -302,7 +309,7 @@ pub(super) struct Run {
     #[arg(long)]
     pub(super) name: Option<Name>,
     /// Networks to be in; --ip and --mac are for the first
-    #[arg(long, required = true, value_delimiter = ',', value_name = "NET")]
+    #[arg(long, required = true, value_delimiter = ',', value_name = "NET", value_parser = reference)]
     pub(super) network: Vec<String>,
     #[command(flatten)]
     pub(super) wanted: Wanted,
@@ -314,6 +321,7 @@ pub(super) struct Run {
 #[derive(Debug, Args)]
 pub(super) struct Exec {
     /// Name of the sandbox
+    #[arg(value_parser = reference)]
     pub(super) sandbox: String,
     /// The command with its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
@@ -327,6 +335,7 @@ pub(super) enum Sandbox {
     /// End the command of a sandbox and remove it
     Rm {
         /// Its name
+        #[arg(value_parser = reference)]
         sandbox: String,
     },
 }
@@ -337,7 +346,7 @@ pub(super) struct Locate {
     #[arg(value_name = "MAC|IP")]
     pub(super) address: Address,
     /// Look in this network only
-    #[arg(long, value_name = "NET")]
+    #[arg(long, value_name = "NET", value_parser = reference)]
     pub(super) network: Option<String>,
 }
 
@@ -348,6 +357,7 @@ pub(super) enum Map {
     /// Show where this node and another differ
     Diff {
         /// Id, beginning of an id, or name of the other node
+        #[arg(value_parser = reference)]
         node: String,
     },
 }
@@ -374,6 +384,10 @@ fn netns(text: &str) -> Result<PathBuf, String> {
     if text.contains('/') { absolute(text) } else { Ok(Path::new("/run/netns").join(text)) }
 }
 
+fn reference(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("it is empty".into()) } else { Ok(text.into()) }
+}
+
 fn server(text: &str) -> Result<String, String> {
     config::check_server(text)?;
     Ok(text.into())
@@ -388,4 +402,36 @@ fn time_to_live(text: &str) -> Result<Duration, String> {
     let ttl =
         humantime::parse_duration(text).map_err(|why| format!("{why}; write 30m, 1h or 7d"))?;
     if ttl.as_secs() == 0 { Err("give it a second at least".into()) } else { Ok(ttl) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_words_do_not_contradict_each_other() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_word_is_explained_in_one_line() {
+        fn check(command: &clap::Command) {
+            for argument in command.get_arguments() {
+                let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+                assert!(
+                    !help.is_empty() && !help.ends_with('.'),
+                    "{} {}",
+                    command.get_name(),
+                    argument.get_id()
+                );
+            }
+            for command in command.get_subcommands().filter(|it| !it.is_hide_set()) {
+                assert!(command.get_about().is_some(), "{}", command.get_name());
+                check(command);
+            }
+        }
+        check(&Cli::command());
+    }
 }

@@ -188,3 +188,31 @@ fn broken(what: impl fmt::Display, why: &impl fmt::Display) -> ApiError {
         "the command line and the agent may be of different versions; see `vxmesh version` and `vxmesh status`",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_hold_nothing_that_a_path_understands() {
+        for (text, encoded) in [
+            ("web-1", "web-1"),
+            ("02:00:00:00:00:01", "02:00:00:00:00:01"),
+            ("a/b?c#d%e f", "a%2Fb%3Fc%23d%25e%20f"),
+            ("\u{e4}", "%C3%A4"),
+        ] {
+            assert_eq!(segment(text), encoded);
+        }
+    }
+
+    #[test]
+    fn a_closed_door_is_not_an_absent_agent() {
+        let client = Client::new("/run/x.sock".into());
+        let denied = client.unreachable(&ErrorKind::PermissionDenied.into());
+        assert_eq!(denied.message, "permission denied on the agent's socket /run/x.sock");
+        assert_eq!(denied.hint, "run this as root");
+        let absent = client.unreachable(&ErrorKind::ConnectionRefused.into());
+        assert_eq!(absent.message, "no agent answers on /run/x.sock");
+        assert_eq!((denied.code, absent.code), (ErrorCode::Unreachable, ErrorCode::Unreachable));
+    }
+}

@@ -29,7 +29,8 @@ use super::{
     inside::Inside,
     output::Output,
     run::{attend, not_started, open_signals, ours, remove, tell, tell_once},
-    signals, wait,
+    signals::{self, Signals},
+    wait,
 };
 use crate::api::{ApiError, ErrorCode, Sandbox};
 
@@ -57,6 +58,7 @@ pub(super) async fn detach(
     sandbox: Sandbox,
     log: Option<PathBuf>,
     command: &[OsString],
+    signals: &mut Signals,
 ) -> Outcome {
     let started = match start_supervisor(client, &sandbox, log.as_deref(), command) {
         Ok(supervisor) => hear(supervisor).await,
@@ -69,8 +71,8 @@ pub(super) async fn detach(
         }
         Ok(Report::Failed { status, error }) => Err(Failure { status, error }),
         Err(error) => {
-            if let Err(why) = remove(client, &sandbox, SHORT_PATIENCE).await {
-                output.note(&format!("sandbox {} is still there: {}", sandbox.name, why.message));
+            if let Err(why) = remove(client, &sandbox, SHORT_PATIENCE, signals).await {
+                output.warn(&format!("sandbox {} is still there: {}", sandbox.name, why.message));
             }
             Err(ours(error))
         }
@@ -84,11 +86,12 @@ pub(super) fn supervise(global: &Global, output: Output, supervise: Supervise) -
     wait(async {
         let client = super::client(global)?;
         let Supervise { sandbox, log, command } = supervise;
-        let signals = open_signals()?;
-        let child = match start(&sandbox, log.as_deref(), &command) {
-            Ok(child) => child,
+        let mut signals = open_signals()?;
+        let started = nowhere().and_then(|it| Ok((it, start(&sandbox, log.as_deref(), &command)?)));
+        let (nowhere, child) = match started {
+            Ok(started) => started,
             Err(Failure { status, error }) => {
-                remove(&client, &sandbox, SHORT_PATIENCE).await?;
+                remove(&client, &sandbox, SHORT_PATIENCE, &mut signals).await?;
                 report(output, &Report::Failed { status, error })?;
                 return Ok(0);
             }
@@ -96,12 +99,15 @@ pub(super) fn supervise(global: &Global, output: Output, supervise: Supervise) -
         let pid = child.id();
         let told = tell_once(&client, &sandbox, pid).await;
         let is_told = told.is_ok();
-        report(output, &Report::Started(told.unwrap_or_else(|_| sandbox.clone())))?;
-        let_go().map_err(|why| failed("cannot let go of the caller", &why))?;
+        let reported = report(output, &Report::Started(told.unwrap_or_else(|_| sandbox.clone())));
+        let let_go = let_go(&nowhere);
         let tell = async { if is_told { Ok(()) } else { tell(&client, &sandbox, pid).await } };
-        attend(child, signals, output, tell).await?;
-        remove(&client, &sandbox, PATIENCE).await?;
-        Ok(0)
+        let ended = attend(child, &mut signals, output, tell).await;
+        // Whatever failed before, nobody else does this while the agent runs.
+        remove(&client, &sandbox, PATIENCE, &mut signals).await?;
+        reported?;
+        let_go.map_err(|why| failed("cannot let go of the caller", &why))?;
+        ended.map(|_| 0)
     })
 }
 
@@ -171,10 +177,14 @@ fn stdio(log: Option<&Path>) -> io::Result<[Stdio; 3]> {
     Ok([Stdio::null(), log.try_clone()?.into(), log.into()])
 }
 
+fn nowhere() -> Result<File, Failure> {
+    let nowhere = File::options().read(true).write(true).open("/dev/null");
+    nowhere.map_err(|why| ours(failed("cannot open /dev/null", &why)))
+}
+
 /// Keeps neither the caller's pipes nor its directory in use.
-fn let_go() -> io::Result<()> {
-    let nowhere = File::options().read(true).write(true).open("/dev/null")?;
-    dup2_stdout(&nowhere)?;
-    dup2_stderr(&nowhere)?;
+fn let_go(nowhere: &File) -> io::Result<()> {
+    dup2_stdout(nowhere)?;
+    dup2_stderr(nowhere)?;
     std::env::set_current_dir("/")
 }

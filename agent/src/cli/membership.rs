@@ -40,6 +40,7 @@ pub(super) async fn join(global: &Global, output: Output, join: Join) -> Outcome
         (None, file) => read_token(&file.unwrap_or_default())?,
     };
     let client = super::client(global)?;
+    output.note(&format!("asking {} to let this node in", join.servers.join(", ")));
     let membership = if client.finds_agent().await? {
         let spec = JoinSpec { token, servers: join.servers };
         client.with_patience(JOIN).post("/v1/join", &spec).await?

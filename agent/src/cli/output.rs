@@ -79,6 +79,15 @@ impl Output {
         }
     }
 
+    /// What went wrong beside the command's own work, which is done.
+    pub(super) fn warn(self, text: &str) {
+        if self.is_json() {
+            complain(&serde_json::json!({ "warning": { "message": text } }).to_string());
+        } else {
+            complain(&format!("warning: {text}"));
+        }
+    }
+
     /// Why the command failed.
     pub(super) fn error(self, error: &ApiError) {
         let body = ErrorBody { error: error.clone() };

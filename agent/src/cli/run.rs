@@ -48,19 +48,19 @@ pub(super) fn run(global: &Global, output: Output, run: Run) -> Outcome {
     signals::block().map_err(|why| ours(failed("cannot block signals", &why)))?;
     wait(async {
         let client = super::client(global).map_err(ours)?;
-        let signals = open_signals()?;
+        let mut signals = open_signals()?;
         let spec = spec(&run);
         let sandbox: Sandbox = client.post("/v1/sandboxes", &spec).await.map_err(ours)?;
         let outcome = match signals.pending() {
-            Ok(Some(caught)) => Ok(signal_status(caught.signal as i32)),
-            Err(why) => Err(ours(failed("cannot read signals", &why))),
-            Ok(None) if run.detach => {
-                return detach::detach(&client, output, sandbox, run.log, &run.command).await;
+            Some(signal) => Ok(signal_status(signal as i32)),
+            None if run.detach => {
+                let Run { log, command, .. } = run;
+                return detach::detach(&client, output, sandbox, log, &command, &mut signals).await;
             }
-            Ok(None) => foreground(&client, output, &sandbox, &run.command, signals).await,
+            None => foreground(&client, output, &sandbox, &run.command, &mut signals).await,
         };
-        if let Err(why) = remove(&client, &sandbox, PATIENCE).await {
-            output.note(&format!("sandbox {} is still there: {}", sandbox.name, why.message));
+        if let Err(why) = remove(&client, &sandbox, PATIENCE, &mut signals).await {
+            output.warn(&format!("sandbox {} is still there: {}", sandbox.name, why.message));
         }
         outcome
     })
@@ -71,13 +71,13 @@ pub(super) fn exec(global: &Global, output: Output, exec: Exec) -> Outcome {
     signals::block().map_err(|why| ours(failed("cannot block signals", &why)))?;
     wait(async {
         let client = super::client(global).map_err(ours)?;
-        let signals = open_signals()?;
+        let mut signals = open_signals()?;
         let path = format!("/v1/sandboxes/{}", segment(&exec.sandbox));
         let sandbox: Sandbox = client.get(path).await.map_err(ours)?;
         let start = Inside::of(sandbox.netns.as_ref(), sandbox.pid)
             .and_then(|inside| inside.start(&exec.command, terminal()));
         let child = start.map_err(|why| not_started(&exec.command, &why))?;
-        attend(child, signals, output, std::future::pending()).await
+        attend(child, &mut signals, output, std::future::pending()).await
     })
 }
 
@@ -86,7 +86,7 @@ async fn foreground(
     output: Output,
     sandbox: &Sandbox,
     command: &[OsString],
-    signals: Signals,
+    signals: &mut Signals,
 ) -> Outcome {
     let start =
         Inside::fresh(sandbox.netns.as_ref()).and_then(|inside| inside.start(command, terminal()));
@@ -98,19 +98,22 @@ async fn foreground(
 /// Waits for the command, passes signals on to it, and carries `aside` on meanwhile, whose failure is only noted.
 pub(super) async fn attend(
     mut child: Child,
-    signals: Signals,
+    signals: &mut Signals,
     output: Output,
     aside: impl Future<Output = Result<(), ApiError>>,
 ) -> Outcome {
     let cannot_wait =
         |why: &dyn std::fmt::Display| ours(failed("cannot wait for the command", &why));
     let pid = i32::try_from(child.id()).map(Pid::from_raw).map_err(|why| cannot_wait(&why))?;
-    let pass_on = |signal| kill(pid, signal).map_err(|why| cannot_wait(&why));
+    let pass_on = |signal| {
+        if let Err(why) = kill(pid, signal) {
+            output.warn(&format!("the command did not get {signal}: {why}"));
+        }
+    };
     // The terminal may have sent these before there was a command to get them.
-    while let Some(caught) = signals.pending().map_err(|why| cannot_wait(&why))? {
-        pass_on(caught.signal)?;
+    while let Some(signal) = signals.pending() {
+        pass_on(signal);
     }
-    let mut signals = signals.watch().map_err(|why| cannot_wait(&why))?;
     // It stays a zombie until no signal can be sent any more, lest another process get its number and the signal.
     let ended = move || waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
     let mut ended = tokio::task::spawn_blocking(ended);
@@ -123,12 +126,12 @@ pub(super) async fn attend(
                 return child.wait().map(exit_status).map_err(|why| cannot_wait(&why));
             }
             caught = signals.next() => if !caught.from_terminal {
-                pass_on(caught.signal)?;
+                pass_on(caught.signal);
             },
             result = &mut aside, if !aside_done => {
                 aside_done = true;
                 if let Err(why) = result {
-                    output.note(&format!("the agent does not know the command's process: {}", why.message));
+                    output.warn(&format!("the agent does not know the command's process: {}", why.message));
                 }
             }
         }
@@ -155,18 +158,22 @@ pub(super) async fn tell_once(
     client.post(format!("{}/started", path(sandbox)), &SandboxStarted { pid }).await
 }
 
-/// Removes the sandbox unless that is done; an agent that is away is waited for.
+/// Removes the sandbox unless that is done; an agent that is away is waited for until a signal comes.
 pub(super) async fn remove(
     client: &Client,
     sandbox: &Sandbox,
     patience: Duration,
+    signals: &mut Signals,
 ) -> Result<(), ApiError> {
     let deadline = Instant::now() + patience;
     loop {
         match remove_once(client, sandbox).await {
             Err(why) if why.code == ErrorCode::NotFound => return Ok(()),
             Err(why) if why.code == ErrorCode::Unreachable && Instant::now() < deadline => {
-                sleep(RETRY).await;
+                tokio::select! {
+                    () = sleep(RETRY) => {}
+                    _ = signals.next() => return Err(why),
+                }
             }
             done => return done,
         }

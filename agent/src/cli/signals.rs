@@ -45,16 +45,9 @@ const QUEUE: usize = 16;
 /// signal that comes just then must not end this process.
 type Handlers = Vec<(Signal, unix::Signal)>;
 
-/// Has the signals that came before there was a command.
-#[derive(Debug)]
-pub(super) struct Signals {
-    descriptor: SignalFd,
-    handlers: Handlers,
-}
-
 /// Reads the signals as they come.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct Signals {
     caught: mpsc::Receiver<Caught>,
     handlers: Handlers,
 }
@@ -70,23 +63,12 @@ pub(super) fn unblock_here() -> io::Result<()> {
 }
 
 impl Signals {
-    /// Reads the signals that [`block`] holds back.
+    /// Reads the signals that [`block`] holds back, in a thread that ends with this process.
     pub(super) fn new() -> io::Result<Self> {
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let descriptor = SignalFd::with_flags(&mask(), flags)?;
         let handler = |signal| Ok((signal, unix::signal(SignalKind::from_raw(signal as i32))?));
         let handlers = FORWARDED.into_iter().map(handler).collect::<io::Result<_>>()?;
-        Ok(Self { descriptor, handlers })
-    }
-
-    /// A signal that came already.
-    pub(super) fn pending(&self) -> io::Result<Option<Caught>> {
-        read(&self.descriptor)
-    }
-
-    /// Goes on reading in a thread, which ends with this process.
-    pub(super) fn watch(self) -> io::Result<Watch> {
-        let Self { descriptor, handlers } = self;
         let (sender, caught) = mpsc::channel(QUEUE);
         thread::Builder::new().name("signals".into()).spawn(move || {
             while let Ok(caught) = wait(&descriptor) {
@@ -95,11 +77,14 @@ impl Signals {
                 }
             }
         })?;
-        Ok(Watch { caught, handlers })
+        Ok(Self { caught, handlers })
     }
-}
 
-impl Watch {
+    /// A signal that came already.
+    pub(super) fn pending(&mut self) -> Option<Signal> {
+        self.caught.try_recv().ok().map(|caught| caught.signal)
+    }
+
     /// The next signal.
     pub(super) async fn next(&mut self) -> Caught {
         let handled = self.handlers.iter_mut().map(|(signal, handler)| {

@@ -1,0 +1,553 @@
+//! An agent whose admin API is real and whose world is a few objects in memory, and the built program to talk to it.
+//!
+//! Its sandboxes are real network namespaces, so that `run` and `exec` do what they do on a host.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::{Arc, Mutex, MutexGuard, mpsc},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::signal::{Signal, kill},
+    unistd::{Pid, gettid},
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+use vxmesh::{
+    admin::{self, AdminSocket, Backend, resolve},
+    api::*,
+};
+use vxmesh_proto::addr::{EndpointId, MacAddr, Name, NetworkId, NodeId, Vni};
+
+/// Generous: the machine may be busy.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The built program with these words; the environment says nothing about vxmesh.
+pub(crate) fn vxmesh(words: &[&str]) -> Command {
+    #[expect(clippy::disallowed_methods, reason = "the built program is what is tested")]
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vxmesh"));
+    for variable in ["CONFIG", "DATA_DIR", "SOCKET", "LOG"] {
+        command.env_remove(format!("VXMESH_{variable}"));
+    }
+    command.args(words).stdin(Stdio::null());
+    command
+}
+
+/// What a command said.
+pub(crate) struct Said {
+    pub(crate) status: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Said {
+    pub(crate) fn json(&self) -> Value {
+        assert_eq!((self.status, self.stderr.as_str()), (0, ""), "{}", self.stdout);
+        serde_json::from_str(&self.stdout).unwrap()
+    }
+
+    /// The error in JSON form: code, message, hint.
+    pub(crate) fn error(&self) -> ApiError {
+        assert_eq!(self.stdout, "");
+        let body: ErrorBody = serde_json::from_str(&self.stderr).expect(&self.stderr);
+        body.error
+    }
+}
+
+impl From<Output> for Said {
+    fn from(output: Output) -> Self {
+        Self {
+            status: output.status.code().expect("it was killed"),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+/// Waits until `condition` holds.
+pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The admin API of a [`World`] on a socket of its own.
+pub(crate) struct TestAgent {
+    pub(crate) world: Arc<World>,
+    pub(crate) dir: TempDir,
+    running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+}
+
+impl TestAgent {
+    pub(crate) fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut agent = Self { world: Arc::default(), dir, running: None };
+        agent.resume();
+        agent
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("run/api.sock")
+    }
+
+    pub(crate) fn resume(&mut self) {
+        let (stop, stopped) = oneshot::channel();
+        let (ready, is_ready) = mpsc::channel();
+        let (socket, world) = (self.socket(), Arc::clone(&self.world));
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async {
+                let socket = AdminSocket::bind(&socket).await.unwrap();
+                ready.send(()).unwrap();
+                let stopped = async { drop(stopped.await) };
+                socket.serve(admin::router(world), stopped).await.unwrap();
+            });
+        });
+        is_ready.recv_timeout(DEADLINE).unwrap();
+        self.running = Some((stop, thread));
+    }
+
+    pub(crate) fn pause(&mut self) {
+        let (stop, thread) = self.running.take().unwrap();
+        stop.send(()).unwrap();
+        thread.join().unwrap();
+        assert!(!self.socket().exists());
+    }
+
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
+        let mut command = vxmesh(words);
+        command.env("VXMESH_SOCKET", self.socket());
+        command
+    }
+
+    pub(crate) fn say(&self, words: &[&str]) -> Said {
+        self.command(words).output().unwrap().into()
+    }
+
+    pub(crate) fn say_json(&self, words: &[&str]) -> Said {
+        self.say(&[&["--format", "json"], words].concat())
+    }
+}
+
+impl TestAgent {
+    /// The supervisors of sandboxes of this agent.
+    fn supervisors(&self) -> Vec<u32> {
+        let socket = self.socket().to_str().unwrap().to_owned();
+        let processes = std::fs::read_dir("/proc").unwrap().map_while(Result::ok);
+        let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let is_supervisor = |pid: &u32| {
+            let words = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            words.starts_with("vxmesh\0supervise\0") && words.contains(&socket)
+        };
+        numbers.filter(is_supervisor).collect()
+    }
+}
+
+/// Leaves no process behind: those of a good test end by themselves.
+impl Drop for TestAgent {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let commands = self.world.sandbox_list().into_iter().filter_map(|it| it.pid);
+            for pid in self.supervisors().into_iter().chain(commands) {
+                let pid = Pid::from_raw(i32::try_from(pid).unwrap());
+                kill(pid, Signal::SIGKILL).unwrap_or_default();
+            }
+        } else if self.running.is_some() {
+            wait_for("the end of the supervisors", || self.supervisors().is_empty());
+            self.pause();
+        }
+    }
+}
+
+/// A few objects, and what was asked of them.
+pub(crate) struct World {
+    calls: Mutex<Vec<(String, Value)>>,
+    sandboxes: Mutex<Vec<Held>>,
+    /// While it has no permit, `sandbox_create` waits.
+    creation: tokio::sync::Semaphore,
+    /// What every call fails with, when set.
+    pub(crate) failure: Mutex<Option<ApiError>>,
+}
+
+/// A sandbox and the thread that keeps its namespace.
+struct Held {
+    sandbox: Sandbox,
+    keeper: Option<mpsc::Sender<()>>,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self {
+            calls: Mutex::default(),
+            sandboxes: Mutex::default(),
+            creation: tokio::sync::Semaphore::new(1),
+            failure: Mutex::default(),
+        }
+    }
+}
+
+impl World {
+    pub(crate) fn hold_creation(&self) {
+        assert_eq!(self.creation.forget_permits(1), 1);
+    }
+
+    pub(crate) fn release_creation(&self) {
+        self.creation.add_permits(1);
+    }
+
+    /// The calls since the last time, with their specs.
+    pub(crate) fn calls(&self) -> Vec<(String, Value)> {
+        std::mem::take(&mut *self.calls.lock().unwrap())
+    }
+
+    pub(crate) fn sandbox_list(&self) -> Vec<Sandbox> {
+        self.held().iter().map(|held| held.sandbox.clone()).collect()
+    }
+
+    /// A sandbox as a newer `run` of the same name would make it.
+    pub(crate) fn replace_sandbox(&self, name: &str) {
+        let mut held = self.held();
+        let old = held.iter_mut().find(|held| held.sandbox.name.as_str() == name).unwrap();
+        old.sandbox.endpoints = vec![EndpointId::from_random([0xee; 16])];
+        old.sandbox.pid = None;
+    }
+
+    pub(crate) fn set_pid(&self, name: &str, pid: Option<u32>) {
+        let mut held = self.held();
+        held.iter_mut().find(|held| held.sandbox.name.as_str() == name).unwrap().sandbox.pid = pid;
+    }
+
+    fn held(&self) -> MutexGuard<'_, Vec<Held>> {
+        self.sandboxes.lock().unwrap()
+    }
+
+    fn asked(&self, call: &str, spec: impl Serialize) -> Result<(), ApiError> {
+        self.calls.lock().unwrap().push((call.into(), serde_json::to_value(spec).unwrap()));
+        self.failure.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+}
+
+pub(crate) fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+pub(crate) fn node_id(n: u8) -> NodeId {
+    NodeId::of_public_key(&[n])
+}
+
+pub(crate) fn nodes() -> Vec<Node> {
+    let node = |n: u8| Node {
+        id: node_id(n),
+        name: name(&format!("h{n}")),
+        vtep: (n < 3).then(|| format!("10.213.0.{n}:7761").parse().unwrap()),
+        state: if n < 3 { "alive" } else { "dead" }.into(),
+        is_self: n == 1,
+    };
+    vec![node(1), node(2), node(3)]
+}
+
+pub(crate) fn peers() -> Vec<Peer> {
+    vec![Peer {
+        node_id: node_id(2),
+        addr: Some("10.213.0.2:7761".parse().unwrap()),
+        state: "established".into(),
+        cipher: Some("aes-256-gcm".into()),
+        rtt_us: Some(1234),
+        mtu: 1418,
+        key_age_s: Some(75),
+        rx_bytes: 12_345,
+        tx_bytes: 999,
+    }]
+}
+
+/// Two have one name and nearly one id.
+pub(crate) fn networks() -> Vec<Network> {
+    let network = |first: u8, rest: u8, text: &str| {
+        let mut id = [rest; 16];
+        id[0] = first;
+        Network {
+            id: NetworkId::from_random(id),
+            name: name(text),
+            driver: "overlay".into(),
+            vni: Vni::new(u32::from(rest)).unwrap(),
+            encrypted: true,
+            mtu: 1390,
+            state: "active".into(),
+            subnets: vec![Subnet {
+                cidr: "10.1.0.0/24".parse().unwrap(),
+                gateway: "10.1.0.1".parse().unwrap(),
+            }],
+        }
+    };
+    vec![network(0xa1, 1, "red"), network(0xb2, 2, "twin"), network(0xb2, 3, "twin")]
+}
+
+pub(crate) fn endpoints() -> Vec<Endpoint> {
+    vec![Endpoint {
+        id: EndpointId::from_random([0xc3; 16]),
+        name: name("web"),
+        network: networks()[0].id,
+        node: node_id(1),
+        sandbox: Some("box".into()),
+        ifname: Some("eth0".into()),
+        mac: "02:00:00:00:00:01".parse().unwrap(),
+        ips: vec!["10.1.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()],
+        aliases: vec![name("www")],
+        incarnation: 7,
+    }]
+}
+
+pub(crate) fn drops() -> Vec<DropRow> {
+    vec![
+        DropRow { reason: "replayed".into(), network: None, peer: Some(node_id(2)), count: 3 },
+        DropRow {
+            reason: "no_such_mac".into(),
+            network: Some(networks()[0].id),
+            peer: None,
+            count: 1,
+        },
+    ]
+}
+
+/// 10.1.0.2 is in two networks.
+pub(crate) fn locations() -> Vec<Location> {
+    let location = |network: usize, ip: &str| Location {
+        network: networks()[network].id,
+        endpoint: EndpointId::from_random([0xc3; 16]),
+        name: name("web"),
+        node: node_id(2),
+        vtep: Some("10.213.0.2:7761".parse().unwrap()),
+        mac: MacAddr([2, 0, 0, 0, 0, u8::try_from(network).unwrap() + 1]),
+        ips: vec![ip.parse().unwrap()],
+        source: "push".into(),
+        age_ms: 12,
+    };
+    vec![location(0, "10.1.0.2"), location(1, "10.1.0.2"), location(1, "fd00::9")]
+}
+
+pub(crate) fn map_rows() -> Vec<MapRow> {
+    vec![MapRow {
+        network: networks()[0].id,
+        endpoint: EndpointId::from_random([0xc3; 16]),
+        node: node_id(2),
+        mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        ips: vec!["10.1.0.2".parse().unwrap()],
+        incarnation: 7,
+    }]
+}
+
+pub(crate) fn map_differences() -> Vec<MapDiffRow> {
+    vec![MapDiffRow { kind: "only_here".into(), here: map_rows().pop(), there: None }]
+}
+
+pub(crate) fn tokens() -> Vec<Token> {
+    vec![Token {
+        id: "k7".into(),
+        created_at: 1,
+        expires_at: 3601,
+        uses_left: None,
+        state: "expired".into(),
+    }]
+}
+
+pub(crate) fn status() -> Status {
+    Status {
+        version: "0.1.0".into(),
+        state: "ready".into(),
+        mesh_id: Some(node_id(9)),
+        node_id: Some(node_id(1)),
+        name: name("h1"),
+        control_addr: Some("10.213.0.1:7760".parse().unwrap()),
+        vtep: None,
+        uptime_s: 5,
+        nodes: 3,
+        nodes_alive: 2,
+        networks: 3,
+        endpoints: 1,
+        issuer: true,
+    }
+}
+
+pub(crate) fn membership() -> Membership {
+    Membership { mesh_id: node_id(9), node_id: node_id(1) }
+}
+
+#[async_trait]
+impl Backend for World {
+    async fn status(&self) -> Result<Status, ApiError> {
+        self.asked("status", ())?;
+        Ok(status())
+    }
+
+    async fn init(&self, spec: InitSpec) -> Result<Membership, ApiError> {
+        self.asked("init", spec)?;
+        Ok(membership())
+    }
+
+    async fn join(&self, spec: JoinSpec) -> Result<Membership, ApiError> {
+        self.asked("join", spec)?;
+        Ok(membership())
+    }
+
+    async fn leave(&self) -> Result<Membership, ApiError> {
+        self.asked("leave", ())?;
+        Ok(membership())
+    }
+
+    async fn token_create(&self, spec: TokenSpec) -> Result<TokenCreated, ApiError> {
+        self.asked("token_create", spec)?;
+        Ok(TokenCreated { id: "k7".into(), token: "VXMTKN-1-a-b".into(), expires_at: 3601 })
+    }
+
+    async fn tokens(&self) -> Result<Vec<Token>, ApiError> {
+        self.asked("tokens", ())?;
+        Ok(tokens())
+    }
+
+    async fn token_revoke(&self, reference: &str) -> Result<Token, ApiError> {
+        self.asked("token_revoke", reference)?;
+        resolve::one(&tokens(), reference).cloned()
+    }
+
+    async fn nodes(&self) -> Result<Vec<Node>, ApiError> {
+        self.asked("nodes", ())?;
+        Ok(nodes())
+    }
+
+    async fn peers(&self) -> Result<Vec<Peer>, ApiError> {
+        self.asked("peers", ())?;
+        Ok(peers())
+    }
+
+    async fn networks(&self) -> Result<Vec<Network>, ApiError> {
+        self.asked("networks", ())?;
+        Ok(networks())
+    }
+
+    async fn network_create(&self, spec: NetworkSpec) -> Result<Network, ApiError> {
+        self.asked("network_create", spec)?;
+        Ok(networks().swap_remove(0))
+    }
+
+    async fn network_rm(&self, reference: &str) -> Result<Network, ApiError> {
+        self.asked("network_rm", reference)?;
+        self.network(reference).await
+    }
+
+    async fn endpoints(&self) -> Result<Vec<Endpoint>, ApiError> {
+        self.asked("endpoints", ())?;
+        Ok(endpoints())
+    }
+
+    async fn endpoint_attach(&self, spec: AttachSpec) -> Result<Endpoint, ApiError> {
+        self.asked("endpoint_attach", spec)?;
+        Ok(endpoints().swap_remove(0))
+    }
+
+    async fn endpoint_detach(&self, reference: &str) -> Result<Endpoint, ApiError> {
+        self.asked("endpoint_detach", reference)?;
+        self.endpoint(reference).await
+    }
+
+    async fn sandboxes(&self) -> Result<Vec<Sandbox>, ApiError> {
+        self.asked("sandboxes", ())?;
+        Ok(self.sandbox_list())
+    }
+
+    async fn sandbox_create(&self, spec: SandboxSpec) -> Result<Sandbox, ApiError> {
+        self.asked("sandbox_create", &spec)?;
+        let _permit = self.creation.acquire().await.unwrap();
+        let (netns, keeper) = new_netns();
+        let mut held = self.held();
+        let number = u8::try_from(held.len() + 1).unwrap();
+        let sandbox = Sandbox {
+            name: spec.name.unwrap_or_else(|| name(&format!("box{number}"))),
+            netns,
+            pid: None,
+            state: "created".into(),
+            command: spec.command,
+            endpoints: vec![EndpointId::from_random([number; 16])],
+        };
+        held.push(Held { sandbox: sandbox.clone(), keeper: Some(keeper) });
+        Ok(sandbox)
+    }
+
+    async fn sandbox_started(&self, reference: &str, pid: u32) -> Result<Sandbox, ApiError> {
+        self.asked("sandbox_started", json!({ "sandbox": reference, "pid": pid }))?;
+        let mut held = self.held();
+        let held = held.iter_mut().find(|held| held.sandbox.name.as_str() == reference).unwrap();
+        held.sandbox.pid = Some(pid);
+        held.sandbox.state = "running".into();
+        Ok(held.sandbox.clone())
+    }
+
+    async fn sandbox_rm(&self, reference: &str) -> Result<Sandbox, ApiError> {
+        self.asked("sandbox_rm", reference)?;
+        let sandbox = self.sandbox(reference).await?;
+        let mut held = self.held();
+        let at = held.iter().position(|held| held.sandbox.name == sandbox.name).unwrap();
+        let gone = held.swap_remove(at);
+        drop(gone.keeper);
+        if let Some(pid) = gone.sandbox.pid {
+            // It may have ended by itself.
+            kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap_or_default();
+        }
+        Ok(gone.sandbox)
+    }
+
+    async fn drops(&self) -> Result<Vec<DropRow>, ApiError> {
+        self.asked("drops", ())?;
+        Ok(drops())
+    }
+
+    async fn locate(&self, address: Address) -> Result<Vec<Location>, ApiError> {
+        self.asked("locate", address.to_string())?;
+        let mut found = locations();
+        found.retain(|location| match address {
+            Address::Mac(mac) => location.mac == mac,
+            Address::Ip(ip) => location.ips.contains(&ip),
+        });
+        Ok(found)
+    }
+
+    async fn map(&self) -> Result<Vec<MapRow>, ApiError> {
+        self.asked("map", ())?;
+        Ok(map_rows())
+    }
+
+    async fn map_diff(&self, reference: &str) -> Result<Vec<MapDiffRow>, ApiError> {
+        self.asked("map_diff", reference)?;
+        Ok(map_differences())
+    }
+}
+
+/// The path of a new network namespace, which lives until the sender is dropped.
+fn new_netns() -> (String, mpsc::Sender<()>) {
+    let (keeper, kept) = mpsc::channel();
+    let (path, made) = mpsc::channel();
+    thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("make network namespaces: run the tests as root");
+        let thread = format!("/proc/{}/task/{}/ns/net", std::process::id(), gettid());
+        path.send(thread).unwrap();
+        // Ends with an error, as the sender is dropped and sends nothing.
+        kept.recv().unwrap_or_default();
+    });
+    (made.recv_timeout(DEADLINE).expect("make network namespaces: run the tests as root"), keeper)
+}
+
+/// Writes a file and gives its path.
+pub(crate) fn file(dir: &Path, file: &str, text: &str) -> String {
+    let path = dir.join(file);
+    std::fs::File::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
+    path.to_str().unwrap().to_owned()
+}
