@@ -92,6 +92,7 @@ impl From<OverlayError> for ApiError {
             OverlayError::Netns(NetnsError::Open { .. }) => {
                 (ErrorCode::NotFound, "`ip netns` lists the named ones")
             }
+            OverlayError::Ifname(_) => (ErrorCode::Usage, "nothing was changed"),
             OverlayError::Netns(NetnsError::NotANamespace(_)) | OverlayError::NotASandbox(_) => {
                 (ErrorCode::Usage, "give a sandbox's namespace with --netns or --pid")
             }

@@ -4,8 +4,9 @@
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, AsRawFd},
+    pin::pin,
 };
 
 use futures_util::TryStreamExt;
@@ -15,9 +16,11 @@ use rtnetlink::{
     Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
     RouteMessageBuilder,
     packet_route::{
+        AddressFamily,
         address::AddressHeaderFlags,
         link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage},
-        neighbour::NeighbourFlags,
+        neighbour::{NeighbourFlags, NeighbourState},
+        route::{RouteHeader, RouteMessage, RouteType},
     },
 };
 use thiserror::Error;
@@ -55,6 +58,8 @@ pub struct Link {
     pub name: String,
     /// The bridge that it is a port of.
     pub master: Option<u32>,
+    /// The other end of a cable, by its number in the namespace where that is.
+    pub peer: Option<u32>,
     /// Its MAC address.
     pub mac: Option<MacAddr>,
     /// Its MTU.
@@ -107,7 +112,12 @@ impl Links {
     /// # Errors
     /// The kernel does not answer.
     pub async fn get(&self, name: &str) -> Result<Option<Link>, LinkError> {
-        Ok(self.list().await?.into_iter().find(|link| link.name == name))
+        let mut answers = pin!(self.handle.link().get().match_name(name).execute());
+        match answers.try_next().await.map_err(system) {
+            Ok(message) => Ok(message.as_ref().map(parse)),
+            Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(None),
+            Err(error) => Err(LinkError::new("look for", name, error)),
+        }
     }
 
     async fn index(&self, what: &'static str, name: &str) -> Result<u32, LinkError> {
@@ -206,7 +216,11 @@ impl Links {
     /// The kernel keeps it.
     pub async fn delete(&self, name: &str) -> Result<(), LinkError> {
         let Some(link) = self.get(name).await? else { return Ok(()) };
-        self.done("remove", name, self.handle.link().del(link.index).execute().await)
+        match self.done("remove", name, self.handle.link().del(link.index).execute().await) {
+            // A cable goes with its other end, at any time.
+            Err(error) if error.source.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(()),
+            done => done,
+        }
     }
 
     /// Gives an interface an address, at once and without asking the link whether somebody has it (RFC 4862 section 5.4):
@@ -224,18 +238,17 @@ impl Links {
         self.done("give an address to", name, request.execute().await)
     }
 
-    /// Adds a default route; says whether there was none.
+    /// Adds a default route unless there is one of this IP version, of whatever metric; says whether it did.
     ///
     /// # Errors
     /// The gateway cannot be reached from here.
     pub async fn add_default_route(&self, gateway: IpAddr) -> Result<bool, LinkError> {
+        if self.has_default_route(gateway.is_ipv4()).await? {
+            return Ok(false);
+        }
         let route = match gateway {
-            IpAddr::V4(gateway) => {
-                RouteMessageBuilder::<std::net::Ipv4Addr>::new().gateway(gateway).build()
-            }
-            IpAddr::V6(gateway) => {
-                RouteMessageBuilder::<std::net::Ipv6Addr>::new().gateway(gateway).build()
-            }
+            IpAddr::V4(gateway) => RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build(),
+            IpAddr::V6(gateway) => RouteMessageBuilder::<Ipv6Addr>::new().gateway(gateway).build(),
         };
         let added = self.done(
             "add a default route via",
@@ -249,6 +262,26 @@ impl Links {
         }
     }
 
+    async fn has_default_route(&self, ipv4: bool) -> Result<bool, LinkError> {
+        let mut every = RouteMessage::default();
+        every.header.address_family = if ipv4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let routes: Vec<RouteMessage> = self
+            .handle
+            .route()
+            .get(every)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|error| LinkError::new("list", "the routes", system(error)))?;
+        // The dump has every table, and IPv6 has unreachable routes of this length.
+        let is_default = |route: &RouteMessage| {
+            route.header.destination_prefix_length == 0
+                && route.header.kind == RouteType::Unicast
+                && route.header.table == RouteHeader::RT_TABLE_MAIN
+        };
+        Ok(routes.iter().any(is_default))
+    }
+
     /// Says that a MAC is behind a port of a bridge.
     ///
     /// # Errors
@@ -258,7 +291,7 @@ impl Links {
         let neighbours = self.handle.neighbours();
         let request = neighbours
             .add_bridge(index, &mac.0)
-            .state(rtnetlink::packet_route::neighbour::NeighbourState::Noarp)
+            .state(NeighbourState::Noarp)
             .flags(NeighbourFlags::Controller)
             .replace();
         self.done("enter a MAC for", port, request.execute().await)
@@ -279,6 +312,7 @@ fn parse(message: &LinkMessage) -> Link {
         index: message.header.index,
         name: String::new(),
         master: None,
+        peer: None,
         mac: None,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
@@ -288,6 +322,7 @@ fn parse(message: &LinkMessage) -> Link {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Controller(index) => link.master = Some(*index),
+            LinkAttribute::Link(index) => link.peer = Some(*index),
             LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok().map(MacAddr),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),

@@ -7,13 +7,14 @@ use std::{
     fs::{self, File},
     io,
     os::fd::{AsFd, BorrowedFd},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     thread,
 };
 
 use nix::{
     errno::Errno,
+    libc::O_NONBLOCK,
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
     sys::statfs::fstatfs,
@@ -74,13 +75,21 @@ impl Netns {
     /// There is none, or the file is no network namespace.
     pub fn open(path: &Path) -> Result<Self, NetnsError> {
         let open = |source| NetnsError::Open { path: path.into(), source };
-        let file = File::open(path).map_err(open)?;
+        // Without O_NONBLOCK a FIFO would keep the caller until somebody writes into it.
+        let file = File::options().read(true).custom_flags(O_NONBLOCK).open(path).map_err(open)?;
         let kind = fstatfs(&file).map_err(|errno| open(errno.into()))?.filesystem_type();
         if kind.0 != NSFS {
             return Err(NetnsError::NotANamespace(path.into()));
         }
         let metadata = file.metadata().map_err(open)?;
-        Ok(Self { identity: (metadata.dev(), metadata.ino()), file })
+        let netns = Self { identity: (metadata.dev(), metadata.ino()), file };
+        // All kinds of namespaces live in one file system; only entering tells them apart (setns(2)).
+        match netns.run(|| Ok(())) {
+            Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => {
+                Err(NetnsError::NotANamespace(path.into()))
+            }
+            Ok(()) | Err(_) => Ok(netns),
+        }
     }
 
     /// Makes a namespace and pins it at `path`, whose directory is made too. One that is there already is opened.
@@ -128,11 +137,9 @@ impl Netns {
     /// # Errors
     /// The namespace cannot be entered, or the work failed.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        thread::scope(|scope| {
-            joined(scope.spawn(|| {
-                setns(&self.file, CloneFlags::CLONE_NEWNET)?;
-                work()
-            }))
+        apart(|| {
+            setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+            work()
         })
     }
 
@@ -156,20 +163,28 @@ fn make_pin(path: &Path) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
-    match File::options().write(true).create_new(true).open(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+    let made = match File::options().write(true).create_new(true).open(path) {
+        Ok(_) => true,
         // A file without a mount is what a crash between the two steps leaves.
-        Ok(_) | Err(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+        Err(error) => return Err(error),
+    };
+    let pinned = apart(|| {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        mount(Some("/proc/thread-self/ns/net"), path, NONE, MsFlags::MS_BIND, NONE)?;
+        Ok(())
+    });
+    if pinned.is_err() && made {
+        // The first error is the one to tell.
+        drop(fs::remove_file(path));
     }
-    thread::scope(|scope| {
-        joined(scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET)?;
-            mount(Some("/proc/thread-self/ns/net"), path, NONE, MsFlags::MS_BIND, NONE)?;
-            Ok(())
-        }))
-    })
+    pinned
 }
 
-fn joined<T>(thread: thread::ScopedJoinHandle<'_, io::Result<T>>) -> io::Result<T> {
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+/// Runs work on a thread that ends with it, so that whatever the work entered is left.
+fn apart<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("netns".into()).spawn_scoped(scope, work)?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }

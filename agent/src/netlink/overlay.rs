@@ -21,7 +21,7 @@ use tracing::debug;
 use vxmesh_proto::addr::{EndpointId, MacAddr, NetworkId};
 
 use super::{
-    link::{LinkError, Links},
+    link::{Link, LinkError, Links},
     netns::{Netns, NetnsError},
 };
 use crate::datapath::tap::Tap;
@@ -30,6 +30,8 @@ use crate::datapath::tap::Tap;
 const BRIDGE: &str = "br0";
 /// The TAP.
 const TAP: &str = "tap0";
+/// `IFNAMSIZ` of linux/if.h, without the zero at the end.
+const IFNAME_LEN: usize = 15;
 /// Interfaces that are tried when none is named: `eth0` to `eth63`.
 const IFNAMES: u32 = 64;
 
@@ -46,13 +48,20 @@ pub enum OverlayError {
     #[error("cannot set up the network's namespace: {0}")]
     Io(#[from] io::Error),
     /// The TAP cannot be made.
-    #[error("cannot make the network's TAP: {0}; is /dev/net/tun there?")]
+    #[error(
+        "cannot make the network's TAP: {0}; is /dev/net/tun there, and does no other agent hold the network?"
+    )]
     Tap(#[source] io::Error),
     /// Someone wants the network's own namespace, or the host's, as a sandbox.
     #[error(
         "{0} is not a sandbox: an endpoint cannot be plugged into the host's or the network's own namespace"
     )]
     NotASandbox(PathBuf),
+    /// No interface can have this name.
+    #[error(
+        "`{0}` is not a name for an interface: use 1 to {IFNAME_LEN} characters without space, / and :, and not `all` or `default`"
+    )]
+    Ifname(String),
     /// The interface name is in use.
     #[error("there is already an interface {0} in the sandbox: choose another with --ifname")]
     Taken(String),
@@ -116,6 +125,9 @@ impl Overlay {
 
     async fn build(spec: OverlaySpec, path: PathBuf, netns: Netns) -> Result<Self, OverlayError> {
         let links = Links::open(&netns)?;
+        // A new namespace takes after the host, which forwards where Docker runs (devconf_inherit_init_net).
+        netns.sysctl("ipv4/ip_forward", "0")?;
+        netns.sysctl("ipv6/conf/all/forwarding", "0")?;
         // Only the bridge speaks IPv6, and only from the gateway's address: ports and TAP would announce themselves.
         netns.sysctl("ipv6/conf/default/disable_ipv6", "1")?;
         netns.sysctl("ipv6/conf/default/accept_ra", "0")?;
@@ -150,19 +162,27 @@ impl Overlay {
         Ok(links.iter().filter_map(|link| link.alias.as_deref()?.parse().ok()).collect())
     }
 
-    /// Plugs an endpoint into a sandbox and says under which name. A failure leaves nothing behind.
+    /// Plugs an endpoint into a sandbox and says under which name. A failure leaves nothing behind. An endpoint that is
+    /// plugged in there already is mended and keeps its name; a cable of it that leads elsewhere is replaced.
     ///
     /// # Errors
     /// The sandbox is not one, the name is taken, or the kernel refuses a step.
     pub async fn attach(&self, plug: &Plug) -> Result<String, OverlayError> {
+        if let Some(bad) = plug.ifname.as_ref().filter(|name| !is_ifname(name)) {
+            return Err(OverlayError::Ifname(bad.clone()));
+        }
         let sandbox = Netns::open(&plug.netns)?;
         if sandbox.is(&self.netns) || sandbox.is(&Netns::current()?) {
             return Err(OverlayError::NotASandbox(plug.netns.clone()));
         }
         let inside = Links::open(&sandbox)?;
         let outer = port_name(plug.id);
+        if let Some(ifname) = self.adopt(plug, &outer, &inside).await? {
+            self.configure(plug, &outer, &ifname, (&sandbox, &inside)).await?;
+            return Ok(ifname);
+        }
         let ifname = self.cable(plug, &outer, &sandbox, &inside).await?;
-        match self.configure(plug, &outer, &ifname, &inside).await {
+        match self.configure(plug, &outer, &ifname, (&sandbox, &inside)).await {
             Ok(()) => Ok(ifname),
             Err(error) => {
                 // The first error is the one to tell; the cable is gone with either end.
@@ -174,6 +194,27 @@ impl Overlay {
         }
     }
 
+    /// The endpoint's interface in the sandbox if its cable leads there; any other cable of it goes.
+    async fn adopt(
+        &self,
+        plug: &Plug,
+        outer: &str,
+        inside: &Links,
+    ) -> Result<Option<String>, OverlayError> {
+        let Some(port) = self.links.get(outer).await? else { return Ok(None) };
+        // Numbers are per namespace, so the MAC has the last word.
+        let is_inner = |link: &Link| {
+            port.peer == Some(link.index)
+                && link.peer == Some(port.index)
+                && link.mac == Some(plug.mac)
+        };
+        if let Some(inner) = inside.list().await?.into_iter().find(is_inner) {
+            return Ok(Some(inner.name));
+        }
+        self.links.delete(outer).await?;
+        Ok(None)
+    }
+
     async fn cable(
         &self,
         plug: &Plug,
@@ -181,19 +222,21 @@ impl Overlay {
         sandbox: &Netns,
         inside: &Links,
     ) -> Result<String, OverlayError> {
-        let mtu = self.spec.mtu;
-        if let Some(ifname) = &plug.ifname {
-            if inside.get(ifname).await?.is_some() {
-                return Err(OverlayError::Taken(ifname.clone()));
+        let tried = match &plug.ifname {
+            Some(ifname) => vec![ifname.clone()],
+            None => (0..IFNAMES).map(|n| format!("eth{n}")).collect(),
+        };
+        for ifname in tried {
+            if inside.get(&ifname).await?.is_some() {
+                continue;
             }
-            self.links.create_veth(outer, (ifname, plug.mac), sandbox, mtu).await?;
-            return Ok(ifname.clone());
+            match self.links.create_veth(outer, (&ifname, plug.mac), sandbox, self.spec.mtu).await {
+                // Somebody took it in between.
+                Err(error) if error.exists() => {}
+                made => return Ok(made.map(|()| ifname)?),
+            }
         }
-        let taken: Vec<String> = inside.list().await?.into_iter().map(|link| link.name).collect();
-        let free = (0..IFNAMES).map(|n| format!("eth{n}")).find(|name| !taken.contains(name));
-        let ifname = free.ok_or(OverlayError::NoName)?;
-        self.links.create_veth(outer, (&ifname, plug.mac), sandbox, mtu).await?;
-        Ok(ifname)
+        Err(plug.ifname.clone().map_or(OverlayError::NoName, OverlayError::Taken))
     }
 
     async fn configure(
@@ -201,13 +244,17 @@ impl Overlay {
         plug: &Plug,
         outer: &str,
         ifname: &str,
-        inside: &Links,
+        (sandbox, inside): (&Netns, &Links),
     ) -> Result<(), OverlayError> {
         self.links.set_alias(outer, &plug.id.to_string()).await?;
         self.links.set_port(outer, BRIDGE, false).await?;
         self.links.set_fdb(outer, plug.mac).await?;
         self.links.set_up(outer, self.spec.mtu).await?;
         inside.bring_up("lo").await?;
+        if plug.ips.iter().any(|ip| ip.addr().is_ipv6()) {
+            // Container engines switch IPv6 off where they give no address.
+            sandbox.sysctl(&format!("ipv6/conf/{ifname}/disable_ipv6"), "0")?;
+        }
         inside.bring_up(ifname).await?;
         for ip in &plug.ips {
             inside.add_address(ifname, *ip).await?;
@@ -234,14 +281,14 @@ impl Overlay {
         Ok(self.links.delete(&port_name(endpoint)).await?)
     }
 
-    /// Removes the namespace and everything in it.
+    /// Removes the namespace and everything in it. An open TAP would keep the namespace, unnamed, until it is closed.
     ///
     /// # Errors
     /// The kernel keeps it.
     pub async fn remove(self) -> Result<(), OverlayError> {
-        // A cable's other end is in a sandbox and would hold the namespace's devices until that ends.
-        for endpoint in self.plugged().await? {
-            self.detach(endpoint).await?;
+        // Whatever else keeps the namespace, no sandbox keeps an interface that leads nowhere; half-made cables included.
+        for cable in self.links.list().await?.iter().filter(|link| link.peer.is_some()) {
+            self.links.delete(&cable.name).await?;
         }
         self.links.delete(BRIDGE).await?;
         Ok(Netns::remove(&self.path)?)
@@ -252,4 +299,45 @@ impl Overlay {
 fn port_name(endpoint: EndpointId) -> String {
     let short = endpoint.short();
     format!("v{}", short.get(..11).unwrap_or(&short))
+}
+
+/// What the kernel takes as a name (`dev_valid_name`) and /proc/sys does not take for something else.
+fn is_ifname(name: &str) -> bool {
+    (1..=IFNAME_LEN).contains(&name.len())
+        && name.bytes().all(|c| c.is_ascii_graphic() && c != b'/' && c != b':')
+        && ![".", "..", "all", "default"].contains(&name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interface_names_are_the_kernels() {
+        for good in ["eth0", "a", "tap-1.2", "123456789012345"] {
+            assert!(is_ifname(good), "{good}");
+        }
+        for bad in [
+            "",
+            ".",
+            "..",
+            "all",
+            "default",
+            "a/b",
+            "a:b",
+            "a b",
+            "a\0",
+            "\u{e4}",
+            "1234567890123456",
+        ] {
+            assert!(!is_ifname(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_has_a_name_that_an_interface_can_have() {
+        let name = port_name(EndpointId::from_random([0xab; 16]));
+        assert_eq!(name, "vabababababa");
+        assert!(is_ifname(&name));
+    }
 }
