@@ -15,7 +15,7 @@ use std::{
 use nix::{
     sys::{
         signal::kill,
-        wait::{Id, WaitPidFlag, waitid},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid},
     },
     unistd::Pid,
 };
@@ -130,12 +130,18 @@ pub(super) async fn attend(
             },
             result = &mut aside, if !aside_done => {
                 aside_done = true;
-                if let Err(why) = result {
+                // A command that is over is one that the agent need not know.
+                if let Err(why) = result && !has_ended(pid) {
                     output.warn(&format!("the agent does not know the command's process: {}", why.message));
                 }
             }
         }
     }
+}
+
+fn has_ended(pid: Pid) -> bool {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+    waitid(Id::Pid(pid), flags) != Ok(WaitStatus::StillAlive)
 }
 
 /// Tells the agent which process the sandbox has, as soon as the agent is there.
@@ -182,8 +188,9 @@ pub(super) async fn remove(
 
 async fn remove_once(client: &Client, sandbox: &Sandbox) -> Result<(), ApiError> {
     let there: Sandbox = client.get(path(sandbox)).await?;
-    // While the agent was away the name may have gone to a newer sandbox; endpoints are never the same.
-    if there.endpoints != sandbox.endpoints {
+    // While the agent was away the name may have gone to a newer sandbox; no endpoint is in both.
+    let is_ours = there.endpoints.iter().any(|endpoint| sandbox.endpoints.contains(endpoint));
+    if !is_ours && !there.endpoints.is_empty() {
         return Ok(());
     }
     client.delete::<Sandbox>(path(sandbox)).await.map(|_| ())

@@ -134,6 +134,18 @@ fn the_agent_is_asked_for_what_the_words_say_and_told_the_process() {
 }
 
 #[test]
+fn a_command_may_be_over_before_the_agent_knows_it() {
+    let agent = TestAgent::start();
+    for _ in 0..20 {
+        let said = run(&agent, &["true"]);
+        assert_eq!((said.status, said.stderr.as_str()), (0, ""));
+        let said = agent.say(&["run", "-d", "--network", "red", "--", "true"]);
+        assert_eq!((said.status, said.stderr.as_str()), (0, ""));
+    }
+    wait_for("the sandboxes to go", || agent.world.sandbox_list().is_empty());
+}
+
+#[test]
 fn our_own_failures_are_125_to_127_and_leave_no_sandbox() {
     let mut agent = TestAgent::start();
     let plain = file(agent.dir.path(), "plain", "#!/bin/sh\n");

@@ -486,6 +486,10 @@ impl Backend for World {
         self.asked("sandbox_started", json!({ "sandbox": reference, "pid": pid }))?;
         let mut held = self.held();
         let held = held.iter_mut().find(|held| held.sandbox.name.as_str() == reference).unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        if stat.is_empty() || stat.contains(") Z ") {
+            return Err(ApiError::new(ErrorCode::NotFound, "no such process", "start one"));
+        }
         held.sandbox.pid = Some(pid);
         held.sandbox.state = "running".into();
         Ok(held.sandbox.clone())
