@@ -5,7 +5,7 @@
 //! signature = base64url without padding, Ed25519 (RFC 8032) over
 //!             "vxmesh object 1" 00 | mesh id 26 | author id 26 | body
 //! body   = JSON {"i":id, "a":author, "c":created, "h":hlc, "d":closed, "b":{content}}
-//! id     = "member/" node | "network/" id | "transfer/" network "/" cidr "/" epoch | any other
+//! id     = "member/" node | "network/" id | "transfer/" network "/" giver "/" cidr "/" epoch | any other
 //! network id = first 16 bytes of SHA-256 over "vxmesh network 1" 00 |
 //!              JSON [creator, created, driver, vni, encrypted, subnets, blocks]
 //! ```
@@ -115,6 +115,8 @@ pub enum ObjectId {
     Transfer {
         /// The network.
         network: NetworkId,
+        /// Who gave it; in the id, so that nobody can put another's transfer aside by writing one of the same block.
+        from: NodeId,
         /// The block.
         cidr: IpNet,
         /// How often it has changed hands.
@@ -129,8 +131,8 @@ impl fmt::Display for ObjectId {
         match self {
             Self::Member(node) => write!(f, "member/{node}"),
             Self::Network(network) => write!(f, "network/{network}"),
-            Self::Transfer { network, cidr, epoch } => {
-                write!(f, "transfer/{network}/{cidr}/{epoch}")
+            Self::Transfer { network, from, cidr, epoch } => {
+                write!(f, "transfer/{network}/{from}/{cidr}/{epoch}")
             }
             Self::Other(text) => f.write_str(text),
         }
@@ -159,9 +161,11 @@ impl FromStr for ObjectId {
 
 fn parse_transfer(text: &str) -> Option<ObjectId> {
     let (network, rest) = text.split_once('/')?;
+    let (from, rest) = rest.split_once('/')?;
     let (cidr, epoch) = rest.rsplit_once('/')?;
     Some(ObjectId::Transfer {
         network: network.parse().ok()?,
+        from: from.parse().ok()?,
         cidr: cidr.parse().ok()?,
         epoch: epoch.parse().ok()?,
     })
@@ -277,6 +281,7 @@ impl Draft {
             Content::Network(network) => ObjectId::Network(network.id(self.created)),
             Content::Transfer(transfer) => ObjectId::Transfer {
                 network: transfer.network,
+                from: transfer.from,
                 cidr: transfer.cidr,
                 epoch: transfer.epoch,
             },
@@ -413,8 +418,9 @@ fn check_content(id: &ObjectId, author: NodeId, draft: &Draft) -> Result<(), Ref
             }
             network.check()
         }
-        (Content::Transfer(transfer), ObjectId::Transfer { network, cidr, epoch }) => {
-            if (transfer.network, transfer.cidr, transfer.epoch) != (*network, *cidr, *epoch) {
+        (Content::Transfer(transfer), ObjectId::Transfer { network, from, cidr, epoch }) => {
+            let named = (*network, *from, *cidr, *epoch);
+            if (transfer.network, transfer.from, transfer.cidr, transfer.epoch) != named {
                 Err(Refused::Misplaced)
             } else if transfer.from != author {
                 Err(Refused::NotTheirs(author))

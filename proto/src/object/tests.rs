@@ -122,7 +122,7 @@ fn kinds_round_trip_and_ids_have_one_spelling() {
     {
         assert!(bad.parse::<ObjectId>().is_err(), "{bad}");
     }
-    let spelled = format!("transfer/{}/10.1.0.0/20/01", NetworkId::from_random([1; 16]));
+    let spelled = format!("transfer/{}/{}/10.1.0.0/20/01", NetworkId::from_random([1; 16]), node(1));
     assert_eq!(spelled.parse::<ObjectId>(), Err(Refused::Form));
 }
 
@@ -298,6 +298,18 @@ fn an_unknown_kind_is_checked_kept_and_merged() {
     assert!(matches!(merge(&mut set, &forge(1, &body(3))), Merge::Updated { .. }));
     assert_eq!(merge(&mut set, &forge(1, &body(2))), Merge::Stale);
     assert_eq!(merge(&mut set, &forge(2, &body(4))), Merge::Refused(Refused::Signature));
+}
+
+#[test]
+fn nobody_puts_anothers_transfer_aside() {
+    let mut set = set();
+    let given = new(&mut set, &sign(1, &transfer(1, 2, 1)));
+    let Content::Transfer(same) = transfer(1, 2, 1).content else { panic!("no transfer") };
+    let content = Content::Transfer(Transfer { from: node(2), to: node(3), ..same });
+    // Stamped earlier, and for the same block in the same epoch.
+    new(&mut set, &sign(2, &Draft::new(hlc(0), content)));
+    assert_eq!(set.get(given.id()).map(|object| object.text()), Some(given.text()));
+    assert_eq!(set.transfers(NetworkId::from_random([1; 16])).count(), 2);
 }
 
 #[test]
