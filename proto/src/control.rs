@@ -447,7 +447,10 @@ mod tests {
             decode::<Request>(b"{}", 1),
             Err(CodecError::TooLarge { len: 2, limit: 1 })
         ));
-        let push = Push { records: vec![(NodeId::of_public_key(b"k"), "k".into(), "x".repeat(PUSH_LEN))], objects: vec![] };
+        let push = Push {
+            records: vec![(NodeId::of_public_key(b"k"), "k".into(), "x".repeat(PUSH_LEN))],
+            objects: vec![],
+        };
         assert!(matches!(encode(&push, PUSH_LEN), Err(CodecError::TooLarge { .. })));
     }
 

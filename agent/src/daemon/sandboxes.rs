@@ -218,7 +218,11 @@ impl Mesh {
             end(process).await?;
         }
         let mut hosted = self.host.lock().await;
-        self.clear(&mut hosted, &sandbox).await?;
+        // Its supervisor removes it, too; whoever comes second must not take a new one of that name.
+        let current = self.stored_sandboxes()?.into_iter().find(|other| other.name == sandbox.name);
+        if current.is_some_and(|current| current.endpoints == sandbox.endpoints) {
+            self.clear(&mut hosted, &sandbox).await?;
+        }
         drop(hosted);
         self.reconcile().await;
         Ok(sandbox.row())

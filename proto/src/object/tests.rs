@@ -122,7 +122,8 @@ fn kinds_round_trip_and_ids_have_one_spelling() {
     {
         assert!(bad.parse::<ObjectId>().is_err(), "{bad}");
     }
-    let spelled = format!("transfer/{}/{}/10.1.0.0/20/01", NetworkId::from_random([1; 16]), node(1));
+    let spelled =
+        format!("transfer/{}/{}/10.1.0.0/20/01", NetworkId::from_random([1; 16]), node(1));
     assert_eq!(spelled.parse::<ObjectId>(), Err(Refused::Form));
 }
 
