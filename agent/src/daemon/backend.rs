@@ -79,7 +79,12 @@ impl Agent {
         let made =
             blocking(move || Credentials::init(&data_dir, unix_now()).map_err(ApiError::from))
                 .await?;
-        self.become_member(made).await
+        let started = self.become_member(made).await;
+        if started.is_err() {
+            // Nobody else knows of the mesh: nothing is lost with it.
+            identity::forget(&self.config.data_dir).map_err(ApiError::from)?;
+        }
+        started
     }
 
     async fn join_mesh(&self, text: &str, servers: &[String]) -> Result<(), ApiError> {
@@ -92,7 +97,10 @@ impl Agent {
             advertise: self.config.advertise.first().copied(),
         };
         let joined = join(&self.config.data_dir, &options).await.map_err(ApiError::from)?;
-        self.become_member(joined).await
+        self.become_member(joined).await.map_err(|error| ApiError {
+            hint: "this node is a member; mend this and restart the agent".to_owned(),
+            ..error
+        })
     }
 
     pub(super) async fn join_from_file(

@@ -24,7 +24,10 @@ use vxmesh_proto::{
     record::{Claim, EndpointClaim, Key},
 };
 
-use super::mesh::{Local, Mesh, failed, gateway_mac, lock, store_failed};
+use super::{
+    mesh::{Local, Mesh, failed, lock, store_failed},
+    reconcile::gateway_mac,
+};
 use crate::{
     admin::resolve,
     api::{self, ApiError, AttachSpec, ErrorCode},

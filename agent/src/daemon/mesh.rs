@@ -1,16 +1,13 @@
-//! The running member: what it holds together, and its single writer of tables.
+//! The running member: what it holds together, and the loop that keeps it in step.
 //!
 //! ```text
 //! push, gossip, own endpoints ─> directory ─┐
 //!                                           ├─ reconcile ─> peers, one snapshot per hosted network
 //! push, sync, own objects ─────> objects ───┘
 //! ```
-//!
-//! [`Mesh::reconcile`] is state-based: it looks at what is known and brings peers and tables in step. A lost or doubled event
-//! costs a round, never the truth.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{
@@ -20,30 +17,28 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use ring::signature::Ed25519KeyPair;
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
 };
 use tracing::{info, warn};
-use vxmesh_gossip::{
-    directory::MeshEvent,
-    membership::{Config as GossipConfig, Gossip},
-};
+use vxmesh_gossip::membership::{Config as GossipConfig, Gossip};
 use vxmesh_proto::{
     addr::{NetworkId, NodeId},
     control::{MemberInfo, Push},
     object::{self, Content, Draft, NetworkState},
-    record::{Claim, EndpointClaim, Key, NodeClaim, SignedRecord},
+    record::{Claim, NodeClaim, SignedRecord},
     session::{Config as SessionConfig, Psk},
-    tables::{Gateway, NetworkSpec, NetworkTable, Place, Row, RowKey, TableUpdate},
+    tables::RowKey,
 };
 use zeroize::Zeroizing;
 
 use super::{
-    addresses::{Addresses, Elsewhere},
+    addresses::Addresses,
     endpoints::Hosted,
-    peers::{Ca, Peers, left_members, members, reachable},
+    peers::{Ca, Peers, reachable},
     world::Outlook,
 };
 use crate::{
@@ -54,7 +49,7 @@ use crate::{
     identity::{self, Credentials},
     netlink,
     objects::{Objects, PublishError, unix_ms},
-    reconcile::admit::{Change, Claims, changes, foreign_address},
+    reconcile::admit::Claims,
     store::{Store, Table},
 };
 
@@ -79,21 +74,23 @@ pub(super) struct Mesh {
     pub(super) plane: Dataplane,
     pub(super) peers: Peers,
     pub(super) addresses: Addresses,
-    pub(super) own_addrs: Vec<IpAddr>,
+    own_addrs: ArcSwap<Vec<IpAddr>>,
     pub(super) control: OnceLock<Control>,
     pub(super) gossip: OnceLock<Gossip>,
     /// Where nodes were reached before their own claims were known.
-    addrs: Mutex<BTreeMap<NodeId, SocketAddr>>,
+    pub(super) addrs: Mutex<BTreeMap<NodeId, SocketAddr>>,
     /// Networks with a TAP here. Written by [`Self::reconcile`] and by attaching and detaching.
     pub(super) locals: Mutex<BTreeMap<NetworkId, Local>>,
     /// Serialises what changes the host: attach, detach, sandboxes, leave.
     pub(super) host: tokio::sync::Mutex<Hosted>,
     /// Serialises reconciliation, which has two callers.
-    reconciling: tokio::sync::Mutex<()>,
+    pub(super) reconciling: tokio::sync::Mutex<()>,
     kick: Notify,
+    /// Claims that are not believed, so that each is reported once.
+    pub(super) refused: Mutex<BTreeSet<RowKey>>,
     pub(super) prefetching: AtomicBool,
     pub(super) syncing: Mutex<BTreeMap<NodeId, Instant>>,
-    seed: u64,
+    pub(super) seed: u64,
     stop: watch::Sender<bool>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -115,35 +112,42 @@ impl Mesh {
         credentials: Credentials,
     ) -> Result<Arc<Self>, ApiError> {
         let mesh = Arc::new(Self::build(config, credentials)?);
-        mesh.publish_member(&mesh.credentials.membership.certificate);
-        mesh.objects.read(|set| mesh.addresses.follow(set));
-        for info in &mesh.credentials.membership.peers {
-            if let Some(addr) = reachable(&info.addrs, &mesh.own_addrs) {
-                mesh.remember_addr(info.node, addr);
-            }
+        if let Err(error) = mesh.start_parts().await {
+            mesh.stop().await;
+            return Err(error);
         }
-        for (node, addr) in mesh.store.list::<SocketAddr>(Table::Peers).map_err(store_failed)? {
-            if let Ok(node) = node.parse() {
-                mesh.remember_addr(node, addr);
-            }
-        }
-        let claims = mesh.first_claims()?;
-        let outlook = Arc::new(Outlook { mesh: Arc::downgrade(&mesh) });
-        let control = Control::start(mesh.control_config(), Arc::clone(&outlook) as _)
-            .map_err(|error| failed(error, "see the agent's log"))?;
-        // Set once, here.
-        let _first = mesh.control.set(control);
-        let gossip = Gossip::start(mesh.gossip_config(claims)?, Arc::clone(&outlook) as _, outlook)
-            .await
-            .map_err(|error| failed(error, "see the agent's log"))?;
-        let _first = mesh.gossip.set(gossip);
-        mesh.adopt().await?;
-        mesh.reconcile().await;
-        mesh.wake_peers().await;
-        let task = tokio::spawn(Arc::clone(&mesh).keep());
-        *lock(&mesh.task) = Some(task);
         info!(node = %mesh.me, mesh = %mesh.credentials.membership.mesh_id, "ready");
         Ok(mesh)
+    }
+
+    async fn start_parts(self: &Arc<Self>) -> Result<(), ApiError> {
+        self.publish_member(&self.credentials.membership.certificate);
+        self.objects.read(|set| self.addresses.follow(set));
+        for info in &self.credentials.membership.peers {
+            if let Some(addr) = reachable(&info.addrs, &self.own_addrs()) {
+                self.remember_addr(info.node, addr);
+            }
+        }
+        for (node, addr) in self.store.list::<SocketAddr>(Table::Peers).map_err(store_failed)? {
+            if let Ok(node) = node.parse() {
+                self.remember_addr(node, addr);
+            }
+        }
+        let claims = self.first_claims()?;
+        let outlook = Arc::new(Outlook { mesh: Arc::downgrade(self) });
+        let control = Control::start(self.control_config(), Arc::clone(&outlook) as _)
+            .map_err(|error| failed(error, "see the agent's log"))?;
+        // Set once, here.
+        let _first = self.control.set(control);
+        let gossip = Gossip::start(self.gossip_config(claims)?, Arc::clone(&outlook) as _, outlook)
+            .await
+            .map_err(|error| failed(error, "see the agent's log"))?;
+        let _first = self.gossip.set(gossip);
+        self.adopt().await?;
+        self.reconcile().await;
+        let task = tokio::spawn(Arc::clone(self).keep());
+        *lock(&self.task) = Some(task);
+        Ok(())
     }
 
     fn build(config: Config, credentials: Credentials) -> Result<Self, ApiError> {
@@ -174,7 +178,7 @@ impl Mesh {
             plane,
             peers: Peers::default(),
             addresses: Addresses::new(me),
-            own_addrs,
+            own_addrs: ArcSwap::from_pointee(own_addrs),
             control: OnceLock::new(),
             gossip: OnceLock::new(),
             addrs: Mutex::default(),
@@ -182,6 +186,7 @@ impl Mesh {
             host: tokio::sync::Mutex::default(),
             reconciling: tokio::sync::Mutex::default(),
             kick: Notify::new(),
+            refused: Mutex::default(),
             prefetching: AtomicBool::new(false),
             syncing: Mutex::default(),
             seed: rand::random(),
@@ -223,12 +228,31 @@ impl Mesh {
     }
 
     fn node_claim(&self) -> NodeClaim {
-        let at = |port: u16| self.own_addrs.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
+        let at = |port: u16| self.own_addrs().iter().map(|ip| SocketAddr::new(*ip, port)).collect();
         NodeClaim {
             name: self.config.name.clone(),
             control: at(self.config.control_port),
             vteps: at(self.config.data_port),
             aes: identity::has_aes(),
+        }
+    }
+
+    /// The addresses that others reach this node at.
+    pub(super) fn own_addrs(&self) -> Arc<Vec<IpAddr>> {
+        self.own_addrs.load_full()
+    }
+
+    /// Tells the others where this node is, if that changed.
+    fn follow_host(&self, gossip: &Gossip) {
+        let addrs = own_addresses(&self.config);
+        if addrs == *self.own_addrs() || addrs.is_empty() {
+            return;
+        }
+        info!(?addrs, "this host has other addresses");
+        self.own_addrs.store(Arc::new(addrs));
+        match gossip.publish(&Claim::Node(self.node_claim())) {
+            Ok(record) => self.spread(&record),
+            Err(error) => warn!(%error, "the new addresses are not told"),
         }
     }
 
@@ -261,7 +285,10 @@ impl Mesh {
                 () = gossip.changed() => {}
                 changed = objects.changed() => if changed.is_err() { return },
                 () = self.kick.notified() => {}
-                _ = tick.tick() => self.prefetch(),
+                _ = tick.tick() => {
+                    self.follow_host(gossip);
+                    self.prefetch();
+                }
                 _ = stop.changed() => return,
             }
             self.reconcile().await;
@@ -271,174 +298,6 @@ impl Mesh {
     /// Has the keeper look at everything soon.
     pub(super) fn kick(&self) {
         self.kick.notify_one();
-    }
-
-    /// Brings peers and tables in step with what is known.
-    pub(super) async fn reconcile(self: &Arc<Self>) {
-        let _one_at_a_time = self.reconciling.lock().await;
-        let Some(gossip) = self.gossip.get() else { return };
-        let hash = self.objects.read(object::ObjectSet::content_hash);
-        gossip.set_objects_hash(&hash);
-        for event in gossip.poll_events() {
-            if let MeshEvent::Objects { node, hash: theirs } = event
-                && *theirs != *hash
-            {
-                self.sync_soon(node);
-            }
-        }
-        self.objects.read(|set| self.addresses.follow(set));
-        self.follow_peers(gossip).await;
-        self.follow_tables(gossip);
-    }
-
-    async fn follow_peers(&self, gossip: &Gossip) {
-        let members = self.objects.read(|set| members(set, &self.ca, self.me));
-        let claims: BTreeMap<NodeId, NodeClaim> = gossip.with_directory(|directory| {
-            let claim = |node: &NodeId| match directory.get(*node, Key::Node)?.record.claim() {
-                Claim::Node(claim) => Some((*node, claim.clone())),
-                Claim::Endpoint(_) | Claim::Gone => None,
-            };
-            members.keys().filter_map(claim).collect()
-        });
-        self.peers.follow(&self.plane, &members, &claims, &self.own_addrs).await;
-        let mut addrs = lock(&self.addrs);
-        for (node, claim) in &claims {
-            if let Some(addr) = reachable(&claim.control, &self.own_addrs)
-                && addrs.insert(*node, addr) != Some(addr)
-                && let Err(error) = self.store.put(Table::Peers, node.as_str(), &addr)
-            {
-                warn!(%error, "a peer's address is not kept");
-            }
-        }
-        // Also nodes whose certificate is not known yet: meeting them is how it becomes known.
-        let left = self.objects.read(left_members);
-        addrs.retain(|node, _addr| !left.contains(node));
-        let wanted: Vec<_> = addrs.iter().map(|(node, addr)| (*node, *addr)).collect();
-        drop(addrs);
-        if let Some(control) = self.control.get() {
-            control.set_peers(wanted);
-        }
-    }
-
-    fn follow_tables(&self, gossip: &Gossip) {
-        let active = self.objects.read(object::ObjectSet::active_networks);
-        for (id, local) in lock(&self.locals).iter_mut() {
-            let claims =
-                if active.contains(id) { self.believed(gossip, *id) } else { Claims::new() };
-            let updates = self.updates(local, &claims);
-            if !updates.is_empty() {
-                local.table = Arc::new(local.table.apply(updates));
-                self.plane.publish(Arc::clone(&local.table));
-            }
-            local.claims = claims;
-        }
-    }
-
-    /// The claims to a network that are believed: their owner is up and holds the addresses.
-    pub(super) fn believed(&self, gossip: &Gossip, network: NetworkId) -> Claims {
-        let claims: Vec<(NodeId, EndpointClaim)> = gossip.with_directory(|directory| {
-            let of_network = directory.records().filter_map(|entry| match entry.record.claim() {
-                Claim::Endpoint(claim) if claim.network == network => {
-                    Some((entry.record.owner(), claim.clone()))
-                }
-                Claim::Endpoint(_) | Claim::Node(_) | Claim::Gone => None,
-            });
-            of_network.filter(|(owner, _)| directory.is_up(*owner)).collect()
-        });
-        let holds = |node, ip| self.addresses.holds(network, node, ip);
-        claims
-            .into_iter()
-            .filter(|(owner, claim)| match foreign_address(*owner, claim, holds) {
-                Some(ip) => {
-                    warn!(%owner, endpoint = %claim.id, %ip, "claim refused: its owner does not hold the address");
-                    false
-                }
-                None => true,
-            })
-            .map(|(node, claim)| (RowKey { node, endpoint: claim.id }, claim))
-            .collect()
-    }
-
-    fn updates(
-        &self,
-        local: &Local,
-        claims: &Claims,
-    ) -> Vec<TableUpdate<Arc<vxmesh_proto::session::Peer>>> {
-        let mut updates = Vec::new();
-        for change in changes(&local.claims, claims) {
-            match change {
-                Change::Down(key) => updates.push(TableUpdate::Remove(key)),
-                Change::Up(key, claim) => {
-                    let place = if key.node == self.me {
-                        Some(Place::Local)
-                    } else {
-                        self.peers.get(key.node).map(Place::Remote)
-                    };
-                    let Some(place) = place else { continue };
-                    let (mac, ips, rank) = (claim.mac, claim.ips, claim.incarnation);
-                    updates.push(TableUpdate::Put(Row { key, mac, ips, rank, place }));
-                }
-            }
-        }
-        let wanted: BTreeMap<NodeId, _> = claims
-            .keys()
-            .filter(|key| key.node != self.me)
-            .filter_map(|key| Some((key.node, self.peers.get(key.node)?)))
-            .collect();
-        for (node, _peer) in local.table.members() {
-            if !wanted.contains_key(node) {
-                updates.push(TableUpdate::RemoveMember(*node));
-            }
-        }
-        for (node, peer) in wanted {
-            if !local.table.is_member(&node) {
-                updates.push(TableUpdate::PutMember(node, peer));
-            }
-        }
-        updates
-    }
-
-    /// The first snapshot of a network: nobody in it.
-    pub(super) fn empty_table(
-        &self,
-        id: NetworkId,
-        network: &object::Network,
-    ) -> crate::datapath::port::Table {
-        let spec = NetworkSpec {
-            id,
-            vni: network.vni,
-            mtu: network.mtu,
-            gateway: Gateway {
-                mac: gateway_mac(id),
-                ips: network.subnets.iter().map(|subnet| subnet.gateway).collect(),
-            },
-            subnets: network.subnets.iter().map(|subnet| subnet.cidr).collect(),
-        };
-        NetworkTable::new(spec, self.seed, Instant::now())
-    }
-
-    /// Handshakes with everybody who shares a network: they may still seal for this node's last life.
-    async fn wake_peers(&self) {
-        let nodes: Vec<NodeId> = lock(&self.locals)
-            .values()
-            .flat_map(|local| local.table.members().iter().map(|(node, _)| *node))
-            .collect();
-        for node in nodes {
-            self.plane.want(node).await;
-        }
-    }
-
-    /// Addresses that other nodes claim in a network, whether they are up or not.
-    pub(super) fn elsewhere(&self, network: NetworkId) -> Elsewhere {
-        let Some(gossip) = self.gossip.get() else { return Elsewhere::new() };
-        gossip.with_directory(|directory| {
-            let claims = directory.records().filter(|entry| entry.record.owner() != self.me);
-            let ips = claims.filter_map(|entry| match entry.record.claim() {
-                Claim::Endpoint(claim) if claim.network == network => Some(claim.ips.clone()),
-                Claim::Endpoint(_) | Claim::Node(_) | Claim::Gone => None,
-            });
-            ips.flatten().collect()
-        })
     }
 
     /// The network that a reference means, as an object.
@@ -523,12 +382,6 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 pub(super) fn store_failed(error: impl std::fmt::Display) -> ApiError {
     failed(error, "see the agent's log")
-}
-
-/// The anycast gateway's MAC: the same on every host, and no endpoint's, whose MACs have another second byte at random.
-pub(super) fn gateway_mac(network: NetworkId) -> vxmesh_proto::addr::MacAddr {
-    let [a, b, c, d, ..] = *network.bytes();
-    vxmesh_proto::addr::MacAddr([0x02, 0xfe, a, b, c, d])
 }
 
 fn key_pair(credentials: &Credentials) -> Result<Arc<Ed25519KeyPair>, ApiError> {

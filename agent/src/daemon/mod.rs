@@ -10,6 +10,7 @@ mod endpoints;
 mod mesh;
 mod networks;
 mod peers;
+mod reconcile;
 mod sandboxes;
 mod sync;
 mod views;

@@ -57,7 +57,7 @@ impl Mesh {
                 .as_ref()
                 .map_or_else(|| id.as_str().parse().ok(), |claim| Some(claim.name.clone()))?;
             let vtep =
-                claim.and_then(|claim| super::peers::reachable(&claim.vteps, &self.own_addrs));
+                claim.and_then(|claim| super::peers::reachable(&claim.vteps, &self.own_addrs()));
             Some(Node { id, name, vtep, state: state.to_owned(), is_self: id == self.me })
         };
         gossip.with_directory(|directory| {
@@ -194,7 +194,8 @@ impl Mesh {
     pub(super) fn fill_status(&self, status: &mut api::Status) {
         let nodes = self.node_list();
         let present = nodes.iter().filter(|node| node.state != "left");
-        let at = |port: u16| self.own_addrs.first().map(|ip| std::net::SocketAddr::new(*ip, port));
+        let at =
+            |port: u16| self.own_addrs().first().map(|ip| std::net::SocketAddr::new(*ip, port));
         status.state = "ready".to_owned();
         status.mesh_id = Some(self.credentials.membership.mesh_id);
         status.node_id = Some(self.me);
