@@ -1,6 +1,6 @@
 //! The data socket: sealed datagrams to and from the underlay.
 //!
-//! One dual-stack socket ([::], IPv4 as mapped addresses; 0.0.0.0 where the host has no IPv6). Datagrams are never
+//! One dual-stack socket (`[::]`, IPv4 as mapped addresses; 0.0.0.0 where the host has no IPv6). Datagrams are never
 //! fragmented: DF is set and what the path cannot carry comes back as an error. Receiving takes a batch per call and
 //! lets the kernel glue equal datagrams of one flow together (UDP_GRO); [`Batch`] takes them apart again.
 
