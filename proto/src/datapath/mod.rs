@@ -1,4 +1,4 @@
-//! What happens to one frame: out of a local network into the mesh ([`outbound`]), and back ([`inbound`]).
+//! What happens to one frame: out of a local network into the mesh ([`outbound()`]), and back ([`inbound()`]).
 //!
 //! Both are functions of a frame and of one snapshot. They never wait, never allocate, take no lock, and give
 //! every frame exactly one [`Verdict`] (I4). What a frame claims about its source is checked by the same rule
