@@ -2,4 +2,5 @@
 
 pub mod fuzz;
 pub mod hex;
+pub mod netns;
 pub mod pair;

@@ -1,0 +1,140 @@
+//! One network from nothing to nothing, with crashes and failures between.
+
+use anyhow::{Context, Result};
+use vxmesh::netlink::{
+    link::Links,
+    netns::Netns,
+    overlay::{Overlay, OverlayError},
+};
+use vxmesh_proto::addr::EndpointId;
+use vxmesh_tests::netns::{Topology, Wire, interfaces, ok, wait_until};
+
+use super::{host, inside, mac, plug, port, sandbox, settled, settles, spec, state};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ensuring_twice_changes_nothing() -> Result<()> {
+    let topology = Topology::new()?;
+    let overlay = host(&topology, "h1").await?;
+    let wire = Wire::open(overlay.open_tap().await?);
+    let a = sandbox(&topology, &overlay, 11).await?;
+    let netns = inside(&topology, "h1")?;
+    let before = (settled(&netns)?, settled(&a.netns)?);
+    let again = host(&topology, "h1").await?;
+    assert_eq!(again.attach(&plug(10, 11, &a)?).await?, "eth0");
+    assert_eq!((state(&netns)?, state(&a.netns)?), before);
+    wire.cut()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_broken_is_mended() -> Result<()> {
+    let topology = Topology::new()?;
+    let overlay = host(&topology, "h1").await?;
+    let a = sandbox(&topology, &overlay, 11).await?;
+    let netns = inside(&topology, "h1")?;
+    let before = settled(&netns)?;
+    let port = port(11);
+    for line in [
+        "ip link set br0 down".to_owned(),
+        "ip link set br0 mtu 1280 address 02:00:00:00:00:99".to_owned(),
+        "ip address flush dev br0".to_owned(),
+        "sysctl -w net.ipv4.ip_forward=1".to_owned(),
+        "sysctl -w net.ipv6.conf.all.forwarding=1".to_owned(),
+        format!("ip link set {port} nomaster"),
+        format!("ip link set {port} down"),
+        format!("bridge link set dev {port} learning on flood on"),
+        format!("bridge fdb del {} dev {port} master", mac(11)),
+    ] {
+        ok(&netns, &line).context(line.clone())?;
+        assert_ne!(state(&netns)?, before, "{line}");
+        host(&topology, "h1").await?.attach(&plug(10, 11, &a)?).await?;
+        settles(&netns, &before, &line)?;
+        assert!(a.pings("10.10.0.1")? && a.pings("fd10::1")?, "{line}");
+    }
+    Ok(())
+}
+
+/// I9.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_agent_adopts_what_a_killed_one_left() -> Result<()> {
+    let topology = Topology::new()?;
+    let overlay = host(&topology, "h1").await?;
+    let wire = Wire::open(overlay.open_tap().await?);
+    let a = sandbox(&topology, &overlay, 11).await?;
+    let b = sandbox(&topology, &overlay, 12).await?;
+    let netns = inside(&topology, "h1")?;
+    let before = settled(&a.netns)?;
+    // A second agent on the network has to wait for the end of the first.
+    let second = overlay.open_tap().await;
+    assert!(matches!(&second, Err(OverlayError::Tap(_))), "{second:?}");
+    drop((overlay, wire));
+    wait_until("the TAP is gone", || Ok(!interfaces(&netns)?.contains(&"tap0".to_owned())))?;
+    assert!(a.pings("10.10.0.12")? && b.pings("fd10::11")?, "without an agent");
+
+    let overlay = host(&topology, "h1").await?;
+    let mut plugged = overlay.plugged().await?;
+    plugged.sort();
+    assert_eq!(plugged, [11, 12].map(|number| EndpointId::from_random([number; 16])));
+    let wire = Wire::open(overlay.open_tap().await?);
+    settles(&a.netns, &before, "adopted")?;
+    assert!(a.pings("fd10::12")? && b.pings("10.10.0.11")?, "with the new agent");
+    ok(&a.netns, "ip neigh replace 10.10.0.99 lladdr 02:00:00:00:00:99 dev eth0 nud permanent")?;
+    wait_until("the new TAP gets frames for afar", || {
+        a.pings("10.10.0.99")?;
+        Ok(wire.seen(0).iter().any(|frame| frame.starts_with(&mac(0x99).0)))
+    })
+}
+
+/// I8.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_fails_half_way_leaves_nothing() -> Result<()> {
+    let topology = Topology::new()?;
+    let mut bad = spec(10)?;
+    // The kernel gives no interface a multicast address: the last step fails.
+    bad.gateways.push("ff02::99/64".parse()?);
+    let failed = Overlay::ensure(&topology.run_dir("h1"), bad.clone()).await;
+    let message = failed.err().context("it must fail")?.to_string();
+    assert!(message.contains("br0") && message.contains("address"), "{message}");
+    assert!(topology.mounts()?.is_empty());
+    assert!(inside(&topology, "h1").is_err());
+
+    // What was there before stays.
+    let overlay = host(&topology, "h1").await?;
+    let a = sandbox(&topology, &overlay, 11).await?;
+    let before = settled(&inside(&topology, "h1")?)?;
+    assert!(Overlay::ensure(&topology.run_dir("h1"), bad).await.is_err());
+    settles(&inside(&topology, "h1")?, &before, "a failed change")?;
+    assert!(a.pings("10.10.0.1")?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn removing_leaves_nothing() -> Result<()> {
+    let topology = Topology::new()?;
+    let overlay = host(&topology, "h1").await?;
+    let wire = Wire::open(overlay.open_tap().await?);
+    let a = sandbox(&topology, &overlay, 11).await?;
+    let netns = inside(&topology, "h1")?;
+    // A cable that a crash left before it was labelled.
+    let links = Links::open(&netns)?;
+    links.create_veth("vhalf", ("half", mac(13)), &a.netns, 1500).await?;
+    assert_eq!(interfaces(&netns)?, ["br0", "lo", "tap0", &port(11), "vhalf"]);
+    wire.cut()?;
+    overlay.remove().await?;
+    assert_eq!(interfaces(&netns)?, ["lo"]);
+    assert_eq!(a.interfaces()?, ["lo"]);
+    assert_eq!(topology.mounts()?, vec![a.path.clone()]);
+
+    // A cable ends with the namespace of either end: this one tells when the network's has gone.
+    links.create_veth("canary", ("witness", mac(14)), &a.netns, 1500).await?;
+    assert_eq!(a.interfaces()?, ["lo", "witness"]);
+    drop((links, netns));
+    wait_until("nothing holds the namespace", || Ok(a.interfaces()? == ["lo"]))?;
+
+    let anew = host(&topology, "h1").await?;
+    anew.attach(&plug(10, 11, &a)?).await?;
+    assert!(a.pings("fd10::1")?);
+    anew.remove().await?;
+    Netns::remove(&a.path)?;
+    assert!(topology.mounts()?.is_empty());
+    Ok(())
+}
