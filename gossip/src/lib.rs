@@ -23,7 +23,7 @@ pub mod guard;
 mod keeper;
 pub mod limits;
 pub mod membership;
-mod publisher;
+pub mod publisher;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod transport;

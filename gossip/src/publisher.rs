@@ -20,7 +20,7 @@ use vxmesh_proto::{
 pub(crate) const OBJECTS_KEY: &str = "objects";
 
 /// What this node says, newest version of each.
-pub(crate) struct Publisher {
+pub struct Publisher {
     pair: Arc<Ed25519KeyPair>,
     mesh: NodeId,
     stamp: Stamp,
@@ -42,7 +42,9 @@ impl fmt::Debug for Publisher {
 }
 
 impl Publisher {
-    pub(crate) fn new(pair: Arc<Ed25519KeyPair>, mesh: NodeId, incarnation: u64) -> Self {
+    /// Nothing said yet in this life.
+    #[must_use]
+    pub fn new(pair: Arc<Ed25519KeyPair>, mesh: NodeId, incarnation: u64) -> Self {
         Self {
             pair,
             mesh,
@@ -54,7 +56,10 @@ impl Publisher {
     }
 
     /// Signs a claim with the next stamp. [`Claim::Gone`] is forgotten again when its time is over.
-    pub(crate) fn sign(
+    ///
+    /// # Errors
+    /// The claim is too large or does not belong under the key.
+    pub fn sign(
         &mut self,
         key: Key,
         claim: &Claim,
@@ -71,7 +76,7 @@ impl Publisher {
 
     /// What to say when a record of this node comes back that it did not sign in this life: what it says
     /// now, once more and with a greater stamp; that the key is gone if it says nothing.
-    pub(crate) fn answer_to(&mut self, own: &Record) -> Option<Claim> {
+    pub fn answer_to(&mut self, own: &Record) -> Option<Claim> {
         let said = self.said.get(&own.key());
         if said.is_some_and(|said| said.stamp >= own.stamp()) {
             return None;
@@ -93,7 +98,7 @@ impl Publisher {
     }
 
     /// Forgets `gone` records that were kept long enough.
-    pub(crate) fn expire(&mut self, now: Instant) {
+    pub fn expire(&mut self, now: Instant) {
         self.said.retain(|key, said| {
             let kept = said.gone.is_none_or(|at| now.saturating_duration_since(at) < GONE_KEPT);
             if !kept {

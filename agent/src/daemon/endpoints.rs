@@ -11,6 +11,7 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
+    time::Instant,
 };
 
 use ipnet::IpNet;
@@ -24,10 +25,7 @@ use vxmesh_proto::{
     record::{Claim, EndpointClaim, Key},
 };
 
-use super::{
-    mesh::{Local, Mesh, failed, lock, store_failed},
-    reconcile::gateway_mac,
-};
+use super::mesh::{Local, Mesh, failed, lock, store_failed};
 use crate::{
     admin::resolve,
     api::{self, ApiError, AttachSpec, ErrorCode},
@@ -36,7 +34,7 @@ use crate::{
         overlay::{Overlay, OverlayError, OverlaySpec, Plug},
     },
     objects::unix_ms,
-    reconcile::admit::Claims,
+    reconcile::{admit::Claims, tables::gateway_mac},
     store::Table,
 };
 
@@ -259,7 +257,7 @@ impl Mesh {
             match self.allocate_one(id, subnet, wanted).await {
                 Ok(ip) => ips.push(IpNet::new_assert(ip, subnet.prefix_len())),
                 Err(error) => {
-                    ips.iter().for_each(|ip| self.addresses.release(id, *ip));
+                    ips.iter().for_each(|ip| self.addresses.release(id, *ip, Instant::now()));
                     return Err(error);
                 }
             }
@@ -277,7 +275,8 @@ impl Mesh {
         // Once from what this node holds, once more after it asked another node for space.
         for second in [false, true] {
             let elsewhere = self.elsewhere(network);
-            let allocated = self.addresses.allocate(network, subnet, wanted, &elsewhere);
+            let allocated =
+                self.addresses.allocate(network, subnet, wanted, &elsewhere, Instant::now());
             match allocated
                 .ok_or_else(|| failed("the network is gone", "see `vxmesh network ls`"))?
             {
@@ -381,7 +380,10 @@ impl Mesh {
             overlay.detach(endpoint.id).await?;
         }
         self.store.delete(Table::Endpoints, &endpoint.id.to_string()).map_err(store_failed)?;
-        endpoint.ips.iter().for_each(|ip| self.addresses.release(endpoint.network, *ip));
+        endpoint
+            .ips
+            .iter()
+            .for_each(|ip| self.addresses.release(endpoint.network, *ip, Instant::now()));
         let last = !self.stored_endpoints()?.iter().any(|other| other.network == endpoint.network);
         if last {
             self.unhost(hosted, endpoint.network).await?;
@@ -452,12 +454,17 @@ impl Mesh {
         }
     }
 
-    /// Takes over what the last life of the agent left.
-    pub(super) async fn adopt(self: &Arc<Self>) -> Result<(), ApiError> {
-        let mut hosted = self.host.lock().await;
+    /// Takes over the addresses of the last life of the agent: before anybody can ask for one of them.
+    pub(super) fn adopt_addresses(&self) -> Result<(), ApiError> {
         for endpoint in self.stored_endpoints()? {
             endpoint.ips.iter().for_each(|ip| self.addresses.adopt(endpoint.network, *ip));
         }
+        Ok(())
+    }
+
+    /// Takes over what the last life of the agent left.
+    pub(super) async fn adopt(self: &Arc<Self>) -> Result<(), ApiError> {
+        let mut hosted = self.host.lock().await;
         for endpoint in self.stored_endpoints()? {
             if let Err(error) = self.adopt_one(&mut hosted, &endpoint).await {
                 warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; it is removed");

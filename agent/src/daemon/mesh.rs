@@ -36,7 +36,6 @@ use vxmesh_proto::{
 use zeroize::Zeroizing;
 
 use super::{
-    addresses::Addresses,
     endpoints::Hosted,
     peers::{Ca, Peers, reachable},
     world::Outlook,
@@ -49,7 +48,7 @@ use crate::{
     identity::{self, Credentials},
     netlink,
     objects::{Objects, PublishError, unix_ms},
-    reconcile::admit::Claims,
+    reconcile::{addresses::Addresses, admit::Claims},
     store::{Store, Table},
 };
 
@@ -123,6 +122,7 @@ impl Mesh {
     async fn start_parts(self: &Arc<Self>) -> Result<(), ApiError> {
         self.publish_member(&self.credentials.membership.certificate);
         self.objects.read(|set| self.addresses.follow(set));
+        self.adopt_addresses()?;
         for info in &self.credentials.membership.peers {
             if let Some(addr) = reachable(&info.addrs, &self.own_addrs()) {
                 self.remember_addr(info.node, addr);

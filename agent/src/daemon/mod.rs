@@ -4,7 +4,6 @@
 //! agent serves its socket and waits for `init` or `join`. SIGTERM and SIGINT stop it: the admin socket first, then control;
 //! namespaces, cables and addresses stay for the next start.
 
-mod addresses;
 mod backend;
 mod endpoints;
 mod mesh;

@@ -12,21 +12,23 @@ use std::{
 use tracing::{info, warn};
 use vxmesh_gossip::{directory::MeshEvent, membership::Gossip};
 use vxmesh_proto::{
-    addr::{MacAddr, NetworkId, NodeId},
+    addr::{NetworkId, NodeId},
     object::{self, ObjectSet},
-    record::{Claim, EndpointClaim, Key, NodeClaim},
-    session::Peer,
-    tables::{Gateway, NetworkSpec, NetworkTable, Place, Row, RowKey, TableUpdate},
+    record::{Claim, Key, NodeClaim},
+    tables::{NetworkTable, RowKey, TableUpdate},
 };
 
 use super::{
-    addresses::Elsewhere,
-    mesh::{Local, Mesh, lock},
+    mesh::{Mesh, lock},
     peers::{left_members, members, reachable},
 };
 use crate::{
     datapath::port::Table,
-    reconcile::admit::{Change, Claims, changes, foreign_address},
+    reconcile::{
+        addresses::Elsewhere,
+        admit::{Claims, believed, claimed_elsewhere},
+        tables::{spec_of, updates},
+    },
     store::Table as StoreTable,
 };
 
@@ -89,7 +91,8 @@ impl Mesh {
         for (id, local) in lock(&self.locals).iter_mut() {
             let claims =
                 if active.contains(id) { self.believed(gossip, *id) } else { Claims::new() };
-            let updates = self.updates(local, &claims);
+            let peer = |node| self.peers.get(node);
+            let updates = updates(&local.table, &local.claims, &claims, self.me, peer);
             met.extend(updates.iter().filter_map(|update| match update {
                 TableUpdate::PutMember(node, _peer) => Some(*node),
                 _ => None,
@@ -103,103 +106,31 @@ impl Mesh {
         met
     }
 
-    /// The claims to a network that are believed: their owner is up and holds the addresses.
+    /// The claims to a network that are believed, of nodes that are peers.
     pub(super) fn believed(&self, gossip: &Gossip, network: NetworkId) -> Claims {
-        let claims: Vec<(NodeId, EndpointClaim)> = gossip.with_directory(|directory| {
-            let of_network = directory.records().filter_map(|entry| match entry.record.claim() {
-                Claim::Endpoint(claim) if claim.network == network => {
-                    Some((entry.record.owner(), claim.clone()))
-                }
-                Claim::Endpoint(_) | Claim::Node(_) | Claim::Gone => None,
-            });
-            of_network.filter(|(owner, _)| directory.is_up(*owner)).collect()
-        });
+        let is_peer = |node| node == self.me || self.peers.get(node).is_some();
         let holds = |node, ip| self.addresses.holds(network, node, ip);
+        let (believed, foreign) =
+            gossip.with_directory(|directory| believed(directory, network, is_peer, holds));
         let mut refused = lock(&self.refused);
-        let mut believed = Claims::new();
-        for (node, claim) in claims {
-            let key = RowKey { node, endpoint: claim.id };
-            match foreign_address(node, &claim, holds) {
-                None => {
-                    refused.remove(&key);
-                    believed.insert(key, claim);
-                }
-                // A record may be faster than the transfer that makes it true.
-                Some(ip) if refused.insert(key) => {
-                    info!(%node, endpoint = %claim.id, %ip, "claim not believed: its node does not hold the address");
-                }
-                Some(_) => {}
+        refused.retain(|key| !believed.contains_key(key));
+        for (RowKey { node, endpoint }, ip) in foreign {
+            // A record may be faster than the transfer that makes it true.
+            if refused.insert(RowKey { node, endpoint }) {
+                info!(%node, %endpoint, %ip, "claim not believed: its node does not hold the address");
             }
         }
         believed
     }
 
-    fn updates(&self, local: &Local, claims: &Claims) -> Vec<TableUpdate<Arc<Peer>>> {
-        let mut updates = Vec::new();
-        for change in changes(&local.claims, claims) {
-            match change {
-                Change::Down(key) => updates.push(TableUpdate::Remove(key)),
-                Change::Up(key, claim) => {
-                    let place = if key.node == self.me {
-                        Some(Place::Local)
-                    } else {
-                        self.peers.get(key.node).map(Place::Remote)
-                    };
-                    let Some(place) = place else { continue };
-                    let (mac, ips, rank) = (claim.mac, claim.ips, claim.incarnation);
-                    updates.push(TableUpdate::Put(Row { key, mac, ips, rank, place }));
-                }
-            }
-        }
-        let wanted: BTreeMap<NodeId, _> = claims
-            .keys()
-            .filter(|key| key.node != self.me)
-            .filter_map(|key| Some((key.node, self.peers.get(key.node)?)))
-            .collect();
-        for (node, _peer) in local.table.members() {
-            if !wanted.contains_key(node) {
-                updates.push(TableUpdate::RemoveMember(*node));
-            }
-        }
-        for (node, peer) in wanted {
-            if !local.table.is_member(&node) {
-                updates.push(TableUpdate::PutMember(node, peer));
-            }
-        }
-        updates
-    }
-
     /// The first snapshot of a network: nobody in it.
     pub(super) fn empty_table(&self, id: NetworkId, network: &object::Network) -> Table {
-        let spec = NetworkSpec {
-            id,
-            vni: network.vni,
-            mtu: network.mtu,
-            gateway: Gateway {
-                mac: gateway_mac(id),
-                ips: network.subnets.iter().map(|subnet| subnet.gateway).collect(),
-            },
-            subnets: network.subnets.iter().map(|subnet| subnet.cidr).collect(),
-        };
-        NetworkTable::new(spec, self.seed, Instant::now())
+        NetworkTable::new(spec_of(id, network), self.seed, Instant::now())
     }
 
     /// Addresses that other nodes claim in a network, whether they are up or not.
     pub(super) fn elsewhere(&self, network: NetworkId) -> Elsewhere {
         let Some(gossip) = self.gossip.get() else { return Elsewhere::new() };
-        gossip.with_directory(|directory| {
-            let claims = directory.records().filter(|entry| entry.record.owner() != self.me);
-            let ips = claims.filter_map(|entry| match entry.record.claim() {
-                Claim::Endpoint(claim) if claim.network == network => Some(claim.ips.clone()),
-                Claim::Endpoint(_) | Claim::Node(_) | Claim::Gone => None,
-            });
-            ips.flatten().collect()
-        })
+        gossip.with_directory(|directory| claimed_elsewhere(directory, network, self.me))
     }
-}
-
-/// The anycast gateway's MAC: the same on every host, and no endpoint's, whose MACs have another second byte at random.
-pub(super) fn gateway_mac(network: NetworkId) -> MacAddr {
-    let [a, b, c, d, ..] = *network.bytes();
-    MacAddr([0x02, 0xfe, a, b, c, d])
 }

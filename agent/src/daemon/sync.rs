@@ -165,7 +165,10 @@ impl Mesh {
             Some(None) => {
                 Err(refusal(RefusalCode::Conflict, "this node has no addresses to spare"))
             }
-            Some(Some(transfer)) => self.sign_transfer(network, transfer),
+            Some(Some(transfer)) => {
+                let text = self.sign_transfer(network, transfer)?;
+                Ok(Response::Objects { objects: vec![text] })
+            }
         }
     }
 
@@ -186,7 +189,10 @@ impl Mesh {
         match given {
             None => Err(refusal(RefusalCode::NotFound, "this node knows no such subnet")),
             Some(Err(why)) => Err(refusal(RefusalCode::Conflict, why.to_string())),
-            Some(Ok(transfer)) => self.sign_transfer(network, transfer),
+            Some(Ok(transfer)) => {
+                let text = self.sign_transfer(network, transfer)?;
+                Ok(Response::Objects { objects: vec![text] })
+            }
         }
     }
 
@@ -195,7 +201,7 @@ impl Mesh {
         &self,
         network: NetworkId,
         transfer: Transfer,
-    ) -> Result<Response, Refusal> {
+    ) -> Result<String, Refusal> {
         let Transfer { block: cidr, from, to, epoch } = transfer;
         let content = Content::Transfer(object::Transfer { network, cidr, from, to, epoch });
         let signed = self
@@ -204,7 +210,7 @@ impl Mesh {
             .map_err(|error| refusal(RefusalCode::Failed, error.to_string()))?;
         let text = signed.text().to_string();
         self.push_objects([text.clone()]);
-        Ok(Response::Objects { objects: vec![text] })
+        Ok(text)
     }
 }
 
@@ -223,9 +229,9 @@ async fn off_runtime<T: Send + 'static>(
 
 impl Mesh {
     /// Hands everybody who is connected the news that this node left, and waits until they have it.
-    pub(super) async fn say_goodbye(&self, text: String) {
+    pub(super) async fn say_goodbye(&self, objects: Vec<String>) {
         let Some(control) = self.control.get() else { return };
-        let request = Request::ObjectsPush { objects: vec![text] };
+        let request = Request::ObjectsPush { objects };
         let connected = control.peers().into_iter().filter(|peer| peer.connected);
         let goodbyes = connected.map(|peer| {
             let (control, request) = (control.clone(), request.clone());

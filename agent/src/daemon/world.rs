@@ -12,7 +12,7 @@ use vxmesh_gossip::{membership::World, transport::Pipe};
 use vxmesh_proto::{
     addr::NodeId,
     control::{MemberInfo, Push, Refusal, RefusalCode, Request, Response},
-    object::KeyRing,
+    object::{KeyRing, ObjectId},
 };
 
 use super::mesh::Mesh;
@@ -33,7 +33,11 @@ pub(super) struct Outlook {
 
 impl KeyRing for Outlook {
     fn public_key(&self, node: NodeId) -> Option<[u8; 32]> {
-        self.mesh.upgrade()?.objects.read(|set| set.public_key(node))
+        // A node that left speaks no more: gossip forgets what it said.
+        self.mesh.upgrade()?.objects.read(|set| {
+            let id = ObjectId::Member(node);
+            set.public_key(node).filter(|_key| set.get(&id).is_some_and(|member| !member.closed()))
+        })
     }
 }
 

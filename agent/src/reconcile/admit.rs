@@ -1,14 +1,63 @@
 //! Which claims about endpoints are believed, and what changes from one set of them to the next. Pure.
 //!
-//! A claim is believed when every address of it lies in a block that its owner holds. Of two believed claims to one address the
+//! A claim is believed when its owner is up and can be a peer, and holds the block of every address of it. Of two believed claims to one address the
 //! table decides (`vxmesh_proto::tables`); neither depends on the order of arrival, so all nodes agree (I11, I12).
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use vxmesh_proto::{addr::NodeId, record::EndpointClaim, tables::RowKey};
+use vxmesh_gossip::directory::Directory;
+use vxmesh_proto::{
+    addr::{NetworkId, NodeId},
+    record::{Claim, EndpointClaim},
+    tables::RowKey,
+};
+
+use super::addresses::Elsewhere;
 
 /// The claims of one network that are believed.
 pub type Claims = BTreeMap<RowKey, EndpointClaim>;
+
+/// The claims to a network that are believed. One whose owner cannot be a peer yet is left out, not remembered as
+/// applied: it comes up with the peer. With them, the claims to an address that their owner does not hold.
+#[must_use]
+pub fn believed(
+    directory: &Directory,
+    network: NetworkId,
+    is_peer: impl Fn(NodeId) -> bool,
+    holds: impl Fn(NodeId, IpAddr) -> bool,
+) -> (Claims, Vec<(RowKey, IpAddr)>) {
+    let (mut believed, mut foreign) = (Claims::new(), Vec::new());
+    for (owner, claim) in claims_to(directory, network) {
+        if !directory.is_up(owner) || !is_peer(owner) {
+            continue;
+        }
+        let key = RowKey { node: owner, endpoint: claim.id };
+        match foreign_address(owner, claim, &holds) {
+            Some(ip) => foreign.push((key, ip)),
+            None => {
+                believed.insert(key, claim.clone());
+            }
+        }
+    }
+    (believed, foreign)
+}
+
+/// Addresses that nodes other than `me` claim in a network, whether they are up or not.
+#[must_use]
+pub fn claimed_elsewhere(directory: &Directory, network: NetworkId, me: NodeId) -> Elsewhere {
+    let others = claims_to(directory, network).filter(|(owner, _claim)| *owner != me);
+    others.flat_map(|(_owner, claim)| claim.ips.iter().copied()).collect()
+}
+
+fn claims_to(
+    directory: &Directory,
+    network: NetworkId,
+) -> impl Iterator<Item = (NodeId, &EndpointClaim)> {
+    directory.records().filter_map(move |entry| match entry.record.claim() {
+        Claim::Endpoint(claim) if claim.network == network => Some((entry.record.owner(), claim)),
+        Claim::Endpoint(_) | Claim::Node(_) | Claim::Gone => None,
+    })
+}
 
 /// An address of the claim that its owner may not give out, if there is one.
 #[must_use]

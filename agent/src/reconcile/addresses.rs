@@ -19,22 +19,24 @@ use vxmesh_proto::{
 };
 
 /// Addresses of a network that endpoints of other nodes claim.
-pub(super) type Elsewhere = BTreeSet<IpAddr>;
+pub type Elsewhere = BTreeSet<IpAddr>;
 
 /// The pools of all networks.
 #[derive(Debug)]
-pub(super) struct Addresses {
+pub struct Addresses {
     me: NodeId,
     pools: Mutex<BTreeMap<NetworkId, Vec<Pool>>>,
 }
 
 impl Addresses {
-    pub(super) fn new(me: NodeId) -> Self {
+    /// No network yet.
+    #[must_use]
+    pub fn new(me: NodeId) -> Self {
         Self { me, pools: Mutex::default() }
     }
 
     /// Brings the pools in step with the objects: new networks, transfers, deleted networks.
-    pub(super) fn follow(&self, objects: &ObjectSet) {
+    pub fn follow(&self, objects: &ObjectSet) {
         let mut pools = self.lock();
         let networks = objects.networks();
         pools.retain(|id, _pools| networks.iter().any(|(network, ..)| network == id));
@@ -63,7 +65,8 @@ impl Addresses {
     }
 
     /// Whether the node holds the block of an address.
-    pub(super) fn holds(&self, network: NetworkId, node: NodeId, ip: IpAddr) -> bool {
+    #[must_use]
+    pub fn holds(&self, network: NetworkId, node: NodeId, ip: IpAddr) -> bool {
         let pools = self.lock();
         let block = pools
             .get(&network)
@@ -74,12 +77,14 @@ impl Addresses {
     }
 
     /// The subnets of a network.
-    pub(super) fn subnets(&self, network: NetworkId) -> Vec<IpNet> {
+    #[must_use]
+    pub fn subnets(&self, network: NetworkId) -> Vec<IpNet> {
         self.lock().get(&network).into_iter().flatten().map(|pool| pool.subnet().cidr()).collect()
     }
 
     /// Subnets of a network of which this node has no block at all.
-    pub(super) fn without_block(&self, network: NetworkId) -> Vec<IpNet> {
+    #[must_use]
+    pub fn without_block(&self, network: NetworkId) -> Vec<IpNet> {
         let pools = self.lock();
         let pools = pools.get(&network).into_iter().flatten();
         let bare =
@@ -88,7 +93,7 @@ impl Addresses {
     }
 
     /// Runs `edit` on the pool of a subnet, if there is one.
-    pub(super) fn with_pool<R>(
+    pub fn with_pool<R>(
         &self,
         network: NetworkId,
         subnet: IpNet,
@@ -101,21 +106,22 @@ impl Addresses {
     }
 
     /// Any free address of a subnet, or this one.
-    pub(super) fn allocate(
+    pub fn allocate(
         &self,
         network: NetworkId,
         subnet: IpNet,
         wanted: Option<IpAddr>,
         elsewhere: &Elsewhere,
+        now: Instant,
     ) -> Option<Result<IpAddr, AllocateError>> {
         self.with_pool(network, subnet, |pool| match wanted {
             Some(ip) => pool.allocate_static(ip, elsewhere).map(|()| ip),
-            None => pool.allocate(elsewhere, Instant::now()),
+            None => pool.allocate(elsewhere, now),
         })
     }
 
     /// Takes an address over from an earlier life of the agent.
-    pub(super) fn adopt(&self, network: NetworkId, ip: IpNet) {
+    pub fn adopt(&self, network: NetworkId, ip: IpNet) {
         let adopted = self.with_pool(network, ip.trunc(), |pool| pool.adopt(ip.addr()));
         if adopted.is_none() {
             error!(%network, %ip, "an address of this node lies in no subnet of its network");
@@ -123,14 +129,14 @@ impl Addresses {
     }
 
     /// Lets an address rest before it is given again.
-    pub(super) fn release(&self, network: NetworkId, ip: IpNet) {
+    pub fn release(&self, network: NetworkId, ip: IpNet, now: Instant) {
         // Without a pool the network is gone, and the address with it.
-        let _gone =
-            self.with_pool(network, ip.trunc(), |pool| pool.release(ip.addr(), Instant::now()));
+        let _gone = self.with_pool(network, ip.trunc(), |pool| pool.release(ip.addr(), now));
     }
 
     /// All blocks of this node as transfers to another one, for `leave`.
-    pub(super) fn give_all(&self, to: NodeId) -> Vec<(NetworkId, Transfer)> {
+    #[must_use]
+    pub fn give_all(&self, to: NodeId) -> Vec<(NetworkId, Transfer)> {
         let pools = self.lock();
         let mut given = Vec::new();
         for (network, pools) in pools.iter() {

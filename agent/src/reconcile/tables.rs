@@ -1,0 +1,74 @@
+//! From believed claims to the rows and members of one network's snapshot. Pure.
+
+use std::collections::BTreeMap;
+
+use vxmesh_proto::{
+    addr::{MacAddr, NetworkId, NodeId},
+    object::Network,
+    tables::{Gateway, NetworkSpec, NetworkTable, Place, Row, TableUpdate},
+};
+
+use super::admit::{Change, Claims, changes};
+
+/// What turns a snapshot that holds the claims `before` into one that holds `after`, as the node `me` sees it.
+/// `peer` gives the handle of another node; a claim without one must not be among `after`.
+#[must_use]
+pub fn updates<P: Clone>(
+    table: &NetworkTable<P>,
+    before: &Claims,
+    after: &Claims,
+    me: NodeId,
+    peer: impl Fn(NodeId) -> Option<P>,
+) -> Vec<TableUpdate<P>> {
+    let mut updates = Vec::new();
+    for change in changes(before, after) {
+        match change {
+            Change::Down(key) => updates.push(TableUpdate::Remove(key)),
+            Change::Up(key, claim) => {
+                let place = if key.node == me {
+                    Some(Place::Local)
+                } else {
+                    peer(key.node).map(Place::Remote)
+                };
+                let Some(place) = place else { continue };
+                let (mac, ips, rank) = (claim.mac, claim.ips, claim.incarnation);
+                updates.push(TableUpdate::Put(Row { key, mac, ips, rank, place }));
+            }
+        }
+    }
+    let others = after.keys().map(|key| key.node).filter(|node| *node != me);
+    let wanted: BTreeMap<NodeId, P> = others.filter_map(|node| Some((node, peer(node)?))).collect();
+    for (node, _peer) in table.members() {
+        if !wanted.contains_key(node) {
+            updates.push(TableUpdate::RemoveMember(*node));
+        }
+    }
+    for (node, peer) in wanted {
+        if !table.is_member(&node) {
+            updates.push(TableUpdate::PutMember(node, peer));
+        }
+    }
+    updates
+}
+
+/// What is the same on every node of a network.
+#[must_use]
+pub fn spec_of(id: NetworkId, network: &Network) -> NetworkSpec {
+    NetworkSpec {
+        id,
+        vni: network.vni,
+        mtu: network.mtu,
+        gateway: Gateway {
+            mac: gateway_mac(id),
+            ips: network.subnets.iter().map(|subnet| subnet.gateway).collect(),
+        },
+        subnets: network.subnets.iter().map(|subnet| subnet.cidr).collect(),
+    }
+}
+
+/// The anycast gateway's MAC: the same on every host, and no endpoint's, whose MACs have another second byte at random.
+#[must_use]
+pub fn gateway_mac(network: NetworkId) -> MacAddr {
+    let [a, b, c, d, ..] = *network.bytes();
+    MacAddr([0x02, 0xfe, a, b, c, d])
+}
