@@ -1,3 +1,4 @@
 //! Tests of the real binary and the real kernel; they need root.
 
 mod lab;
+mod mesh;
