@@ -1,4 +1,5 @@
 //! Tests of the real binary and the real kernel; they need root.
 
 mod lab;
+mod mesh;
 mod netlink;

@@ -1,6 +1,10 @@
 //! What the tests of several kinds share.
 
+pub mod capture;
 pub mod fuzz;
 pub mod hex;
+pub mod lab;
 pub mod netns;
 pub mod pair;
+pub mod program;
+pub mod topology;

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Result, anyhow};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice, checksum::Sum16BitWords};
 use vxmesh_proto::addr::MacAddr;
-use vxmesh_tests::netns::{Capture, Sandbox, Topology, Wire, ok, wait_until};
+use vxmesh_tests::topology::{Capture, Sandbox, Topology, Wire, ok, wait_until};
 
 use super::{GATEWAY_MAC, MTU, host, inside, mac, port, sandbox};
 

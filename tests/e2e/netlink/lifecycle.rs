@@ -7,7 +7,7 @@ use vxmesh::netlink::{
     overlay::{Overlay, OverlayError},
 };
 use vxmesh_proto::addr::EndpointId;
-use vxmesh_tests::netns::{Topology, Wire, interfaces, ok, wait_until};
+use vxmesh_tests::topology::{Topology, Wire, interfaces, ok, wait_until};
 
 use super::{host, inside, mac, plug, port, sandbox, settled, settles, spec, state};
 

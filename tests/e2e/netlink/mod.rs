@@ -12,7 +12,7 @@ use vxmesh::netlink::{
     overlay::{Overlay, OverlaySpec, Plug},
 };
 use vxmesh_proto::addr::{EndpointId, MacAddr, NetworkId};
-use vxmesh_tests::netns::{Sandbox, Topology, ok, wait_until};
+use vxmesh_tests::topology::{Sandbox, Topology, ok, wait_until};
 
 const MTU: u16 = 1390;
 const GATEWAY_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0xff, 1]);

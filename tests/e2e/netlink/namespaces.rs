@@ -5,7 +5,7 @@ use std::{fs, io, panic, path::Path};
 use anyhow::Result;
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use vxmesh::netlink::netns::{Netns, NetnsError};
-use vxmesh_tests::netns::{Topology, interfaces};
+use vxmesh_tests::topology::{Topology, interfaces};
 
 #[test]
 fn a_pin_is_made_once_and_removed_once() -> Result<()> {

@@ -10,7 +10,7 @@ use vxmesh::netlink::{
     overlay::{Overlay, Plug},
 };
 use vxmesh_proto::addr::EndpointId;
-use vxmesh_tests::netns::{Sandbox, Topology, ok, wait_until};
+use vxmesh_tests::topology::{Sandbox, Topology, ok, wait_until};
 
 use super::{host, inside, mac, plug, port, sandbox, settles, spec, state};
 

@@ -1,0 +1,3 @@
+//! What a mesh does for the sandboxes on its hosts, and what it refuses to others.
+
+mod reach;
