@@ -452,12 +452,17 @@ impl Mesh {
         }
     }
 
-    /// Takes over what the last life of the agent left.
-    pub(super) async fn adopt(self: &Arc<Self>) -> Result<(), ApiError> {
-        let mut hosted = self.host.lock().await;
+    /// Takes over the addresses that the endpoints of the last life have.
+    pub(super) fn adopt_addresses(&self) -> Result<(), ApiError> {
         for endpoint in self.stored_endpoints()? {
             endpoint.ips.iter().for_each(|ip| self.addresses.adopt(endpoint.network, *ip));
         }
+        Ok(())
+    }
+
+    /// Takes over what the last life of the agent left on the host.
+    pub(super) async fn adopt(self: &Arc<Self>) -> Result<(), ApiError> {
+        let mut hosted = self.host.lock().await;
         for endpoint in self.stored_endpoints()? {
             if let Err(error) = self.adopt_one(&mut hosted, &endpoint).await {
                 warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; it is removed");
