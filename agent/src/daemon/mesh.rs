@@ -122,6 +122,7 @@ impl Mesh {
     async fn start_parts(self: &Arc<Self>) -> Result<(), ApiError> {
         self.publish_member(&self.credentials.membership.certificate);
         self.objects.read(|set| self.addresses.follow(set));
+        // Before anybody can ask for space: an address in use is not to be given away (I12).
         self.adopt_addresses()?;
         for info in &self.credentials.membership.peers {
             if let Some(addr) = reachable(&info.addrs, &self.own_addrs()) {
