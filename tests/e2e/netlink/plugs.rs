@@ -24,11 +24,17 @@ async fn sandboxes_of_one_host_talk_and_the_bridge_learns_nothing() -> Result<()
         assert!(from.pings(&format!("10.10.0.{to}"))?, "{to}");
         assert!(from.pings(&format!("fd10::{to}"))?, "{to}");
     }
+    // An address that the bridge was not told of gets no answer: it is neither learned nor flooded to.
+    let stranger = mac(0x55);
+    ok(&b.netns, &format!("ip link set eth0 address {stranger}"))?;
+    assert!(!b.pings("10.10.0.1")?);
+
     let netns = inside(&topology, "h1")?;
     let rows: Vec<Value> = serde_json::from_str(&ok(&netns, "bridge -j fdb show br br0")?)?;
     for row in &rows {
         // A learned row has an empty state.
         assert!(row["state"] == "permanent" || row["state"] == "static", "{row}");
+        assert_ne!(row["mac"], stranger.to_string());
     }
     for number in [11, 12] {
         let own = |row: &&Value| row["mac"] == mac(number).to_string();
