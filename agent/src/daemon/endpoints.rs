@@ -353,14 +353,31 @@ impl Mesh {
             mtu: network.mtu,
         };
         let overlay = Overlay::ensure(&self.run_dir(), spec).await?;
+        if let Err(error) = self.connect(&overlay, id, network).await {
+            // Without cables in it nobody would ever remove the namespace.
+            if !self.stored_endpoints()?.iter().any(|other| other.network == id && other.attached) {
+                overlay.remove().await?;
+            }
+            return Err(error);
+        }
+        info!(network = %network.name, "hosting the network");
+        Ok(entry.insert(overlay))
+    }
+
+    /// Opens a network's TAP and starts its worker.
+    async fn connect(
+        &self,
+        overlay: &Overlay,
+        id: NetworkId,
+        network: &object::Network,
+    ) -> Result<(), ApiError> {
         let tap = overlay.open_tap().await?;
         let table = Arc::new(self.empty_table(id, network));
         self.plane
             .connect(Arc::clone(&table), Box::new(tap))
             .map_err(|error| failed(error, "see the agent's log"))?;
         lock(&self.locals).insert(id, Local { table, claims: Claims::new() });
-        info!(network = %network.name, "hosting the network");
-        Ok(entry.insert(overlay))
+        Ok(())
     }
 
     /// Takes back a half-made endpoint; the error that caused it is told, others are logged.
@@ -490,9 +507,8 @@ impl Mesh {
         }
         Netns::open(&endpoint.netns).map_err(OverlayError::from)?;
         let overlay = self.host_network(hosted, endpoint.network, &network).await?;
-        if !overlay.plugged().await?.contains(&endpoint.id) {
-            overlay.attach(&endpoint.plug()).await?;
-        }
+        // Mends what is plugged in, and plugs in what is not.
+        overlay.attach(&endpoint.plug()).await?;
         Ok(())
     }
 
