@@ -25,6 +25,11 @@ lint:
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked
 	tests/purity.sh
 
+## fuzz: random damage to the fuzz corpora for ten minutes (FUZZ_SECONDS=N); an input that fails is printed: put it into
+## tests/fuzz/corpus/TARGET/NAME.hex below a line `# what it is`
+fuzz:
+	VXMESH_FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(CARGO) test --locked --package vxmesh-tests --test fuzz -- --nocapture
+
 tools-demo:
 	@tests/install-tools.sh $(DEMO_TOOLS)
 

@@ -3,9 +3,10 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
-    fs,
+    env, fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use vxmesh_tests::{
@@ -49,6 +50,36 @@ fn every_target_holds_over_mutations() {
             for cut in (0..seed.len().min(other.len())).step_by(3) {
                 check(target, path, &[&seed[..cut], &other[cut..]].concat());
             }
+        }
+    }
+}
+
+/// `make fuzz`: random damage for as long as `VXMESH_FUZZ_SECONDS` says, else for a moment. What fails is printed as bytes
+/// for the corpus.
+#[test]
+fn every_target_holds_over_chance() {
+    let seconds = env::var("VXMESH_FUZZ_SECONDS").map_or(1, |text| text.parse().unwrap());
+    let mut state = 0x1234_5678_u64;
+    let mut chance = |bound: usize| {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        usize::try_from(state >> 33).unwrap() % bound.max(1)
+    };
+    let share = Duration::from_secs(seconds) / u32::try_from(TARGETS.len()).unwrap();
+    for target in TARGETS {
+        let (seeds, begun) = (seeds_of(target), Instant::now());
+        while begun.elapsed() < share {
+            let (path, seed) = &seeds[chance(seeds.len())];
+            let mut input = seed.clone();
+            for _ in 0..=chance(4) {
+                let at = chance(input.len() + 1);
+                let value = u8::try_from(chance(256)).unwrap();
+                match chance(3) {
+                    0 if at < input.len() => input[at] = value,
+                    1 => input.insert(at, value),
+                    _ => input.truncate(at.max(1)),
+                }
+            }
+            check(target, path, &input);
         }
     }
 }

@@ -14,7 +14,10 @@ use vxmesh_proto::{
     wire::{Ethernet, nd, vxlan},
 };
 
-use crate::pair::{MAC_A, MAC_B, PAIR};
+use crate::{
+    pair::{MAC_A, MAC_B, PAIR},
+    untrusted,
+};
 
 /// One function for untrusted bytes.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +35,13 @@ pub const TARGETS: &[Target] = &[
     Target { name: "outbound", run: outbound_frame, seeds: &["vectors/frames"] },
     Target { name: "inbound", run: inbound_frame, seeds: &["vectors/frames"] },
     Target { name: "vxlan", run: vxlan_packet, seeds: &[] },
+    Target { name: "control", run: untrusted::control_message, seeds: &[] },
+    Target { name: "certificates", run: untrusted::certificates, seeds: &[] },
+    Target { name: "record", run: untrusted::record, seeds: &[] },
+    Target { name: "object", run: untrusted::object_merge, seeds: &[] },
+    Target { name: "gossip", run: untrusted::gossip, seeds: &[] },
+    Target { name: "session", run: untrusted::session_datagram, seeds: &[] },
+    Target { name: "user", run: untrusted::user_text, seeds: &[] },
 ];
 
 /// A frame of a sandbox: plain, with a partial checksum, and as a super-frame whose numbers are its last bytes.

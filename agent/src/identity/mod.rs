@@ -182,8 +182,9 @@ impl Identity {
         signature
     }
 
-    /// The private key as PKCS #8, for the TLS library.
-    pub(crate) fn pkcs8(&self) -> &[u8] {
+    /// The private key as PKCS #8, for TLS and for whoever signs records in this node's name.
+    #[must_use]
+    pub fn pkcs8(&self) -> &[u8] {
         &self.pkcs8
     }
 
