@@ -3,9 +3,10 @@
 CARGO ?= cargo
 # Command to look for : Debian package that brings it.
 DEMO_TOOLS := cc:gcc ping:iputils-ping iperf3:iperf3 tcpdump:tcpdump
+BENCH_TOOLS := cc:gcc ip:iproute2 iperf3:iperf3 ethtool:ethtool
 TEST_TOOLS := $(DEMO_TOOLS) ip:iproute2 nft:nftables iptables:iptables ps:procps
 
-.PHONY: demo test lint bench fuzz soak clean-lab tools-demo tools-test
+.PHONY: demo test lint bench full fuzz tools-bench tools-demo tools-test
 
 ## demo: three hosts on this machine, one encrypted network, real traffic through it
 demo: tools-demo
@@ -18,6 +19,11 @@ test: tools-test
 	$(CARGO) test --workspace --all-targets --locked
 	$(CARGO) test --workspace --doc --locked
 
+## full: the namespace tests at the size of a real mesh; takes minutes and needs root
+full: tools-test
+	$(CARGO) build --workspace --all-targets --locked
+	VXMESH_FULL=1 $(CARGO) test --locked --package vxmesh-tests --test e2e -- --nocapture
+
 ## lint: what CI checks before the tests
 lint:
 	$(CARGO) fmt --all --check
@@ -29,6 +35,14 @@ lint:
 ## tests/fuzz/corpus/TARGET/NAME.hex below a line `# what it is`
 fuzz:
 	VXMESH_FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(CARGO) test --locked --package vxmesh-tests --test fuzz -- --nocapture
+
+## bench: the tunnel against the kernel's VXLAN in one run (docs/performance.md); needs root. BENCH_ARGS="--rounds 10"
+bench: tools-bench
+	$(CARGO) build --release --locked --package vxmesh
+	$(CARGO) run --locked --package vxmesh-tests --bin vxmesh-bench -- $(BENCH_ARGS)
+
+tools-bench:
+	@tests/install-tools.sh $(BENCH_TOOLS)
 
 tools-demo:
 	@tests/install-tools.sh $(DEMO_TOOLS)

@@ -1,0 +1,179 @@
+//! The hosts that everything is measured on: a lab of the binary under test, gone when this is dropped or the program
+//! is told to end.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{SigSet, Signal};
+use serde_json::Value;
+
+use crate::Underlay;
+
+/// The labs that stand, for the thread that waits for signals.
+static STANDING: Mutex<Vec<(PathBuf, String)>> = Mutex::new(Vec::new());
+
+/// Hosts `h1` to `hN` with one running agent each, on an IPv4 underlay.
+#[derive(Debug)]
+pub(crate) struct Lab {
+    vxmesh: PathBuf,
+    name: String,
+    hosts: u8,
+}
+
+impl Lab {
+    pub(crate) fn up(vxmesh: &Path, hosts: u8) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let vxmesh = vxmesh.canonicalize().with_context(|| {
+            format!("{} is missing: cargo build --release -p vxmesh", vxmesh.display())
+        })?;
+        let name = format!("b{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        // The kernel's tunnel runs over IPv4, so ours must, too.
+        let plan = tempfile::NamedTempFile::new()?;
+        fs::write(plan.path(), format!("hosts = {hosts}\nunderlay = \"v4\"\n"))?;
+
+        standing(|labs| labs.push((vxmesh.clone(), name.clone())));
+        let lab = Self { vxmesh, name, hosts };
+        lab.lab(&["up".as_ref(), plan.path().as_os_str()])?;
+        Ok(lab)
+    }
+
+    pub(crate) fn vxmesh(&self) -> &Path {
+        &self.vxmesh
+    }
+
+    pub(crate) const fn hosts(&self) -> u8 {
+        self.hosts
+    }
+
+    /// Runs a program in a host and gives what it prints.
+    pub(crate) fn exec(&self, host: &str, words: &[&str]) -> Result<String> {
+        let mut command = self.command(host, words);
+        let output = command.output().with_context(|| format!("{words:?}"))?;
+        ensure!(
+            output.status.success(),
+            "{words:?} on {host}: {}\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Runs lines of `sh` in a host.
+    pub(crate) fn sh(&self, host: &str, script: &str) -> Result<()> {
+        self.exec(host, &["sh", "-ec", script]).map(|_said| ())
+    }
+
+    /// The CLI of a host's agent.
+    pub(crate) fn cli(&self, host: &str, words: &[&str]) -> Result<Value> {
+        let program = self.vxmesh.to_str().context("odd path")?;
+        let said = self.exec(host, &[&[program, "--format", "json"], words].concat())?;
+        serde_json::from_str(&said).with_context(|| format!("{words:?} said {said}"))
+    }
+
+    /// Starts a program in a host that runs on until the lab goes.
+    pub(crate) fn spawn(&self, host: &str, words: &[&str]) -> Result<Child> {
+        Ok(self.command(host, words).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
+    }
+
+    /// Process ids of the agents.
+    pub(crate) fn agents(&self) -> Result<Vec<u64>> {
+        let said = self.lab(&["--format".as_ref(), "json".as_ref(), "status".as_ref()])?;
+        let hosts: Vec<Value> = serde_json::from_str(&said)?;
+        hosts.iter().map(|host| host["pid"].as_u64().context("an agent does not run")).collect()
+    }
+
+    /// `lab kill` or `lab start`.
+    pub(crate) fn agent(&self, what: &str, host: &str) -> Result<()> {
+        self.lab(&[what.as_ref(), host.as_ref()]).map(|_said| ())
+    }
+
+    /// Decides what crosses the cables. Segmentation is the sender's, gluing the receiver's.
+    pub(crate) fn set_underlay(&self, underlay: Underlay) -> Result<()> {
+        let (cut, glue) = match underlay {
+            Underlay::Offload => ("on", "off"),
+            Underlay::Wire => ("off", "on"),
+        };
+        for host in (1..=self.hosts).map(|number| format!("h{number}")) {
+            let script = format!(
+                "ethtool -K eth0 tso {cut} gso {cut} tx-udp-segmentation {cut} gro {glue} >/dev/null"
+            );
+            self.sh(&host, &script)?;
+        }
+        Ok(())
+    }
+
+    fn command(&self, host: &str, words: &[&str]) -> Command {
+        let mut command = program(&self.vxmesh);
+        command.args(["lab", "--name", &self.name, "exec", host, "--"]).args(words);
+        command
+    }
+
+    fn lab(&self, words: &[&OsStr]) -> Result<String> {
+        let mut command = program(&self.vxmesh);
+        let output = command.args(["lab", "--name", &self.name]).args(words).output()?;
+        ensure!(
+            output.status.success(),
+            "lab {words:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        take_down(&self.vxmesh, &self.name);
+        standing(|labs| labs.retain(|(_, name)| *name != self.name));
+    }
+}
+
+/// Ctrl-C and SIGTERM end the program after its labs. To be called before any other thread runs.
+pub(crate) fn take_down_on_signals() -> Result<()> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    signals.thread_block()?;
+    std::thread::spawn(move || {
+        let _which = signals.wait();
+        // Held on: the main thread must not raise another while this one ends the program.
+        standing(|labs| {
+            labs.iter().for_each(|(vxmesh, name)| take_down(vxmesh, name));
+            end();
+        });
+    });
+    Ok(())
+}
+
+#[expect(clippy::exit, reason = "a signal ends the program, with the shell's status for SIGINT")]
+fn end() {
+    std::process::exit(130);
+}
+
+fn standing<R>(edit: impl FnOnce(&mut Vec<(PathBuf, String)>) -> R) -> R {
+    edit(&mut STANDING.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+#[expect(clippy::print_stderr, reason = "what is left behind must be said")]
+fn take_down(vxmesh: &Path, name: &str) {
+    let down = program(vxmesh).args(["lab", "--name", name, "down"]).stdout(Stdio::null()).status();
+    if !down.is_ok_and(|status| status.success()) {
+        eprintln!("{} lab --name {name} down failed; run it again", vxmesh.display());
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the benchmark starts programs")]
+fn program(path: &Path) -> Command {
+    let mut command = Command::new(path);
+    command.stdin(Stdio::null());
+    command
+}
