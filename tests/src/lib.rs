@@ -7,3 +7,4 @@ pub mod lab;
 pub mod netns;
 pub mod pair;
 pub mod program;
+pub mod traffic;
