@@ -9,3 +9,4 @@ pub mod pair;
 pub mod program;
 pub mod topology;
 pub mod untrusted;
+pub mod traffic;
