@@ -8,5 +8,5 @@ pub mod netns;
 pub mod pair;
 pub mod program;
 pub mod topology;
-pub mod untrusted;
 pub mod traffic;
+pub mod untrusted;

@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 use vxmesh_proto::{
-    addr::{EndpointId, MacAddr, Name, NetworkId},
+    addr::{EndpointId, MacAddr, Name, NetworkId, NodeId},
     control::Request,
     ipam::AllocateError,
     object::{self, NetworkState},
@@ -282,6 +282,9 @@ impl Mesh {
             {
                 Ok(ip) => return Ok(ip),
                 Err(AllocateError::NotOurs { ip, owner }) if !second => {
+                    if !self.live_nodes().contains(&owner) {
+                        return Err(self.out_of_reach(ip, owner));
+                    }
                     let endpoint = EndpointId::from_random([0; 16]);
                     self.ask_for_transfer(owner, &Request::AddressClaim { network, ip, endpoint })
                         .await?;
@@ -300,6 +303,15 @@ impl Mesh {
             }
         }
         Err(failed("the addresses went to somebody else meanwhile", "try again"))
+    }
+
+    /// Only its owner can give an address away: nobody else knows whether it is in use.
+    fn out_of_reach(&self, ip: IpAddr, owner: NodeId) -> ApiError {
+        let owner = self.node_name(owner);
+        conflict(
+            format!("{ip} is in a block of node {owner}, which is not reachable"),
+            "bring that node back, or choose another address",
+        )
     }
 
     async fn plug_in(
@@ -439,7 +451,8 @@ impl Mesh {
                 format!("endpoint `{}` is on node {}", row.name, self.node_name(row.node));
             return Err(conflict(message, "detach it there"));
         }
-        if let Some(sandbox) = &row.sandbox {
+        let stored = self.stored_endpoints()?.into_iter().find(|stored| stored.id == row.id);
+        if let Some(sandbox) = stored.and_then(|stored| stored.sandbox) {
             return Err(conflict(
                 format!("endpoint `{}` belongs to sandbox `{sandbox}`", row.name),
                 "remove the sandbox with `vxmesh sandbox rm`",
@@ -489,6 +502,21 @@ impl Mesh {
                 self.undo(&mut hosted, &endpoint).await;
             }
         }
+        self.sweep(&hosted).await
+    }
+
+    /// A network's last endpoint, or the network, may have gone just before the last life of the agent ended.
+    async fn sweep(&self, hosted: &Hosted) -> Result<(), ApiError> {
+        let networks: Vec<NetworkId> = self.objects.read(|set| {
+            let ids = set.objects().filter_map(|object| match object.id() {
+                object::ObjectId::Network(id) => Some(*id),
+                _ => None,
+            });
+            ids.filter(|id| !hosted.overlays.contains_key(id)).collect()
+        });
+        for network in networks {
+            Overlay::sweep(&self.run_dir(), network).await?;
+        }
         Ok(())
     }
 
@@ -505,8 +533,9 @@ impl Mesh {
             self.host_network(hosted, endpoint.network, &network).await?;
             return Err(failed("it was never wholly attached", "attach it again"));
         }
-        Netns::open(&endpoint.netns).map_err(OverlayError::from)?;
+        // Whatever follows, undoing it takes the namespace away after the last endpoint.
         let overlay = self.host_network(hosted, endpoint.network, &network).await?;
+        Netns::open(&endpoint.netns).map_err(OverlayError::from)?;
         // Mends what is plugged in, and plugs in what is not.
         overlay.attach(&endpoint.plug()).await?;
         Ok(())

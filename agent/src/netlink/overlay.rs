@@ -281,18 +281,35 @@ impl Overlay {
         Ok(self.links.delete(&port_name(endpoint)).await?)
     }
 
+    /// Removes what a killed agent left of a network; nothing there is fine.
+    ///
+    /// # Errors
+    /// The kernel keeps something.
+    pub async fn sweep(run_dir: &Path, id: NetworkId) -> Result<(), OverlayError> {
+        let path = run_dir.join("netns").join(id.short());
+        // A pin without a namespace has no cables.
+        if let Ok(netns) = Netns::open(&path) {
+            clear(&Links::open(&netns)?).await?;
+        }
+        Ok(Netns::remove(&path)?)
+    }
+
     /// Removes the namespace and everything in it. An open TAP would keep the namespace, unnamed, until it is closed.
     ///
     /// # Errors
     /// The kernel keeps it.
     pub async fn remove(self) -> Result<(), OverlayError> {
-        // Whatever else keeps the namespace, no sandbox keeps an interface that leads nowhere; half-made cables included.
-        for cable in self.links.list().await?.iter().filter(|link| link.peer.is_some()) {
-            self.links.delete(&cable.name).await?;
-        }
-        self.links.delete(BRIDGE).await?;
+        clear(&self.links).await?;
         Ok(Netns::remove(&self.path)?)
     }
+}
+
+/// Whatever else keeps the namespace, no sandbox keeps an interface that leads nowhere; half-made cables included.
+async fn clear(links: &Links) -> Result<(), OverlayError> {
+    for cable in links.list().await?.iter().filter(|link| link.peer.is_some()) {
+        links.delete(&cable.name).await?;
+    }
+    Ok(links.delete(BRIDGE).await?)
 }
 
 /// The outer end of an endpoint's cable: 12 characters of the 15 that a name may have.
