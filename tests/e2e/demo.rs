@@ -44,7 +44,10 @@ fn the_demo_shows_all_and_leaves_nothing() -> Result<()> {
         ensure!(said.contains(line) || is_no_aes(line, &said), "{line:?} is missing:\n{said}");
     }
     ensure!(!said.contains("FAILED"), "{said}");
-    ensure!(!said.contains('\u{1b}') && !complained.contains('\u{1b}'), "colours in a pipe: {said}");
+    ensure!(
+        !said.contains('\u{1b}') && !complained.contains('\u{1b}'),
+        "colours in a pipe: {said}"
+    );
     let widest = said.lines().map(|line| line.chars().count()).max().unwrap_or(0);
     ensure!(widest <= 100, "a line has {widest} characters:\n{said}");
     ensure!(took < MINUTE, "the demo took {took:?}");

@@ -239,9 +239,7 @@ async fn streams(stage: &mut Stage<'_>, actors: &[Actor; 3]) -> Result<(), ApiEr
         let to = web.v4.to_string();
         let args = ["exec", app.name, "--", "iperf3", "-f", "m", "-t", "2", "-c", &to];
         stage
-            .show_lines(app.host, &args, |line| {
-                line.ends_with("Retr") || line.contains("receiver")
-            })
+            .show_lines(app.host, &args, |line| line.ends_with("Retr") || line.contains("receiver"))
             .await?;
     }
     for (version, to, ip) in [("IPv4", web, web.v4), ("IPv6", db, db.v6)] {
