@@ -62,7 +62,7 @@ pub enum Action {
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
     },
-    /// See it work: three hosts, an encrypted network, traffic, a look at the wire, a host that dies
+    /// See it work: three hosts, real traffic, a look at the wire, a failure
     Demo {
         /// Leave the lab there for you
         #[arg(long)]
