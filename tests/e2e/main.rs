@@ -1,5 +1,6 @@
 //! Tests of the real binary and the real kernel; they need root.
 
+mod demo;
 mod lab;
 mod mesh;
 mod netlink;

@@ -58,11 +58,11 @@ fn only<'a, T: Referable>(found: &[&'a T], reference: &str) -> Result<&'a T, Api
 }
 
 fn not_found<T: Referable>(reference: &str) -> ApiError {
-    ApiError::new(
-        ErrorCode::NotFound,
-        format!("no {} has the id or name `{reference}`", T::KIND),
-        format!("see `vxmesh {} ls`", T::KIND),
-    )
+    let hint = format!("see `vxmesh {} ls`", T::KIND);
+    // The other kinds are the same on every node.
+    let hint = if T::KIND == "sandbox" { hint + ", here and on the other nodes" } else { hint };
+    let message = format!("no {} has the id or name `{reference}`", T::KIND);
+    ApiError::new(ErrorCode::NotFound, message, hint)
 }
 
 fn ambiguous<T: Referable>(several: &[&T], reference: &str) -> ApiError {

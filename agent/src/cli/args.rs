@@ -434,4 +434,30 @@ mod tests {
         }
         check(&Cli::command());
     }
+
+    /// `command: [..]` of each service, in the flow style that the file keeps to.
+    fn compose_commands(file: &str) -> Vec<Vec<String>> {
+        let lists = file.lines().filter_map(|line| line.trim().strip_prefix("command: ["));
+        lists
+            .map(|list| {
+                let words = list.trim_end_matches(']').split(',');
+                words.map(|word| word.trim().trim_matches('"').to_owned()).collect()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_compose_file_says_what_the_command_line_understands() {
+        let file = include_str!("../../../docker-compose.yml");
+        let commands = compose_commands(file);
+        assert_eq!(commands.len(), file.matches("command:").count());
+        assert_eq!(commands.iter().filter(|words| words[0] == "agent").count(), 3);
+        assert_eq!(commands.iter().filter(|words| words[0] == "network").count(), 2);
+        for words in commands {
+            let parsed =
+                Cli::try_parse_from(std::iter::once("vxmesh".to_owned()).chain(words.clone()));
+            assert!(parsed.is_ok(), "{words:?}: {parsed:?}");
+        }
+        assert!(!file.contains('\t'), "YAML has no tabs");
+    }
 }

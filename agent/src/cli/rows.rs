@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     api::{DropRow, Endpoint, MapDiffRow, MapRow, Network, Node, Peer, Sandbox, Token},
-    lab::HostStatus,
+    lab::{Check, HostStatus},
 };
 
 impl Row for Node {
@@ -63,8 +63,7 @@ impl Row for Network {
 }
 
 impl Row for Endpoint {
-    const HEAD: &'static [&'static str] =
-        &["ID", "NAME", "NETWORK", "NODE", "SANDBOX", "INTERFACE", "MAC", "IPS"];
+    const HEAD: &'static [&'static str] = &["ID", "NAME", "NETWORK", "NODE", "MAC", "IPS"];
 
     fn cells(&self, words: &Words) -> Vec<String> {
         vec![
@@ -72,8 +71,6 @@ impl Row for Endpoint {
             self.name.to_string(),
             words.network(&self.network),
             words.node(&self.node),
-            or_dash(self.sandbox.as_ref()),
-            or_dash(self.ifname.as_ref()),
             self.mac.to_string(),
             list(&self.ips),
         ]
@@ -168,5 +165,14 @@ impl Row for HostStatus {
             list(&self.addrs),
             self.socket.clone(),
         ]
+    }
+}
+
+impl Row for Check {
+    const HEAD: &'static [&'static str] = &["CHECK", "MEASURED", "RESULT"];
+
+    fn cells(&self, _: &Words) -> Vec<String> {
+        let result = if self.ok { "ok" } else { "FAILED" };
+        vec![self.what.clone(), self.measured.clone(), result.into()]
     }
 }

@@ -1,5 +1,7 @@
 //! The commands whose work is done elsewhere: the agent, the lab; and the version.
 
+use std::io::IsTerminal;
+
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
@@ -14,14 +16,18 @@ use crate::{
     api::ApiError,
     config::{Config, RawConfig},
     daemon,
-    lab::{self, HostStatus},
+    lab::{self, Check, HostStatus, Line},
 };
 
 /// Runs the agent until it is told to stop.
 pub(super) fn agent(global: &Global, agent: Agent) -> Outcome {
     let config = Config::load(global.config.as_deref(), raw_config(global, agent))?;
     let filter = EnvFilter::try_new(&config.log).map_err(|why| failed("cannot log", &why))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|why| failed("cannot start", &why))?;
     runtime.block_on(daemon::run(config))?;
@@ -70,6 +76,27 @@ impl lab::Output for LabOutput {
 
     fn hosts(&mut self, hosts: &[HostStatus]) -> Result<(), ApiError> {
         self.0.list(hosts, &Words::default())
+    }
+
+    fn line(&mut self, line: Line<'_>) -> Result<(), ApiError> {
+        if self.0.is_json() {
+            return Ok(());
+        }
+        let (bold, dim, plain) = if std::io::stdout().is_terminal() {
+            ("\x1b[1m", "\x1b[2m", "\x1b[0m")
+        } else {
+            ("", "", "")
+        };
+        self.0.text(&match line {
+            Line::Title(text) => format!("\n{bold}== {text}{plain}"),
+            Line::Command(prompt, text) => format!("{dim}{prompt}${plain} {bold}{text}{plain}"),
+            Line::Printed(text) => text.to_owned(),
+            Line::Remark(text) => format!("-- {text}"),
+        })
+    }
+
+    fn checks(&mut self, checks: &[Check]) -> Result<(), ApiError> {
+        self.0.list(checks, &Words::default())
     }
 
     fn error(&mut self, error: &ApiError) {

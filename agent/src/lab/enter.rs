@@ -1,4 +1,4 @@
-//! Owns how a program is started inside a host of a lab.
+//! Owns how a program is started, or a piece of work done, inside a host of a lab.
 //!
 //! Namespaces belong to threads (namespaces(7)): a thread made for this joins or makes them, starts the program as its
 //! child and ends, so that the rest of this process stays where it is. A new PID namespace holds the thread's
@@ -32,7 +32,7 @@ pub(super) enum EnterError {
     /// The host could not be entered.
     #[error("cannot enter the host: {0}")]
     Enter(#[source] io::Error),
-    /// The program could not be started there.
+    /// The program could not be started there, or the work failed.
     #[error("{0}")]
     Start(#[source] io::Error),
 }
@@ -73,6 +73,23 @@ impl Namespaces {
         })
     }
 
+    /// Does something in a network namespace that has this path in the host.
+    pub(super) fn in_netns<T: Send>(
+        &self,
+        netns: &Path,
+        work: impl FnOnce() -> io::Result<T> + Send,
+    ) -> Result<T, EnterError> {
+        on_own_thread(|| {
+            let enter = || {
+                self.join_all()?;
+                setns(File::open(netns)?, CloneFlags::CLONE_NEWNET)?;
+                io::Result::Ok(())
+            };
+            enter().map_err(EnterError::Enter)?;
+            work().map_err(EnterError::Start)
+        })
+    }
+
     fn join_all(&self) -> io::Result<()> {
         // The kernel lets nobody change mount namespaces who shares root and working directory with others.
         unshare(CloneFlags::CLONE_FS)?;
@@ -100,6 +117,18 @@ pub(super) fn spawn_first(
         };
         make().map_err(EnterError::Enter)?;
         program.into_command().current_dir("/").spawn().map_err(EnterError::Start)
+    })
+}
+
+/// Does something in a network namespace of the machine.
+pub(super) fn in_machine_netns<T: Send>(
+    netns: &Path,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> Result<T, EnterError> {
+    on_own_thread(|| {
+        let enter = || Ok(setns(File::open(netns)?, CloneFlags::CLONE_NEWNET)?);
+        enter().map_err(EnterError::Enter)?;
+        work().map_err(EnterError::Start)
     })
 }
 

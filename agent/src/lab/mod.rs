@@ -10,6 +10,7 @@ use clap::{Args, Subcommand};
 use nix::unistd::geteuid;
 
 mod agents;
+mod demo;
 mod disk;
 mod down;
 mod enter;
@@ -29,7 +30,7 @@ mod wire;
 
 pub use agents::Captured;
 pub use name::{HostName, LabName, NameError};
-pub use output::{HostStatus, Output};
+pub use output::{Check, HostStatus, Line, Output};
 pub use plan::{Plan, Underlay};
 
 use self::{agents::Host, disk::LabDir, enter::Program, error::OrFail, interrupt::Interrupt};
@@ -60,6 +61,12 @@ pub enum Action {
         /// TOML file with the keys hosts, underlay ("v4", "v6", "dual") and mtu
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
+    },
+    /// See it work: three hosts, real traffic, a look at the wire, a failure
+    Demo {
+        /// Leave the lab there for you
+        #[arg(long)]
+        keep: bool,
     },
     /// Run a command in a host
     Exec {
@@ -121,6 +128,7 @@ pub async fn run(command: &Command, out: &mut dyn Output) -> Result<u8, ApiError
             up(name, &Plan::load(file.as_deref(), *hosts)?, !no_agents, out).await?;
             out.hosts(&status(name)?)?;
         }
+        Action::Demo { keep } => return demo::demo(name, *keep, &watch()?, out).await,
         Action::Status => out.hosts(&status(name)?)?,
         Action::Down => {
             let there = down(name).await?;

@@ -12,7 +12,7 @@ use std::{
 use nix::{
     sys::{
         signal::{self, Signal},
-        wait::{WaitPidFlag, waitpid},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::Pid,
 };
@@ -70,16 +70,21 @@ impl Process {
             }
             tokio::time::sleep(POLL).await;
         }
-        self.reap();
+        // A process whose first thread has ended looks like a zombie while its other threads still end.
+        while !self.reap() && Instant::now() < end {
+            tokio::time::sleep(POLL).await;
+        }
         Ok(())
     }
 
-    /// Takes the zombie away if it was a child of this process; somebody else's is theirs to take.
-    fn reap(self) {
+    /// Takes the zombie away if it was a child of this process; somebody else's is theirs to take. False: not yet.
+    fn reap(self) -> bool {
         let same = read_stat(self.pid).is_ok_and(|(_, start)| start == self.start);
-        if same && let Err(error) = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG)) {
-            tracing::trace!(pid = self.pid, %error, "not our child");
-        }
+        !same
+            || !matches!(
+                waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG)),
+                Ok(WaitStatus::StillAlive)
+            )
     }
 }
 
