@@ -64,7 +64,7 @@ impl Capture {
         self.said.read_to_string(&mut said)?;
         self.tcpdump.wait()?;
         ensure!(said.contains("\n0 packets dropped by kernel"), "tcpdump lost packets: {said}");
-        self.packets()
+        parse(&fs::read(self.dir.path().join("pcap"))?)
     }
 
     /// The packets so far.
@@ -73,6 +73,7 @@ impl Capture {
     ///
     /// The file is not what tcpdump writes.
     pub fn packets(&self) -> Result<Vec<Vec<u8>>> {
+        self.settle()?;
         parse(&fs::read(self.dir.path().join("pcap"))?)
     }
 

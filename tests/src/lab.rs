@@ -117,6 +117,15 @@ impl Lab {
         Ok(lab)
     }
 
+    /// What has crossed the underlay so far, if it is captured.
+    ///
+    /// # Errors
+    ///
+    /// It is not captured.
+    pub fn recorded(&self) -> Result<Vec<Vec<u8>>> {
+        self.capture.as_ref().context("this lab is not captured")?.packets()
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {

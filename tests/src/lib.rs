@@ -8,3 +8,4 @@ pub mod netns;
 pub mod pair;
 pub mod program;
 pub mod topology;
+pub mod traffic;

@@ -144,7 +144,10 @@ impl Batch {
             |(buffer, meta)| {
                 let from = canonical(meta.addr);
                 let train = buffer.get_mut(..meta.len).unwrap_or_default();
-                train.chunks_mut(meta.stride.max(1)).map(move |datagram| (from, datagram))
+                // An empty datagram has no part, and yet it came.
+                let empty: Option<&mut [u8]> = (meta.len == 0).then_some(&mut []);
+                let parts = train.chunks_mut(meta.stride.max(1)).chain(empty);
+                parts.map(move |datagram| (from, datagram))
             },
         )
     }
@@ -182,6 +185,14 @@ mod tests {
             assert_eq!(bytes, b"over");
             assert_eq!(from, SocketAddr::from((ip, port_a)));
         }
+    }
+
+    #[test]
+    fn an_empty_datagram_arrives() {
+        let (a, b) = (UdpIo::bind(0).unwrap(), UdpIo::bind(0).unwrap());
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, b.local_addr().unwrap().port()));
+        a.send(to, &[], None).unwrap();
+        assert_eq!(recv_one(&b).1, b"");
     }
 
     #[test]

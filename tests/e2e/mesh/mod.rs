@@ -1,3 +1,7 @@
 //! What a mesh does for the sandboxes on its hosts, and what it refuses to others.
 
+mod counters;
+mod forged;
 mod reach;
+mod speed;
+mod spoofed;
