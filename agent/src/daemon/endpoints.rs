@@ -439,7 +439,9 @@ impl Mesh {
                 format!("endpoint `{}` is on node {}", row.name, self.node_name(row.node));
             return Err(conflict(message, "detach it there"));
         }
-        if let Some(sandbox) = &row.sandbox {
+        // The row shows a namespace's path where there is no sandbox of ours.
+        let stored = self.stored_endpoints()?.into_iter().find(|stored| stored.id == row.id);
+        if let Some(sandbox) = stored.and_then(|stored| stored.sandbox) {
             return Err(conflict(
                 format!("endpoint `{}` belongs to sandbox `{sandbox}`", row.name),
                 "remove the sandbox with `vxmesh sandbox rm`",
