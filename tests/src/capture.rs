@@ -40,7 +40,9 @@ impl Capture {
         let file = dir.path().join("pcap");
         let mut tcpdump = netns.run(|| {
             let mut tcpdump = command("tcpdump");
-            tcpdump.args(["-i", interface, "-n", "-U", "-s", "0", "-B", "32768", "-Z", "root"]);
+            tcpdump.args(["-i", interface, "-n", "-s", "0", "-B", "32768", "-Z", "root"]);
+            // Otherwise the kernel keeps packets back for up to a second.
+            tcpdump.args(["--immediate-mode", "-U"]);
             tcpdump.arg("-w").arg(&file).stdin(Stdio::null()).stdout(Stdio::null());
             tcpdump.stderr(Stdio::piped()).spawn().context("start tcpdump")
         })?;
@@ -77,7 +79,7 @@ impl Capture {
         parse(&fs::read(self.dir.path().join("pcap"))?)
     }
 
-    /// The kernel hands packets over in blocks; waits until nothing has come for longer than a block may wait.
+    /// Packets take a moment to the file; waits until none has come for a while.
     fn settle(&self) -> Result<()> {
         let quiet = Duration::from_millis(300);
         let file = self.dir.path().join("pcap");
@@ -119,6 +121,15 @@ fn parse(file: &[u8]) -> Result<Vec<Vec<u8>>> {
         rest = after;
     }
     Ok(packets)
+}
+
+/// How many packets go to this UDP port over IPv4 or IPv6, neither with options.
+#[must_use]
+pub fn to_port(packets: &[Vec<u8>], port: u16) -> usize {
+    let at = |packet: &[u8], at: usize| packet.get(at..at + 2) == Some(&port.to_be_bytes());
+    let is_v4 = |packet: &[u8]| packet.get(12..15) == Some(&[8, 0, 0x45]) && at(packet, 36);
+    let is_v6 = |packet: &[u8]| packet.get(12..14) == Some(&[0x86, 0xdd]) && at(packet, 56);
+    packets.iter().filter(|packet| is_v4(packet) || is_v6(packet)).count()
 }
 
 /// How many packets contain these bytes.

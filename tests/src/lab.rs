@@ -21,7 +21,7 @@ use vxmesh::api::{DropRow, Endpoint, Network, Sandbox};
 use vxmesh_proto::datapath::DropReason;
 
 use crate::{
-    capture::{Capture, containing},
+    capture::{Capture, containing, to_port},
     netns::NetNs,
     program::{command, printed, vxmesh},
 };
@@ -32,8 +32,15 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 /// What tests send through a network and nobody may see outside of it. `ping -p` takes 16 bytes.
 pub const MARKER: &[u8; 16] = b"VXMESH-PLAINTEXT";
 
+/// Where agents receive sealed frames.
+pub const DATA_PORT: u16 = 7761;
+
 /// How much of an agent's log a failed test shows.
 const LOG_LINES: usize = 60;
+
+/// The kernel of a new sandbox joins multicast groups before all tables know the endpoint: so few frames are lost by it.
+const NEWBORN: &[&str] = &["source_unknown", "source_not_owned", "not_a_member"];
+const NEWBORN_FRAMES: u64 = 8;
 
 /// What a lab shall be like.
 #[derive(Clone, Copy, Debug)]
@@ -341,7 +348,7 @@ impl Lab {
     pub fn finish(mut self, allowed: Allowed<'_>) -> Result<()> {
         if let Some(capture) = self.capture.take() {
             let packets = capture.stop()?;
-            ensure!(!packets.is_empty(), "the capture of the underlay is empty");
+            ensure!(to_port(&packets, DATA_PORT) > 0, "the capture has no sealed datagram");
             ensure!(containing(&packets, MARKER) == 0, "plaintext on the underlay");
         }
         for host in &self.hosts {
@@ -360,14 +367,17 @@ impl Lab {
             DropReason::ALL.iter().any(|known| known.as_str() == reason && known.is_benign())
         };
         for row in rows {
-            let expected = allowed.drops.contains(&row.reason.as_str()) || benign(&row.reason);
+            let expected = allowed.drops.contains(&row.reason.as_str())
+                || benign(&row.reason)
+                || (row.count <= NEWBORN_FRAMES && NEWBORN.contains(&row.reason.as_str()));
             ensure!(expected, "{host} dropped {row:?}");
         }
         Ok(())
     }
 
     fn check_log(&self, host: &str, allowed: Allowed<'_>) -> Result<()> {
-        let log = self.log(host)?;
+        // A host whose agent was never started has none.
+        let log = self.log(host).unwrap_or_default();
         let panicked = log.lines().find(|line| line.contains("panicked at"));
         ensure!(panicked.is_none(), "{host}: {panicked:?}");
         for line in log.lines() {

@@ -451,6 +451,7 @@ impl Mesh {
                 format!("endpoint `{}` is on node {}", row.name, self.node_name(row.node));
             return Err(conflict(message, "detach it there"));
         }
+        // The row shows a namespace's path where there is no sandbox of ours.
         let stored = self.stored_endpoints()?.into_iter().find(|stored| stored.id == row.id);
         if let Some(sandbox) = stored.and_then(|stored| stored.sandbox) {
             return Err(conflict(
