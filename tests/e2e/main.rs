@@ -1,6 +1,8 @@
 //! Tests of the real binary and the real kernel; they need root.
 
+mod churn;
 mod demo;
 mod lab;
 mod mesh;
 mod netlink;
+mod refusals;

@@ -1,7 +1,7 @@
 //! Owns one fact: which process a number on disk means.
 //!
 //! A process is its id and its start time (`/proc/PID/stat`, field 22, proc(5)), so that a number that the kernel
-//! gave to another process since is never taken for ours. A zombie counts as gone: its memory, files and
+//! gave to another process since is never taken for ours. A zombie without threads counts as gone: its memory, files and
 //! namespaces are, and only its parent can remove it. Refuses to signal anything whose start time differs.
 
 use std::{
@@ -12,7 +12,7 @@ use std::{
 use nix::{
     sys::{
         signal::{self, Signal},
-        wait::{WaitPidFlag, WaitStatus, waitpid},
+        wait::{WaitPidFlag, waitpid},
     },
     unistd::Pid,
 };
@@ -36,15 +36,14 @@ impl Process {
     /// # Errors
     /// There is none, or `/proc` is not mounted.
     pub(super) fn of(pid: i32) -> io::Result<Self> {
-        let (_, start) = read_stat(pid)?;
+        let Stat { start, .. } = read_stat(pid)?;
         Ok(Self { pid, start })
     }
 
     /// Whether it still runs.
     #[must_use]
     pub(super) fn is_alive(self) -> bool {
-        read_stat(self.pid)
-            .is_ok_and(|(state, start)| start == self.start && !matches!(state, 'Z' | 'X'))
+        read_stat(self.pid).is_ok_and(|stat| stat.start == self.start && !stat.is_gone())
     }
 
     /// Kills it and waits until it is gone.
@@ -70,37 +69,47 @@ impl Process {
             }
             tokio::time::sleep(POLL).await;
         }
-        // A process whose first thread has ended looks like a zombie while its other threads still end.
-        while !self.reap() && Instant::now() < end {
-            tokio::time::sleep(POLL).await;
-        }
+        self.reap();
         Ok(())
     }
 
-    /// Takes the zombie away if it was a child of this process; somebody else's is theirs to take. False: not yet.
-    fn reap(self) -> bool {
-        let same = read_stat(self.pid).is_ok_and(|(_, start)| start == self.start);
-        !same
-            || !matches!(
-                waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG)),
-                Ok(WaitStatus::StillAlive)
-            )
+    /// Takes the zombie away if it was a child of this process; somebody else's is theirs to take.
+    fn reap(self) {
+        let same = read_stat(self.pid).is_ok_and(|stat| stat.start == self.start);
+        if same && let Err(error) = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG)) {
+            tracing::trace!(pid = self.pid, %error, "not our child");
+        }
     }
 }
 
-fn read_stat(pid: i32) -> io::Result<(char, u64)> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stat {
+    state: char,
+    threads: u32,
+    start: u64,
+}
+
+impl Stat {
+    /// The first thread may be a zombie while others still hold the process's files open.
+    const fn is_gone(self) -> bool {
+        matches!(self.state, 'Z' | 'X') && self.threads <= 1
+    }
+}
+
+fn read_stat(pid: i32) -> io::Result<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     parse_stat(&text)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "malformed /proc/PID/stat"))
 }
 
-/// State and start time. The command's name stands in parentheses and may itself hold any of `( )`.
-fn parse_stat(text: &str) -> Option<(char, u64)> {
+/// State, number of threads (field 20) and start time. The command's name stands in parentheses and may itself hold any of `( )`.
+fn parse_stat(text: &str) -> Option<Stat> {
     let (_, fields) = text.rsplit_once(')')?;
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
-    let start = fields.nth(18)?.parse().ok()?;
-    Some((state, start))
+    let threads = fields.nth(16)?.parse().ok()?;
+    let start = fields.nth(1)?.parse().ok()?;
+    Some(Stat { state, threads, start })
 }
 
 #[cfg(test)]
@@ -111,7 +120,8 @@ mod tests {
     fn stat_lines() {
         let tail = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 777 20 21";
         for name in ["sh", "a b", "x) R 1 (y", ""] {
-            assert_eq!(parse_stat(&format!("42 ({name}) {tail}\n")), Some(('S', 777)), "{name:?}");
+            let stat = Stat { state: 'S', threads: 17, start: 777 };
+            assert_eq!(parse_stat(&format!("42 ({name}) {tail}\n")), Some(stat), "{name:?}");
         }
         for bad in [
             "",
@@ -121,6 +131,15 @@ mod tests {
             "42 (sh) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 x",
         ] {
             assert_eq!(parse_stat(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_process_is_gone_when_its_last_thread_is() {
+        for (state, threads, gone) in
+            [('S', 1, false), ('R', 9, false), ('Z', 2, false), ('Z', 1, true), ('X', 0, true)]
+        {
+            assert_eq!(Stat { state, threads, start: 1 }.is_gone(), gone, "{state} {threads}");
         }
     }
 

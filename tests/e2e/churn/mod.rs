@@ -1,0 +1,6 @@
+//! What comes and goes: agents that die, hosts that are cut off, endpoints and nodes that leave.
+
+mod departure;
+mod partition;
+mod restart;
+pub(crate) mod world;

@@ -1,0 +1,136 @@
+//! Both sides of a partition go on, and agree when it ends; a dead node's rows are hidden, not forgotten (I11, I12).
+
+use std::{collections::BTreeSet, env, time::Duration};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::world::{Lab, ip, tell, wait_until};
+
+const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
+
+#[test]
+fn i11_i12_both_sides_of_a_partition_agree_after_it() -> Result<()> {
+    let lab = Lab::up(3)?;
+    lab.vx("h1", &["network", "create", "blue"])?;
+    wait_until("h3 knows it", || {
+        Ok(lab.find("h3", &["network", "ls"], "name", "blue")?.is_some())
+    })?;
+    lab.run_sandbox("h1", "blue", "before1")?;
+    lab.run_sandbox("h3", "blue", "before3")?;
+    lab.lab(&["cut", "h3"])?;
+    let mut older = Vec::new();
+    for host in ["h1", "h3"] {
+        // One name on both sides, one number on both sides, and one of each side's own.
+        let both = lab.json(host, &["network", "create", "both"])?;
+        let own = format!("own-{host}");
+        lab.vx(host, &["network", "create", &own])?;
+        let numbered =
+            lab.json(host, &["network", "create", &format!("number-{host}"), "--vni", "77"])?;
+        older.push((both["id"].clone(), numbered["id"].clone()));
+        for (network, name) in [("blue", "same"), ("both", "twin"), (&own, "mine")] {
+            lab.run_sandbox(host, network, &format!("{name}-{host}"))?;
+        }
+        // In one network two endpoints may get one name, on two sides.
+        lab.attach(host, "blue", "dup")?;
+    }
+    let full = env::var_os("VXMESH_FULL").is_some();
+    std::thread::sleep(Duration::from_secs(if full { 30 } else { 5 }));
+    lab.lab(&["heal"])?;
+    let known = || {
+        let all = HOSTS.iter().map(|host| lab.json(host, &["endpoint", "ls"]));
+        let all = all.collect::<Result<Vec<Value>>>()?;
+        Ok(all.iter().all(|rows| rows.as_array().map(Vec::len) == Some(10)))
+    };
+    let took = wait_until("all hosts know all endpoints", known)?;
+    let agreed = wait_until("all pairs agree", || lab.agree(&HOSTS))?;
+    tell(&format!("healed: all known after {took:?}, all pairs agree {agreed:?} later"));
+
+    let networks = lab.json("h2", &["network", "ls"])?;
+    let state = |id: &Value| {
+        let rows = networks.as_array().into_iter().flatten();
+        rows.filter(|row| row["id"] == *id).map(|row| row["state"].clone()).next()
+    };
+    let [(both1, number1), (both3, number3)] = older.as_slice() else { unreachable!("two sides") };
+    assert_eq!([state(both1), state(number1)], [Some(json!("active")), Some(json!("active"))]);
+    assert_eq!([state(both3), state(number3)], [Some(json!("conflict")), Some(json!("conflict"))]);
+    for own in ["own-h1", "own-h3"] {
+        assert!(lab.find("h2", &["network", "ls"], "name", own)?.is_some(), "{own}");
+    }
+    // The name means two networks by now, on every host.
+    let ambiguous = lab.try_vx("h2", &["network", "inspect", "both"])?;
+    assert_eq!(ambiguous.status.code(), Some(4), "{ambiguous:?}");
+    no_address_twice(&lab.json("h2", &["map", "ls"])?)?;
+
+    // Traffic crosses the healed cut.
+    let far = lab.find("h1", &["endpoint", "ls"], "name", "same-h3")?.context("not known")?;
+    let address = ip(&far)?.to_string();
+    wait_until("the other side is reached", || {
+        let ping = ["exec", "same-h1", "--", "ping", "-c1", "-W1", &address];
+        Ok(lab.try_vx("h1", &ping)?.status.success())
+    })?;
+    Ok(())
+}
+
+fn no_address_twice(rows: &Value) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    for row in rows.as_array().context("no rows")? {
+        for ip in row["ips"].as_array().context("no addresses")? {
+            assert!(
+                seen.insert((row["network"].to_string(), ip.to_string())),
+                "{ip} twice: {rows}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_dead_nodes_rows_are_hidden_and_come_back_with_it() -> Result<()> {
+    let lab = Lab::up(3)?;
+    lab.vx("h1", &["network", "create", "blue"])?;
+    wait_until("h3 knows it", || {
+        Ok(lab.find("h3", &["network", "ls"], "name", "blue")?.is_some())
+    })?;
+    let web = lab.run_sandbox("h3", "blue", "web")?;
+    let address = ip(&web)?;
+    let located = |host: &str| -> Result<Option<i32>> {
+        Ok(lab.try_vx(host, &["locate", &address.to_string()])?.status.code())
+    };
+    let state = |host: &str| -> Result<Value> {
+        let row = lab.find(host, &["node", "ls"], "name", "h3")?;
+        Ok(row.context("h3 is forgotten")?["state"].clone())
+    };
+    wait_until("h1 and h2 locate it", || {
+        Ok(located("h1")? == Some(0) && located("h2")? == Some(0))
+    })?;
+    lab.lab(&["kill", "h3"])?;
+    for host in ["h1", "h2"] {
+        let took = wait_until("it is dead", || Ok(state(host)? == "dead"))?;
+        tell(&format!("{host} shows a killed host as dead, {took:?} after it began to look"));
+        assert_eq!(located(host)?, Some(3), "not found");
+        assert_eq!(lab.json(host, &["map", "ls"])?, json!([]));
+    }
+    // Death frees nothing: its addresses are nobody's to give, and the refusal says whose.
+    let next = match address {
+        std::net::IpAddr::V4(v4) => std::net::Ipv4Addr::from_bits(v4.to_bits() + 9).to_string(),
+        std::net::IpAddr::V6(_) => return Err(anyhow::anyhow!("the first address is IPv4")),
+    };
+    for (wanted, says) in
+        [(address.to_string(), "in use"), (next, "node h3, which is not reachable")]
+    {
+        let run = ["run", "--network", "blue", "--ip", &wanted, "--", "true"];
+        let output = lab.try_vx("h1", &run)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(125), "{said}");
+        assert!(said.contains(says), "{said}");
+    }
+    lab.lab(&["start", "h3"])?;
+    for host in ["h1", "h2"] {
+        let took = wait_until("it is alive", || Ok(state(host)? == "alive"))?;
+        let rows = wait_until("its rows are back", || Ok(located(host)? == Some(0)))?;
+        tell(&format!("{host}: alive again after {took:?}, its rows {rows:?} later"));
+    }
+    wait_until("the hosts agree", || lab.agree(&HOSTS))?;
+    Ok(())
+}
