@@ -171,10 +171,14 @@ impl Mesh {
         let mut hosted = self.host.lock().await;
         self.clear_sandboxes(&mut hosted).await?;
         self.detach_all(&mut hosted).await?;
+        let mut last_words = Vec::new();
         if let Some(heir) = self.live_nodes().into_iter().find(|node| *node != self.me) {
             for (network, transfer) in self.addresses.give_all(heir) {
-                if let Err(refusal) = self.sign_transfer(network, transfer) {
-                    warn!(%network, reason = refusal.message, "addresses are not handed over");
+                match self.sign_transfer(network, transfer) {
+                    Ok(text) => last_words.push(text),
+                    Err(refusal) => {
+                        warn!(%network, reason = refusal.message, "addresses are not handed over");
+                    }
                 }
             }
         }
@@ -189,8 +193,9 @@ impl Mesh {
                 })
             }
         })?;
-        // Asked for, so that the goodbye is known before the connection closes.
-        self.say_goodbye(left.text().to_string()).await;
+        // Asked for, so that all of it is known before the connection closes: no copy stays here.
+        last_words.push(left.text().to_string());
+        self.say_goodbye(&last_words).await;
         self.stop().await;
         for table in Table::ALL {
             for (key, _value) in
