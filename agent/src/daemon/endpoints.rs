@@ -400,7 +400,7 @@ impl Mesh {
             let mesh = Arc::clone(self);
             // Waits for the worker to end.
             let stopped =
-                tokio::task::spawn_blocking(move || mesh.plane.disconnect(local.table.spec().vni))
+                tokio::task::spawn_blocking(move || mesh.plane.disconnect(local.table.spec().id))
                     .await;
             stopped.map_err(|error| failed(error, "see the agent's log"))?;
         }

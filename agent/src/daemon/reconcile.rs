@@ -86,9 +86,13 @@ impl Mesh {
     fn follow_tables(&self, gossip: &Gossip) -> BTreeSet<NodeId> {
         let mut met = BTreeSet::new();
         let active = self.objects.read(ObjectSet::active_networks);
-        for (id, local) in lock(&self.locals).iter_mut() {
-            let claims =
+        let mut locals = lock(&self.locals);
+        self.plane.serve(|id| active.contains(&id));
+        for (id, local) in locals.iter_mut() {
+            let mut claims =
                 if active.contains(id) { self.believed(gossip, *id) } else { Claims::new() };
+            // A claim whose node is no peer yet waits for the round that knows it; what is noted here is in the table.
+            claims.retain(|key, _claim| key.node == self.me || self.peers.get(key.node).is_some());
             let updates = self.updates(local, &claims);
             met.extend(updates.iter().filter_map(|update| match update {
                 TableUpdate::PutMember(node, _peer) => Some(*node),
