@@ -45,6 +45,7 @@ impl Mesh {
             }
         }
         self.objects.read(|set| self.addresses.follow(set));
+        self.forget_refused(gossip);
         self.follow_peers(gossip).await;
         // A handshake before the first frame: it saves that frame the wait, and tells a peer that still seals for this
         // node's last life.
@@ -136,6 +137,17 @@ impl Mesh {
             }
         }
         believed
+    }
+
+    /// Forgets unbelieved claims that were withdrawn, so that nobody can grow the list of them (I5).
+    fn forget_refused(&self, gossip: &Gossip) {
+        let mut refused = lock(&self.refused);
+        gossip.with_directory(|directory| {
+            refused.retain(|key| {
+                let entry = directory.get(key.node, Key::Endpoint(key.endpoint));
+                entry.is_some_and(|entry| matches!(entry.record.claim(), Claim::Endpoint(_)))
+            });
+        });
     }
 
     fn updates(&self, local: &Local, claims: &Claims) -> Vec<TableUpdate<Arc<Peer>>> {

@@ -12,7 +12,7 @@ use vxmesh_gossip::{membership::World, transport::Pipe};
 use vxmesh_proto::{
     addr::NodeId,
     control::{MemberInfo, Push, Refusal, RefusalCode, Request, Response},
-    object::KeyRing,
+    object::{KeyRing, ObjectId},
 };
 
 use super::mesh::Mesh;
@@ -33,7 +33,11 @@ pub(super) struct Outlook {
 
 impl KeyRing for Outlook {
     fn public_key(&self, node: NodeId) -> Option<[u8; 32]> {
-        self.mesh.upgrade()?.objects.read(|set| set.public_key(node))
+        // Who left has no say any more: its records go, whoever still holds copies.
+        let member = ObjectId::Member(node);
+        self.mesh.upgrade()?.objects.read(|set| {
+            set.get(&member).filter(|member| !member.closed()).and_then(|_| set.public_key(node))
+        })
     }
 }
 
