@@ -67,7 +67,10 @@ impl Agent {
     /// Starts the mesh with these credentials.
     pub(super) async fn become_member(&self, credentials: Credentials) -> Result<(), ApiError> {
         let mesh = Mesh::start(self.config.clone(), credentials).await?;
-        mesh.collect_sandboxes().await?;
+        if let Err(error) = mesh.collect_sandboxes().await {
+            mesh.stop().await;
+            return Err(error);
+        }
         *self.mesh.write().await = Some(mesh);
         Ok(())
     }

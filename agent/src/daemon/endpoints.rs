@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 use vxmesh_proto::{
-    addr::{EndpointId, MacAddr, Name, NetworkId},
+    addr::{EndpointId, MacAddr, Name, NetworkId, NodeId},
     control::Request,
     ipam::AllocateError,
     object::{self, NetworkState},
@@ -113,6 +113,10 @@ impl From<OverlayError> for ApiError {
     }
 }
 
+fn gone(why: &str) -> ApiError {
+    ApiError::new(ErrorCode::NotFound, why, "attach it again")
+}
+
 fn conflict(message: String, hint: &str) -> ApiError {
     ApiError::new(ErrorCode::Conflict, message, hint)
 }
@@ -129,7 +133,7 @@ impl Mesh {
         self: &Arc<Self>,
         spec: AttachSpec,
     ) -> Result<api::Endpoint, ApiError> {
-        let mut hosted = self.host.lock().await;
+        let mut hosted = self.lock_host().await?;
         let endpoint = self.attach_stored(&mut hosted, spec).await?;
         drop(hosted);
         self.reconcile().await;
@@ -413,7 +417,7 @@ impl Mesh {
         self: &Arc<Self>,
         reference: &str,
     ) -> Result<api::Endpoint, ApiError> {
-        let mut hosted = self.host.lock().await;
+        let mut hosted = self.lock_host().await?;
         let row = resolve::one(&self.endpoint_list(), reference).cloned()?;
         if row.node != self.me {
             let message =
@@ -464,33 +468,49 @@ impl Mesh {
     pub(super) async fn adopt(self: &Arc<Self>) -> Result<(), ApiError> {
         let mut hosted = self.host.lock().await;
         for endpoint in self.stored_endpoints()? {
-            if let Err(error) = self.adopt_one(&mut hosted, &endpoint).await {
-                warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; it is removed");
-                self.withdraw(endpoint.id);
-                self.undo(&mut hosted, &endpoint).await;
+            match self.adopt_one(&mut hosted, &endpoint).await {
+                Ok(()) => {}
+                Err(error) if error.code == ErrorCode::Failed => {
+                    // The sandbox may still have interface and address (I9).
+                    warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; restart the agent when this is mended");
+                }
+                Err(error) => {
+                    warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; it is removed");
+                    self.withdraw(endpoint.id);
+                    self.undo(&mut hosted, &endpoint).await;
+                }
             }
         }
         Ok(())
     }
 
+    /// [`ErrorCode::Failed`] means that the endpoint may still be there; any other error, that it cannot be.
     async fn adopt_one(
         self: &Arc<Self>,
         hosted: &mut Hosted,
         endpoint: &Stored,
     ) -> Result<(), ApiError> {
         let Some((network, _state)) = self.network_object(endpoint.network) else {
-            return Err(failed("its network is gone", "attach it again"));
+            return Err(gone("its network is gone"));
         };
         if !endpoint.attached {
             // The namespace may have been made for it.
             self.host_network(hosted, endpoint.network, &network).await?;
-            return Err(failed("it was never wholly attached", "attach it again"));
+            return Err(gone("it was never wholly attached"));
         }
-        Netns::open(&endpoint.netns).map_err(OverlayError::from)?;
+        // The number of a process may be another's by now, and its namespace outlive it: then the cable tells.
+        let by_process = endpoint.netns.starts_with("/proc");
+        if !by_process {
+            Netns::open(&endpoint.netns).map_err(OverlayError::from)?;
+        }
         let overlay = self.host_network(hosted, endpoint.network, &network).await?;
-        if !overlay.plugged().await?.contains(&endpoint.id) {
-            overlay.attach(&endpoint.plug()).await?;
+        if overlay.plugged().await?.contains(&endpoint.id) {
+            return Ok(());
         }
+        if by_process {
+            return Err(gone("its sandbox is gone"));
+        }
+        overlay.attach(&endpoint.plug()).await?;
         Ok(())
     }
 
@@ -507,6 +527,22 @@ impl Stored {
     /// What the endpoint is plugged into.
     pub(super) fn place(&self) -> String {
         self.sandbox.clone().unwrap_or_else(|| self.netns.display().to_string())
+    }
+
+    /// As the API shows it; nothing while it is half made.
+    pub(super) fn row(&self, node: NodeId) -> Option<api::Endpoint> {
+        self.attached.then(|| api::Endpoint {
+            id: self.id,
+            name: self.name.clone(),
+            network: self.network,
+            node,
+            sandbox: Some(self.place()),
+            ifname: self.ifname.clone(),
+            mac: self.mac,
+            ips: self.ips.clone(),
+            aliases: self.aliases.clone(),
+            incarnation: self.incarnation,
+        })
     }
 
     /// The interface inside.

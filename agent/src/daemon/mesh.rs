@@ -20,7 +20,7 @@ use std::{
 use arc_swap::ArcSwap;
 use ring::signature::Ed25519KeyPair;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     task::JoinHandle,
 };
 use tracing::{info, warn};
@@ -39,7 +39,7 @@ use super::{
     addresses::Addresses,
     endpoints::Hosted,
     peers::{Ca, Peers, reachable},
-    world::Outlook,
+    world::{Outlook, PUSHES},
 };
 use crate::{
     api::{ApiError, ErrorCode},
@@ -89,6 +89,8 @@ pub(super) struct Mesh {
     /// Claims that are not believed, so that each is reported once.
     pub(super) refused: Mutex<BTreeSet<RowKey>>,
     pub(super) prefetching: AtomicBool,
+    /// Room for pushes that are being taken.
+    pub(super) pushes: Arc<Semaphore>,
     pub(super) syncing: Mutex<BTreeMap<NodeId, Instant>>,
     pub(super) seed: u64,
     stop: watch::Sender<bool>,
@@ -190,6 +192,7 @@ impl Mesh {
             kick: Notify::new(),
             refused: Mutex::default(),
             prefetching: AtomicBool::new(false),
+            pushes: Arc::new(Semaphore::new(PUSHES)),
             syncing: Mutex::default(),
             seed: rand::random(),
             stop: watch::Sender::new(false),
@@ -366,6 +369,19 @@ impl Mesh {
         if let Some(control) = self.control.get() {
             control.stop().await;
         }
+    }
+
+    /// The right to change the host; refused once this node has left or stops.
+    pub(super) async fn lock_host(&self) -> Result<tokio::sync::MutexGuard<'_, Hosted>, ApiError> {
+        let hosted = self.host.lock().await;
+        if *self.stop.borrow() {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                "the agent stops, or this node has left the mesh",
+                "see `vxmesh status`",
+            ));
+        }
+        Ok(hosted)
     }
 
     /// Where things of this boot live.
