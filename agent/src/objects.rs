@@ -36,6 +36,8 @@ pub enum PublishError {
 /// The objects of this node.
 pub struct Objects {
     set: Mutex<ObjectSet>,
+    /// Held from merging to writing, and taken before the set: else an older version could be written last.
+    writing: Mutex<()>,
     mesh: NodeId,
     pair: Arc<Ed25519KeyPair>,
     ca: Arc<dyn Certifier + Send + Sync>,
@@ -69,7 +71,15 @@ impl Objects {
                 warn!(%id, %reason, "a stored object is not admitted");
             }
         }
-        Ok(Self { set: Mutex::new(set), mesh, pair, ca, store, changed: watch::Sender::new(0) })
+        Ok(Self {
+            set: Mutex::new(set),
+            writing: Mutex::default(),
+            mesh,
+            pair,
+            ca,
+            store,
+            changed: watch::Sender::new(0),
+        })
     }
 
     /// Looks at the set. The closure must be short: merges wait for it.
@@ -91,6 +101,7 @@ impl Objects {
         &self,
         draft: impl FnOnce(&ObjectSet, Hlc) -> Result<Draft, E>,
     ) -> Result<Arc<Object>, E> {
+        let _in_order = self.in_order();
         let mut set = self.lock();
         let stamp = set.stamp(unix_ms());
         let draft = draft(&set, stamp)?;
@@ -130,6 +141,7 @@ impl Objects {
         texts: impl IntoIterator<Item = &'a str>,
     ) -> Result<Vec<Arc<Object>>, StoreError> {
         let mut fresh = Vec::new();
+        let _in_order = self.in_order();
         let mut set = self.lock();
         for text in texts {
             match set.merge(text, self.ca.as_ref(), unix_ms()) {
@@ -161,6 +173,10 @@ impl Objects {
 
     fn notify(&self) {
         self.changed.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn in_order(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, ObjectSet> {

@@ -67,7 +67,10 @@ impl Agent {
     /// Starts the mesh with these credentials.
     pub(super) async fn become_member(&self, credentials: Credentials) -> Result<(), ApiError> {
         let mesh = Mesh::start(self.config.clone(), credentials).await?;
-        mesh.collect_sandboxes().await?;
+        if let Err(error) = mesh.collect_sandboxes().await {
+            mesh.stop().await;
+            return Err(error);
+        }
         *self.mesh.write().await = Some(mesh);
         Ok(())
     }
@@ -193,10 +196,9 @@ impl Mesh {
                 })
             }
         })?;
-        // Asked for, so that the goodbye is known before the connection closes; and the transfers with it, because a push
-        // may be lost and there is nobody to repeat it.
+        // Asked for, so that all of it is known before the connection closes: no copy stays here.
         last_words.push(left.text().to_string());
-        self.say_goodbye(last_words).await;
+        self.say_goodbye(&last_words).await;
         self.stop().await;
         for table in Table::ALL {
             for (key, _value) in

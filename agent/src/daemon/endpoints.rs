@@ -111,6 +111,10 @@ impl From<OverlayError> for ApiError {
     }
 }
 
+fn gone(why: &str) -> ApiError {
+    ApiError::new(ErrorCode::NotFound, why, "attach it again")
+}
+
 fn conflict(message: String, hint: &str) -> ApiError {
     ApiError::new(ErrorCode::Conflict, message, hint)
 }
@@ -127,7 +131,7 @@ impl Mesh {
         self: &Arc<Self>,
         spec: AttachSpec,
     ) -> Result<api::Endpoint, ApiError> {
-        let mut hosted = self.host.lock().await;
+        let mut hosted = self.lock_host().await?;
         let endpoint = self.attach_stored(&mut hosted, spec).await?;
         drop(hosted);
         self.reconcile().await;
@@ -431,7 +435,7 @@ impl Mesh {
             let mesh = Arc::clone(self);
             // Waits for the worker to end.
             let stopped =
-                tokio::task::spawn_blocking(move || mesh.plane.disconnect(local.table.spec().vni))
+                tokio::task::spawn_blocking(move || mesh.plane.disconnect(local.table.spec().id))
                     .await;
             stopped.map_err(|error| failed(error, "see the agent's log"))?;
         }
@@ -444,7 +448,7 @@ impl Mesh {
         self: &Arc<Self>,
         reference: &str,
     ) -> Result<api::Endpoint, ApiError> {
-        let mut hosted = self.host.lock().await;
+        let mut hosted = self.lock_host().await?;
         let row = resolve::one(&self.endpoint_list(), reference).cloned()?;
         if row.node != self.me {
             let message =
@@ -497,10 +501,17 @@ impl Mesh {
     pub(super) async fn adopt(self: &Arc<Self>) -> Result<(), ApiError> {
         let mut hosted = self.host.lock().await;
         for endpoint in self.stored_endpoints()? {
-            if let Err(error) = self.adopt_one(&mut hosted, &endpoint).await {
-                warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; it is removed");
-                self.withdraw(endpoint.id);
-                self.undo(&mut hosted, &endpoint).await;
+            match self.adopt_one(&mut hosted, &endpoint).await {
+                Ok(()) => {}
+                Err(error) if error.code == ErrorCode::Failed => {
+                    // The sandbox may still have interface and address (I9).
+                    warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; restart the agent when this is mended");
+                }
+                Err(error) => {
+                    warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; it is removed");
+                    self.withdraw(endpoint.id);
+                    self.undo(&mut hosted, &endpoint).await;
+                }
             }
         }
         self.sweep(&hosted).await
@@ -521,21 +532,27 @@ impl Mesh {
         Ok(())
     }
 
+    /// [`ErrorCode::Failed`] means that the endpoint may still be there; any other error, that it cannot be.
     async fn adopt_one(
         self: &Arc<Self>,
         hosted: &mut Hosted,
         endpoint: &Stored,
     ) -> Result<(), ApiError> {
         let Some((network, _state)) = self.network_object(endpoint.network) else {
-            return Err(failed("its network is gone", "attach it again"));
+            return Err(gone("its network is gone"));
         };
         if !endpoint.attached {
             // The namespace may have been made for it.
             self.host_network(hosted, endpoint.network, &network).await?;
-            return Err(failed("it was never wholly attached", "attach it again"));
+            return Err(gone("it was never wholly attached"));
         }
         // Whatever follows, undoing it takes the namespace away after the last endpoint.
         let overlay = self.host_network(hosted, endpoint.network, &network).await?;
+        // The number of a process may be another's by now, and its namespace outlive it: then the cable tells.
+        if endpoint.netns.starts_with("/proc") {
+            let plugged = overlay.plugged().await?.contains(&endpoint.id);
+            return if plugged { Ok(()) } else { Err(gone("its sandbox is gone")) };
+        }
         Netns::open(&endpoint.netns).map_err(OverlayError::from)?;
         // Mends what is plugged in, and plugs in what is not.
         overlay.attach(&endpoint.plug()).await?;
@@ -555,6 +572,22 @@ impl Stored {
     /// What the endpoint is plugged into.
     pub(super) fn place(&self) -> String {
         self.sandbox.clone().unwrap_or_else(|| self.netns.display().to_string())
+    }
+
+    /// As the API shows it; nothing while it is half made.
+    pub(super) fn row(&self, node: NodeId) -> Option<api::Endpoint> {
+        self.attached.then(|| api::Endpoint {
+            id: self.id,
+            name: self.name.clone(),
+            network: self.network,
+            node,
+            sandbox: Some(self.place()),
+            ifname: self.ifname.clone(),
+            mac: self.mac,
+            ips: self.ips.clone(),
+            aliases: self.aliases.clone(),
+            incarnation: self.incarnation,
+        })
     }
 
     /// The interface inside.

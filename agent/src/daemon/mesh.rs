@@ -20,7 +20,7 @@ use std::{
 use arc_swap::ArcSwap;
 use ring::signature::Ed25519KeyPair;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     task::JoinHandle,
 };
 use tracing::{info, warn};
@@ -38,7 +38,7 @@ use zeroize::Zeroizing;
 use super::{
     endpoints::Hosted,
     peers::{Ca, Peers, reachable},
-    world::Outlook,
+    world::{Outlook, PUSHES},
 };
 use crate::{
     api::{ApiError, ErrorCode},
@@ -88,6 +88,8 @@ pub(super) struct Mesh {
     /// Claims that are not believed, so that each is reported once.
     pub(super) refused: Mutex<BTreeSet<RowKey>>,
     pub(super) prefetching: AtomicBool,
+    /// Room for pushes that are being taken.
+    pub(super) pushes: Arc<Semaphore>,
     pub(super) syncing: Mutex<BTreeMap<NodeId, Instant>>,
     pub(super) seed: u64,
     stop: watch::Sender<bool>,
@@ -189,6 +191,7 @@ impl Mesh {
             kick: Notify::new(),
             refused: Mutex::default(),
             prefetching: AtomicBool::new(false),
+            pushes: Arc::new(Semaphore::new(PUSHES)),
             syncing: Mutex::default(),
             seed: rand::random(),
             stop: watch::Sender::new(false),
@@ -365,6 +368,19 @@ impl Mesh {
         if let Some(control) = self.control.get() {
             control.stop().await;
         }
+    }
+
+    /// The right to change the host; refused once this node has left or stops.
+    pub(super) async fn lock_host(&self) -> Result<tokio::sync::MutexGuard<'_, Hosted>, ApiError> {
+        let hosted = self.host.lock().await;
+        if *self.stop.borrow() {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                "the agent stops, or this node has left the mesh",
+                "see `vxmesh status`",
+            ));
+        }
+        Ok(hosted)
     }
 
     /// Where things of this boot live.

@@ -109,6 +109,8 @@ impl Mesh {
         self: &Arc<Self>,
         reference: &str,
     ) -> Result<api::Network, ApiError> {
+        // An endpoint that is being attached is seen, or finds no network: never neither. This is no thread of the runtime.
+        let _host = self.host.blocking_lock();
         let network = self.find_network(reference)?;
         let endpoints =
             self.endpoint_list().into_iter().filter(|endpoint| endpoint.network == network.id);

@@ -47,6 +47,7 @@ impl Mesh {
             }
         }
         self.objects.read(|set| self.addresses.follow(set));
+        self.forget_refused(gossip);
         self.follow_peers(gossip).await;
         // A handshake before the first frame: it saves that frame the wait, and tells a peer that still seals for this
         // node's last life.
@@ -88,7 +89,9 @@ impl Mesh {
     fn follow_tables(&self, gossip: &Gossip) -> BTreeSet<NodeId> {
         let mut met = BTreeSet::new();
         let active = self.objects.read(ObjectSet::active_networks);
-        for (id, local) in lock(&self.locals).iter_mut() {
+        let mut locals = lock(&self.locals);
+        self.plane.serve(|id| active.contains(&id));
+        for (id, local) in locals.iter_mut() {
             let claims =
                 if active.contains(id) { self.believed(gossip, *id) } else { Claims::new() };
             let peer = |node| self.peers.get(node);
@@ -121,6 +124,17 @@ impl Mesh {
             }
         }
         believed
+    }
+
+    /// Forgets unbelieved claims that were withdrawn, so that nobody can grow the list of them (I5).
+    fn forget_refused(&self, gossip: &Gossip) {
+        let mut refused = lock(&self.refused);
+        gossip.with_directory(|directory| {
+            refused.retain(|key| {
+                let entry = directory.get(key.node, Key::Endpoint(key.endpoint));
+                entry.is_some_and(|entry| matches!(entry.record.claim(), Claim::Endpoint(_)))
+            });
+        });
     }
 
     /// The first snapshot of a network: nobody in it.

@@ -87,6 +87,11 @@ impl Stored {
     }
 }
 
+fn sandbox_gone(name: &Name) -> ApiError {
+    let message = format!("sandbox `{name}` is gone");
+    ApiError::new(ErrorCode::NotFound, message, "see `vxmesh sandbox ls`")
+}
+
 impl Mesh {
     fn stored_sandboxes(&self) -> Result<Vec<Stored>, ApiError> {
         let rows = self.store.list::<Stored>(Table::Sandboxes).map_err(store_failed)?;
@@ -106,13 +111,7 @@ impl Mesh {
         let rows = self.sandbox_list()?;
         let name = resolve::one(&rows, reference)?.name.clone();
         let stored = self.store.get(Table::Sandboxes, name.as_str()).map_err(store_failed)?;
-        stored.ok_or_else(|| {
-            ApiError::new(
-                ErrorCode::NotFound,
-                format!("sandbox `{name}` is gone"),
-                "see `vxmesh sandbox ls`",
-            )
-        })
+        stored.ok_or_else(|| sandbox_gone(&name))
     }
 
     /// Makes a namespace with an endpoint in each network. A failure leaves nothing behind.
@@ -120,7 +119,7 @@ impl Mesh {
         self: &Arc<Self>,
         spec: SandboxSpec,
     ) -> Result<api::Sandbox, ApiError> {
-        let mut hosted = self.host.lock().await;
+        let mut hosted = self.lock_host().await?;
         let name = match spec.name.clone() {
             Some(name) => name,
             None => format!("sb-{:08x}", rand::random::<u32>())
@@ -195,7 +194,7 @@ impl Mesh {
         reference: &str,
         pid: u32,
     ) -> Result<api::Sandbox, ApiError> {
-        let mut sandbox = self.find_sandbox(reference)?;
+        let name = self.find_sandbox(reference)?.name;
         let gone = || {
             ApiError::new(
                 ErrorCode::NotFound,
@@ -203,9 +202,17 @@ impl Mesh {
                 "start the command first",
             )
         };
-        sandbox.process = Some(Process::look(pid).ok_or_else(gone)?);
-        self.save_sandbox(&sandbox)?;
-        Ok(sandbox.row())
+        let process = Process::look(pid).ok_or_else(gone)?;
+        // In one transaction, so that a sandbox that is removed meanwhile does not come back.
+        let noted = self.store.write(|txn| {
+            let Some(mut sandbox) = txn.get::<Stored>(Table::Sandboxes, name.as_str())? else {
+                return Ok(None);
+            };
+            sandbox.process = Some(process);
+            txn.put(Table::Sandboxes, name.as_str(), &sandbox)?;
+            Ok(Some(sandbox.row()))
+        });
+        noted.map_err(store_failed)?.ok_or_else(|| sandbox_gone(&name))
     }
 
     /// Ends a sandbox's process and removes the sandbox.
@@ -217,7 +224,7 @@ impl Mesh {
         if let Some(process) = sandbox.process {
             end(process).await?;
         }
-        let mut hosted = self.host.lock().await;
+        let mut hosted = self.lock_host().await?;
         // Its supervisor removes it, too; whoever comes second must not take a new one of that name.
         let current = self.stored_sandboxes()?.into_iter().find(|other| other.name == sandbox.name);
         if current.is_some_and(|current| current.endpoints == sandbox.endpoints) {

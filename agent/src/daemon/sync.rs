@@ -10,6 +10,7 @@ use vxmesh_proto::{
     addr::{NetworkId, NodeId},
     control::{Push, Refusal, RefusalCode, Request, Response},
     ipam::Transfer,
+    limits::OBJECT_BATCH_LEN,
     object::{self, Content, Draft},
     record::SignedRecord,
 };
@@ -165,10 +166,7 @@ impl Mesh {
             Some(None) => {
                 Err(refusal(RefusalCode::Conflict, "this node has no addresses to spare"))
             }
-            Some(Some(transfer)) => {
-                let text = self.sign_transfer(network, transfer)?;
-                Ok(Response::Objects { objects: vec![text] })
-            }
+            Some(Some(transfer)) => self.answer_transfer(network, transfer),
         }
     }
 
@@ -189,11 +187,14 @@ impl Mesh {
         match given {
             None => Err(refusal(RefusalCode::NotFound, "this node knows no such subnet")),
             Some(Err(why)) => Err(refusal(RefusalCode::Conflict, why.to_string())),
-            Some(Ok(transfer)) => {
-                let text = self.sign_transfer(network, transfer)?;
-                Ok(Response::Objects { objects: vec![text] })
-            }
+            Some(Ok(transfer)) => self.answer_transfer(network, transfer),
         }
+    }
+
+    fn answer_transfer(&self, network: NetworkId, transfer: Transfer) -> Result<Response, Refusal> {
+        let text = self.sign_transfer(network, transfer)?;
+        self.push_objects([text.clone()]);
+        Ok(Response::Objects { objects: vec![text] })
     }
 
     /// Signs a transfer and writes it down before anybody hears of it.
@@ -208,10 +209,25 @@ impl Mesh {
             .objects
             .publish::<PublishError>(|_set, hlc| Ok(Draft::new(hlc, content)))
             .map_err(|error| refusal(RefusalCode::Failed, error.to_string()))?;
-        let text = signed.text().to_string();
-        self.push_objects([text.clone()]);
-        Ok(text)
+        Ok(signed.text().to_string())
     }
+}
+
+/// Texts in the same order, as many together as one message may hold.
+fn batches(texts: &[String]) -> Vec<Vec<String>> {
+    let mut batches: Vec<Vec<String>> = Vec::new();
+    let mut room = 0;
+    for text in texts {
+        match batches.last_mut().filter(|_| text.len() <= room) {
+            Some(batch) => batch.push(text.clone()),
+            None => {
+                batches.push(vec![text.clone()]);
+                room = OBJECT_BATCH_LEN;
+            }
+        }
+        room = room.saturating_sub(text.len());
+    }
+    batches
 }
 
 pub(super) fn refusal(code: RefusalCode, message: impl Into<String>) -> Refusal {
@@ -228,19 +244,41 @@ async fn off_runtime<T: Send + 'static>(
 }
 
 impl Mesh {
-    /// Hands everybody who is connected the news that this node left, and waits until they have it.
-    pub(super) async fn say_goodbye(&self, objects: Vec<String>) {
+    /// Hands everybody who is connected the last objects of this node, and waits until they have them.
+    pub(super) async fn say_goodbye(&self, texts: &[String]) {
         let Some(control) = self.control.get() else { return };
-        let request = Request::ObjectsPush { objects };
+        let requests: Vec<Request> =
+            batches(texts).into_iter().map(|objects| Request::ObjectsPush { objects }).collect();
+        let requests = &requests;
         let connected = control.peers().into_iter().filter(|peer| peer.connected);
         let goodbyes = connected.map(|peer| {
-            let (control, request) = (control.clone(), request.clone());
+            let control = control.clone();
             async move {
-                if let Err(error) = control.request(peer.node, &request, ANSWER).await {
-                    debug!(node = %peer.node, %error, "goodbye not heard; others will tell");
+                for request in requests {
+                    if let Err(error) = control.request(peer.node, request, ANSWER).await {
+                        return debug!(node = %peer.node, %error, "goodbye not heard; others will tell");
+                    }
                 }
             }
         });
         futures_util::future::join_all(goodbyes).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_keep_order_and_bound() {
+        let texts: Vec<String> =
+            [10, OBJECT_BATCH_LEN, 5, OBJECT_BATCH_LEN - 5, 1].map(|len| "x".repeat(len)).into();
+        let lens = |batch: &Vec<String>| batch.iter().map(String::len).collect::<Vec<_>>();
+        let batches = batches(&texts);
+        let lens: Vec<_> = batches.iter().map(lens).collect();
+        assert_eq!(
+            lens,
+            [vec![10], vec![OBJECT_BATCH_LEN], vec![5, OBJECT_BATCH_LEN - 5], vec![1]]
+        );
     }
 }

@@ -1,6 +1,10 @@
 //! What this node knows, as rows of the admin API.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use vxmesh_gossip::directory::Entry;
@@ -87,7 +91,7 @@ impl Mesh {
         known
     }
 
-    /// The endpoints of all nodes that are up.
+    /// The endpoints of all nodes that are up, and all of this one.
     pub(super) fn endpoint_list(&self) -> Vec<api::Endpoint> {
         let local: BTreeMap<EndpointId, _> = self
             .stored_endpoints()
@@ -114,7 +118,14 @@ impl Mesh {
                 incarnation: claim.incarnation,
             }
         };
-        self.known().into_iter().map(row).collect()
+        let mut rows: Vec<api::Endpoint> = self.known().into_iter().map(row).collect();
+        // What is on this host can be detached, also if the mesh does not show it: its network was removed, or another's claim
+        // stands against it.
+        let shown: BTreeSet<EndpointId> = rows.iter().map(|row| row.id).collect();
+        let hidden = local.values().filter(|endpoint| !shown.contains(&endpoint.id));
+        rows.extend(hidden.filter_map(|endpoint| endpoint.row(self.me)));
+        rows.sort_by_key(|row| (row.network, row.id));
+        rows
     }
 
     /// `map ls`: one row per endpoint, in the order of ids.

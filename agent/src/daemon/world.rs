@@ -25,6 +25,9 @@ use crate::{
 /// killed host must be noticed, and whoever has traffic is heard every moment.
 const HEARD: Duration = Duration::from_secs(3);
 
+/// Pushes with objects that wait for the disk: 256 KiB each at most, and what is refused comes when the sets are compared.
+pub(super) const PUSHES: usize = 64;
+
 /// The agent as its control plane and its gossip see it. Weak, because the agent owns both.
 #[derive(Clone, Debug)]
 pub(super) struct Outlook {
@@ -33,10 +36,10 @@ pub(super) struct Outlook {
 
 impl KeyRing for Outlook {
     fn public_key(&self, node: NodeId) -> Option<[u8; 32]> {
-        // A node that left speaks no more: gossip forgets what it said.
+        // Who left has no say any more: its records go, whoever still holds copies.
+        let member = ObjectId::Member(node);
         self.mesh.upgrade()?.objects.read(|set| {
-            let id = ObjectId::Member(node);
-            set.public_key(node).filter(|_key| set.get(&id).is_some_and(|member| !member.closed()))
+            set.get(&member).filter(|member| !member.closed()).and_then(|_| set.public_key(node))
         })
     }
 }
@@ -90,7 +93,11 @@ impl Service for Outlook {
             return mesh.take_records(node, &push.records);
         }
         // Objects are written to disk, and records may need the keys that come with them.
+        let Ok(permit) = Arc::clone(&mesh.pushes).try_acquire_owned() else {
+            return debug!(%node, "too many pushes at once; the objects are compared later");
+        };
         tokio::task::spawn_blocking(move || {
+            let _permit = permit;
             mesh.take_objects(node, &push.objects);
             mesh.take_records(node, &push.records);
         });

@@ -41,7 +41,7 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 use tracing::{debug, error};
 use vxmesh_proto::{
-    addr::{NodeId, Vni},
+    addr::{NetworkId, NodeId, Vni},
     session::{Config, Entropy, IndexTable, NoEntropy, Peer, PeerConfig, Sessions, SetPeerError},
 };
 
@@ -58,6 +58,7 @@ struct Shared {
     udp: UdpIo,
     drops: Drops,
     index: Arc<IndexTable>,
+    /// Who gets the frames of a number. Of two networks in conflict over it only one is here.
     ports: ArcSwap<HashMap<Vni, Arc<Port>>>,
     sessions: SyncSender<SessionInput>,
     stop: EventFd,
@@ -118,8 +119,14 @@ pub enum StartError {
 pub struct Dataplane {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    workers: Mutex<HashMap<Vni, JoinHandle<()>>>,
+    workers: Mutex<HashMap<NetworkId, Worker>>,
     local_addr: SocketAddr,
+}
+
+/// A network's TAP and the thread that reads it.
+struct Worker {
+    port: Arc<Port>,
+    thread: JoinHandle<()>,
 }
 
 impl std::fmt::Debug for Dataplane {
@@ -219,27 +226,35 @@ impl Dataplane {
             }
         })?;
         self.edit_ports(|ports| ports.insert(vni, Arc::clone(&port)));
-        self.workers().insert(vni, thread);
+        self.workers().insert(port.id(), Worker { port, thread });
         Ok(())
     }
 
     /// Gives the workers of a network a new snapshot; without its TAP there is none to give it to.
     pub fn publish(&self, table: Arc<Table>) {
-        if let Some(port) = self.shared.ports.load().get(&table.spec().vni) {
-            port.publish(table);
+        if let Some(worker) = self.workers().get(&table.spec().id) {
+            worker.port.publish(table);
+        }
+    }
+
+    /// Says which networks get the frames that come with their number: of those that claim one number the active one.
+    pub fn serve(&self, is_active: impl Fn(NetworkId) -> bool) {
+        let workers = self.workers();
+        let served = || workers.values().filter(|worker| is_active(worker.port.id()));
+        let ports = self.shared.ports.load();
+        let same = |port: &Arc<Port>| ports.get(&port.vni()).is_some_and(|is| is.id() == port.id());
+        if ports.len() != served().count() || !served().all(|worker| same(&worker.port)) {
+            let served = served().map(|worker| (worker.port.vni(), Arc::clone(&worker.port)));
+            self.shared.ports.store(Arc::new(served.collect()));
         }
     }
 
     /// Stops a network's worker and gives its TAP up.
-    pub fn disconnect(&self, vni: Vni) {
-        let port = self.shared.ports.load().get(&vni).cloned();
-        self.edit_ports(|ports| ports.remove(&vni));
-        if let Some(port) = port {
-            port.device().stop();
-        }
-        if let Some(thread) = self.workers().remove(&vni) {
-            join(thread);
-        }
+    pub fn disconnect(&self, network: NetworkId) {
+        let Some(Worker { port, thread }) = self.workers().remove(&network) else { return };
+        self.edit_ports(|ports| ports.retain(|_vni, other| other.id() != network));
+        port.device().stop();
+        join(thread);
     }
 
     fn edit_ports<R>(&self, edit: impl Fn(&mut HashMap<Vni, Arc<Port>>) -> R) {
@@ -250,16 +265,16 @@ impl Dataplane {
         });
     }
 
-    fn workers(&self) -> std::sync::MutexGuard<'_, HashMap<Vni, JoinHandle<()>>> {
+    fn workers(&self) -> std::sync::MutexGuard<'_, HashMap<NetworkId, Worker>> {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Dataplane {
     fn drop(&mut self) {
-        let vnis: Vec<Vni> = self.workers().keys().copied().collect();
-        for vni in vnis {
-            self.disconnect(vni);
+        let networks: Vec<NetworkId> = self.workers().keys().copied().collect();
+        for network in networks {
+            self.disconnect(network);
         }
         if let Err(error) = self.shared.stop.write(1) {
             error!(%error, "the data path cannot be told to stop");

@@ -134,17 +134,23 @@ impl Addresses {
         let _gone = self.with_pool(network, ip.trunc(), |pool| pool.release(ip.addr(), now));
     }
 
-    /// All blocks of this node as transfers to another one, for `leave`.
+    /// All blocks of this node as transfers to another one, for `leave`. They are given up here and now: a node that asks
+    /// for space meanwhile must not get a part of them, too.
     #[must_use]
     pub fn give_all(&self, to: NodeId) -> Vec<(NetworkId, Transfer)> {
-        let pools = self.lock();
+        let mut pools = self.lock();
         let mut given = Vec::new();
-        for (network, pools) in pools.iter() {
-            for block in pools.iter().flat_map(|pool| pool.ownership().blocks()) {
-                if let Some(epoch) = block.epoch.checked_add(1).filter(|_| block.owner == self.me) {
-                    given
-                        .push((*network, Transfer { block: block.cidr, from: self.me, to, epoch }));
-                }
+        for (network, pools) in pools.iter_mut() {
+            for pool in pools {
+                let own = pool.ownership().blocks().filter(|block| block.owner == self.me);
+                let transfers: Vec<Transfer> = own
+                    .filter_map(|block| {
+                        let epoch = block.epoch.checked_add(1)?;
+                        Some(Transfer { block: block.cidr, from: self.me, to, epoch })
+                    })
+                    .collect();
+                pool.extend(transfers.iter().copied());
+                given.extend(transfers.into_iter().map(|transfer| (*network, transfer)));
             }
         }
         given
@@ -152,5 +158,38 @@ impl Addresses {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NetworkId, Vec<Pool>>> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: &[u8] = b"me";
+
+    fn addresses(network: NetworkId, cidr: &str) -> Addresses {
+        let me = NodeId::of_public_key(ME);
+        let subnet = Subnet::new(cidr.parse().unwrap(), None, []).unwrap();
+        let ownership = Ownership::new(&subnet, me, []);
+        let addresses = Addresses::new(me);
+        addresses.lock().insert(network, vec![Pool::new(subnet, ownership, me)]);
+        addresses
+    }
+
+    /// I12: two transfers of one block contradict each other, and the void one's receiver has given addresses out.
+    #[test]
+    fn what_is_given_at_leaving_is_given_to_nobody_else() {
+        let network = NetworkId::from_random([1; 16]);
+        let cidr: IpNet = "10.1.0.0/24".parse().unwrap();
+        let addresses = addresses(network, "10.1.0.0/24");
+        let (heir, other) = (NodeId::of_public_key(b"heir"), NodeId::of_public_key(b"other"));
+        assert_eq!(addresses.give_all(heir).len(), 1);
+        assert!(addresses.holds(network, heir, "10.1.0.9".parse().unwrap()));
+        let elsewhere = Elsewhere::new();
+        let given =
+            addresses.with_pool(network, cidr, |pool| pool.give(other, &elsewhere, Instant::now()));
+        assert_eq!(given, Some(None));
+        let allocated = addresses.allocate(network, cidr, None, &elsewhere).unwrap();
+        assert!(matches!(allocated, Err(AllocateError::Exhausted { .. })));
     }
 }
