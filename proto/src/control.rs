@@ -120,6 +120,11 @@ pub enum Request {
         /// Each as the text that was signed.
         objects: Vec<String>,
     },
+    /// Signed records; answered when the caller may count on them.
+    RecordsPush {
+        /// Owner, key and signed text.
+        records: Vec<(NodeId, String, String)>,
+    },
     /// Asks the owner of address blocks for one.
     BlockRequest {
         /// The network.
@@ -388,6 +393,9 @@ mod tests {
                 digest: sync::Digest { after: None, until: None, entries: Vec::new() },
             },
             Request::ObjectsPush { objects: vec!["{\"x\":1}".into()] },
+            Request::RecordsPush {
+                records: vec![(NodeId::of_public_key(b"k"), "node".into(), "t".into())],
+            },
             Request::BlockRequest { network, subnet: "10.0.0.0/24".parse().unwrap(), want: 16 },
             Request::AddressClaim {
                 network,

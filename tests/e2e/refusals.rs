@@ -134,7 +134,7 @@ fn what_cannot_be_is_refused_by_name() -> Result<()> {
     ] {
         refused(&lab, "h1", args, status, &[says, "hint:"]).or_else(|error| {
             // The parser of the words has its own form.
-            refused(&lab, "h1", args, status, &[says]).map_err(|_| error)
+            refused(&lab, "h1", args, status, &[says]).map_err(|_other| error)
         })?;
     }
     let output = lab.try_vx("h1", &["--format", "json", "network", "rm", "nowhere"])?;

@@ -1,7 +1,7 @@
 //! Endpoints of this node: plugged in, kept over restarts, unplugged.
 //!
 //! ```text
-//! attach : addresses -> store "attaching" -> host -> store "attached" -> publish -> tables      undone backwards
+//! attach : addresses -> store "attaching" -> publish -> all tables -> host -> store "attached"   undone backwards
 //! detach : withdraw -> host -> store -> addresses rest
 //! start  : "attaching" is undone; "attached" is adopted, or plugged in again, or gone with its sandbox
 //! ```
@@ -160,6 +160,7 @@ impl Mesh {
         match self.plug_in(hosted, &network, &mut endpoint).await {
             Ok(()) => Ok(endpoint),
             Err(error) => {
+                self.withdraw(endpoint.id);
                 self.undo(hosted, &endpoint).await;
                 Err(error)
             }
@@ -326,24 +327,26 @@ impl Mesh {
     ) -> Result<(), ApiError> {
         self.save(endpoint)?;
         let overlay = self.host_network(hosted, endpoint.network, network).await?;
+        // All tables know it before its first frame: none is refused, and whoever asks for it gets an answer.
+        self.announce(endpoint).await?;
         endpoint.ifname = Some(overlay.attach(&endpoint.plug()).await?);
         endpoint.attached = true;
-        self.save(endpoint)?;
-        self.announce(endpoint)
+        self.save(endpoint)
     }
 
     fn save(&self, endpoint: &Stored) -> Result<(), ApiError> {
         self.store.put(Table::Endpoints, &endpoint.id.to_string(), endpoint).map_err(store_failed)
     }
 
-    fn announce(&self, endpoint: &Stored) -> Result<(), ApiError> {
+    async fn announce(self: &Arc<Self>, endpoint: &Stored) -> Result<(), ApiError> {
         let Some(gossip) = self.gossip.get() else {
             return Err(failed("the agent is starting", "try again"));
         };
         let record = gossip.publish(&Claim::Endpoint(endpoint.claim())).map_err(|error| {
             ApiError::new(ErrorCode::Usage, error.to_string(), "nothing was changed")
         })?;
-        self.spread(&record);
+        self.reconcile().await;
+        self.spread_and_wait(&record).await;
         Ok(())
     }
 

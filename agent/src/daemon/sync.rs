@@ -20,6 +20,8 @@ use crate::objects::PublishError;
 
 /// How long a request to another node may take.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
+/// How long a new endpoint waits for all nodes to know it: it is to be reachable in 200 ms.
+const TOLD: Duration = Duration::from_millis(150);
 /// A pair of nodes compares its sets no more often than this, so that a difference that neither can mend costs little.
 const SYNC_EVERY: Duration = Duration::from_millis(500);
 /// Records in one push; 1 KiB each at most, and a push may have 256 KiB.
@@ -110,6 +112,21 @@ impl Mesh {
         }
     }
 
+    /// Tells everybody who is connected of a record and waits until their tables follow it, or for as long as a user may wait
+    /// for a node that hangs; that one hears of it by gossip.
+    pub(super) async fn spread_and_wait(&self, record: &SignedRecord) {
+        let Some(control) = self.control.get() else { return };
+        let records = vec![(record.owner, record.key.to_string(), record.text.to_string())];
+        let request = &Request::RecordsPush { records };
+        let connected = control.peers().into_iter().filter(|peer| peer.connected);
+        let told = connected.map(|peer| async move {
+            if let Err(error) = control.request(peer.node, request, TOLD).await {
+                debug!(node = %peer.node, %error, "record not acknowledged; gossip will bring it");
+            }
+        });
+        futures_util::future::join_all(told).await;
+    }
+
     /// Publishes a record that was just signed: to all at once.
     pub(super) fn spread(&self, record: &SignedRecord) {
         self.push_records(std::slice::from_ref(record));
@@ -129,6 +146,11 @@ impl Mesh {
             }
             Request::ObjectsPush { objects } => {
                 self.take_objects_off_runtime(from, &objects);
+                Ok(Response::Done)
+            }
+            Request::RecordsPush { records } => {
+                self.take_records(from, &records);
+                self.reconcile().await;
                 Ok(Response::Done)
             }
             Request::BlockRequest { network, subnet, want: _ } => {

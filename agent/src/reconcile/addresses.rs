@@ -189,7 +189,8 @@ mod tests {
         let given =
             addresses.with_pool(network, cidr, |pool| pool.give(other, &elsewhere, Instant::now()));
         assert_eq!(given, Some(None));
-        let allocated = addresses.allocate(network, cidr, None, &elsewhere).unwrap();
+        let allocated =
+            addresses.allocate(network, cidr, None, &elsewhere, Instant::now()).unwrap();
         assert!(matches!(allocated, Err(AllocateError::Exhausted { .. })));
     }
 }

@@ -51,7 +51,7 @@ fn i11_i12_both_sides_of_a_partition_agree_after_it() -> Result<()> {
         let rows = networks.as_array().into_iter().flatten();
         rows.filter(|row| row["id"] == *id).map(|row| row["state"].clone()).next()
     };
-    let [(both1, number1), (both3, number3)] = older.as_slice() else { unreachable!("two sides") };
+    let [(both1, number1), (both3, number3)] = older.as_slice() else { panic!("two sides") };
     assert_eq!([state(both1), state(number1)], [Some(json!("active")), Some(json!("active"))]);
     assert_eq!([state(both3), state(number3)], [Some(json!("conflict")), Some(json!("conflict"))]);
     for own in ["own-h1", "own-h3"] {

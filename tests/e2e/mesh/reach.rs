@@ -61,6 +61,10 @@ fn all_pairs(lab: &Lab, each: usize) -> Result<()> {
         all.iter().map(|one| Echo::start(&one.netns)).collect::<Result<_>>()?;
     for sources in all.chunks(AT_ONCE) {
         thread::scope(|scope| {
+            #[expect(
+                clippy::needless_collect,
+                reason = "all ask at once before the first is waited for"
+            )]
             let asking: Vec<_> =
                 sources.iter().map(|from| scope.spawn(|| reach_all(from, &all))).collect();
             asking.into_iter().try_for_each(|asked| match asked.join() {
