@@ -43,7 +43,7 @@ const SILENT: Duration = Duration::from_secs(6);
 
 enum Waiting {
     Sync,
-    Addresses { request: Request, rest: Vec<NodeId>, for_attach: bool },
+    Addresses { request: Box<Request>, rest: Vec<NodeId>, for_attach: bool },
 }
 
 /// An endpoint that is being attached.
@@ -403,7 +403,7 @@ impl Life {
                 }
             }
             (Waiting::Addresses { request, rest, for_attach }, _) => {
-                self.ask_holders(time, request, rest, for_attach);
+                self.ask_holders(time, *request, rest, for_attach);
             }
         }
     }
@@ -513,7 +513,8 @@ impl Life {
             return;
         }
         let node = rest.remove(0);
-        let waiting = Waiting::Addresses { request: request.clone(), rest, for_attach: attach };
+        let waiting =
+            Waiting::Addresses { request: Box::new(request.clone()), rest, for_attach: attach };
         self.ask(time, node, &request, waiting);
     }
 

@@ -115,7 +115,7 @@ pub fn gossip(data: &[u8]) {
 pub fn session_datagram(data: &[u8]) {
     let mut pair = SESSION.lock().unwrap_or_else(PoisonError::into_inner);
     let [first, second] = &mut *pair;
-    let mut sealed = seal(first, second);
+    let mut sealed = seal(first);
     let before = second.sessions.peers().count();
     let damaged = damage(&sealed, data);
     for mut datagram in
@@ -282,7 +282,7 @@ fn session() -> [Side; 2] {
 
 /// A datagram from the first to the second.
 #[expect(clippy::expect_used, reason = "a session that does not seal is a defect")]
-fn seal(first: &Side, _second: &Side) -> Vec<u8> {
+fn seal(first: &Side) -> Vec<u8> {
     let peer = first.sessions.peer(first.other).expect("a peer");
     let key = peer.sender(first.now).expect("a key");
     let mut datagram = [&[0; wire::HEADER_LEN], b"sample".as_slice(), &[0; wire::TAG_LEN]].concat();
