@@ -256,7 +256,7 @@ fn exec_gives_the_exit_status_of_the_command() -> Result<()> {
     lab.fails(&["exec", "h2", "--", "true"], 125, "no host h2")?;
     Lab::new().fails(&["exec", "h1", "--", "true"], 125, "no lab")?;
     lab.fails(&["exec", "x", "--", "true"], 2, "h1 to h250")?;
-    lab.fails(&["exec", "h1"], 2, "Usage")
+    lab.fails(&["exec", "h1"], 2, "required arguments")
 }
 
 #[tokio::test]
