@@ -522,12 +522,15 @@ impl Mesh {
 
     /// A network's last endpoint, or the network, may have gone just before the last life of the agent ended.
     async fn sweep(&self, hosted: &Hosted) -> Result<(), ApiError> {
+        // A network that could not be adopted keeps its namespace: the cables in it are those of live sandboxes (I9).
+        let kept: BTreeSet<NetworkId> =
+            self.stored_endpoints()?.iter().map(|endpoint| endpoint.network).collect();
         let networks: Vec<NetworkId> = self.objects.read(|set| {
             let ids = set.objects().filter_map(|object| match object.id() {
                 object::ObjectId::Network(id) => Some(*id),
                 _ => None,
             });
-            ids.filter(|id| !hosted.overlays.contains_key(id)).collect()
+            ids.filter(|id| !hosted.overlays.contains_key(id) && !kept.contains(id)).collect()
         });
         for network in networks {
             Overlay::sweep(&self.run_dir(), network).await?;
