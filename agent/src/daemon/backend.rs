@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{ErrorKind, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
     sync::Arc,
@@ -131,9 +131,13 @@ impl Agent {
         })?;
         let write = || {
             let partial = file.with_extension("new");
+            // Whatever is there, a link to elsewhere perhaps, is not written through.
+            match fs::remove_file(&partial) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
             let mut options = fs::OpenOptions::new();
-            let mut out =
-                options.write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+            let mut out = options.write(true).create_new(true).mode(0o600).open(&partial)?;
             out.write_all(token.token.as_bytes())?;
             out.sync_all()?;
             fs::rename(&partial, file)

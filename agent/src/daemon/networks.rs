@@ -1,6 +1,10 @@
 //! Networks as the user makes, sees and removes them.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rand::RngExt;
@@ -20,6 +24,8 @@ use crate::{
     objects::PublishError,
 };
 
+/// How long nobody is asked for address blocks in advance after one could not be had.
+const PREFETCH_PAUSE: Duration = Duration::from_secs(30);
 /// Attempts to find a free number or subnet at random before they are searched in order.
 const RANDOM_TRIES: usize = 64;
 
@@ -149,15 +155,28 @@ impl Mesh {
         if bare.is_empty() || self.is_prefetching() {
             return;
         }
-        self.prefetching.store(true, std::sync::atomic::Ordering::Release);
+        self.prefetching.store(true, Ordering::Release);
         let mesh = Arc::clone(self);
         tokio::spawn(async move {
+            let mut failed = false;
             for (network, subnet) in bare {
                 if let Err(error) = mesh.fetch_block(network, subnet).await {
                     tracing::debug!(%network, %subnet, %error, "no address block yet");
+                    failed = true;
                 }
             }
-            mesh.prefetching.store(false, std::sync::atomic::Ordering::Release);
+            if failed {
+                // Who has nothing to spare is not asked every second; an attachment asks at once all the same.
+                // A mesh that was left in between ends without waiting for this.
+                let waiting = Arc::downgrade(&mesh);
+                drop(mesh);
+                tokio::time::sleep(PREFETCH_PAUSE).await;
+                if let Some(mesh) = waiting.upgrade() {
+                    mesh.prefetching.store(false, Ordering::Release);
+                }
+                return;
+            }
+            mesh.prefetching.store(false, Ordering::Release);
         });
     }
 
