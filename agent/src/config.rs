@@ -356,7 +356,7 @@ mod tests {
         assert_eq!(config.data_dir, Path::new("/var/lib/vxmesh"));
         assert_eq!(config.socket, Path::new("/run/vxmesh/api.sock"));
         assert_eq!((config.control_port, config.data_port), (7760, 7761));
-        assert_eq!(config.gossip_interval, Duration::from_secs(1));
+        assert_eq!(config.gossip_interval, Duration::from_millis(500));
         assert_eq!(config.first_start, FirstStart::Wait);
         assert!(config.advertise.is_empty());
     }
