@@ -32,6 +32,10 @@ use crate::{
     store::Table,
 };
 
+/// How long `leave` waits for calls that began before it.
+const RELEASE: Duration = Duration::from_secs(10);
+/// How often it looks.
+const RELEASE_LOOK: Duration = Duration::from_millis(5);
 /// How long a token that `agent --init --token-file` writes is good for.
 const FILE_TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
 
@@ -163,6 +167,22 @@ impl Agent {
     }
 }
 
+/// Lets a mesh go that was left, once nobody uses it any more: its ports and its state file are free then.
+async fn release(mesh: Arc<Mesh>) {
+    let idle = async {
+        while Arc::strong_count(&mesh) > 1 {
+            tokio::time::sleep(RELEASE_LOOK).await;
+        }
+    };
+    if tokio::time::timeout(RELEASE, idle).await.is_err() {
+        warn!("the mesh that was left is still in use; its ports will be free a little later");
+    }
+    // Its threads are joined, which is not for the runtime's.
+    if let Err(error) = tokio::task::spawn_blocking(move || drop(mesh)).await {
+        warn!(%error, "the mesh that was left did not end well");
+    }
+}
+
 /// Runs work that waits for the disk.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
@@ -275,7 +295,10 @@ impl Backend for Agent {
         let _one_at_a_time = self.membership.lock().await;
         let membership = self.membership().await?;
         self.mesh().await?.leave().await?;
-        *self.mesh.write().await = None;
+        let left = self.mesh.write().await.take();
+        if let Some(mesh) = left {
+            release(mesh).await;
+        }
         Ok(membership)
     }
 
