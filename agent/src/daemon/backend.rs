@@ -167,20 +167,30 @@ impl Agent {
     }
 }
 
-/// Lets a mesh go that was left, once nobody uses it any more: its ports and its state file are free then.
+/// Lets a mesh go that was left, and waits until nobody uses it or its state any more: its ports and its state file are
+/// free then.
 async fn release(mesh: Arc<Mesh>) {
-    let idle = async {
-        while Arc::strong_count(&mesh) > 1 {
-            tokio::time::sleep(RELEASE_LOOK).await;
-        }
-    };
-    if tokio::time::timeout(RELEASE, idle).await.is_err() {
+    let state = Arc::downgrade(&mesh.store);
+    let mesh_idle = || Arc::strong_count(&mesh) == 1;
+    if !within_release(mesh_idle).await {
         warn!("the mesh that was left is still in use; its ports will be free a little later");
     }
     // Its threads are joined, which is not for the runtime's.
     if let Err(error) = tokio::task::spawn_blocking(move || drop(mesh)).await {
         warn!(%error, "the mesh that was left did not end well");
     }
+    if !within_release(|| state.strong_count() == 0).await {
+        warn!("the state of the mesh that was left is still in use; try again a little later");
+    }
+}
+
+async fn within_release(done: impl Fn() -> bool) -> bool {
+    let waited = async {
+        while !done() {
+            tokio::time::sleep(RELEASE_LOOK).await;
+        }
+    };
+    tokio::time::timeout(RELEASE, waited).await.is_ok()
 }
 
 /// Runs work that waits for the disk.
