@@ -16,7 +16,7 @@ demo: tools-demo
 ## test: every test; the namespace tests need root
 test: tools-test
 	$(CARGO) build --workspace --all-targets --locked
-	$(CARGO) test --workspace --all-targets --locked
+	$(CARGO) test --workspace --all-targets --locked --no-fail-fast
 	$(CARGO) test --workspace --doc --locked
 
 ## full: the namespace tests at the size of a real mesh; takes minutes and needs root

@@ -248,13 +248,15 @@ fn what_the_terminal_sends_reaches_the_command_once() {
     let script = "trap 'n=$((n+1)); echo int $n' INT; trap 'echo end; exit 7' USR1; echo ready $$; \
                   while :; do sleep 0.05; done";
     let command = format!(
-        "{} run --network red -- sh -c '{}'",
+        "exec {} run --network red -- sh -c '{}'",
         env!("CARGO_BIN_EXE_vxmesh"),
         script.replace('\'', "'\\''")
     );
     #[expect(clippy::disallowed_methods, reason = "script(1) makes the terminal")]
     let mut terminal = std::process::Command::new("script");
-    terminal.args(["-qec", &command, "/dev/null"]).env("VXMESH_SOCKET", agent.socket());
+    terminal
+        .args(["-qec", &command, "/dev/null"])
+        .envs([("VXMESH_SOCKET", agent.socket().as_os_str()), ("SHELL", "/bin/sh".as_ref())]);
     let mut terminal = terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut keyboard = terminal.stdin.take().unwrap();
     let (sender, lines) = mpsc::channel();
