@@ -114,7 +114,7 @@ impl Keeper {
         let generation = (shared.config.incarnation << 12).saturating_add(self.runs);
         self.runs += 1;
         let life = Life { node: shared.me, generation };
-        let loopback = Loopback::new(Arc::clone(&shared.pipe));
+        let loopback = Loopback::new(shared.me, Arc::clone(&shared.pipe));
         let transport = LoopbackTransport(Arc::clone(&loopback));
         let handle = spawn_chitchat(chitchat_config(shared, generation), Vec::new(), &transport)
             .await

@@ -154,6 +154,25 @@ async fn a_mesh_converges_a_change_reaches_all_and_the_dead_are_noticed() {
     quiet_counters(&cluster);
 }
 
+/// Chitchat takes the earlier lives of a node for peers, also in that node itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_does_not_gossip_with_its_earlier_lives() {
+    let _alone = ALONE.lock().await;
+    let mut cluster = Cluster::start(3, INTERVAL, claims).await.unwrap();
+    for _life in 0..3 {
+        assert!(cluster.until(|cluster| cluster.agrees(18)).await.is_some());
+        cluster.kill(0);
+        cluster.start_node(0, claims(0)).await.unwrap();
+    }
+    // Each change takes a round or more, and each round chooses some of the dead.
+    let publisher = cluster.nodes[0].gossip.clone().unwrap();
+    for index in 100..110 {
+        let record = publisher.publish(&endpoint(0, index)).unwrap();
+        assert!(cluster.until(|cluster| has(cluster, &record)).await.is_some());
+    }
+    quiet_counters(&cluster);
+}
+
 /// I11: after a partition with changes on both sides all nodes hold equal tables.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_partition_with_changes_on_both_sides_heals() {
