@@ -536,7 +536,7 @@ impl Life {
             return false;
         }
         let id = EndpointId::from_random(self.rng.bytes());
-        let mac = MacAddr::from_random(self.rng.bytes());
+        let mac = MacAddr::of_node(self.me, u16::from_be_bytes(self.rng.bytes()));
         self.attach = Some(Attach { network, id, mac, wanted, ips: Vec::new(), asked: false });
         self.continue_attach(time);
         true
