@@ -331,9 +331,10 @@ impl Life {
                 let given = self
                     .addresses
                     .with_pool(network, subnet, |pool| pool.give(from, &elsewhere, time.now));
-                match given.flatten() {
-                    Some(transfer) => self.sign_transfer(time, network, transfer),
-                    None => conflict("nothing to spare".into()),
+                match given {
+                    Some(Ok(transfer)) => self.sign_transfer(time, network, transfer),
+                    Some(Err(why)) => conflict(why.to_string()),
+                    None => conflict("no such subnet".into()),
                 }
             }
             Request::AddressClaim { network, ip, .. } => {
