@@ -40,11 +40,28 @@ impl MacAddr {
     /// ff:ff:ff:ff:ff:ff
     pub const BROADCAST: Self = Self([0xff; 6]);
 
-    /// A unicast, locally administered address from random bytes.
+    /// The second digit of addresses that are bound to nodes: of the four quarters of the local addresses the one that
+    /// IEEE 802c leaves to nobody, so that addresses which people and other programs choose lie elsewhere.
+    const BOUND: u8 = 0x06;
+
+    /// An address that only this node may claim: 28 bits of SHA-256 over the domain and the node's id, and 16 of the
+    /// node's choice.
     #[must_use]
-    pub fn from_random(mut bytes: [u8; 6]) -> Self {
-        bytes[0] = (bytes[0] & 0xfc) | 0x02;
-        Self(bytes)
+    pub fn of_node(node: NodeId, number: u16) -> Self {
+        let hash = digest::digest(
+            &digest::SHA256,
+            &[b"vxmesh mac 1\0", node.as_str().as_bytes()].concat(),
+        );
+        let [a, b, c, d] = hash.as_ref().first_chunk().copied().unwrap_or_default();
+        let [high, low] = number.to_be_bytes();
+        Self([(a & 0xf0) | Self::BOUND, b, c, d, high, low])
+    }
+
+    /// Whether the node may claim the address: it is bound to this node, or to none.
+    #[must_use]
+    pub fn may_be_of(self, node: NodeId) -> bool {
+        let [first, .., high, low] = self.0;
+        first & 0x0f != Self::BOUND || self == Self::of_node(node, u16::from_be_bytes([high, low]))
     }
 
     /// Whether the group bit is set: broadcast or multicast.
@@ -345,10 +362,17 @@ mod tests {
     }
 
     #[test]
-    fn random_mac_is_local_unicast() {
-        let mac = MacAddr::from_random([0xff; 6]);
-        assert!(mac.is_unicast());
-        assert_eq!(mac.0[0] & 2, 2);
+    fn a_bound_mac_is_local_and_unicast_and_of_one_node() {
+        // printf 'vxmesh mac 1\0xj4bnp4pahh6uqkbidpf3lrceo' | sha256sum
+        let (node, other) = (NodeId::of_public_key(b"abc"), NodeId::of_public_key(b"def"));
+        let mac = MacAddr::of_node(node, 0x1234);
+        assert_eq!(mac.to_string(), "76:20:45:33:12:34");
+        assert!(mac.is_unicast() && mac.0[0] & 2 == 2);
+        assert!(mac.may_be_of(node) && !mac.may_be_of(other));
+        for free in ["02:00:00:00:00:01", "02:42:ac:11:00:02", "52:54:00:00:00:01"] {
+            let free: MacAddr = free.parse().unwrap();
+            assert!(free.may_be_of(node) && free.may_be_of(other), "{free}");
+        }
     }
 
     #[test]

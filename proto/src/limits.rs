@@ -44,6 +44,11 @@ pub const RECORD_LEN: usize = 1024;
 
 /// An object stamped further ahead of the local clock than this is refused.
 pub const HLC_AHEAD: Duration = Duration::from_secs(60);
+/// Address blocks of one subnet that a node gives to one other node without a pause. Each is half of what it has, so that
+/// these are nearly all.
+pub const BLOCKS_AT_ONCE: u32 = 8;
+/// Pause after which it gives one more: each is an object that the mesh keeps.
+pub const BLOCK_EVERY: Duration = Duration::from_secs(10);
 /// How long a released address rests before it is given again: longer than any neighbour cache keeps it.
 pub const ADDRESS_QUARANTINE: Duration = Duration::from_secs(60);
 /// How long the owner's `gone` record is kept.

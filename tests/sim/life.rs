@@ -331,9 +331,10 @@ impl Life {
                 let given = self
                     .addresses
                     .with_pool(network, subnet, |pool| pool.give(from, &elsewhere, time.now));
-                match given.flatten() {
-                    Some(transfer) => self.sign_transfer(time, network, transfer),
-                    None => conflict("nothing to spare".into()),
+                match given {
+                    Some(Ok(transfer)) => self.sign_transfer(time, network, transfer),
+                    Some(Err(why)) => conflict(why.to_string()),
+                    None => conflict("no such subnet".into()),
                 }
             }
             Request::AddressClaim { network, ip, .. } => {
@@ -536,7 +537,7 @@ impl Life {
             return false;
         }
         let id = EndpointId::from_random(self.rng.bytes());
-        let mac = MacAddr::from_random(self.rng.bytes());
+        let mac = MacAddr::of_node(self.me, u16::from_be_bytes(self.rng.bytes()));
         self.attach = Some(Attach { network, id, mac, wanted, ips: Vec::new(), asked: false });
         self.continue_attach(time);
         true

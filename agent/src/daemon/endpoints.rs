@@ -175,9 +175,12 @@ impl Mesh {
             .name
             .map_or_else(default_name, Ok)
             .map_err(|error| failed(error, "give a name with --name"))?;
-        let mac = spec.mac.unwrap_or_else(|| MacAddr::from_random(rand::random()));
-        if !mac.is_unicast() || mac == gateway_mac(network) {
-            let message = format!("{mac} cannot be an endpoint's MAC");
+        let mac = match spec.mac {
+            Some(mac) => mac,
+            None => self.free_mac(network)?,
+        };
+        if !mac.is_unicast() || mac == gateway_mac(network) || !mac.may_be_of(self.me) {
+            let message = format!("{mac} cannot be the MAC of an endpoint of this node");
             return Err(ApiError::new(
                 ErrorCode::Usage,
                 message,
@@ -215,6 +218,17 @@ impl Mesh {
             incarnation: self.store.next_incarnation(unix_ms()).map_err(store_failed)?,
             attached: false,
         })
+    }
+
+    /// A MAC that only this node may claim and that none of its endpoints has.
+    fn free_mac(&self, network: NetworkId) -> Result<MacAddr, ApiError> {
+        let stored = self.stored_endpoints()?;
+        let taken: BTreeSet<MacAddr> =
+            stored.iter().filter(|other| other.network == network).map(|other| other.mac).collect();
+        let begin = rand::random::<u16>();
+        let mut macs = (0..=u16::MAX).map(|n| MacAddr::of_node(self.me, begin.wrapping_add(n)));
+        macs.find(|mac| !taken.contains(mac))
+            .ok_or_else(|| failed("this node has no MAC left in the network", "detach endpoints"))
     }
 
     /// One address of each subnet: the wanted one, or any.
@@ -395,7 +409,8 @@ impl Mesh {
         self.plane
             .connect(Arc::clone(&table), Box::new(tap))
             .map_err(|error| failed(error, "see the agent's log"))?;
-        lock(&self.locals).insert(id, Local { table, claims: Claims::new() });
+        lock(&self.locals)
+            .insert(id, Local { table, claims: Claims::new(), rivals: BTreeSet::new() });
         Ok(())
     }
 

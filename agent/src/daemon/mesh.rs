@@ -59,6 +59,8 @@ const TICK: Duration = Duration::from_secs(1);
 pub(super) struct Local {
     pub(super) table: Arc<crate::datapath::port::Table>,
     pub(super) claims: Claims,
+    /// Claims to a MAC that a claim of another node has, so that each is reported once.
+    pub(super) rivals: BTreeSet<RowKey>,
 }
 
 /// A running member of a mesh.

@@ -12,14 +12,14 @@ use std::{
 use tracing::{info, warn};
 use vxmesh_gossip::{directory::MeshEvent, membership::Gossip};
 use vxmesh_proto::{
-    addr::{NetworkId, NodeId},
+    addr::{MacAddr, NetworkId, NodeId},
     object::{self, ObjectSet},
     record::{Claim, Key, NodeClaim},
     tables::{NetworkTable, RowKey, TableUpdate},
 };
 
 use super::{
-    mesh::{Mesh, lock},
+    mesh::{Local, Mesh, lock},
     peers::{left_members, members, reachable},
 };
 use crate::{
@@ -31,6 +31,26 @@ use crate::{
     },
     store::Table as StoreTable,
 };
+
+impl Local {
+    /// Reports once each claim to one of these MACs that a claim of another node has.
+    fn report_rivals(&mut self, changed: &[MacAddr]) {
+        let Self { table, rivals, .. } = self;
+        rivals.retain(|loser| table.mac_rival(loser).is_some());
+        for mac in changed {
+            for row in table.claims_to(*mac) {
+                if let Some(winner) = table.mac_rival(&row.key)
+                    && rivals.insert(row.key)
+                {
+                    warn!(
+                        %mac, has = %winner.key.node, claims = %row.key.node, endpoint = %row.key.endpoint,
+                        "two nodes claim one MAC; detach one of the endpoints and attach it without --mac"
+                    );
+                }
+            }
+        }
+    }
+}
 
 impl Mesh {
     /// Brings peers and tables in step with what is known.
@@ -101,8 +121,10 @@ impl Mesh {
                 _ => None,
             }));
             if !updates.is_empty() {
+                let macs: Vec<MacAddr> = updates.iter().filter_map(mac_of).collect();
                 local.table = Arc::new(local.table.apply(updates));
                 self.plane.publish(Arc::clone(&local.table));
+                local.report_rivals(&macs);
             }
             local.claims = claims;
         }
@@ -117,10 +139,10 @@ impl Mesh {
             gossip.with_directory(|directory| believed(directory, network, is_peer, holds));
         let mut refused = lock(&self.refused);
         refused.retain(|key| !believed.contains_key(key));
-        for (RowKey { node, endpoint }, ip) in foreign {
+        for (RowKey { node, endpoint }, address) in foreign {
             // A record may be faster than the transfer that makes it true.
             if refused.insert(RowKey { node, endpoint }) {
-                info!(%node, %endpoint, %ip, "claim not believed: its node does not hold the address");
+                info!(%node, %endpoint, %address, "claim not believed: the address is not its node's");
             }
         }
         believed
@@ -146,5 +168,12 @@ impl Mesh {
     pub(super) fn elsewhere(&self, network: NetworkId) -> Elsewhere {
         let Some(gossip) = self.gossip.get() else { return Elsewhere::new() };
         gossip.with_directory(|directory| claimed_elsewhere(directory, network, self.me))
+    }
+}
+
+fn mac_of<P>(update: &TableUpdate<P>) -> Option<MacAddr> {
+    match update {
+        TableUpdate::Put(row) => Some(row.mac),
+        _ => None,
     }
 }

@@ -185,10 +185,8 @@ impl Mesh {
             .with_pool(network, subnet, |pool| pool.give(to, &elsewhere, Instant::now()));
         match given {
             None => Err(refusal(RefusalCode::NotFound, "this node knows no such subnet")),
-            Some(None) => {
-                Err(refusal(RefusalCode::Conflict, "this node has no addresses to spare"))
-            }
-            Some(Some(transfer)) => self.answer_transfer(network, transfer),
+            Some(Err(why)) => Err(refusal(RefusalCode::Conflict, why.to_string())),
+            Some(Ok(transfer)) => self.answer_transfer(network, transfer),
         }
     }
 

@@ -163,6 +163,8 @@ impl Addresses {
 
 #[cfg(test)]
 mod tests {
+    use vxmesh_proto::ipam::Withheld;
+
     use super::*;
 
     const ME: &[u8] = b"me";
@@ -188,7 +190,7 @@ mod tests {
         let elsewhere = Elsewhere::new();
         let given =
             addresses.with_pool(network, cidr, |pool| pool.give(other, &elsewhere, Instant::now()));
-        assert_eq!(given, Some(None));
+        assert_eq!(given, Some(Err(Withheld::None)));
         let allocated =
             addresses.allocate(network, cidr, None, &elsewhere, Instant::now()).unwrap();
         assert!(matches!(allocated, Err(AllocateError::Exhausted { .. })));

@@ -1,13 +1,13 @@
 //! Which claims about endpoints are believed, and what changes from one set of them to the next. Pure.
 //!
-//! A claim is believed when its owner is up and can be a peer, and holds the block of every address of it. Of two believed claims to one address the
-//! table decides (`vxmesh_proto::tables`); neither depends on the order of arrival, so all nodes agree (I11, I12).
+//! A claim is believed when its owner is up and can be a peer, holds the block of every address of it, and claims no MAC that is
+//! bound to another node. Of two believed claims to one address the table decides (`vxmesh_proto::tables`); neither depends on the order of arrival, so all nodes agree (I11, I12).
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use vxmesh_gossip::directory::Directory;
 use vxmesh_proto::{
-    addr::{NetworkId, NodeId},
+    addr::{MacAddr, NetworkId, NodeId},
     record::{Claim, EndpointClaim},
     tables::RowKey,
 };
@@ -17,15 +17,33 @@ use super::addresses::Elsewhere;
 /// The claims of one network that are believed.
 pub type Claims = BTreeMap<RowKey, EndpointClaim>;
 
+/// What a node claims that is not its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Foreign {
+    /// Another node holds the block of this address.
+    Ip(IpAddr),
+    /// This MAC is bound to another node.
+    Mac(MacAddr),
+}
+
+impl fmt::Display for Foreign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) => write!(f, "{ip}"),
+            Self::Mac(mac) => write!(f, "{mac}"),
+        }
+    }
+}
+
 /// The claims to a network that are believed. One whose owner cannot be a peer yet is left out, not remembered as
-/// applied: it comes up with the peer. With them, the claims to an address that their owner does not hold.
+/// applied: it comes up with the peer. With them, the claims to what is not their owner's.
 #[must_use]
 pub fn believed(
     directory: &Directory,
     network: NetworkId,
     is_peer: impl Fn(NodeId) -> bool,
     holds: impl Fn(NodeId, IpAddr) -> bool,
-) -> (Claims, Vec<(RowKey, IpAddr)>) {
+) -> (Claims, Vec<(RowKey, Foreign)>) {
     let (mut believed, mut foreign) = (Claims::new(), Vec::new());
     for (owner, claim) in claims_to(directory, network) {
         if !directory.is_up(owner) || !is_peer(owner) {
@@ -33,7 +51,7 @@ pub fn believed(
         }
         let key = RowKey { node: owner, endpoint: claim.id };
         match foreign_address(owner, claim, &holds) {
-            Some(ip) => foreign.push((key, ip)),
+            Some(address) => foreign.push((key, address)),
             None => {
                 believed.insert(key, claim.clone());
             }
@@ -59,14 +77,17 @@ fn claims_to(
     })
 }
 
-/// An address of the claim that its owner may not give out, if there is one.
+/// An address of the claim that its owner may not claim, if there is one.
 #[must_use]
 pub fn foreign_address(
     owner: NodeId,
     claim: &EndpointClaim,
     holds: impl Fn(NodeId, IpAddr) -> bool,
-) -> Option<IpAddr> {
-    claim.ips.iter().copied().find(|ip| !holds(owner, *ip))
+) -> Option<Foreign> {
+    if !claim.mac.may_be_of(owner) {
+        return Some(Foreign::Mac(claim.mac));
+    }
+    claim.ips.iter().copied().find(|ip| !holds(owner, *ip)).map(Foreign::Ip)
 }
 
 /// One difference between two sets of claims.
@@ -113,10 +134,16 @@ mod tests {
 
     #[test]
     fn one_foreign_address_is_enough() {
-        let (key, claim) = claim(7, 1);
-        let holds = |_owner, ip: IpAddr| ip != IpAddr::from([10, 0, 1, 7]);
-        assert_eq!(foreign_address(key.node, &claim, holds), Some(IpAddr::from([10, 0, 1, 7])));
+        let (key, mut claim) = claim(7, 1);
+        let foreign = IpAddr::from([10, 0, 1, 7]);
+        let holds = |_owner, ip: IpAddr| ip != foreign;
+        assert_eq!(foreign_address(key.node, &claim, holds), Some(Foreign::Ip(foreign)));
         assert_eq!(foreign_address(key.node, &claim, |_, _| true), None);
+        claim.mac = MacAddr::of_node(key.node, 1);
+        assert_eq!(foreign_address(key.node, &claim, |_, _| true), None);
+        claim.mac = MacAddr::of_node(NodeId::of_public_key(&[8]), 1);
+        let mac = Some(Foreign::Mac(claim.mac));
+        assert_eq!(foreign_address(key.node, &claim, |_, _| true), mac);
     }
 
     proptest! {

@@ -66,7 +66,7 @@ pub fn spec_of(id: NetworkId, network: &Network) -> NetworkSpec {
     }
 }
 
-/// The anycast gateway's MAC: the same on every host, and no endpoint's, whose MACs have another second byte at random.
+/// The anycast gateway's MAC: the same on every host, and outside of those that are bound to a node.
 #[must_use]
 pub fn gateway_mac(network: NetworkId) -> MacAddr {
     let [a, b, c, d, ..] = *network.bytes();

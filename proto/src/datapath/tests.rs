@@ -17,7 +17,7 @@ use crate::{
     addr::MacAddr,
     limits::{FLOOD_BURST, FLOOD_ENDPOINT_BURST, FLOOD_PER_SECOND},
     tables::{
-        NetworkTable, Place, TableUpdate,
+        NetworkTable, Place, Row, TableUpdate,
         tests::{ip, key, mac, node, now, row, spec},
     },
     wire::{
@@ -330,13 +330,23 @@ fn arp_for_remote_endpoints_is_answered_from_the_table() {
     );
 }
 
+/// The first node from 2 on whose claim loses its addresses by lot.
+fn loser(table: &NetworkTable<u32>, claim: impl Fn(u8) -> Row<u32>) -> (u8, Row<u32>) {
+    let claims = (2..).map(|n| (n, claim(n)));
+    let mut losers = claims.filter(|(_n, row)| {
+        let table = table.apply([TableUpdate::Put(row.clone())]);
+        table.fdb(row.mac).is_none_or(|owner| owner.key != row.key)
+            || row.ips.iter().any(|ip| table.neighbor(*ip).is_none_or(|owner| owner.key != row.key))
+    });
+    losers.next().unwrap()
+}
+
 #[test]
 fn an_answer_never_has_a_mac_that_the_endpoint_does_not_own() {
     let net = Net::new();
     for claimed in [GATEWAY, LOCAL, REMOTE] {
-        let mut liar = row(2, 13, Place::Remote(2));
-        liar.mac = mac(claimed);
-        liar.rank = 1;
+        let (_node, liar) =
+            loser(&net.table, |node| Row { mac: mac(claimed), ..row(node, 13, Place::Remote(2)) });
         let table = net.table.apply([TableUpdate::Put(liar)]);
         for frame in [request(LOCAL, 13), solicitation(LOCAL, v6(LOCAL), v6(13), Some(LOCAL))] {
             let mut bytes = frame;
@@ -518,17 +528,19 @@ fn i3_the_peer_owns_the_source() {
 #[test]
 fn who_lost_an_address_cannot_speak_for_it() {
     let net = Net::new();
-    let mut thief = row(2, 13, Place::Remote(2));
-    thief.ips = vec![ip("10.0.0.11")];
-    thief.rank = 1;
-    let table = net.table.apply([TableUpdate::Put(thief)]);
+    let (thiefs_node, thief) = loser(&net.table, |node| Row {
+        ips: vec![ip("10.0.0.11")],
+        ..row(node, 13, Place::Remote(2))
+    });
+    let table =
+        net.table.apply([TableUpdate::Put(thief), TableUpdate::PutMember(node(thiefs_node), 2)]);
     let frame = udp4(13, mac(LOCAL), v4(REMOTE));
-    assert_eq!(inbound(&table, &node(2), &frame), drop(DropReason::IpSpoofed));
+    assert_eq!(inbound(&table, &node(thiefs_node), &frame), drop(DropReason::IpSpoofed));
     let frame = udp4(REMOTE, mac(LOCAL), v4(REMOTE));
     assert_eq!(inbound(&table, &node(1), &frame), Verdict::Deliver);
     let table = table.apply([TableUpdate::Remove(key(1, REMOTE))]);
     let frame = udp4(13, mac(LOCAL), v4(REMOTE));
-    assert_eq!(inbound(&table, &node(2), &frame), Verdict::Deliver, "until it inherits");
+    assert_eq!(inbound(&table, &node(thiefs_node), &frame), Verdict::Deliver, "until it inherits");
     assert_eq!(table.neighbor(IpAddr::from(v4(REMOTE))).map(|row| row.mac), Some(mac(13)));
 }
 

@@ -15,7 +15,7 @@ mod pool;
 mod subnet;
 
 pub use ownership::{Block, Ownership, Transfer, first_split};
-pub use pool::{AllocateError, Holder, Pool};
+pub use pool::{AllocateError, Holder, Pool, Withheld};
 pub use subnet::{Subnet, SubnetError, check_disjoint};
 
 #[cfg(test)]

@@ -13,7 +13,10 @@ use super::{
     Ownership, Subnet, Transfer,
     cidr::{Cidr, address, number},
 };
-use crate::{addr::NodeId, limits::ADDRESS_QUARANTINE};
+use crate::{
+    addr::NodeId,
+    limits::{ADDRESS_QUARANTINE, BLOCK_EVERY, BLOCKS_AT_ONCE},
+};
 
 /// Why there is no address. Nothing changed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -58,6 +61,21 @@ pub enum AllocateError {
     },
 }
 
+/// Why a block is not given away. Nothing changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum Withheld {
+    /// There is nothing to spare.
+    #[error("this node has no addresses to spare")]
+    None,
+    /// The receiver has as much as this node.
+    #[error("the node that asks has as many free addresses as this one")]
+    Enough,
+    /// The receiver got much a moment ago.
+    #[error("the node that asks got {BLOCKS_AT_ONCE} blocks a moment ago; it may ask again in {}s", BLOCK_EVERY.as_secs())]
+    TooOften,
+}
+
 /// A node that has free addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holder {
@@ -82,6 +100,8 @@ pub struct Pool {
     resting: BTreeMap<u128, Instant>,
     /// Where the next search begins: addresses are given in turn, so one that was released comes late again.
     cursor: u128,
+    /// Who got blocks, and when it may have as many at once again.
+    paced: BTreeMap<NodeId, Instant>,
 }
 
 impl Pool {
@@ -90,7 +110,8 @@ impl Pool {
     pub fn new(subnet: Subnet, ownership: Ownership, me: NodeId) -> Self {
         let (excluded, cursor) = (subnet.excluded(), subnet.block().first);
         let (used, resting) = (BTreeSet::new(), BTreeMap::new());
-        Self { subnet, me, ownership, excluded, used, resting, cursor }
+        let paced = BTreeMap::new();
+        Self { subnet, me, ownership, excluded, used, resting, cursor, paced }
     }
 
     /// The subnet.
@@ -181,38 +202,56 @@ impl Pool {
             .filter(|ip| self.ownership.block_at(*ip).is_none_or(|block| block.owner != self.me))
     }
 
-    /// Splits off half of the largest free block for another node; nothing if that would leave one of the two
-    /// without a free address. The block is given up here and now: the transfer must be durable
-    /// before it is sent.
+    /// Splits off half of the largest free block for another node. The block is given up here and now: the transfer must be
+    /// durable before it is sent.
+    ///
+    /// As long as the receiver does not use what it gets, this node keeps a quarter at least of what neither of the two
+    /// uses, however often it is asked.
+    ///
+    /// # Errors
+    /// [`Withheld`] says why it stays here.
     pub fn give(
         &mut self,
         to: NodeId,
         elsewhere: &BTreeSet<IpAddr>,
         now: Instant,
-    ) -> Option<Transfer> {
+    ) -> Result<Transfer, Withheld> {
         self.resting.retain(|_, until| *until > now);
+        self.paced.retain(|_, until| *until > now);
         if to == self.me {
-            return None;
+            return Err(Withheld::None);
+        }
+        let next = self.paced.get(&to).copied().unwrap_or(now) + BLOCK_EVERY;
+        if next > now + BLOCK_EVERY * BLOCKS_AT_ONCE {
+            return Err(Withheld::TooOften);
         }
         let busy = self.busy(elsewhere);
+        let free = self.free_of(self.me, &busy);
+        if free > 1 && self.free_of(to, &busy) >= free {
+            return Err(Withheld::Enough);
+        }
+        let transfer = self.half(to, free, &busy).ok_or(Withheld::None)?;
+        self.paced.insert(to, next);
+        self.ownership.extend([transfer]);
+        Ok(transfer)
+    }
+
+    /// Half of the largest free block; nothing if that would leave one of the two without a free address.
+    fn half(&self, to: NodeId, free: u128, busy: &BTreeSet<u128>) -> Option<Transfer> {
         let mut best: Option<Cidr> = None;
-        let mut free = 0;
         for cidr in self.mine() {
-            largest_free(cidr, &busy, &mut best);
-            free += cidr.size() - self.unavailable(cidr, &busy);
+            self.largest_free(cidr, busy, &mut best);
         }
         let best = best?;
         let halves = best.halves();
         let candidates = halves.map_or([Some(best), None], |(low, high)| [Some(high), Some(low)]);
         let given = candidates.into_iter().flatten().find(|cidr| {
-            let moved = cidr.size() - self.unavailable(*cidr, &busy);
+            let moved = cidr.size() - self.unavailable(*cidr, busy);
             moved > 0 && moved < free
         })?;
         let v6 = self.subnet.is_v6();
         let block = self.ownership.block_at(address(given.first, v6))?;
-        let transfer = block.give(given.net(v6), to)?;
-        self.ownership.extend([transfer]);
-        Some(transfer)
+        block.give(given.net(v6), to)
     }
 
     /// Gives exactly this address to another node, as a block of one.
@@ -269,7 +308,8 @@ impl Pool {
             let mut at = cidr.first.max(from);
             let last = cidr.last().min(to);
             while at <= last {
-                let taken = self.excluded.contains(&at)
+                let taken = self.is_edge(at)
+                    || self.excluded.contains(&at)
                     || self.used.contains(&at)
                     || self.resting.contains_key(&at)
                     || elsewhere.contains(&address(at, v6));
@@ -282,6 +322,28 @@ impl Pool {
         })
     }
 
+    /// Finds the largest block without a busy address, if it is larger than the best so far.
+    fn largest_free(&self, cidr: Cidr, busy: &BTreeSet<u128>, best: &mut Option<Cidr>) {
+        if best.is_some_and(|best| best.bits >= cidr.bits) {
+            return;
+        }
+        if busy.range(cidr.first..=cidr.last()).next().is_none() {
+            if self.unavailable(cidr, busy) < cidr.size() {
+                *best = Some(cidr);
+            }
+        } else if let Some((low, high)) = cidr.halves() {
+            // The upper half first: endpoints of this node are in the lower part more often.
+            self.largest_free(high, busy, best);
+            self.largest_free(low, busy, best);
+        }
+    }
+
+    /// How many addresses a node has to give, as far as this one knows.
+    fn free_of(&self, node: NodeId, busy: &BTreeSet<u128>) -> u128 {
+        let cidrs = self.ownership.cidrs().filter(|(owner, _)| *owner == node);
+        cidrs.map(|(_, cidr)| cidr.size() - self.unavailable(cidr, busy)).sum()
+    }
+
     /// All addresses that somebody has or had a moment ago.
     fn busy(&self, elsewhere: &BTreeSet<IpAddr>) -> BTreeSet<u128> {
         let v6 = self.subnet.is_v6();
@@ -289,25 +351,30 @@ impl Pool {
         self.used.iter().chain(self.resting.keys()).copied().chain(others).collect()
     }
 
-    /// How many addresses of a block cannot be given out.
+    /// How many addresses of a block cannot be given out unasked.
     fn unavailable(&self, cidr: Cidr, busy: &BTreeSet<u128>) -> u128 {
         let range = cidr.first..=cidr.last();
-        busy.range(range.clone()).chain(self.excluded.range(range)).collect::<BTreeSet<_>>().len()
-            as u128
+        let taken = busy.range(range.clone()).chain(self.excluded.range(range));
+        let taken = taken.filter(|number| !self.is_edge(**number)).collect::<BTreeSet<_>>();
+        taken.len() as u128 + self.edges(cidr)
     }
-}
 
-/// Finds the largest block without a busy address, if it is larger than the best so far.
-fn largest_free(cidr: Cidr, busy: &BTreeSet<u128>, best: &mut Option<Cidr>) {
-    if best.is_some_and(|best| best.bits >= cidr.bits) {
-        return;
+    /// Whether an IPv4 address ends in .0 or .255. In a subnet wider than /24 it is as good as any, but it looks like a
+    /// network or a broadcast, and there is software that refuses it: only who asks for it by --ip gets it.
+    fn is_edge(&self, number: u128) -> bool {
+        !self.subnet.is_v6() && matches!(number & 0xff, 0 | 0xff)
     }
-    if busy.range(cidr.first..=cidr.last()).next().is_none() {
-        *best = Some(cidr);
-    } else if let Some((low, high)) = cidr.halves() {
-        // The upper half first: endpoints of this node are in the lower part more often.
-        largest_free(high, busy, best);
-        largest_free(low, busy, best);
+
+    /// How many of them a block has.
+    fn edges(&self, cidr: Cidr) -> u128 {
+        if self.subnet.is_v6() {
+            0
+        } else if cidr.bits >= 8 {
+            cidr.size() >> 7
+        } else {
+            let ends = BTreeSet::from([cidr.first, cidr.last()]);
+            ends.into_iter().filter(|end| self.is_edge(*end)).count() as u128
+        }
     }
 }
 

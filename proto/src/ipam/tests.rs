@@ -10,7 +10,11 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{addr::NodeId, limits::ADDRESS_QUARANTINE, tables::tests::now};
+use crate::{
+    addr::NodeId,
+    limits::{ADDRESS_QUARANTINE, BLOCKS_AT_ONCE},
+    tables::tests::now,
+};
 
 fn node(n: u8) -> NodeId {
     NodeId::of_public_key(&[n])
@@ -275,7 +279,7 @@ fn giving_spares_what_is_in_use_or_rests() {
     let given = pool.give(node(1), NOWHERE, start).unwrap();
     assert_eq!(given, transfer("10.0.0.160/27", 0, 1, 1));
     assert_eq!(pool.ownership().block_at(ip("10.0.0.160")).map(|b| b.owner), Some(node(1)));
-    assert_eq!(pool.give(node(0), NOWHERE, start), None, "not to itself");
+    assert!(pool.give(node(0), NOWHERE, start).is_err(), "not to itself");
     assert_eq!(pool.strays().count(), 0);
 }
 
@@ -283,7 +287,7 @@ fn giving_spares_what_is_in_use_or_rests() {
 fn the_last_address_is_not_given_away() {
     let mut pool = pool("10.0.0.0/29", 0);
     let mut gifts = Vec::new();
-    while let Some(given) = pool.give(node(1), NOWHERE, now()) {
+    while let Ok(given) = pool.give(node(1), NOWHERE, now()) {
         gifts.push(given);
         assert!(gifts.len() < 8, "{gifts:?}");
     }
@@ -294,7 +298,65 @@ fn the_last_address_is_not_given_away() {
             .any(|ip| given.block.contains(&ip) && pool.subnet().is_assignable(ip));
         assert!(assignable, "a worthless gift: {given:?}");
     }
-    assert_eq!(pool.give(node(2), NOWHERE, now()), None);
+    assert_eq!(pool.give(node(2), NOWHERE, now()), Err(Withheld::None));
+}
+
+#[test]
+fn addresses_that_look_like_a_network_or_a_broadcast_are_given_only_by_name() {
+    let mut pool = pool("10.0.0.0/22", 0);
+    let mut given = BTreeSet::new();
+    while let Ok(ip) = pool.allocate(NOWHERE, now()) {
+        given.insert(ip);
+    }
+    assert_eq!(given.len(), 1024 - 8 - 1, "all but four times two, and the gateway");
+    for odd in ["10.0.0.255", "10.0.1.0", "10.0.3.0"] {
+        assert!(!given.contains(&ip(odd)), "{odd}");
+        assert_eq!(pool.allocate_static(ip(odd), NOWHERE), Ok(()), "{odd} is a host all the same");
+    }
+    let reserved = pool.allocate_static(ip("10.0.3.255"), NOWHERE);
+    assert!(matches!(reserved, Err(AllocateError::Reserved { .. })), "this is the broadcast");
+    let mut wide = self::pool("fd00::/64", 0);
+    let v6: Vec<_> = (0..260).map(|_| wide.allocate(NOWHERE, now()).unwrap()).collect();
+    assert!(v6.contains(&ip("fd00::ff")) && v6.contains(&ip("fd00::100")), "IPv6 has no such ends");
+}
+
+/// A block of which nothing can be given out unasked is no help: it must not count as space.
+#[test]
+fn what_is_not_given_unasked_is_not_free() {
+    let mut giver = pool("10.0.0.0/22", 0);
+    giver.extend(["10.0.0.0/24", "10.0.2.0/23"].map(|block| transfer(block, 0, 2, 1)));
+    giver.extend([transfer("10.0.1.128/25", 0, 2, 1), transfer("10.0.1.2/31", 0, 2, 1)]);
+    giver.extend(
+        (2..7).map(|bits| transfer(&format!("10.0.1.{}/{}", 1 << bits, 32 - bits), 0, 2, 1)),
+    );
+    assert_eq!(giver.give(node(1), NOWHERE, now()).ok(), None, "10.0.1.1 stays, 10.0.1.0 is none");
+    let asker = Pool::new(subnet("10.0.0.0/22"), giver.ownership().clone(), node(1));
+    let free = asker.holders(NOWHERE).into_iter().find(|holder| holder.node == node(0));
+    assert_eq!(free.map(|holder| holder.free), Some(1));
+}
+
+/// A hostile member asks again and again, uses nothing, or says that it uses all it got.
+#[test]
+fn who_has_enough_gets_nothing_and_nobody_asks_without_pause() {
+    let mut giver = pool("10.0.0.0/16", 0);
+    let start = now();
+    assert!(giver.give(node(1), NOWHERE, start).is_ok());
+    let hour = |n: u64| start + Duration::from_secs(n * 3600);
+    for n in 1..50 {
+        assert_eq!(giver.give(node(1), NOWHERE, hour(n)), Err(Withheld::Enough));
+    }
+    assert!(giver.give(node(2), NOWHERE, hour(50)).is_ok(), "the others are served");
+    // All that it holds is in use, it says.
+    let mut claimed = BTreeSet::new();
+    let mut answers = Vec::new();
+    for _ in 0..2 * BLOCKS_AT_ONCE {
+        let blocks = giver.ownership().blocks().filter(|block| block.owner == node(1));
+        claimed.extend(blocks.flat_map(|block| block.cidr.hosts()));
+        answers.push(giver.give(node(1), &claimed, hour(51)).map(|_transfer| ()));
+    }
+    let refused = answers.iter().position(|answer| *answer == Err(Withheld::TooOften));
+    assert!(refused.is_some_and(|asked| asked <= BLOCKS_AT_ONCE as usize), "{answers:?}");
+    assert!(giver.allocate(&claimed, hour(51)).is_ok(), "the giver has addresses left");
 }
 
 #[test]
@@ -389,7 +451,7 @@ impl Mesh {
             }
             Step::Ask(from, to, arrives) => {
                 let to_id = node(u8::try_from(*to).unwrap());
-                if let Some(transfer) = self.pools[*from].give(to_id, NOWHERE, self.now) {
+                if let Ok(transfer) = self.pools[*from].give(to_id, NOWHERE, self.now) {
                     self.disks[*from].transfers.insert(transfer);
                     if *arrives {
                         self.learn(*to, [transfer]);
@@ -465,6 +527,35 @@ proptest! {
         for n in 1..NODES {
             prop_assert_eq!(blocks(mesh.pools[n].ownership()), blocks(mesh.pools[0].ownership()));
         }
+    }
+
+    /// A hostile member takes what it gets, uses some of it and asks on.
+    #[test]
+    fn no_member_drains_a_pool(
+        asks in prop::collection::vec((any::<bool>(), 0u8..4), 1..80),
+        cidr in prop::sample::select(vec!["10.0.0.0/16", "10.0.0.0/24", "10.0.0.0/28"]),
+    ) {
+        let mut giver = pool(cidr, 0);
+        let (mut time, mut claimed) = (now(), BTreeSet::new());
+        let free = |pool: &Pool, claimed: &BTreeSet<IpAddr>, n: u8| {
+            let viewer = Pool::new(pool.subnet().clone(), pool.ownership().clone(), node(9));
+            let holders = viewer.holders(claimed);
+            holders.into_iter().find(|holder| holder.node == node(n)).map_or(0, |holder| holder.free)
+        };
+        for (ask, uses) in asks {
+            time += Duration::from_secs(10);
+            let before = free(&giver, &claimed, 0);
+            if ask && giver.give(node(1), &claimed, time).is_ok() {
+                let (mine, theirs) = (free(&giver, &claimed, 0), free(&giver, &claimed, 1));
+                prop_assert!(mine >= 1 && mine + 2 >= before / 2, "{} of {}", mine, before);
+                prop_assert!(4 * mine + 4 >= mine + theirs, "{} here, {} there", mine, theirs);
+            }
+            let blocks: Vec<_> = giver.ownership().blocks().filter(|b| b.owner == node(1)).collect();
+            let hosts = blocks.iter().flat_map(|block| block.cidr.hosts());
+            let unused: Vec<_> = hosts.filter(|ip| !claimed.contains(ip)).take(uses.into()).collect();
+            claimed.extend(unused);
+        }
+        prop_assert!(giver.allocate(&claimed, time).is_ok());
     }
 
     /// Any set of transfers, honest or not, in any order and in any portions, gives the same blocks, and they

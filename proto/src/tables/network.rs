@@ -10,6 +10,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use ring::digest;
 
 use super::{Seeded, Sharded, TokenBucket};
 use crate::{
@@ -17,6 +18,8 @@ use crate::{
     limits::{FLOOD_BURST, FLOOD_ENDPOINT_BURST, FLOOD_ENDPOINT_PER_SECOND, FLOOD_PER_SECOND},
     wire::ipv6::{is_link_local, link_local_of, mac_of_link_local},
 };
+
+const LOT_DOMAIN: &[u8] = b"vxmesh lot 1\0";
 
 /// What is the same on every node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,15 +72,46 @@ pub struct Row<P> {
     pub mac: MacAddr,
     /// The endpoint's addresses.
     pub ips: Vec<IpAddr>,
-    /// Of two claims to one address the smaller rank has it.
+    /// Of two claims of one node to one address the smaller rank has it.
     pub rank: u64,
     /// Where it is.
     pub place: Place<P>,
 }
 
 impl<P> Row<P> {
-    fn order(&self) -> (u64, RowKey) {
-        (self.rank, self.key)
+    fn order(&self, other: &Self, lot: impl Fn(NodeId) -> u64) -> Ordering {
+        let (one, two) = (self.key.node, other.key.node);
+        // Claims of two nodes are rare: no lot is drawn for all the others.
+        let by_node = if one == two { Ordering::Equal } else { lot(one).cmp(&lot(two)) };
+        let rest = |row: &Self| (row.key.node, row.rank, row.key.endpoint);
+        by_node.then_with(|| rest(self).cmp(&rest(other)))
+    }
+}
+
+/// An address with which a node draws against others that claim it, too: a number that no node can choose, because its
+/// id is what it is. It differs from address to address, so that no id wins everywhere.
+trait Address: Clone + Eq + Hash {
+    fn bytes(&self) -> Vec<u8>;
+
+    fn lot(&self, node: NodeId) -> u64 {
+        let claim = [LOT_DOMAIN, self.bytes().as_slice(), node.as_str().as_bytes()].concat();
+        let hash = digest::digest(&digest::SHA256, &claim);
+        hash.as_ref().first_chunk().copied().map_or(0, u64::from_be_bytes)
+    }
+}
+
+impl Address for MacAddr {
+    fn bytes(&self) -> Vec<u8> {
+        self.0.to_vec()
+    }
+}
+
+impl Address for IpAddr {
+    fn bytes(&self) -> Vec<u8> {
+        match self {
+            Self::V4(v4) => v4.octets().to_vec(),
+            Self::V6(v6) => v6.octets().to_vec(),
+        }
     }
 }
 
@@ -182,7 +216,7 @@ impl<P: Clone> NetworkTable<P> {
     }
 
     fn index(&mut self, known: &Arc<Known<P>>) {
-        if self.spec.admits_mac(known.row.mac) {
+        if self.spec.admits_mac(known.row.mac) && known.row.mac.may_be_of(known.row.key.node) {
             claim(&mut self.fdb, known.row.mac, known);
         }
         for ip in &known.row.ips {
@@ -252,6 +286,20 @@ impl<P> NetworkTable<P> {
         self.neighbor(ip).is_some_and(|owner| owner.key == row.key)
     }
 
+    /// All rows that claim a MAC and may, the one that has it first.
+    pub fn claims_to(&self, mac: MacAddr) -> impl Iterator<Item = &Row<P>> {
+        let claims = self.fdb.get(&mac).into_iter();
+        claims
+            .flat_map(|claims| std::iter::once(&claims.winner).chain(&claims.others))
+            .map(|known| &known.row)
+    }
+
+    /// The row of another node that has the MAC which this one claims, too.
+    #[must_use]
+    pub fn mac_rival(&self, key: &RowKey) -> Option<&Row<P>> {
+        self.fdb(self.row(key)?.mac).filter(|winner| winner.key.node != key.node)
+    }
+
     /// The FloodList: every other node that has a part in the network.
     #[must_use]
     pub fn members(&self) -> &[(NodeId, P)] {
@@ -311,20 +359,16 @@ fn is_host_of(subnet: &IpNet, ip: IpAddr) -> bool {
         && ip != IpAddr::V6(Ipv6Addr::UNSPECIFIED)
 }
 
-fn claim<K: Clone + Eq + Hash, P>(
-    index: &mut Sharded<K, Claims<P>>,
-    address: K,
-    known: &Arc<Known<P>>,
-) {
-    match index.entry(address) {
+fn claim<K: Address, P>(index: &mut Sharded<K, Claims<P>>, address: K, known: &Arc<Known<P>>) {
+    match index.entry(address.clone()) {
         Entry::Vacant(entry) => {
             entry.insert(Claims { winner: Arc::clone(known), others: Vec::new() });
         }
-        Entry::Occupied(mut entry) => entry.get_mut().add(known),
+        Entry::Occupied(mut entry) => entry.get_mut().add(known, &address),
     }
 }
 
-fn withdraw<K: Clone + Eq + Hash, P>(index: &mut Sharded<K, Claims<P>>, address: K, key: &RowKey) {
+fn withdraw<K: Address, P>(index: &mut Sharded<K, Claims<P>>, address: K, key: &RowKey) {
     if index.get(&address).is_none() {
         return;
     }
@@ -336,15 +380,16 @@ fn withdraw<K: Clone + Eq + Hash, P>(index: &mut Sharded<K, Claims<P>>, address:
 }
 
 impl<P> Claims<P> {
-    fn add(&mut self, known: &Arc<Known<P>>) {
-        let mut loser = match known.row.order().cmp(&self.winner.row.order()) {
+    fn add(&mut self, known: &Arc<Known<P>>, address: &impl Address) {
+        let order = |one: &Known<P>, two: &Known<P>| one.row.order(&two.row, |n| address.lot(n));
+        let mut loser = match order(known, &self.winner) {
             Ordering::Less => std::mem::replace(&mut self.winner, Arc::clone(known)),
             // A row that names an address twice.
             Ordering::Equal => return,
             Ordering::Greater => Arc::clone(known),
         };
         for other in &mut self.others {
-            match loser.row.order().cmp(&other.row.order()) {
+            match order(&loser, other) {
                 Ordering::Less => std::mem::swap(other, &mut loser),
                 Ordering::Equal => return,
                 Ordering::Greater => {}

@@ -70,24 +70,75 @@ fn lookups_of_one_row() {
     assert_eq!(empty().fdb(mac(5)), None, "a table is replaced, not edited (I2)");
 }
 
+/// The order of claims by the rule as tables/mod.rs words it.
+fn precedence(row: &Row<u32>, address: &[u8]) -> (u64, NodeId, u64, EndpointId) {
+    let claim = [b"vxmesh lot 1\0", address, row.key.node.as_str().as_bytes()].concat();
+    let hash = ring::digest::digest(&ring::digest::SHA256, &claim);
+    let lot = u64::from_be_bytes(*hash.as_ref().first_chunk().unwrap());
+    (lot, row.key.node, row.rank, row.key.endpoint)
+}
+
 #[test]
-fn the_smaller_rank_has_the_address_and_the_next_one_inherits() {
-    let claim = |owner: u8, rank| {
-        let mut claim = row(owner, 5, Place::Remote(u32::from(owner)));
+fn of_one_nodes_claims_the_smaller_rank_has_the_address_and_the_next_one_inherits() {
+    let claim = |endpoint: u8, rank| {
+        let mut claim = row(1, 5, Place::Remote(1));
+        claim.key = key(1, endpoint);
         claim.rank = rank;
         TableUpdate::Put(claim)
     };
     let table = empty().apply([claim(3, 7), claim(1, 9), claim(2, 8)]);
-    let owner = |table: &NetworkTable<u32>| table.neighbor(ip("10.0.0.5")).map(|row| row.key.node);
-    assert_eq!(owner(&table), Some(node(3)));
-    let loser = table.row(&key(2, 5)).unwrap();
+    let owner = |table: &NetworkTable<u32>| table.neighbor(ip("10.0.0.5")).map(|row| row.key);
+    assert_eq!(owner(&table), Some(key(1, 3)));
+    let loser = table.row(&key(1, 2)).unwrap();
     assert!(!table.owns(loser, ip("10.0.0.5")), "who lost the address does not own it");
-    let table = table.apply([TableUpdate::Remove(key(3, 5))]);
-    assert_eq!(owner(&table), Some(node(2)));
-    assert_eq!(table.fdb(mac(5)).map(|row| row.key.node), Some(node(2)));
-    let table = table.apply([TableUpdate::Remove(key(2, 5)), TableUpdate::Remove(key(1, 5))]);
+    let table = table.apply([TableUpdate::Remove(key(1, 3))]);
+    assert_eq!(owner(&table), Some(key(1, 2)));
+    assert_eq!(table.fdb(mac(5)).map(|row| row.key), Some(key(1, 2)));
+    let table = table.apply([TableUpdate::Remove(key(1, 2)), TableUpdate::Remove(key(1, 1))]);
     assert_eq!(owner(&table), None);
     assert_eq!(table.rows().count(), 0);
+}
+
+/// A hostile member claims a MAC with the rank of its choice.
+#[test]
+fn no_rank_takes_another_nodes_mac() {
+    let claim = |owner: u8, mac, rank| {
+        let mut claim = row(owner, owner, Place::Remote(u32::from(owner)));
+        (claim.mac, claim.rank) = (mac, rank);
+        TableUpdate::Put(claim)
+    };
+    let owner = |table: &NetworkTable<u32>, mac| table.fdb(mac).map(|row| row.key.node);
+    for (victim, thief) in [(2, 3), (3, 2)] {
+        let bound = MacAddr::of_node(node(victim), 7);
+        let table = empty().apply([claim(thief, bound, 0), claim(victim, bound, 9)]);
+        assert_eq!(owner(&table, bound), Some(node(victim)));
+        let rival = table.mac_rival(&key(thief, thief)).map(|row| row.key.node);
+        assert_eq!(rival, Some(node(victim)), "the conflict shows");
+        assert_eq!(table.mac_rival(&key(victim, victim)), None);
+        let table = table.apply([TableUpdate::Remove(key(victim, victim))]);
+        assert_eq!(owner(&table, bound), None, "nobody inherits a bound MAC");
+        // One that is bound to none: whoever has it, has it whatever the ranks are.
+        let ranks = [(0, 9), (5, 5), (9, 0)].map(|(one, other)| {
+            owner(&empty().apply([claim(thief, mac(9), one), claim(victim, mac(9), other)]), mac(9))
+        });
+        assert!(ranks.windows(2).all(|pair| pair[0] == pair[1]), "{ranks:?}");
+    }
+}
+
+#[test]
+fn no_node_wins_every_lot() {
+    let wins = (0..64)
+        .filter(|n| {
+            let claim = |owner: u8| {
+                let mut claim = row(owner, owner, Place::Remote(0));
+                claim.mac = mac(*n);
+                TableUpdate::Put(claim)
+            };
+            let table = empty().apply([claim(1), claim(2)]);
+            table.fdb(mac(*n)).is_some_and(|row| row.key.node == node(1))
+        })
+        .count();
+    assert!((16..=48).contains(&wins), "{wins} of 64");
 }
 
 #[test]
@@ -164,12 +215,20 @@ fn replacing_a_row_does_not_refill_its_flood_limit() {
     assert_eq!(admitted, crate::limits::FLOOD_ENDPOINT_BURST);
 }
 
+/// The last two are bound, to nodes 1 and 2.
+fn any_mac(n: u8) -> MacAddr {
+    match n {
+        4 | 5 => MacAddr::of_node(node(n - 3), 1),
+        _ => mac(n),
+    }
+}
+
 fn any_row() -> impl Strategy<Value = Row<u32>> {
     let ips = prop::collection::vec(1u8..6, 0..4);
-    (1u8..4, 1u8..4, 1u8..5, ips, 0u64..3, any::<bool>()).prop_map(
+    (1u8..4, 1u8..4, 1u8..6, ips, 0u64..3, any::<bool>()).prop_map(
         |(owner, endpoint, mac_number, ips, rank, local)| Row {
             key: key(owner, endpoint),
-            mac: mac(mac_number),
+            mac: any_mac(mac_number),
             ips: ips.into_iter().map(|n| IpAddr::from([10, 0, 0, n])).collect(),
             rank,
             place: if local { Place::Local } else { Place::Remote(u32::from(owner)) },
@@ -196,7 +255,7 @@ fn any_update() -> impl Strategy<Value = TableUpdate<u32>> {
 
 /// All that a table answers, as values that can be compared.
 fn answers(table: &NetworkTable<u32>) -> impl PartialEq + std::fmt::Debug + use<> {
-    let macs: Vec<_> = (0..6).map(|n| table.fdb(mac(n)).cloned()).collect();
+    let macs: Vec<_> = (0..6).map(|n| table.fdb(any_mac(n)).cloned()).collect();
     let ips: Vec<_> =
         (0..7).map(|n| table.neighbor(IpAddr::from([10, 0, 0, n])).cloned()).collect();
     let rows: BTreeMap<_, _> = table.rows().map(|row| (row.key, row.clone())).collect();
@@ -250,13 +309,14 @@ proptest! {
             let expected = rows
                 .iter()
                 .filter(|row| inside && row.ips.contains(&address))
-                .min_by_key(|row| (row.rank, row.key));
+                .min_by_key(|row| precedence(row, &[10, 0, 0, n]));
             prop_assert_eq!(table.neighbor(address), expected);
             let expected = rows
                 .iter()
-                .filter(|row| row.mac == mac(n) && row.mac != spec.gateway.mac)
-                .min_by_key(|row| (row.rank, row.key));
-            prop_assert_eq!(table.fdb(mac(n)), expected);
+                .filter(|row| row.mac == any_mac(n) && row.mac != spec.gateway.mac)
+                .filter(|row| n < 4 || row.key.node == node(n.wrapping_sub(3)))
+                .min_by_key(|row| precedence(row, &any_mac(n).0));
+            prop_assert_eq!(table.fdb(any_mac(n)), expected);
         }
     }
 }
