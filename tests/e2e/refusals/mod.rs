@@ -1,11 +1,15 @@
 //! Bad input of every kind: the exit status of its kind, a message that says what is wrong, and nothing half done.
 
+mod clocks;
+mod foreign;
 mod joining;
 
 use std::process::Output;
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
+
+use vxmesh::store::{Store, Table};
 
 use crate::churn::world::{Lab, ip};
 
@@ -113,7 +117,12 @@ fn an_agent_that_cannot_trust_its_files_does_not_start() -> Result<()> {
     let state = "/var/lib/vxmesh/state.redb";
     lab.lab(&["kill", "h1"])?;
     lab.sh("h1", "cp -a /var/lib/vxmesh /var/lib/saved")?;
+    let newer = Store::open(&lab.path("h1", state)?)?;
+    newer.put(Table::Meta, "schema", &2)?;
+    drop(newer);
+    lab.sh("h1", &format!("mv {state} /var/lib/newer; cp -a /var/lib/saved/state.redb {state}"))?;
     for (damage, says) in [
+        (format!("cp -a /var/lib/newer {state}"), "has schema 2, this agent knows 1"),
         (format!("printf 'no database' > {state}"), "damaged"),
         (format!("truncate -s 5000 {state}"), "damaged"),
         ("chmod 755 /var/lib/vxmesh/identity".to_owned(), "identity"),
