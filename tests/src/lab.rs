@@ -266,10 +266,19 @@ impl Lab {
     ///
     /// There is none.
     pub fn inner(&self, host: &str, path: &str) -> Result<NetNs> {
+        NetNs::open(self.path(host, path)?)
+    }
+
+    /// Where a file of a host is on this machine.
+    ///
+    /// # Errors
+    ///
+    /// There is no such host.
+    pub fn path(&self, host: &str, path: &str) -> Result<PathBuf> {
         let record = fs::read(self.dir(host).join("holder.json"))?;
         let record: Value = serde_json::from_slice(&record)?;
         let holder = record.get("pid").and_then(Value::as_i64).context("no pid")?;
-        NetNs::open(format!("/proc/{holder}/root{path}"))
+        Ok(PathBuf::from(format!("/proc/{holder}/root{path}")))
     }
 
     /// Makes a network on a host and waits until all hosts list it.

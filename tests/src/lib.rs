@@ -1,5 +1,6 @@
 //! What the tests of several kinds share.
 
+pub mod caller;
 pub mod capture;
 pub mod fuzz;
 pub mod hex;

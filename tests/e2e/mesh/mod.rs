@@ -1,5 +1,6 @@
 //! What a mesh does for the sandboxes on its hosts, and what it refuses to others.
 
+mod clear;
 mod counters;
 mod forged;
 mod reach;
