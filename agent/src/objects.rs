@@ -4,14 +4,15 @@
 //! nodes send is merged, then written; a crash between the two loses nothing that the mesh does not have.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use ring::signature::Ed25519KeyPair;
 use thiserror::Error;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use vxmesh_proto::{
     addr::NodeId,
     object::{Certifier, Draft, Hlc, Merge, Object, ObjectSet, Refused},
@@ -43,6 +44,7 @@ pub struct Objects {
     ca: Arc<dyn Certifier + Send + Sync>,
     store: Arc<Store>,
     changed: watch::Sender<u64>,
+    complaints: Mutex<Complaints>,
 }
 
 impl std::fmt::Debug for Objects {
@@ -79,6 +81,7 @@ impl Objects {
             ca,
             store,
             changed: watch::Sender::new(0),
+            complaints: Mutex::default(),
         })
     }
 
@@ -101,34 +104,50 @@ impl Objects {
         &self,
         draft: impl FnOnce(&ObjectSet, Hlc) -> Result<Draft, E>,
     ) -> Result<Arc<Object>, E> {
+        // Whoever changes the set holds this; who only reads it does not wait for the disk.
         let _in_order = self.in_order();
-        let mut set = self.lock();
-        let stamp = set.stamp(unix_ms());
-        let draft = draft(&set, stamp)?;
-        let text = draft.sign(&self.pair, self.mesh).map_err(|refused| E::from(refused.into()))?;
-        let id = draft.id(self.author()).map_err(|refused| E::from(refused.into()))?;
-        let before = set.get(&id).map(|object| Arc::clone(object.text()));
+        let (id, text) = {
+            let mut set = self.lock();
+            let stamp = set.stamp(unix_ms());
+            let draft = draft(&set, stamp)?;
+            let refused = |refused: Refused| E::from(refused.into());
+            let text = draft.sign(&self.pair, self.mesh).map_err(refused)?;
+            if !set.check(&text, self.ca.as_ref(), unix_ms()).map_err(refused)? {
+                return Err(E::from(PublishError::Overtaken));
+            }
+            (draft.id(self.author()).map_err(refused)?, text)
+        };
         self.store
             .put(Table::Objects, &id.to_string(), &&*text)
             .map_err(|error| E::from(error.into()))?;
-        match set.merge(&text, self.ca.as_ref(), unix_ms()) {
+        // Checked above, and nobody changed the set since.
+        match self.lock().merge(&text, self.ca.as_ref(), unix_ms()) {
             Merge::New(object) | Merge::Updated { new: object, .. } => {
-                drop(set);
                 self.notify();
                 Ok(object)
             }
-            not_admitted => {
-                let undo = match before {
-                    Some(text) => self.store.put(Table::Objects, &id.to_string(), &&*text),
-                    None => self.store.delete(Table::Objects, &id.to_string()).map(|_was| ()),
-                };
-                undo.map_err(|error| E::from(error.into()))?;
-                Err(E::from(match not_admitted {
-                    Merge::Refused(refused) => refused.into(),
-                    Merge::Stale | Merge::New(_) | Merge::Updated { .. } => PublishError::Overtaken,
-                }))
-            }
+            Merge::Refused(refused) => Err(E::from(refused.into())),
+            Merge::Stale => Err(E::from(PublishError::Overtaken)),
         }
+    }
+
+    /// Forgets what was deleted long ago. Blocks for a disk write if there is any.
+    ///
+    /// # Errors
+    /// It cannot be deleted from the disk; it is forgotten all the same and goes after a restart.
+    pub fn collect(&self) -> Result<(), StoreError> {
+        let _in_order = self.in_order();
+        let collected = self.lock().collect(unix_ms());
+        if collected.is_empty() {
+            return Ok(());
+        }
+        info!(count = collected.len(), "forgot objects of networks that were deleted long ago");
+        self.notify();
+        self.store.write(|txn| {
+            collected
+                .iter()
+                .try_for_each(|id| txn.delete(Table::Objects, &id.to_string()).map(|_was| ()))
+        })
     }
 
     /// Merges what `from` sent; returns what was new here. Blocks for a disk write if anything was.
@@ -146,11 +165,11 @@ impl Objects {
         for text in texts {
             match set.merge(text, self.ca.as_ref(), unix_ms()) {
                 Merge::New(object) | Merge::Updated { new: object, .. } => {
-                    info!(id = %object.id(), author = %object.author(), %from, "learned an object");
+                    debug!(id = %object.id(), author = %object.author(), %from, "learned an object");
                     fresh.push(object);
                 }
                 Merge::Stale => {}
-                Merge::Refused(reason) => warn!(%from, %reason, "refused an object"),
+                Merge::Refused(reason) => self.complain(from, &reason),
             }
         }
         drop(set);
@@ -164,6 +183,15 @@ impl Objects {
             })
         })?;
         Ok(fresh)
+    }
+
+    fn complain(&self, from: NodeId, reason: &Refused) {
+        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = complaints.count(from, Instant::now());
+        drop(complaints);
+        if let Some(since_last) = due {
+            warn!(%from, %reason, since_last, "refused an object");
+        }
     }
 
     fn author(&self) -> NodeId {
@@ -189,4 +217,40 @@ impl Objects {
 pub fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A peer that sends bad objects is complained about no more often than this: it decides how many it sends, and must not
+/// decide how much is logged.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+
+/// What each peer sent that was refused, since it was last complained about. As many rows as members at most.
+#[derive(Debug, Default)]
+struct Complaints(BTreeMap<NodeId, (Instant, u64)>);
+
+impl Complaints {
+    /// Counts one; how many there were since the last complaint, if the next one is due.
+    fn count(&mut self, from: NodeId, now: Instant) -> Option<u64> {
+        match self.0.get_mut(&from) {
+            Some((last, count)) if now.saturating_duration_since(*last) < COMPLAIN_EVERY => {
+                *count += 1;
+                None
+            }
+            _ => Some(self.0.insert(from, (now, 0)).map_or(0, |(_last, count)| count) + 1),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_does_not_decide_how_much_is_logged() {
+        let (mut complaints, start) = (Complaints::default(), Instant::now());
+        let (bad, other) = (NodeId::of_public_key(b"bad"), NodeId::of_public_key(b"other"));
+        let said: Vec<_> = (0..1000).filter_map(|_| complaints.count(bad, start)).collect();
+        assert_eq!(said, [1]);
+        assert_eq!(complaints.count(other, start), Some(1), "another peer is another matter");
+        assert_eq!(complaints.count(bad, start + COMPLAIN_EVERY), Some(1000), "none is uncounted");
+    }
 }

@@ -64,6 +64,18 @@ pub const OBJECT_LEN: usize = 128 * 1024;
 pub const OBJECTS: usize = 16_384;
 /// Bytes of all mesh objects: each node keeps them in memory and on disk.
 pub const OBJECTS_LEN: usize = 64 * 1024 * 1024;
+/// Of both, what only members' own certificates may use: nobody who fills the rest keeps a newcomer out.
+pub const OBJECTS_OF_MEMBERS: usize = 1024;
+/// See [`OBJECTS_OF_MEMBERS`].
+pub const OBJECTS_OF_MEMBERS_LEN: usize = 8 * 1024 * 1024;
+/// Mesh objects whose last version is by one author: a quarter, so that no one fills the set. The author of a network that
+/// has many static addresses signs one for each.
+pub const OBJECTS_PER_AUTHOR: usize = OBJECTS / 4;
+/// Bytes of them.
+pub const OBJECTS_PER_AUTHOR_LEN: usize = OBJECTS_LEN / 4;
+/// How long a deleted network is remembered: longer than a certificate lives. Who slept through all of it cannot come back
+/// with the network, because nobody lets it in without joining anew.
+pub const DELETED_KEPT: Duration = Duration::from_secs(31 * 24 * 3600);
 /// Entries of one page of a digest of the mesh objects: about 150 KiB as JSON.
 pub const DIGEST_ENTRIES: usize = 2048;
 /// Bytes of mesh objects in one message, unless a single one is longer.

@@ -55,6 +55,10 @@ use crate::{
 /// Reconciliation runs at least this often, so that nothing that was missed stays missed.
 const TICK: Duration = Duration::from_secs(1);
 
+/// How often objects are looked through for what was deleted long ago. Nodes that collect far apart in time offer each
+/// other what the other does not want any more.
+const COLLECT_EVERY: Duration = Duration::from_secs(10);
+
 /// A network that has a TAP here.
 pub(super) struct Local {
     pub(super) table: Arc<crate::datapath::port::Table>,
@@ -285,6 +289,8 @@ impl Mesh {
         let mut stop = self.stop.subscribe();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut collect = tokio::time::interval(COLLECT_EVERY);
+        collect.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let Some(gossip) = self.gossip.get() else { return };
         loop {
             tokio::select! {
@@ -294,6 +300,11 @@ impl Mesh {
                 _ = tick.tick() => {
                     self.follow_host(gossip);
                     self.prefetch();
+                }
+                _ = collect.tick() => {
+                    if let Err(error) = tokio::task::block_in_place(|| self.objects.collect()) {
+                        warn!(%error, "what was deleted long ago is still on disk; free some space");
+                    }
                 }
                 _ = stop.changed() => return,
             }

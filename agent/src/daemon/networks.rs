@@ -13,7 +13,7 @@ use vxmesh_proto::{
     control::Response,
     ipam::{Subnet, SubnetError, check_disjoint, first_split},
     limits::{DEFAULT_MTU, MAX_MTU, MIN_MTU},
-    object::{self, Content, Draft, NetworkState, Object, ObjectSet},
+    object::{self, Content, Draft, NetworkState, Object, ObjectSet, Refused},
 };
 
 use super::mesh::{Mesh, failed};
@@ -31,11 +31,16 @@ const RANDOM_TRIES: usize = 64;
 
 impl From<PublishError> for ApiError {
     fn from(error: PublishError) -> Self {
-        let code = match &error {
-            PublishError::Overtaken => ErrorCode::Conflict,
-            PublishError::Refused(_) | PublishError::Store(_) => ErrorCode::Failed,
+        let (code, hint) = match &error {
+            PublishError::Overtaken => (ErrorCode::Conflict, "nothing was changed"),
+            PublishError::Refused(Refused::Full | Refused::Quota(_)) => {
+                (ErrorCode::Conflict, "nothing was changed; `vxmesh network ls` shows the networks")
+            }
+            PublishError::Refused(_) | PublishError::Store(_) => {
+                (ErrorCode::Failed, "nothing was changed")
+            }
         };
-        Self::new(code, error.to_string(), "nothing was changed")
+        Self::new(code, error.to_string(), hint)
     }
 }
 

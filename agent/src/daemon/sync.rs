@@ -179,6 +179,7 @@ impl Mesh {
         network: NetworkId,
         subnet: ipnet::IpNet,
     ) -> Result<Response, Refusal> {
+        self.check_room()?;
         let elsewhere = self.elsewhere(network);
         let given = self
             .addresses
@@ -196,6 +197,7 @@ impl Mesh {
         network: NetworkId,
         ip: std::net::IpAddr,
     ) -> Result<Response, Refusal> {
+        self.check_room()?;
         let elsewhere = self.elsewhere(network);
         let subnet =
             self.addresses.subnets(network).into_iter().find(|subnet| subnet.contains(&ip));
@@ -209,6 +211,14 @@ impl Mesh {
             Some(Err(why)) => Err(refusal(RefusalCode::Conflict, why.to_string())),
             Some(Ok(transfer)) => self.answer_transfer(network, transfer),
         }
+    }
+
+    /// A block is given up before its transfer is signed: one that could not be would be nobody's until the next start.
+    fn check_room(&self) -> Result<(), Refusal> {
+        if self.objects.read(|set| set.has_room(self.me)) {
+            return Ok(());
+        }
+        Err(refusal(RefusalCode::Conflict, object::Refused::Quota(self.me).to_string()))
     }
 
     fn answer_transfer(&self, network: NetworkId, transfer: Transfer) -> Result<Response, Refusal> {

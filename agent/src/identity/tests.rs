@@ -294,3 +294,11 @@ proptest! {
         prop_assert!(key_of_request(&request).is_err());
     }
 }
+
+/// Else a node could come back with a network whose deletion nobody remembers.
+#[test]
+fn deleted_networks_are_remembered_longer_than_certificates_live() {
+    let kept = vxmesh_proto::limits::DELETED_KEPT.as_secs();
+    let skew = vxmesh_proto::limits::HLC_AHEAD.as_secs();
+    assert!(kept > ca::LIFETIME + 3600 + skew, "{kept}");
+}

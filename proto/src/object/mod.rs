@@ -19,6 +19,9 @@
 //! the network before and on one that did not. A kind of object that this version does not know
 //! is checked for its author, kept and passed on.
 //!
+//! A deleted network is forgotten after [`DELETED_KEPT`](crate::limits::DELETED_KEPT), and a transfer of that age with it: a text that would be
+//! forgotten is not admitted either, so that sets whose clocks differ a little do not fill each other again.
+//!
 //! [`ObjectSet`] merges them, [`sync`] reconciles two sets, [`Hlc`] orders edits. Whether a
 //! certificate is the CA's word is the [`Certifier`]'s to say.
 
@@ -43,7 +46,7 @@ pub use self::{
 };
 use crate::{
     addr::{NetworkId, NodeId},
-    limits::OBJECT_LEN,
+    limits::{OBJECT_LEN, OBJECTS_PER_AUTHOR},
     record,
 };
 
@@ -101,6 +104,11 @@ pub enum Refused {
     /// No room.
     #[error("the mesh has as many objects as it may; delete some networks")]
     Full,
+    /// One node has written too much.
+    #[error(
+        "node {0} has written as much as one node may ({OBJECTS_PER_AUTHOR} objects); delete some of its networks"
+    )]
+    Quota(NodeId),
 }
 
 /// Which object.

@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     addr::{NetworkId, NodeId},
-    limits::{OBJECTS, OBJECTS_LEN},
+    limits::{
+        DELETED_KEPT, OBJECTS, OBJECTS_LEN, OBJECTS_OF_MEMBERS, OBJECTS_OF_MEMBERS_LEN,
+        OBJECTS_PER_AUTHOR, OBJECTS_PER_AUTHOR_LEN,
+    },
     record::{self, RecordError},
 };
 
@@ -48,6 +51,34 @@ pub enum NetworkState {
     },
 }
 
+/// How much there is of something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Share {
+    objects: usize,
+    bytes: usize,
+}
+
+impl Share {
+    fn add(&mut self, object: &Object) {
+        self.objects += 1;
+        self.bytes += object.text.len();
+    }
+
+    fn remove(&mut self, object: &Object) {
+        self.objects -= 1;
+        self.bytes -= object.text.len();
+    }
+
+    /// Whether it holds the text in place of the one that is held.
+    const fn fits(self, text: usize, held: Option<usize>, objects: usize, bytes: usize) -> bool {
+        match held {
+            // What does not grow always fits: else nobody could delete.
+            Some(held) => text <= held || self.bytes - held + text <= bytes,
+            None => self.objects < objects && self.bytes + text <= bytes,
+        }
+    }
+}
+
 /// All mesh objects known here.
 #[derive(Debug)]
 pub struct ObjectSet {
@@ -55,7 +86,8 @@ pub struct ObjectSet {
     objects: BTreeMap<ObjectId, Arc<Object>>,
     keys: BTreeMap<NodeId, [u8; 32]>,
     clock: Clock,
-    bytes: usize,
+    whole: Share,
+    shares: BTreeMap<NodeId, Share>,
     // Sum of the texts' hashes: takes a change in constant time and does not depend on order.
     sum: [u64; 4],
 }
@@ -69,7 +101,8 @@ impl ObjectSet {
             objects: BTreeMap::new(),
             keys: BTreeMap::new(),
             clock: Clock::default(),
-            bytes: 0,
+            whole: Share::default(),
+            shares: BTreeMap::new(),
             sum: [0; 4],
         }
     }
@@ -87,6 +120,14 @@ impl ObjectSet {
     /// Takes a text that this node stored when it had admitted it: its time is not questioned again.
     pub fn restore(&mut self, text: &str, ca: &dyn Certifier) -> Merge {
         self.merge_at(text, ca, None)
+    }
+
+    /// What [`Self::merge`] would refuse, or `false` if it would change nothing. A stamp and a key in it are learned.
+    ///
+    /// # Errors
+    /// It is not admitted.
+    pub fn check(&mut self, text: &str, ca: &dyn Certifier, wall_ms: u64) -> Result<bool, Refused> {
+        self.admit(text, ca, Some(wall_ms)).map(|object| object.is_some())
     }
 
     fn merge_at(&mut self, text: &str, ca: &dyn Certifier, wall_ms: Option<u64>) -> Merge {
@@ -111,12 +152,10 @@ impl ObjectSet {
         if held.is_some_and(|held| object.precedence(held) != Ordering::Greater) {
             return Ok(None);
         }
-        let held_len = held.map_or(0, |held| held.text.len());
-        if (held.is_none() && self.objects.len() >= OBJECTS)
-            || self.bytes - held_len + text.len() > OBJECTS_LEN
-        {
-            return Err(Refused::Full);
+        if wall_ms.is_some_and(|wall_ms| self.is_over(&object, wall_ms)) {
+            return Ok(None);
         }
+        self.check_room(&object, held.map(Arc::as_ref))?;
         let key = self.author_key(&object, ca)?;
         record::verify_text(&key, &domain(self.mesh, object.author), text).map_err(|fault| {
             match fault {
@@ -132,6 +171,73 @@ impl ObjectSet {
             self.keys.insert(object.author, key);
         }
         Ok(Some(object))
+    }
+
+    fn check_room(&self, object: &Object, held: Option<&Object>) -> Result<(), Refused> {
+        let len = object.text.len();
+        let held_len = held.map(|held| held.text.len());
+        let is_member = matches!(object.id, ObjectId::Member(_));
+        let (objects, bytes) = if is_member {
+            (OBJECTS, OBJECTS_LEN)
+        } else {
+            (OBJECTS - OBJECTS_OF_MEMBERS, OBJECTS_LEN - OBJECTS_OF_MEMBERS_LEN)
+        };
+        if !self.whole.fits(len, held_len, objects, bytes) {
+            return Err(Refused::Full);
+        }
+        let share = self.share_of(object.author);
+        let own = held.filter(|held| held.author == object.author);
+        let fits = match (own, held_len) {
+            // Another's object: its text counts here from now on.
+            (None, Some(held_len)) if len > held_len => share.bytes + len <= OBJECTS_PER_AUTHOR_LEN,
+            (None, Some(_shrinks)) => true,
+            _ => share.fits(len, held_len, OBJECTS_PER_AUTHOR, OBJECTS_PER_AUTHOR_LEN),
+        };
+        if fits { Ok(()) } else { Err(Refused::Quota(object.author)) }
+    }
+
+    fn share_of(&self, author: NodeId) -> Share {
+        self.shares.get(&author).copied().unwrap_or_default()
+    }
+
+    /// Whether one more small object of this author would be admitted.
+    #[must_use]
+    pub fn has_room(&self, author: NodeId) -> bool {
+        const SMALL: usize = 1024;
+        let (objects, bytes) = (OBJECTS - OBJECTS_OF_MEMBERS, OBJECTS_LEN - OBJECTS_OF_MEMBERS_LEN);
+        self.whole.fits(SMALL, None, objects, bytes)
+            && self.share_of(author).fits(SMALL, None, OBJECTS_PER_AUTHOR, OBJECTS_PER_AUTHOR_LEN)
+    }
+
+    /// Whether [`Self::collect`] would forget it.
+    fn is_over(&self, object: &Object, wall_ms: u64) -> bool {
+        let kept = u64::try_from(DELETED_KEPT.as_millis()).unwrap_or(u64::MAX);
+        if object.draft.hlc.unix_ms().saturating_add(kept) > wall_ms {
+            return false;
+        }
+        match &object.draft.content {
+            Content::Network(_) => object.draft.closed,
+            // Of a network that is known to be deleted it goes with that one.
+            Content::Transfer(transfer) => {
+                !self.objects.contains_key(&ObjectId::Network(transfer.network))
+            }
+            Content::Member(_) | Content::Other => false,
+        }
+    }
+
+    /// Forgets networks that were deleted [`DELETED_KEPT`] ago, and transfers of that age whose network is not known.
+    pub fn collect(&mut self, wall_ms: u64) -> Vec<ObjectId> {
+        let mut collected = Vec::new();
+        // Networks come before transfers, in the order of ids.
+        let ids: Vec<ObjectId> = self.objects.keys().cloned().collect();
+        for id in ids {
+            let over = self.objects.get(&id).is_some_and(|object| self.is_over(object, wall_ms));
+            if let Some(object) = over.then(|| self.objects.remove(&id)).flatten() {
+                self.uncount(&object);
+                collected.push(id);
+            }
+        }
+        collected
     }
 
     fn author_key(&self, object: &Object, ca: &dyn Certifier) -> Result<[u8; 32], Refused> {
@@ -154,8 +260,9 @@ impl ObjectSet {
 
     fn insert(&mut self, object: Object) -> Merge {
         let new = Arc::new(object);
-        self.count(&new, u64::wrapping_add);
-        self.bytes += new.text.len();
+        self.sum_up(&new, u64::wrapping_add);
+        self.whole.add(&new);
+        self.shares.entry(new.author).or_default().add(&new);
         match self.objects.entry(new.id.clone()) {
             Entry::Vacant(vacant) => {
                 vacant.insert(Arc::clone(&new));
@@ -163,14 +270,24 @@ impl ObjectSet {
             }
             Entry::Occupied(mut occupied) => {
                 let old = occupied.insert(Arc::clone(&new));
-                self.count(&old, u64::wrapping_sub);
-                self.bytes -= old.text.len();
+                self.uncount(&old);
                 Merge::Updated { old, new }
             }
         }
     }
 
-    fn count(&mut self, object: &Object, with: fn(u64, u64) -> u64) {
+    fn uncount(&mut self, old: &Object) {
+        self.sum_up(old, u64::wrapping_sub);
+        self.whole.remove(old);
+        if let Some(share) = self.shares.get_mut(&old.author) {
+            share.remove(old);
+            if *share == Share::default() {
+                self.shares.remove(&old.author);
+            }
+        }
+    }
+
+    fn sum_up(&mut self, object: &Object, with: fn(u64, u64) -> u64) {
         for (lane, part) in self.sum.iter_mut().zip(text_hash(&object.text)) {
             *lane = with(*lane, part);
         }

@@ -326,6 +326,88 @@ fn a_block_given_twice_in_one_epoch_went_to_the_first() {
     }
 }
 
+/// A transfer of its own for each number.
+fn small(seed: u8, n: u32) -> Draft {
+    let mut draft = transfer(seed, if seed == 1 { 2 } else { 1 }, u64::from(n) + 1);
+    draft.hlc = hlc(0);
+    draft.created = hlc(0);
+    draft
+}
+
+/// A hostile member writes as much as it can.
+#[test]
+fn no_author_takes_the_room_of_the_others() {
+    let mut set = set();
+    let quota = u32::try_from(OBJECTS_PER_AUTHOR).unwrap();
+    // One is its certificate.
+    for n in 1..quota {
+        assert!(set.has_room(node(1)), "{n}");
+        new(&mut set, &sign(1, &small(1, n)));
+    }
+    assert!(!set.has_room(node(1)) && set.has_room(node(2)));
+    let quota_of = |seed| Merge::Refused(Refused::Quota(node(seed)));
+    assert_eq!(merge(&mut set, &sign(1, &small(1, quota))), quota_of(1));
+    let other =
+        new(&mut set, &sign(2, &Draft::new(hlc(0), Content::Network(network(2, "blue", 7)))));
+    // Who has no room left can still delete, but not blow up another's object.
+    let mut large = other.edit(hlc(1));
+    if let Content::Network(network) = &mut large.content {
+        network.labels = [("k".to_owned(), "x".repeat(100_000))].into();
+    }
+    assert!(matches!(merge(&mut set, &sign(1, &large)), Merge::Updated { .. }), "bytes are left");
+    let deleted = Draft { closed: true, ..other.edit(hlc(2)) };
+    assert!(matches!(merge(&mut set, &sign(1, &deleted)), Merge::Updated { .. }));
+    let mut bulky = self::set();
+    let mut n = 0;
+    let refused = loop {
+        n += 1;
+        let mut network = network(1, &format!("n{n}"), n);
+        network.labels = [("k".to_owned(), "x".repeat(120_000))].into();
+        match merge(&mut bulky, &sign(1, &Draft::new(hlc(u64::from(n)), Content::Network(network))))
+        {
+            Merge::New(_) => assert!(n < 200, "{n}"),
+            other => break other,
+        }
+    };
+    assert_eq!(refused, quota_of(1));
+    new(&mut bulky, &sign(2, &Draft::new(hlc(0), Content::Network(network(2, "blue", 7000)))));
+}
+
+const KEPT: u64 = crate::limits::DELETED_KEPT.as_secs() * 1000;
+
+#[test]
+fn a_deleted_network_goes_with_its_transfers_and_never_comes_back() {
+    let mut set = set();
+    let before = set.content_hash();
+    let open = Draft::new(hlc(0), Content::Network(network(1, "blue", 7)));
+    let ObjectId::Network(id) = open.id(node(1)).unwrap() else { panic!() };
+    let mut given = transfer(1, 2, 1);
+    if let Content::Transfer(transfer) = &mut given.content {
+        transfer.network = id;
+    }
+    let closed = Draft { closed: true, ..Draft { hlc: hlc(9), ..open.clone() } };
+    let texts = [sign(1, &open), sign(1, &given), sign(2, &closed)];
+    for text in &texts[..2] {
+        new(&mut set, text);
+    }
+    assert_eq!(set.collect(NOW + 2 * KEPT), [], "what is not deleted stays however old it is");
+    assert!(matches!(merge(&mut set, &texts[2]), Merge::Updated { .. }));
+    assert_eq!(set.collect(NOW + 9 + KEPT - 1), []);
+    let collected = set.collect(NOW + 9 + KEPT);
+    assert_eq!(collected, [open.id(node(1)).unwrap(), given.id(node(1)).unwrap()]);
+    assert_eq!(set.content_hash(), before);
+    assert!(set.has_room(node(1)));
+    // A neighbour whose clock is a little behind still offers it.
+    for text in &texts[1..] {
+        assert_eq!(set.merge(text, &TestCa, NOW + 9 + KEPT), Merge::Stale);
+    }
+    // Nobody kills a network with a tombstone that is forgotten at once: others would bring the network back.
+    let mut late = self::set();
+    new(&mut late, &texts[0]);
+    assert_eq!(late.merge(&texts[2], &TestCa, NOW + 9 + KEPT), Merge::Stale);
+    assert_eq!(late.networks().len(), 1);
+}
+
 #[test]
 fn a_digest_has_pages_that_cover_everything() {
     let mut all = set();
@@ -408,6 +490,60 @@ fn texts(edits: &[Edit]) -> Vec<Arc<str>> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// I11: nodes that sleep, meet and collect in any order agree in the end, and what was deleted stays so. Nobody is away
+    /// for as long as a certificate lives.
+    #[test]
+    fn whoever_comes_back_in_time_brings_nothing_back(
+        steps in prop::collection::vec((0usize..3, 0usize..3, 0u64..4), 1..60),
+        deletes_at in 0usize..20,
+    ) {
+        let mut sets = [set(), set(), set()];
+        let open = Draft::new(hlc(0), Content::Network(network(1, "blue", 7)));
+        let text = sign(1, &open);
+        sets.iter_mut().for_each(|set| { new(set, &text); });
+        let day = KEPT / 31;
+        let (mut time, mut met) = (NOW, [NOW; 3]);
+        let mut deleted = false;
+        let meet = |sets: &mut [ObjectSet; 3], one: usize, other: usize, time: u64| {
+            for (from, to) in [(one, other), (other, one)] {
+                let digest = sets[to].digest(None);
+                let difference = sets[from].difference(&digest);
+                for text in &difference.texts {
+                    sets[to].merge(text, &TestCa, time);
+                }
+            }
+        };
+        for (n, (one, other, days)) in steps.into_iter().enumerate() {
+            time += days * day;
+            // Whose certificate ends is not let in: it meets the others before.
+            for late in 0..3 {
+                if time - met[late] >= 14 * day {
+                    (0..3).for_each(|n| meet(&mut sets, late, n, time));
+                    met = [time; 3];
+                }
+            }
+            if n == deletes_at {
+                let closed = Draft { closed: true, ..Draft { hlc: Hlc::at(time), ..open.clone() } };
+                prop_assert!(!matches!(sets[one].merge(&sign(2, &closed), &TestCa, time), Merge::Refused(_)));
+                deleted = true;
+            }
+            sets[other].collect(time);
+            meet(&mut sets, one, other, time);
+        }
+        for n in [0, 1, 2, 0, 1, 2] {
+            meet(&mut sets, n, (n + 1) % 3, time);
+        }
+        sets.iter_mut().for_each(|set| { set.collect(time); });
+        let open = sets.each_ref().map(|set| set.networks().len());
+        prop_assert_eq!(open, if deleted { [0; 3] } else { [1; 3] });
+        prop_assert_eq!(sets[0].content_hash(), sets[1].content_hash());
+        prop_assert_eq!(sets[1].content_hash(), sets[2].content_hash());
+        for set in &mut sets {
+            set.collect(time + KEPT + day);
+            prop_assert_eq!(set.objects().count(), if deleted { 3 } else { 4 });
+        }
+    }
 
     /// Replicas that learn one history in any order, some of it twice, hold equal sets (I11).
     #[test]
