@@ -6,3 +6,4 @@ mod lab;
 mod mesh;
 mod netlink;
 mod refusals;
+mod traces;

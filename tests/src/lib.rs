@@ -5,6 +5,7 @@ pub mod capture;
 pub mod fuzz;
 pub mod hex;
 pub mod lab;
+pub mod machine;
 pub mod netns;
 pub mod pair;
 pub mod program;
