@@ -38,10 +38,6 @@ pub const DATA_PORT: u16 = 7761;
 /// How much of an agent's log a failed test shows.
 const LOG_LINES: usize = 60;
 
-/// The kernel of a new sandbox joins multicast groups before all tables know the endpoint: so few frames are lost by it.
-const NEWBORN: &[&str] = &["source_unknown", "source_not_owned", "not_a_member"];
-const NEWBORN_FRAMES: u64 = 8;
-
 /// What a lab shall be like.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -376,9 +372,7 @@ impl Lab {
             DropReason::ALL.iter().any(|known| known.as_str() == reason && known.is_benign())
         };
         for row in rows {
-            let expected = allowed.drops.contains(&row.reason.as_str())
-                || benign(&row.reason)
-                || (row.count <= NEWBORN_FRAMES && NEWBORN.contains(&row.reason.as_str()));
+            let expected = allowed.drops.contains(&row.reason.as_str()) || benign(&row.reason);
             ensure!(expected, "{host} dropped {row:?}");
         }
         Ok(())
