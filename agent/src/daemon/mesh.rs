@@ -133,7 +133,6 @@ impl Mesh {
     }
 
     async fn start_parts(self: &Arc<Self>) -> Result<(), ApiError> {
-        self.publish_member(&self.credentials.membership.certificate);
         self.objects.read(|set| self.addresses.follow(set));
         // Before anybody can ask for space: an address in use is not to be given away (I12).
         self.adopt_addresses()?;
@@ -153,6 +152,8 @@ impl Mesh {
             .map_err(|error| failed(error, "see the agent's log"))?;
         // Set once, here.
         let _first = self.control.set(control);
+        // Not before both ports are open: a mesh that could not be made must leave no member in the state.
+        self.publish_member(&self.credentials.membership.certificate);
         let gossip = Gossip::start(self.gossip_config(claims)?, Arc::clone(&outlook) as _, outlook)
             .await
             .map_err(|error| failed(error, "see the agent's log"))?;
