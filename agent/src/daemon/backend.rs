@@ -362,9 +362,9 @@ impl Backend for Agent {
         blocking(move || mesh.create_network(&spec)).await
     }
 
-    async fn network_rm(&self, reference: &str) -> Result<Network, ApiError> {
+    async fn network_rm(&self, reference: &str, force: bool) -> Result<Network, ApiError> {
         let (mesh, reference) = (self.mesh().await?, reference.to_owned());
-        blocking(move || mesh.remove_network(&reference)).await
+        blocking(move || mesh.remove_network(&reference, force)).await
     }
 
     async fn endpoints(&self) -> Result<Vec<Endpoint>, ApiError> {
@@ -409,5 +409,40 @@ impl Backend for Agent {
 
     async fn map_diff(&self, reference: &str) -> Result<Vec<MapDiffRow>, ApiError> {
         self.mesh().await?.map_difference(reference).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv6Addr, UdpSocket};
+
+    use super::*;
+    use crate::{config::FirstStart, store::Store};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_busy_port_leaves_nothing_of_a_mesh_that_could_not_be_made() {
+        let busy = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
+        let port = busy.local_addr().unwrap().port();
+        for (control_port, data_port) in [(port, 0), (0, port)] {
+            let dir = tempfile::tempdir().unwrap();
+            let agent = Agent::new(Config {
+                data_dir: dir.path().to_owned(),
+                run_dir: dir.path().to_owned(),
+                socket: dir.path().join("api.sock"),
+                name: "a".parse().unwrap(),
+                advertise: vec!["192.0.2.1".parse().unwrap()],
+                control_port,
+                data_port,
+                log: "off".to_owned(),
+                gossip_interval: Duration::from_millis(500),
+                first_start: FirstStart::Wait,
+            });
+            let error = agent.make_mesh().await.unwrap_err();
+            assert!(error.message.contains("port"), "{error}");
+            let store = Store::open(&dir.path().join("state.redb")).unwrap();
+            let objects = store.list::<serde_json::Value>(Table::Objects).unwrap();
+            assert!(objects.is_empty(), "{objects:?}");
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only the state is there");
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     sync::Arc,
     time::Instant,
 };
@@ -86,22 +87,43 @@ impl Mesh {
             members.keys().filter_map(claim).collect()
         });
         self.peers.follow(&self.plane, &members, &claims, &self.own_addrs()).await;
-        let mut addrs = lock(&self.addrs);
-        for (node, claim) in &claims {
-            if let Some(addr) = reachable(&claim.control, &self.own_addrs())
-                && addrs.insert(*node, addr) != Some(addr)
-                && let Err(error) = self.store.put(StoreTable::Peers, node.as_str(), &addr)
-            {
-                warn!(%error, "a peer's address is not kept");
-            }
-        }
+        let own = self.own_addrs();
         // Also nodes whose certificate is not known yet: meeting them is how it becomes known.
         let left = self.objects.read(left_members);
-        addrs.retain(|node, _addr| !left.contains(node));
-        let wanted: Vec<_> = addrs.iter().map(|(node, addr)| (*node, *addr)).collect();
-        drop(addrs);
+        let mut moved = Vec::new();
+        let wanted: Vec<_> = {
+            let mut addrs = lock(&self.addrs);
+            for (node, claim) in &claims {
+                if let Some(addr) = reachable(&claim.control, &own)
+                    && addrs.insert(*node, addr) != Some(addr)
+                {
+                    moved.push((*node, addr));
+                }
+            }
+            addrs.retain(|node, _addr| !left.contains(node));
+            addrs.iter().map(|(node, addr)| (*node, *addr)).collect()
+        };
+        self.keep_addrs(&moved);
         if let Some(control) = self.control.get() {
             control.set_peers(wanted);
+        }
+    }
+
+    /// Writes down where peers are, for the next start.
+    fn keep_addrs(&self, moved: &[(NodeId, SocketAddr)]) {
+        if moved.is_empty() {
+            return;
+        }
+        let write = || {
+            self.store.write(|txn| {
+                moved
+                    .iter()
+                    .try_for_each(|(node, addr)| txn.put(StoreTable::Peers, node.as_str(), addr))
+            })
+        };
+        // The runtime gives this thread up meanwhile.
+        if let Err(error) = tokio::task::block_in_place(write) {
+            warn!(%error, "addresses of peers are not kept");
         }
     }
 

@@ -26,27 +26,42 @@ pub type Elsewhere = BTreeSet<IpAddr>;
 pub struct Addresses {
     me: NodeId,
     pools: Mutex<BTreeMap<NetworkId, Vec<Pool>>>,
+    /// The hash of the objects that the pools are in step with.
+    followed: Mutex<Option<String>>,
 }
 
 impl Addresses {
     /// No network yet.
     #[must_use]
     pub fn new(me: NodeId) -> Self {
-        Self { me, pools: Mutex::default() }
+        Self { me, pools: Mutex::default(), followed: Mutex::default() }
     }
 
-    /// Brings the pools in step with the objects: new networks, transfers, deleted networks.
+    /// Brings the pools in step with the objects: new networks, transfers, deleted networks. Does nothing while the objects
+    /// are the same, as in most rounds.
     pub fn follow(&self, objects: &ObjectSet) {
+        // Held to the end: who comes second finds the pools in step.
+        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        let hash = objects.content_hash();
+        if followed.as_ref() == Some(&hash) {
+            return;
+        }
+        *followed = Some(hash);
         let mut pools = self.lock();
         let networks = objects.networks();
-        pools.retain(|id, _pools| networks.iter().any(|(network, ..)| network == id));
+        let ids: BTreeSet<NetworkId> = networks.iter().map(|(network, ..)| *network).collect();
+        pools.retain(|id, _pools| ids.contains(id));
+        let mut transfers: BTreeMap<NetworkId, Vec<Transfer>> = BTreeMap::new();
+        for transfer in objects.all_transfers() {
+            transfers.entry(transfer.network).or_default().push(Transfer::from(transfer));
+        }
         for (id, object, _state) in networks {
             let vxmesh_proto::object::Content::Network(network) = object.content() else {
                 continue;
             };
             let pools = pools.entry(id).or_insert_with(|| self.pools_of(network));
             for pool in pools {
-                pool.extend(objects.transfers(id).map(Transfer::from));
+                pool.extend(transfers.get(&id).into_iter().flatten().copied());
             }
         }
     }

@@ -67,13 +67,14 @@ pub fn claimed_elsewhere(directory: &Directory, network: NetworkId, me: NodeId) 
     others.flat_map(|(_owner, claim)| claim.ips.iter().copied()).collect()
 }
 
-fn claims_to(
+/// All claims to a network that their owners signed, true or not.
+pub fn claims_to(
     directory: &Directory,
     network: NetworkId,
 ) -> impl Iterator<Item = (NodeId, &EndpointClaim)> {
-    directory.records().filter_map(move |entry| match entry.record.claim() {
-        Claim::Endpoint(claim) if claim.network == network => Some((entry.record.owner(), claim)),
-        Claim::Endpoint(_) | Claim::Node(_) | Claim::Gone => None,
+    directory.records_in(network).filter_map(|entry| match entry.record.claim() {
+        Claim::Endpoint(claim) => Some((entry.record.owner(), claim)),
+        Claim::Node(_) | Claim::Gone => None,
     })
 }
 
