@@ -119,12 +119,11 @@ fn what_a_clock_far_ahead_signed_is_not_admitted() -> Result<()> {
     };
     let refusal = "refused an object";
     let ahead = ["WARN", refusal, "ahead"];
-    for (index, ahead_by) in
-        [HLC_AHEAD + Duration::from_secs(30), Duration::from_secs(9 * DAY)].into_iter().enumerate()
-    {
+    for ahead_by in [HLC_AHEAD + Duration::from_secs(30), Duration::from_secs(9 * DAY)] {
         send("future", 77, ahead_by)?;
-        wait_until("the log tells of it", || Ok(told(&lab, "h1", &ahead)?.len() == index + 1))?;
     }
+    // Once, however many there are: the next line comes a minute later and has their number.
+    wait_until("the log tells of it", || Ok(told(&lab, "h1", &ahead)?.len() == 1))?;
     // The same within the limit is admitted, here and by all.
     send("present", 78, HLC_AHEAD / 2)?;
     for host in ["h1", "h3"] {
