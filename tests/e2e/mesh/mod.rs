@@ -3,6 +3,7 @@
 mod clear;
 mod counters;
 mod forged;
+mod interrupt;
 mod reach;
 mod speed;
 mod spoofed;
