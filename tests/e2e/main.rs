@@ -6,4 +6,5 @@ mod lab;
 mod mesh;
 mod netlink;
 mod refusals;
+mod skeleton;
 mod traces;
