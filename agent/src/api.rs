@@ -270,6 +270,9 @@ pub struct Sandbox {
     pub command: Vec<String>,
     /// Its endpoints.
     pub endpoints: Vec<EndpointId>,
+    /// Directory of the `resolv.conf` and `hosts` that its programs see.
+    #[serde(default)]
+    pub etc: Option<String>,
 }
 
 /// Makes a sandbox with an endpoint in each network; its command is started by the caller.

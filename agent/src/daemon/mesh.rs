@@ -37,6 +37,7 @@ use zeroize::Zeroizing;
 
 use super::{
     endpoints::Hosted,
+    names::NameServers,
     peers::{Ca, Peers, reachable},
     world::{Outlook, PUSHES},
 };
@@ -90,6 +91,7 @@ pub(super) struct Mesh {
     pub(super) host: tokio::sync::Mutex<Hosted>,
     /// Serialises reconciliation, which has two callers.
     pub(super) reconciling: tokio::sync::Mutex<()>,
+    pub(super) name_servers: NameServers,
     kick: Notify,
     /// Claims that are not believed, so that each is reported once.
     pub(super) refused: Mutex<BTreeSet<RowKey>>,
@@ -154,6 +156,7 @@ impl Mesh {
         let _first = self.gossip.set(gossip);
         self.adopt().await?;
         self.reconcile().await;
+        self.name_sandboxes();
         let task = tokio::spawn(Arc::clone(self).keep());
         *lock(&self.task) = Some(task);
         Ok(())
@@ -194,6 +197,7 @@ impl Mesh {
             locals: Mutex::default(),
             host: tokio::sync::Mutex::default(),
             reconciling: tokio::sync::Mutex::default(),
+            name_servers: NameServers::default(),
             kick: Notify::new(),
             refused: Mutex::default(),
             prefetching: AtomicBool::new(false),
@@ -300,6 +304,7 @@ impl Mesh {
                 _ = tick.tick() => {
                     self.follow_host(gossip);
                     self.prefetch();
+                    self.name_sandboxes();
                 }
                 _ = collect.tick() => {
                     if let Err(error) = tokio::task::block_in_place(|| self.objects.collect()) {

@@ -7,6 +7,7 @@
 mod backend;
 mod endpoints;
 mod mesh;
+mod names;
 mod networks;
 mod peers;
 mod reconcile;

@@ -3,7 +3,11 @@
 //! The command line starts the command and stays with it (or leaves a supervisor); the agent owns namespace and endpoints. A
 //! sandbox whose process is gone is collected when the agent starts, because its supervisor may have ended meanwhile.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use nix::{
     errno::Errno,
@@ -21,6 +25,7 @@ use super::{
 use crate::{
     admin::resolve,
     api::{self, ApiError, AttachSpec, ErrorCode, SandboxSpec},
+    dns::EtcFiles,
     netlink::{netns::Netns, overlay::OverlayError},
     store::Table,
 };
@@ -69,7 +74,24 @@ fn started(pid: i32) -> Option<u64> {
 }
 
 impl Stored {
-    fn row(&self) -> api::Sandbox {
+    pub(super) const fn name(&self) -> &Name {
+        &self.name
+    }
+
+    pub(super) fn netns(&self) -> &Path {
+        &self.netns
+    }
+
+    pub(super) fn endpoints(&self) -> &[EndpointId] {
+        &self.endpoints
+    }
+
+    /// Whether its command was started.
+    pub(super) const fn has_process(&self) -> bool {
+        self.process.is_some()
+    }
+
+    fn row(&self, run_dir: &Path) -> api::Sandbox {
         let alive = self.process.is_some_and(Process::is_alive);
         let state = match self.process {
             None => "created",
@@ -83,6 +105,7 @@ impl Stored {
             state: state.to_owned(),
             command: self.command.clone(),
             endpoints: self.endpoints.clone(),
+            etc: Some(EtcFiles::of(run_dir, &self.name).directory().display().to_string()),
         }
     }
 }
@@ -93,7 +116,7 @@ fn sandbox_gone(name: &Name) -> ApiError {
 }
 
 impl Mesh {
-    fn stored_sandboxes(&self) -> Result<Vec<Stored>, ApiError> {
+    pub(super) fn stored_sandboxes(&self) -> Result<Vec<Stored>, ApiError> {
         let rows = self.store.list::<Stored>(Table::Sandboxes).map_err(store_failed)?;
         Ok(rows.into_iter().map(|(_name, sandbox)| sandbox).collect())
     }
@@ -104,7 +127,8 @@ impl Mesh {
 
     /// The sandboxes of this node.
     pub(super) fn sandbox_list(&self) -> Result<Vec<api::Sandbox>, ApiError> {
-        Ok(self.stored_sandboxes()?.iter().map(Stored::row).collect())
+        let run_dir = self.run_dir();
+        Ok(self.stored_sandboxes()?.iter().map(|sandbox| sandbox.row(&run_dir)).collect())
     }
 
     fn find_sandbox(&self, reference: &str) -> Result<Stored, ApiError> {
@@ -158,7 +182,7 @@ impl Mesh {
         }
         drop(hosted);
         self.reconcile().await;
-        Ok(sandbox.row())
+        Ok(sandbox.row(&self.run_dir()))
     }
 
     async fn furnish(
@@ -185,7 +209,8 @@ impl Mesh {
             sandbox.endpoints.push(endpoint.id);
             self.save_sandbox(sandbox)?;
         }
-        Ok(())
+        self.reconcile().await;
+        self.name_sandbox(sandbox)
     }
 
     /// Notes which process runs in a sandbox.
@@ -210,7 +235,7 @@ impl Mesh {
             };
             sandbox.process = Some(process);
             txn.put(Table::Sandboxes, name.as_str(), &sandbox)?;
-            Ok(Some(sandbox.row()))
+            Ok(Some(sandbox.row(&self.run_dir())))
         });
         noted.map_err(store_failed)?.ok_or_else(|| sandbox_gone(&name))
     }
@@ -232,7 +257,7 @@ impl Mesh {
         }
         drop(hosted);
         self.reconcile().await;
-        Ok(sandbox.row())
+        Ok(sandbox.row(&self.run_dir()))
     }
 
     async fn clear(
@@ -248,6 +273,11 @@ impl Mesh {
         for endpoint in own {
             self.detach_stored(hosted, endpoint.id).await?;
         }
+        // Its sockets would keep the namespace, unnamed.
+        self.name_servers.close(&sandbox.name);
+        EtcFiles::of(&self.run_dir(), &sandbox.name)
+            .remove()
+            .map_err(|error| failed(error, "see the agent's log"))?;
         Netns::remove(&sandbox.netns).map_err(OverlayError::from)?;
         self.store.delete(Table::Sandboxes, sandbox.name.as_str()).map_err(store_failed)?;
         Ok(())

@@ -477,6 +477,7 @@ impl Backend for World {
             state: "created".into(),
             command: spec.command,
             endpoints: vec![EndpointId::from_random([number; 16])],
+            etc: None,
         };
         held.push(Held { sandbox: sandbox.clone(), keeper: Some(keeper) });
         Ok(sandbox)
