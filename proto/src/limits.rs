@@ -82,6 +82,8 @@ pub const DIGEST_ENTRIES: usize = 2048;
 pub const OBJECT_BATCH_LEN: usize = 256 * 1024;
 /// Subnets of one network: a few of either IP version.
 pub const NETWORK_SUBNETS: usize = 8;
+/// Name servers of one network, as many as libc asks.
+pub const NETWORK_DNS: usize = 3;
 /// Labels of one network.
 pub const NETWORK_LABELS: usize = 64;
 

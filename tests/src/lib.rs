@@ -12,3 +12,4 @@ pub mod program;
 pub mod topology;
 pub mod traffic;
 pub mod untrusted;
+pub mod upstream;

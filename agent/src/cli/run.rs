@@ -224,6 +224,8 @@ fn spec(run: &Run) -> SandboxSpec {
         ips: run.wanted.ip.clone(),
         mac: run.wanted.mac,
         aliases: run.wanted.alias.clone(),
+        dns: run.dns.clone(),
+        hosts: run.add_host.clone(),
         command: run.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -11,7 +12,7 @@ use vxmesh_gossip::membership::Gossip;
 use vxmesh_proto::{
     addr::{Name, NetworkId},
     dns::NamesTable,
-    object::{Content, ObjectId, ObjectSet},
+    object::{Content, Network, ObjectId, ObjectSet},
 };
 
 use super::{
@@ -21,7 +22,10 @@ use super::{
 };
 use crate::{
     api::ApiError,
-    dns::{Desk, Etc, EtcFiles, IN_SANDBOX, Names, Scope, Server, Snapshot, Sockets},
+    dns::{
+        Desk, Etc, EtcFiles, IN_SANDBOX, Names, SERVERS, Scope, Server, Snapshot, Sockets,
+        Upstreams,
+    },
     netlink::{netns::Netns, overlay::OverlayError},
     reconcile::admit::Claims,
 };
@@ -119,8 +123,14 @@ impl Mesh {
             .filter_map(|id| endpoints.iter().find(|endpoint| endpoint.id == *id))
             .collect();
         let cannot = |error| failed(format!("names cannot be served: {error}"), "try again");
-        EtcFiles::of(&self.run_dir(), sandbox.name()).write(&self.etc(&own)).map_err(cannot)?;
-        let scope = Scope { networks: own.iter().map(|endpoint| endpoint.network).collect() };
+        EtcFiles::of(&self.run_dir(), sandbox.name())
+            .write(&self.etc(sandbox, &own))
+            .map_err(cannot)?;
+        let networks: Vec<NetworkId> = own.iter().map(|endpoint| endpoint.network).collect();
+        let objects = networks.iter().filter_map(|id| self.network_object(*id));
+        let objects: Vec<Network> = objects.map(|(network, _state)| network).collect();
+        let upstreams = upstreams(&objects, sandbox.dns());
+        let scope = Scope { networks, upstreams };
         let mut servers = lock(&self.name_servers.sandboxes);
         if let Some(server) = servers.get(sandbox.name()) {
             server.desk().set_scope(scope);
@@ -128,13 +138,13 @@ impl Mesh {
         }
         let netns = Netns::open(sandbox.netns()).map_err(OverlayError::from)?;
         let sockets = Sockets::open(&netns, IN_SANDBOX).map_err(cannot)?;
-        let desk = Desk::new(Arc::clone(&self.name_servers.names), scope);
+        let desk = Desk::new(Arc::clone(&self.name_servers.names), scope, Some(netns));
         let server = Server::start(sockets, desk).map_err(cannot)?;
         servers.insert(sandbox.name().clone(), server);
         Ok(())
     }
 
-    fn etc(&self, endpoints: &[&StoredEndpoint]) -> Etc {
+    fn etc(&self, sandbox: &StoredSandbox, endpoints: &[&StoredEndpoint]) -> Etc {
         let names = self.network_names();
         let search = endpoints.iter().filter_map(|endpoint| names.get(&endpoint.network)).cloned();
         let own = endpoints.iter().flat_map(|endpoint| {
@@ -146,7 +156,7 @@ impl Mesh {
                 .filter_map(move |ip| Some((ip, claim.name.clone(), network?.clone())))
         });
         let host = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
-        Etc { search: search.collect(), own: own.collect(), added: Vec::new(), host }
+        Etc { search: search.collect(), own: own.collect(), added: sandbox.hosts().to_vec(), host }
     }
 
     /// Serves every sandbox that is here and has no server: after a start, or where it could not be had.
@@ -174,6 +184,80 @@ impl Mesh {
                 }
                 Err(_told) => {}
             }
+        }
+    }
+}
+
+/// Who answers a sandbox of these networks: those that the user gave it, else those of the networks, else the host's. A
+/// server that is itself in one of the networks is asked there; from internal networks no other one is.
+fn upstreams(networks: &[Network], given: &[IpAddr]) -> Upstreams {
+    let servers: Vec<IpAddr> = match given {
+        [] => networks.iter().flat_map(|network| network.dns.iter().copied()).collect(),
+        given => given.to_vec(),
+    };
+    let internal = networks.iter().all(|network| network.internal);
+    if servers.is_empty() {
+        return if internal { Upstreams::None } else { Upstreams::Host };
+    }
+    let is_inside = |ip: &IpAddr| {
+        networks.iter().flat_map(|network| &network.subnets).any(|subnet| subnet.cidr.contains(ip))
+    };
+    let servers = servers.into_iter().map(|ip| (ip, is_inside(&ip)));
+    let mut servers: Vec<_> = servers.filter(|(_, inside)| *inside || !internal).collect();
+    servers.truncate(SERVERS);
+    if servers.is_empty() { Upstreams::None } else { Upstreams::Given(servers) }
+}
+
+#[cfg(test)]
+mod tests {
+    use vxmesh_proto::{
+        addr::{NodeId, Vni},
+        object::Subnet,
+    };
+
+    use super::*;
+
+    fn network(cidr: &str, internal: bool, dns: &[&str]) -> Network {
+        let cidr: ipnet::IpNet = cidr.parse().unwrap();
+        Network {
+            name: "n".parse().unwrap(),
+            creator: NodeId::of_public_key(b"me"),
+            driver: "overlay".parse().unwrap(),
+            vni: Vni::MAX,
+            encrypted: true,
+            mtu: 1390,
+            subnets: vec![Subnet { cidr, gateway: cidr.addr() }],
+            internal,
+            dns: dns.iter().map(|ip| ip.parse().unwrap()).collect(),
+            labels: BTreeMap::new(),
+            blocks: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_internal_networks_ask_stays_inside() {
+        let open = network("10.1.0.0/16", false, &[]);
+        let closed = network("10.2.0.0/16", true, &["10.2.0.53", "192.0.2.1"]);
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let given = |servers: &[(&str, bool)]| {
+            Upstreams::Given(servers.iter().map(|(text, inside)| (ip(text), *inside)).collect())
+        };
+        for (networks, asked, wanted) in [
+            ([&open].as_slice(), [].as_slice(), Upstreams::Host),
+            (&[&network("10.3.0.0/16", true, &[])], &[], Upstreams::None),
+            (&[&closed], &[], given(&[("10.2.0.53", true)])),
+            (&[&closed], &[ip("192.0.2.9")], Upstreams::None),
+            // Whoever is in an open network, too, has a way out.
+            (&[&closed, &open], &[], given(&[("10.2.0.53", true), ("192.0.2.1", false)])),
+            (
+                &[&open],
+                &[ip("192.0.2.9"), ip("10.1.0.9")],
+                given(&[("192.0.2.9", false), ("10.1.0.9", true)]),
+            ),
+        ] {
+            let networks: Vec<Network> =
+                networks.iter().map(|network| (*network).clone()).collect();
+            assert_eq!(upstreams(&networks, asked), wanted, "{networks:?} {asked:?}");
         }
     }
 }

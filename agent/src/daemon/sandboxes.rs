@@ -4,6 +4,7 @@
 //! sandbox whose process is gone is collected when the agent starts, because its supervisor may have ended meanwhile.
 
 use std::{
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -24,8 +25,8 @@ use super::{
 };
 use crate::{
     admin::resolve,
-    api::{self, ApiError, AttachSpec, ErrorCode, SandboxSpec},
-    dns::EtcFiles,
+    api::{self, ApiError, AttachSpec, ErrorCode, HostEntry, SandboxSpec},
+    dns::{self, EtcFiles},
     netlink::{netns::Netns, overlay::OverlayError},
     store::Table,
 };
@@ -43,6 +44,10 @@ pub(super) struct Stored {
     process: Option<Process>,
     command: Vec<String>,
     endpoints: Vec<EndpointId>,
+    #[serde(default)]
+    dns: Vec<IpAddr>,
+    #[serde(default)]
+    hosts: Vec<HostEntry>,
 }
 
 /// A process that cannot be mistaken for a later one with the same number.
@@ -84,6 +89,16 @@ impl Stored {
 
     pub(super) fn endpoints(&self) -> &[EndpointId] {
         &self.endpoints
+    }
+
+    /// Who answers its questions about names outside the mesh, if the user said so.
+    pub(super) fn dns(&self) -> &[IpAddr] {
+        &self.dns
+    }
+
+    /// What the user added to its /etc/hosts.
+    pub(super) fn hosts(&self) -> &[HostEntry] {
+        &self.hosts
     }
 
     /// Whether its command was started.
@@ -165,6 +180,13 @@ impl Mesh {
                 "name one with --network",
             ));
         }
+        if spec.dns.len() > dns::SERVERS {
+            return Err(ApiError::new(
+                ErrorCode::Usage,
+                format!("{} name servers are too many", spec.dns.len()),
+                "give three --dns at most",
+            ));
+        }
         let netns = self.run_dir().join("sandbox").join(name.as_str());
         let mut sandbox = Stored {
             name,
@@ -172,6 +194,8 @@ impl Mesh {
             process: None,
             command: spec.command.clone(),
             endpoints: Vec::new(),
+            dns: spec.dns.clone(),
+            hosts: spec.hosts.clone(),
         };
         self.save_sandbox(&sandbox)?;
         if let Err(error) = self.furnish(&mut hosted, &mut sandbox, &spec).await {

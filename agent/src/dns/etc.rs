@@ -12,6 +12,7 @@ use std::{
 use vxmesh_proto::addr::Name;
 
 use super::IN_SANDBOX;
+use crate::api::HostEntry;
 
 /// What the files say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,7 +22,7 @@ pub struct Etc {
     /// The sandbox's addresses, each with the network and its own name there.
     pub own: Vec<(IpAddr, Name, Name)>,
     /// Names that the user gave addresses.
-    pub added: Vec<(String, IpAddr)>,
+    pub added: Vec<HostEntry>,
     /// The host's name, which is the sandbox's, too.
     pub host: String,
 }
@@ -92,7 +93,7 @@ impl Etc {
         for (ip, name, network) in &self.own {
             let _infallible = writeln!(text, "{ip} {name} {name}.{network}");
         }
-        for (name, ip) in &self.added {
+        for HostEntry { name, ip } in &self.added {
             let _infallible = writeln!(text, "{ip} {name}");
         }
         text
@@ -111,7 +112,7 @@ mod tests {
                 "web".parse().unwrap(),
                 "blue".parse().unwrap(),
             )],
-            added: vec![("db.example".into(), "192.0.2.1".parse().unwrap())],
+            added: vec!["db.example:192.0.2.1".parse().unwrap()],
             host: "h1".into(),
         }
     }

@@ -9,33 +9,48 @@
 //! network's gateway address.
 
 mod etc;
+mod forward;
+mod resolvers;
 mod server;
 mod socket;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
     time::Instant,
 };
 
 use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
 use vxmesh_proto::{
     addr::{Name, NetworkId},
-    dns::{NamesTable, View},
+    dns::{NamesTable, Query, View},
     tables::TokenBucket,
 };
 
+use self::forward::{Forwarder, Unanswered, Upstream};
 pub use self::{
     etc::{Etc, EtcFiles},
+    resolvers::SERVERS,
     server::Server,
     socket::{IN_SANDBOX, Sockets},
 };
-use crate::datapath::drops::{DropKey, Drops};
+use crate::{
+    datapath::drops::{DropKey, Drops},
+    netlink::netns::Netns,
+};
 
 /// Questions that one server answers in a second: a tenth of what one core can.
 const PER_SECOND: u32 = 10_000;
 /// How many may come at once: every process of a busy sandbox starts at the same time.
 const BURST: u32 = 2_000;
+/// Questions of one server that the upstreams are asked in a second; the host's name server is not a sandbox's to flood.
+const FORWARDS_PER_SECOND: u32 = 500;
+/// How many may come at once.
+const FORWARDS_BURST: u32 = 500;
+/// Questions of one server that are under way: a quarter of all, so that no sandbox takes them from the others.
+const FORWARDS_UNDER_WAY: usize = 64;
 
 /// All names that this host answers for, from one writer (I2).
 #[derive(Clone, Debug, Default)]
@@ -52,6 +67,7 @@ pub struct Snapshot {
 #[derive(Debug, Default)]
 pub struct Names {
     snapshot: ArcSwap<Snapshot>,
+    forwarder: Forwarder,
     drops: Drops,
 }
 
@@ -60,6 +76,20 @@ pub struct Names {
 pub struct Scope {
     /// Their networks, the first one first.
     pub networks: Vec<NetworkId>,
+    /// Who answers for all other names.
+    pub upstreams: Upstreams,
+}
+
+/// Who answers for names that are not ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Upstreams {
+    /// Nobody.
+    #[default]
+    None,
+    /// The host's name servers, as they change.
+    Host,
+    /// These, each with whether it is asked from inside the clients' namespace.
+    Given(Vec<(IpAddr, bool)>),
 }
 
 /// Where the clients of one server ask.
@@ -67,7 +97,11 @@ pub struct Scope {
 pub struct Desk {
     names: Arc<Names>,
     scope: ArcSwap<Scope>,
+    /// The clients' namespace.
+    inside: Option<Arc<Netns>>,
     bucket: TokenBucket,
+    forwards: TokenBucket,
+    under_way: Semaphore,
 }
 
 impl Names {
@@ -92,9 +126,16 @@ impl Names {
 impl Desk {
     /// A desk for clients that may see this.
     #[must_use]
-    pub fn new(names: Arc<Names>, scope: Scope) -> Self {
-        let bucket = TokenBucket::new(PER_SECOND, BURST, Instant::now());
-        Self { names, scope: ArcSwap::from_pointee(scope), bucket }
+    pub fn new(names: Arc<Names>, scope: Scope, inside: Option<Netns>) -> Self {
+        let now = Instant::now();
+        Self {
+            names,
+            scope: ArcSwap::from_pointee(scope),
+            inside: inside.map(Arc::new),
+            bucket: TokenBucket::new(PER_SECOND, BURST, now),
+            forwards: TokenBucket::new(FORWARDS_PER_SECOND, FORWARDS_BURST, now),
+            under_way: Semaphore::new(FORWARDS_UNDER_WAY),
+        }
     }
 
     /// Changes what the clients may see.
@@ -110,7 +151,7 @@ impl Desk {
         View {
             networks: tables.cloned().collect(),
             domains: Arc::clone(&snapshot.domains),
-            forwards: false,
+            forwards: scope.upstreams != Upstreams::None,
             settled: snapshot.settled,
         }
     }
@@ -124,8 +165,55 @@ impl Desk {
         admitted
     }
 
+    /// The reply to a question that is not ours to answer. It takes as long as the upstreams do.
+    async fn forward(&self, query: Query) -> Vec<u8> {
+        let failure = query.failure();
+        if !self.forwards.take(Instant::now()) {
+            self.count("dns_forward_rate");
+            return failure;
+        }
+        let Ok(_permit) = self.under_way.try_acquire() else {
+            self.count("dns_forwards_full");
+            return failure;
+        };
+        let upstreams = self.upstreams();
+        let foreign = |count| self.count_some("dns_foreign_answer", count);
+        match self.names.forwarder.ask(query, &upstreams, foreign).await {
+            Ok(reply) => reply,
+            Err(Unanswered::Busy) => {
+                self.count("dns_forwards_full");
+                failure
+            }
+            Err(Unanswered::Failed) => {
+                self.count("dns_upstream_failed");
+                failure
+            }
+        }
+    }
+
+    fn upstreams(&self) -> Vec<Upstream> {
+        match &self.scope.load().upstreams {
+            Upstreams::None => Vec::new(),
+            Upstreams::Host => self.names.forwarder.host(),
+            Upstreams::Given(servers) => {
+                let upstream = |(ip, inside): &(IpAddr, bool)| Upstream {
+                    addr: resolvers::server_at(*ip),
+                    inside: self.inside.clone().filter(|_| *inside),
+                };
+                servers.iter().map(upstream).collect()
+            }
+        }
+    }
+
     fn count(&self, reason: &'static str) {
-        let network = self.scope.load().networks.first().copied();
-        self.names.drops.add(DropKey { reason, network, peer: None }, 1);
+        self.count_some(reason, 1);
+    }
+
+    fn count_some(&self, reason: &'static str, count: usize) {
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        if count > 0 {
+            let network = self.scope.load().networks.first().copied();
+            self.names.drops.add(DropKey { reason, network, peer: None }, count);
+        }
     }
 }

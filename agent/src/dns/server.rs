@@ -1,6 +1,6 @@
 //! Serves one pair of sockets: datagrams in turn, connections side by side, each within its bounds.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -11,7 +11,7 @@ use tokio::{
 };
 use tracing::debug;
 use vxmesh_proto::{
-    dns::{Step, Transport, step},
+    dns::{Query, Step, Transport, step},
     limits::DNS_QUERY_LEN,
 };
 
@@ -71,11 +71,24 @@ async fn serve_udp(socket: Arc<UdpSocket>, desk: Arc<Desk>) {
             }
         };
         let question = buffer.get(..len).unwrap_or_default();
-        if let Some(reply) = answer(&desk, question, Transport::Udp)
-            && let Err(error) = socket.send_to(&reply, from).await
-        {
-            debug!(%error, "a reply was not sent");
+        match answer(&desk, question, Transport::Udp) {
+            Answer::Now(reply) => send(&socket, &reply, from).await,
+            Answer::Later(query) => {
+                let (socket, desk) = (Arc::clone(&socket), Arc::clone(&desk));
+                // Bounded by the desk, which refuses at once what is too much.
+                tokio::spawn(async move {
+                    let reply = desk.forward(*query).await;
+                    send(&socket, &reply, from).await;
+                });
+            }
+            Answer::Never => {}
         }
+    }
+}
+
+async fn send(socket: &UdpSocket, reply: &[u8], to: SocketAddr) {
+    if let Err(error) = socket.send_to(reply, to).await {
+        debug!(%error, "a reply was not sent");
     }
 }
 
@@ -113,23 +126,35 @@ async fn converse(mut stream: TcpStream, desk: &Arc<Desk>) -> io::Result<()> {
         };
         let Some(question) = question.get_mut(..len) else { return Ok(()) };
         timeout(IDLE, stream.read_exact(question)).await??;
-        let Some(reply) = answer(desk, question, Transport::Tcp) else { return Ok(()) };
+        let reply = match answer(desk, question, Transport::Tcp) {
+            Answer::Now(reply) => reply,
+            Answer::Later(query) => desk.forward(*query).await,
+            Answer::Never => return Ok(()),
+        };
         let Ok(len) = u16::try_from(reply.len()) else { return Ok(()) };
         let framed = [len.to_be_bytes().as_slice(), &reply].concat();
         timeout(IDLE, stream.write_all(&framed)).await??;
     }
 }
 
-fn answer(desk: &Desk, question: &[u8], transport: Transport) -> Option<Vec<u8>> {
+/// When a question is answered.
+enum Answer {
+    Now(Vec<u8>),
+    /// Once the upstreams were asked.
+    Later(Box<Query>),
+    Never,
+}
+
+fn answer(desk: &Desk, question: &[u8], transport: Transport) -> Answer {
     if !desk.admits() {
-        return None;
+        return Answer::Never;
     }
     match step(&desk.view(), question, transport, rand::random()) {
-        Step::Reply(reply) => Some(reply),
-        Step::Forward(query) => Some(query.failure()),
+        Step::Reply(reply) => Answer::Now(reply),
+        Step::Forward(query) => Answer::Later(query),
         Step::Refuse(fault) => {
             desk.count(fault.reason);
-            fault.reply
+            fault.reply.map_or(Answer::Never, Answer::Now)
         }
     }
 }

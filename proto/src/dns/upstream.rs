@@ -41,6 +41,8 @@ pub struct UpstreamAnswer {
     message: Message,
     /// How long it may be given to others.
     pub ttl: Duration,
+    /// How many bytes it came in.
+    pub len: usize,
 }
 
 impl Query {
@@ -85,7 +87,7 @@ impl Query {
         match metadata.response_code {
             _ if metadata.truncation => Heard::Cut,
             ResponseCode::NoError | ResponseCode::NXDomain => {
-                Heard::Answer(UpstreamAnswer { ttl: kept(&message), message })
+                Heard::Answer(UpstreamAnswer { ttl: kept(&message), len: bytes.len(), message })
             }
             _ => Heard::Failed,
         }

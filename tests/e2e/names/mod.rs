@@ -1,11 +1,14 @@
 //! Names: what programs in sandboxes get from 127.0.0.11, asked with `dig` and `getent` as people do.
 
+mod upstreams;
+
 use std::{
     process::Output,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
+use vxmesh::api::{ApiError, DnsRecord, ErrorBody};
 use vxmesh_tests::{
     lab::{Allowed, Lab, Options, Plugged, tell, wait_until},
     program::printed,
@@ -176,4 +179,57 @@ fn one_alias_leads_to_many_and_a_long_answer_comes_over_tcp() -> Result<()> {
     let (_, whole) = dig_status(&lab, &asker, &["many", "+ignore"])?;
     ensure!(!whole.contains(" tc ") && whole.contains("ANSWER: 40"), "EDNS has the room: {whole}");
     lab.finish(Allowed::default())
+}
+
+/// `vxmesh dns query`, however it ends: its records or its error.
+fn query(lab: &Lab, host: &str, words: &[&str]) -> Result<Result<Vec<DnsRecord>, (i32, ApiError)>> {
+    let words = [&["--format", "json", "dns", "query"], words].concat();
+    let output = lab.try_vxmesh(host, &words)?;
+    if output.status.success() {
+        return Ok(Ok(serde_json::from_slice(&output.stdout)?));
+    }
+    let body: ErrorBody = serde_json::from_slice(&output.stderr)?;
+    Ok(Err((output.status.code().unwrap_or(-1), body.error)))
+}
+
+#[test]
+fn dns_query_shows_whose_word_a_name_is() -> Result<()> {
+    let lab = Lab::with(Options::default())?;
+    for name in ["blue", "green"] {
+        lab.network("h1", name)?;
+    }
+    let web = lab.sandbox("h2", "blue", "web")?;
+    let twin = lab.sandbox("h3", "green", "web")?;
+    // h1 has no part in either network and yet can say.
+    wait_until("both are known", || {
+        Ok(query(&lab, "h1", &["web"])?.is_ok_and(|records| records.len() == 4))
+    })?;
+    let records =
+        query(&lab, "h1", &["WEB.blue.", "--type", "a"])?.map_err(|e| anyhow::anyhow!("{e:?}"))?;
+    let [record] = records.as_slice() else { anyhow::bail!("{records:?}") };
+    ensure!((record.name.as_str(), record.value.clone()) == ("web.blue", v4(&web)), "{record:?}");
+    ensure!((record.endpoint, record.node) == (web.endpoint.id, web.endpoint.node), "{record:?}");
+    ensure!(["push", "gossip"].contains(&record.source.as_str()) && record.ttl == 5, "{record:?}");
+    let back = query(&lab, "h1", &[&v6(&twin)])?.map_err(|e| anyhow::anyhow!("{e:?}"))?;
+    ensure!(back.len() == 1 && back[0].value == "web.green", "{back:?}");
+    let green = query(&lab, "h2", &["web", "--network", "green"])?;
+    ensure!(green.is_ok_and(|records| records.iter().all(|r| r.node == twin.endpoint.node)));
+    let text = lab.vxmesh("h1", &["dns", "query", "web.green"])?;
+    ensure!(text.contains("h3") && text.contains("AAAA") && text.starts_with("NAME "), "{text}");
+
+    for (words, status, part) in [
+        (["nobody", "--type", "A"].as_slice(), 3, "no endpoint has"),
+        (&["web", "--network", "red"], 3, "no network has"),
+        (&["web", "--type", "ptr"], 3, "has no PTR record"),
+        (&["www.example.com"], 3, "no endpoint has"),
+    ] {
+        let refused = query(&lab, "h1", words)?.err().context("it was answered")?;
+        ensure!(refused.0 == status && refused.1.message.contains(part), "{refused:?}");
+    }
+    lab.lab(&["kill", "h3"])?;
+    wait_until("the dead host's word is told apart", || {
+        let refused = query(&lab, "h1", &["web.green"])?.err();
+        Ok(refused.is_some_and(|(status, error)| status == 3 && error.hint.contains("h3")))
+    })?;
+    lab.finish(Allowed { warnings: &["h3"], ..Allowed::default() })
 }
