@@ -2,6 +2,7 @@
 
 pub mod caller;
 pub mod capture;
+pub mod dns;
 pub mod fuzz;
 pub mod hex;
 pub mod lab;

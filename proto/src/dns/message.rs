@@ -22,6 +22,10 @@ use crate::limits::{DNS_QUERY_LEN, DNS_TTL, DNS_UDP_LEN};
 
 /// What a reply without EDNS has room for over UDP (RFC 1035 section 4.2.1).
 const PLAIN_LEN: u16 = 512;
+/// Id, flags and four counts.
+const HEADER_LEN: usize = 12;
+/// What a record takes at least: a pointer to its name, type, class, time to live and length.
+const RECORD_LEN: usize = 12;
 
 /// How a question came, and how its reply goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +107,10 @@ impl Query {
         let counts = &header.counts;
         let only_a_question = counts.queries == 1 && counts.answers == 0 && counts.authorities == 0;
         if !only_a_question || counts.additionals > 2 || bytes.len() > DNS_QUERY_LEN {
+            return Err(refuse("dns_malformed", ResponseCode::FormErr));
+        }
+        // A name that points elsewhere would come back longer than it came, and there is nothing before it to point to.
+        if !is_plain(bytes) {
             return Err(refuse("dns_malformed", ResponseCode::FormErr));
         }
         let mut message = Message::from_vec(bytes)
@@ -240,10 +248,15 @@ impl Query {
             (Transport::Udp, None) => PLAIN_LEN,
             (Transport::Udp, Some(edns)) => edns.max_payload().clamp(PLAIN_LEN, DNS_UDP_LEN),
         };
-        let bytes = reply.to_vec().ok()?;
-        if bytes.len() <= usize::from(room) {
-            return Some(bytes);
+        // More cannot fit, and need not be tried.
+        let most = usize::from(room) / RECORD_LEN;
+        if reply.answers.len() <= most {
+            let bytes = reply.to_vec().ok()?;
+            if bytes.len() <= usize::from(room) {
+                return Some(bytes);
+            }
         }
+        reply.answers.truncate(most);
         reply.metadata.truncation = true;
         reply.authorities.clear();
         reply.additionals.clear();
@@ -266,6 +279,20 @@ impl Query {
         }
         best
     }
+}
+
+/// Whether the first name of a message is written out, label by label.
+fn is_plain(bytes: &[u8]) -> bool {
+    let mut rest = bytes.get(HEADER_LEN..).unwrap_or_default();
+    while let Some((&len, after)) = rest.split_first() {
+        match after.split_at_checked(usize::from(len)) {
+            Some(_) if len == 0 => return true,
+            // The two highest bits mark a pointer.
+            Some((_label, next)) if len < 64 => rest = next,
+            Some(_) | None => return false,
+        }
+    }
+    false
 }
 
 fn reply_to(query: &Message, code: ResponseCode) -> Message {
