@@ -82,5 +82,18 @@ pub const DIGEST_ENTRIES: usize = 2048;
 pub const OBJECT_BATCH_LEN: usize = 256 * 1024;
 /// Subnets of one network: a few of either IP version.
 pub const NETWORK_SUBNETS: usize = 8;
+/// Name servers of one network, as many as libc asks.
+pub const NETWORK_DNS: usize = 3;
 /// Labels of one network.
 pub const NETWORK_LABELS: usize = 64;
+
+/// Seconds that an answer about a name of ours may be kept.
+pub const DNS_TTL: u32 = 5;
+/// Longest reply over UDP: it crosses every IPv6 path in one piece (dnsflagday.net/2020).
+pub const DNS_UDP_LEN: u16 = 1232;
+/// Longest question: 255 bytes of name, and options of EDNS.
+pub const DNS_QUERY_LEN: usize = 1232;
+/// Seconds that an upstream's answer is kept at most.
+pub const DNS_CACHED: u32 = 3600;
+/// Seconds that an upstream's refusal is kept at most: it may be mended by then.
+pub const DNS_CACHED_NEGATIVE: u32 = 30;

@@ -4,6 +4,7 @@ mod churn;
 mod demo;
 mod lab;
 mod mesh;
+mod names;
 mod netlink;
 mod refusals;
 mod skeleton;

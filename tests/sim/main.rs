@@ -254,6 +254,7 @@ fn create_network(world: &mut World, on: usize, name: usize) {
                 .map(|s| object::Subnet { cidr: s.cidr(), gateway: s.gateway() })
                 .collect(),
             internal: false,
+            dns: Vec::new(),
             labels: BTreeMap::new(),
             blocks: blocks.map(|(cidr, owner): (IpNet, _)| object::Block { cidr, owner }).collect(),
         };

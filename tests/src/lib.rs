@@ -2,6 +2,7 @@
 
 pub mod caller;
 pub mod capture;
+pub mod dns;
 pub mod fuzz;
 pub mod hex;
 pub mod lab;
@@ -12,3 +13,4 @@ pub mod program;
 pub mod topology;
 pub mod traffic;
 pub mod untrusted;
+pub mod upstream;

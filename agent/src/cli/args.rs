@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use vxmesh_proto::addr::{MacAddr, Name, Vni};
 
 use crate::{
-    api::{self, Address},
+    api::{self, Address, DnsType, HostEntry},
     config, lab,
 };
 
@@ -106,6 +106,9 @@ pub(super) enum Ask {
     Drops,
     /// Where an address is, and who says so
     Locate(Locate),
+    /// Names as sandboxes are answered
+    #[command(subcommand)]
+    Dns(Dns),
     /// The endpoints that this node knows
     #[command(subcommand)]
     Map(Map),
@@ -236,6 +239,9 @@ pub(super) struct NetworkCreate {
     /// Number on the wire [default: a free one]
     #[arg(long)]
     pub(super) vni: Option<Vni>,
+    /// Name server for names outside the mesh; up to three [default: the hosts' own]
+    #[arg(long, value_name = "IP")]
+    pub(super) dns: Vec<IpAddr>,
     /// Label; may be given more than once
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     pub(super) label: Vec<(String, String)>,
@@ -316,6 +322,12 @@ pub(super) struct Run {
     pub(super) network: Vec<String>,
     #[command(flatten)]
     pub(super) wanted: Wanted,
+    /// Name server for names outside the mesh; up to three [default: those of the networks]
+    #[arg(long, value_name = "IP")]
+    pub(super) dns: Vec<IpAddr>,
+    /// A name for an address in /etc/hosts; may be given more than once
+    #[arg(long, value_name = "NAME:IP")]
+    pub(super) add_host: Vec<HostEntry>,
     /// The command with its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub(super) command: Vec<OsString>,
@@ -351,6 +363,22 @@ pub(super) struct Locate {
     /// Look in this network only
     #[arg(long, value_name = "NET", value_parser = reference)]
     pub(super) network: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Dns {
+    /// Show the records behind a name, who signed them and how old they are
+    Query {
+        /// A name, NAME.NETWORK, or an address
+        #[arg(value_parser = reference)]
+        name: String,
+        /// Look in this network only [default: all that have the name]
+        #[arg(long, value_name = "NET", value_parser = reference)]
+        network: Option<String>,
+        /// Show this type of record only
+        #[arg(long = "type", value_name = "TYPE", value_enum, ignore_case = true)]
+        kind: Option<DnsType>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     Outcome,
-    args::{Ask, Attach, Endpoint, Locate, Look, Map, Network, NetworkCreate, Sandbox, Token},
+    args::{Ask, Attach, Dns, Endpoint, Locate, Look, Map, Network, NetworkCreate, Sandbox, Token},
     client::{Client, segment},
     output::{Output, Row},
     words::Words,
@@ -25,6 +25,7 @@ pub(super) async fn ask(client: &Client, output: Output, ask: Ask) -> Outcome {
         Ask::Sandbox(sandbox) => call.sandbox(sandbox).await?,
         Ask::Drops => call.list::<api::DropRow>("/v1/drops").await?,
         Ask::Locate(what) => call.locate(&what).await?,
+        Ask::Dns(dns) => call.dns(dns).await?,
         Ask::Map(Map::Ls) => call.list::<api::MapRow>("/v1/map").await?,
         Ask::Map(Map::Diff { node }) => {
             call.list::<api::MapDiffRow>(&path("map/diff", &node)).await?;
@@ -118,6 +119,14 @@ impl Call<'_> {
         self.inspect::<api::Location>(&path).await
     }
 
+    async fn dns(&self, dns: Dns) -> Result<(), ApiError> {
+        let Dns::Query { name, network, kind } = dns;
+        let network = network.map(|network| format!("network={}", segment(&network)));
+        let kind = kind.map(|kind| format!("type={kind}"));
+        let query: Vec<String> = network.into_iter().chain(kind).collect();
+        self.list::<api::DnsRecord>(&format!("{}?{}", path("dns", &name), query.join("&"))).await
+    }
+
     async fn look<T>(&self, kind: &str, look: Look) -> Result<(), ApiError>
     where
         T: DeserializeOwned + Row,
@@ -152,6 +161,7 @@ fn network_spec(create: NetworkCreate) -> NetworkSpec {
         gateways: create.gateway,
         mtu: create.mtu,
         vni: create.vni,
+        dns: create.dns,
         labels: create.label.into_iter().collect(),
     }
 }

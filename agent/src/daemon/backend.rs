@@ -18,9 +18,9 @@ use super::mesh::{Mesh, failed, store_failed};
 use crate::{
     admin::{Backend, resolve},
     api::{
-        Address, ApiError, AttachSpec, DropRow, Endpoint, ErrorCode, InitSpec, JoinSpec, Location,
-        MapDiffRow, MapRow, Membership, Network, NetworkSpec, Node, Peer, Sandbox, SandboxSpec,
-        Status, Token, TokenCreated, TokenSpec,
+        Address, ApiError, AttachSpec, DnsQuery, DnsRecord, DropRow, Endpoint, ErrorCode, InitSpec,
+        JoinSpec, Location, MapDiffRow, MapRow, Membership, Network, NetworkSpec, Node, Peer,
+        Sandbox, SandboxSpec, Status, Token, TokenCreated, TokenSpec,
     },
     config::Config,
     control::join::{JoinOptions, join},
@@ -401,6 +401,10 @@ impl Backend for Agent {
 
     async fn locate(&self, address: Address) -> Result<Vec<Location>, ApiError> {
         Ok(self.mesh().await?.locations(&address))
+    }
+
+    async fn dns_query(&self, name: &str, query: DnsQuery) -> Result<Vec<DnsRecord>, ApiError> {
+        self.mesh().await?.name_records(name, &query)
     }
 
     async fn map(&self) -> Result<Vec<MapRow>, ApiError> {

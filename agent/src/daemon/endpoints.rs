@@ -188,13 +188,11 @@ impl Mesh {
             ));
         }
         for other in self.endpoint_list().iter().filter(|other| other.network == network) {
-            let taken = [&other.name].into_iter().chain(&other.aliases);
-            if let Some(taken) =
-                taken.into_iter().find(|taken| **taken == name || spec.aliases.contains(taken))
-            {
+            // Aliases may be shared: that is how one name leads to several.
+            if other.name == name {
                 return Err(conflict(
-                    format!("the network has an endpoint `{taken}` already"),
-                    "choose another name or alias",
+                    format!("the network has an endpoint `{name}` already"),
+                    "choose another name; several endpoints can have one --alias",
                 ));
             }
             if other.mac == mac {

@@ -37,6 +37,7 @@ use zeroize::Zeroizing;
 
 use super::{
     endpoints::Hosted,
+    names::NameServers,
     peers::{Ca, Peers, reachable},
     world::{Outlook, PUSHES},
 };
@@ -93,6 +94,7 @@ pub(super) struct Mesh {
     pub(super) host: tokio::sync::Mutex<Hosted>,
     /// Serialises reconciliation, which has two callers.
     pub(super) reconciling: tokio::sync::Mutex<()>,
+    pub(super) name_servers: NameServers,
     kick: Notify,
     /// Claims that are not believed, so that each is reported once.
     pub(super) refused: Mutex<BTreeSet<RowKey>>,
@@ -160,6 +162,7 @@ impl Mesh {
         let _first = self.gossip.set(gossip);
         self.adopt().await?;
         self.reconcile().await;
+        self.name_sandboxes();
         let task = tokio::spawn(Arc::clone(self).keep());
         *lock(&self.task) = Some(task);
         Ok(())
@@ -200,6 +203,7 @@ impl Mesh {
             locals: Mutex::default(),
             host: tokio::sync::Mutex::default(),
             reconciling: tokio::sync::Mutex::default(),
+            name_servers: NameServers::default(),
             kick: Notify::new(),
             refused: Mutex::default(),
             unadopted: Mutex::default(),
@@ -309,6 +313,7 @@ impl Mesh {
                 _ = tick.tick() => {
                     self.follow_host(gossip);
                     self.prefetch();
+                    self.name_sandboxes();
                 }
                 _ = mend.tick() => {
                     // It may have to wait for the kernel; tables must not.

@@ -7,6 +7,8 @@
 mod backend;
 mod endpoints;
 mod mesh;
+mod name_records;
+mod names;
 mod networks;
 mod peers;
 mod reconcile;

@@ -12,7 +12,7 @@ use vxmesh_proto::{
     addr::{Name, NetworkId, Vni},
     control::Response,
     ipam::{Subnet, SubnetError, check_disjoint, first_split},
-    limits::{DEFAULT_MTU, MAX_MTU, MIN_MTU},
+    limits::{DEFAULT_MTU, MAX_MTU, MIN_MTU, NETWORK_DNS},
     object::{self, Content, Draft, NetworkState, Object, ObjectSet, Refused},
 };
 
@@ -84,6 +84,12 @@ impl Mesh {
         if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
             return Err(usage(format!("an MTU of {mtu} does not do"), "choose 1280 to 8894"));
         }
+        if spec.dns.len() > NETWORK_DNS {
+            return Err(usage(
+                format!("{} name servers are too many", spec.dns.len()),
+                "give three --dns at most",
+            ));
+        }
         let live = self.live_nodes();
         let object = self.objects.publish::<ApiError>(|set, hlc| {
             let networks = set.networks();
@@ -114,6 +120,7 @@ impl Mesh {
                     .map(|s| object::Subnet { cidr: s.cidr(), gateway: s.gateway() })
                     .collect(),
                 internal: false,
+                dns: spec.dns.clone(),
                 labels: spec.labels.clone(),
                 blocks: blocks.map(|(cidr, owner)| object::Block { cidr, owner }).collect(),
             };
@@ -312,6 +319,7 @@ fn row(id: NetworkId, object: &Object, state: NetworkState) -> Option<api::Netwo
         encrypted: network.encrypted,
         mtu: network.mtu,
         state: state.to_owned(),
+        dns: network.dns.clone(),
         subnets: network
             .subnets
             .iter()

@@ -131,6 +131,8 @@ impl Mesh {
     fn follow_tables(&self, gossip: &Gossip) -> BTreeSet<NodeId> {
         let mut met = BTreeSet::new();
         let active = self.objects.read(ObjectSet::active_networks);
+        let network_names = self.network_names();
+        let mut names = BTreeMap::new();
         let mut locals = lock(&self.locals);
         self.plane.serve(|id| active.contains(&id));
         for (id, local) in locals.iter_mut() {
@@ -148,8 +150,16 @@ impl Mesh {
                 self.plane.publish(Arc::clone(&local.table));
                 local.report_rivals(&macs);
             }
+            if let Some(domain) = network_names.get(id) {
+                let unchanged = local.claims == claims;
+                let spec = local.table.spec();
+                let table = self.name_servers.table(*id, domain, &spec.subnets, &claims, unchanged);
+                names.insert(*id, table);
+            }
             local.claims = claims;
         }
+        drop(locals);
+        self.publish_names(gossip, names);
         met
     }
 

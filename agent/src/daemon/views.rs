@@ -191,7 +191,8 @@ impl Mesh {
 
     /// `drops`
     pub(super) fn drop_rows(&self) -> Vec<DropRow> {
-        let rows = self.plane.drops().rows().into_iter();
+        let questions = self.name_servers.names.drops().rows();
+        let rows = self.plane.drops().rows().into_iter().chain(questions);
         rows.map(|(key, count)| DropRow {
             reason: key.reason.to_owned(),
             network: key.network,

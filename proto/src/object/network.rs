@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Hlc, Refused};
 use crate::{
     addr::{Name, NetworkId, NodeId, Vni},
-    limits::{MAX_MTU, MIN_MTU, NETWORK_LABELS, NETWORK_SUBNETS},
+    limits::{MAX_MTU, MIN_MTU, NETWORK_DNS, NETWORK_LABELS, NETWORK_SUBNETS},
 };
 
 const DOMAIN: &[u8] = b"vxmesh network 1\0";
@@ -63,6 +63,9 @@ pub struct Network {
     /// Whether it has no way to the outside.
     #[serde(rename = "p", default)]
     pub internal: bool,
+    /// Who answers for names that are not the mesh's; the hosts' own name servers otherwise.
+    #[serde(rename = "q", default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<IpAddr>,
     /// Free-form labels.
     #[serde(rename = "t", default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -133,6 +136,8 @@ impl Network {
             "an address block is outside the subnets"
         } else if overlap(self.blocks.iter().map(|block| block.cidr)) {
             "two address blocks overlap"
+        } else if self.dns.len() > NETWORK_DNS {
+            "it has too many name servers"
         } else if self.labels.len() > NETWORK_LABELS {
             "it has too many labels"
         } else {

@@ -50,6 +50,7 @@ fn network(seed: u8, name: &str, vni: u32) -> Network {
             Subnet { cidr: "fd00:1::/64".parse().unwrap(), gateway: "fd00:1::1".parse().unwrap() },
         ],
         internal: false,
+        dns: Vec::new(),
         labels: [("k".to_owned(), "wörd".to_owned())].into(),
         blocks: vec![
             Block { cidr: "10.1.0.0/17".parse().unwrap(), owner: node(1) },
