@@ -233,6 +233,9 @@ pub(super) struct NetworkCreate {
     /// Number on the wire [default: a free one]
     #[arg(long)]
     pub(super) vni: Option<Vni>,
+    /// Without a way out: no gateway, nothing from the host
+    #[arg(long)]
+    pub(super) internal: bool,
     /// Label; may be given more than once
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     pub(super) label: Vec<(String, String)>,

@@ -148,6 +148,7 @@ fn network_spec(create: NetworkCreate) -> NetworkSpec {
         gateways: create.gateway,
         mtu: create.mtu,
         vni: create.vni,
+        internal: create.internal,
         labels: create.label.into_iter().collect(),
     }
 }

@@ -98,7 +98,7 @@ impl Mesh {
                     .iter()
                     .map(|s| object::Subnet { cidr: s.cidr(), gateway: s.gateway() })
                     .collect(),
-                internal: false,
+                internal: spec.internal,
                 labels: spec.labels.clone(),
                 blocks: blocks.map(|(cidr, owner)| object::Block { cidr, owner }).collect(),
             };
@@ -280,6 +280,8 @@ fn row(id: NetworkId, object: &Object, state: NetworkState) -> Option<api::Netwo
             .iter()
             .map(|s| api::Subnet { cidr: s.cidr, gateway: s.gateway })
             .collect(),
+        internal: network.internal,
+        way: None,
     })
 }
 

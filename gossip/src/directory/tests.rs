@@ -40,6 +40,7 @@ fn endpoint(id: u8) -> Claim {
         ips: Vec::new(),
         incarnation: 1,
         labels: BTreeMap::new(),
+        router: false,
     })
 }
 
