@@ -177,6 +177,34 @@ pub struct Network {
     /// Who answers for names that are not the mesh's; with none given, the hosts' own name servers.
     #[serde(default)]
     pub dns: Vec<IpAddr>,
+    /// Whether it has no way out.
+    #[serde(default)]
+    pub internal: bool,
+    /// Its way out of the host that answers; nothing in lists, and where the network is internal or has no endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way: Option<Way>,
+}
+
+/// A network's way out of one host and in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Way {
+    /// The host's end of the cable, once there is one.
+    pub uplink: Option<String>,
+    /// The host's own addresses in the network.
+    pub node_ips: Vec<IpNet>,
+    /// Subnets that the host itself does not reach.
+    pub unreached: Vec<Overlap>,
+    /// What is wrong, if anything.
+    pub fault: Option<String>,
+}
+
+/// A subnet that a route of the host overlaps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlap {
+    /// The subnet.
+    pub subnet: IpNet,
+    /// The route that was there before.
+    pub route: IpNet,
 }
 
 /// `vxmesh network create`.
@@ -200,6 +228,9 @@ pub struct NetworkSpec {
     /// Name servers for names that are not the mesh's; the hosts' own otherwise.
     #[serde(default)]
     pub dns: Vec<IpAddr>,
+    /// Without a way out.
+    #[serde(default)]
+    pub internal: bool,
     /// Free-form labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

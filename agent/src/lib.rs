@@ -9,6 +9,8 @@ pub mod control;
 pub mod daemon;
 pub mod datapath;
 pub mod dns;
+pub mod firewall;
+pub mod gateway;
 pub mod identity;
 pub mod lab;
 pub mod netlink;

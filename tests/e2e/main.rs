@@ -2,6 +2,7 @@
 
 mod churn;
 mod demo;
+mod egress;
 mod lab;
 mod mesh;
 mod names;

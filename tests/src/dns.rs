@@ -38,6 +38,7 @@ pub fn names(count: u16) -> NamesTable {
             ips: vec![[10, 71, high, low].into(), v6.into()],
             incarnation: 1,
             labels: BTreeMap::new(),
+            router: false,
         };
         Some((RowKey { node: NodeId::of_public_key(&[high]), endpoint }, claim))
     };

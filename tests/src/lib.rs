@@ -8,6 +8,7 @@ pub mod hex;
 pub mod lab;
 pub mod machine;
 pub mod netns;
+pub mod outside;
 pub mod pair;
 pub mod program;
 pub mod topology;

@@ -242,6 +242,9 @@ pub(super) struct NetworkCreate {
     /// Name server for names outside the mesh; up to three [default: the hosts' own]
     #[arg(long, value_name = "IP")]
     pub(super) dns: Vec<IpAddr>,
+    /// Without a way out: no gateway, nothing from the host
+    #[arg(long)]
+    pub(super) internal: bool,
     /// Label; may be given more than once
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     pub(super) label: Vec<(String, String)>,

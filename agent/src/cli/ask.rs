@@ -162,6 +162,7 @@ fn network_spec(create: NetworkCreate) -> NetworkSpec {
         mtu: create.mtu,
         vni: create.vni,
         dns: create.dns,
+        internal: create.internal,
         labels: create.label.into_iter().collect(),
     }
 }

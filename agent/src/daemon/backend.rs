@@ -357,6 +357,12 @@ impl Backend for Agent {
         Ok(self.mesh().await?.network_list())
     }
 
+    async fn network(&self, reference: &str) -> Result<Network, ApiError> {
+        let mesh = self.mesh().await?;
+        let network = mesh.find_network(reference)?;
+        Ok(Network { way: mesh.way_row(network.id).await, ..network })
+    }
+
     async fn network_create(&self, spec: NetworkSpec) -> Result<Network, ApiError> {
         let mesh = self.mesh().await?;
         blocking(move || mesh.create_network(&spec)).await

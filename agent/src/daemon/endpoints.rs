@@ -7,7 +7,7 @@
 //! ```
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
@@ -25,7 +25,10 @@ use vxmesh_proto::{
     record::{Claim, EndpointClaim, Key},
 };
 
-use super::mesh::{Local, Mesh, failed, lock, store_failed};
+use super::{
+    gateway::Ways,
+    mesh::{Local, Mesh, failed, lock, store_failed},
+};
 use crate::{
     admin::resolve,
     api::{self, ApiError, AttachSpec, ErrorCode},
@@ -41,7 +44,8 @@ use crate::{
 /// What of the mesh is on this host: the namespaces of networks that have endpoints here.
 #[derive(Debug, Default)]
 pub(super) struct Hosted {
-    overlays: BTreeMap<NetworkId, Overlay>,
+    pub(super) overlays: BTreeMap<NetworkId, Overlay>,
+    pub(super) ways: Ways,
 }
 
 /// An endpoint as the store keeps it.
@@ -73,6 +77,7 @@ impl Stored {
             ips: self.ips.iter().map(IpNet::addr).collect(),
             incarnation: self.incarnation,
             labels: self.labels.clone(),
+            router: false,
         }
     }
 
@@ -219,10 +224,14 @@ impl Mesh {
     }
 
     /// A MAC that only this node may claim and that none of its endpoints has.
-    fn free_mac(&self, network: NetworkId) -> Result<MacAddr, ApiError> {
-        let stored = self.stored_endpoints()?;
-        let taken: BTreeSet<MacAddr> =
-            stored.iter().filter(|other| other.network == network).map(|other| other.mac).collect();
+    pub(super) fn free_mac(&self, network: NetworkId) -> Result<MacAddr, ApiError> {
+        let (stored, nodes) = (self.stored_endpoints()?, self.stored_nodes()?);
+        let endpoints = stored.iter().map(|other| (other.network, other.mac));
+        let taken: BTreeSet<MacAddr> = endpoints
+            .chain(nodes.iter().map(|node| (node.network, node.mac)))
+            .filter(|(other, _mac)| *other == network)
+            .map(|(_network, mac)| mac)
+            .collect();
         let begin = rand::random::<u16>();
         let mut macs = (0..=u16::MAX).map(|n| MacAddr::of_node(self.me, begin.wrapping_add(n)));
         macs.find(|mac| !taken.contains(mac))
@@ -282,7 +291,7 @@ impl Mesh {
         Ok(ips)
     }
 
-    async fn allocate_one(
+    pub(super) async fn allocate_one(
         &self,
         network: NetworkId,
         subnet: IpNet,
@@ -340,7 +349,7 @@ impl Mesh {
         self.save(endpoint)?;
         let overlay = self.host_network(hosted, endpoint.network, network).await?;
         // All tables know it before its first frame: none is refused, and whoever asks for it gets an answer.
-        self.announce(endpoint).await?;
+        self.announce(&Claim::Endpoint(endpoint.claim())).await?;
         endpoint.ifname = Some(overlay.attach(&endpoint.plug()).await?);
         endpoint.attached = true;
         self.save(endpoint)
@@ -350,11 +359,11 @@ impl Mesh {
         self.store.put(Table::Endpoints, &endpoint.id.to_string(), endpoint).map_err(store_failed)
     }
 
-    async fn announce(self: &Arc<Self>, endpoint: &Stored) -> Result<(), ApiError> {
+    pub(super) async fn announce(self: &Arc<Self>, claim: &Claim) -> Result<(), ApiError> {
         let Some(gossip) = self.gossip.get() else {
             return Err(failed("the agent is starting", "try again"));
         };
-        let record = gossip.publish(&Claim::Endpoint(endpoint.claim())).map_err(|error| {
+        let record = gossip.publish(claim).map_err(|error| {
             ApiError::new(ErrorCode::Usage, error.to_string(), "nothing was changed")
         })?;
         self.reconcile().await;
@@ -369,10 +378,21 @@ impl Mesh {
         id: NetworkId,
         network: &object::Network,
     ) -> Result<&'h Overlay, ApiError> {
-        let entry = match hosted.overlays.entry(id) {
-            Entry::Occupied(there) => return Ok(there.into_mut()),
-            Entry::Vacant(entry) => entry,
-        };
+        let there = hosted.overlays.contains_key(&id);
+        if !there {
+            let overlay = self.make_overlay(id, network).await?;
+            hosted.overlays.insert(id, overlay);
+            self.open_way(hosted, id, network).await;
+        }
+        let gone = || failed("the network's namespace is gone", "try again");
+        hosted.overlays.get(&id).ok_or_else(gone)
+    }
+
+    async fn make_overlay(
+        &self,
+        id: NetworkId,
+        network: &object::Network,
+    ) -> Result<Overlay, ApiError> {
         let gateways = network
             .subnets
             .iter()
@@ -382,6 +402,7 @@ impl Mesh {
             gateway_mac: gateway_mac(id),
             gateways: gateways.collect(),
             mtu: network.mtu,
+            routed: !network.internal,
         };
         let overlay = Overlay::ensure(&self.run_dir(), spec).await?;
         if let Err(error) = self.connect(&overlay, id, network).await {
@@ -392,7 +413,7 @@ impl Mesh {
             return Err(error);
         }
         info!(network = %network.name, "hosting the network");
-        Ok(entry.insert(overlay))
+        Ok(overlay)
     }
 
     /// Opens a network's TAP and starts its worker.
@@ -425,6 +446,14 @@ impl Mesh {
         hosted: &mut Hosted,
         endpoint: &Stored,
     ) -> Result<(), ApiError> {
+        let others = self.stored_endpoints()?;
+        let last = !others
+            .iter()
+            .any(|other| other.network == endpoint.network && other.id != endpoint.id);
+        if last {
+            // Before anything is taken away here, so that nobody sends what cannot be delivered any more.
+            self.forget_node(endpoint.network)?;
+        }
         if let Some(overlay) = hosted.overlays.get(&endpoint.network) {
             overlay.detach(endpoint.id).await?;
         }
@@ -433,7 +462,6 @@ impl Mesh {
             .ips
             .iter()
             .for_each(|ip| self.addresses.release(endpoint.network, *ip, Instant::now()));
-        let last = !self.stored_endpoints()?.iter().any(|other| other.network == endpoint.network);
         if last {
             self.unhost(hosted, endpoint.network).await?;
         }
@@ -456,6 +484,7 @@ impl Mesh {
             stopped.map_err(|error| failed(error, "see the agent's log"))?;
         }
         overlay.remove().await?;
+        self.close_way(hosted, network);
         Ok(())
     }
 
@@ -497,7 +526,7 @@ impl Mesh {
         self.unplug(hosted, &endpoint).await
     }
 
-    fn withdraw(&self, id: EndpointId) {
+    pub(super) fn withdraw(&self, id: EndpointId) {
         let Some(gossip) = self.gossip.get() else { return };
         match gossip.withdraw(Key::Endpoint(id)) {
             Ok(record) => self.spread(&record),
@@ -510,6 +539,9 @@ impl Mesh {
         for endpoint in self.stored_endpoints()? {
             endpoint.ips.iter().for_each(|ip| self.addresses.adopt(endpoint.network, *ip));
         }
+        for node in self.stored_nodes()? {
+            node.ips.iter().for_each(|ip| self.addresses.adopt(node.network, *ip));
+        }
         Ok(())
     }
 
@@ -519,7 +551,8 @@ impl Mesh {
         for endpoint in self.stored_endpoints()? {
             self.adopt_or_undo(&mut hosted, &endpoint).await;
         }
-        self.sweep(&hosted).await
+        self.sweep(&hosted).await?;
+        self.adopt_ways(&mut hosted)
     }
 
     /// Unplugs the endpoints of networks that were deleted elsewhere while this node was away: nothing carries their frames any

@@ -245,6 +245,9 @@ impl Mesh {
         claims.extend(
             self.stored_endpoints()?.iter().map(|endpoint| Claim::Endpoint(endpoint.claim())),
         );
+        for node in self.stored_nodes()?.iter().filter(|node| !node.ips.is_empty()) {
+            claims.push(Claim::Endpoint(node.claim()?));
+        }
         Ok(claims)
     }
 
@@ -312,6 +315,7 @@ impl Mesh {
                 () = self.kick.notified() => {}
                 _ = tick.tick() => {
                     self.follow_host(gossip);
+                    tokio::spawn(Arc::clone(&self).keep_ways());
                     self.prefetch();
                     self.name_sandboxes();
                 }
@@ -419,6 +423,11 @@ impl Mesh {
     /// Where things of this boot live.
     pub(super) fn run_dir(&self) -> PathBuf {
         self.config.run_dir.clone()
+    }
+
+    /// Whether this node has left or stops.
+    pub(super) fn is_stopping(&self) -> bool {
+        *self.stop.borrow()
     }
 
     pub(super) fn is_prefetching(&self) -> bool {

@@ -6,6 +6,7 @@
 
 mod backend;
 mod endpoints;
+mod gateway;
 mod mesh;
 mod name_records;
 mod names;

@@ -119,8 +119,8 @@ impl Mesh {
                     .iter()
                     .map(|s| object::Subnet { cidr: s.cidr(), gateway: s.gateway() })
                     .collect(),
-                internal: false,
                 dns: spec.dns.clone(),
+                internal: spec.internal,
                 labels: spec.labels.clone(),
                 blocks: blocks.map(|(cidr, owner)| object::Block { cidr, owner }).collect(),
             };
@@ -325,6 +325,8 @@ fn row(id: NetworkId, object: &Object, state: NetworkState) -> Option<api::Netwo
             .iter()
             .map(|s| api::Subnet { cidr: s.cidr, gateway: s.gateway })
             .collect(),
+        internal: network.internal,
+        way: None,
     })
 }
 

@@ -118,7 +118,8 @@ impl Mesh {
                 incarnation: claim.incarnation,
             }
         };
-        let mut rows: Vec<api::Endpoint> = self.known().into_iter().map(row).collect();
+        let endpoints = self.known().into_iter().filter(|(_, (_, claim, _))| !claim.router);
+        let mut rows: Vec<api::Endpoint> = endpoints.map(row).collect();
         // What is on this host can be detached, also if the mesh does not show it: its network was removed, or another's claim
         // stands against it.
         let shown: BTreeSet<EndpointId> = rows.iter().map(|row| row.id).collect();

@@ -129,6 +129,7 @@ mod tests {
             ips: vec![IpAddr::from([10, 0, 0, id]), IpAddr::from([10, 0, 1, id])],
             incarnation,
             labels: BTreeMap::new(),
+            router: false,
         };
         (RowKey { node: NodeId::of_public_key(&[id]), endpoint }, claim)
     }

@@ -48,6 +48,8 @@ pub enum Table {
     Tokens,
     /// Sandboxes of this node.
     Sandboxes,
+    /// This node's own addresses in networks.
+    Gateways,
     /// Where other nodes were last reached.
     Peers,
     /// Counters and the schema number.
@@ -56,8 +58,15 @@ pub enum Table {
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 6] =
-        [Self::Objects, Self::Endpoints, Self::Tokens, Self::Sandboxes, Self::Peers, Self::Meta];
+    pub const ALL: [Self; 7] = [
+        Self::Objects,
+        Self::Endpoints,
+        Self::Tokens,
+        Self::Sandboxes,
+        Self::Gateways,
+        Self::Peers,
+        Self::Meta,
+    ];
 
     const fn definition(self) -> TableDefinition<'static, &'static str, &'static [u8]> {
         TableDefinition::new(match self {
@@ -65,6 +74,7 @@ impl Table {
             Self::Endpoints => "endpoints",
             Self::Tokens => "tokens",
             Self::Sandboxes => "sandboxes",
+            Self::Gateways => "gateways",
             Self::Peers => "peers",
             Self::Meta => "meta",
         })

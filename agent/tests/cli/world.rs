@@ -288,6 +288,8 @@ pub(crate) fn networks() -> Vec<Network> {
                 cidr: "10.1.0.0/24".parse().unwrap(),
                 gateway: "10.1.0.1".parse().unwrap(),
             }],
+            internal: false,
+            way: None,
         }
     };
     vec![network(0xa1, 1, "red"), network(0xb2, 2, "twin"), network(0xb2, 3, "twin")]

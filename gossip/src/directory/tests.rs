@@ -44,6 +44,7 @@ fn endpoint_in(network: u8, id: u8) -> Claim {
         ips: Vec::new(),
         incarnation: 1,
         labels: BTreeMap::new(),
+        router: false,
     })
 }
 

@@ -55,7 +55,8 @@ impl NamesTable {
             names: BTreeMap::new(),
             addresses: BTreeMap::new(),
         };
-        for (key, claim) in claims {
+        // A node's own endpoint has a name for its rows in lists; users call it by address.
+        for (key, claim) in claims.into_iter().filter(|(_key, claim)| !claim.router) {
             table.add(*key, claim);
         }
         for (at, endpoint) in table.endpoints.iter().enumerate() {

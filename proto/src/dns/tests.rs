@@ -34,6 +34,7 @@ fn claim(id: u8, own: &str, aliases: &[&str], ips: &[&str]) -> (RowKey, Endpoint
         ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
         incarnation: u64::from(id),
         labels: BTreeMap::new(),
+        router: false,
     };
     (RowKey { node: NodeId::of_public_key(&[id]), endpoint }, claim)
 }
@@ -206,6 +207,14 @@ fn a_name_is_found_before_an_id() {
     let table = table(1, "blue", &[], claims);
     let found = table.lookup("010101010101").unwrap();
     assert_eq!(found.iter().map(|e| e.name.as_str()).collect::<Vec<_>>(), ["010101010101"]);
+}
+
+#[test]
+fn a_nodes_own_endpoint_has_no_name() {
+    let (key, mut node0) = claim(1, "node0", &[], &["10.0.0.5"]);
+    node0.router = true;
+    let table = table(9, "blue", &["10.0.0.0/24"], vec![(key, node0)]);
+    assert!(table.lookup("node0").is_none() && table.at([10, 0, 0, 5].into()).is_none());
 }
 
 fn many(count: u8) -> View {
