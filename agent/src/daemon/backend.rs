@@ -284,6 +284,7 @@ impl Backend for Agent {
             networks: 0,
             endpoints: 0,
             issuer: false,
+            datapath: None,
         };
         if let Some(mesh) = self.mesh.read().await.as_ref() {
             mesh.fill_status(&mut status);

@@ -375,6 +375,7 @@ pub(crate) fn status() -> Status {
         networks: 3,
         endpoints: 1,
         issuer: true,
+        datapath: None,
     }
 }
 
