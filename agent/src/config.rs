@@ -389,6 +389,7 @@ mod tests {
                 "advertise",
                 "control_port",
                 "data_port",
+                "tap",
                 "log",
                 "gossip_interval",
                 "init",

@@ -434,6 +434,7 @@ mod tests {
                 advertise: vec!["192.0.2.1".parse().unwrap()],
                 control_port,
                 data_port,
+                tap: crate::datapath::backend::Backend::Auto,
                 log: "off".to_owned(),
                 gossip_interval: Duration::from_millis(500),
                 first_start: FirstStart::Wait,
