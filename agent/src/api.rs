@@ -105,6 +105,19 @@ pub struct Status {
     pub endpoints: usize,
     /// Whether this node holds the mesh CA key and may admit others.
     pub issuer: bool,
+    /// What carries frames, once known.
+    pub datapath: Option<Datapath>,
+}
+
+/// What carries frames between the bridges and the underlay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Datapath {
+    /// What drives the TAPs: `offload` (super-frames) or `tun-tap` (one packet per call).
+    pub backend: String,
+    /// What the kernel granted.
+    pub offloads: Vec<String>,
+    /// How often one was switched off because it was refused at work.
+    pub refused: u64,
 }
 
 /// `vxmesh node ls`.

@@ -13,7 +13,9 @@ use vxmesh_proto::addr::{MacAddr, Name, Vni};
 
 use crate::{
     api::{self, Address, DnsType, HostEntry},
-    config, lab,
+    config,
+    datapath::backend::Backend,
+    lab,
 };
 
 /// One private encrypted network out of many hosts.
@@ -174,6 +176,9 @@ pub(super) struct Agent {
     /// UDP port of sealed frames [default: 7761]
     #[arg(long, value_name = "PORT")]
     pub(super) data_port: Option<u16>,
+    /// What drives the TAPs: auto, offload or tun-tap [default: auto]
+    #[arg(long, env = "VXMESH_TAP", hide_env_values = true, value_name = "BACKEND")]
+    pub(super) tap: Option<Backend>,
     /// What to log, such as `debug` or `info,vxmesh::control=debug` [default: info]
     #[arg(long, env = "VXMESH_LOG", hide_env_values = true, value_name = "FILTER")]
     pub(super) log: Option<String>,

@@ -284,6 +284,7 @@ impl Backend for Agent {
             networks: 0,
             endpoints: 0,
             issuer: false,
+            datapath: None,
         };
         if let Some(mesh) = self.mesh.read().await.as_ref() {
             mesh.fill_status(&mut status);
@@ -443,6 +444,7 @@ mod tests {
                 advertise: vec!["192.0.2.1".parse().unwrap()],
                 control_port,
                 data_port,
+                tap: crate::datapath::backend::Backend::Auto,
                 log: "off".to_owned(),
                 gossip_interval: Duration::from_millis(500),
                 first_start: FirstStart::Wait,

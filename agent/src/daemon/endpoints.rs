@@ -423,10 +423,10 @@ impl Mesh {
         id: NetworkId,
         network: &object::Network,
     ) -> Result<(), ApiError> {
-        let tap = overlay.open_tap().await?;
+        let tap = overlay.open_tap(self.config.tap).await?;
         let table = Arc::new(self.empty_table(id, network));
         self.plane
-            .connect(Arc::clone(&table), Box::new(tap))
+            .connect(Arc::clone(&table), tap)
             .map_err(|error| failed(error, "see the agent's log"))?;
         lock(&self.locals)
             .insert(id, Local { table, claims: Claims::new(), rivals: BTreeSet::new() });

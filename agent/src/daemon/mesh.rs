@@ -45,7 +45,7 @@ use crate::{
     api::{ApiError, ErrorCode},
     config::Config,
     control::{Control, ControlConfig, JoinLimits},
-    datapath::Dataplane,
+    datapath::{Dataplane, backend::Grants},
     identity::{self, Credentials},
     netlink,
     objects::{Objects, PublishError, unix_ms},
@@ -81,6 +81,8 @@ pub(super) struct Mesh {
     pub(super) objects: Arc<Objects>,
     pub(super) ca: Arc<Ca>,
     pub(super) plane: Dataplane,
+    /// What the TAPs of this host can do, if that could be found out.
+    pub(super) grants: Option<Grants>,
     pub(super) peers: Peers,
     pub(super) addresses: Addresses,
     own_addrs: ArcSwap<Vec<IpAddr>>,
@@ -183,6 +185,7 @@ impl Mesh {
         .map_err(store_failed)?;
         let plane = Dataplane::start(config.data_port, session_config(&credentials)?)
             .map_err(|error| failed(error, "see the agent's log"))?;
+        let grants = probe(&config, &plane);
         let own_addrs = own_addresses(&config);
         if own_addrs.is_empty() {
             warn!("this host has no address that others can reach; give one with --advertise");
@@ -194,6 +197,7 @@ impl Mesh {
             objects: Arc::new(objects),
             ca,
             plane,
+            grants,
             peers: Peers::default(),
             addresses: Addresses::new(me),
             own_addrs: ArcSwap::from_pointee(own_addrs),
@@ -468,4 +472,20 @@ fn session_config(credentials: &Credentials) -> Result<SessionConfig, ApiError> 
 /// The addresses that others reach this host at: the configured ones, else the first of each IP version.
 fn own_addresses(config: &Config) -> Vec<IpAddr> {
     if config.advertise.is_empty() { netlink::host_addresses() } else { config.advertise.clone() }
+}
+
+/// What the TAPs of this host can do; a host without is noticed when the first network comes.
+fn probe(config: &Config, plane: &Dataplane) -> Option<Grants> {
+    match config.tap.probe() {
+        Ok(mut grants) => {
+            grants.offloads.extend(plane.underlay_offloads());
+            let backend = grants.backend.as_str();
+            info!(backend, offloads = grants.offloads.join(" "), "data path");
+            Some(grants)
+        }
+        Err(error) => {
+            warn!(%error, "no TAP can be made; networks cannot be hosted here");
+            None
+        }
+    }
 }

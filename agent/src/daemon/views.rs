@@ -219,6 +219,11 @@ impl Mesh {
         status.networks = self.network_list().len();
         status.endpoints = self.stored_endpoints().map_or(0, |endpoints| endpoints.len());
         status.issuer = self.credentials.ca.is_some();
+        status.datapath = self.grants.as_ref().map(|grants| api::Datapath {
+            backend: grants.backend.as_str().to_owned(),
+            offloads: grants.offloads.iter().map(|&offload| offload.to_owned()).collect(),
+            refused: self.plane.refused_offloads(),
+        });
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
     link::{Link, LinkError, Links},
     netns::{Netns, NetnsError},
 };
-use crate::datapath::tap::Tap;
+use crate::datapath::{backend::Backend, device::Device};
 
 /// The bridge.
 const BRIDGE: &str = "br0";
@@ -212,8 +212,8 @@ impl Overlay {
     ///
     /// # Errors
     /// There is one already, or the kernel refuses it.
-    pub async fn open_tap(&self) -> Result<Tap, OverlayError> {
-        let tap = self.netns.run(|| Tap::open(TAP)).map_err(OverlayError::Tap)?;
+    pub async fn open_tap(&self, backend: Backend) -> Result<Box<dyn Device>, OverlayError> {
+        let tap = self.netns.run(|| backend.open(TAP)).map_err(OverlayError::Tap)?;
         self.links.set_port(TAP, BRIDGE, true).await?;
         self.links.set_up(TAP, self.spec.mtu).await?;
         Ok(tap)

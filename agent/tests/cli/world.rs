@@ -393,6 +393,7 @@ pub(crate) fn status() -> Status {
         networks: 3,
         endpoints: 1,
         issuer: true,
+        datapath: None,
     }
 }
 
