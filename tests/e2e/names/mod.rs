@@ -141,7 +141,7 @@ fn one_alias_leads_to_many_and_a_long_answer_comes_over_tcp() -> Result<()> {
         let words = ["run", "-d", "--name", name, "--network", "blue", "--alias", alias];
         lab.vxmesh(host, &[&words[..], &["--", "sleep", "3600"]].concat())
     };
-    run("h1", "web-1", "web,www")?;
+    run("h1", "web-1", "web,www,My_App.Local")?;
     run("h2", "web-2", "web")?;
     let asker = lab.sandbox("h1", "blue", "asker")?;
     let ips = |name: &str| -> Result<String> {
@@ -150,7 +150,9 @@ fn one_alias_leads_to_many_and_a_long_answer_comes_over_tcp() -> Result<()> {
     };
     let both = sorted([ips("web-1")?, ips("web-2")?]);
     wait_until("both have the alias", || Ok(dig(&lab, &asker, &["web"])? == both))?;
-    ensure!(dig(&lab, &asker, &["www.blue"])? == [ips("web-1")?]);
+    for alias in ["www", "www.blue", "my_app.local", "MY_APP.local.blue"] {
+        ensure!(dig(&lab, &asker, &[alias])? == [ips("web-1")?], "{alias}");
+    }
     ensure!(
         dig(&lab, &asker, &["-x", &ips("web-2")?])? == ["web-2.blue."],
         "the name, not the alias"
@@ -162,6 +164,15 @@ fn one_alias_leads_to_many_and_a_long_answer_comes_over_tcp() -> Result<()> {
         let output = inside(&lab, &asker, &["dig", "+short", "web"])?;
         firsts.extend(printed("dig", output)?.lines().next().map(str::to_owned));
         Ok(firsts.len() == 2)
+    })?;
+
+    // One replaces the other, and at no time does the alias lead nowhere.
+    let left = [ips("web-2")?];
+    lab.vxmesh("h1", &["sandbox", "rm", "web-1"])?;
+    wait_until("only the new one has it", || {
+        let found = dig(&lab, &asker, &["web"])?;
+        ensure!(!found.is_empty(), "the alias was gone");
+        Ok(found == left)
     })?;
 
     // 40 addresses of 16 bytes do not fit into 512.
