@@ -11,7 +11,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use vxmesh_proto::addr::{EndpointId, MacAddr, Name, NetworkId, NodeId, Vni};
+use vxmesh_proto::addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId, Vni};
 
 /// What kind of failure an [`ApiError`] is; each has its own exit status and HTTP status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -269,7 +269,7 @@ pub struct Endpoint {
     /// Its addresses with the length of the subnet's prefix.
     pub ips: Vec<IpNet>,
     /// Other names of it.
-    pub aliases: Vec<Name>,
+    pub aliases: Vec<Alias>,
     /// Grows with each new life of the endpoint.
     pub incarnation: u64,
 }
@@ -287,7 +287,7 @@ pub struct AttachSpec {
     pub name: Option<Name>,
     /// Other names of it.
     #[serde(default)]
-    pub aliases: Vec<Name>,
+    pub aliases: Vec<Alias>,
     /// Wanted addresses, one per IP version at most; the others are chosen.
     #[serde(default)]
     pub ips: Vec<IpAddr>,
@@ -342,7 +342,7 @@ pub struct SandboxSpec {
     pub mac: Option<MacAddr>,
     /// Other names of its endpoints.
     #[serde(default)]
-    pub aliases: Vec<Name>,
+    pub aliases: Vec<Alias>,
     /// Name servers for names that are not the mesh's; those of its networks otherwise.
     #[serde(default)]
     pub dns: Vec<IpAddr>,

@@ -9,7 +9,7 @@ use std::{
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
-use vxmesh_proto::addr::{MacAddr, Name, Vni};
+use vxmesh_proto::addr::{Alias, MacAddr, Name, Vni};
 
 use crate::{
     api::{self, Address, DnsType, HostEntry},
@@ -309,9 +309,9 @@ pub(super) struct Wanted {
     /// MAC address [default: chosen]
     #[arg(long)]
     pub(super) mac: Option<MacAddr>,
-    /// Another name; may be given more than once
+    /// Another name, which other endpoints may have too; may be given more than once
     #[arg(long, value_delimiter = ',')]
-    pub(super) alias: Vec<Name>,
+    pub(super) alias: Vec<Alias>,
 }
 
 #[derive(Debug, Args)]

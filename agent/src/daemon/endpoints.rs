@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 use vxmesh_proto::{
-    addr::{EndpointId, MacAddr, Name, NetworkId, NodeId},
+    addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId},
     control::Request,
     ipam::AllocateError,
     object::{self, NetworkState},
@@ -54,7 +54,7 @@ pub(super) struct Stored {
     pub(super) id: EndpointId,
     pub(super) network: NetworkId,
     name: Name,
-    aliases: Vec<Name>,
+    aliases: Vec<Alias>,
     labels: BTreeMap<String, String>,
     mac: MacAddr,
     ips: Vec<IpNet>,

@@ -305,7 +305,7 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
         ifname: Some("eth0".into()),
         mac: "02:00:00:00:00:01".parse().unwrap(),
         ips: vec!["10.1.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()],
-        aliases: vec![name("www")],
+        aliases: vec!["www".parse().unwrap()],
         incarnation: 7,
     }]
 }
