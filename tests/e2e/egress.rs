@@ -12,21 +12,46 @@ use vxmesh_tests::{
 };
 
 /// A port that nobody uses.
-const PORT: u16 = 4711;
+pub(crate) const PORT: u16 = 4711;
 
-fn ip_of(sandbox: &Plugged, ipv4: bool) -> Result<IpAddr> {
+pub(crate) fn ip_of(sandbox: &Plugged, ipv4: bool) -> Result<IpAddr> {
     let mut ips = sandbox.endpoint.ips.iter().map(ipnet::IpNet::addr);
     ips.find(|ip| ip.is_ipv4() == ipv4).context("no such address")
 }
 
 /// A host's address on the wire.
-fn host_ip(number: u8, ipv4: bool) -> Result<IpAddr> {
+pub(crate) fn host_ip(number: u8, ipv4: bool) -> Result<IpAddr> {
     let text = if ipv4 { format!("10.213.0.{number}") } else { format!("fd13::{number}") };
     Ok(text.parse()?)
 }
 
+/// Rules of others: chains that let nothing through that they do not know, and that drop what nobody asked for.
+pub(crate) const STRICT: &str = "nft -f - <<'EOF'
+table ip filter {
+    chain FORWARD {
+        type filter hook forward priority 0; policy drop;
+        counter comment \"mine\"
+    }
+}
+table ip6 filter {
+    chain FORWARD {
+        type filter hook forward priority 0; policy drop;
+    }
+}
+table inet theirs {
+    chain late {
+        type filter hook forward priority 10;
+        ct state invalid drop
+    }
+    chain early {
+        type filter hook prerouting priority -150;
+        ct state invalid drop
+    }
+}
+EOF";
+
 /// All that a host has of what this program might change.
-fn state(host: &NetNs) -> Result<String> {
+pub(crate) fn state(host: &NetNs) -> Result<String> {
     sh(
         host,
         "nft list ruleset; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all; \
@@ -35,7 +60,7 @@ fn state(host: &NetNs) -> Result<String> {
 }
 
 /// Waits until a host is as it was.
-fn settles(host: &NetNs, before: &str, after: &str) -> Result<()> {
+pub(crate) fn settles(host: &NetNs, before: &str, after: &str) -> Result<()> {
     if wait_until(after, || Ok(state(host)? == before)).is_err() {
         let now = state(host)?;
         let differences: Vec<&str> = now
@@ -160,30 +185,7 @@ fn it_works_beside_other_firewalls_and_is_put_back() -> Result<()> {
     let outside = Outside::join(&lab)?;
     lab.network("h1", "blue")?;
     let host = lab.host("h1")?;
-    let strict = "nft -f - <<'EOF'
-table ip filter {
-    chain FORWARD {
-        type filter hook forward priority 0; policy drop;
-        counter comment \"mine\"
-    }
-}
-table ip6 filter {
-    chain FORWARD {
-        type filter hook forward priority 0; policy drop;
-    }
-}
-table inet theirs {
-    chain late {
-        type filter hook forward priority 10;
-        ct state invalid drop
-    }
-    chain early {
-        type filter hook prerouting priority -150;
-        ct state invalid drop
-    }
-}
-EOF";
-    sh(&host, strict)?;
+    sh(&host, STRICT)?;
     let a = lab.sandbox("h1", "blue", "a")?;
     let works = |what: &str| {
         for to in [outside::IPV4, outside::IPV6] {
@@ -199,7 +201,7 @@ EOF";
     // Somebody takes everything away, then somebody else comes back.
     sh(&host, "nft flush ruleset")?;
     works("after a flush")?;
-    sh(&host, strict)?;
+    sh(&host, STRICT)?;
     works("after the others came back")?;
     lab.vxmesh("h1", &["sandbox", "rm", "a"])?;
     let rules = sh(&host, "nft list ruleset")?;

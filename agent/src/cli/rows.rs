@@ -78,7 +78,8 @@ impl Row for Endpoint {
 }
 
 impl Row for Sandbox {
-    const HEAD: &'static [&'static str] = &["NAME", "STATE", "PID", "ENDPOINTS", "COMMAND"];
+    const HEAD: &'static [&'static str] =
+        &["NAME", "STATE", "PID", "ENDPOINTS", "PORTS", "COMMAND"];
 
     fn cells(&self, _: &Words) -> Vec<String> {
         let endpoints: Vec<_> = self.endpoints.iter().map(|endpoint| endpoint.short()).collect();
@@ -87,6 +88,7 @@ impl Row for Sandbox {
             self.state.clone(),
             or_dash(self.pid.as_ref()),
             list(&endpoints),
+            list(&self.published),
             self.command.join(" "),
         ]
     }

@@ -12,6 +12,7 @@ mod name_records;
 mod names;
 mod networks;
 mod peers;
+mod publish;
 mod reconcile;
 mod sandboxes;
 mod sync;

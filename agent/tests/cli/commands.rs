@@ -221,7 +221,7 @@ fn tables_have_short_ids_names_and_no_borders() {
         assert!(peers.contains(word), "{peers}");
     }
     let sandboxes = agent.say(&["sandbox", "ls"]).stdout;
-    assert_eq!(sandboxes, "NAME   STATE   PID   ENDPOINTS   COMMAND\n");
+    assert_eq!(sandboxes, "NAME   STATE   PID   ENDPOINTS   PORTS   COMMAND\n");
 
     let node = agent.say(&["node", "inspect", "h3"]).stdout;
     let expected =

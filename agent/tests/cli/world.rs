@@ -307,6 +307,7 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
         ips: vec!["10.1.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()],
         aliases: vec![name("www")],
         incarnation: 7,
+        published: Vec::new(),
     }]
 }
 
@@ -498,6 +499,7 @@ impl Backend for World {
             command: spec.command,
             endpoints: vec![EndpointId::from_random([number; 16])],
             etc: None,
+            published: Vec::new(),
         };
         held.push(Held { sandbox: sandbox.clone(), keeper: Some(keeper) });
         Ok(sandbox)
