@@ -273,3 +273,47 @@ fn a_route_of_the_host_wins_and_is_named() -> Result<()> {
     ping(&host, ip_of(&a, true)?, 3)?;
     lab.finish(Allowed::default())
 }
+
+#[test]
+fn subnets_of_one_network_reach_each_other_across_hosts() -> Result<()> {
+    let lab = Lab::up(2)?;
+    let create = [
+        "network",
+        "create",
+        "wide",
+        "--subnet",
+        "10.61.0.0/24",
+        "--subnet",
+        "10.62.0.0/24",
+        "--subnet",
+        "fd61::/64",
+        "--subnet",
+        "fd62::/64",
+    ];
+    lab.vxmesh("h1", &create)?;
+    wait_until("h2 lists it", || Ok(lab.vxmesh("h2", &["network", "inspect", "wide"]).is_ok()))?;
+    let start = |host: &str, name: &str, ips: &str| {
+        let run =
+            ["run", "-d", "--name", name, "--network", "wide", "--ip", ips, "--", "sleep", "3600"];
+        let sandbox: vxmesh::api::Sandbox = lab.json(host, &run)?;
+        lab.inner(host, &sandbox.netns)
+    };
+    let a = start("h1", "a", "10.61.0.50,fd61::50")?;
+    let b = start("h2", "b", "10.62.0.150,fd62::150")?;
+    let c = start("h1", "c", "10.62.0.51,fd62::51")?;
+    for (from, to) in [
+        (&a, ["10.62.0.150", "fd62::150"]),
+        (&b, ["10.61.0.50", "fd61::50"]),
+        (&a, ["10.62.0.51", "fd62::51"]),
+        (&c, ["10.61.0.50", "fd61::50"]),
+    ] {
+        for to in to {
+            ping(from, to.parse()?, 3)?;
+        }
+    }
+    // Nobody's address is rewritten on the way.
+    ensure!(
+        call_tcp(&a, "10.62.0.150:4711".parse()?, &b, PORT)? == "10.61.0.50".parse::<IpAddr>()?
+    );
+    lab.finish(Allowed::default())
+}
