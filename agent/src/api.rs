@@ -456,6 +456,41 @@ pub struct DropRow {
     pub count: u64,
 }
 
+/// How one thing is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// As it should be.
+    Ok,
+    /// It works, but not all of it.
+    Warn,
+    /// It does not work.
+    Fail,
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        })
+    }
+}
+
+/// One row of `vxmesh doctor`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diagnosis {
+    /// What was looked at.
+    pub check: String,
+    /// How it is.
+    pub health: Health,
+    /// What was found.
+    pub found: String,
+    /// What to do; empty if nothing.
+    pub hint: String,
+}
+
 /// What `vxmesh locate` looks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Address {

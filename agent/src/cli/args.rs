@@ -105,6 +105,10 @@ pub(super) enum Ask {
     /// Sandboxes of this node
     #[command(subcommand)]
     Sandbox(Sandbox),
+    /// What this host lacks, and what is wrong
+    ///
+    /// The exit status is 1 if something does not work.
+    Doctor,
     /// Frames that were not delivered, and why
     Drops,
     /// Where an address is, and who says so

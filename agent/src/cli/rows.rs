@@ -7,7 +7,10 @@ use super::{
     words::{self, Words, bytes, list, or_dash, short},
 };
 use crate::{
-    api::{DnsRecord, DropRow, Endpoint, MapDiffRow, MapRow, Network, Node, Peer, Sandbox, Token},
+    api::{
+        Diagnosis, DnsRecord, DropRow, Endpoint, MapDiffRow, MapRow, Network, Node, Peer, Sandbox,
+        Token,
+    },
     lab::{Check, HostStatus},
 };
 
@@ -90,6 +93,19 @@ impl Row for Sandbox {
             list(&endpoints),
             list(&self.published),
             self.command.join(" "),
+        ]
+    }
+}
+
+impl Row for Diagnosis {
+    const HEAD: &'static [&'static str] = &["CHECK", "HEALTH", "FOUND", "HINT"];
+
+    fn cells(&self, _: &Words) -> Vec<String> {
+        vec![
+            self.check.clone(),
+            self.health.to_string(),
+            self.found.clone(),
+            or_dash(Some(&self.hint).filter(|hint| !hint.is_empty())),
         ]
     }
 }

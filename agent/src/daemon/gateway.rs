@@ -98,9 +98,31 @@ pub(super) struct Ways {
     /// What the host's rules are meant to be, and the state of the kernel's when they last were so.
     rules: Option<(Rules, u32)>,
     fault: Option<String>,
+    /// Chains of others that have rules of ours.
+    admitted: Vec<foreign::ForeignChain>,
 }
 
 impl Ways {
+    /// Each network's way.
+    pub(super) fn ways(&self) -> impl Iterator<Item = (&NetworkId, &Way)> {
+        self.open.iter()
+    }
+
+    /// Whether nothing of this host is changed.
+    pub(super) fn is_idle(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// What is wrong with the host's rules.
+    pub(super) fn host_fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
+
+    /// Chains of others that have rules of ours.
+    pub(super) fn admitted(&self) -> &[foreign::ForeignChain] {
+        &self.admitted
+    }
+
     /// Whether a network has a way out, good or not.
     pub(super) fn is_open(&self, network: NetworkId) -> bool {
         self.open.contains_key(&network)
@@ -321,7 +343,7 @@ impl Mesh {
             wanted.replace().map_err(refused)?;
             debug!("the host's rules are written");
         }
-        foreign::admit(uplink::ALL).map_err(refused)?;
+        ways.admitted = foreign::admit(uplink::ALL).map_err(refused)?;
         // A change in between raises the number once more, and all is looked at again.
         ways.rules = Some((wanted, table::generation().map_err(refused)?));
         Ok(())
@@ -369,6 +391,16 @@ impl Mesh {
 }
 
 impl Way {
+    /// What is wrong with it.
+    pub(super) fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
+
+    /// Subnets that the host does not reach, and its routes in the way.
+    pub(super) fn overlaps(&self) -> &[(IpNet, IpNet)] {
+        &self.overlaps
+    }
+
     fn host_uplink(&self) -> Option<host::Uplink> {
         let uplink = self.uplink.as_ref()?;
         Some(host::Uplink { ifname: uplink.ifname.clone(), ips: uplink.ips() })

@@ -32,6 +32,7 @@ fn views() -> Vec<Case> {
             to_value(&endpoints()[0]).unwrap(),
         ),
         (&["sandbox", "ls"], "sandboxes", null.clone(), json!([])),
+        (&["doctor"], "doctor", null.clone(), to_value(diagnoses()).unwrap()),
         (&["drops"], "drops", null.clone(), to_value(drops()).unwrap()),
         (&["map", "ls"], "map", null.clone(), to_value(map_rows()).unwrap()),
         (&["map", "diff", "h2"], "map_diff", json!("h2"), to_value(map_differences()).unwrap()),

@@ -311,6 +311,15 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
     }]
 }
 
+pub(crate) fn diagnoses() -> Vec<Diagnosis> {
+    vec![Diagnosis {
+        check: "tap".into(),
+        health: Health::Warn,
+        found: "something".into(),
+        hint: "do something".into(),
+    }]
+}
+
 pub(crate) fn drops() -> Vec<DropRow> {
     vec![
         DropRow { reason: "replayed".into(), network: None, peer: Some(node_id(2)), count: 3 },
@@ -530,6 +539,11 @@ impl Backend for World {
             kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap_or_default();
         }
         Ok(gone.sandbox)
+    }
+
+    async fn doctor(&self) -> Result<Vec<Diagnosis>, ApiError> {
+        self.asked("doctor", ())?;
+        Ok(diagnoses())
     }
 
     async fn drops(&self) -> Result<Vec<DropRow>, ApiError> {
