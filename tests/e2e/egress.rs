@@ -1,8 +1,9 @@
 //! The way out of a network: sandboxes reach the outside, the host reaches sandboxes, and nothing of it stays.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::socket::{getsockopt, sockopt};
 use vxmesh::api::Network;
 use vxmesh_tests::{
     lab::{Allowed, Lab, Plugged, wait_until},
@@ -315,5 +316,61 @@ fn subnets_of_one_network_reach_each_other_across_hosts() -> Result<()> {
     ensure!(
         call_tcp(&a, "10.62.0.150:4711".parse()?, &b, PORT)? == "10.61.0.50".parse::<IpAddr>()?
     );
+    lab.finish(Allowed::default())
+}
+
+#[test]
+fn no_packet_is_too_large_without_a_word() -> Result<()> {
+    let lab = Lab::up(1)?;
+    let outside = Outside::join(&lab)?;
+    let network = lab.network("h1", "blue")?;
+    let run = ["run", "-d", "--name", "a", "--network", "blue", "--publish", "4711:4711/udp"];
+    let run = [&run[..], &["--", "sleep", "3600"]].concat();
+    let sandbox: vxmesh::api::Sandbox = lab.json("h1", &run)?;
+    let a = lab.inner("h1", &sandbox.netns)?;
+    let host = lab.host("h1")?;
+    let inside = lab.inner("h1", &format!("/run/vxmesh/netns/{}", network.id.short()))?;
+    let uplink = format!("/sys/class/net/vxm{}/mtu", network.id.short());
+    for (netns, path) in [
+        (&a, "/sys/class/net/eth0/mtu"),
+        (&inside, "/sys/class/net/br0/mtu"),
+        (&inside, "/sys/class/net/node0/mtu"),
+        (&inside, "/sys/class/net/uplink0/mtu"),
+        (&host, uplink.as_str()),
+    ] {
+        // A mount of /sys shows the namespace in which it was made.
+        let own = format!("unshare -m sh -c 'mount -t sysfs none /sys && cat {path}'");
+        ensure!(sh(netns, &own)? == network.mtu.to_string(), "{path}");
+    }
+    // Farther on it gets narrower: the sandbox is told, and its TCP does not even try.
+    sh(
+        &host,
+        "ip route add 10.213.0.200 dev eth0 mtu 1200; ip route add fd13::200 dev eth0 mtu 1300",
+    )?;
+    for (to, size, says) in [(outside::IPV4, 1300, "mtu = 1200"), (outside::IPV6, 1340, "mtu=1300")]
+    {
+        let said = sh(&a, &format!("ping -n -M do -c 2 -i 0.2 -W 1 -s {size} {to} 2>&1 || :"))?;
+        ensure!(said.contains(says), "{said}");
+    }
+    for (to, most) in [(outside::IPV4, 1200 - 40), (outside::IPV6, 1300 - 60)] {
+        let listener = outside.netns.run(|| Ok(TcpListener::bind((to, PORT))?))?;
+        let _ours = a.run(|| Ok(TcpStream::connect((to, PORT))?))?;
+        let (theirs, _from) = listener.accept()?;
+        let mss = getsockopt(&theirs, sockopt::TcpMaxSeg)?;
+        ensure!(mss <= most, "{to} may send segments of {mss} to a way of {most}");
+    }
+    // The way in is narrower than the outside's link.
+    for ipv4 in [true, false] {
+        let server = a.run(|| Ok(UdpSocket::bind((Ipv6Addr::UNSPECIFIED, PORT))?))?;
+        server.set_nonblocking(true)?;
+        let to = host_ip(1, ipv4)?;
+        let client = outside.netns.run(|| vxmesh_tests::traffic::udp_to(to, PORT))?;
+        let mut got = vec![0; 2000];
+        wait_until("a datagram of 1440 bytes arrives in pieces", || {
+            // The kernel says that it was too large before it cuts the next one.
+            drop(client.send(&[7; 1440]));
+            Ok(server.recv_from(&mut got).is_ok_and(|(len, _from)| len == 1440))
+        })?;
+    }
     lab.finish(Allowed::default())
 }
