@@ -7,6 +7,7 @@ mod lab;
 mod mesh;
 mod names;
 mod netlink;
+mod publish;
 mod refusals;
 mod skeleton;
 mod traces;

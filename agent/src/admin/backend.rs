@@ -8,8 +8,8 @@ use async_trait::async_trait;
 
 use super::resolve;
 use crate::api::{
-    Address, ApiError, AttachSpec, DnsQuery, DnsRecord, DropRow, Endpoint, InitSpec, JoinSpec,
-    Location, MapDiffRow, MapRow, Membership, Network, NetworkSpec, Node, Peer, Sandbox,
+    Address, ApiError, AttachSpec, Diagnosis, DnsQuery, DnsRecord, DropRow, Endpoint, InitSpec,
+    JoinSpec, Location, MapDiffRow, MapRow, Membership, Network, NetworkSpec, Node, Peer, Sandbox,
     SandboxSpec, Status, Token, TokenCreated, TokenSpec,
 };
 
@@ -82,6 +82,8 @@ pub trait Backend: Send + Sync + 'static {
     /// `sandbox rm`: ends its process and removes it with its endpoints.
     async fn sandbox_rm(&self, reference: &str) -> Result<Sandbox, ApiError>;
 
+    /// `doctor`
+    async fn doctor(&self) -> Result<Vec<Diagnosis>, ApiError>;
     /// `drops`
     async fn drops(&self) -> Result<Vec<DropRow>, ApiError>;
     /// `locate`: every place that has the address, in any network.

@@ -7,7 +7,10 @@ use super::{
     words::{self, Words, bytes, list, or_dash, short},
 };
 use crate::{
-    api::{DnsRecord, DropRow, Endpoint, MapDiffRow, MapRow, Network, Node, Peer, Sandbox, Token},
+    api::{
+        Diagnosis, DnsRecord, DropRow, Endpoint, MapDiffRow, MapRow, Network, Node, Peer, Sandbox,
+        Token,
+    },
     lab::{Check, HostStatus},
 };
 
@@ -78,7 +81,8 @@ impl Row for Endpoint {
 }
 
 impl Row for Sandbox {
-    const HEAD: &'static [&'static str] = &["NAME", "STATE", "PID", "ENDPOINTS", "COMMAND"];
+    const HEAD: &'static [&'static str] =
+        &["NAME", "STATE", "PID", "ENDPOINTS", "PORTS", "COMMAND"];
 
     fn cells(&self, _: &Words) -> Vec<String> {
         let endpoints: Vec<_> = self.endpoints.iter().map(|endpoint| endpoint.short()).collect();
@@ -87,7 +91,21 @@ impl Row for Sandbox {
             self.state.clone(),
             or_dash(self.pid.as_ref()),
             list(&endpoints),
+            list(&self.published),
             self.command.join(" "),
+        ]
+    }
+}
+
+impl Row for Diagnosis {
+    const HEAD: &'static [&'static str] = &["CHECK", "HEALTH", "FOUND", "HINT"];
+
+    fn cells(&self, _: &Words) -> Vec<String> {
+        vec![
+            self.check.clone(),
+            self.health.to_string(),
+            self.found.clone(),
+            or_dash(Some(&self.hint).filter(|hint| !hint.is_empty())),
         ]
     }
 }

@@ -14,13 +14,14 @@ use tokio::sync::{Mutex, RwLock};
 use tracing::warn;
 use vxmesh_proto::object::{self, Content, Draft};
 
+use super::doctor;
 use super::mesh::{Mesh, failed, store_failed};
 use crate::{
     admin::{Backend, resolve},
     api::{
-        Address, ApiError, AttachSpec, DnsQuery, DnsRecord, DropRow, Endpoint, ErrorCode, InitSpec,
-        JoinSpec, Location, MapDiffRow, MapRow, Membership, Network, NetworkSpec, Node, Peer,
-        Sandbox, SandboxSpec, Status, Token, TokenCreated, TokenSpec,
+        Address, ApiError, AttachSpec, Diagnosis, DnsQuery, DnsRecord, DropRow, Endpoint,
+        ErrorCode, InitSpec, JoinSpec, Location, MapDiffRow, MapRow, Membership, Network,
+        NetworkSpec, Node, Peer, Sandbox, SandboxSpec, Status, Token, TokenCreated, TokenSpec,
     },
     config::Config,
     control::join::{JoinOptions, join},
@@ -400,6 +401,14 @@ impl Backend for Agent {
 
     async fn sandbox_rm(&self, reference: &str) -> Result<Sandbox, ApiError> {
         self.mesh().await?.remove_sandbox(reference).await
+    }
+
+    async fn doctor(&self) -> Result<Vec<Diagnosis>, ApiError> {
+        let mut all = doctor::host();
+        if let Some(mesh) = self.mesh.read().await.clone() {
+            all.extend(mesh.diagnoses().await);
+        }
+        Ok(all)
     }
 
     async fn drops(&self) -> Result<Vec<DropRow>, ApiError> {

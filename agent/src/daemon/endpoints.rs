@@ -57,7 +57,7 @@ pub(super) struct Stored {
     aliases: Vec<Alias>,
     labels: BTreeMap<String, String>,
     mac: MacAddr,
-    ips: Vec<IpNet>,
+    pub(super) ips: Vec<IpNet>,
     netns: PathBuf,
     ifname: Option<String>,
     pub(super) sandbox: Option<String>,
@@ -691,6 +691,7 @@ impl Stored {
             ips: self.ips.clone(),
             aliases: self.aliases.clone(),
             incarnation: self.incarnation,
+            published: Vec::new(),
         })
     }
 
