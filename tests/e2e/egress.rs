@@ -374,3 +374,33 @@ fn no_packet_is_too_large_without_a_word() -> Result<()> {
     }
     lab.finish(Allowed::default())
 }
+
+#[test]
+fn a_host_that_was_no_router_becomes_none() -> Result<()> {
+    let lab = Lab::up(1)?;
+    let outside = Outside::join(&lab)?;
+    lab.network("h1", "blue")?;
+    let host = lab.host("h1")?;
+    // In the host's own /run.
+    lab.sh(
+        "h1",
+        "ip netns add back && ip link add eth1 type veth peer name eth0 netns back && ip link set eth1 up && \
+         ip address add 10.88.0.1/24 dev eth1 && ip -n back link set eth0 up && \
+         ip -n back address add 10.88.0.2/24 dev eth0 && ip -n back route add default via 10.88.0.1",
+    )?;
+    sh(&outside.netns, "ip route add 10.88.0.0/24 via 10.213.0.1")?;
+    let passes = || sh(&outside.netns, "ping -n -c 1 -W 1 10.88.0.2").is_ok();
+    let a = lab.sandbox("h1", "blue", "a")?;
+    ping(&a.netns, "10.88.0.2".parse()?, 3)?;
+    ping(&a.netns, outside::IPV4, 3)?;
+    ensure!(!passes(), "the host became a router");
+    lab.vxmesh("h1", &["sandbox", "rm", "a"])?;
+    // One that is a router stays one.
+    sh(&host, "sysctl -qw net.ipv4.ip_forward=1")?;
+    ensure!(passes(), "the test itself");
+    lab.sandbox("h1", "blue", "a")?;
+    ensure!(passes(), "the host is a router no more");
+    lab.vxmesh("h1", &["sandbox", "rm", "a"])?;
+    ensure!(passes() && sh(&host, "sysctl -n net.ipv4.ip_forward")? == "1");
+    lab.finish(Allowed::default())
+}

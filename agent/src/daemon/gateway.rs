@@ -332,9 +332,11 @@ impl Mesh {
             }
             return Ok(());
         }
-        self.forward()?;
+        let noted = self.forward()?;
+        let unrouted = noted.unrouted().map(|(ifname, ipv4)| host::Unrouted { ifname, ipv4 });
+        let unrouted: Vec<host::Unrouted> = unrouted.collect();
         let ports = self.host_ports(|id| ways.open.get(&id)?.uplink.clone())?;
-        let wanted = host::table(uplink::ALL, &uplinks, &ports);
+        let wanted = host::table(uplink::ALL, &uplinks, &ports, &unrouted);
         let generation = table::generation().map_err(refused)?;
         if ways.rules.as_ref().is_some_and(|(rules, at)| *rules == wanted && *at == generation) {
             return Ok(());
@@ -355,13 +357,14 @@ impl Mesh {
     }
 
     /// Has the host forward, with what is changed noted before.
-    fn forward(&self) -> Result<(), ApiError> {
+    fn forward(&self) -> Result<sysctl::Found, ApiError> {
         let noted = self.noted_settings()?;
         let found = sysctl::look(&noted);
         if found != noted {
             self.store.put(Table::Meta, SETTINGS, &found).map_err(store_failed)?;
         }
-        sysctl::forward().map_err(|error| failed(error, "switch forwarding on yourself"))
+        sysctl::forward().map_err(|error| failed(error, "switch forwarding on yourself"))?;
+        Ok(found)
     }
 
     fn restore_settings(&self) -> Result<(), ApiError> {

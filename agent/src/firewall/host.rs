@@ -3,6 +3,7 @@
 //! ```text
 //! uplink -> elsewhere           source becomes the host's address; MSS fits
 //! elsewhere -> uplink           only what belongs to such a connection, or to a published port
+//! elsewhere -> elsewhere        as before: between interfaces that did not forward nothing passes
 //! anyone -> published port      destination becomes the network's uplink and a port there; the source stays, but for
 //!                               connections from the host's loopback and from the network itself
 //! ```
@@ -14,8 +15,8 @@ use ipnet::{IpNet, Ipv4Net};
 use super::{
     rule::{
         Clause, Protocol, Rule, accept, clamp_mss, destination, destination_is_local,
-        destination_not, destination_port, drop, established, input, is_ip, masquerade, output,
-        output_not, published, redirect_to, source,
+        destination_not, destination_port, drop, established, input, is_ip, jump, masquerade,
+        output, output_not, published, redirect_to, source,
     },
     table::{Chain, Hook, Kind, Table},
 };
@@ -45,20 +46,36 @@ pub struct Port {
     pub to: Vec<SocketAddr>,
 }
 
+/// An interface of the host that packets of one IP version did not pass from and to before networks had a way out.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Unrouted {
+    /// The interface.
+    pub ifname: String,
+    /// The IP version.
+    pub ipv4: bool,
+}
+
+/// What stays closed though the host forwards.
+const GUARD: &str = "guard";
+
+const fn version(ipv4: bool) -> u8 {
+    if ipv4 { 4 } else { 6 }
+}
+
 fn loopback() -> IpNet {
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8))
 }
 
 /// The table for these uplinks, all of whose interfaces have names that match `all`, and these published ports.
 #[must_use]
-pub fn table(all: &str, uplinks: &[Uplink], ports: &[Port]) -> Table {
+pub fn table(all: &str, uplinks: &[Uplink], ports: &[Port], hosts: &[Unrouted]) -> Table {
     let raw = vec![
         Rule::new("the host's loopback is not for networks")
             .and(input(all))
             .and(destination(loopback()))
             .and(drop()),
     ];
-    let forward = vec![
+    let mut forward = vec![
         Rule::new("segments fit the way out").and(input(all)).and(clamp_mss()),
         Rule::new("segments fit the way in").and(output(all)).and(clamp_mss()),
         Rule::new("answers").and(output(all)).and(established()).and(accept()),
@@ -67,10 +84,23 @@ pub fn table(all: &str, uplinks: &[Uplink], ports: &[Port]) -> Table {
             .and(output(all))
             .and(drop()),
     ];
+    forward.extend(hosts.iter().map(|Unrouted { ifname, ipv4 }| {
+        Rule::new(format!("from {ifname}, IP version {}", version(*ipv4)))
+            .and(input(ifname))
+            .and(is_ip(*ipv4))
+            .and(jump(GUARD))
+    }));
+    let guard = hosts.iter().map(|Unrouted { ifname, ipv4 }| {
+        Rule::new(format!("{ifname} is no router of IP version {}", version(*ipv4)))
+            .and(output(ifname))
+            .and(is_ip(*ipv4))
+            .and(drop())
+    });
     let redirects: Vec<Rule> = ports.iter().flat_map(redirects).collect();
-    let chain = |name, kind, hook, priority, rules| Chain { name, kind, hook, priority, rules };
+    let chain = |name, kind, hook, priority, rules| Chain::at(name, (kind, hook, priority), rules);
     Table {
         chains: vec![
+            Chain { name: GUARD, base: None, rules: guard.collect() },
             chain("raw", Kind::Filter, Hook::Prerouting, RAW, raw),
             chain("prerouting", Kind::Nat, Hook::Prerouting, -100, redirects.clone()),
             chain("output", Kind::Nat, Hook::Output, -100, redirects),

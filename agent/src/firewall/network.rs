@@ -82,7 +82,7 @@ pub fn table(interfaces: Interfaces<'_>, subnets: &[IpNet], entrances: &[Entranc
             .and(output(node))
             .and(masquerade()),
     ];
-    let chain = |name, kind, hook, priority, rules| Chain { name, kind, hook, priority, rules };
+    let chain = |name, kind, hook, priority, rules| Chain::at(name, (kind, hook, priority), rules);
     Table {
         chains: vec![
             chain("prerouting", Kind::Nat, Hook::Prerouting, -100, prerouting),

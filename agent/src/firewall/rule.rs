@@ -60,6 +60,7 @@ pub(super) enum Expr {
     Masquerade,
     Counter,
     Verdict(u32),
+    Jump(&'static str),
 }
 
 /// A rule with its comment, which tells what it is for and by which it is found again.
@@ -292,6 +293,12 @@ pub fn drop() -> Clause {
     Clause(vec![Expr::Counter, Expr::Verdict(VerdictCode::Drop as u32)])
 }
 
+/// The rules of another chain of the table decide, and if none does, the rest of this one.
+#[must_use]
+pub fn jump(chain: &'static str) -> Clause {
+    Clause(vec![Expr::Jump(chain)])
+}
+
 const VALUE: u32 = Registers::Reg1 as u32;
 const PORT: u32 = Registers::Reg2 as u32;
 
@@ -349,6 +356,12 @@ fn encode_one<P: Pusher>(list: PushExprListAttrs<P>, expr: &Expr) -> PushExprLis
         Expr::Verdict(code) => {
             let data = elem.nested_data_immediate().push_dreg(Registers::RegVerdict as u32);
             let verdict = data.nested_data().nested_verdict().push_code(*code);
+            verdict.end_nested().end_nested().end_nested().end_nested()
+        }
+        Expr::Jump(chain) => {
+            let data = elem.nested_data_immediate().push_dreg(Registers::RegVerdict as u32);
+            let verdict = data.nested_data().nested_verdict().push_code(VerdictCode::Jump as u32);
+            let verdict = verdict.push_chain_bytes(chain.as_bytes());
             verdict.end_nested().end_nested().end_nested().end_nested()
         }
         Expr::Counter => elem.nested_data_counter().end_nested().end_nested(),

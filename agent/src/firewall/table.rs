@@ -51,17 +51,24 @@ pub enum Kind {
     Nat,
 }
 
-/// A chain; what no rule decides is let through.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Chain {
-    /// Its name.
-    pub name: &'static str,
+/// Where packets meet a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Base {
     /// What it does.
     pub kind: Kind,
     /// Where it stands.
     pub hook: Hook,
     /// Its place among chains at the hook; smaller ones come first.
     pub priority: i32,
+}
+
+/// A chain; what no rule decides is let through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// Its name.
+    pub name: &'static str,
+    /// Where packets meet it; else only rules lead there. Such a chain stands before those that do.
+    pub base: Option<Base>,
     /// Its rules, in order.
     pub rules: Vec<Rule>,
 }
@@ -120,16 +127,32 @@ impl Table {
 }
 
 impl Chain {
+    /// A chain at a hook.
+    #[must_use]
+    pub const fn at(
+        name: &'static str,
+        (kind, hook, priority): (Kind, Hook, i32),
+        rules: Vec<Rule>,
+    ) -> Self {
+        Self { name, base: Some(Base { kind, hook, priority }), rules }
+    }
+
     fn create(&self, batch: &mut Batch) {
-        let kind = match self.kind {
-            Kind::Filter => "filter",
-            Kind::Nat => "nat",
-        };
         let mut request = batch.request().set_create().op_newchain_do(&inet());
         let chain = request.encode().push_table_bytes(TABLE.as_bytes());
-        let hook = chain.push_name_bytes(self.name.as_bytes()).nested_hook();
-        let chain = hook.push_num(self.hook.number()).push_priority(self.priority).end_nested();
-        drop(chain.push_policy(ACCEPT).push_type_bytes(kind.as_bytes()));
+        let chain = chain.push_name_bytes(self.name.as_bytes());
+        match self.base {
+            None => drop(chain),
+            Some(Base { kind, hook, priority }) => {
+                let kind = match kind {
+                    Kind::Filter => "filter",
+                    Kind::Nat => "nat",
+                };
+                let hook = chain.nested_hook().push_num(hook.number()).push_priority(priority);
+                let chain = hook.end_nested().push_policy(ACCEPT);
+                drop(chain.push_type_bytes(kind.as_bytes()));
+            }
+        }
         drop(request);
         for rule in &self.rules {
             let mut request = batch.request().set_create().set_append().op_newrule_do(&inet());

@@ -50,6 +50,17 @@ impl Found {
         Ok(())
     }
 
+    /// Interfaces that did not forward packets of an IP version, as far as they had settings then.
+    pub fn unrouted(&self) -> impl Iterator<Item = (String, bool)> {
+        self.0.iter().filter(|setting| setting.value == "0").filter_map(|setting| {
+            let mut parts = setting.path.split('/');
+            let ipv4 = parts.next()? == "ipv4";
+            let interface = parts.nth(1)?;
+            let named = !["all", "default", "lo"].contains(&interface);
+            (named && parts.next() == Some("forwarding")).then(|| (interface.to_owned(), ipv4))
+        })
+    }
+
     fn note(&mut self, path: String) {
         if let Some(value) = read(&path)
             && !self.0.iter().any(|setting| setting.path == path)
