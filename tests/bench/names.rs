@@ -17,7 +17,7 @@ use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
-use vxmesh::dns::{Desk, Names, Scope, Server, Snapshot, Sockets, Upstreams};
+use vxmesh::dns::{Clients, Desk, Names, Scope, Server, Snapshot, Sockets, Upstreams};
 use vxmesh_tests::{dns, lab::percentiles};
 
 /// After this an answer is lost.
@@ -135,7 +135,10 @@ fn servers(options: Options) -> Result<Vec<(SocketAddr, Server)>> {
         let sockets = Sockets::bind((Ipv4Addr::LOCALHOST, 0).into())?;
         let scope = Scope { networks: vec![network], upstreams: Upstreams::None };
         let addr = sockets.local_addr()?;
-        Ok((addr, Server::start(sockets, Desk::new(Arc::clone(&names), scope, None))?))
+        Ok((
+            addr,
+            Server::start(sockets, Desk::new(Arc::clone(&names), scope, None, Clients::one()))?,
+        ))
     };
     (0..options.sandboxes).map(server).collect()
 }

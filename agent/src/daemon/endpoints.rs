@@ -381,6 +381,7 @@ impl Mesh {
         let there = hosted.overlays.contains_key(&id);
         if !there {
             let overlay = self.make_overlay(id, network).await?;
+            self.name_network(id, network, overlay.path());
             hosted.overlays.insert(id, overlay);
             self.open_way(hosted, id, network).await;
         }
@@ -483,6 +484,8 @@ impl Mesh {
                     .await;
             stopped.map_err(|error| failed(error, "see the agent's log"))?;
         }
+        // Their sockets would keep the namespace, unnamed.
+        self.name_servers.close_network(network);
         overlay.remove().await?;
         self.close_way(hosted, network);
         Ok(())

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    path::Path,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     api::ApiError,
     dns::{
-        Desk, Etc, EtcFiles, IN_SANDBOX, Names, SERVERS, Scope, Server, Snapshot, Sockets,
+        Clients, Desk, Etc, EtcFiles, IN_SANDBOX, Names, SERVERS, Scope, Server, Snapshot, Sockets,
         Upstreams,
     },
     netlink::{netns::Netns, overlay::OverlayError},
@@ -39,6 +40,8 @@ pub(super) struct NameServers {
     pub(super) names: Arc<Names>,
     started: Instant,
     sandboxes: Mutex<BTreeMap<Name, Server>>,
+    /// On the gateways of the networks that are here.
+    gateways: Mutex<BTreeMap<NetworkId, Vec<Server>>>,
     /// Sandboxes that could not be served, so that each is reported once.
     unserved: Mutex<BTreeSet<Name>>,
 }
@@ -49,6 +52,7 @@ impl Default for NameServers {
             names: Arc::default(),
             started: Instant::now(),
             sandboxes: Mutex::default(),
+            gateways: Mutex::default(),
             unserved: Mutex::default(),
         }
     }
@@ -68,6 +72,11 @@ impl NameServers {
         there.filter(|table| unchanged && table.domain() == domain).unwrap_or_else(|| {
             Arc::new(NamesTable::new(id, domain.clone(), subnets.to_vec(), claims))
         })
+    }
+
+    /// Ends the servers of a network.
+    pub(super) fn close_network(&self, network: NetworkId) {
+        lock(&self.gateways).remove(&network);
     }
 
     /// Ends the server of a sandbox.
@@ -138,10 +147,38 @@ impl Mesh {
         }
         let netns = Netns::open(sandbox.netns()).map_err(OverlayError::from)?;
         let sockets = Sockets::open(&netns, IN_SANDBOX).map_err(cannot)?;
-        let desk = Desk::new(Arc::clone(&self.name_servers.names), scope, Some(netns));
+        let desk =
+            Desk::new(Arc::clone(&self.name_servers.names), scope, Some(netns), Clients::one());
         let server = Server::start(sockets, desk).map_err(cannot)?;
         servers.insert(sandbox.name().clone(), server);
         Ok(())
+    }
+
+    /// Serves a network's endpoints that are here on its gateway's addresses, for sandboxes that somebody else made.
+    pub(super) fn name_network(&self, id: NetworkId, network: &Network, netns: &Path) {
+        let subnets: Vec<_> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
+        let scope =
+            Scope { networks: vec![id], upstreams: upstreams(std::slice::from_ref(network), &[]) };
+        let serve = |gateway: IpAddr| -> Result<Server, ApiError> {
+            let netns = Netns::open(netns).map_err(OverlayError::from)?;
+            let cannot = |error| failed(error, "restart the agent when this is mended");
+            let sockets =
+                Sockets::open(&netns, (gateway, IN_SANDBOX.port()).into()).map_err(cannot)?;
+            let names = Arc::clone(&self.name_servers.names);
+            let clients = Clients::of(subnets.clone());
+            Server::start(sockets, Desk::new(names, scope.clone(), Some(netns), clients))
+                .map_err(cannot)
+        };
+        let mut servers = Vec::new();
+        for gateway in network.subnets.iter().map(|subnet| subnet.gateway) {
+            match serve(gateway) {
+                Ok(server) => servers.push(server),
+                Err(error) => {
+                    warn!(network = %network.name, %gateway, %error, "names are not served on the gateway");
+                }
+            }
+        }
+        lock(&self.name_servers.gateways).insert(id, servers);
     }
 
     fn etc(&self, sandbox: &StoredSandbox, endpoints: &[&StoredEndpoint]) -> Etc {

@@ -8,6 +8,7 @@
 //! A [`Server`] answers on any pair of sockets and does not know where they are: at 127.0.0.11:53 inside a sandbox, or on a
 //! network's gateway address.
 
+mod clients;
 mod etc;
 mod forward;
 mod resolvers;
@@ -22,35 +23,26 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::Semaphore;
 use vxmesh_proto::{
     addr::{Name, NetworkId},
     dns::{NamesTable, Query, View},
-    tables::TokenBucket,
 };
 
-use self::forward::{Forwarder, Unanswered, Upstream};
 pub use self::{
+    clients::Clients,
     etc::{Etc, EtcFiles},
     resolvers::SERVERS,
     server::Server,
     socket::{IN_SANDBOX, Sockets},
 };
+use self::{
+    clients::Limits,
+    forward::{Forwarder, Unanswered, Upstream},
+};
 use crate::{
     datapath::drops::{DropKey, Drops},
     netlink::netns::Netns,
 };
-
-/// Questions that one server answers in a second: a tenth of what one core can.
-const PER_SECOND: u32 = 10_000;
-/// How many may come at once: every process of a busy sandbox starts at the same time.
-const BURST: u32 = 2_000;
-/// Questions of one server that the upstreams are asked in a second; the host's name server is not a sandbox's to flood.
-const FORWARDS_PER_SECOND: u32 = 500;
-/// How many may come at once.
-const FORWARDS_BURST: u32 = 500;
-/// Questions of one server that are under way: a quarter of all, so that no sandbox takes them from the others.
-const FORWARDS_UNDER_WAY: usize = 64;
 
 /// All names that this host answers for, from one writer (I2).
 #[derive(Clone, Debug, Default)]
@@ -99,9 +91,7 @@ pub struct Desk {
     scope: ArcSwap<Scope>,
     /// The clients' namespace.
     inside: Option<Arc<Netns>>,
-    bucket: TokenBucket,
-    forwards: TokenBucket,
-    under_way: Semaphore,
+    clients: Clients,
 }
 
 impl Names {
@@ -126,16 +116,8 @@ impl Names {
 impl Desk {
     /// A desk for clients that may see this.
     #[must_use]
-    pub fn new(names: Arc<Names>, scope: Scope, inside: Option<Netns>) -> Self {
-        let now = Instant::now();
-        Self {
-            names,
-            scope: ArcSwap::from_pointee(scope),
-            inside: inside.map(Arc::new),
-            bucket: TokenBucket::new(PER_SECOND, BURST, now),
-            forwards: TokenBucket::new(FORWARDS_PER_SECOND, FORWARDS_BURST, now),
-            under_way: Semaphore::new(FORWARDS_UNDER_WAY),
-        }
+    pub fn new(names: Arc<Names>, scope: Scope, inside: Option<Netns>, clients: Clients) -> Self {
+        Self { names, scope: ArcSwap::from_pointee(scope), inside: inside.map(Arc::new), clients }
     }
 
     /// Changes what the clients may see.
@@ -156,23 +138,28 @@ impl Desk {
         }
     }
 
-    /// Whether one more question is answered; counted if not.
-    fn admits(&self) -> bool {
-        let admitted = self.bucket.take(Instant::now());
-        if !admitted {
-            self.count("dns_rate");
+    /// What limits a client that may ask one more question; counted if it may not.
+    fn admit(&self, client: IpAddr) -> Option<Arc<Limits>> {
+        let now = Instant::now();
+        let Some(limits) = self.clients.limits(client, now) else {
+            self.count("dns_stranger");
+            return None;
+        };
+        if limits.questions.take(now) {
+            return Some(limits);
         }
-        admitted
+        self.count("dns_rate");
+        None
     }
 
     /// The reply to a question that is not ours to answer. It takes as long as the upstreams do.
-    async fn forward(&self, query: Query) -> Vec<u8> {
+    async fn forward(&self, query: Query, limits: &Limits) -> Vec<u8> {
         let failure = query.failure();
-        if !self.forwards.take(Instant::now()) {
+        if !limits.forwards.take(Instant::now()) {
             self.count("dns_forward_rate");
             return failure;
         }
-        let Ok(_permit) = self.under_way.try_acquire() else {
+        let Ok(_permit) = limits.under_way.try_acquire() else {
             self.count("dns_forwards_full");
             return failure;
         };

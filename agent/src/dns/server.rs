@@ -1,6 +1,11 @@
 //! Serves one pair of sockets: datagrams in turn, connections side by side, each within its bounds.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -15,7 +20,7 @@ use vxmesh_proto::{
     limits::DNS_QUERY_LEN,
 };
 
-use super::{Desk, Sockets};
+use super::{Desk, Sockets, clients::Limits};
 
 /// Connections of one server; whoever opens more waits.
 const CONNECTIONS: usize = 32;
@@ -71,13 +76,13 @@ async fn serve_udp(socket: Arc<UdpSocket>, desk: Arc<Desk>) {
             }
         };
         let question = buffer.get(..len).unwrap_or_default();
-        match answer(&desk, question, Transport::Udp) {
+        match answer(&desk, from.ip(), question, Transport::Udp) {
             Answer::Now(reply) => send(&socket, &reply, from).await,
-            Answer::Later(query) => {
+            Answer::Later(query, limits) => {
                 let (socket, desk) = (Arc::clone(&socket), Arc::clone(&desk));
                 // Bounded by the desk, which refuses at once what is too much.
                 tokio::spawn(async move {
-                    let reply = desk.forward(*query).await;
+                    let reply = desk.forward(*query, &limits).await;
                     send(&socket, &reply, from).await;
                 });
             }
@@ -97,10 +102,10 @@ async fn serve_tcp(listener: TcpListener, desk: Arc<Desk>) {
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((stream, _from)) => {
+            Ok((stream, from)) => {
                 let desk = Arc::clone(&desk);
                 tokio::spawn(async move {
-                    if let Err(error) = converse(stream, &desk).await {
+                    if let Err(error) = converse(stream, from.ip(), &desk).await {
                         debug!(%error, "a connection for names ended");
                     }
                     drop(permit);
@@ -115,7 +120,7 @@ async fn serve_tcp(listener: TcpListener, desk: Arc<Desk>) {
 }
 
 /// Questions and replies, each behind its length, until the other side has had enough.
-async fn converse(mut stream: TcpStream, desk: &Arc<Desk>) -> io::Result<()> {
+async fn converse(mut stream: TcpStream, from: IpAddr, desk: &Desk) -> io::Result<()> {
     let mut question = [0; DNS_QUERY_LEN];
     loop {
         let len = match timeout(IDLE, stream.read_u16()).await {
@@ -126,9 +131,9 @@ async fn converse(mut stream: TcpStream, desk: &Arc<Desk>) -> io::Result<()> {
         };
         let Some(question) = question.get_mut(..len) else { return Ok(()) };
         timeout(IDLE, stream.read_exact(question)).await??;
-        let reply = match answer(desk, question, Transport::Tcp) {
+        let reply = match answer(desk, from, question, Transport::Tcp) {
             Answer::Now(reply) => reply,
-            Answer::Later(query) => desk.forward(*query).await,
+            Answer::Later(query, limits) => desk.forward(*query, &limits).await,
             Answer::Never => return Ok(()),
         };
         let Ok(len) = u16::try_from(reply.len()) else { return Ok(()) };
@@ -141,17 +146,15 @@ async fn converse(mut stream: TcpStream, desk: &Arc<Desk>) -> io::Result<()> {
 enum Answer {
     Now(Vec<u8>),
     /// Once the upstreams were asked.
-    Later(Box<Query>),
+    Later(Box<Query>, Arc<Limits>),
     Never,
 }
 
-fn answer(desk: &Desk, question: &[u8], transport: Transport) -> Answer {
-    if !desk.admits() {
-        return Answer::Never;
-    }
+fn answer(desk: &Desk, from: IpAddr, question: &[u8], transport: Transport) -> Answer {
+    let Some(limits) = desk.admit(from) else { return Answer::Never };
     match step(&desk.view(), question, transport, rand::random()) {
         Step::Reply(reply) => Answer::Now(reply),
-        Step::Forward(query) => Answer::Later(query),
+        Step::Forward(query) => Answer::Later(query, limits),
         Step::Refuse(fault) => {
             desk.count(fault.reason);
             fault.reply.map_or(Answer::Never, Answer::Now)

@@ -4,9 +4,10 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     time::Duration,
+    time::Instant,
 };
 
-use super::*;
+use super::{clients::BURST, *};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -30,7 +31,7 @@ impl Bench {
         let sockets = Sockets::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let addr = sockets.local_addr().unwrap();
         let names = Arc::new(Names::default());
-        let desk = Desk::new(Arc::clone(&names), Scope::default(), None);
+        let desk = Desk::new(Arc::clone(&names), Scope::default(), None, Clients::one());
         let server = runtime.block_on(async { Server::start(sockets, desk) });
         Self { runtime, names, server: Some(server.unwrap()), addr }
     }

@@ -208,6 +208,12 @@ impl Overlay {
         &self.netns
     }
 
+    /// Where the namespace is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Opens the TAP as a port of the bridge. It ends with its descriptor, so there is one at a time.
     ///
     /// # Errors
