@@ -55,8 +55,8 @@ pub trait Backend: Send + Sync + 'static {
     }
     /// `network create`
     async fn network_create(&self, spec: NetworkSpec) -> Result<Network, ApiError>;
-    /// `network rm`: conflict while endpoints are in it.
-    async fn network_rm(&self, reference: &str) -> Result<Network, ApiError>;
+    /// `network rm`: conflict while endpoints are in it; `force` counts only those of nodes that are up.
+    async fn network_rm(&self, reference: &str, force: bool) -> Result<Network, ApiError>;
 
     /// `endpoint ls`
     async fn endpoints(&self) -> Result<Vec<Endpoint>, ApiError>;

@@ -69,8 +69,9 @@ fn objects() -> Router<Arc<dyn Backend>> {
     let create = async |State(agent): Agent, Spec(spec): Spec<NetworkSpec>| {
         to_the_end(async move { agent.network_create(spec).await }).await
     };
-    let rm = async |State(agent): Agent, Ref(net): Ref| {
-        to_the_end(async move { agent.network_rm(&net).await }).await
+    let rm = async |State(agent): Agent, Ref(net): Ref, query: Queried<RemoveQuery>| {
+        let Query(query) = query.map_err(|why| bad_request(why.body_text()))?;
+        to_the_end(async move { agent.network_rm(&net, query.force).await }).await
     };
     let endpoints = async |State(agent): Agent| agent.endpoints().await.map(Json);
     let endpoint = async |State(agent): Agent, Ref(ep): Ref| agent.endpoint(&ep).await.map(Json);
@@ -126,6 +127,16 @@ fn views() -> Router<Arc<dyn Backend>> {
         .route("/v1/map/diff/{reference}", get(diff))
 }
 
+/// What stands behind the question mark, or why it cannot be read.
+type Queried<T> = Result<Query<T>, axum::extract::rejection::QueryRejection>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RemoveQuery {
+    #[serde(default)]
+    force: bool,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LocateQuery {
@@ -135,7 +146,7 @@ struct LocateQuery {
 async fn locate(
     State(agent): Agent,
     Ref(address): Ref,
-    query: Result<Query<LocateQuery>, axum::extract::rejection::QueryRejection>,
+    query: Queried<LocateQuery>,
 ) -> Answer<Location> {
     let Query(query) = query.map_err(|why| bad_request(why.body_text()))?;
     let address: Address = address.parse()?;

@@ -214,6 +214,9 @@ pub(super) enum Network {
         /// Id, beginning of an id, or name
         #[arg(value_parser = reference)]
         network: String,
+        /// Also if nodes that are not reachable have endpoints in it: they are unplugged when their node is back
+        #[arg(long)]
+        force: bool,
     },
 }
 

@@ -70,8 +70,12 @@ impl Call<'_> {
             Network::Inspect { network } => {
                 self.inspect::<api::Network>(&path("networks", &network)).await
             }
-            Network::Rm { network } => {
-                let gone: api::Network = self.client.delete(path("networks", &network)).await?;
+            Network::Rm { network, force } => {
+                let mut path = path("networks", &network);
+                if force {
+                    path.push_str("?force=true");
+                }
+                let gone: api::Network = self.client.delete(path).await?;
                 self.output.done(&gone, gone.name.as_str())
             }
         }

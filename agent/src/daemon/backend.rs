@@ -362,9 +362,9 @@ impl Backend for Agent {
         blocking(move || mesh.create_network(&spec)).await
     }
 
-    async fn network_rm(&self, reference: &str) -> Result<Network, ApiError> {
+    async fn network_rm(&self, reference: &str, force: bool) -> Result<Network, ApiError> {
         let (mesh, reference) = (self.mesh().await?, reference.to_owned());
-        blocking(move || mesh.remove_network(&reference)).await
+        blocking(move || mesh.remove_network(&reference, force)).await
     }
 
     async fn endpoints(&self) -> Result<Vec<Endpoint>, ApiError> {

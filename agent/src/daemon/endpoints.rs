@@ -519,20 +519,49 @@ impl Mesh {
     pub(super) async fn adopt(self: &Arc<Self>) -> Result<(), ApiError> {
         let mut hosted = self.host.lock().await;
         for endpoint in self.stored_endpoints()? {
-            match self.adopt_one(&mut hosted, &endpoint).await {
-                Ok(()) => {}
-                Err(error) if error.code == ErrorCode::Failed => {
-                    // The sandbox may still have interface and address (I9).
-                    warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; restart the agent when this is mended");
+            self.adopt_or_undo(&mut hosted, &endpoint).await;
+        }
+        self.sweep(&hosted).await
+    }
+
+    /// Unplugs the endpoints of networks that were deleted elsewhere while this node was away: nothing carries their frames any
+    /// more but the bridge between two of them. Tries once more to adopt what could not be adopted.
+    pub(super) async fn mend(self: &Arc<Self>) {
+        let is_deleted = |network| {
+            let id = object::ObjectId::Network(network);
+            self.objects.read(|set| set.get(&id).is_some_and(|object| object.closed()))
+        };
+        let stored = match self.stored_endpoints() {
+            Ok(stored) => stored,
+            Err(error) => return warn!(%error, "endpoints cannot be looked at"),
+        };
+        let unadopted = lock(&self.unadopted).clone();
+        let (orphans, rest): (Vec<_>, Vec<_>) =
+            stored.into_iter().partition(|endpoint| is_deleted(endpoint.network));
+        let late: Vec<_> = rest.into_iter().filter(|e| unadopted.contains(&e.id)).collect();
+        if orphans.is_empty() && late.is_empty() {
+            return;
+        }
+        // Whoever changes the host now may change just this; there is a next time.
+        let Ok(mut hosted) = self.host.try_lock() else { return };
+        if *self.stop.borrow() {
+            return;
+        }
+        for endpoint in orphans {
+            match self.detach_stored(&mut hosted, endpoint.id).await {
+                Ok(()) => {
+                    warn!(endpoint = %endpoint.name, network = %endpoint.network, "endpoint unplugged: its network was deleted");
                 }
                 Err(error) => {
-                    warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; it is removed");
-                    self.withdraw(endpoint.id);
-                    self.undo(&mut hosted, &endpoint).await;
+                    warn!(endpoint = %endpoint.name, %error, "endpoint of a deleted network not unplugged; it is tried again");
                 }
             }
         }
-        self.sweep(&hosted).await
+        for endpoint in late {
+            self.adopt_or_undo(&mut hosted, &endpoint).await;
+        }
+        drop(hosted);
+        self.kick();
     }
 
     /// A network's last endpoint, or the network, may have gone just before the last life of the agent ended.
@@ -551,6 +580,29 @@ impl Mesh {
             Overlay::sweep(&self.run_dir(), network).await?;
         }
         Ok(())
+    }
+
+    async fn adopt_or_undo(self: &Arc<Self>, hosted: &mut Hosted, endpoint: &Stored) {
+        let error = match self.adopt_one(hosted, endpoint).await {
+            Ok(()) => {
+                if lock(&self.unadopted).remove(&endpoint.id) {
+                    info!(endpoint = %endpoint.name, "endpoint adopted after all");
+                }
+                return;
+            }
+            Err(error) => error,
+        };
+        // The sandbox may still have interface and address (I9).
+        if error.code == ErrorCode::Failed {
+            if lock(&self.unadopted).insert(endpoint.id) {
+                warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; it is tried again");
+            }
+            return;
+        }
+        warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; it is removed");
+        lock(&self.unadopted).remove(&endpoint.id);
+        self.withdraw(endpoint.id);
+        self.undo(hosted, endpoint).await;
     }
 
     /// [`ErrorCode::Failed`] means that the endpoint may still be there; any other error, that it cannot be.

@@ -26,7 +26,7 @@ use tokio::{
 use tracing::{info, warn};
 use vxmesh_gossip::membership::{Config as GossipConfig, Gossip};
 use vxmesh_proto::{
-    addr::{NetworkId, NodeId},
+    addr::{EndpointId, NetworkId, NodeId},
     control::{MemberInfo, Push},
     object::{self, Content, Draft, NetworkState},
     record::{Claim, NodeClaim, SignedRecord},
@@ -58,6 +58,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often objects are looked through for what was deleted long ago. Nodes that collect far apart in time offer each
 /// other what the other does not want any more.
 const COLLECT_EVERY: Duration = Duration::from_secs(10);
+
+/// How often endpoints are looked through for what another node's word or a failure at the start left in disorder.
+const MEND_EVERY: Duration = Duration::from_secs(2);
 
 /// A network that has a TAP here.
 pub(super) struct Local {
@@ -93,12 +96,14 @@ pub(super) struct Mesh {
     kick: Notify,
     /// Claims that are not believed, so that each is reported once.
     pub(super) refused: Mutex<BTreeSet<RowKey>>,
+    /// Endpoints of the last life that could not be adopted yet.
+    pub(super) unadopted: Mutex<BTreeSet<EndpointId>>,
     pub(super) prefetching: AtomicBool,
     /// Room for pushes that are being taken.
     pub(super) pushes: Arc<Semaphore>,
     pub(super) syncing: Mutex<BTreeMap<NodeId, Instant>>,
     pub(super) seed: u64,
-    stop: watch::Sender<bool>,
+    pub(super) stop: watch::Sender<bool>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -196,6 +201,7 @@ impl Mesh {
             reconciling: tokio::sync::Mutex::default(),
             kick: Notify::new(),
             refused: Mutex::default(),
+            unadopted: Mutex::default(),
             prefetching: AtomicBool::new(false),
             pushes: Arc::new(Semaphore::new(PUSHES)),
             syncing: Mutex::default(),
@@ -291,6 +297,8 @@ impl Mesh {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut collect = tokio::time::interval(COLLECT_EVERY);
         collect.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut mend = tokio::time::interval(MEND_EVERY);
+        mend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let Some(gossip) = self.gossip.get() else { return };
         loop {
             tokio::select! {
@@ -300,6 +308,12 @@ impl Mesh {
                 _ = tick.tick() => {
                     self.follow_host(gossip);
                     self.prefetch();
+                }
+                _ = mend.tick() => {
+                    // It may have to wait for the kernel; tables must not.
+                    let mesh = Arc::clone(&self);
+                    tokio::spawn(async move { mesh.mend().await });
+                    continue;
                 }
                 _ = collect.tick() => {
                     if let Err(error) = tokio::task::block_in_place(|| self.objects.collect()) {

@@ -9,7 +9,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rand::RngExt;
 use vxmesh_proto::{
-    addr::{NetworkId, Vni},
+    addr::{Name, NetworkId, Vni},
     control::Response,
     ipam::{Subnet, SubnetError, check_disjoint, first_split},
     limits::{DEFAULT_MTU, MAX_MTU, MIN_MTU},
@@ -22,6 +22,7 @@ use crate::{
     api::{self, ApiError, ErrorCode, NetworkSpec},
     netlink,
     objects::PublishError,
+    reconcile::admit::{claims_to, foreign_address},
 };
 
 /// How long nobody is asked for address blocks in advance after one could not be had.
@@ -41,6 +42,20 @@ impl From<PublishError> for ApiError {
             }
         };
         Self::new(code, error.to_string(), hint)
+    }
+}
+
+/// An endpoint that keeps a network from being removed.
+struct Tenant {
+    name: Name,
+    node: String,
+    up: bool,
+}
+
+impl std::fmt::Display for Tenant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let dead = if self.up { "" } else { ", which is dead" };
+        write!(f, "{} (on {}{dead})", self.name, self.node)
     }
 }
 
@@ -115,25 +130,31 @@ impl Mesh {
             .ok_or_else(|| failed("the network was removed while it was made", "create it again"))
     }
 
-    /// Removes a network that has no endpoints, on this node and so on all.
+    /// Removes a network that has no endpoints, on this node and so on all. `force` leaves those of dead nodes out of
+    /// account: they are unplugged when their node is back.
     pub(super) fn remove_network(
         self: &Arc<Self>,
         reference: &str,
+        force: bool,
     ) -> Result<api::Network, ApiError> {
         // An endpoint that is being attached is seen, or finds no network: never neither. This is no thread of the runtime.
         let _host = self.host.blocking_lock();
         let network = self.find_network(reference)?;
-        let endpoints =
-            self.endpoint_list().into_iter().filter(|endpoint| endpoint.network == network.id);
-        let names: Vec<String> =
-            endpoints.map(|endpoint| endpoint.name.to_string()).take(5).collect();
-        if !names.is_empty() {
-            let message = format!("network `{}` has endpoints: {}", network.name, names.join(", "));
-            return Err(ApiError::new(
-                ErrorCode::Conflict,
-                message,
-                "detach them first; see `vxmesh endpoint ls`",
-            ));
+        let (up, down): (Vec<_>, Vec<_>) =
+            self.tenants(network.id).into_iter().partition(|tenant| tenant.up);
+        let in_the_way = if up.is_empty() && !force { &down } else { &up };
+        if !in_the_way.is_empty() {
+            let names: Vec<String> = in_the_way.iter().take(5).map(Tenant::to_string).collect();
+            let more = in_the_way.len().saturating_sub(names.len());
+            let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+            let message =
+                format!("network `{}` has endpoints: {}{more}", network.name, names.join(", "));
+            let hint = if up.is_empty() {
+                "their nodes are not reachable: bring them back and detach these, or use --force, and they are unplugged when their nodes are back"
+            } else {
+                "detach them first; see `vxmesh endpoint ls`"
+            };
+            return Err(ApiError::new(ErrorCode::Conflict, message, hint));
         }
         let id = object::ObjectId::Network(network.id);
         let object = self.objects.publish::<ApiError>(|set, hlc| {
@@ -145,6 +166,22 @@ impl Mesh {
         self.push_objects([object.text().to_string()]);
         self.kick();
         Ok(network)
+    }
+
+    /// Whose endpoints are in a network: of all nodes, dead ones too, as far as their claims are true, and all of this one.
+    fn tenants(&self, network: NetworkId) -> Vec<Tenant> {
+        let Some(gossip) = self.gossip.get() else { return Vec::new() };
+        let holds = |node, ip| self.addresses.holds(network, node, ip);
+        let claims = gossip.with_directory(|directory| {
+            claims_to(directory, network)
+                .filter(|(owner, claim)| {
+                    *owner == self.me || foreign_address(*owner, claim, holds).is_none()
+                })
+                .map(|(owner, claim)| (claim.name.clone(), owner, directory.is_up(owner)))
+                .collect::<Vec<_>>()
+        });
+        let tenant = |(name, node, up)| Tenant { name, node: self.node_name(node), up };
+        claims.into_iter().map(tenant).collect()
     }
 
     /// Asks for an address block in every network of which this node has none, so that it can give addresses out when it is
@@ -250,11 +287,11 @@ impl Mesh {
     }
 }
 
-fn overlay_driver() -> Result<vxmesh_proto::addr::Name, ApiError> {
+fn overlay_driver() -> Result<Name, ApiError> {
     "overlay".parse().map_err(|error| failed(error, "this is a defect"))
 }
 
-fn name_of(object: &Object) -> Option<&vxmesh_proto::addr::Name> {
+fn name_of(object: &Object) -> Option<&Name> {
     match object.content() {
         Content::Network(network) => Some(&network.name),
         Content::Member(_) | Content::Transfer(_) | Content::Other => None,

@@ -67,7 +67,8 @@ pub fn claimed_elsewhere(directory: &Directory, network: NetworkId, me: NodeId) 
     others.flat_map(|(_owner, claim)| claim.ips.iter().copied()).collect()
 }
 
-fn claims_to(
+/// All claims to a network that their owners signed, true or not.
+pub fn claims_to(
     directory: &Directory,
     network: NetworkId,
 ) -> impl Iterator<Item = (NodeId, &EndpointClaim)> {

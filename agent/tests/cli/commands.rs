@@ -109,7 +109,8 @@ fn object_changes() -> Vec<Case> {
                     "vni": 42, "labels": { "a": "b", "c": "" } }),
             network.clone(),
         ),
-        (&["network", "rm", "red"], "network_rm", json!("red"), network),
+        (&["network", "rm", "red"], "network_rm", json!("red"), network.clone()),
+        (&["network", "rm", "red", "--force"], "network_rm", json!("red by force"), network),
         (
             &[
                 "endpoint",

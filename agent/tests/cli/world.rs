@@ -439,8 +439,9 @@ impl Backend for World {
         Ok(networks().swap_remove(0))
     }
 
-    async fn network_rm(&self, reference: &str) -> Result<Network, ApiError> {
-        self.asked("network_rm", reference)?;
+    async fn network_rm(&self, reference: &str, force: bool) -> Result<Network, ApiError> {
+        let asked = if force { format!("{reference} by force") } else { reference.to_owned() };
+        self.asked("network_rm", asked)?;
         self.network(reference).await
     }
 

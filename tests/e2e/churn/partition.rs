@@ -134,3 +134,47 @@ fn a_dead_nodes_rows_are_hidden_and_come_back_with_it() -> Result<()> {
     wait_until("the hosts agree", || lab.agree(&HOSTS))?;
     Ok(())
 }
+
+#[test]
+fn a_network_goes_only_by_force_while_a_dead_node_is_in_it_which_is_unplugged_later() -> Result<()>
+{
+    let lab = Lab::up(2)?;
+    lab.vx("h1", &["network", "create", "blue"])?;
+    wait_until("h2 knows it", || {
+        Ok(lab.find("h2", &["network", "ls"], "name", "blue")?.is_some())
+    })?;
+    let [a, b] = ["a", "b"].map(|name| lab.attach("h2", "blue", name));
+    a?;
+    let other = ip(&b?)?.to_string();
+    let ping = || -> Result<bool> {
+        let ping =
+            format!("ip netns exec a ping -c1 -W1 {other} >/dev/null && echo yes || echo no");
+        Ok(lab.sh("h2", &ping)? == "yes")
+    };
+    wait_until("they reach each other", ping)?;
+    wait_until("h1 knows them", || {
+        Ok(lab.json("h1", &["endpoint", "ls"])?.as_array().map(Vec::len) == Some(2))
+    })?;
+    let refused = |args: &[&str], says: &str| -> Result<()> {
+        let output = lab.try_vx("h1", args)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(4), "{said}");
+        assert!(said.contains(says), "{said}");
+        Ok(())
+    };
+    refused(&["network", "rm", "blue", "--force"], "a (on h2)")?;
+    lab.lab(&["cut", "h2"])?;
+    wait_until("it is dead", || {
+        let row = lab.find("h1", &["node", "ls"], "name", "h2")?;
+        Ok(row.is_some_and(|row| row["state"] == "dead"))
+    })?;
+    refused(&["network", "rm", "blue"], "a (on h2, which is dead)")?;
+    lab.vx("h1", &["network", "rm", "blue", "--force"])?;
+    assert!(ping()?, "h2 has not heard of it");
+    lab.lab(&["heal"])?;
+    wait_until("h2 unplugs its endpoints", || {
+        Ok(lab.json("h2", &["endpoint", "ls"])? == json!([]) && lab.pins("h2")?.is_empty())
+    })?;
+    assert_eq!(lab.sh("h2", "ip -n a -o link | wc -l")?, "1", "only lo is left");
+    Ok(())
+}
