@@ -80,6 +80,9 @@ impl Keeper {
                 _at = ticks.tick() => self.tick().await,
                 () = shared.unflushed.notified() => shared.flush().await,
                 () = &mut self.ended => {
+                    if !matches!(stopped.has_changed(), Ok(false)) {
+                        break;
+                    }
                     tracing::warn!("gossip ended and is started again");
                     shared.counts.restarts.fetch_add(1, Ordering::Relaxed);
                     self.restart().await;

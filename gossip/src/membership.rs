@@ -171,8 +171,9 @@ impl fmt::Debug for Gossip {
 
 impl Drop for Gossip {
     fn drop(&mut self) {
-        self.shared.run.store(None);
+        // First, so that the keeper does not take the end of chitchat for a failure.
         self.stop.send_replace(());
+        self.shared.run.store(None);
     }
 }
 
