@@ -96,6 +96,9 @@ pub(super) enum Ask {
     /// Networks
     #[command(subcommand)]
     Network(Network),
+    /// Addresses of the networks: who holds them, what is free
+    #[command(subcommand)]
+    Ipam(Ipam),
     /// Endpoints
     #[command(subcommand)]
     Endpoint(Endpoint),
@@ -239,6 +242,18 @@ pub(super) struct NetworkCreate {
     /// Label; may be given more than once
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     pub(super) label: Vec<(String, String)>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Ipam {
+    /// List the subnets with what is used and free
+    Ls,
+    /// Show the blocks of a network and who owns them
+    Inspect {
+        /// Id, beginning of an id, or name of the network
+        #[arg(value_parser = reference)]
+        network: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

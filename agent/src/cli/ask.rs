@@ -4,7 +4,9 @@ use serde::de::DeserializeOwned;
 
 use super::{
     Outcome,
-    args::{Ask, Attach, Endpoint, Locate, Look, Map, Network, NetworkCreate, Sandbox, Token},
+    args::{
+        Ask, Attach, Endpoint, Ipam, Locate, Look, Map, Network, NetworkCreate, Sandbox, Token,
+    },
     client::{Client, segment},
     output::{Output, Row},
     words::Words,
@@ -21,6 +23,7 @@ pub(super) async fn ask(client: &Client, output: Output, ask: Ask) -> Outcome {
         Ask::Node(look) => call.look::<api::Node>("nodes", look).await?,
         Ask::Peer(look) => call.look::<api::Peer>("peers", look).await?,
         Ask::Network(network) => call.network(network).await?,
+        Ask::Ipam(ipam) => call.ipam(ipam).await?,
         Ask::Endpoint(endpoint) => call.endpoint(endpoint).await?,
         Ask::Sandbox(sandbox) => call.sandbox(sandbox).await?,
         Ask::Drops => call.list::<api::DropRow>("/v1/drops").await?,
@@ -77,6 +80,21 @@ impl Call<'_> {
                 }
                 let gone: api::Network = self.client.delete(path).await?;
                 self.output.done(&gone, gone.name.as_str())
+            }
+        }
+    }
+
+    async fn ipam(&self, ipam: Ipam) -> Result<(), ApiError> {
+        match ipam {
+            Ipam::Ls => self.list::<api::AddressPool>("/v1/ipam").await,
+            Ipam::Inspect { network } => {
+                let network: api::NetworkPools = self.client.get(&path("ipam", &network)).await?;
+                if self.output.is_json() {
+                    return self.output.object(&network);
+                }
+                let words = Words::learn(self.client, self.output).await;
+                let blocks = network.pools.into_iter().flat_map(|pool| pool.blocks);
+                self.output.list(&blocks.collect::<Vec<_>>(), &words)
             }
         }
     }

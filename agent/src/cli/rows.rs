@@ -7,7 +7,10 @@ use super::{
     words::{self, Words, bytes, list, or_dash, short},
 };
 use crate::{
-    api::{DropRow, Endpoint, MapDiffRow, MapRow, Network, Node, Peer, Sandbox, Token},
+    api::{
+        AddressBlock, AddressPool, DropRow, Endpoint, MapDiffRow, MapRow, Network, Node, Peer,
+        Sandbox, Token,
+    },
     lab::{Check, HostStatus},
 };
 
@@ -58,6 +61,42 @@ impl Row for Network {
             self.mtu.to_string(),
             self.state.clone(),
             list(&subnets),
+        ]
+    }
+}
+
+impl Row for AddressPool {
+    const HEAD: &'static [&'static str] =
+        &["NETWORK", "SUBNET", "GATEWAY", "STATE", "USED", "FREE", "RESTING", "OWNERS"];
+
+    fn cells(&self, words: &Words) -> Vec<String> {
+        let owners = self.owners.iter().map(|owner| match owner.state.as_str() {
+            "alive" => owner.name.clone(),
+            other => format!("{} ({other})", owner.name),
+        });
+        vec![
+            words.network(&self.network),
+            self.cidr.to_string(),
+            self.gateway.to_string(),
+            self.state.clone(),
+            self.used.to_string(),
+            self.free.to_string(),
+            self.resting.to_string(),
+            list(&owners.collect::<Vec<_>>()),
+        ]
+    }
+}
+
+impl Row for AddressBlock {
+    const HEAD: &'static [&'static str] = &["BLOCK", "OWNER", "EPOCH", "USED", "FREE"];
+
+    fn cells(&self, words: &Words) -> Vec<String> {
+        vec![
+            self.cidr.to_string(),
+            words.node(&self.owner),
+            self.epoch.to_string(),
+            self.used.to_string(),
+            self.free.to_string(),
         ]
     }
 }

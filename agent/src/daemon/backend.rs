@@ -18,9 +18,9 @@ use super::mesh::{Mesh, failed, store_failed};
 use crate::{
     admin::{Backend, resolve},
     api::{
-        Address, ApiError, AttachSpec, DropRow, Endpoint, ErrorCode, InitSpec, JoinSpec, Location,
-        MapDiffRow, MapRow, Membership, Network, NetworkSpec, Node, Peer, Sandbox, SandboxSpec,
-        Status, Token, TokenCreated, TokenSpec,
+        Address, AddressPool, ApiError, AttachSpec, DropRow, Endpoint, ErrorCode, InitSpec,
+        JoinSpec, Location, MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec,
+        Node, Peer, Sandbox, SandboxSpec, Status, Token, TokenCreated, TokenSpec,
     },
     config::Config,
     control::join::{JoinOptions, join},
@@ -365,6 +365,14 @@ impl Backend for Agent {
     async fn network_rm(&self, reference: &str, force: bool) -> Result<Network, ApiError> {
         let (mesh, reference) = (self.mesh().await?, reference.to_owned());
         blocking(move || mesh.remove_network(&reference, force)).await
+    }
+
+    async fn pools(&self) -> Result<Vec<AddressPool>, ApiError> {
+        Ok(self.mesh().await?.pool_list())
+    }
+
+    async fn network_pools(&self, reference: &str) -> Result<NetworkPools, ApiError> {
+        self.mesh().await?.network_pools(reference)
     }
 
     async fn endpoints(&self) -> Result<Vec<Endpoint>, ApiError> {

@@ -8,7 +8,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::Instant,
@@ -19,8 +18,6 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 use vxmesh_proto::{
     addr::{EndpointId, MacAddr, Name, NetworkId, NodeId},
-    control::Request,
-    ipam::AllocateError,
     object::{self, NetworkState},
     record::{Claim, EndpointClaim, Key},
 };
@@ -229,108 +226,6 @@ impl Mesh {
         let mut macs = (0..=u16::MAX).map(|n| MacAddr::of_node(self.me, begin.wrapping_add(n)));
         macs.find(|mac| !taken.contains(mac))
             .ok_or_else(|| failed("this node has no MAC left in the network", "detach endpoints"))
-    }
-
-    /// One address of each subnet: the wanted one, or any.
-    async fn allocate(
-        &self,
-        network: &object::Network,
-        id: NetworkId,
-        wanted: &[IpAddr],
-    ) -> Result<Vec<IpNet>, ApiError> {
-        let subnets: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
-        if let Some(stray) =
-            wanted.iter().find(|ip| !subnets.iter().any(|subnet| subnet.contains(*ip)))
-        {
-            let subnets: Vec<String> = subnets.iter().map(ToString::to_string).collect();
-            let message = format!("{stray} is in no subnet of the network");
-            return Err(ApiError::new(
-                ErrorCode::Usage,
-                message,
-                format!("choose one in {}", subnets.join(" or ")),
-            ));
-        }
-        let mut seen = BTreeSet::new();
-        let families: BTreeSet<IpNet> = wanted
-            .iter()
-            .filter_map(|ip| subnets.iter().find(|s| s.contains(ip)))
-            .copied()
-            .collect();
-        if families.len() < wanted.len() {
-            return Err(ApiError::new(
-                ErrorCode::Usage,
-                "two addresses of one subnet were asked for",
-                "give one --ip per subnet",
-            ));
-        }
-        let mut ips: Vec<IpNet> = Vec::new();
-        for subnet in subnets {
-            // One address of each IP version; a wanted one decides which subnet of that version.
-            let version = subnet.addr().is_ipv4();
-            let asked_elsewhere =
-                wanted.iter().any(|ip| ip.is_ipv4() == version && !subnet.contains(ip));
-            if asked_elsewhere || !seen.insert(version) {
-                continue;
-            }
-            let wanted = wanted.iter().copied().find(|ip| subnet.contains(ip));
-            match self.allocate_one(id, subnet, wanted).await {
-                Ok(ip) => ips.push(IpNet::new_assert(ip, subnet.prefix_len())),
-                Err(error) => {
-                    ips.iter().for_each(|ip| self.addresses.release(id, *ip, Instant::now()));
-                    return Err(error);
-                }
-            }
-        }
-        Ok(ips)
-    }
-
-    async fn allocate_one(
-        &self,
-        network: NetworkId,
-        subnet: IpNet,
-        wanted: Option<IpAddr>,
-    ) -> Result<IpAddr, ApiError> {
-        let hint = "see `vxmesh endpoint ls`";
-        // Once from what this node holds, once more after it asked another node for space.
-        for second in [false, true] {
-            let elsewhere = self.elsewhere(network);
-            let allocated =
-                self.addresses.allocate(network, subnet, wanted, &elsewhere, Instant::now());
-            match allocated
-                .ok_or_else(|| failed("the network is gone", "see `vxmesh network ls`"))?
-            {
-                Ok(ip) => return Ok(ip),
-                Err(AllocateError::NotOurs { ip, owner }) if !second => {
-                    if !self.live_nodes().contains(&owner) {
-                        return Err(self.out_of_reach(ip, owner));
-                    }
-                    let endpoint = EndpointId::from_random([0; 16]);
-                    self.ask_for_transfer(owner, &Request::AddressClaim { network, ip, endpoint })
-                        .await?;
-                }
-                Err(AllocateError::Exhausted { .. }) if !second => {
-                    self.fetch_block(network, subnet).await?;
-                }
-                Err(error @ (AllocateError::Outside { .. } | AllocateError::Reserved { .. })) => {
-                    return Err(ApiError::new(
-                        ErrorCode::Usage,
-                        error.to_string(),
-                        "choose another address",
-                    ));
-                }
-                Err(error) => return Err(conflict(error.to_string(), hint)),
-            }
-        }
-        Err(failed("the addresses went to somebody else meanwhile", "try again"))
-    }
-
-    /// Only its owner can give an address away: nobody else knows whether it is in use.
-    fn out_of_reach(&self, ip: IpAddr, owner: NodeId) -> ApiError {
-        let owner = self.node_name(owner);
-        conflict(
-            format!("{ip} is in a block of node {owner}, which is not reachable"),
-            "bring that node back, or choose another address",
-        )
     }
 
     async fn plug_in(

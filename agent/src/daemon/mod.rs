@@ -6,6 +6,7 @@
 
 mod backend;
 mod endpoints;
+mod ipam;
 mod mesh;
 mod networks;
 mod peers;

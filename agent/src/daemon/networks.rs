@@ -1,16 +1,11 @@
 //! Networks as the user makes, sees and removes them.
 
-use std::{
-    net::IpAddr,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rand::RngExt;
 use vxmesh_proto::{
     addr::{Name, NetworkId, Vni},
-    control::Response,
     ipam::{Subnet, SubnetError, check_disjoint, first_split},
     limits::{DEFAULT_MTU, MAX_MTU, MIN_MTU},
     object::{self, Content, Draft, NetworkState, Object, ObjectSet, Refused},
@@ -25,8 +20,6 @@ use crate::{
     reconcile::admit::{claims_to, foreign_address},
 };
 
-/// How long nobody is asked for address blocks in advance after one could not be had.
-const PREFETCH_PAUSE: Duration = Duration::from_secs(30);
 /// Attempts to find a free number or subnet at random before they are searched in order.
 const RANDOM_TRIES: usize = 64;
 
@@ -182,108 +175,6 @@ impl Mesh {
         });
         let tenant = |(name, node, up)| Tenant { name, node: self.node_name(node), up };
         claims.into_iter().map(tenant).collect()
-    }
-
-    /// Asks for an address block in every network of which this node has none, so that it can give addresses out when it is
-    /// cut off later.
-    pub(super) fn prefetch(self: &Arc<Self>) {
-        let networks = self.objects.read(ObjectSet::active_networks);
-        let bare: Vec<_> = networks
-            .into_iter()
-            .flat_map(|id| {
-                self.addresses.without_block(id).into_iter().map(move |subnet| (id, subnet))
-            })
-            .collect();
-        if bare.is_empty() || self.is_prefetching() {
-            return;
-        }
-        self.prefetching.store(true, Ordering::Release);
-        let mesh = Arc::clone(self);
-        tokio::spawn(async move {
-            let mut failed = false;
-            for (network, subnet) in bare {
-                if let Err(error) = mesh.fetch_block(network, subnet).await {
-                    tracing::debug!(%network, %subnet, %error, "no address block yet");
-                    failed = true;
-                }
-            }
-            if failed {
-                // Who has nothing to spare is not asked every second; an attachment asks at once all the same.
-                // A mesh that was left in between ends without waiting for this.
-                let waiting = Arc::downgrade(&mesh);
-                drop(mesh);
-                tokio::time::sleep(PREFETCH_PAUSE).await;
-                if let Some(mesh) = waiting.upgrade() {
-                    mesh.prefetching.store(false, Ordering::Release);
-                }
-                return;
-            }
-            mesh.prefetching.store(false, Ordering::Release);
-        });
-    }
-
-    /// Gets a block of a subnet from the nodes that are up and have most to spare.
-    pub(super) async fn fetch_block(
-        &self,
-        network: NetworkId,
-        subnet: IpNet,
-    ) -> Result<(), ApiError> {
-        let elsewhere = self.elsewhere(network);
-        let holders = self
-            .addresses
-            .with_pool(network, subnet, |pool| pool.holders(&elsewhere))
-            .unwrap_or_default();
-        let live = self.live_nodes();
-        let (up, down): (Vec<_>, Vec<_>) =
-            holders.into_iter().partition(|holder| live.contains(&holder.node));
-        let mut last = None;
-        for holder in up {
-            let request = vxmesh_proto::control::Request::BlockRequest { network, subnet, want: 1 };
-            match self.ask_for_transfer(holder.node, &request).await {
-                Ok(()) => return Ok(()),
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(last.unwrap_or_else(|| {
-            let names: Vec<String> = down
-                .iter()
-                .map(|h| format!("{} ({} free)", self.node_name(h.node), h.free))
-                .collect();
-            let message = format!("no address of {subnet} is to be had");
-            let hint = if names.is_empty() {
-                "detach endpoints, or make a network with a larger subnet".to_owned()
-            } else {
-                format!(
-                    "these nodes hold some and are not reachable: {}; bring one of them back",
-                    names.join(", ")
-                )
-            };
-            ApiError::new(ErrorCode::Conflict, message, hint)
-        }))
-    }
-
-    /// Sends a request whose answer is a signed transfer to this node, and takes it over.
-    pub(super) async fn ask_for_transfer(
-        &self,
-        node: vxmesh_proto::addr::NodeId,
-        request: &vxmesh_proto::control::Request,
-    ) -> Result<(), ApiError> {
-        let Some(control) = self.control.get() else {
-            return Err(failed("the agent is starting", "try again"));
-        };
-        let hint = format!("node {} owns it; see `vxmesh node ls`", self.node_name(node));
-        let answer = control.request(node, request, super::sync::ANSWER).await;
-        match answer.map_err(|error| ApiError::new(ErrorCode::Conflict, error.to_string(), hint))? {
-            Response::Objects { objects } => {
-                tokio::task::block_in_place(|| self.take_objects(node, &objects));
-                self.objects.read(|set| self.addresses.follow(set));
-                Ok(())
-            }
-            _ => Err(failed(
-                "the owner of the addresses answers something else",
-                "upgrade the older agent",
-            )),
-        }
     }
 }
 

@@ -24,6 +24,18 @@ fn views() -> Vec<Case> {
             null.clone(),
             to_value(&networks()[0]).unwrap(),
         ),
+        (
+            &["ipam", "ls"],
+            "pools",
+            null.clone(),
+            to_value([&network_pools().pools[0].pool]).unwrap(),
+        ),
+        (
+            &["ipam", "inspect", "red"],
+            "network_pools",
+            json!("red"),
+            to_value(network_pools()).unwrap(),
+        ),
         (&["endpoint", "ls"], "endpoints", null.clone(), to_value(endpoints()).unwrap()),
         (
             &["endpoint", "inspect", "web"],

@@ -97,7 +97,7 @@ pub struct Pool {
     excluded: BTreeSet<u128>,
     used: BTreeSet<u128>,
     /// Released addresses and when they may be given again.
-    resting: BTreeMap<u128, Instant>,
+    pub(super) resting: BTreeMap<u128, Instant>,
     /// Where the next search begins: addresses are given in turn, so one that was released comes late again.
     cursor: u128,
     /// Who got blocks, and when it may have as many at once again.
@@ -142,7 +142,7 @@ impl Pool {
         elsewhere: &BTreeSet<IpAddr>,
         now: Instant,
     ) -> Result<IpAddr, AllocateError> {
-        self.resting.retain(|_, until| *until > now);
+        self.wake(now);
         let found = self
             .next_free(self.cursor, u128::MAX, elsewhere)
             .or_else(|| self.next_free(0, self.cursor, elsewhere));
@@ -216,7 +216,7 @@ impl Pool {
         elsewhere: &BTreeSet<IpAddr>,
         now: Instant,
     ) -> Result<Transfer, Withheld> {
-        self.resting.retain(|_, until| *until > now);
+        self.wake(now);
         self.paced.retain(|_, until| *until > now);
         if to == self.me {
             return Err(Withheld::None);
@@ -265,7 +265,7 @@ impl Pool {
         elsewhere: &BTreeSet<IpAddr>,
         now: Instant,
     ) -> Result<Transfer, AllocateError> {
-        self.resting.retain(|_, until| *until > now);
+        self.wake(now);
         if self.resting.contains_key(&number(ip)) {
             return Err(AllocateError::InUse(ip));
         }
@@ -285,7 +285,7 @@ impl Pool {
         let busy = self.busy(elsewhere);
         let mut free: BTreeMap<NodeId, u128> = BTreeMap::new();
         for (owner, cidr) in self.ownership.cidrs().filter(|(owner, _)| *owner != self.me) {
-            *free.entry(owner).or_default() += cidr.size() - self.unavailable(cidr, &busy);
+            *free.entry(owner).or_default() += self.free_in(cidr, &busy);
         }
         let mut holders: Vec<_> = free
             .into_iter()
@@ -341,11 +341,21 @@ impl Pool {
     /// How many addresses a node has to give, as far as this one knows.
     fn free_of(&self, node: NodeId, busy: &BTreeSet<u128>) -> u128 {
         let cidrs = self.ownership.cidrs().filter(|(owner, _)| *owner == node);
-        cidrs.map(|(_, cidr)| cidr.size() - self.unavailable(cidr, busy)).sum()
+        cidrs.map(|(_, cidr)| self.free_in(cidr, busy)).sum()
+    }
+
+    /// How many addresses of a block can be given out unasked.
+    pub(super) fn free_in(&self, cidr: Cidr, busy: &BTreeSet<u128>) -> u128 {
+        cidr.size() - self.unavailable(cidr, busy)
+    }
+
+    /// Lets addresses go that have rested long enough.
+    pub(super) fn wake(&mut self, now: Instant) {
+        self.resting.retain(|_, until| *until > now);
     }
 
     /// All addresses that somebody has or had a moment ago.
-    fn busy(&self, elsewhere: &BTreeSet<IpAddr>) -> BTreeSet<u128> {
+    pub(super) fn busy(&self, elsewhere: &BTreeSet<IpAddr>) -> BTreeSet<u128> {
         let v6 = self.subnet.is_v6();
         let others = elsewhere.iter().filter(|ip| ip.is_ipv6() == v6).map(|ip| number(*ip));
         self.used.iter().chain(self.resting.keys()).copied().chain(others).collect()

@@ -253,6 +253,28 @@ fn exhaustion_names_who_holds_space() {
 }
 
 #[test]
+fn usage_counts_every_address_once() {
+    let start = now();
+    let mut pool = pool("10.0.0.0/24", 0);
+    pool.extend([transfer("10.0.0.128/25", 0, 1, 1), transfer("10.0.0.64/26", 0, 2, 1)]);
+    for _ in 0..3 {
+        pool.allocate(NOWHERE, start).unwrap();
+    }
+    pool.release(ip("10.0.0.2"), start);
+    // Another node's own, and one that this node gave to an endpoint of another's block.
+    let elsewhere = BTreeSet::from([ip("10.0.0.200"), ip("10.0.0.65"), ip("10.9.0.1")]);
+    let usage = pool.usage(&elsewhere, start + Duration::from_secs(20));
+    let rows: Vec<_> =
+        usage.blocks.iter().map(|b| (b.block.cidr.to_string(), b.used, b.free)).collect();
+    // Without network, gateway, broadcast and what rests.
+    let expected =
+        [("10.0.0.0/26", 2, 64 - 2 - 3), ("10.0.0.64/26", 1, 63), ("10.0.0.128/25", 1, 126)];
+    assert_eq!(rows, expected.map(|(cidr, used, free)| (cidr.to_owned(), used, free)));
+    assert_eq!(usage.resting, [(ip("10.0.0.2"), Duration::from_secs(40))]);
+    assert_eq!(pool.usage(&elsewhere, start + ADDRESS_QUARANTINE).resting, []);
+}
+
+#[test]
 fn wide_v6_blocks_are_not_walked() {
     let mut pool = pool("fd00::/64", 0);
     let start = now();
