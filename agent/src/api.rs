@@ -153,6 +153,12 @@ pub struct Subnet {
     pub cidr: IpNet,
     /// The anycast gateway address.
     pub gateway: IpAddr,
+    /// The part of it from which addresses are chosen, where that is not all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip_range: Option<IpNet>,
+    /// Addresses that no endpoint gets, and what has them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aux_addresses: BTreeMap<String, IpAddr>,
 }
 
 /// `vxmesh network ls|inspect`.
@@ -174,6 +180,9 @@ pub struct Network {
     pub state: String,
     /// Its subnets.
     pub subnets: Vec<Subnet>,
+    /// What works, but not as it may be thought. Only for one network at a time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// `vxmesh network create`.
@@ -188,6 +197,12 @@ pub struct NetworkSpec {
     /// Gateways, each inside one of the subnets; the first address of a subnet otherwise.
     #[serde(default)]
     pub gateways: Vec<IpAddr>,
+    /// Parts of subnets, one of each at most, from which addresses are chosen; all others are given to who names them.
+    #[serde(default)]
+    pub ip_ranges: Vec<IpNet>,
+    /// Addresses that no endpoint gets, and what has them.
+    #[serde(default)]
+    pub aux_addresses: BTreeMap<String, IpAddr>,
     /// MTU inside.
     #[serde(default)]
     pub mtu: Option<u16>,
@@ -208,6 +223,8 @@ pub struct AddressPool {
     pub cidr: IpNet,
     /// The anycast gateway address.
     pub gateway: IpAddr,
+    /// The part of it from which addresses are chosen.
+    pub ip_range: IpNet,
     /// `active`, or `conflict`: nothing is given out of it.
     pub state: String,
     /// Addresses that endpoints have.

@@ -82,5 +82,7 @@ pub const DIGEST_ENTRIES: usize = 2048;
 pub const OBJECT_BATCH_LEN: usize = 256 * 1024;
 /// Subnets of one network: a few of either IP version.
 pub const NETWORK_SUBNETS: usize = 8;
+/// Addresses of one subnet that are given to nobody because something else has them.
+pub const SUBNET_AUX: usize = 64;
 /// Labels of one network.
 pub const NETWORK_LABELS: usize = 64;

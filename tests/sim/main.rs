@@ -251,7 +251,7 @@ fn create_network(world: &mut World, on: usize, name: usize) {
             mtu: 1390,
             subnets: subnets
                 .iter()
-                .map(|s| object::Subnet { cidr: s.cidr(), gateway: s.gateway() })
+                .map(|s| object::Subnet::whole(s.cidr(), s.gateway()))
                 .collect(),
             internal: false,
             labels: BTreeMap::new(),

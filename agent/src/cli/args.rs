@@ -233,6 +233,12 @@ pub(super) struct NetworkCreate {
     /// Gateway, inside a subnet [default: the subnet's first address]
     #[arg(long, value_name = "IP")]
     pub(super) gateway: Vec<IpAddr>,
+    /// Part of a subnet from which addresses are chosen [default: all of it]
+    #[arg(long, value_name = "CIDR")]
+    pub(super) ip_range: Vec<IpNet>,
+    /// Address that no endpoint gets because something else has it; may be given more than once
+    #[arg(long, value_name = "NAME=IP", value_parser = aux_address)]
+    pub(super) aux_address: Vec<(String, IpAddr)>,
     /// MTU inside [default: 1390]
     #[arg(long)]
     pub(super) mtu: Option<u16>,
@@ -414,6 +420,11 @@ fn server(text: &str) -> Result<String, String> {
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
     if key.is_empty() { Err("the key is empty".into()) } else { Ok((key.into(), value.into())) }
+}
+
+fn aux_address(text: &str) -> Result<(String, IpAddr), String> {
+    let (name, ip) = label(text).map_err(|_form| "write NAME=IP")?;
+    Ok((name, ip.parse().map_err(|why| format!("`{ip}`: {why}"))?))
 }
 
 fn time_to_live(text: &str) -> Result<Duration, String> {

@@ -67,6 +67,9 @@ impl Call<'_> {
             Network::Create(create) => {
                 let made: api::Network =
                     self.client.post("/v1/networks", &network_spec(create)).await?;
+                made.warnings
+                    .iter()
+                    .for_each(|warning| self.output.note(&format!("warning: {warning}")));
                 self.output.done(&made, &made.id.to_string())
             }
             Network::Ls => self.list::<api::Network>("/v1/networks").await,
@@ -168,6 +171,8 @@ fn network_spec(create: NetworkCreate) -> NetworkSpec {
         name: create.name,
         subnets: create.subnet,
         gateways: create.gateway,
+        ip_ranges: create.ip_range,
+        aux_addresses: create.aux_address.into_iter().collect(),
         mtu: create.mtu,
         vni: create.vni,
         labels: create.label.into_iter().collect(),

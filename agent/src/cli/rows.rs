@@ -67,7 +67,7 @@ impl Row for Network {
 
 impl Row for AddressPool {
     const HEAD: &'static [&'static str] =
-        &["NETWORK", "SUBNET", "GATEWAY", "STATE", "USED", "FREE", "RESTING", "OWNERS"];
+        &["NETWORK", "SUBNET", "RANGE", "GATEWAY", "STATE", "USED", "FREE", "RESTING", "OWNERS"];
 
     fn cells(&self, words: &Words) -> Vec<String> {
         let owners = self.owners.iter().map(|owner| match owner.state.as_str() {
@@ -77,6 +77,7 @@ impl Row for AddressPool {
         vec![
             words.network(&self.network),
             self.cidr.to_string(),
+            if self.ip_range == self.cidr { "-".into() } else { self.ip_range.to_string() },
             self.gateway.to_string(),
             self.state.clone(),
             self.used.to_string(),

@@ -357,6 +357,10 @@ impl Backend for Agent {
         Ok(self.mesh().await?.network_list())
     }
 
+    async fn network(&self, reference: &str) -> Result<Network, ApiError> {
+        self.mesh().await?.inspect_network(reference)
+    }
+
     async fn network_create(&self, spec: NetworkSpec) -> Result<Network, ApiError> {
         let mesh = self.mesh().await?;
         blocking(move || mesh.create_network(&spec)).await

@@ -48,7 +48,7 @@ impl Mesh {
         wanted: &[IpAddr],
     ) -> Result<Vec<IpNet>, ApiError> {
         let subnets: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
-        check_wanted(&subnets, wanted)?;
+        check_wanted(&network.subnets, wanted)?;
         let mut ips: Vec<IpNet> = Vec::new();
         let mut seen = BTreeSet::new();
         for first in &subnets {
@@ -337,6 +337,7 @@ impl Mesh {
                 network: id,
                 cidr: subnet.cidr,
                 gateway: subnet.gateway,
+                ip_range: subnet.range.unwrap_or(subnet.cidr),
                 state: state.to_owned(),
                 used: sum(|owner| owner.used),
                 free: sum(|owner| owner.free),
@@ -365,10 +366,17 @@ impl Mesh {
     }
 }
 
-fn check_wanted(subnets: &[IpNet], wanted: &[IpAddr]) -> Result<(), ApiError> {
+fn check_wanted(subnets: &[object::Subnet], wanted: &[IpAddr]) -> Result<(), ApiError> {
     let usage = |message: String, hint: String| ApiError::new(ErrorCode::Usage, message, hint);
-    if let Some(stray) = wanted.iter().find(|ip| !subnets.iter().any(|s| s.contains(*ip))) {
-        let subnets: Vec<String> = subnets.iter().map(ToString::to_string).collect();
+    let aux = subnets.iter().flat_map(|subnet| &subnet.aux);
+    if let Some((name, ip)) = aux.into_iter().find(|(_, ip)| wanted.contains(ip)) {
+        return Err(usage(
+            format!("{ip} is reserved for `{name}`"),
+            "choose another address".to_owned(),
+        ));
+    }
+    if let Some(stray) = wanted.iter().find(|ip| !subnets.iter().any(|s| s.cidr.contains(*ip))) {
+        let subnets: Vec<String> = subnets.iter().map(|subnet| subnet.cidr.to_string()).collect();
         return Err(usage(
             format!("{stray} is in no subnet of the network"),
             format!("choose one in {}", subnets.join(" or ")),

@@ -12,6 +12,7 @@ mod networks;
 mod peers;
 mod reconcile;
 mod sandboxes;
+mod subnets;
 mod sync;
 mod views;
 mod world;

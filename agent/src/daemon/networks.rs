@@ -1,26 +1,29 @@
 //! Networks as the user makes, sees and removes them.
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use rand::RngExt;
 use vxmesh_proto::{
     addr::{Name, NetworkId, Vni},
-    ipam::{Subnet, SubnetError, check_disjoint, first_split},
+    ipam::{Subnet, first_split},
     limits::{DEFAULT_MTU, MAX_MTU, MIN_MTU},
     object::{self, Content, Draft, NetworkState, Object, ObjectSet, Refused},
 };
 
-use super::mesh::{Mesh, failed};
+use super::{
+    mesh::{Mesh, failed},
+    subnets::{self, Wanted, free_subnets},
+};
 use crate::{
     admin::resolve,
     api::{self, ApiError, ErrorCode, NetworkSpec},
-    netlink,
+    netlink::hosts,
     objects::PublishError,
     reconcile::admit::{claims_to, foreign_address},
 };
 
-/// Attempts to find a free number or subnet at random before they are searched in order.
+/// Attempts to find a free number at random before they are searched in order.
 const RANDOM_TRIES: usize = 64;
 
 impl From<PublishError> for ApiError {
@@ -91,10 +94,11 @@ impl Mesh {
                     "choose another name, or remove that one first",
                 ));
             }
-            let subnets = choose_subnets(spec, &networks)?;
+            let subnets = self.choose_subnets(spec, &networks)?;
             let blocks = subnets
                 .iter()
-                .flat_map(|subnet| first_split(subnet, self.me, live.iter().copied()));
+                .flat_map(|(_, usable)| first_split(usable, self.me, live.iter().copied()));
+            let blocks = blocks.map(|(cidr, owner)| object::Block { cidr, owner }).collect();
             let network = object::Network {
                 name: spec.name.clone(),
                 creator: self.me,
@@ -102,13 +106,10 @@ impl Mesh {
                 vni: choose_vni(spec.vni, &networks)?,
                 encrypted: true,
                 mtu,
-                subnets: subnets
-                    .iter()
-                    .map(|s| object::Subnet { cidr: s.cidr(), gateway: s.gateway() })
-                    .collect(),
+                subnets: subnets.into_iter().map(|(subnet, _)| subnet).collect(),
                 internal: false,
                 labels: spec.labels.clone(),
-                blocks: blocks.map(|(cidr, owner)| object::Block { cidr, owner }).collect(),
+                blocks,
             };
             Ok(Draft::new(hlc, Content::Network(network)))
         })?;
@@ -120,7 +121,45 @@ impl Mesh {
             .into_iter()
             .find(|row| object.id() == &object::ObjectId::Network(row.id));
         created
+            .map(|row| self.with_warnings(row))
             .ok_or_else(|| failed("the network was removed while it was made", "create it again"))
+    }
+
+    /// The subnets that were asked for, or a free one of each IP version.
+    fn choose_subnets(
+        &self,
+        spec: &NetworkSpec,
+        networks: &Networks,
+    ) -> Result<Vec<(object::Subnet, Subnet)>, ApiError> {
+        let mut wanted = Wanted {
+            subnets: spec.subnets.clone(),
+            gateways: spec.gateways.clone(),
+            ip_ranges: spec.ip_ranges.clone(),
+            aux: spec.aux_addresses.clone(),
+        };
+        if wanted.is_empty() {
+            let taken: Vec<IpNet> = networks_of(networks)
+                .flat_map(|network| network.subnets.iter().map(|subnet| subnet.cidr))
+                .collect();
+            wanted.subnets = free_subnets(&self.config.default_pools, &taken, &hosts::routes())?;
+        }
+        wanted.subnets()
+    }
+
+    /// What users of a network should know of what its subnets overlap.
+    fn with_warnings(&self, network: api::Network) -> api::Network {
+        let cidrs: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
+        let list = self.network_list();
+        let others = list.iter().filter(|other| other.id != network.id).flat_map(|other| {
+            other.subnets.iter().map(|subnet| (other.name.as_str(), subnet.cidr))
+        });
+        let warnings = subnets::warnings(&cidrs, others, &hosts::routes());
+        api::Network { warnings, ..network }
+    }
+
+    /// One network with what users of it should know.
+    pub(super) fn inspect_network(&self, reference: &str) -> Result<api::Network, ApiError> {
+        Ok(self.with_warnings(self.find_network(reference)?))
     }
 
     /// Removes a network that has no endpoints, on this node and so on all. `force` leaves those of dead nodes out of
@@ -206,8 +245,14 @@ fn row(id: NetworkId, object: &Object, state: NetworkState) -> Option<api::Netwo
         subnets: network
             .subnets
             .iter()
-            .map(|s| api::Subnet { cidr: s.cidr, gateway: s.gateway })
+            .map(|s| api::Subnet {
+                cidr: s.cidr,
+                gateway: s.gateway,
+                ip_range: s.range,
+                aux_addresses: s.aux.clone(),
+            })
             .collect(),
+        warnings: Vec::new(),
     })
 }
 
@@ -241,56 +286,4 @@ fn choose_vni(wanted: Option<Vni>, networks: &Networks) -> Result<Vni, ApiError>
         .filter_map(Vni::new)
         .find(|vni| !taken(*vni));
     free.ok_or_else(|| failed("every VNI is in use", "remove networks"))
-}
-
-/// The subnets that were asked for, or a free private one of each IP version.
-fn choose_subnets(spec: &NetworkSpec, networks: &Networks) -> Result<Vec<Subnet>, ApiError> {
-    let bad = |error: SubnetError| usage(error, "see `vxmesh network create --help`");
-    if let Some(stray) =
-        spec.gateways.iter().find(|ip| !spec.subnets.iter().any(|subnet| subnet.contains(*ip)))
-    {
-        return Err(usage(
-            format!("the gateway {stray} lies in none of the subnets"),
-            "give its subnet with --subnet",
-        ));
-    }
-    if spec.subnets.is_empty() {
-        let taken: Vec<IpNet> =
-            networks_of(networks).flat_map(|n| n.subnets.iter().map(|s| s.cidr)).collect();
-        return free_subnets(&taken)
-            .into_iter()
-            .map(|cidr| Subnet::new(cidr, None, []).map_err(bad))
-            .collect();
-    }
-    let gateway = |cidr: &IpNet| spec.gateways.iter().copied().find(|ip| cidr.contains(ip));
-    let subnets =
-        spec.subnets.iter().map(|cidr| Subnet::new(*cidr, gateway(cidr), []).map_err(bad));
-    let subnets = subnets.collect::<Result<Vec<_>, _>>()?;
-    check_disjoint(&subnets).map_err(bad)?;
-    Ok(subnets)
-}
-
-/// A /16 of 10.0.0.0/8 and a /64 of fd00::/8 that no network and no address of this host overlaps.
-fn free_subnets(taken: &[IpNet]) -> Vec<IpNet> {
-    let host = netlink::host_addresses();
-    let free = |cidr: &IpNet| {
-        !taken.iter().any(|other| other.contains(cidr) || cidr.contains(other))
-            && !host.iter().any(|ip: &IpAddr| cidr.contains(ip))
-    };
-    let mut rng = rand::rng();
-    let v4 =
-        std::iter::repeat_with(|| rng.random_range(64..=199u8)).take(RANDOM_TRIES).chain(1..=254);
-    let v4 =
-        v4.filter_map(|n| Ipv4Net::new([10, n, 0, 0].into(), 16).ok().map(IpNet::V4)).find(free);
-    let mut rng = rand::rng();
-    let v6 = std::iter::repeat_with(|| {
-        // RFC 4193 section 3.2: fd, 40 random bits, a subnet number.
-        let [a, b, c] = rng.random::<[u16; 3]>();
-        [0xfd00 | (a & 0xff), b, c, 1, 0, 0, 0, 0]
-    });
-    let v6 = v6
-        .take(RANDOM_TRIES)
-        .filter_map(|s| Ipv6Net::new(s.into(), 64).ok().map(IpNet::V6))
-        .find(free);
-    v4.into_iter().chain(v6).collect()
 }

@@ -53,7 +53,7 @@ impl Addresses {
 
     fn pools_of(&self, network: &Network) -> Vec<Pool> {
         let pool = |subnet: &vxmesh_proto::object::Subnet| {
-            let usable = Subnet::new(subnet.cidr, Some(subnet.gateway), []);
+            let usable = Subnet::try_from(subnet);
             let usable = usable
                 .inspect_err(|error| error!(network = %network.name, %error, "unusable subnet"));
             let usable = usable.ok()?;
@@ -82,13 +82,12 @@ impl Addresses {
         self.lock().get(&network).into_iter().flatten().map(|pool| pool.subnet().cidr()).collect()
     }
 
-    /// Subnets of a network of which this node has no block at all.
+    /// Subnets of a network of which this node has no block to choose addresses from.
     #[must_use]
     pub fn without_block(&self, network: NetworkId) -> Vec<IpNet> {
         let pools = self.lock();
         let pools = pools.get(&network).into_iter().flatten();
-        let bare =
-            pools.filter(|pool| pool.ownership().blocks().all(|block| block.owner != self.me));
+        let bare = pools.filter(|pool| !pool.has_block());
         bare.map(|pool| pool.subnet().cidr()).collect()
     }
 

@@ -286,7 +286,10 @@ pub(crate) fn networks() -> Vec<Network> {
             subnets: vec![Subnet {
                 cidr: "10.1.0.0/24".parse().unwrap(),
                 gateway: "10.1.0.1".parse().unwrap(),
+                ip_range: None,
+                aux_addresses: Default::default(),
             }],
+            warnings: Vec::new(),
         }
     };
     vec![network(0xa1, 1, "red"), network(0xb2, 2, "twin"), network(0xb2, 3, "twin")]
@@ -313,6 +316,7 @@ pub(crate) fn network_pools() -> NetworkPools {
         network: network.id,
         cidr: network.subnets[0].cidr,
         gateway: network.subnets[0].gateway,
+        ip_range: network.subnets[0].cidr,
         state: "active".into(),
         used: 1,
         free: 251,

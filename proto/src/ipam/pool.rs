@@ -296,8 +296,17 @@ impl Pool {
         holders
     }
 
+    /// Whether this node has a block from which it may choose addresses.
+    #[must_use]
+    pub fn has_block(&self) -> bool {
+        self.mine().next().is_some()
+    }
+
+    /// Where this node may choose addresses.
     fn mine(&self) -> impl Iterator<Item = Cidr> {
-        self.ownership.cidrs().filter(|(owner, _)| *owner == self.me).map(|(_, cidr)| cidr)
+        let range = self.subnet.range_block();
+        let own = self.ownership.cidrs().filter(|(owner, _)| *owner == self.me);
+        own.filter_map(move |(_, cidr)| cidr.common(range))
     }
 
     /// The first free address of ours from `from` to `to`. Each step passes an address that somebody has, so the
@@ -346,7 +355,8 @@ impl Pool {
 
     /// How many addresses of a block can be given out unasked.
     pub(super) fn free_in(&self, cidr: Cidr, busy: &BTreeSet<u128>) -> u128 {
-        cidr.size() - self.unavailable(cidr, busy)
+        let chosen = cidr.common(self.subnet.range_block());
+        chosen.map_or(0, |cidr| cidr.size() - self.unavailable(cidr, busy))
     }
 
     /// Lets addresses go that have rested long enough.

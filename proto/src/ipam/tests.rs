@@ -253,6 +253,34 @@ fn exhaustion_names_who_holds_space() {
 }
 
 #[test]
+fn addresses_are_chosen_in_the_range_and_given_elsewhere_by_name() {
+    let subnet = subnet("10.0.0.0/24").with_range(net("10.0.0.64/28")).unwrap();
+    let split = first_split(&subnet, node(0), [node(1)]);
+    assert!(split.iter().all(|(block, _)| subnet.range().contains(block)), "{split:?}");
+    assert!(!split.is_empty(), "the other gets a part of what is chosen from");
+    let ownership = Ownership::new(&subnet, node(0), split);
+    let pools = [0, 1].map(|me| Pool::new(subnet.clone(), ownership.clone(), node(me)));
+    let mut chosen = BTreeSet::new();
+    for mut pool in pools {
+        assert!(pool.has_block());
+        while let Ok(ip) = pool.allocate(NOWHERE, now()) {
+            assert!(subnet.range().contains(&ip) && chosen.insert(ip), "{ip}");
+        }
+    }
+    assert_eq!(chosen.len(), 16, "all of the range");
+    let mut creator = Pool::new(subnet.clone(), Ownership::new(&subnet, node(0), []), node(0));
+    assert_eq!(creator.allocate_static(ip("10.0.0.200"), NOWHERE), Ok(()));
+    let given = creator.give(node(1), NOWHERE, now()).unwrap();
+    assert!(subnet.range().contains(&given.block), "only this helps who asks: {given:?}");
+    assert_eq!(creator.usage(NOWHERE, now()).blocks.iter().map(|b| b.free).sum::<u128>(), 16);
+    // A block beside the range is none to choose from.
+    let mut other = Pool::new(subnet.clone(), Ownership::new(&subnet, node(0), []), node(1));
+    other.extend([transfer("10.0.0.128/25", 0, 1, 1)]);
+    assert!(!other.has_block() && other.allocate(NOWHERE, now()).is_err());
+    assert_eq!(other.holders(NOWHERE), [Holder { node: node(0), free: 16 }]);
+}
+
+#[test]
 fn usage_counts_every_address_once() {
     let start = now();
     let mut pool = pool("10.0.0.0/24", 0);

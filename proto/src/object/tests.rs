@@ -46,8 +46,8 @@ fn network(seed: u8, name: &str, vni: u32) -> Network {
         encrypted: true,
         mtu: 1390,
         subnets: vec![
-            Subnet { cidr: "10.1.0.0/16".parse().unwrap(), gateway: "10.1.0.1".parse().unwrap() },
-            Subnet { cidr: "fd00:1::/64".parse().unwrap(), gateway: "fd00:1::1".parse().unwrap() },
+            Subnet::whole("10.1.0.0/16".parse().unwrap(), "10.1.0.1".parse().unwrap()),
+            Subnet::whole("fd00:1::/64".parse().unwrap(), "fd00:1::1".parse().unwrap()),
         ],
         internal: false,
         labels: [("k".to_owned(), "wörd".to_owned())].into(),
@@ -157,11 +157,15 @@ fn fixed_fields_do_not_change_and_others_do() {
     let first = network(1, "blue", 7);
     let object = new(&mut set, &sign(1, &Draft::new(hlc(0), Content::Network(first.clone()))));
     let id = object.id().to_string();
-    let changes: [(&str, Change); 6] = [
+    let changes: [(&str, Change); 8] = [
         ("vni", |n| n.vni = Vni::new(8).unwrap()),
         ("driver", |n| n.driver = "bridge".parse().unwrap()),
         ("encrypted", |n| n.encrypted = false),
         ("subnets", |n| n.subnets.truncate(1)),
+        ("subnets", |n| n.subnets[0].range = Some("10.1.1.0/24".parse().unwrap())),
+        ("subnets", |n| {
+            n.subnets[0].aux = [("printer".to_owned(), "10.1.0.9".parse().unwrap())].into();
+        }),
         ("blocks", |n| n.blocks.clear()),
         ("creator", |n| n.creator = node(2)),
     ];
@@ -224,17 +228,23 @@ fn who_may_say_what() {
 
 #[test]
 fn content_that_makes_no_sense_is_not_signed() {
-    let breaks: [Change; 8] = [
+    let breaks: [Change; 13] = [
         |n| n.mtu = 1279,
         |n| n.subnets.clear(),
-        |n| n.subnets.extend(vec![n.subnets[0]; 8]),
+        |n| n.subnets.extend(vec![n.subnets[0].clone(); 8]),
+        |n| n.subnets[0].range = Some("10.2.0.0/24".parse().unwrap()),
+        |n| n.subnets[0].range = Some("10.1.0.1/24".parse().unwrap()),
+        |n| n.subnets[0].aux = [("printer".to_owned(), "10.2.0.9".parse().unwrap())].into(),
+        |n| n.subnets[0].aux = [("x".repeat(64), "10.1.0.9".parse().unwrap())].into(),
+        |n| {
+            let aux = (0..65).map(|i| (format!("{i}"), "10.1.0.9".parse().unwrap()));
+            n.subnets[0].aux = aux.collect();
+        },
         |n| n.subnets[0].gateway = "10.2.0.1".parse().unwrap(),
         |n| n.subnets[0].cidr = "10.1.0.1/16".parse().unwrap(),
         |n| {
-            n.subnets.push(Subnet {
-                cidr: "10.1.2.0/24".parse().unwrap(),
-                gateway: "10.1.2.1".parse().unwrap(),
-            });
+            let inside = "10.1.2.0/24".parse().unwrap();
+            n.subnets.push(Subnet::whole(inside, "10.1.2.1".parse().unwrap()));
         },
         |n| n.blocks[0].cidr = "10.2.0.0/17".parse().unwrap(),
         |n| n.blocks[1].cidr = "10.1.0.0/18".parse().unwrap(),
