@@ -214,6 +214,23 @@ pub struct NetworkSpec {
     pub labels: BTreeMap<String, String>,
 }
 
+/// `vxmesh network extend`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExtendSpec {
+    /// Subnets to add.
+    pub subnets: Vec<IpNet>,
+    /// As in [`NetworkSpec::gateways`].
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
+    /// As in [`NetworkSpec::ip_ranges`].
+    #[serde(default)]
+    pub ip_ranges: Vec<IpNet>,
+    /// As in [`NetworkSpec::aux_addresses`].
+    #[serde(default)]
+    pub aux_addresses: BTreeMap<String, IpAddr>,
+}
+
 /// `vxmesh ipam ls`: the addresses of one subnet, as the node that answers knows them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressPool {

@@ -8,9 +8,9 @@ use async_trait::async_trait;
 
 use super::resolve;
 use crate::api::{
-    Address, AddressPool, ApiError, AttachSpec, DropRow, Endpoint, InitSpec, JoinSpec, Location,
-    MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec, Node, Peer, Sandbox,
-    SandboxSpec, Status, Token, TokenCreated, TokenSpec,
+    Address, AddressPool, ApiError, AttachSpec, DropRow, Endpoint, ExtendSpec, InitSpec, JoinSpec,
+    Location, MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec, Node, Peer,
+    Sandbox, SandboxSpec, Status, Token, TokenCreated, TokenSpec,
 };
 
 /// An agent as its admin API sees it.
@@ -55,6 +55,8 @@ pub trait Backend: Send + Sync + 'static {
     }
     /// `network create`
     async fn network_create(&self, spec: NetworkSpec) -> Result<Network, ApiError>;
+    /// `network extend`: conflict if a subnet overlaps one of the network.
+    async fn network_extend(&self, reference: &str, spec: ExtendSpec) -> Result<Network, ApiError>;
     /// `network rm`: conflict while endpoints are in it; `force` counts only those of nodes that are up.
     async fn network_rm(&self, reference: &str, force: bool) -> Result<Network, ApiError>;
 

@@ -212,6 +212,8 @@ pub(super) enum Network {
         #[arg(value_parser = reference)]
         network: String,
     },
+    /// Add subnets to one, on all nodes and while endpoints are in it
+    Extend(Extend),
     /// Remove one, on all nodes
     Rm {
         /// Id, beginning of an id, or name
@@ -230,15 +232,8 @@ pub(super) struct NetworkCreate {
     /// Subnet; may be given more than once [default: a free private IPv4 and IPv6 subnet]
     #[arg(long, value_name = "CIDR")]
     pub(super) subnet: Vec<IpNet>,
-    /// Gateway, inside a subnet [default: the subnet's first address]
-    #[arg(long, value_name = "IP")]
-    pub(super) gateway: Vec<IpAddr>,
-    /// Part of a subnet from which addresses are chosen [default: all of it]
-    #[arg(long, value_name = "CIDR")]
-    pub(super) ip_range: Vec<IpNet>,
-    /// Address that no endpoint gets because something else has it; may be given more than once
-    #[arg(long, value_name = "NAME=IP", value_parser = aux_address)]
-    pub(super) aux_address: Vec<(String, IpAddr)>,
+    #[command(flatten)]
+    pub(super) within: Within,
     /// MTU inside [default: 1390]
     #[arg(long)]
     pub(super) mtu: Option<u16>,
@@ -248,6 +243,32 @@ pub(super) struct NetworkCreate {
     /// Label; may be given more than once
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     pub(super) label: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Extend {
+    /// Id, beginning of an id, or name of the network
+    #[arg(value_parser = reference)]
+    pub(super) network: String,
+    /// Subnet to add; may be given more than once
+    #[arg(long, value_name = "CIDR", required = true)]
+    pub(super) subnet: Vec<IpNet>,
+    #[command(flatten)]
+    pub(super) within: Within,
+}
+
+/// What is special within subnets.
+#[derive(Debug, Args)]
+pub(super) struct Within {
+    /// Gateway, inside a subnet [default: the subnet's first address]
+    #[arg(long, value_name = "IP")]
+    pub(super) gateway: Vec<IpAddr>,
+    /// Part of a subnet from which addresses are chosen [default: all of it]
+    #[arg(long, value_name = "CIDR")]
+    pub(super) ip_range: Vec<IpNet>,
+    /// Address that no endpoint gets because something else has it; may be given more than once
+    #[arg(long, value_name = "NAME=IP", value_parser = aux_address)]
+    pub(super) aux_address: Vec<(String, IpAddr)>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -11,7 +11,7 @@ use super::{
     output::{Output, Row},
     words::Words,
 };
-use crate::api::{self, ApiError, AttachSpec, ErrorCode, NetworkSpec, TokenSpec};
+use crate::api::{self, ApiError, AttachSpec, ErrorCode, ExtendSpec, NetworkSpec, TokenSpec};
 
 /// Makes the call and prints its answer.
 pub(super) async fn ask(client: &Client, output: Output, ask: Ask) -> Outcome {
@@ -67,10 +67,20 @@ impl Call<'_> {
             Network::Create(create) => {
                 let made: api::Network =
                     self.client.post("/v1/networks", &network_spec(create)).await?;
-                made.warnings
-                    .iter()
-                    .for_each(|warning| self.output.note(&format!("warning: {warning}")));
+                self.warn(&made);
                 self.output.done(&made, &made.id.to_string())
+            }
+            Network::Extend(extend) => {
+                let path = format!("{}/extend", path("networks", &extend.network));
+                let spec = ExtendSpec {
+                    subnets: extend.subnet,
+                    gateways: extend.within.gateway,
+                    ip_ranges: extend.within.ip_range,
+                    aux_addresses: extend.within.aux_address.into_iter().collect(),
+                };
+                let network: api::Network = self.client.post(&path, &spec).await?;
+                self.warn(&network);
+                self.output.done(&network, network.name.as_str())
             }
             Network::Ls => self.list::<api::Network>("/v1/networks").await,
             Network::Inspect { network } => {
@@ -84,6 +94,12 @@ impl Call<'_> {
                 let gone: api::Network = self.client.delete(path).await?;
                 self.output.done(&gone, gone.name.as_str())
             }
+        }
+    }
+
+    fn warn(&self, network: &api::Network) {
+        for warning in &network.warnings {
+            self.output.note(&format!("warning: {warning}"));
         }
     }
 
@@ -170,9 +186,9 @@ fn network_spec(create: NetworkCreate) -> NetworkSpec {
     NetworkSpec {
         name: create.name,
         subnets: create.subnet,
-        gateways: create.gateway,
-        ip_ranges: create.ip_range,
-        aux_addresses: create.aux_address.into_iter().collect(),
+        gateways: create.within.gateway,
+        ip_ranges: create.within.ip_range,
+        aux_addresses: create.within.aux_address.into_iter().collect(),
         mtu: create.mtu,
         vni: create.vni,
         labels: create.label.into_iter().collect(),

@@ -18,9 +18,9 @@ use super::mesh::{Mesh, failed, store_failed};
 use crate::{
     admin::{Backend, resolve},
     api::{
-        Address, AddressPool, ApiError, AttachSpec, DropRow, Endpoint, ErrorCode, InitSpec,
-        JoinSpec, Location, MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec,
-        Node, Peer, Sandbox, SandboxSpec, Status, Token, TokenCreated, TokenSpec,
+        Address, AddressPool, ApiError, AttachSpec, DropRow, Endpoint, ErrorCode, ExtendSpec,
+        InitSpec, JoinSpec, Location, MapDiffRow, MapRow, Membership, Network, NetworkPools,
+        NetworkSpec, Node, Peer, Sandbox, SandboxSpec, Status, Token, TokenCreated, TokenSpec,
     },
     config::Config,
     control::join::{JoinOptions, join},
@@ -364,6 +364,11 @@ impl Backend for Agent {
     async fn network_create(&self, spec: NetworkSpec) -> Result<Network, ApiError> {
         let mesh = self.mesh().await?;
         blocking(move || mesh.create_network(&spec)).await
+    }
+
+    async fn network_extend(&self, reference: &str, spec: ExtendSpec) -> Result<Network, ApiError> {
+        let (mesh, reference) = (self.mesh().await?, reference.to_owned());
+        blocking(move || mesh.extend_network(&reference, &spec)).await
     }
 
     async fn network_rm(&self, reference: &str, force: bool) -> Result<Network, ApiError> {

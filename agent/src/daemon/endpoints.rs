@@ -108,6 +108,12 @@ impl From<OverlayError> for ApiError {
     }
 }
 
+/// The gateway's addresses with the length of their subnets' prefixes.
+fn gateways_of(network: &object::Network) -> Vec<IpNet> {
+    let subnets = network.subnets.iter();
+    subnets.map(|subnet| IpNet::new_assert(subnet.gateway, subnet.cidr.prefix_len())).collect()
+}
+
 fn gone(why: &str) -> ApiError {
     ApiError::new(ErrorCode::NotFound, why, "attach it again")
 }
@@ -235,6 +241,9 @@ impl Mesh {
         endpoint: &mut Stored,
     ) -> Result<(), ApiError> {
         self.save(endpoint)?;
+        if let Some(overlay) = hosted.overlays.get_mut(&endpoint.network) {
+            self.extend_overlay(endpoint.network, overlay, network).await?;
+        }
         let overlay = self.host_network(hosted, endpoint.network, network).await?;
         // All tables know it before its first frame: none is refused, and whoever asks for it gets an answer.
         self.announce(endpoint).await?;
@@ -270,14 +279,10 @@ impl Mesh {
             Entry::Occupied(there) => return Ok(there.into_mut()),
             Entry::Vacant(entry) => entry,
         };
-        let gateways = network
-            .subnets
-            .iter()
-            .map(|subnet| IpNet::new_assert(subnet.gateway, subnet.cidr.prefix_len()));
         let spec = OverlaySpec {
             id,
             gateway_mac: gateway_mac(id),
-            gateways: gateways.collect(),
+            gateways: gateways_of(network),
             mtu: network.mtu,
         };
         let overlay = Overlay::ensure(&self.run_dir(), spec).await?;
@@ -333,6 +338,36 @@ impl Mesh {
         let last = !self.stored_endpoints()?.iter().any(|other| other.network == endpoint.network);
         if last {
             self.unhost(hosted, endpoint.network).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings hosted networks in step with the subnets that were added to them: the gateway gets its addresses there, and
+    /// endpoints routes. What cannot be done now, because an endpoint is being attached perhaps, is done at the next call.
+    pub(super) async fn follow_subnets(&self) {
+        let Ok(mut hosted) = self.host.try_lock() else { return };
+        for (id, overlay) in &mut hosted.overlays {
+            let Some((network, _state)) = self.network_object(*id) else { continue };
+            if let Err(error) = self.extend_overlay(*id, overlay, &network).await {
+                warn!(network = %network.name, %error, "this host does not follow the network's new subnets");
+            }
+        }
+    }
+
+    async fn extend_overlay(
+        &self,
+        id: NetworkId,
+        overlay: &mut Overlay,
+        network: &object::Network,
+    ) -> Result<(), ApiError> {
+        if !overlay.add_gateways(gateways_of(network)).await? {
+            return Ok(());
+        }
+        let endpoints = self.stored_endpoints()?.into_iter();
+        for endpoint in endpoints.filter(|endpoint| endpoint.network == id && endpoint.attached) {
+            if let Err(error) = overlay.follow(&endpoint.plug()).await {
+                warn!(endpoint = %endpoint.name, %error, "the sandbox has no route to the network's new subnets");
+            }
         }
         Ok(())
     }

@@ -130,7 +130,10 @@ impl Mesh {
                 names.join(" and "),
                 holders.join("; ")
             ),
-            "detach endpoints, bring back a node that is dead and holds free addresses, or make a network with a larger subnet; see `vxmesh ipam inspect`",
+            format!(
+                "add addresses with `vxmesh network extend {} --subnet CIDR`, detach endpoints, or bring back a dead node that holds free ones; see `vxmesh ipam inspect {}`",
+                network.name, network.name
+            ),
         )
     }
 
@@ -362,7 +365,33 @@ impl Mesh {
                 resting_addresses: usage.resting.iter().map(rest).collect(),
             })
         };
-        network.subnets.iter().filter_map(detail).collect()
+        let mut pools: Vec<_> = network.subnets.iter().filter_map(detail).collect();
+        pools.extend(self.put_aside(id));
+        pools
+    }
+
+    /// Subnets that were added and do not count: another, older one has their addresses.
+    fn put_aside(&self, id: NetworkId) -> Vec<api::PoolDetail> {
+        let row = |subnet: &object::SubnetOf<'_>| api::PoolDetail {
+            pool: api::AddressPool {
+                network: id,
+                cidr: subnet.subnet.cidr,
+                gateway: subnet.subnet.gateway,
+                ip_range: subnet.subnet.range.unwrap_or(subnet.subnet.cidr),
+                state: "conflict".to_owned(),
+                used: 0,
+                free: 0,
+                resting: 0,
+                owners: Vec::new(),
+            },
+            blocks: Vec::new(),
+            resting_addresses: Vec::new(),
+        };
+        self.objects.read(|set| {
+            let subnets = set.subnets(id);
+            let aside = subnets.iter().filter(|s| s.state != object::SubnetState::Active);
+            aside.map(row).collect()
+        })
     }
 }
 

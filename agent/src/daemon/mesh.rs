@@ -323,6 +323,7 @@ impl Mesh {
                 _ = stop.changed() => return,
             }
             self.reconcile().await;
+            self.follow_subnets().await;
         }
     }
 
@@ -331,15 +332,11 @@ impl Mesh {
         self.kick.notify_one();
     }
 
-    /// The network that a reference means, as an object.
+    /// A network with the subnets that were added to it.
     pub(super) fn network_object(&self, id: NetworkId) -> Option<(object::Network, NetworkState)> {
         self.objects.read(|set| {
-            let (_, object, state) =
-                set.networks().into_iter().find(|(network, ..)| *network == id)?;
-            match object.content() {
-                Content::Network(network) => Some((network.clone(), state)),
-                Content::Member(_) | Content::Transfer(_) | Content::Other => None,
-            }
+            let (_, _, state) = set.networks().into_iter().find(|(network, ..)| *network == id)?;
+            Some((set.extended(id)?, state))
         })
     }
 

@@ -7,8 +7,8 @@ use rand::RngExt;
 use vxmesh_proto::{
     addr::{Name, NetworkId, Vni},
     ipam::{Subnet, first_split},
-    limits::{DEFAULT_MTU, MAX_MTU, MIN_MTU},
-    object::{self, Content, Draft, NetworkState, Object, ObjectSet, Refused},
+    limits::{DEFAULT_MTU, MAX_MTU, MIN_MTU, NETWORK_SUBNETS_ALL},
+    object::{self, Content, Draft, NetworkState, Object, Refused},
 };
 
 use super::{
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     admin::resolve,
-    api::{self, ApiError, ErrorCode, NetworkSpec},
+    api::{self, ApiError, ErrorCode, ExtendSpec, NetworkSpec},
     netlink::hosts,
     objects::PublishError,
     reconcile::admit::{claims_to, foreign_address},
@@ -62,8 +62,10 @@ fn usage(message: impl std::fmt::Display, hint: &str) -> ApiError {
 impl Mesh {
     /// All networks that were not removed, oldest first.
     pub(super) fn network_list(&self) -> Vec<api::Network> {
-        let networks = self.objects.read(ObjectSet::networks);
-        networks.iter().filter_map(|(id, object, state)| row(*id, object, *state)).collect()
+        self.objects.read(|set| {
+            let networks = set.networks().into_iter();
+            networks.filter_map(|(id, _, state)| Some(row(id, &set.extended(id)?, state))).collect()
+        })
     }
 
     /// The network that a reference means.
@@ -94,7 +96,11 @@ impl Mesh {
                     "choose another name, or remove that one first",
                 ));
             }
-            let subnets = self.choose_subnets(spec, &networks)?;
+            let taken = || {
+                let extended = networks.iter().filter_map(|(id, ..)| set.extended(*id));
+                extended.flat_map(|network| network.subnets).map(|subnet| subnet.cidr).collect()
+            };
+            let subnets = self.choose_subnets(spec, taken)?;
             let blocks = subnets
                 .iter()
                 .flat_map(|(_, usable)| first_split(usable, self.me, live.iter().copied()));
@@ -129,7 +135,7 @@ impl Mesh {
     fn choose_subnets(
         &self,
         spec: &NetworkSpec,
-        networks: &Networks,
+        taken: impl FnOnce() -> Vec<IpNet>,
     ) -> Result<Vec<(object::Subnet, Subnet)>, ApiError> {
         let mut wanted = Wanted {
             subnets: spec.subnets.clone(),
@@ -138,12 +144,61 @@ impl Mesh {
             aux: spec.aux_addresses.clone(),
         };
         if wanted.is_empty() {
-            let taken: Vec<IpNet> = networks_of(networks)
-                .flat_map(|network| network.subnets.iter().map(|subnet| subnet.cidr))
-                .collect();
-            wanted.subnets = free_subnets(&self.config.default_pools, &taken, &hosts::routes())?;
+            wanted.subnets = free_subnets(&self.config.default_pools, &taken(), &hosts::routes())?;
         }
         wanted.subnets()
+    }
+
+    /// Adds subnets to a network, on this node and so on all.
+    pub(super) fn extend_network(
+        self: &Arc<Self>,
+        reference: &str,
+        spec: &ExtendSpec,
+    ) -> Result<api::Network, ApiError> {
+        let network = self.find_network(reference)?;
+        if network.state != "active" {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!("network `{}` is in conflict with an older one", network.name),
+                "remove one of the two",
+            ));
+        }
+        let wanted = Wanted {
+            subnets: spec.subnets.clone(),
+            gateways: spec.gateways.clone(),
+            ip_ranges: spec.ip_ranges.clone(),
+            aux: spec.aux_addresses.clone(),
+        };
+        if wanted.subnets.is_empty() {
+            return Err(usage("no subnet was given", "give one with --subnet"));
+        }
+        let live = self.live_nodes();
+        for (subnet, usable) in wanted.subnets()? {
+            let split = first_split(&usable, self.me, live.iter().copied());
+            let object = self.objects.publish::<ApiError>(|set, hlc| {
+                let extended = set.extended(network.id).ok_or_else(|| {
+                    ApiError::new(
+                        ErrorCode::NotFound,
+                        "the network is gone",
+                        "see `vxmesh network ls`",
+                    )
+                })?;
+                check_addition(&extended, subnet.cidr)?;
+                let blocks =
+                    split.iter().map(|(cidr, owner)| object::Block { cidr: *cidr, owner: *owner });
+                let content = object::Extension {
+                    network: network.id,
+                    from: self.me,
+                    subnet: subnet.clone(),
+                    blocks: blocks.collect(),
+                };
+                Ok(Draft::new(hlc, Content::Extension(content)))
+            })?;
+            self.push_objects([object.text().to_string()]);
+        }
+        self.objects.read(|set| self.addresses.follow(set));
+        self.kick();
+        self.inspect_network(network.id.to_string().as_str())
     }
 
     /// What users of a network should know of what its subnets overlap.
@@ -217,6 +272,20 @@ impl Mesh {
     }
 }
 
+fn check_addition(network: &object::Network, cidr: IpNet) -> Result<(), ApiError> {
+    let overlaps = |own: &&object::Subnet| own.cidr.contains(&cidr) || cidr.contains(&own.cidr);
+    let (message, hint) = if let Some(own) = network.subnets.iter().find(overlaps) {
+        let message = format!("{cidr} overlaps {} of network `{}`", own.cidr, network.name);
+        (message, "the subnets of a network must not share addresses: choose another")
+    } else if network.subnets.len() >= NETWORK_SUBNETS_ALL {
+        let message = format!("network `{}` has {NETWORK_SUBNETS_ALL} subnets", network.name);
+        (message, "a network cannot have more: make another network")
+    } else {
+        return Ok(());
+    };
+    Err(ApiError::new(ErrorCode::Conflict, message, hint))
+}
+
 fn overlay_driver() -> Result<Name, ApiError> {
     "overlay".parse().map_err(|error| failed(error, "this is a defect"))
 }
@@ -224,17 +293,16 @@ fn overlay_driver() -> Result<Name, ApiError> {
 fn name_of(object: &Object) -> Option<&Name> {
     match object.content() {
         Content::Network(network) => Some(&network.name),
-        Content::Member(_) | Content::Transfer(_) | Content::Other => None,
+        _ => None,
     }
 }
 
-fn row(id: NetworkId, object: &Object, state: NetworkState) -> Option<api::Network> {
-    let Content::Network(network) = object.content() else { return None };
+fn row(id: NetworkId, network: &object::Network, state: NetworkState) -> api::Network {
     let state = match state {
         NetworkState::Active => "active",
         NetworkState::Conflict { .. } => "conflict",
     };
-    Some(api::Network {
+    api::Network {
         id,
         name: network.name.clone(),
         driver: network.driver.to_string(),
@@ -253,7 +321,7 @@ fn row(id: NetworkId, object: &Object, state: NetworkState) -> Option<api::Netwo
             })
             .collect(),
         warnings: Vec::new(),
-    })
+    }
 }
 
 type Networks = [(NetworkId, Arc<Object>, NetworkState)];
@@ -261,7 +329,7 @@ type Networks = [(NetworkId, Arc<Object>, NetworkState)];
 fn networks_of(networks: &Networks) -> impl Iterator<Item = &object::Network> {
     networks.iter().filter_map(|(_, object, _)| match object.content() {
         Content::Network(network) => Some(network),
-        Content::Member(_) | Content::Transfer(_) | Content::Other => None,
+        _ => None,
     })
 }
 

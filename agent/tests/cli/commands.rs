@@ -126,6 +126,13 @@ fn object_changes() -> Vec<Case> {
                     "vni": 42, "labels": { "a": "b", "c": "" } }),
             network.clone(),
         ),
+        (
+            &["network", "extend", "red", "--subnet", "10.2.0.0/24", "--ip-range", "10.2.0.0/25"],
+            "network_extend",
+            json!({ "network": "red", "spec": { "subnets": ["10.2.0.0/24"], "gateways": [],
+                    "ip_ranges": ["10.2.0.0/25"], "aux_addresses": {} } }),
+            network.clone(),
+        ),
         (&["network", "rm", "red"], "network_rm", json!("red"), network.clone()),
         (&["network", "rm", "red", "--force"], "network_rm", json!("red by force"), network),
         (

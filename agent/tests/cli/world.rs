@@ -478,6 +478,11 @@ impl Backend for World {
         Ok(networks().swap_remove(0))
     }
 
+    async fn network_extend(&self, reference: &str, spec: ExtendSpec) -> Result<Network, ApiError> {
+        self.asked("network_extend", json!({ "network": reference, "spec": spec }))?;
+        self.network(reference).await
+    }
+
     async fn network_rm(&self, reference: &str, force: bool) -> Result<Network, ApiError> {
         let asked = if force { format!("{reference} by force") } else { reference.to_owned() };
         self.asked("network_rm", asked)?;

@@ -158,6 +158,11 @@ impl Ownership {
         self.blocks.get(at).filter(|c| c.cidr.first <= number).map(|claim| self.block_of(claim))
     }
 
+    /// Whether both are of one subnet with the same owners before any transfer.
+    pub(super) fn begins_as(&self, other: &Self) -> bool {
+        self.initial == other.initial
+    }
+
     pub(super) fn cidrs(&self) -> impl Iterator<Item = (NodeId, Cidr)> {
         self.blocks.iter().map(|claim| (claim.owner, claim.cidr))
     }

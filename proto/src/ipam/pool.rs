@@ -193,12 +193,21 @@ impl Pool {
         }
     }
 
+    /// Whether another pool is of the same subnet with the same owners at first.
+    #[must_use]
+    pub fn follows(&self, other: &Self) -> bool {
+        self.subnet == other.subnet && self.ownership.begins_as(&other.ownership)
+    }
+
+    /// Addresses of this node's own endpoints.
+    pub fn in_use(&self) -> impl Iterator<Item = IpAddr> {
+        self.used.iter().map(|number| address(*number, self.subnet.is_v6()))
+    }
+
     /// Addresses in use that are not this node's to give: their block went to another by a contradiction
     /// among transfers, and their endpoints must be addressed anew.
     pub fn strays(&self) -> impl Iterator<Item = IpAddr> {
-        self.used
-            .iter()
-            .map(|number| address(*number, self.subnet.is_v6()))
+        self.in_use()
             .filter(|ip| self.ownership.block_at(*ip).is_none_or(|block| block.owner != self.me))
     }
 

@@ -149,7 +149,6 @@ impl Network {
     }
 
     pub(super) fn check(&self) -> Result<(), Refused> {
-        let subnet_of = |net: &IpNet| self.subnets.iter().any(|subnet| subnet.cidr.contains(net));
         self.subnets.iter().try_for_each(Subnet::check)?;
         let fault = if !(MIN_MTU..=MAX_MTU).contains(&self.mtu) {
             "its mtu is out of range"
@@ -157,24 +156,27 @@ impl Network {
             "it has no subnet or too many"
         } else if overlap(self.subnets.iter().map(|subnet| subnet.cidr)) {
             "two subnets overlap"
-        } else if self
-            .blocks
-            .iter()
-            .any(|block| block.cidr.trunc() != block.cidr || !subnet_of(&block.cidr))
-        {
-            "an address block is outside the subnets"
-        } else if overlap(self.blocks.iter().map(|block| block.cidr)) {
-            "two address blocks overlap"
         } else if self.labels.len() > NETWORK_LABELS {
             "it has too many labels"
         } else {
-            return Ok(());
+            return check_blocks(&self.blocks, &self.subnets);
         };
         Err(Refused::Content(fault))
     }
 }
 
-fn overlap(nets: impl Iterator<Item = IpNet>) -> bool {
+pub(super) fn check_blocks(blocks: &[Block], subnets: &[Subnet]) -> Result<(), Refused> {
+    let is_inside = |net: &IpNet| subnets.iter().any(|subnet| subnet.cidr.contains(net));
+    if blocks.iter().any(|block| block.cidr.trunc() != block.cidr || !is_inside(&block.cidr)) {
+        return Err(Refused::Content("an address block is outside the subnets"));
+    }
+    if overlap(blocks.iter().map(|block| block.cidr)) {
+        return Err(Refused::Content("two address blocks overlap"));
+    }
+    Ok(())
+}
+
+pub(super) fn overlap(nets: impl Iterator<Item = IpNet>) -> bool {
     let mut nets: Vec<IpNet> = nets.collect();
     // In this order a prefix stands right before the first prefix inside it.
     nets.sort_by_key(|net| (net.network(), net.prefix_len()));

@@ -336,6 +336,82 @@ fn a_block_given_twice_in_one_epoch_went_to_the_first() {
     }
 }
 
+fn extension(seed: u8, on: &Object, cidr: &str, at: u64) -> Draft {
+    let ObjectId::Network(network) = *on.id() else { panic!("no network") };
+    let cidr: IpNet = cidr.parse().unwrap();
+    let gateway = cidr.hosts().next().unwrap();
+    let subnet = Subnet::whole(cidr, gateway);
+    let content = Extension { network, from: node(seed), subnet, blocks: Vec::new() };
+    Draft::new(hlc(at), Content::Extension(content))
+}
+
+fn counted(set: &ObjectSet, on: &Object) -> Vec<String> {
+    let ObjectId::Network(network) = *on.id() else { panic!("no network") };
+    let subnets = set.extended(network).map(|network| network.subnets).unwrap_or_default();
+    subnets.iter().map(|subnet| subnet.cidr.to_string()).collect()
+}
+
+#[test]
+fn extensions_add_and_the_older_of_two_that_overlap_counts() {
+    let mut set = set();
+    let blue =
+        new(&mut set, &sign(1, &Draft::new(hlc(0), Content::Network(network(1, "blue", 7)))));
+    let red = new(&mut set, &sign(1, &Draft::new(hlc(0), Content::Network(network(1, "red", 8)))));
+    let own = ["10.1.0.0/16", "fd00:1::/64"];
+    assert_eq!(counted(&set, &blue), own);
+    let texts = [
+        sign(2, &extension(2, &blue, "10.2.0.0/16", 20)),
+        sign(1, &extension(1, &blue, "10.2.128.0/17", 10)),
+        sign(1, &extension(1, &blue, "10.3.0.0/16", 30)),
+        sign(1, &extension(1, &blue, "10.0.0.0/14", 5)),
+    ];
+    let id = new(&mut set, &texts[0]).id().clone();
+    assert_eq!(id.to_string().parse(), Ok(id.clone()));
+    assert_eq!(counted(&set, &blue), [own[0], own[1], "10.2.0.0/16"]);
+    texts[1..].iter().for_each(|text| {
+        new(&mut set, text);
+    });
+    // What came with the network is never put aside, and who was first goes before who was heard first.
+    assert_eq!(counted(&set, &blue), [own[0], own[1], "10.2.128.0/17", "10.3.0.0/16"]);
+    assert_eq!(counted(&set, &red), own, "another network is another matter");
+    let ObjectId::Network(network) = *blue.id() else { panic!() };
+    let states: Vec<_> = set.subnets(network).iter().map(|s| s.state).collect();
+    let conflict = |with: &str| SubnetState::Conflict { with: with.parse().unwrap() };
+    let active = SubnetState::Active;
+    let expected = [active, active, conflict(own[0]), active, conflict("10.2.128.0/17"), active];
+    assert_eq!(states, expected);
+    // It never changes, and goes with the network only.
+    let object = Arc::clone(set.get(&id).unwrap());
+    let closed = Draft { closed: true, ..object.edit(hlc(40)) };
+    let never = Refused::Content("an extension never changes");
+    assert_eq!(closed.sign(&pair(2), mesh()), Err(never.clone()));
+    assert_eq!(object.edit(hlc(40)).sign(&pair(2), mesh()), Err(never));
+    let twice = sign(2, &extension(2, &blue, "10.2.0.0/16", 21));
+    assert_eq!(merge(&mut set, &twice), Merge::Stale, "the first word stands");
+    let of_another = extension(2, &blue, "10.9.0.0/16", 21);
+    assert_eq!(of_another.sign(&pair(1), mesh()), Err(Refused::NotTheirs(node(1))));
+    let deleted = Draft { closed: true, ..Arc::clone(set.get(blue.id()).unwrap()).edit(hlc(50)) };
+    assert!(matches!(merge(&mut set, &sign(1, &deleted)), Merge::Updated { .. }));
+    assert_eq!(counted(&set, &blue), [] as [&str; 0]);
+    let before = set.objects().count();
+    set.collect(NOW + 50 + KEPT);
+    assert_eq!(set.objects().count(), before - 5, "the network and its four extensions");
+}
+
+#[test]
+fn a_network_has_an_end_of_subnets() {
+    let mut set = set();
+    let blue =
+        new(&mut set, &sign(1, &Draft::new(hlc(0), Content::Network(network(1, "blue", 7)))));
+    for n in 0..40u8 {
+        let draft = extension(1, &blue, &format!("10.{}.0.0/16", 100 + n), u64::from(n));
+        new(&mut set, &sign(1, &draft));
+    }
+    assert_eq!(counted(&set, &blue).len(), crate::limits::NETWORK_SUBNETS_ALL);
+    let ObjectId::Network(network) = *blue.id() else { panic!() };
+    assert_eq!(set.subnets(network).last().unwrap().state, SubnetState::Full);
+}
+
 /// A transfer of its own for each number.
 fn small(seed: u8, n: u32) -> Draft {
     let mut draft = transfer(seed, if seed == 1 { 2 } else { 1 }, u64::from(n) + 1);

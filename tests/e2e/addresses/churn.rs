@@ -1,0 +1,1 @@
+//! Many endpoints that come and go.
