@@ -524,13 +524,9 @@ impl Life {
     fn give_up(&mut self) {
         if let Some(attach) = self.attach.take() {
             for ip in attach.ips {
-                self.addresses.release(attach.network, ip, self.last_tick());
+                self.addresses.put_back(attach.network, ip);
             }
         }
-    }
-
-    fn last_tick(&self) -> Instant {
-        self.beats.get(&self.me).map(|(_, at)| *at).unwrap()
     }
 
     /// Begins to attach an endpoint; false if one is being attached.

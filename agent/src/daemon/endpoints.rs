@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! attach : addresses -> store "attaching" -> publish -> all tables -> host -> store "attached"   undone backwards
-//! detach : withdraw -> host -> store -> addresses rest
+//! detach : withdraw -> host -> store -> addresses rest, also over a restart
 //! start  : "attaching" is undone; "attached" is adopted, or plugged in again, or gone with its sandbox
 //! ```
 
@@ -10,7 +10,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     path::PathBuf,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 use vxmesh_proto::{
     addr::{EndpointId, MacAddr, Name, NetworkId, NodeId},
+    limits::ADDRESS_QUARANTINE,
     object::{self, NetworkState},
     record::{Claim, EndpointClaim, Key},
 };
@@ -32,7 +33,7 @@ use crate::{
     },
     objects::unix_ms,
     reconcile::{admit::Claims, tables::gateway_mac},
-    store::Table,
+    store::{StoreError, Table},
 };
 
 /// What of the mesh is on this host: the namespaces of networks that have endpoints here.
@@ -112,6 +113,10 @@ impl From<OverlayError> for ApiError {
 fn gateways_of(network: &object::Network) -> Vec<IpNet> {
     let subnets = network.subnets.iter();
     subnets.map(|subnet| IpNet::new_assert(subnet.gateway, subnet.cidr.prefix_len())).collect()
+}
+
+fn quarantine_ms() -> u64 {
+    u64::try_from(ADDRESS_QUARANTINE.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn gone(why: &str) -> ApiError {
@@ -321,6 +326,24 @@ impl Mesh {
         }
     }
 
+    /// Removes an endpoint from the store and writes down that its addresses rest, which a restart must not forget.
+    fn forget(&self, endpoint: &Stored) -> Result<(), StoreError> {
+        let now = unix_ms();
+        let until = now.saturating_add(quarantine_ms());
+        self.store.write(|txn| {
+            for (key, rests_until) in txn.list::<u64>(Table::Resting)? {
+                if rests_until <= now {
+                    txn.delete(Table::Resting, &key)?;
+                }
+            }
+            for ip in &endpoint.ips {
+                let key = format!("{}/{}", endpoint.network, ip.addr());
+                txn.put(Table::Resting, &key, &until)?;
+            }
+            txn.delete(Table::Endpoints, &endpoint.id.to_string()).map(|_was| ())
+        })
+    }
+
     /// Removes an endpoint from host, store and pools, and the network's namespace after the last one.
     async fn unplug(
         self: &Arc<Self>,
@@ -330,7 +353,7 @@ impl Mesh {
         if let Some(overlay) = hosted.overlays.get(&endpoint.network) {
             overlay.detach(endpoint.id).await?;
         }
-        self.store.delete(Table::Endpoints, &endpoint.id.to_string()).map_err(store_failed)?;
+        self.forget(endpoint).map_err(store_failed)?;
         endpoint
             .ips
             .iter()
@@ -441,6 +464,17 @@ impl Mesh {
     pub(super) fn adopt_addresses(&self) -> Result<(), ApiError> {
         for endpoint in self.stored_endpoints()? {
             endpoint.ips.iter().for_each(|ip| self.addresses.adopt(endpoint.network, *ip));
+        }
+        let (now, wall) = (Instant::now(), unix_ms());
+        for (key, until) in self.store.list::<u64>(Table::Resting).map_err(store_failed)? {
+            let address = key.split_once('/');
+            let address =
+                address.and_then(|(network, ip)| Some((network.parse().ok()?, ip.parse().ok()?)));
+            // A clock that was set back makes nothing rest longer.
+            let left = until.saturating_sub(wall).min(quarantine_ms());
+            if let Some((network, ip)) = address.filter(|_| left > 0) {
+                self.addresses.rest(network, ip, now + Duration::from_millis(left));
+            }
         }
         Ok(())
     }

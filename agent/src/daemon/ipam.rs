@@ -66,7 +66,7 @@ impl Mesh {
             match got {
                 Ok(ip) => ips.push(ip),
                 Err(error) => {
-                    ips.iter().for_each(|ip| self.addresses.release(id, *ip, Instant::now()));
+                    ips.iter().for_each(|ip| self.addresses.put_back(id, *ip));
                     return Err(error);
                 }
             }

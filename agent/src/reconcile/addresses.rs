@@ -131,7 +131,7 @@ impl Addresses {
         now: Instant,
     ) -> Option<Result<IpAddr, AllocateError>> {
         self.with_pool(network, subnet, |pool| match wanted {
-            Some(ip) => pool.allocate_static(ip, elsewhere).map(|()| ip),
+            Some(ip) => pool.allocate_static(ip, elsewhere, now).map(|()| ip),
             None => pool.allocate(elsewhere, now),
         })
     }
@@ -148,6 +148,21 @@ impl Addresses {
     pub fn release(&self, network: NetworkId, ip: IpNet, now: Instant) {
         // Without a pool the network is gone, and the address with it.
         let _gone = self.with_pool(network, ip.trunc(), |pool| pool.release(ip.addr(), now));
+    }
+
+    /// Takes back an address that nobody has seen yet.
+    pub fn put_back(&self, network: NetworkId, ip: IpNet) {
+        // Without a pool the network is gone, and the address with it.
+        let _gone = self.with_pool(network, ip.trunc(), |pool| pool.put_back(ip.addr()));
+    }
+
+    /// Lets an address rest that an earlier life of the agent released.
+    pub fn rest(&self, network: NetworkId, ip: IpAddr, until: Instant) {
+        let mut pools = self.lock();
+        let pools = pools.get_mut(&network).into_iter().flatten();
+        for pool in pools.filter(|pool| pool.subnet().cidr().contains(&ip)) {
+            pool.rest(ip, until);
+        }
     }
 
     /// All blocks of this node as transfers to another one, for `leave`. They are given up here and now: a node that asks

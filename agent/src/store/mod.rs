@@ -44,14 +44,23 @@ pub enum Table {
     Sandboxes,
     /// Where other nodes were last reached.
     Peers,
+    /// Addresses of this node that were released, and until when they rest.
+    Resting,
     /// Counters and the schema number.
     Meta,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 6] =
-        [Self::Objects, Self::Endpoints, Self::Tokens, Self::Sandboxes, Self::Peers, Self::Meta];
+    pub const ALL: [Self; 7] = [
+        Self::Objects,
+        Self::Endpoints,
+        Self::Tokens,
+        Self::Sandboxes,
+        Self::Peers,
+        Self::Resting,
+        Self::Meta,
+    ];
 
     const fn definition(self) -> TableDefinition<'static, &'static str, &'static [u8]> {
         TableDefinition::new(match self {
@@ -60,6 +69,7 @@ impl Table {
             Self::Tokens => "tokens",
             Self::Sandboxes => "sandboxes",
             Self::Peers => "peers",
+            Self::Resting => "resting",
             Self::Meta => "meta",
         })
     }

@@ -21,4 +21,6 @@ pub use subnet::{Subnet, SubnetError, check_disjoint};
 pub use usage::{BlockUsage, Usage};
 
 #[cfg(test)]
+mod schedules;
+#[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -51,6 +51,14 @@ pub enum AllocateError {
     /// An endpoint has it.
     #[error("{0} is in use: choose another address or detach the endpoint that has it")]
     InUse(IpAddr),
+    /// It was released a moment ago.
+    #[error("{ip} was released a moment ago and rests for {}s more", seconds(.left))]
+    Resting {
+        /// What was asked for.
+        ip: IpAddr,
+        /// How long it rests yet.
+        left: Duration,
+    },
     /// Another node must be asked for it.
     #[error("{ip} is for node {owner} to give: it must be reachable")]
     NotOurs {
@@ -155,7 +163,7 @@ impl Pool {
         Ok(address(found, self.subnet.is_v6()))
     }
 
-    /// Takes this address, also if it was released a moment ago: whoever names it knows what it was.
+    /// Takes this address.
     ///
     /// # Errors
     ///
@@ -164,7 +172,9 @@ impl Pool {
         &mut self,
         ip: IpAddr,
         elsewhere: &BTreeSet<IpAddr>,
+        now: Instant,
     ) -> Result<(), AllocateError> {
+        self.wake(now);
         let cidr = self.subnet.cidr();
         let block = self.ownership.block_at(ip).ok_or(AllocateError::Outside { ip, cidr })?;
         if !self.subnet.is_assignable(ip) {
@@ -173,11 +183,26 @@ impl Pool {
         if self.used.contains(&number(ip)) || elsewhere.contains(&ip) {
             return Err(AllocateError::InUse(ip));
         }
+        if let Some(until) = self.resting.get(&number(ip)) {
+            return Err(AllocateError::Resting { ip, left: *until - now });
+        }
         if block.owner != self.me {
             return Err(AllocateError::NotOurs { ip, owner: block.owner });
         }
         self.adopt(ip);
         Ok(())
+    }
+
+    /// Takes back an address that nobody has seen yet: it need not rest.
+    pub fn put_back(&mut self, ip: IpAddr) {
+        self.used.remove(&number(ip));
+    }
+
+    /// Lets an address rest that was released before a restart.
+    pub fn rest(&mut self, ip: IpAddr, until: Instant) {
+        if !self.used.contains(&number(ip)) {
+            self.resting.insert(number(ip), until);
+        }
     }
 
     /// Marks an address as in use, as found at a restart.
@@ -266,7 +291,7 @@ impl Pool {
     /// Gives exactly this address to another node, as a block of one.
     ///
     /// # Errors
-    /// As [`Self::allocate_static`]; an address that rests is in use, too.
+    /// As [`Self::allocate_static`].
     pub fn give_address(
         &mut self,
         ip: IpAddr,
@@ -274,11 +299,7 @@ impl Pool {
         elsewhere: &BTreeSet<IpAddr>,
         now: Instant,
     ) -> Result<Transfer, AllocateError> {
-        self.wake(now);
-        if self.resting.contains_key(&number(ip)) {
-            return Err(AllocateError::InUse(ip));
-        }
-        self.allocate_static(ip, elsewhere)?;
+        self.allocate_static(ip, elsewhere, now)?;
         self.used.remove(&number(ip));
         let owner = self.me;
         let block = self.ownership.block_at(ip).filter(|_| to != owner);
@@ -405,6 +426,11 @@ impl Pool {
             ends.into_iter().filter(|end| self.is_edge(*end)).count() as u128
         }
     }
+}
+
+/// Those that have begun.
+const fn seconds(left: &Duration) -> u64 {
+    left.as_secs() + (left.subsec_nanos() > 0) as u64
 }
 
 fn exhausted(cidr: &IpNet, holders: &[Holder]) -> String {

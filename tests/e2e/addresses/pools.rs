@@ -215,3 +215,70 @@ fn a_network_grows_while_endpoints_are_in_it() -> Result<()> {
     wait_until("it works again", || ping("h2", "far", &old))?;
     Ok(())
 }
+
+#[test]
+fn released_addresses_rest_and_taken_ones_name_their_holder() -> Result<()> {
+    let lab = Lab::up(2)?;
+    lab.vx("h1", &["network", "create", "blue", "--subnet", "10.77.0.0/24"])?;
+    knows(&lab, "h2", "blue")?;
+    let web = lab.attach("h1", "blue", "web")?;
+    let address = ip(&web)?.to_string();
+    lab.sh("h2", "ip netns add other")?;
+    let asked: [&str; 7] = ["endpoint", "attach", "blue", "--netns", "other", "--ip", &address];
+    refused(
+        &lab,
+        "h2",
+        &asked,
+        4,
+        &[&format!("{address} is in use by endpoint `web` on node h1")],
+    )?;
+    lab.vx("h1", &["endpoint", "detach", "web"])?;
+    let again: [&str; 7] = ["endpoint", "attach", "blue", "--netns", "web", "--ip", &address];
+    let rests = [&format!("{address} was released a moment ago") as &str, "s more"];
+    refused(&lab, "h1", &again, 4, &rests)?;
+    wait_until("h2 knows that it is gone, and asks its owner", || {
+        let said = lab.try_vx("h2", &asked)?;
+        ensure!(said.status.code() == Some(4), "{said:?}");
+        Ok(String::from_utf8_lossy(&said.stderr).contains(rests[0]))
+    })?;
+    // The agent remembers it.
+    lab.lab(&["kill", "h1"])?;
+    lab.lab(&["start", "h1"])?;
+    refused(&lab, "h1", &again, 4, &rests)?;
+    let pools = lab.json("h1", &["ipam", "inspect", "blue"])?;
+    let resting = &pools["pools"][0]["resting_addresses"];
+    ensure!(
+        resting[0]["ip"] == address.as_str() && resting[0]["rest_s"].as_u64() <= Some(60),
+        "{pools}"
+    );
+    let next = lab.json("h1", &["endpoint", "attach", "blue", "--netns", "web"])?;
+    ensure!(ip(&next)?.to_string() != address, "{next}");
+    Ok(())
+}
+
+#[test]
+fn death_frees_nothing_and_leaving_hands_blocks_back() -> Result<()> {
+    let lab = Lab::up(3)?;
+    lab.vx("h1", &["network", "create", "blue", "--subnet", "10.77.0.0/24"])?;
+    for host in ["h2", "h3"] {
+        knows(&lab, host, "blue")?;
+    }
+    let id = |host: &str| -> Result<Value> { Ok(lab.json(host, &["status"])?["node_id"].clone()) };
+    let (second, third) = (id("h2")?, id("h3")?);
+    let held = |owner: &Value| -> Result<Value> {
+        let pools = lab.json("h1", &["ipam", "ls"])?;
+        let owners = pools[0]["owners"].as_array().cloned().unwrap_or_default();
+        Ok(owners.into_iter().find(|row| row["node"] == *owner).unwrap_or_default())
+    };
+    ensure!(held(&third)?["free"].as_u64() > Some(0), "every node has a part at once");
+    lab.lab(&["kill", "h3"])?;
+    wait_until("it is dead and holds what it held", || {
+        let row = held(&third)?;
+        Ok(row["state"] == "dead" && row["free"].as_u64() > Some(0))
+    })?;
+    let before = lab.json("h1", &["ipam", "ls"])?[0]["free"].clone();
+    lab.vx("h2", &["leave"])?;
+    wait_until("what left holds nothing", || Ok(held(&second)?.is_null()))?;
+    assert_eq!(lab.json("h1", &["ipam", "ls"])?[0]["free"], before, "nothing is lost");
+    Ok(())
+}
