@@ -4,9 +4,9 @@ CARGO ?= cargo
 # Command to look for : Debian package that brings it.
 DEMO_TOOLS := cc:gcc ping:iputils-ping iperf3:iperf3 tcpdump:tcpdump
 BENCH_TOOLS := cc:gcc ip:iproute2 iperf3:iperf3 ethtool:ethtool
-TEST_TOOLS := $(DEMO_TOOLS) ip:iproute2 nft:nftables iptables:iptables ps:procps
+TEST_TOOLS := $(DEMO_TOOLS) ip:iproute2 nft:nftables iptables:iptables ps:procps dig:dnsutils
 
-.PHONY: demo test lint bench full fuzz tools-bench tools-demo tools-test
+.PHONY: demo test lint bench bench-names full fuzz tools-bench tools-demo tools-test
 
 ## demo: three hosts on this machine, one encrypted network, real traffic through it
 demo: tools-demo
@@ -40,6 +40,10 @@ fuzz:
 bench: tools-bench
 	$(CARGO) build --release --locked --package vxmesh
 	$(CARGO) run --locked --package vxmesh-tests --bin vxmesh-bench -- $(BENCH_ARGS)
+
+## bench-names: how many questions about names one core answers, and how long an answer takes
+bench-names:
+	$(CARGO) run --release --locked --package vxmesh-tests --bin vxmesh-bench -- names $(BENCH_ARGS)
 
 tools-bench:
 	@tests/install-tools.sh $(BENCH_TOOLS)

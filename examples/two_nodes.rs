@@ -232,6 +232,7 @@ async fn meet(dirs: [PathBuf; 2]) -> Result<()> {
         ips: vec![[10, 0, 0, 5].into()],
         incarnation: 1,
         labels: BTreeMap::new(),
+        router: false,
     };
     let key = Key::Endpoint(claim.id);
     let record = alice.gossip()?.publish(&Claim::Endpoint(claim))?;

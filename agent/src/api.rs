@@ -105,6 +105,19 @@ pub struct Status {
     pub endpoints: usize,
     /// Whether this node holds the mesh CA key and may admit others.
     pub issuer: bool,
+    /// What carries frames, once known.
+    pub datapath: Option<Datapath>,
+}
+
+/// What carries frames between the bridges and the underlay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Datapath {
+    /// What drives the TAPs: `offload` (super-frames) or `tun-tap` (one packet per call).
+    pub backend: String,
+    /// What the kernel granted.
+    pub offloads: Vec<String>,
+    /// How often one was switched off because it was refused at work.
+    pub refused: u64,
 }
 
 /// `vxmesh node ls`.
@@ -180,9 +193,40 @@ pub struct Network {
     pub state: String,
     /// Its subnets.
     pub subnets: Vec<Subnet>,
+    /// Who answers for names that are not the mesh's; with none given, the hosts' own name servers.
+    #[serde(default)]
+    pub dns: Vec<IpAddr>,
+    /// Whether it has no way out.
+    #[serde(default)]
+    pub internal: bool,
+    /// Its way out of the host that answers; nothing in lists, and where the network is internal or has no endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way: Option<Way>,
     /// What works, but not as it may be thought. Only for one network at a time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+}
+
+/// A network's way out of one host and in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Way {
+    /// The host's end of the cable, once there is one.
+    pub uplink: Option<String>,
+    /// The host's own addresses in the network.
+    pub node_ips: Vec<IpNet>,
+    /// Subnets that the host itself does not reach.
+    pub unreached: Vec<Overlap>,
+    /// What is wrong, if anything.
+    pub fault: Option<String>,
+}
+
+/// A subnet that a route of the host overlaps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlap {
+    /// The subnet.
+    pub subnet: IpNet,
+    /// The route that was there before.
+    pub route: IpNet,
 }
 
 /// `vxmesh network create`.
@@ -209,6 +253,12 @@ pub struct NetworkSpec {
     /// Number on the wire; a free random one otherwise.
     #[serde(default)]
     pub vni: Option<Vni>,
+    /// Name servers for names that are not the mesh's; the hosts' own otherwise.
+    #[serde(default)]
+    pub dns: Vec<IpAddr>,
+    /// Without a way out.
+    #[serde(default)]
+    pub internal: bool,
     /// Free-form labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -389,6 +439,9 @@ pub struct Sandbox {
     pub command: Vec<String>,
     /// Its endpoints.
     pub endpoints: Vec<EndpointId>,
+    /// Directory of the `resolv.conf` and `hosts` that its programs see.
+    #[serde(default)]
+    pub etc: Option<String>,
 }
 
 /// Makes a sandbox with an endpoint in each network; its command is started by the caller.
@@ -409,8 +462,60 @@ pub struct SandboxSpec {
     /// Other names of its endpoints.
     #[serde(default)]
     pub aliases: Vec<Name>,
+    /// Name servers for names that are not the mesh's; those of its networks otherwise.
+    #[serde(default)]
+    pub dns: Vec<IpAddr>,
+    /// Names that get an address in its /etc/hosts.
+    #[serde(default)]
+    pub hosts: Vec<HostEntry>,
     /// The command, for `sandbox ls`.
     pub command: Vec<String>,
+}
+
+/// A name and its address, written `NAME:IP`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct HostEntry {
+    /// The name: labels of letters, digits, `-` and `_` with dots between.
+    pub name: String,
+    /// The address.
+    pub ip: IpAddr,
+}
+
+impl FromStr for HostEntry {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, ip) = text.split_once(':').ok_or("write NAME:IP")?;
+        let known = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_');
+        let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(known);
+        if name.len() > 253 || !name.split('.').all(label) {
+            return Err(format!("`{name}` is not a host's name"));
+        }
+        let ip = ip.trim_start_matches('[').trim_end_matches(']');
+        let ip = ip.parse().map_err(|_fault| format!("`{ip}` is not an IP address"))?;
+        Ok(Self { name: name.into(), ip })
+    }
+}
+
+impl fmt::Display for HostEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.name, self.ip)
+    }
+}
+
+impl TryFrom<String> for HostEntry {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<HostEntry> for String {
+    fn from(entry: HostEntry) -> Self {
+        entry.to_string()
+    }
 }
 
 /// Tells the agent which process runs in a sandbox.
@@ -488,6 +593,69 @@ pub struct Location {
     pub source: String,
     /// Milliseconds since this node learned it.
     pub age_ms: u64,
+}
+
+/// One record of `vxmesh dns query`: what a sandbox would be answered, who says so and how old the word is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsRecord {
+    /// The name that was asked for, in full.
+    pub name: String,
+    /// `A`, `AAAA`, `PTR`.
+    #[serde(rename = "type")]
+    pub kind: DnsType,
+    /// The address, or the name.
+    pub value: String,
+    /// Seconds that the answer may be kept.
+    pub ttl: u32,
+    /// The network.
+    pub network: NetworkId,
+    /// The endpoint.
+    pub endpoint: EndpointId,
+    /// The node that hosts it, which signed the record.
+    pub node: NodeId,
+    /// The record's stamp: incarnation of the node's agent, number in that life.
+    pub stamp: (u64, u64),
+    /// `local`, `push` or `gossip`: how this node learned it.
+    pub source: String,
+    /// Milliseconds since this node learned it.
+    pub age_ms: u64,
+}
+
+/// A type of record that endpoints have.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "UPPERCASE")]
+#[value(rename_all = "UPPER")]
+pub enum DnsType {
+    /// An IPv4 address
+    A,
+    /// An IPv6 address
+    Aaaa,
+    /// The name of an address
+    Ptr,
+}
+
+impl fmt::Display for DnsType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::A => "A",
+            Self::Aaaa => "AAAA",
+            Self::Ptr => "PTR",
+        })
+    }
+}
+
+/// `vxmesh dns query`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DnsQuery {
+    /// Name or id of the only network to look in.
+    #[serde(default)]
+    pub network: Option<String>,
+    /// The only type of record to show.
+    #[serde(default, rename = "type")]
+    pub kind: Option<DnsType>,
 }
 
 /// One row of `vxmesh map ls`: an endpoint as this node sees it.

@@ -15,7 +15,10 @@ use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 use vxmesh_proto::{addr::Name, ipam::Subnet, limits};
 
-use crate::api::{ApiError, ErrorCode};
+use crate::{
+    api::{ApiError, ErrorCode},
+    datapath::backend::Backend,
+};
 
 /// The file that is read unless another is named; it need not be there.
 pub const DEFAULT_FILE: &str = "/etc/vxmesh/agent.toml";
@@ -52,6 +55,8 @@ pub struct RawConfig {
     pub control_port: Option<u16>,
     /// See [`Config::data_port`].
     pub data_port: Option<u16>,
+    /// See [`Config::tap`].
+    pub tap: Option<Backend>,
     /// See [`Config::log`].
     pub log: Option<String>,
     /// See [`Config::gossip_interval`]; written like `1s` or `500ms`.
@@ -83,6 +88,8 @@ pub struct Config {
     pub control_port: u16,
     /// UDP port of sealed frames.
     pub data_port: u16,
+    /// Which backend drives the TAPs.
+    pub tap: Backend,
     /// What is logged, in the words of `tracing_subscriber::EnvFilter`.
     pub log: String,
     /// Time between two rounds of gossip.
@@ -165,6 +172,7 @@ impl Config {
             advertise: pick!(advertise).unwrap_or_default(),
             control_port: pick!(control_port).unwrap_or(limits::CONTROL_PORT),
             data_port: pick!(data_port).unwrap_or(limits::DATA_PORT),
+            tap: pick!(tap).unwrap_or_default(),
             log: pick!(log).unwrap_or_else(|| "info".into()),
             gossip_interval: match pick!(gossip_interval) {
                 Some(text) => file.interval(&text)?,
@@ -423,6 +431,7 @@ mod tests {
                 "advertise",
                 "control_port",
                 "data_port",
+                "tap",
                 "log",
                 "gossip_interval",
                 "default_pools",

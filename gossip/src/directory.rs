@@ -13,7 +13,7 @@ use std::{
 };
 
 use vxmesh_proto::{
-    addr::NodeId,
+    addr::{NetworkId, NodeId},
     limits::GONE_KEPT,
     record::{Claim, Key, Precedence, Record, SignedRecord},
 };
@@ -106,6 +106,8 @@ enum Place {
 #[derive(Debug, Default)]
 pub struct Directory {
     records: BTreeMap<NodeId, BTreeMap<Key, Entry>>,
+    /// Where the endpoints of each network stand: a reader of one network does not walk all of them.
+    networks: BTreeMap<NetworkId, BTreeSet<(NodeId, Key)>>,
     count: usize,
     up: BTreeSet<NodeId>,
     objects: BTreeMap<NodeId, Arc<str>>,
@@ -141,7 +143,15 @@ impl Directory {
         };
         if matches!(accepted, Accepted::New | Accepted::Equivocation { kept: true }) {
             let entry = Entry { record: Arc::new(record), source, learned: now };
-            self.records.entry(owner).or_default().insert(key, entry);
+            let network = network_of(&entry);
+            let old = self.records.entry(owner).or_default().insert(key, entry);
+            let before = old.as_ref().and_then(network_of);
+            if before != network {
+                before.inspect(|before| unlist(&mut self.networks, before, owner, key));
+                if let Some(network) = network {
+                    self.networks.entry(network).or_default().insert((owner, key));
+                }
+            }
             self.changed.insert(Place::Record(owner, key));
         }
         accepted
@@ -195,6 +205,9 @@ impl Directory {
                 let expired = gone && now.saturating_duration_since(entry.learned) >= GONE_KEPT;
                 if !member && !gone {
                     self.changed.insert(Place::Record(*owner, *key));
+                    if let Some(network) = network_of(entry) {
+                        unlist(&mut self.networks, &network, *owner, *key);
+                    }
                 }
                 member && !expired
             });
@@ -247,6 +260,12 @@ impl Directory {
         self.records.values().flat_map(BTreeMap::values)
     }
 
+    /// The endpoints that are claimed to be in a network, those of nodes that are down included, by owner and key.
+    pub fn records_in(&self, network: NetworkId) -> impl Iterator<Item = &Entry> {
+        let places = self.networks.get(&network).into_iter().flatten();
+        places.filter_map(|(owner, key)| self.get(*owner, *key))
+    }
+
     /// Whether a node is up.
     #[must_use]
     pub fn is_up(&self, node: NodeId) -> bool {
@@ -261,6 +280,28 @@ impl Directory {
     /// The hash that each node's set of mesh objects is said to have.
     pub fn objects(&self) -> impl Iterator<Item = (NodeId, &Arc<str>)> {
         self.objects.iter().map(|(node, hash)| (*node, hash))
+    }
+}
+
+/// The network of an endpoint that is not gone.
+fn network_of(entry: &Entry) -> Option<NetworkId> {
+    match entry.record.claim() {
+        Claim::Endpoint(claim) => Some(claim.network),
+        Claim::Node(_) | Claim::Gone => None,
+    }
+}
+
+fn unlist(
+    networks: &mut BTreeMap<NetworkId, BTreeSet<(NodeId, Key)>>,
+    network: &NetworkId,
+    owner: NodeId,
+    key: Key,
+) {
+    if let Some(places) = networks.get_mut(network) {
+        places.remove(&(owner, key));
+        if places.is_empty() {
+            networks.remove(network);
+        }
     }
 }
 

@@ -34,6 +34,7 @@ fn endpoint(node: u8, index: u8) -> Claim {
         ips: vec![[10, 0, node, index].into()],
         incarnation: 1,
         labels: Default::default(),
+        router: false,
     })
 }
 

@@ -6,13 +6,14 @@
 //!
 //! Reading order: [`addr`] (the words), [`limits`] (every bound with its reason), [`wire`] (headers),
 //! [`session`] (keys between two nodes), [`tables`] (what is known), [`datapath`] (what happens to one
-//! frame), [`ipam`] (who may give out which address), [`record`] (signed claims).
+//! frame), [`ipam`] (who may give out which address), [`record`] (signed claims), [`dns`] (what names mean).
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 pub mod addr;
 pub mod control;
 pub mod datapath;
+pub mod dns;
 pub mod ipam;
 pub mod limits;
 pub mod object;

@@ -86,5 +86,18 @@ pub const NETWORK_SUBNETS: usize = 8;
 pub const NETWORK_SUBNETS_ALL: usize = 32;
 /// Addresses of one subnet that are given to nobody because something else has them.
 pub const SUBNET_AUX: usize = 64;
+/// Name servers of one network, as many as libc asks.
+pub const NETWORK_DNS: usize = 3;
 /// Labels of one network.
 pub const NETWORK_LABELS: usize = 64;
+
+/// Seconds that an answer about a name of ours may be kept.
+pub const DNS_TTL: u32 = 5;
+/// Longest reply over UDP: it crosses every IPv6 path in one piece (dnsflagday.net/2020).
+pub const DNS_UDP_LEN: u16 = 1232;
+/// Longest question: 255 bytes of name, and options of EDNS.
+pub const DNS_QUERY_LEN: usize = 1232;
+/// Seconds that an upstream's answer is kept at most.
+pub const DNS_CACHED: u32 = 3600;
+/// Seconds that an upstream's refusal is kept at most: it may be mended by then.
+pub const DNS_CACHED_NEGATIVE: u32 = 30;

@@ -164,6 +164,9 @@ pub struct EndpointClaim {
     /// Free-form labels.
     #[serde(rename = "t", default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// Whether it is the node itself, which also carries packets of its endpoints from one subnet to another.
+    #[serde(rename = "r", default, skip_serializing_if = "std::ops::Not::not")]
+    pub router: bool,
 }
 
 /// What a record says.
@@ -475,6 +478,7 @@ mod tests {
             ips: vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
             incarnation: 7,
             labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            router: false,
         }
     }
 

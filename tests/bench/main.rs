@@ -13,6 +13,7 @@
 mod footprint;
 mod lab;
 mod load;
+mod names;
 mod pingpong;
 mod stream;
 mod subject;
@@ -70,17 +71,22 @@ enum Underlay {
     Wire,
 }
 
-/// Parts that the program runs in the sandboxes.
+/// Another measurement, and parts that the program runs in the sandboxes.
 #[derive(Debug, Subcommand)]
-#[command(hide = true)]
 enum Part {
+    /// Measures how many questions about names one core answers; needs no root
+    Names(names::Options),
     /// Answers each datagram with itself
+    #[command(hide = true)]
     Pong { port: u16 },
     /// Measures round trips
+    #[command(hide = true)]
     Ping { to: SocketAddrV4, seconds: u32 },
     /// Sends random bytes to all who connect, and their digest
+    #[command(hide = true)]
     Source { port: u16, mebibytes: u32 },
     /// Reads and compares with the digest
+    #[command(hide = true)]
     Sink { from: SocketAddrV4 },
 }
 
@@ -88,6 +94,10 @@ enum Part {
 fn main() -> Result<()> {
     let args = Args::parse();
     match args.part {
+        Some(Part::Names(options)) => {
+            println!("{}\n\n{}", table::machine()?, names::measure(options)?);
+            return Ok(());
+        }
         Some(Part::Pong { port }) => return pingpong::pong(port),
         Some(Part::Ping { to, seconds }) => {
             let trips = pingpong::ping(to, Duration::from_secs(seconds.into()))?;

@@ -3,7 +3,11 @@
 mod addresses;
 mod churn;
 mod demo;
+mod egress;
 mod lab;
 mod mesh;
+mod names;
 mod netlink;
 mod refusals;
+mod skeleton;
+mod traces;

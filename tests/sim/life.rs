@@ -589,6 +589,7 @@ impl Life {
             ips: attach.ips.iter().map(IpNet::addr).collect(),
             incarnation: self.disk.incarnation.max(time.wall_ms),
             labels: BTreeMap::new(),
+            router: false,
         };
         self.disk.endpoints.insert(claim.id, claim.clone());
         self.host(time, network);

@@ -15,6 +15,7 @@ use vxmesh_proto::{
 };
 
 use crate::{
+    dns,
     pair::{MAC_A, MAC_B, PAIR},
     untrusted,
 };
@@ -41,6 +42,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "object", run: untrusted::object_merge, seeds: &[] },
     Target { name: "gossip", run: untrusted::gossip, seeds: &[] },
     Target { name: "session", run: untrusted::session_datagram, seeds: &[] },
+    Target { name: "dns_query", run: dns::dns_query, seeds: &[] },
+    Target { name: "dns_answer", run: dns::dns_answer, seeds: &[] },
     Target { name: "user", run: untrusted::user_text, seeds: &[] },
 ];
 

@@ -1,12 +1,17 @@
 //! What the tests of several kinds share.
 
+pub mod caller;
 pub mod capture;
+pub mod dns;
 pub mod fuzz;
 pub mod hex;
 pub mod lab;
+pub mod machine;
 pub mod netns;
+pub mod outside;
 pub mod pair;
 pub mod program;
 pub mod topology;
 pub mod traffic;
 pub mod untrusted;
+pub mod upstream;

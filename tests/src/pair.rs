@@ -34,17 +34,8 @@ impl Pair {
     pub fn new() -> Self {
         let nodes = [NodeId::of_public_key(b"a"), NodeId::of_public_key(b"b")];
         let start = Instant::now();
-        let table = |here: usize| {
-            let there = 1 - here;
-            let mut updates = vec![];
-            for (at, node) in nodes.iter().enumerate() {
-                let place = if at == here { Place::Local } else { Place::Remote(at) };
-                updates.push(TableUpdate::Put(endpoint(*node, at, place)));
-            }
-            updates.extend(nodes.get(there).map(|node| TableUpdate::PutMember(*node, there)));
-            NetworkTable::new(spec(), 0x5eed, start).apply(updates)
-        };
-        Self { nodes, tables: [table(0), table(1)], start }
+        let tables = [0, 1].map(|here| table(&nodes, here, 1 - here, start));
+        Self { nodes, tables, start }
     }
 }
 
@@ -54,7 +45,28 @@ impl Default for Pair {
     }
 }
 
-fn spec() -> NetworkSpec {
+/// What the host `here` of the two knows; `peer` is its handle of the other one.
+#[must_use]
+pub fn table<P: Clone>(
+    nodes: &[NodeId; 2],
+    here: usize,
+    peer: P,
+    start: Instant,
+) -> NetworkTable<P> {
+    let mut updates = vec![];
+    for (at, node) in nodes.iter().enumerate() {
+        let place = if at == here { Place::Local } else { Place::Remote(peer.clone()) };
+        updates.push(TableUpdate::Put(endpoint(*node, at, place)));
+        if at != here {
+            updates.push(TableUpdate::PutMember(*node, peer.clone()));
+        }
+    }
+    NetworkTable::new(spec(), 0x5eed, start).apply(updates)
+}
+
+/// Network 42 of the pair.
+#[must_use]
+pub fn spec() -> NetworkSpec {
     let ips = vec![IpAddr::from([10, 0, 0, 1]), v6(1)];
     NetworkSpec {
         id: NetworkId::from_random([1; 16]),
@@ -65,7 +77,9 @@ fn spec() -> NetworkSpec {
     }
 }
 
-fn endpoint(node: NodeId, at: usize, place: Place<usize>) -> Row<usize> {
+/// The endpoint of the first (0) or the second host.
+#[must_use]
+pub fn endpoint<P>(node: NodeId, at: usize, place: Place<P>) -> Row<P> {
     let (mac, last, endpoint) =
         if at == 0 { (MAC_A, 10, [0xa; 16]) } else { (MAC_B, 11, [0xb; 16]) };
     Row {

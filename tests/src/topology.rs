@@ -6,7 +6,7 @@
 
 use std::{
     fmt, fs,
-    io::{BufRead, BufReader, ErrorKind, Read},
+    io::{BufRead, BufReader, ErrorKind, IoSlice, Read},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -20,10 +20,8 @@ use nix::{
     unistd::{Pid, geteuid},
 };
 use tempfile::TempDir;
-use vxmesh::{
-    datapath::{device::Device, tap::Tap},
-    netlink::netns::Netns,
-};
+use vxmesh::{datapath::device::Device, netlink::netns::Netns};
+use vxmesh_proto::datapath::vnet;
 
 /// More than a loaded machine needs for anything that tests wait for.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -267,7 +265,7 @@ impl Drop for Capture {
 
 /// A cable between the TAPs of two hosts, or from one TAP to nowhere. It remembers each frame that a TAP gave.
 pub struct Wire {
-    taps: Vec<Arc<Tap>>,
+    taps: Vec<Arc<dyn Device>>,
     seen: Vec<Arc<Mutex<Vec<Vec<u8>>>>>,
     threads: Vec<JoinHandle<Result<()>>>,
 }
@@ -281,23 +279,23 @@ impl fmt::Debug for Wire {
 impl Wire {
     /// A wire whose other end is open.
     #[must_use]
-    pub fn open(tap: Tap) -> Self {
-        Self::between(vec![Arc::new(tap)])
+    pub fn open(tap: Box<dyn Device>) -> Self {
+        Self::between(vec![tap.into()])
     }
 
     /// A wire that carries every frame of each to the other.
     #[must_use]
-    pub fn join(one: Tap, other: Tap) -> Self {
-        Self::between(vec![Arc::new(one), Arc::new(other)])
+    pub fn join(one: Box<dyn Device>, other: Box<dyn Device>) -> Self {
+        Self::between(vec![one.into(), other.into()])
     }
 
-    fn between(taps: Vec<Arc<Tap>>) -> Self {
+    fn between(taps: Vec<Arc<dyn Device>>) -> Self {
         let seen: Vec<Arc<Mutex<Vec<Vec<u8>>>>> = taps.iter().map(|_| Arc::default()).collect();
-        let start = |(at, tap): (usize, &Arc<Tap>)| {
+        let start = |(at, tap): (usize, &Arc<dyn Device>)| {
             let others = taps.iter().enumerate().filter(|(other, _)| *other != at);
-            let others: Vec<Arc<Tap>> = others.map(|(_, tap)| Arc::clone(tap)).collect();
+            let others: Vec<Arc<dyn Device>> = others.map(|(_, tap)| Arc::clone(tap)).collect();
             let (tap, seen) = (Arc::clone(tap), seen.get(at).cloned().unwrap_or_default());
-            thread::spawn(move || carry(&tap, &others, &seen))
+            thread::spawn(move || carry(&*tap, &others, &seen))
         };
         let threads = taps.iter().enumerate().map(start).collect();
         Self { taps, seen, threads }
@@ -316,7 +314,7 @@ impl Wire {
     /// # Errors
     /// The kernel does not take it.
     pub fn inject(&self, frame: &[u8]) -> Result<()> {
-        Ok(self.taps.first().context("no TAP")?.send(frame)?)
+        Ok(self.taps.first().context("no TAP")?.send(&vnet::PLAIN, &[IoSlice::new(frame)])?)
     }
 
     /// Stops carrying and closes the TAPs.
@@ -341,18 +339,18 @@ impl Drop for Wire {
     }
 }
 
-fn carry(tap: &Tap, others: &[Arc<Tap>], seen: &Mutex<Vec<Vec<u8>>>) -> Result<()> {
+fn carry(tap: &dyn Device, others: &[Arc<dyn Device>], seen: &Mutex<Vec<Vec<u8>>>) -> Result<()> {
     let mut buffer = vec![0; 1 << 16];
     while tap.wait()? {
         loop {
             let len = match tap.recv(&mut buffer) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                len => len?,
+                received => received?.len,
             };
             let frame = buffer.get(..len).unwrap_or_default();
             seen.lock().unwrap_or_else(PoisonError::into_inner).push(frame.to_vec());
             for other in others {
-                other.send(frame)?;
+                other.send(&vnet::PLAIN, &[IoSlice::new(frame)])?;
             }
         }
     }

@@ -8,9 +8,9 @@ use async_trait::async_trait;
 
 use super::resolve;
 use crate::api::{
-    Address, AddressPool, ApiError, AttachSpec, DropRow, Endpoint, ExtendSpec, InitSpec, JoinSpec,
-    Location, MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec, Node, Peer,
-    Sandbox, SandboxSpec, Status, Token, TokenCreated, TokenSpec,
+    Address, AddressPool, ApiError, AttachSpec, DnsQuery, DnsRecord, DropRow, Endpoint, ExtendSpec,
+    InitSpec, JoinSpec, Location, MapDiffRow, MapRow, Membership, Network, NetworkPools,
+    NetworkSpec, Node, Peer, Sandbox, SandboxSpec, Status, Token, TokenCreated, TokenSpec,
 };
 
 /// An agent as its admin API sees it.
@@ -93,6 +93,9 @@ pub trait Backend: Send + Sync + 'static {
     async fn drops(&self) -> Result<Vec<DropRow>, ApiError>;
     /// `locate`: every place that has the address, in any network.
     async fn locate(&self, address: Address) -> Result<Vec<Location>, ApiError>;
+
+    /// `dns query`: the records that answer for a name or an address; not found if there are none.
+    async fn dns_query(&self, name: &str, query: DnsQuery) -> Result<Vec<DnsRecord>, ApiError>;
 
     /// `map ls`
     async fn map(&self) -> Result<Vec<MapRow>, ApiError>;

@@ -13,6 +13,7 @@
 //! | `POST /v1/sandboxes/REF/started` | `SandboxStarted` | `Sandbox` |
 //! | `GET /v1/drops`, `/v1/map` | | `[DropRow]`, `[MapRow]` |
 //! | `GET /v1/locate/ADDRESS[?network=REF]` | | `Location` |
+//! | `GET /v1/dns/NAME[?network=REF][&type=TYPE]` | | `[DnsRecord]` |
 //! | `GET /v1/map/diff/REF` | | `[MapDiffRow]` |
 //!
 //! Every failure is `{"error":{"code","message","hint"}}` with the status of its code. It refuses bodies of more than

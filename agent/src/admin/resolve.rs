@@ -176,6 +176,7 @@ mod tests {
             state: "created".into(),
             command: Vec::new(),
             endpoints: Vec::new(),
+            etc: None,
         };
         let sandboxes = [sandbox];
         assert!(one(&sandboxes, "web-1").is_ok());

@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::Backend;
 use crate::api::{
-    Address, ApiError, AttachSpec, ErrorBody, ErrorCode, ExtendSpec, InitSpec, JoinSpec, Location,
-    NetworkSpec, SandboxSpec, SandboxStarted, TokenSpec,
+    Address, ApiError, AttachSpec, DnsQuery, DnsRecord, ErrorBody, ErrorCode, ExtendSpec, InitSpec,
+    JoinSpec, Location, NetworkSpec, SandboxSpec, SandboxStarted, TokenSpec,
 };
 
 /// Largest request body. The largest request has a few dozen addresses and labels; 1 MiB is far above any.
@@ -131,6 +131,7 @@ fn views() -> Router<Arc<dyn Backend>> {
         .route("/v1/peers/{reference}", get(peer))
         .route("/v1/drops", get(drops))
         .route("/v1/locate/{reference}", get(locate))
+        .route("/v1/dns/{reference}", get(dns_query))
         .route("/v1/map", get(map))
         .route("/v1/map/diff/{reference}", get(diff))
 }
@@ -149,6 +150,15 @@ struct RemoveQuery {
 #[serde(deny_unknown_fields)]
 struct LocateQuery {
     network: Option<String>,
+}
+
+async fn dns_query(
+    State(agent): Agent,
+    Ref(name): Ref,
+    query: Result<Query<DnsQuery>, axum::extract::rejection::QueryRejection>,
+) -> Answer<Vec<DnsRecord>> {
+    let Query(query) = query.map_err(|why| bad_request(why.body_text()))?;
+    agent.dns_query(&name, query).await.map(Json)
 }
 
 async fn locate(

@@ -12,8 +12,10 @@ use ipnet::IpNet;
 use vxmesh_proto::addr::{MacAddr, Name, Vni};
 
 use crate::{
-    api::{self, Address},
-    config, lab,
+    api::{self, Address, DnsType, HostEntry},
+    config,
+    datapath::backend::Backend,
+    lab,
 };
 
 /// One private encrypted network out of many hosts.
@@ -109,6 +111,9 @@ pub(super) enum Ask {
     Drops,
     /// Where an address is, and who says so
     Locate(Locate),
+    /// Names as sandboxes are answered
+    #[command(subcommand)]
+    Dns(Dns),
     /// The endpoints that this node knows
     #[command(subcommand)]
     Map(Map),
@@ -174,6 +179,9 @@ pub(super) struct Agent {
     /// UDP port of sealed frames [default: 7761]
     #[arg(long, value_name = "PORT")]
     pub(super) data_port: Option<u16>,
+    /// What drives the TAPs: auto, offload or tun-tap [default: auto]
+    #[arg(long, env = "VXMESH_TAP", hide_env_values = true, value_name = "BACKEND")]
+    pub(super) tap: Option<Backend>,
     /// What to log, such as `debug` or `info,vxmesh::control=debug` [default: info]
     #[arg(long, env = "VXMESH_LOG", hide_env_values = true, value_name = "FILTER")]
     pub(super) log: Option<String>,
@@ -240,6 +248,12 @@ pub(super) struct NetworkCreate {
     /// Number on the wire [default: a free one]
     #[arg(long)]
     pub(super) vni: Option<Vni>,
+    /// Name server for names outside the mesh; up to three [default: the hosts' own]
+    #[arg(long, value_name = "IP")]
+    pub(super) dns: Vec<IpAddr>,
+    /// Without a way out: no gateway, nothing from the host
+    #[arg(long)]
+    pub(super) internal: bool,
     /// Label; may be given more than once
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     pub(super) label: Vec<(String, String)>,
@@ -358,6 +372,12 @@ pub(super) struct Run {
     pub(super) network: Vec<String>,
     #[command(flatten)]
     pub(super) wanted: Wanted,
+    /// Name server for names outside the mesh; up to three [default: those of the networks]
+    #[arg(long, value_name = "IP")]
+    pub(super) dns: Vec<IpAddr>,
+    /// A name for an address in /etc/hosts; may be given more than once
+    #[arg(long, value_name = "NAME:IP")]
+    pub(super) add_host: Vec<HostEntry>,
     /// The command with its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub(super) command: Vec<OsString>,
@@ -393,6 +413,22 @@ pub(super) struct Locate {
     /// Look in this network only
     #[arg(long, value_name = "NET", value_parser = reference)]
     pub(super) network: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Dns {
+    /// Show the records behind a name, who signed them and how old they are
+    Query {
+        /// A name, NAME.NETWORK, or an address
+        #[arg(value_parser = reference)]
+        name: String,
+        /// Look in this network only [default: all that have the name]
+        #[arg(long, value_name = "NET", value_parser = reference)]
+        network: Option<String>,
+        /// Show this type of record only
+        #[arg(long = "type", value_name = "TYPE", value_enum, ignore_case = true)]
+        kind: Option<DnsType>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

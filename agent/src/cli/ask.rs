@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use super::{
     Outcome,
     args::{
-        Ask, Attach, Endpoint, Ipam, Locate, Look, Map, Network, NetworkCreate, Sandbox, Token,
+        Ask, Attach, Dns, Endpoint, Ipam, Locate, Look, Map, Network, NetworkCreate, Sandbox, Token,
     },
     client::{Client, segment},
     output::{Output, Row},
@@ -28,6 +28,7 @@ pub(super) async fn ask(client: &Client, output: Output, ask: Ask) -> Outcome {
         Ask::Sandbox(sandbox) => call.sandbox(sandbox).await?,
         Ask::Drops => call.list::<api::DropRow>("/v1/drops").await?,
         Ask::Locate(what) => call.locate(&what).await?,
+        Ask::Dns(dns) => call.dns(dns).await?,
         Ask::Map(Map::Ls) => call.list::<api::MapRow>("/v1/map").await?,
         Ask::Map(Map::Diff { node }) => {
             call.list::<api::MapDiffRow>(&path("map/diff", &node)).await?;
@@ -155,6 +156,14 @@ impl Call<'_> {
         self.inspect::<api::Location>(&path).await
     }
 
+    async fn dns(&self, dns: Dns) -> Result<(), ApiError> {
+        let Dns::Query { name, network, kind } = dns;
+        let network = network.map(|network| format!("network={}", segment(&network)));
+        let kind = kind.map(|kind| format!("type={kind}"));
+        let query: Vec<String> = network.into_iter().chain(kind).collect();
+        self.list::<api::DnsRecord>(&format!("{}?{}", path("dns", &name), query.join("&"))).await
+    }
+
     async fn look<T>(&self, kind: &str, look: Look) -> Result<(), ApiError>
     where
         T: DeserializeOwned + Row,
@@ -191,6 +200,8 @@ fn network_spec(create: NetworkCreate) -> NetworkSpec {
         aux_addresses: create.within.aux_address.into_iter().collect(),
         mtu: create.mtu,
         vni: create.vni,
+        dns: create.dns,
+        internal: create.internal,
         labels: create.label.into_iter().collect(),
     }
 }

@@ -167,7 +167,7 @@ fn start(sandbox: &Sandbox, log: Option<&Path>, command: &[OsString]) -> Result<
             "choose another --log",
         ))
     })?;
-    let inside = Inside::fresh(sandbox.netns.as_ref());
+    let inside = Inside::fresh(sandbox);
     inside.and_then(|inside| inside.start(command, stdio)).map_err(|why| not_started(command, &why))
 }
 

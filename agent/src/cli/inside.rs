@@ -1,5 +1,7 @@
 //! Starting a command inside a sandbox: its network namespace, and a mount namespace of its own or of its process.
 //!
+//! In the mount namespace /etc/resolv.conf and /etc/hosts are the sandbox's, and what would answer for them out of the host's is hidden.
+//!
 //! Namespaces belong to threads (namespaces(7)), so a thread made for this enters them, starts the command as a child
 //! of this process and ends.
 
@@ -20,6 +22,10 @@ use nix::{
 };
 
 use super::signals;
+use crate::api::Sandbox;
+
+/// Where systemd-resolved and nscd listen.
+const DAEMONS: [&str; 2] = ["/run/systemd/resolve", "/run/nscd"];
 
 /// Why a command did not start.
 #[derive(Debug, thiserror::Error)]
@@ -38,18 +44,21 @@ pub(super) struct Inside {
     net: File,
     /// That of the sandbox's process; a new one otherwise.
     mnt: Option<File>,
+    /// Where the sandbox's files for /etc are.
+    etc: Option<PathBuf>,
 }
 
 impl Inside {
-    /// A sandbox without a process, by the path of its network namespace.
-    pub(super) fn fresh(netns: &Path) -> Result<Self, StartError> {
-        Ok(Self { net: File::open(netns).map_err(StartError::Enter)?, mnt: None })
+    /// A sandbox without a process.
+    pub(super) fn fresh(sandbox: &Sandbox) -> Result<Self, StartError> {
+        let net = File::open(&sandbox.netns).map_err(StartError::Enter)?;
+        Ok(Self { net, mnt: None, etc: sandbox.etc.as_ref().map(PathBuf::from) })
     }
 
     /// A sandbox as its process sees it; without one that lives, as a fresh one.
-    pub(super) fn of(netns: &Path, pid: Option<u32>) -> Result<Self, StartError> {
-        let mut inside = Self::fresh(netns)?;
-        if let Some(pid) = pid {
+    pub(super) fn of(sandbox: &Sandbox) -> Result<Self, StartError> {
+        let mut inside = Self::fresh(sandbox)?;
+        if let Some(pid) = sandbox.pid {
             inside.mnt = inside.mounts_of(pid).map_err(StartError::Enter)?;
         }
         Ok(inside)
@@ -96,17 +105,21 @@ impl Inside {
                 setns(mnt, CloneFlags::CLONE_NEWNS)?;
                 Ok(())
             }
-            None => own_mounts(),
+            None => own_mounts(self.etc.as_deref()),
         }
     }
 }
 
-/// A mount namespace whose changes stay inside, with a /sys that shows the namespace's interfaces.
-fn own_mounts() -> io::Result<()> {
+/// A mount namespace whose changes stay inside, with the sandbox's own files in /etc and a /sys that shows the namespace's
+/// interfaces.
+fn own_mounts(etc: Option<&Path>) -> io::Result<()> {
     let none = None::<&str>;
     unshare(CloneFlags::CLONE_NEWNS)?;
     // Slave: an unmount outside is carried out inside too, and keeps no disk busy.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
+    if let Some(etc) = etc {
+        own_names(etc)?;
+    }
     // The new /sys would hide the control groups, by which programs know their limits.
     let cgroups = File::open("/sys/fs/cgroup").ok();
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -125,6 +138,36 @@ fn own_mounts() -> io::Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// Names as the sandbox's files say. Daemons of the host that libc asks before them would answer with the host's names.
+fn own_names(etc: &Path) -> io::Result<()> {
+    let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    for daemon in DAEMONS.iter().filter(|daemon| Path::new(daemon).is_dir()) {
+        mount(Some("tmpfs"), *daemon, Some("tmpfs"), quiet, Some("size=64k,mode=755"))?;
+    }
+    for name in ["resolv.conf", "hosts"] {
+        let Some(place) = place_of(&Path::new("/etc").join(name))? else { continue };
+        mount(Some(&etc.join(name)), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    }
+    Ok(())
+}
+
+/// The file to mount on. A link may lead to what a daemon makes when it runs: without it there is no file, which means
+/// to libc what an empty one does.
+fn place_of(path: &Path) -> io::Result<Option<PathBuf>> {
+    match fs::canonicalize(path) {
+        Ok(place) => return Ok(Some(place)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(_missing) => {}
+    }
+    let Ok(target) = fs::read_link(path) else { return Ok(None) };
+    let place = path.parent().unwrap_or(path).join(target);
+    if let Some(directory) = place.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    File::options().append(true).create(true).open(&place)?;
+    fs::canonicalize(place).map(Some)
 }
 
 #[expect(

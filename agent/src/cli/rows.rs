@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     api::{
-        AddressBlock, AddressPool, DropRow, Endpoint, MapDiffRow, MapRow, Network, Node, Peer,
-        Sandbox, Token,
+        AddressBlock, AddressPool, DnsRecord, DropRow, Endpoint, MapDiffRow, MapRow, Network, Node,
+        Peer, Sandbox, Token,
     },
     lab::{Check, HostStatus},
 };
@@ -141,6 +141,25 @@ impl Row for DropRow {
             or_dash(self.network.map(|id| words.network(&id)).as_ref()),
             or_dash(self.peer.map(|id| words.node(&id)).as_ref()),
             self.count.to_string(),
+        ]
+    }
+}
+
+impl Row for DnsRecord {
+    const HEAD: &'static [&'static str] =
+        &["NAME", "TYPE", "VALUE", "TTL", "NETWORK", "ENDPOINT", "NODE", "SOURCE", "AGE"];
+
+    fn cells(&self, words: &Words) -> Vec<String> {
+        vec![
+            self.name.clone(),
+            self.kind.to_string(),
+            self.value.clone(),
+            self.ttl.to_string(),
+            words.network(&self.network),
+            self.endpoint.short(),
+            words.node(&self.node),
+            self.source.clone(),
+            words::duration(Duration::from_millis(self.age_ms)),
         ]
     }
 }

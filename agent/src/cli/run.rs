@@ -74,8 +74,7 @@ pub(super) fn exec(global: &Global, output: Output, exec: Exec) -> Outcome {
         let mut signals = open_signals()?;
         let path = format!("/v1/sandboxes/{}", segment(&exec.sandbox));
         let sandbox: Sandbox = client.get(path).await.map_err(ours)?;
-        let start = Inside::of(sandbox.netns.as_ref(), sandbox.pid)
-            .and_then(|inside| inside.start(&exec.command, terminal()));
+        let start = Inside::of(&sandbox).and_then(|inside| inside.start(&exec.command, terminal()));
         let child = start.map_err(|why| not_started(&exec.command, &why))?;
         attend(child, &mut signals, output, std::future::pending()).await
     })
@@ -88,8 +87,7 @@ async fn foreground(
     command: &[OsString],
     signals: &mut Signals,
 ) -> Outcome {
-    let start =
-        Inside::fresh(sandbox.netns.as_ref()).and_then(|inside| inside.start(command, terminal()));
+    let start = Inside::fresh(sandbox).and_then(|inside| inside.start(command, terminal()));
     let child = start.map_err(|why| not_started(command, &why))?;
     let pid = child.id();
     attend(child, signals, output, tell(client, sandbox, pid)).await
@@ -226,6 +224,8 @@ fn spec(run: &Run) -> SandboxSpec {
         ips: run.wanted.ip.clone(),
         mac: run.wanted.mac,
         aliases: run.wanted.alias.clone(),
+        dns: run.dns.clone(),
+        hosts: run.add_host.clone(),
         command: run.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
     }
 }

@@ -59,6 +59,7 @@ fn raw_config(global: &Global, agent: Agent) -> RawConfig {
         advertise: (!agent.advertise.is_empty()).then_some(agent.advertise),
         control_port: agent.control_port,
         data_port: agent.data_port,
+        tap: agent.tap,
         log: agent.log,
         init: agent.init.then_some(true),
         join: (!agent.join.is_empty()).then_some(agent.join),

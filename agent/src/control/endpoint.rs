@@ -12,8 +12,8 @@ use std::{
 
 use arc_swap::ArcSwap;
 use quinn::{
-    ClientConfig, Connection, Endpoint, EndpointConfig, Incoming, ServerConfig, TransportConfig,
-    VarInt,
+    ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, Incoming, ServerConfig,
+    TransportConfig, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
 use ring::hmac;
@@ -31,7 +31,7 @@ use super::{
     ControlConfig, ControlError, Service, admission,
     limits::{
         ANONYMOUS, DATAGRAM_BYTES, HANDSHAKE, IDLE, INCOMING, INCOMING_BYTES, JoinLimiter,
-        KEEP_ALIVE, MEMBERS, ONE_WAY_STREAMS, STREAM_WINDOW, STREAMS, WINDOW,
+        KEEP_ALIVE, MEMBERS, ONE_WAY_STREAMS, Refusals, STREAM_WINDOW, STREAMS, WINDOW,
     },
     link,
     peers::Peers,
@@ -59,6 +59,7 @@ pub(super) struct Inner {
     local_addr: SocketAddr,
     peers: Peers,
     joins: Mutex<JoinLimiter>,
+    refusals: Mutex<Refusals>,
     anonymous: Arc<Semaphore>,
     stopped: watch::Sender<bool>,
 }
@@ -72,6 +73,9 @@ impl Inner {
         let membership = &credentials.membership;
         let own = certificate::verify_at_its_own_time(&membership.certificate, &membership.ca)
             .map_err(|e| ControlError::Tls(e.to_string()))?;
+        if let Err(error) = credentials.member(unix_now()) {
+            tracing::warn!(%error, "other nodes will refuse this one");
+        }
         let presented = Arc::new(Presented::new(
             &credentials.identity,
             &membership.certificate,
@@ -91,6 +95,7 @@ impl Inner {
         let inner = Arc::new(Self {
             peers: Peers::new(credentials.identity.node_id()),
             joins: Mutex::new(JoinLimiter::new(config.join_limits, Instant::now())),
+            refusals: Mutex::new(Refusals::new(Instant::now())),
             anonymous: Arc::new(Semaphore::new(ANONYMOUS)),
             stopped: watch::Sender::new(false),
             own: ArcSwap::from_pointee(own),
@@ -143,6 +148,14 @@ impl Inner {
     /// Runs something with the limit on joins.
     pub(super) fn joins<R>(&self, run: impl FnOnce(&mut JoinLimiter) -> R) -> R {
         run(&mut self.joins.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Counts a caller that came with a bad certificate, and tells who it was.
+    fn refuse(&self, from: SocketAddr, error: &dyn std::fmt::Display) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(so_far) = refusals.count(Instant::now()) {
+            tracing::info!(%from, %error, so_far, "refused a certificate");
+        }
     }
 
     /// This node, for a newcomer. Without a known address the newcomer uses the one that it dialed.
@@ -327,6 +340,11 @@ async fn admit(inner: Arc<Inner>, incoming: Incoming) {
     let Ok(connecting) = incoming.accept() else { return };
     let connection = match timeout(HANDSHAKE, connecting).await {
         Ok(Ok(connection)) => connection,
+        // This side refused the caller's certificate; a caller that refuses ours closes the connection instead.
+        Ok(Err(ConnectionError::TransportError(error))) if is_alert(&error) => {
+            inner.refuse(from, &error.reason);
+            return;
+        }
         Ok(Err(error)) => {
             tracing::debug!(%from, %error, "a handshake failed");
             return;
@@ -340,10 +358,15 @@ async fn admit(inner: Arc<Inner>, incoming: Incoming) {
             Err(_) => connection.close(link::CLOSE_ANONYMOUS, b"too many joins at once"),
         },
         Err(error) => {
-            tracing::debug!(%from, %error, "a certificate was refused");
+            inner.refuse(from, &error);
             connection.close(link::CLOSE_ANONYMOUS, b"certificate refused");
         }
     }
+}
+
+/// Whether an error is an alert of TLS (RFC 9001 section 4.8).
+fn is_alert(error: &quinn_proto::TransportError) -> bool {
+    (0x100..0x200).contains(&u64::from(error.code))
 }
 
 /// Renews this node's certificate somewhere between half and four fifths of its lifetime.

@@ -94,7 +94,7 @@ pub enum JoinError {
     },
     /// Never made, or revoked.
     #[error(
-        "the mesh does not know this join token: it was revoked; make another with `vxmesh token create`"
+        "the mesh does not know this join token (it was revoked, or its last part is wrong): copy it again or make another with `vxmesh token create`"
     )]
     TokenUnknown,
     /// Too late.

@@ -49,6 +49,9 @@ pub(super) const CONVERGE: Duration = Duration::from_secs(5);
 /// The loser of two connections is closed after this long: its requests have come home.
 pub(super) const DRAIN: Duration = Duration::from_secs(2);
 
+/// Refused certificates that the log tells of, per minute: enough to see who knocks, too few to fill a disk.
+const TOLD: u32 = 10;
+
 /// How many failed joins are served: a correct one costs nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JoinLimits {
@@ -128,6 +131,25 @@ impl JoinLimiter {
     }
 }
 
+/// Callers whose certificate was refused: all are counted, some are told.
+#[derive(Debug)]
+pub(super) struct Refusals {
+    count: u64,
+    told: Bucket,
+}
+
+impl Refusals {
+    pub(super) const fn new(now: Instant) -> Self {
+        Self { count: 0, told: Bucket { level: TOLD as u64 * 1000, at: now } }
+    }
+
+    /// Counts one more; how many there were so far if the log is to tell of this one.
+    pub(super) fn count(&mut self, now: Instant) -> Option<u64> {
+        self.count = self.count.saturating_add(1);
+        self.told.take(TOLD, now).then_some(self.count)
+    }
+}
+
 /// One customer of an IPv6 provider has a /64 at least.
 fn network_of(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
@@ -169,6 +191,16 @@ mod tests {
         assert!(limiter.take("2001:db8:0:1::1".parse().unwrap(), start));
         limiter.give_back("2001:db8::7".parse().unwrap());
         assert!(limiter.take("2001:db8::3".parse().unwrap(), start));
+    }
+
+    #[test]
+    fn all_refusals_are_counted_and_few_are_told() {
+        let start = Instant::now();
+        let mut refusals = Refusals::new(start);
+        let told: Vec<u64> = (0..1000).filter_map(|_| refusals.count(start)).collect();
+        assert_eq!(told, (1..=10).collect::<Vec<u64>>());
+        assert_eq!(refusals.count(start + Duration::from_secs(7)), Some(1001));
+        assert_eq!(refusals.count(start + Duration::from_secs(8)), None);
     }
 
     #[test]

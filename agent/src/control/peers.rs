@@ -93,6 +93,15 @@ impl Peer {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Keeps why an attempt to connect failed, and tells of it once.
+    fn failed(&self, addr: SocketAddr, reason: String) {
+        let mut state = self.state();
+        if state.last_error.as_ref() != Some(&reason) {
+            tracing::info!(node = %self.node, %addr, reason, "cannot connect; trying again");
+        }
+        state.last_error = Some(reason);
+    }
+
     fn touch(&self) {
         self.changed.send_modify(|count| *count = count.wrapping_add(1));
     }
@@ -367,7 +376,7 @@ async fn keep_connected(inner: Arc<Inner>, peer: Arc<Peer>) {
             Ok((connection, member, der)) => {
                 inner.peers().adopt(connection, true, member, &der).await;
             }
-            Err(reason) => peer.state().last_error = Some(reason),
+            Err(reason) => peer.failed(addr, reason),
         }
         // Two nodes that start together do not stay in step, and a peer that hangs up at once is not pestered.
         pause = if began.elapsed() > REDIAL_MAX { REDIAL } else { (pause * 2).min(REDIAL_MAX) };

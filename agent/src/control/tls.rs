@@ -332,7 +332,18 @@ impl ServerCertVerifier for ByDigest {
 struct Unexpected;
 
 fn refuse(error: impl std::error::Error + Send + Sync + 'static) -> TlsError {
-    TlsError::InvalidCertificate(TlsCertificateError::Other(OtherError(Arc::new(error))))
+    TlsError::InvalidCertificate(TlsCertificateError::Other(OtherError(Arc::new(Told(error)))))
+}
+
+/// An error in words also where rustls shows the `Debug` form to whoever reads the log.
+#[derive(Error)]
+#[error("{0}")]
+struct Told<E>(E);
+
+impl<E: fmt::Display> fmt::Debug for Told<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
 }
 
 fn no_tls12() -> TlsError {

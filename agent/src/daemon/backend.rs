@@ -5,7 +5,7 @@ use std::{
     io::{ErrorKind, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -18,9 +18,10 @@ use super::mesh::{Mesh, failed, store_failed};
 use crate::{
     admin::{Backend, resolve},
     api::{
-        Address, AddressPool, ApiError, AttachSpec, DropRow, Endpoint, ErrorCode, ExtendSpec,
-        InitSpec, JoinSpec, Location, MapDiffRow, MapRow, Membership, Network, NetworkPools,
-        NetworkSpec, Node, Peer, Sandbox, SandboxSpec, Status, Token, TokenCreated, TokenSpec,
+        Address, AddressPool, ApiError, AttachSpec, DnsQuery, DnsRecord, DropRow, Endpoint,
+        ErrorCode, ExtendSpec, InitSpec, JoinSpec, Location, MapDiffRow, MapRow, Membership,
+        Network, NetworkPools, NetworkSpec, Node, Peer, Sandbox, SandboxSpec, Status, Token,
+        TokenCreated, TokenSpec,
     },
     config::Config,
     control::join::{JoinOptions, join},
@@ -209,6 +210,7 @@ impl Mesh {
         self.clear_sandboxes(&mut hosted).await?;
         self.detach_all(&mut hosted).await?;
         let mut last_words = Vec::new();
+        self.leaving.store(true, Ordering::Release);
         if let Some(heir) = self.live_nodes().into_iter().find(|node| *node != self.me) {
             for (network, transfer) in self.addresses.give_all(heir) {
                 match self.sign_transfer(network, transfer) {
@@ -284,6 +286,7 @@ impl Backend for Agent {
             networks: 0,
             endpoints: 0,
             issuer: false,
+            datapath: None,
         };
         if let Some(mesh) = self.mesh.read().await.as_ref() {
             mesh.fill_status(&mut status);
@@ -358,7 +361,9 @@ impl Backend for Agent {
     }
 
     async fn network(&self, reference: &str) -> Result<Network, ApiError> {
-        self.mesh().await?.inspect_network(reference)
+        let mesh = self.mesh().await?;
+        let network = mesh.inspect_network(reference)?;
+        Ok(Network { way: mesh.way_row(network.id).await, ..network })
     }
 
     async fn network_create(&self, spec: NetworkSpec) -> Result<Network, ApiError> {
@@ -420,11 +425,52 @@ impl Backend for Agent {
         Ok(self.mesh().await?.locations(&address))
     }
 
+    async fn dns_query(&self, name: &str, query: DnsQuery) -> Result<Vec<DnsRecord>, ApiError> {
+        self.mesh().await?.name_records(name, &query)
+    }
+
     async fn map(&self) -> Result<Vec<MapRow>, ApiError> {
         Ok(self.mesh().await?.map_rows())
     }
 
     async fn map_diff(&self, reference: &str) -> Result<Vec<MapDiffRow>, ApiError> {
         self.mesh().await?.map_difference(reference).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv6Addr, UdpSocket};
+
+    use super::*;
+    use crate::{config::FirstStart, store::Store};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_busy_port_leaves_nothing_of_a_mesh_that_could_not_be_made() {
+        let busy = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
+        let port = busy.local_addr().unwrap().port();
+        for (control_port, data_port) in [(port, 0), (0, port)] {
+            let dir = tempfile::tempdir().unwrap();
+            let agent = Agent::new(Config {
+                data_dir: dir.path().to_owned(),
+                run_dir: dir.path().to_owned(),
+                socket: dir.path().join("api.sock"),
+                name: "a".parse().unwrap(),
+                advertise: vec!["192.0.2.1".parse().unwrap()],
+                control_port,
+                data_port,
+                tap: crate::datapath::backend::Backend::Auto,
+                log: "off".to_owned(),
+                gossip_interval: Duration::from_millis(500),
+                default_pools: Vec::new(),
+                first_start: FirstStart::Wait,
+            });
+            let error = agent.make_mesh().await.unwrap_err();
+            assert!(error.message.contains("port"), "{error}");
+            let store = Store::open(&dir.path().join("state.redb")).unwrap();
+            let objects = store.list::<serde_json::Value>(Table::Objects).unwrap();
+            assert!(objects.is_empty(), "{objects:?}");
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only the state is there");
+        }
     }
 }

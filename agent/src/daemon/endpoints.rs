@@ -7,7 +7,7 @@
 //! ```
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -23,7 +23,10 @@ use vxmesh_proto::{
     record::{Claim, EndpointClaim, Key},
 };
 
-use super::mesh::{Local, Mesh, failed, lock, store_failed};
+use super::{
+    gateway::Ways,
+    mesh::{Local, Mesh, failed, lock, store_failed},
+};
 use crate::{
     admin::resolve,
     api::{self, ApiError, AttachSpec, ErrorCode},
@@ -39,7 +42,8 @@ use crate::{
 /// What of the mesh is on this host: the namespaces of networks that have endpoints here.
 #[derive(Debug, Default)]
 pub(super) struct Hosted {
-    overlays: BTreeMap<NetworkId, Overlay>,
+    pub(super) overlays: BTreeMap<NetworkId, Overlay>,
+    pub(super) ways: Ways,
 }
 
 /// An endpoint as the store keeps it.
@@ -71,6 +75,7 @@ impl Stored {
             ips: self.ips.iter().map(IpNet::addr).collect(),
             incarnation: self.incarnation,
             labels: self.labels.clone(),
+            router: false,
         }
     }
 
@@ -196,13 +201,11 @@ impl Mesh {
             ));
         }
         for other in self.endpoint_list().iter().filter(|other| other.network == network) {
-            let taken = [&other.name].into_iter().chain(&other.aliases);
-            if let Some(taken) =
-                taken.into_iter().find(|taken| **taken == name || spec.aliases.contains(taken))
-            {
+            // Aliases may be shared: that is how one name leads to several.
+            if other.name == name {
                 return Err(conflict(
-                    format!("the network has an endpoint `{taken}` already"),
-                    "choose another name or alias",
+                    format!("the network has an endpoint `{name}` already"),
+                    "choose another name; several endpoints can have one --alias",
                 ));
             }
             if other.mac == mac {
@@ -229,10 +232,14 @@ impl Mesh {
     }
 
     /// A MAC that only this node may claim and that none of its endpoints has.
-    fn free_mac(&self, network: NetworkId) -> Result<MacAddr, ApiError> {
-        let stored = self.stored_endpoints()?;
-        let taken: BTreeSet<MacAddr> =
-            stored.iter().filter(|other| other.network == network).map(|other| other.mac).collect();
+    pub(super) fn free_mac(&self, network: NetworkId) -> Result<MacAddr, ApiError> {
+        let (stored, nodes) = (self.stored_endpoints()?, self.stored_nodes()?);
+        let endpoints = stored.iter().map(|other| (other.network, other.mac));
+        let taken: BTreeSet<MacAddr> = endpoints
+            .chain(nodes.iter().map(|node| (node.network, node.mac)))
+            .filter(|(other, _mac)| *other == network)
+            .map(|(_network, mac)| mac)
+            .collect();
         let begin = rand::random::<u16>();
         let mut macs = (0..=u16::MAX).map(|n| MacAddr::of_node(self.me, begin.wrapping_add(n)));
         macs.find(|mac| !taken.contains(mac))
@@ -246,12 +253,12 @@ impl Mesh {
         endpoint: &mut Stored,
     ) -> Result<(), ApiError> {
         self.save(endpoint)?;
-        if let Some(overlay) = hosted.overlays.get_mut(&endpoint.network) {
-            self.extend_overlay(endpoint.network, overlay, network).await?;
+        if self.follow_subnets(hosted, endpoint.network, network).await? {
+            self.open_way(hosted, endpoint.network, network).await;
         }
         let overlay = self.host_network(hosted, endpoint.network, network).await?;
         // All tables know it before its first frame: none is refused, and whoever asks for it gets an answer.
-        self.announce(endpoint).await?;
+        self.announce(&Claim::Endpoint(endpoint.claim())).await?;
         endpoint.ifname = Some(overlay.attach(&endpoint.plug()).await?);
         endpoint.attached = true;
         self.save(endpoint)
@@ -261,11 +268,11 @@ impl Mesh {
         self.store.put(Table::Endpoints, &endpoint.id.to_string(), endpoint).map_err(store_failed)
     }
 
-    async fn announce(self: &Arc<Self>, endpoint: &Stored) -> Result<(), ApiError> {
+    pub(super) async fn announce(self: &Arc<Self>, claim: &Claim) -> Result<(), ApiError> {
         let Some(gossip) = self.gossip.get() else {
             return Err(failed("the agent is starting", "try again"));
         };
-        let record = gossip.publish(&Claim::Endpoint(endpoint.claim())).map_err(|error| {
+        let record = gossip.publish(claim).map_err(|error| {
             ApiError::new(ErrorCode::Usage, error.to_string(), "nothing was changed")
         })?;
         self.reconcile().await;
@@ -280,15 +287,27 @@ impl Mesh {
         id: NetworkId,
         network: &object::Network,
     ) -> Result<&'h Overlay, ApiError> {
-        let entry = match hosted.overlays.entry(id) {
-            Entry::Occupied(there) => return Ok(there.into_mut()),
-            Entry::Vacant(entry) => entry,
-        };
+        let there = hosted.overlays.contains_key(&id);
+        if !there {
+            let overlay = self.make_overlay(id, network).await?;
+            hosted.overlays.insert(id, overlay);
+            self.open_way(hosted, id, network).await;
+        }
+        let gone = || failed("the network's namespace is gone", "try again");
+        hosted.overlays.get(&id).ok_or_else(gone)
+    }
+
+    async fn make_overlay(
+        &self,
+        id: NetworkId,
+        network: &object::Network,
+    ) -> Result<Overlay, ApiError> {
         let spec = OverlaySpec {
             id,
             gateway_mac: gateway_mac(id),
             gateways: gateways_of(network),
             mtu: network.mtu,
+            routed: !network.internal,
         };
         let overlay = Overlay::ensure(&self.run_dir(), spec).await?;
         if let Err(error) = self.connect(&overlay, id, network).await {
@@ -299,7 +318,7 @@ impl Mesh {
             return Err(error);
         }
         info!(network = %network.name, "hosting the network");
-        Ok(entry.insert(overlay))
+        Ok(overlay)
     }
 
     /// Opens a network's TAP and starts its worker.
@@ -309,10 +328,10 @@ impl Mesh {
         id: NetworkId,
         network: &object::Network,
     ) -> Result<(), ApiError> {
-        let tap = overlay.open_tap().await?;
+        let tap = overlay.open_tap(self.config.tap).await?;
         let table = Arc::new(self.empty_table(id, network));
         self.plane
-            .connect(Arc::clone(&table), Box::new(tap))
+            .connect(Arc::clone(&table), tap)
             .map_err(|error| failed(error, "see the agent's log"))?;
         lock(&self.locals)
             .insert(id, Local { table, claims: Claims::new(), rivals: BTreeSet::new() });
@@ -326,8 +345,13 @@ impl Mesh {
         }
     }
 
-    /// Removes an endpoint from the store and writes down that its addresses rest, which a restart must not forget.
-    fn forget(&self, endpoint: &Stored) -> Result<(), StoreError> {
+    /// Removes a row from the store and writes down that its addresses rest, which a restart must not forget.
+    pub(super) fn forget(
+        &self,
+        (table, key): (Table, &str),
+        network: NetworkId,
+        ips: &[IpNet],
+    ) -> Result<(), StoreError> {
         let now = unix_ms();
         let until = now.saturating_add(quarantine_ms());
         self.store.write(|txn| {
@@ -336,11 +360,10 @@ impl Mesh {
                     txn.delete(Table::Resting, &key)?;
                 }
             }
-            for ip in &endpoint.ips {
-                let key = format!("{}/{}", endpoint.network, ip.addr());
-                txn.put(Table::Resting, &key, &until)?;
+            for ip in ips {
+                txn.put(Table::Resting, &format!("{network}/{}", ip.addr()), &until)?;
             }
-            txn.delete(Table::Endpoints, &endpoint.id.to_string()).map(|_was| ())
+            txn.delete(table, key).map(|_was| ())
         })
     }
 
@@ -350,41 +373,40 @@ impl Mesh {
         hosted: &mut Hosted,
         endpoint: &Stored,
     ) -> Result<(), ApiError> {
+        let others = self.stored_endpoints()?;
+        let last = !others
+            .iter()
+            .any(|other| other.network == endpoint.network && other.id != endpoint.id);
+        if last {
+            // Before anything is taken away here, so that nobody sends what cannot be delivered any more.
+            self.forget_node(endpoint.network)?;
+        }
         if let Some(overlay) = hosted.overlays.get(&endpoint.network) {
             overlay.detach(endpoint.id).await?;
         }
-        self.forget(endpoint).map_err(store_failed)?;
+        let row = (Table::Endpoints, endpoint.id.to_string());
+        self.forget((row.0, &row.1), endpoint.network, &endpoint.ips).map_err(store_failed)?;
         endpoint
             .ips
             .iter()
             .for_each(|ip| self.addresses.release(endpoint.network, *ip, Instant::now()));
-        let last = !self.stored_endpoints()?.iter().any(|other| other.network == endpoint.network);
         if last {
             self.unhost(hosted, endpoint.network).await?;
         }
         Ok(())
     }
 
-    /// Brings hosted networks in step with the subnets that were added to them: the gateway gets its addresses there, and
-    /// endpoints routes. What cannot be done now, because an endpoint is being attached perhaps, is done at the next call.
-    pub(super) async fn follow_subnets(&self) {
-        let Ok(mut hosted) = self.host.try_lock() else { return };
-        for (id, overlay) in &mut hosted.overlays {
-            let Some((network, _state)) = self.network_object(*id) else { continue };
-            if let Err(error) = self.extend_overlay(*id, overlay, &network).await {
-                warn!(network = %network.name, %error, "this host does not follow the network's new subnets");
-            }
-        }
-    }
-
-    async fn extend_overlay(
+    /// Brings a hosted network in step with the subnets that were added to it: the gateway gets its addresses there, and
+    /// sandboxes routes. Whether there was one.
+    pub(super) async fn follow_subnets(
         &self,
+        hosted: &mut Hosted,
         id: NetworkId,
-        overlay: &mut Overlay,
         network: &object::Network,
-    ) -> Result<(), ApiError> {
+    ) -> Result<bool, ApiError> {
+        let Some(overlay) = hosted.overlays.get_mut(&id) else { return Ok(false) };
         if !overlay.add_gateways(gateways_of(network)).await? {
-            return Ok(());
+            return Ok(false);
         }
         let endpoints = self.stored_endpoints()?.into_iter();
         for endpoint in endpoints.filter(|endpoint| endpoint.network == id && endpoint.attached) {
@@ -392,7 +414,7 @@ impl Mesh {
                 warn!(endpoint = %endpoint.name, %error, "the sandbox has no route to the network's new subnets");
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn unhost(
@@ -411,6 +433,7 @@ impl Mesh {
             stopped.map_err(|error| failed(error, "see the agent's log"))?;
         }
         overlay.remove().await?;
+        self.close_way(hosted, network);
         Ok(())
     }
 
@@ -452,7 +475,7 @@ impl Mesh {
         self.unplug(hosted, &endpoint).await
     }
 
-    fn withdraw(&self, id: EndpointId) {
+    pub(super) fn withdraw(&self, id: EndpointId) {
         let Some(gossip) = self.gossip.get() else { return };
         match gossip.withdraw(Key::Endpoint(id)) {
             Ok(record) => self.spread(&record),
@@ -464,6 +487,9 @@ impl Mesh {
     pub(super) fn adopt_addresses(&self) -> Result<(), ApiError> {
         for endpoint in self.stored_endpoints()? {
             endpoint.ips.iter().for_each(|ip| self.addresses.adopt(endpoint.network, *ip));
+        }
+        for node in self.stored_nodes()? {
+            node.ips.iter().for_each(|ip| self.addresses.adopt(node.network, *ip));
         }
         let (now, wall) = (Instant::now(), unix_ms());
         for (key, until) in self.store.list::<u64>(Table::Resting).map_err(store_failed)? {
@@ -485,7 +511,8 @@ impl Mesh {
         for endpoint in self.stored_endpoints()? {
             self.adopt_or_undo(&mut hosted, &endpoint).await;
         }
-        self.sweep(&hosted).await
+        self.sweep(&hosted).await?;
+        self.adopt_ways(&mut hosted)
     }
 
     /// Unplugs the endpoints of networks that were deleted elsewhere while this node was away: nothing carries their frames any

@@ -75,7 +75,7 @@ impl Mesh {
     }
 
     /// Any free address of these subnets: of what this node holds, else of what another can spare.
-    async fn allocate_any(
+    pub(super) async fn allocate_any(
         &self,
         network: &object::Network,
         id: NetworkId,
@@ -242,6 +242,9 @@ impl Mesh {
 
     /// Gets a block of a subnet from the nodes that are up and have most to spare.
     async fn fetch_block(&self, network: NetworkId, subnet: IpNet) -> Result<(), ApiError> {
+        if self.leaving.load(Ordering::Acquire) {
+            return Err(conflict("this node leaves the mesh".to_owned(), "join again"));
+        }
         let elsewhere = self.elsewhere(network);
         let holders = self
             .addresses

@@ -37,6 +37,7 @@ use zeroize::Zeroizing;
 
 use super::{
     endpoints::Hosted,
+    names::NameServers,
     peers::{Ca, Peers, reachable},
     world::{Outlook, PUSHES},
 };
@@ -44,7 +45,7 @@ use crate::{
     api::{ApiError, ErrorCode},
     config::Config,
     control::{Control, ControlConfig, JoinLimits},
-    datapath::Dataplane,
+    datapath::{Dataplane, backend::Grants},
     identity::{self, Credentials},
     netlink,
     objects::{Objects, PublishError, unix_ms},
@@ -80,6 +81,8 @@ pub(super) struct Mesh {
     pub(super) objects: Arc<Objects>,
     pub(super) ca: Arc<Ca>,
     pub(super) plane: Dataplane,
+    /// What the TAPs of this host can do, if that could be found out.
+    pub(super) grants: Option<Grants>,
     pub(super) peers: Peers,
     pub(super) addresses: Addresses,
     own_addrs: ArcSwap<Vec<IpAddr>>,
@@ -93,12 +96,15 @@ pub(super) struct Mesh {
     pub(super) host: tokio::sync::Mutex<Hosted>,
     /// Serialises reconciliation, which has two callers.
     pub(super) reconciling: tokio::sync::Mutex<()>,
+    pub(super) name_servers: NameServers,
     kick: Notify,
     /// Claims that are not believed, so that each is reported once.
     pub(super) refused: Mutex<BTreeSet<RowKey>>,
     /// Endpoints of the last life that could not be adopted yet.
     pub(super) unadopted: Mutex<BTreeSet<EndpointId>>,
     pub(super) prefetching: AtomicBool,
+    /// Set while this node leaves: who hands its addresses over must not ask for new ones.
+    pub(super) leaving: AtomicBool,
     /// Room for pushes that are being taken.
     pub(super) pushes: Arc<Semaphore>,
     pub(super) syncing: Mutex<BTreeMap<NodeId, Instant>>,
@@ -133,7 +139,6 @@ impl Mesh {
     }
 
     async fn start_parts(self: &Arc<Self>) -> Result<(), ApiError> {
-        self.publish_member(&self.credentials.membership.certificate);
         self.objects.read(|set| self.addresses.follow(set));
         // Before anybody can ask for space: an address in use is not to be given away (I12).
         self.adopt_addresses()?;
@@ -153,12 +158,15 @@ impl Mesh {
             .map_err(|error| failed(error, "see the agent's log"))?;
         // Set once, here.
         let _first = self.control.set(control);
+        // Not before both ports are open: a mesh that could not be made must leave no member in the state.
+        self.publish_member(&self.credentials.membership.certificate);
         let gossip = Gossip::start(self.gossip_config(claims)?, Arc::clone(&outlook) as _, outlook)
             .await
             .map_err(|error| failed(error, "see the agent's log"))?;
         let _first = self.gossip.set(gossip);
         self.adopt().await?;
         self.reconcile().await;
+        self.name_sandboxes();
         let task = tokio::spawn(Arc::clone(self).keep());
         *lock(&self.task) = Some(task);
         Ok(())
@@ -179,6 +187,7 @@ impl Mesh {
         .map_err(store_failed)?;
         let plane = Dataplane::start(config.data_port, session_config(&credentials)?)
             .map_err(|error| failed(error, "see the agent's log"))?;
+        let grants = probe(&config, &plane);
         let own_addrs = own_addresses(&config);
         if own_addrs.is_empty() {
             warn!("this host has no address that others can reach; give one with --advertise");
@@ -190,6 +199,7 @@ impl Mesh {
             objects: Arc::new(objects),
             ca,
             plane,
+            grants,
             peers: Peers::default(),
             addresses: Addresses::new(me),
             own_addrs: ArcSwap::from_pointee(own_addrs),
@@ -199,10 +209,12 @@ impl Mesh {
             locals: Mutex::default(),
             host: tokio::sync::Mutex::default(),
             reconciling: tokio::sync::Mutex::default(),
+            name_servers: NameServers::default(),
             kick: Notify::new(),
             refused: Mutex::default(),
             unadopted: Mutex::default(),
             prefetching: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             pushes: Arc::new(Semaphore::new(PUSHES)),
             syncing: Mutex::default(),
             seed: rand::random(),
@@ -240,6 +252,9 @@ impl Mesh {
         claims.extend(
             self.stored_endpoints()?.iter().map(|endpoint| Claim::Endpoint(endpoint.claim())),
         );
+        for node in self.stored_nodes()?.iter().filter(|node| !node.ips.is_empty()) {
+            claims.push(Claim::Endpoint(node.claim()?));
+        }
         Ok(claims)
     }
 
@@ -307,7 +322,9 @@ impl Mesh {
                 () = self.kick.notified() => {}
                 _ = tick.tick() => {
                     self.follow_host(gossip);
+                    tokio::spawn(Arc::clone(&self).keep_ways());
                     self.prefetch();
+                    self.name_sandboxes();
                 }
                 _ = mend.tick() => {
                     // It may have to wait for the kernel; tables must not.
@@ -323,7 +340,6 @@ impl Mesh {
                 _ = stop.changed() => return,
             }
             self.reconcile().await;
-            self.follow_subnets().await;
         }
     }
 
@@ -412,6 +428,11 @@ impl Mesh {
         self.config.run_dir.clone()
     }
 
+    /// Whether this node has left or stops.
+    pub(super) fn is_stopping(&self) -> bool {
+        *self.stop.borrow()
+    }
+
     pub(super) fn is_prefetching(&self) -> bool {
         self.prefetching.load(Ordering::Acquire)
     }
@@ -450,4 +471,20 @@ fn session_config(credentials: &Credentials) -> Result<SessionConfig, ApiError> 
 /// The addresses that others reach this host at: the configured ones, else the first of each IP version.
 fn own_addresses(config: &Config) -> Vec<IpAddr> {
     if config.advertise.is_empty() { netlink::host_addresses() } else { config.advertise.clone() }
+}
+
+/// What the TAPs of this host can do; a host without is noticed when the first network comes.
+fn probe(config: &Config, plane: &Dataplane) -> Option<Grants> {
+    match config.tap.probe() {
+        Ok(mut grants) => {
+            grants.offloads.extend(plane.underlay_offloads());
+            let backend = grants.backend.as_str();
+            info!(backend, offloads = grants.offloads.join(" "), "data path");
+            Some(grants)
+        }
+        Err(error) => {
+            warn!(%error, "no TAP can be made; networks cannot be hosted here");
+            None
+        }
+    }
 }

@@ -6,8 +6,11 @@
 
 mod backend;
 mod endpoints;
+mod gateway;
 mod ipam;
 mod mesh;
+mod name_records;
+mod names;
 mod networks;
 mod peers;
 mod reconcile;

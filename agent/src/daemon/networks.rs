@@ -7,7 +7,7 @@ use rand::RngExt;
 use vxmesh_proto::{
     addr::{Name, NetworkId, Vni},
     ipam::{Subnet, first_split},
-    limits::{DEFAULT_MTU, MAX_MTU, MIN_MTU, NETWORK_SUBNETS_ALL},
+    limits::{DEFAULT_MTU, MAX_MTU, MIN_MTU, NETWORK_DNS, NETWORK_SUBNETS_ALL},
     object::{self, Content, Draft, NetworkState, Object, Refused},
 };
 
@@ -82,6 +82,12 @@ impl Mesh {
         if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
             return Err(usage(format!("an MTU of {mtu} does not do"), "choose 1280 to 8894"));
         }
+        if spec.dns.len() > NETWORK_DNS {
+            return Err(usage(
+                format!("{} name servers are too many", spec.dns.len()),
+                "give three --dns at most",
+            ));
+        }
         let live = self.live_nodes();
         let object = self.objects.publish::<ApiError>(|set, hlc| {
             let networks = set.networks();
@@ -113,7 +119,8 @@ impl Mesh {
                 encrypted: true,
                 mtu,
                 subnets: subnets.into_iter().map(|(subnet, _)| subnet).collect(),
-                internal: false,
+                dns: spec.dns.clone(),
+                internal: spec.internal,
                 labels: spec.labels.clone(),
                 blocks,
             };
@@ -310,6 +317,7 @@ fn row(id: NetworkId, network: &object::Network, state: NetworkState) -> api::Ne
         encrypted: network.encrypted,
         mtu: network.mtu,
         state: state.to_owned(),
+        dns: network.dns.clone(),
         subnets: network
             .subnets
             .iter()
@@ -320,6 +328,8 @@ fn row(id: NetworkId, network: &object::Network, state: NetworkState) -> api::Ne
                 aux_addresses: s.aux.clone(),
             })
             .collect(),
+        internal: network.internal,
+        way: None,
         warnings: Vec::new(),
     }
 }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     sync::Arc,
     time::Instant,
 };
@@ -86,22 +87,43 @@ impl Mesh {
             members.keys().filter_map(claim).collect()
         });
         self.peers.follow(&self.plane, &members, &claims, &self.own_addrs()).await;
-        let mut addrs = lock(&self.addrs);
-        for (node, claim) in &claims {
-            if let Some(addr) = reachable(&claim.control, &self.own_addrs())
-                && addrs.insert(*node, addr) != Some(addr)
-                && let Err(error) = self.store.put(StoreTable::Peers, node.as_str(), &addr)
-            {
-                warn!(%error, "a peer's address is not kept");
-            }
-        }
+        let own = self.own_addrs();
         // Also nodes whose certificate is not known yet: meeting them is how it becomes known.
         let left = self.objects.read(left_members);
-        addrs.retain(|node, _addr| !left.contains(node));
-        let wanted: Vec<_> = addrs.iter().map(|(node, addr)| (*node, *addr)).collect();
-        drop(addrs);
+        let mut moved = Vec::new();
+        let wanted: Vec<_> = {
+            let mut addrs = lock(&self.addrs);
+            for (node, claim) in &claims {
+                if let Some(addr) = reachable(&claim.control, &own)
+                    && addrs.insert(*node, addr) != Some(addr)
+                {
+                    moved.push((*node, addr));
+                }
+            }
+            addrs.retain(|node, _addr| !left.contains(node));
+            addrs.iter().map(|(node, addr)| (*node, *addr)).collect()
+        };
+        self.keep_addrs(&moved);
         if let Some(control) = self.control.get() {
             control.set_peers(wanted);
+        }
+    }
+
+    /// Writes down where peers are, for the next start.
+    fn keep_addrs(&self, moved: &[(NodeId, SocketAddr)]) {
+        if moved.is_empty() {
+            return;
+        }
+        let write = || {
+            self.store.write(|txn| {
+                moved
+                    .iter()
+                    .try_for_each(|(node, addr)| txn.put(StoreTable::Peers, node.as_str(), addr))
+            })
+        };
+        // The runtime gives this thread up meanwhile.
+        if let Err(error) = tokio::task::block_in_place(write) {
+            warn!(%error, "addresses of peers are not kept");
         }
     }
 
@@ -109,6 +131,8 @@ impl Mesh {
     fn follow_tables(&self, gossip: &Gossip) -> BTreeSet<NodeId> {
         let mut met = BTreeSet::new();
         let active = self.objects.read(ObjectSet::active_networks);
+        let network_names = self.network_names();
+        let mut names = BTreeMap::new();
         let mut locals = lock(&self.locals);
         self.plane.serve(|id| active.contains(&id));
         for (id, local) in locals.iter_mut() {
@@ -129,8 +153,16 @@ impl Mesh {
                 self.plane.publish(Arc::clone(&local.table));
                 local.report_rivals(&macs);
             }
+            if let Some(domain) = network_names.get(id) {
+                let unchanged = local.claims == claims;
+                let spec = local.table.spec();
+                let table = self.name_servers.table(*id, domain, &spec.subnets, &claims, unchanged);
+                names.insert(*id, table);
+            }
             local.claims = claims;
         }
+        drop(locals);
+        self.publish_names(gossip, names);
         met
     }
 

@@ -3,7 +3,12 @@
 //! The command line starts the command and stays with it (or leaves a supervisor); the agent owns namespace and endpoints. A
 //! sandbox whose process is gone is collected when the agent starts, because its supervisor may have ended meanwhile.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use nix::{
     errno::Errno,
@@ -20,7 +25,8 @@ use super::{
 };
 use crate::{
     admin::resolve,
-    api::{self, ApiError, AttachSpec, ErrorCode, SandboxSpec},
+    api::{self, ApiError, AttachSpec, ErrorCode, HostEntry, SandboxSpec},
+    dns::{self, EtcFiles},
     netlink::{netns::Netns, overlay::OverlayError},
     store::Table,
 };
@@ -38,6 +44,10 @@ pub(super) struct Stored {
     process: Option<Process>,
     command: Vec<String>,
     endpoints: Vec<EndpointId>,
+    #[serde(default)]
+    dns: Vec<IpAddr>,
+    #[serde(default)]
+    hosts: Vec<HostEntry>,
 }
 
 /// A process that cannot be mistaken for a later one with the same number.
@@ -69,7 +79,34 @@ fn started(pid: i32) -> Option<u64> {
 }
 
 impl Stored {
-    fn row(&self) -> api::Sandbox {
+    pub(super) const fn name(&self) -> &Name {
+        &self.name
+    }
+
+    pub(super) fn netns(&self) -> &Path {
+        &self.netns
+    }
+
+    pub(super) fn endpoints(&self) -> &[EndpointId] {
+        &self.endpoints
+    }
+
+    /// Who answers its questions about names outside the mesh, if the user said so.
+    pub(super) fn dns(&self) -> &[IpAddr] {
+        &self.dns
+    }
+
+    /// What the user added to its /etc/hosts.
+    pub(super) fn hosts(&self) -> &[HostEntry] {
+        &self.hosts
+    }
+
+    /// Whether its command was started.
+    pub(super) const fn has_process(&self) -> bool {
+        self.process.is_some()
+    }
+
+    fn row(&self, run_dir: &Path) -> api::Sandbox {
         let alive = self.process.is_some_and(Process::is_alive);
         let state = match self.process {
             None => "created",
@@ -83,6 +120,7 @@ impl Stored {
             state: state.to_owned(),
             command: self.command.clone(),
             endpoints: self.endpoints.clone(),
+            etc: Some(EtcFiles::of(run_dir, &self.name).directory().display().to_string()),
         }
     }
 }
@@ -93,7 +131,7 @@ fn sandbox_gone(name: &Name) -> ApiError {
 }
 
 impl Mesh {
-    fn stored_sandboxes(&self) -> Result<Vec<Stored>, ApiError> {
+    pub(super) fn stored_sandboxes(&self) -> Result<Vec<Stored>, ApiError> {
         let rows = self.store.list::<Stored>(Table::Sandboxes).map_err(store_failed)?;
         Ok(rows.into_iter().map(|(_name, sandbox)| sandbox).collect())
     }
@@ -104,7 +142,8 @@ impl Mesh {
 
     /// The sandboxes of this node.
     pub(super) fn sandbox_list(&self) -> Result<Vec<api::Sandbox>, ApiError> {
-        Ok(self.stored_sandboxes()?.iter().map(Stored::row).collect())
+        let run_dir = self.run_dir();
+        Ok(self.stored_sandboxes()?.iter().map(|sandbox| sandbox.row(&run_dir)).collect())
     }
 
     fn find_sandbox(&self, reference: &str) -> Result<Stored, ApiError> {
@@ -141,6 +180,13 @@ impl Mesh {
                 "name one with --network",
             ));
         }
+        if spec.dns.len() > dns::SERVERS {
+            return Err(ApiError::new(
+                ErrorCode::Usage,
+                format!("{} name servers are too many", spec.dns.len()),
+                "give three --dns at most",
+            ));
+        }
         let netns = self.run_dir().join("sandbox").join(name.as_str());
         let mut sandbox = Stored {
             name,
@@ -148,6 +194,8 @@ impl Mesh {
             process: None,
             command: spec.command.clone(),
             endpoints: Vec::new(),
+            dns: spec.dns.clone(),
+            hosts: spec.hosts.clone(),
         };
         self.save_sandbox(&sandbox)?;
         if let Err(error) = self.furnish(&mut hosted, &mut sandbox, &spec).await {
@@ -158,7 +206,7 @@ impl Mesh {
         }
         drop(hosted);
         self.reconcile().await;
-        Ok(sandbox.row())
+        Ok(sandbox.row(&self.run_dir()))
     }
 
     async fn furnish(
@@ -185,7 +233,8 @@ impl Mesh {
             sandbox.endpoints.push(endpoint.id);
             self.save_sandbox(sandbox)?;
         }
-        Ok(())
+        self.reconcile().await;
+        self.name_sandbox(sandbox)
     }
 
     /// Notes which process runs in a sandbox.
@@ -210,7 +259,7 @@ impl Mesh {
             };
             sandbox.process = Some(process);
             txn.put(Table::Sandboxes, name.as_str(), &sandbox)?;
-            Ok(Some(sandbox.row()))
+            Ok(Some(sandbox.row(&self.run_dir())))
         });
         noted.map_err(store_failed)?.ok_or_else(|| sandbox_gone(&name))
     }
@@ -232,7 +281,7 @@ impl Mesh {
         }
         drop(hosted);
         self.reconcile().await;
-        Ok(sandbox.row())
+        Ok(sandbox.row(&self.run_dir()))
     }
 
     async fn clear(
@@ -248,6 +297,11 @@ impl Mesh {
         for endpoint in own {
             self.detach_stored(hosted, endpoint.id).await?;
         }
+        // Its sockets would keep the namespace, unnamed.
+        self.name_servers.close(&sandbox.name);
+        EtcFiles::of(&self.run_dir(), &sandbox.name)
+            .remove()
+            .map_err(|error| failed(error, "see the agent's log"))?;
         Netns::remove(&sandbox.netns).map_err(OverlayError::from)?;
         self.store.delete(Table::Sandboxes, sandbox.name.as_str()).map_err(store_failed)?;
         Ok(())

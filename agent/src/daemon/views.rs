@@ -118,7 +118,8 @@ impl Mesh {
                 incarnation: claim.incarnation,
             }
         };
-        let mut rows: Vec<api::Endpoint> = self.known().into_iter().map(row).collect();
+        let endpoints = self.known().into_iter().filter(|(_, (_, claim, _))| !claim.router);
+        let mut rows: Vec<api::Endpoint> = endpoints.map(row).collect();
         // What is on this host can be detached, also if the mesh does not show it: its network was removed, or another's claim
         // stands against it.
         let shown: BTreeSet<EndpointId> = rows.iter().map(|row| row.id).collect();
@@ -191,7 +192,8 @@ impl Mesh {
 
     /// `drops`
     pub(super) fn drop_rows(&self) -> Vec<DropRow> {
-        let rows = self.plane.drops().rows().into_iter();
+        let questions = self.name_servers.names.drops().rows();
+        let rows = self.plane.drops().rows().into_iter().chain(questions);
         rows.map(|(key, count)| DropRow {
             reason: key.reason.to_owned(),
             network: key.network,
@@ -217,6 +219,11 @@ impl Mesh {
         status.networks = self.network_list().len();
         status.endpoints = self.stored_endpoints().map_or(0, |endpoints| endpoints.len());
         status.issuer = self.credentials.ca.is_some();
+        status.datapath = self.grants.as_ref().map(|grants| api::Datapath {
+            backend: grants.backend.as_str().to_owned(),
+            offloads: grants.offloads.iter().map(|&offload| offload.to_owned()).collect(),
+            refused: self.plane.refused_offloads(),
+        });
     }
 }
 

@@ -1,6 +1,13 @@
 //! What the workers need of a TAP, whatever backend drives it.
 
-use std::io;
+use std::io::{self, IoSlice};
+
+use vxmesh_proto::datapath::{coalesce::Accepts, vnet};
+
+use super::backend::Grants;
+
+/// The longest frame that a TAP gives: one maximal IP packet behind an Ethernet header, and room for a tag.
+pub const MAX_SUPER_FRAME: usize = 65_535 + 18;
 
 /// A TAP of one network. Workers share it; no call needs a lock.
 pub trait Device: Send + Sync + std::fmt::Debug {
@@ -10,18 +17,33 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     /// The device is gone.
     fn wait(&self) -> io::Result<bool>;
 
-    /// Takes one frame into `buffer` without waiting and says how long it is.
+    /// Takes one frame into `buffer` without waiting.
     ///
     /// # Errors
     /// `WouldBlock` when there is none.
-    fn recv(&self, buffer: &mut [u8]) -> io::Result<usize>;
+    fn recv(&self, buffer: &mut [u8]) -> io::Result<Received>;
 
-    /// Gives one frame to the kernel without waiting.
+    /// Gives one frame, the parts one after another, to the kernel without waiting. `vnet` says how it is to be cut.
     ///
     /// # Errors
     /// The kernel does not take it.
-    fn send(&self, frame: &[u8]) -> io::Result<()>;
+    fn send(&self, vnet: &[u8; vnet::LEN], parts: &[IoSlice<'_>]) -> io::Result<()>;
+
+    /// Which frames that stand for many packets the kernel takes here.
+    fn accepts(&self) -> Accepts;
+
+    /// What drives it, and what the kernel granted.
+    fn grants(&self) -> Grants;
 
     /// Ends [`wait`](Self::wait), this one and all after it.
     fn stop(&self);
+}
+
+/// A frame that a device gave.
+#[derive(Clone, Copy, Debug)]
+pub struct Received {
+    /// What the kernel says of it.
+    pub vnet: [u8; vnet::LEN],
+    /// Its length.
+    pub len: usize,
 }

@@ -1,25 +1,38 @@
-//! The worker that takes datagrams in: UDP -> open -> `inbound` -> TAP.
+//! The worker that takes datagrams in: UDP -> open -> `inbound` -> coalesce -> TAP.
 //!
-//! Data messages are opened here; handshake messages go to the session thread through a bounded queue, so that a flood of
-//! them costs the data path one copy each at most.
+//! One call takes a batch of datagrams. Data messages are opened where they lie, and what the packets of one flow are is put
+//! together and written with one call, from where it lies. Handshake messages go to the session thread through a bounded
+//! queue, so that a flood of them costs the data path one copy each at most.
 
-use std::{io, net::SocketAddr, os::fd::AsFd, time::Instant};
+use std::{
+    collections::HashMap,
+    io::{self, IoSlice},
+    net::SocketAddr,
+    ops::Range,
+    os::fd::AsFd,
+    sync::Arc,
+    time::Instant,
+};
 
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 use vxmesh_proto::{
-    addr::NodeId,
-    datapath::{DropReason, Verdict, inbound},
+    addr::{NodeId, Vni},
+    datapath::{
+        DropReason, Verdict,
+        coalesce::{Coalescer, Merged, PARTS},
+        inbound,
+    },
     session::{
-        Keypair, SessionDrop,
-        wire::{DataHeader, FLAG_CONTROL, Kind},
+        Keypair, Peer, SessionDrop,
+        wire::{DataHeader, FLAG_CONTROL, HEADER_LEN, Kind},
     },
     wire::vxlan,
 };
 
-use super::{Shared, drops::DropKey, seal::want, sessions::SessionInput, udp::Batch};
+use super::{Shared, drops::DropKey, port::Port, sessions::SessionInput, train::want, udp::Batch};
 
 /// Batches taken before the worker looks whether it should stop.
 const BUDGET: usize = 16;
@@ -27,15 +40,11 @@ const BUDGET: usize = 16;
 /// Runs until the data path stops.
 pub(super) fn run(shared: &Shared) -> io::Result<()> {
     let mut batch = Batch::default();
+    let mut coalescer = Coalescer::default();
     while wait(shared)? {
         for _ in 0..BUDGET {
             match shared.udp.recv(&mut batch) {
-                Ok(()) => {
-                    let now = Instant::now();
-                    for (from, datagram) in batch.datagrams() {
-                        take(shared, from, datagram, now);
-                    }
-                }
+                Ok(()) => take_batch(shared, &mut batch, &mut coalescer),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // The kernel reports an ICMP error of an earlier datagram here; it says nothing about this socket.
                 Err(_icmp) => {}
@@ -59,77 +68,159 @@ fn wait(shared: &Shared) -> io::Result<bool> {
     Ok(!stop.any().unwrap_or(false))
 }
 
-fn take(shared: &Shared, from: SocketAddr, datagram: &mut [u8], now: Instant) {
-    let taken = match Kind::of(datagram) {
-        Ok(Kind::Data) => data(shared, from, datagram, now),
-        Ok(Kind::Init | Kind::Response | Kind::Cookie) => {
-            shared.to_sessions(SessionInput::Datagram { from, bytes: datagram.to_vec() });
-            Ok(())
-        }
-        Err(reason) => Err(reason),
-    };
-    if let Err(reason) = taken {
-        shared.drops.unknown(reason.as_str());
-    }
-}
+/// Who gets the frames of a number.
+type Ports = HashMap<Vni, Arc<Port>>;
 
-fn data(
-    shared: &Shared,
-    from: SocketAddr,
-    datagram: &mut [u8],
+/// What one batch is taken with: snapshots, and the key of the datagram before, which is mostly that of the next.
+struct Taker<'s> {
+    shared: &'s Shared,
+    ports: &'s Ports,
     now: Instant,
-) -> Result<(), SessionDrop> {
-    let index = DataHeader::parse(datagram)?.receiver;
-    let keypair = shared.index.get(index).ok_or(SessionDrop::UnknownIndex)?;
-    if let Err(reason) = open(shared, &keypair, from, datagram, now) {
-        let peer = Some(keypair.peer().id());
-        shared.drops.add(DropKey { reason: reason.as_str(), network: None, peer }, 1);
-    }
-    Ok(())
+    keypair: Option<Arc<Keypair>>,
+    coalescer: &'s mut Coalescer<Vni>,
 }
 
-fn open(
-    shared: &Shared,
-    keypair: &Keypair,
-    from: SocketAddr,
-    datagram: &mut [u8],
-    now: Instant,
-) -> Result<(), SessionDrop> {
-    let len = u64::try_from(datagram.len()).unwrap_or(u64::MAX);
-    let peer = keypair.peer();
-    let opened = keypair.open(now, datagram)?;
-    let is_data = opened.flags & FLAG_CONTROL == 0;
-    peer.note_received(now, len, is_data);
-    if opened.newest {
-        peer.roam(from);
-    }
-    if opened.confirms {
-        shared.to_sessions(SessionInput::Confirmed(keypair.local_index()));
-    }
-    if opened.refresh {
-        want(shared, peer);
-    }
-    if is_data {
-        deliver(shared, peer.id(), opened.payload);
-    }
-    Ok(())
-}
-
-fn deliver(shared: &Shared, from: NodeId, packet: &mut [u8]) {
-    let lost = |reason: DropReason| {
-        shared.drops.add(DropKey { reason: reason.as_str(), network: None, peer: Some(from) }, 1);
-    };
-    let Ok((vni, frame)) = vxlan::decap(packet) else {
-        return lost(DropReason::MalformedVxlan);
-    };
+fn take_batch(shared: &Shared, batch: &mut Batch, coalescer: &mut Coalescer<Vni>) {
     let ports = shared.ports.load();
-    let Some(port) = ports.get(&vni) else {
-        return lost(DropReason::VniUnknown);
+    let mut taker = Taker { shared, ports: &ports, now: Instant::now(), keypair: None, coalescer };
+    for (from, train, stride) in batch.trains() {
+        taker.train(from, batch.arena(), train, stride);
+    }
+    let arena = &*batch.arena();
+    for frame in taker.coalescer.frames(arena) {
+        if let Some(port) = ports.get(&frame.to) {
+            write(shared, port, &frame, arena);
+        }
+    }
+    taker.coalescer.clear();
+}
+
+impl Taker<'_> {
+    /// Takes datagrams that the kernel glued together.
+    fn train(&mut self, from: SocketAddr, arena: &mut [u8], train: Range<usize>, stride: usize) {
+        // An empty datagram has no part, and yet it came.
+        let mut begin = train.start;
+        loop {
+            let end = (begin + stride).min(train.end);
+            if let Err(reason) = self.datagram(from, arena, begin..end) {
+                self.shared.drops.unknown(reason.as_str());
+            }
+            begin = end;
+            if begin >= train.end {
+                return;
+            }
+        }
+    }
+
+    fn datagram(
+        &mut self,
+        from: SocketAddr,
+        arena: &mut [u8],
+        at: Range<usize>,
+    ) -> Result<(), SessionDrop> {
+        let datagram = arena.get_mut(at.clone()).unwrap_or_default();
+        match Kind::of(datagram)? {
+            Kind::Data => {
+                let keypair = self.keypair(DataHeader::parse(datagram)?.receiver)?;
+                if let Err(reason) = self.open(&keypair, from, arena, at) {
+                    let peer = Some(keypair.peer().id());
+                    let key = DropKey { reason: reason.as_str(), network: None, peer };
+                    self.shared.drops.add(key, 1);
+                }
+            }
+            Kind::Init | Kind::Response | Kind::Cookie => {
+                let bytes = datagram.to_vec();
+                self.shared.to_sessions(SessionInput::Datagram { from, bytes });
+            }
+        }
+        Ok(())
+    }
+
+    fn keypair(&mut self, index: u32) -> Result<Arc<Keypair>, SessionDrop> {
+        if let Some(keypair) = self.keypair.as_ref().filter(|key| key.local_index() == index) {
+            return Ok(Arc::clone(keypair));
+        }
+        let keypair = self.shared.index.get(index).ok_or(SessionDrop::UnknownIndex)?;
+        self.keypair = Some(Arc::clone(&keypair));
+        Ok(keypair)
+    }
+
+    fn open(
+        &mut self,
+        keypair: &Keypair,
+        from: SocketAddr,
+        arena: &mut [u8],
+        at: Range<usize>,
+    ) -> Result<(), SessionDrop> {
+        let begin = at.start + HEADER_LEN;
+        let datagram = arena.get_mut(at).unwrap_or_default();
+        let len = u64::try_from(datagram.len()).unwrap_or(u64::MAX);
+        let peer = keypair.peer();
+        let opened = keypair.open(self.now, datagram)?;
+        let is_data = opened.flags & FLAG_CONTROL == 0;
+        let payload = begin..begin + opened.payload.len();
+        peer.note_received(self.now, len, is_data);
+        if opened.newest {
+            peer.roam(from);
+        }
+        if opened.confirms {
+            self.shared.to_sessions(SessionInput::Confirmed(keypair.local_index()));
+        }
+        if opened.refresh {
+            want(self.shared, peer);
+        }
+        if is_data {
+            self.packet(peer, arena, payload);
+        }
+        Ok(())
+    }
+
+    /// Takes an opened VXLAN packet.
+    fn packet(&mut self, peer: &Peer, arena: &mut [u8], at: Range<usize>) {
+        let from = peer.id();
+        let Ok((vni, frame)) = vxlan::decap(arena.get_mut(at.clone()).unwrap_or_default()) else {
+            return self.lost(from, DropReason::MalformedVxlan);
+        };
+        let Some(port) = self.ports.get(&vni) else {
+            return self.lost(from, DropReason::VniUnknown);
+        };
+        match inbound(&port.table(), &from, frame) {
+            Verdict::Deliver => {
+                let accepts = self.shared.offloads.allow(port.device().accepts());
+                self.coalescer.push(vni, accepts, arena, at.start + vxlan::HEADER_LEN..at.end);
+            }
+            Verdict::Drop(reason) => port.dropped(&self.shared.drops, reason, Some(from)),
+            // `inbound` sends nothing back: nothing from the mesh returns into it.
+            Verdict::Forward(_) | Verdict::Flood(_) | Verdict::Hairpin => {}
+        }
+    }
+
+    fn lost(&self, from: NodeId, reason: DropReason) {
+        let key = DropKey { reason: reason.as_str(), network: None, peer: Some(from) };
+        self.shared.drops.add(key, 1);
+    }
+}
+
+/// Writes a frame to its TAP. A super-frame that the kernel does not take is written as what it was made of.
+fn write(shared: &Shared, port: &Port, frame: &Merged<'_, Vni>, arena: &[u8]) {
+    let alone = |at: Range<usize>| shared.deliver(port, arena.get(at).unwrap_or_default());
+    let Some(gso) = frame.offload.gso else {
+        // It is one frame, and what is lost was counted.
+        let _taken = frame.frames().map(alone).next();
+        return;
     };
-    match inbound(&port.table(), &from, frame) {
-        Verdict::Deliver => shared.deliver(port, frame),
-        Verdict::Drop(reason) => port.dropped(&shared.drops, reason, Some(from)),
-        // `inbound` sends nothing back: nothing from the mesh returns into it.
-        Verdict::Forward(_) | Verdict::Flood(_) | Verdict::Hairpin => {}
+    let mut parts = [IoSlice::new(&[]); PARTS + 1];
+    let payloads = frame.payloads().map(|at| arena.get(at).unwrap_or_default());
+    let all = std::iter::once(frame.headers()).chain(payloads);
+    for (part, bytes) in parts.iter_mut().zip(all) {
+        *part = IoSlice::new(bytes);
+    }
+    let parts = parts.get(..=frame.count).unwrap_or_default();
+    if let Err(error) = port.device().send(&frame.offload.to_bytes(), parts) {
+        let refused = matches!(error.raw_os_error(), Some(nix::libc::EINVAL | nix::libc::EIO));
+        let taken = frame.frames().map(alone).filter(|taken| *taken).count();
+        if refused && taken > 0 {
+            shared.offloads.refuse_super_frames(gso.kind, &error);
+        }
     }
 }

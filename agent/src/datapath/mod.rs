@@ -9,19 +9,22 @@
 //!
 //! What they share is [`Shared`]: snapshots and atomics, no lock on the way of a frame. Decisions are `vxmesh_proto`'s.
 
+pub mod backend;
 pub mod device;
 pub mod drops;
 mod inbound;
+pub mod offload;
+mod offloads;
 mod outbound;
 pub mod port;
-mod seal;
 mod sessions;
 pub mod tap;
+mod train;
 pub mod udp;
 
 use std::{
     collections::HashMap,
-    io,
+    io::{self, IoSlice},
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
@@ -42,12 +45,14 @@ use tokio::sync::oneshot;
 use tracing::{debug, error};
 use vxmesh_proto::{
     addr::{NetworkId, NodeId, Vni},
+    datapath::vnet,
     session::{Config, Entropy, IndexTable, NoEntropy, Peer, PeerConfig, Sessions, SetPeerError},
 };
 
 use self::{
     device::Device,
     drops::{DropKey, Drops},
+    offloads::Offloads,
     port::{Port, Table},
     sessions::SessionInput,
     udp::UdpIo,
@@ -57,6 +62,7 @@ use self::{
 struct Shared {
     udp: UdpIo,
     drops: Drops,
+    offloads: Offloads,
     index: Arc<IndexTable>,
     /// Who gets the frames of a number. Of two networks in conflict over it only one is here.
     ports: ArcSwap<HashMap<Vni, Arc<Port>>>,
@@ -71,29 +77,38 @@ impl Shared {
         }
     }
 
-    /// Sends a sealed datagram, or counts why it did not go.
-    fn send(&self, to: SocketAddr, datagram: &[u8], peer: Option<NodeId>) {
-        if let Err(error) = self.udp.send(to, datagram, None) {
-            let reason = match error.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::EMSGSIZE) => "underlay_too_big",
-                Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::ENETDOWN) => {
-                    "underlay_unreachable"
-                }
-                _ if error.kind() == io::ErrorKind::WouldBlock => "underlay_full",
-                _ => "underlay_error",
-            };
-            debug!(%to, %error, "datagram not sent");
-            self.drops.add(DropKey { reason, network: None, peer }, 1);
+    /// Sends a sealed datagram, or counts why it did not go. True if it went.
+    fn send(&self, to: SocketAddr, datagram: &[u8], peer: Option<NodeId>) -> bool {
+        let sent = self.udp.send(to, datagram, None);
+        if let Err(error) = &sent {
+            self.not_sent(to, error, peer, 1);
         }
+        sent.is_ok()
     }
 
-    /// Writes a frame to a network's TAP, or counts why it was not taken.
-    fn deliver(&self, port: &Port, frame: &[u8]) {
-        if let Err(error) = port.device().send(frame) {
+    /// Counts datagrams that did not go.
+    fn not_sent(&self, to: SocketAddr, error: &io::Error, peer: Option<NodeId>, count: u64) {
+        let reason = match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EMSGSIZE) => "underlay_too_big",
+            Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::ENETDOWN) => {
+                "underlay_unreachable"
+            }
+            _ if error.kind() == io::ErrorKind::WouldBlock => "underlay_full",
+            _ => "underlay_error",
+        };
+        debug!(%to, %error, "datagram not sent");
+        self.drops.add(DropKey { reason, network: None, peer }, count);
+    }
+
+    /// Writes a frame to a network's TAP, or counts why it was not taken. True if it was.
+    fn deliver(&self, port: &Port, frame: &[u8]) -> bool {
+        let taken = port.device().send(&vnet::PLAIN, &[IoSlice::new(frame)]);
+        if let Err(error) = &taken {
             debug!(network = %port.id(), %error, "frame not delivered");
             self.drops
                 .add(DropKey { reason: "tap_error", network: Some(port.id()), peer: None }, 1);
         }
+        taken.is_ok()
     }
 }
 
@@ -149,6 +164,7 @@ impl Dataplane {
         let shared = Arc::new(Shared {
             udp,
             drops: Drops::default(),
+            offloads: Offloads::default(),
             index: sessions.index_table(),
             ports: ArcSwap::default(),
             sessions: inputs,
@@ -181,6 +197,17 @@ impl Dataplane {
     #[must_use]
     pub fn drops(&self) -> &Drops {
         &self.shared.drops
+    }
+
+    /// What the kernel granted the data socket.
+    pub fn underlay_offloads(&self) -> impl Iterator<Item = &'static str> + use<> {
+        self.shared.udp.offloads()
+    }
+
+    /// How often an offload was switched off because it was refused at work.
+    #[must_use]
+    pub fn refused_offloads(&self) -> u64 {
+        self.shared.offloads.refused()
     }
 
     /// Adds a peer or takes over what its records say by now.

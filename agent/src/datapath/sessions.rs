@@ -55,7 +55,8 @@ pub(super) fn run(mut sessions: Sessions, inputs: &Receiver<SessionInput>, share
         // After an input too: a flood of inputs must not hold up the timers.
         sessions.handle_timeout(Instant::now());
         while let Some(transmit) = sessions.poll_transmit() {
-            shared.send(transmit.to, &transmit.bytes, None);
+            // What does not go is counted.
+            let _sent = shared.send(transmit.to, &transmit.bytes, None);
         }
         while let Some(event) = sessions.poll_event() {
             report(event, shared);

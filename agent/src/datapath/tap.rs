@@ -4,7 +4,7 @@
 //! checksums before they are read. It lives in the network namespace in which it was opened and ends with its descriptor.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
 
@@ -14,8 +14,12 @@ use nix::{
     sys::eventfd::{EfdFlags, EventFd},
 };
 use tun_tap::{Iface, Mode};
+use vxmesh_proto::datapath::{coalesce::Accepts, vnet};
 
-use super::device::Device;
+use super::{
+    backend::{Backend, Grants},
+    device::{Device, Received},
+};
 
 /// A TAP driven by the tun-tap crate.
 pub struct Tap {
@@ -50,24 +54,26 @@ impl Tap {
 
 impl Device for Tap {
     fn wait(&self) -> io::Result<bool> {
-        let mut fds = [
-            PollFd::new(self.fd(), PollFlags::POLLIN),
-            PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
-        ];
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
+        wait(self.fd(), &self.stop)
+    }
+
+    fn recv(&self, buffer: &mut [u8]) -> io::Result<Received> {
+        Ok(Received { vnet: vnet::PLAIN, len: self.iface.recv(buffer)? })
+    }
+
+    fn send(&self, vnet: &[u8; vnet::LEN], parts: &[IoSlice<'_>]) -> io::Result<()> {
+        match parts {
+            [frame] if *vnet == vnet::PLAIN => self.iface.send(frame).map(|_sent| ()),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
         }
-        let [_tap, stop] = &fds;
-        Ok(!stop.any().unwrap_or(false))
     }
 
-    fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.iface.recv(buffer)
+    fn accepts(&self) -> Accepts {
+        Accepts::default()
     }
 
-    fn send(&self, frame: &[u8]) -> io::Result<()> {
-        self.iface.send(frame).map(|_sent| ())
+    fn grants(&self) -> Grants {
+        Grants { backend: Backend::TunTap, offloads: Vec::new() }
     }
 
     fn stop(&self) {
@@ -75,4 +81,16 @@ impl Device for Tap {
             tracing::error!(%errno, "the worker of a TAP cannot be told to stop");
         }
     }
+}
+
+/// Waits for a frame; false once the event came.
+pub(super) fn wait(tap: BorrowedFd<'_>, stop: &EventFd) -> io::Result<bool> {
+    let mut fds =
+        [PollFd::new(tap, PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut fds, PollTimeout::NONE) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let [_tap, stop] = &fds;
+    Ok(!stop.any().unwrap_or(false))
 }

@@ -7,6 +7,7 @@
 use std::{
     io::{self, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    ops::Range,
     os::fd::{AsFd, BorrowedFd},
 };
 
@@ -74,6 +75,13 @@ impl UdpIo {
         self.socket.local_addr()
     }
 
+    /// What the kernel granted.
+    pub fn offloads(&self) -> impl Iterator<Item = &'static str> + use<> {
+        let send = (self.state.max_gso_segments() > 1).then_some("udp_segment");
+        let receive = (self.state.gro_segments() > 1).then_some("udp_gro");
+        send.into_iter().chain(receive)
+    }
+
     /// Sends one datagram, or with `segment` a train of datagrams of that length (the last may be shorter).
     ///
     /// # Errors
@@ -138,6 +146,20 @@ impl Default for Batch {
 }
 
 impl Batch {
+    /// The buffers of all slots, one after another.
+    pub fn arena(&mut self) -> &mut [u8] {
+        &mut self.buffers
+    }
+
+    /// What the kernel put into each slot: the sender, where in the arena, and how long each datagram is but the last.
+    pub fn trains(&self) -> impl Iterator<Item = (SocketAddr, Range<usize>, usize)> + use<> {
+        let (metas, filled) = (self.metas, self.filled);
+        metas.into_iter().take(filled).enumerate().map(|(slot, meta)| {
+            let begin = slot * SLOT_LEN;
+            (canonical(meta.addr), begin..begin + meta.len.min(SLOT_LEN), meta.stride.max(1))
+        })
+    }
+
     /// Every datagram of the batch with its sender, in order of arrival.
     pub fn datagrams(&mut self) -> impl Iterator<Item = (SocketAddr, &mut [u8])> {
         self.buffers.chunks_mut(SLOT_LEN).zip(&self.metas).take(self.filled).flat_map(

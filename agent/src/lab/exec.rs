@@ -5,7 +5,7 @@
 
 use std::{
     ffi::OsString,
-    io::ErrorKind,
+    io::{self, ErrorKind},
     os::unix::process::ExitStatusExt,
     process::{Child, ExitStatus},
 };
@@ -14,7 +14,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind, signal};
 
 use super::{
     agents::Host,
@@ -45,6 +45,9 @@ pub(super) async fn exec(
         )));
     };
     let opened = LabDir::open(lab).and_then(|lab| Host::open(&lab, host)).map_err(ours)?;
+    // Before there is a command: a signal that ended this process would leave it behind.
+    let signals =
+        Signals::watch().or_fail(|| "cannot watch for signals".to_owned()).map_err(ours)?;
     let child = match opened.inside().spawn(Program::any(name, args)) {
         Ok(child) => child,
         Err(error @ EnterError::Enter(_)) => {
@@ -60,29 +63,40 @@ pub(super) async fn exec(
             ));
         }
     };
-    wait(child).await.map_err(ours)
+    wait(child, signals).await.map_err(ours)
 }
 
-async fn wait(mut child: Child) -> Result<u8, ApiError> {
+/// The signals that would end this process before its command.
+struct Signals {
+    terminate: unix::Signal,
+    hangup: unix::Signal,
+    /// The terminal sends these to every process of the group; only the command decides what they mean.
+    _keyboard: [unix::Signal; 2],
+}
+
+impl Signals {
+    fn watch() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+            _keyboard: [signal(SignalKind::interrupt())?, signal(SignalKind::quit())?],
+        })
+    }
+}
+
+async fn wait(mut child: Child, mut signals: Signals) -> Result<u8, ApiError> {
     let what = || "cannot wait for the command".to_owned();
-    let pid = i32::try_from(child.id())
-        .map(Pid::from_raw)
-        .map_err(std::io::Error::other)
-        .or_fail(what)?;
-    // The terminal sends these to every process of the group; only the command decides what they mean.
-    let _interrupt = signal(SignalKind::interrupt()).or_fail(what)?;
-    let _quit = signal(SignalKind::quit()).or_fail(what)?;
-    let mut terminate = signal(SignalKind::terminate()).or_fail(what)?;
-    let mut hangup = signal(SignalKind::hangup()).or_fail(what)?;
+    let pid =
+        i32::try_from(child.id()).map(Pid::from_raw).map_err(io::Error::other).or_fail(what)?;
     let mut ended = tokio::task::spawn_blocking(move || child.wait());
     loop {
         let passed_on = tokio::select! {
             status = &mut ended => {
-                let status = status.map_err(std::io::Error::other).and_then(|status| status).or_fail(what)?;
+                let status = status.map_err(io::Error::other).and_then(|status| status).or_fail(what)?;
                 return Ok(exit_status(status));
             }
-            _ = terminate.recv() => Signal::SIGTERM,
-            _ = hangup.recv() => Signal::SIGHUP,
+            _ = signals.terminate.recv() => Signal::SIGTERM,
+            _ = signals.hangup.recv() => Signal::SIGHUP,
         };
         if let Err(error) = kill(pid, passed_on) {
             tracing::debug!(%error, "the command ended first");

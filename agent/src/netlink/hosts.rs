@@ -7,6 +7,8 @@ use std::{
 
 use ipnet::IpNet;
 
+use crate::gateway::uplink::is_uplink;
+
 /// A route of this host that is no default route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostRoute {
@@ -52,8 +54,8 @@ fn kept(destination: IpNet, interface: &str) -> Option<HostRoute> {
         IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local() || ip.is_multicast(),
         IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local() || ip.is_multicast(),
     };
-    // Host routes of IPv6 to the host's own addresses are those of `lo`.
-    let kept = destination.prefix_len() > 0 && !local && interface != "lo";
+    // Host routes of IPv6 to the host's own addresses are those of `lo`, and uplinks lead into networks themselves.
+    let kept = destination.prefix_len() > 0 && !local && interface != "lo" && !is_uplink(interface);
     kept.then(|| HostRoute { destination, interface: interface.to_owned() })
 }
 

@@ -38,14 +38,18 @@ pub struct LinkError {
 }
 
 impl LinkError {
-    fn new(what: &'static str, name: &str, source: io::Error) -> Self {
+    pub(super) fn new(what: &'static str, name: &str, source: io::Error) -> Self {
         Self { what, name: name.into(), source }
     }
 
     /// Whether there is already something of that name.
     #[must_use]
     pub fn exists(&self) -> bool {
-        self.source.raw_os_error() == Some(Errno::EEXIST as i32)
+        self.is(Errno::EEXIST)
+    }
+
+    pub(super) fn is(&self, errno: Errno) -> bool {
+        self.source.raw_os_error() == Some(errno as i32)
     }
 }
 
@@ -73,7 +77,7 @@ pub struct Link {
 /// The interfaces of one network namespace.
 #[derive(Clone, Debug)]
 pub struct Links {
-    handle: Handle,
+    pub(super) handle: Handle,
 }
 
 impl Links {
@@ -120,7 +124,7 @@ impl Links {
         }
     }
 
-    async fn index(&self, what: &'static str, name: &str) -> Result<u32, LinkError> {
+    pub(super) async fn index(&self, what: &'static str, name: &str) -> Result<u32, LinkError> {
         let missing =
             || LinkError::new(what, name, io::Error::from_raw_os_error(Errno::ENODEV as i32));
         self.get(name).await?.map(|link| link.index).ok_or_else(missing)
@@ -320,7 +324,7 @@ impl Links {
         self.done("enter a MAC for", port, request.execute().await)
     }
 
-    fn done(
+    pub(super) fn done(
         &self,
         what: &'static str,
         name: &str,
@@ -356,7 +360,7 @@ fn parse(message: &LinkMessage) -> Link {
 }
 
 /// The system's own error where there is one.
-fn system(error: rtnetlink::Error) -> io::Error {
+pub(super) fn system(error: rtnetlink::Error) -> io::Error {
     match &error {
         rtnetlink::Error::NetlinkError(message) => {
             io::Error::from_raw_os_error(message.raw_code().abs())

@@ -6,6 +6,7 @@ pub mod hosts;
 pub mod link;
 pub mod netns;
 pub mod overlay;
+pub mod route;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
@@ -18,6 +19,8 @@ use nix::{
     net::if_::InterfaceFlags,
     sys::socket::{getsockopt, sockopt},
 };
+
+use crate::gateway::uplink::is_uplink;
 
 /// The MTU of the kernel's route to an address, without sending anything.
 #[must_use]
@@ -59,7 +62,8 @@ fn ipv6_mtu(socket: &UdpSocket) -> Option<libc::c_int> {
 pub fn host_addresses() -> Vec<IpAddr> {
     let Ok(interfaces) = getifaddrs() else { return Vec::new() };
     let up = interfaces.filter(|interface| {
-        interface.flags.contains(InterfaceFlags::IFF_UP)
+        !is_uplink(&interface.interface_name)
+            && interface.flags.contains(InterfaceFlags::IFF_UP)
             && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK)
     });
     let addrs: Vec<IpAddr> = up

@@ -4,6 +4,8 @@
 //! <run dir>/netns/<network id, 12 digits>      br0   gateway MAC and addresses, no learning on its ports
 //!                                              tap0  the agent; takes frames for addresses unknown here
 //!                                              v...  one per endpoint; the other end is in the sandbox
+//!                                              node0 this node as an endpoint; its other end, nodep, is on br0
+//!                                              uplink0  the way to the host (`crate::gateway::uplink`)
 //! ```
 //!
 //! Every step finds what is there and brings it to the wanted state, so a restarted agent adopts what the last one left
@@ -24,14 +26,24 @@ use super::{
     link::{Link, LinkError, Links},
     netns::{Netns, NetnsError},
 };
-use crate::datapath::tap::Tap;
+use crate::datapath::{backend::Backend, device::Device};
 
 /// The bridge.
 const BRIDGE: &str = "br0";
 /// The TAP.
 const TAP: &str = "tap0";
+/// This node's own interface in the network, from which the host's and routed packets come.
+pub const NODE: &str = "node0";
+/// Its other end, a port of the bridge.
+const NODE_PORT: &str = "nodep";
+/// The bridge's name for firewalls.
+pub const GATEWAY: &str = BRIDGE;
 /// `IFNAMSIZ` of linux/if.h, without the zero at the end.
 const IFNAME_LEN: usize = 15;
+/// Gateway and node are two interfaces of one host on one link: each answers ARP for its own addresses only and
+/// asks with one of its own, a packet may come in by one and be answered by the other, and nobody is sent elsewhere.
+const IPV4_SETTINGS: [(&str, &str); 4] =
+    [("arp_ignore", "1"), ("arp_announce", "2"), ("rp_filter", "0"), ("send_redirects", "0")];
 /// Interfaces that are tried when none is named: `eth0` to `eth63`.
 const IFNAMES: u32 = 64;
 
@@ -81,6 +93,8 @@ pub struct OverlaySpec {
     pub gateways: Vec<IpNet>,
     /// MTU inside.
     pub mtu: u16,
+    /// Whether the gateway leads anywhere.
+    pub routed: bool,
 }
 
 /// What an endpoint looks like.
@@ -126,8 +140,21 @@ impl Overlay {
     async fn build(spec: OverlaySpec, path: PathBuf, netns: Netns) -> Result<Self, OverlayError> {
         let links = Links::open(&netns)?;
         // A new namespace takes after the host, which forwards where Docker runs (devconf_inherit_init_net).
-        netns.sysctl("ipv4/ip_forward", "0")?;
-        netns.sysctl("ipv6/conf/all/forwarding", "0")?;
+        let forwards = if spec.routed { "1" } else { "0" };
+        netns.sysctl("ipv4/ip_forward", forwards)?;
+        netns.sysctl("ipv6/conf/all/forwarding", forwards)?;
+        for conf in ["all", "default"] {
+            for (setting, value) in IPV4_SETTINGS {
+                netns.sysctl(&format!("ipv4/conf/{conf}/{setting}"), value)?;
+            }
+        }
+        for version in ["arptables", "iptables", "ip6tables"] {
+            // Frames that are switched are no business of our rules. Not every kernel has these.
+            match netns.sysctl(&format!("bridge/bridge-nf-call-{version}"), "0") {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                Ok(()) | Err(_) => {}
+            }
+        }
         // Only the bridge speaks IPv6, and only from the gateway's address: ports and TAP would announce themselves.
         netns.sysctl("ipv6/conf/default/disable_ipv6", "1")?;
         netns.sysctl("ipv6/conf/default/accept_ra", "0")?;
@@ -136,10 +163,49 @@ impl Overlay {
         netns.sysctl("ipv6/conf/br0/addr_gen_mode", "1")?;
         netns.sysctl("ipv6/conf/br0/accept_dad", "0")?;
         netns.sysctl("ipv6/conf/br0/disable_ipv6", "0")?;
-        for gateway in &spec.gateways {
-            links.add_address(BRIDGE, *gateway).await?;
+        let overlay = Self { spec, path, netns, links };
+        if overlay.links.get(NODE).await?.is_none() {
+            overlay.route_by_bridge(&[]).await?;
         }
-        Ok(Self { spec, path, netns, links })
+        Ok(overlay)
+    }
+
+    /// Gives the bridge the gateway's addresses; it leads to the subnets in which this node has no address of its own.
+    async fn route_by_bridge(&self, own: &[IpNet]) -> Result<(), OverlayError> {
+        let address = |gateway: &IpNet| {
+            let elsewhere = own.iter().any(|ip| ip.contains(&gateway.addr()));
+            if elsewhere { IpNet::from(gateway.addr()) } else { *gateway }
+        };
+        let addresses: Vec<IpNet> = self.spec.gateways.iter().map(address).collect();
+        Ok(self.links.set_addresses(BRIDGE, &addresses).await?)
+    }
+
+    /// Plugs this node in as an endpoint with this MAC and these addresses, by which it then routes; mends what is there.
+    ///
+    /// # Errors
+    /// The kernel refuses a step.
+    pub async fn set_node(&self, mac: MacAddr, ips: &[IpNet]) -> Result<(), OverlayError> {
+        if self.links.get(NODE).await?.is_none_or(|node| node.mac != Some(mac)) {
+            self.links.delete(NODE).await?;
+            self.links.create_veth(NODE_PORT, (NODE, mac), &self.netns, self.spec.mtu).await?;
+        }
+        self.links.set_port(NODE_PORT, BRIDGE, false).await?;
+        self.links.set_fdb(NODE_PORT, mac).await?;
+        self.links.set_up(NODE_PORT, self.spec.mtu).await?;
+        for (setting, value) in
+            [("addr_gen_mode", "0"), ("accept_dad", "0"), ("accept_ra", "0"), ("disable_ipv6", "0")]
+        {
+            self.netns.sysctl(&format!("ipv6/conf/{NODE}/{setting}"), value)?;
+        }
+        self.links.set_up(NODE, self.spec.mtu).await?;
+        self.links.set_addresses(NODE, ips).await?;
+        self.route_by_bridge(ips).await
+    }
+
+    /// The namespace.
+    #[must_use]
+    pub const fn netns(&self) -> &Netns {
+        &self.netns
     }
 
     /// Gives the gateway these addresses, too. Whether there was a new one among them.
@@ -162,8 +228,8 @@ impl Overlay {
     ///
     /// # Errors
     /// There is one already, or the kernel refuses it.
-    pub async fn open_tap(&self) -> Result<Tap, OverlayError> {
-        let tap = self.netns.run(|| Tap::open(TAP)).map_err(OverlayError::Tap)?;
+    pub async fn open_tap(&self, backend: Backend) -> Result<Box<dyn Device>, OverlayError> {
+        let tap = self.netns.run(|| backend.open(TAP)).map_err(OverlayError::Tap)?;
         self.links.set_port(TAP, BRIDGE, true).await?;
         self.links.set_up(TAP, self.spec.mtu).await?;
         Ok(tap)
@@ -275,7 +341,7 @@ impl Overlay {
         for ip in &plug.ips {
             inside.add_address(ifname, *ip).await?;
         }
-        for gateway in &self.spec.gateways {
+        for gateway in self.spec.gateways.iter().filter(|_| self.spec.routed) {
             if self.reaches(plug, gateway.addr())
                 && !inside.add_default_route(gateway.addr()).await?
             {

@@ -26,6 +26,8 @@ pub type Elsewhere = BTreeSet<IpAddr>;
 pub struct Addresses {
     me: NodeId,
     pools: Mutex<Pools>,
+    /// The hash of the objects that the pools are in step with.
+    followed: Mutex<Option<String>>,
 }
 
 type Pools = BTreeMap<NetworkId, Vec<Pool>>;
@@ -34,15 +36,28 @@ impl Addresses {
     /// No network yet.
     #[must_use]
     pub fn new(me: NodeId) -> Self {
-        Self { me, pools: Mutex::default() }
+        Self { me, pools: Mutex::default(), followed: Mutex::default() }
     }
 
-    /// Brings the pools in step with the objects: new networks, transfers, deleted networks.
+    /// Brings the pools in step with the objects: new networks, transfers, deleted networks. Does nothing while the objects
+    /// are the same, as in most rounds.
     pub fn follow(&self, objects: &ObjectSet) {
+        // Held to the end: who comes second finds the pools in step.
+        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        let hash = objects.content_hash();
+        if followed.as_ref() == Some(&hash) {
+            return;
+        }
+        *followed = Some(hash);
         let mut pools = self.lock();
         let networks = objects.networks();
-        pools.retain(|id, _pools| networks.iter().any(|(network, ..)| network == id));
-        for (id, ..) in networks {
+        let ids: BTreeSet<NetworkId> = networks.iter().map(|(network, ..)| *network).collect();
+        pools.retain(|id, _pools| ids.contains(id));
+        let mut transfers: BTreeMap<NetworkId, Vec<Transfer>> = BTreeMap::new();
+        for transfer in objects.all_transfers() {
+            transfers.entry(transfer.network).or_default().push(Transfer::from(transfer));
+        }
+        for id in ids {
             let subnets = objects.subnets(id);
             let counts = subnets.iter().filter(|subnet| subnet.state == SubnetState::Active);
             let pools = pools.entry(id).or_default();
@@ -53,7 +68,7 @@ impl Addresses {
             for pool in pools {
                 let cidr = pool.subnet().cidr();
                 in_use.iter().filter(|ip| cidr.contains(*ip)).for_each(|ip| pool.adopt(*ip));
-                pool.extend(objects.transfers(id).map(Transfer::from));
+                pool.extend(transfers.get(&id).into_iter().flatten().copied());
             }
         }
     }
@@ -249,6 +264,7 @@ mod tests {
             mtu: 1390,
             subnets: vec![subnet("10.1.0.0/24", "10.1.0.1")],
             internal: false,
+            dns: Vec::new(),
             labels: BTreeMap::new(),
             blocks: Vec::new(),
         };

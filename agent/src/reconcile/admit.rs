@@ -79,9 +79,9 @@ pub fn claims_to(
     directory: &Directory,
     network: NetworkId,
 ) -> impl Iterator<Item = (NodeId, &EndpointClaim)> {
-    directory.records().filter_map(move |entry| match entry.record.claim() {
-        Claim::Endpoint(claim) if claim.network == network => Some((entry.record.owner(), claim)),
-        Claim::Endpoint(_) | Claim::Node(_) | Claim::Gone => None,
+    directory.records_in(network).filter_map(|entry| match entry.record.claim() {
+        Claim::Endpoint(claim) => Some((entry.record.owner(), claim)),
+        Claim::Node(_) | Claim::Gone => None,
     })
 }
 
@@ -136,6 +136,7 @@ mod tests {
             ips: vec![IpAddr::from([10, 0, 0, id]), IpAddr::from([10, 0, 1, id])],
             incarnation,
             labels: BTreeMap::new(),
+            router: false,
         };
         (RowKey { node: NodeId::of_public_key(&[id]), endpoint }, claim)
     }

@@ -6,21 +6,25 @@
 //!         "incarnation" -> the last one given, max(last + 1, unix ms)
 //! ```
 //!
-//! A damaged file is an error that says what to do, never a panic: redb's own assertions are caught here.
+//! A damaged file is an error that says what to do, never a panic: redb's own assertions are caught here. Opening a
+//! file writes to it, so a copy in memory is opened before: what is refused stays as it was.
 //! Secrets do not belong in it; see [`crate::identity`].
 
 mod schema;
 
 use std::{
     any::Any,
-    fs::{OpenOptions, TryLockError},
-    io,
+    fs::{File, OpenOptions, TryLockError},
+    io::{self, Read},
     os::unix::fs::OpenOptionsExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{
+    Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition, WriteTransaction,
+    backends::InMemoryBackend,
+};
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
@@ -30,6 +34,8 @@ const VALUE_LEN: usize = 1 << 20;
 const KEY_LEN: usize = 1024;
 /// redb's page cache; the state of a busy host is a few MiB.
 const CACHE: usize = 8 << 20;
+/// Largest file that is opened in memory first; the state of a busy host is a few MiB.
+const COPY_LEN: u64 = 256 << 20;
 
 /// The tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +48,8 @@ pub enum Table {
     Tokens,
     /// Sandboxes of this node.
     Sandboxes,
+    /// This node's own addresses in networks.
+    Gateways,
     /// Where other nodes were last reached.
     Peers,
     /// Addresses of this node that were released, and until when they rest.
@@ -52,11 +60,12 @@ pub enum Table {
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Objects,
         Self::Endpoints,
         Self::Tokens,
         Self::Sandboxes,
+        Self::Gateways,
         Self::Peers,
         Self::Resting,
         Self::Meta,
@@ -68,6 +77,7 @@ impl Table {
             Self::Endpoints => "endpoints",
             Self::Tokens => "tokens",
             Self::Sandboxes => "sandboxes",
+            Self::Gateways => "gateways",
             Self::Peers => "peers",
             Self::Resting => "resting",
             Self::Meta => "meta",
@@ -151,7 +161,10 @@ impl Store {
             .open(path)
             .map_err(io_error)?;
         match file.try_lock() {
-            Ok(()) => file.unlock().map_err(io_error)?,
+            Ok(()) => {
+                rehearse(path, &file)?;
+                file.unlock().map_err(io_error)?;
+            }
             Err(TryLockError::WouldBlock) => return Err(StoreError::Locked(path.into())),
             Err(TryLockError::Error(e)) => return Err(io_error(e)),
         }
@@ -326,6 +339,30 @@ impl Txn<'_> {
             Ok(old.is_some())
         })
     }
+}
+
+/// Refuses a damaged or newer file without a change to it.
+fn rehearse(path: &Path, mut file: &File) -> Result<(), StoreError> {
+    let io_error = |source| StoreError::Io { path: path.into(), source };
+    let len = file.metadata().map_err(io_error)?.len();
+    if len == 0 || len > COPY_LEN {
+        return Ok(());
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(io_error)?;
+    let database = guard(path, || {
+        let memory = InMemoryBackend::new();
+        memory.set_len(len).and_then(|()| memory.write(0, &bytes))?;
+        let mut database = Database::builder().set_cache_size(CACHE).create_with_backend(memory)?;
+        database.check_integrity()?;
+        Ok(database)
+    });
+    // Memory does not fail: a length or place beyond its end is the file's fault.
+    let database = database.map_err(|error| match error {
+        StoreError::Io { source, .. } => damaged(path, source.to_string()),
+        error => error,
+    })?;
+    schema::refuse_newer(&Store { database, path: path.into() }, schema::CURRENT)
 }
 
 fn rows(

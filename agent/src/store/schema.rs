@@ -24,12 +24,10 @@ pub(super) fn migrate(
     current: u64,
     migrations: &[Migration],
 ) -> Result<(), StoreError> {
+    refuse_newer(store, current)?;
     let Some(found) = store.get::<u64>(Table::Meta, KEY)? else {
         return store.put(Table::Meta, KEY, &current);
     };
-    if found > current {
-        return Err(StoreError::Newer { path: store.path.clone(), found, known: current });
-    }
     if found == current {
         return Ok(());
     }
@@ -41,6 +39,16 @@ pub(super) fn migrate(
         }
         txn.put(Table::Meta, KEY, &current)
     })
+}
+
+/// Refuses what is newer than `current`.
+pub(super) fn refuse_newer(store: &Store, current: u64) -> Result<(), StoreError> {
+    match store.get::<u64>(Table::Meta, KEY)? {
+        Some(found) if found > current => {
+            Err(StoreError::Newer { path: store.path.clone(), found, known: current })
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn backup(store: &Store, found: u64) -> Result<(), StoreError> {

@@ -88,8 +88,10 @@ fn an_older_schema_is_migrated_with_a_backup_and_a_newer_one_refused() {
     assert_eq!(store.get::<u8>(Table::Objects, "second").unwrap(), Some(3));
     drop(store);
 
+    let before = fs::read(&path).unwrap();
     let error = Store::open(&path).unwrap_err();
     assert!(matches!(error, StoreError::Newer { found: 3, known: 1, .. }), "{error}");
+    assert!(fs::read(&path).unwrap() == before, "the newer file was written");
 
     let backup = path.with_extension("redb.schema-1");
     let old = Store::open(&backup).unwrap();
@@ -122,7 +124,10 @@ fn a_damaged_file_is_an_error_and_no_panic() {
         fs::write(&copy, &bytes).unwrap();
         match Store::open(&copy).and_then(|store| store.list::<String>(Table::Objects)) {
             Ok(rows) => assert!(rows.iter().all(|(_, value)| *value == "v".repeat(100)), "{at}"),
-            Err(StoreError::Damaged { .. } | StoreError::Newer { .. }) => refused += 1,
+            Err(StoreError::Damaged { .. } | StoreError::Newer { .. }) => {
+                assert!(fs::read(&copy).unwrap() == bytes, "{at}: the damaged file was written");
+                refused += 1;
+            }
             Err(error) => panic!("{at}: {error}"),
         }
     }

@@ -48,6 +48,18 @@ fn views() -> Vec<Case> {
         (&["map", "ls"], "map", null.clone(), to_value(map_rows()).unwrap()),
         (&["map", "diff", "h2"], "map_diff", json!("h2"), to_value(map_differences()).unwrap()),
         (&["token", "ls"], "tokens", null, to_value(tokens()).unwrap()),
+        (
+            &["dns", "query", "web", "--network", "red", "--type", "aaaa"],
+            "dns_query",
+            json!({ "name": "web", "query": { "network": "red", "type": "AAAA" } }),
+            to_value([dns_record()]).unwrap(),
+        ),
+        (
+            &["dns", "query", "fd00::2"],
+            "dns_query",
+            json!({ "name": "fd00::2", "query": { "network": null, "type": null } }),
+            to_value([dns_record()]).unwrap(),
+        ),
         (&["locate", "fd00:0::9"], "locate", json!("fd00::9"), to_value(&locations()[2]).unwrap()),
         (
             &["locate", "02-00-00-00-00-01"],
@@ -92,6 +104,17 @@ fn membership_changes() -> Vec<Case> {
     ]
 }
 
+fn extensions() -> Vec<Case> {
+    let network = to_value(&networks()[0]).unwrap();
+    vec![(
+        &["network", "extend", "red", "--subnet", "10.2.0.0/24", "--ip-range", "10.2.0.0/25"],
+        "network_extend",
+        json!({ "network": "red", "spec": { "subnets": ["10.2.0.0/24"], "gateways": [],
+                    "ip_ranges": ["10.2.0.0/25"], "aux_addresses": {} } }),
+        network,
+    )]
+}
+
 fn object_changes() -> Vec<Case> {
     let network = to_value(&networks()[0]).unwrap();
     let endpoint = to_value(&endpoints()[0]).unwrap();
@@ -115,6 +138,8 @@ fn object_changes() -> Vec<Case> {
                 "1400",
                 "--vni",
                 "42",
+                "--dns",
+                "192.0.2.53",
                 "--label",
                 "a=b",
                 "--label",
@@ -123,14 +148,7 @@ fn object_changes() -> Vec<Case> {
             "network_create",
             json!({ "name": "red", "subnets": ["10.1.0.0/24", "fd00::/64"], "gateways": ["10.1.0.9"],
                     "ip_ranges": ["10.1.0.128/25"], "aux_addresses": { "printer": "10.1.0.7" }, "mtu": 1400,
-                    "vni": 42, "labels": { "a": "b", "c": "" } }),
-            network.clone(),
-        ),
-        (
-            &["network", "extend", "red", "--subnet", "10.2.0.0/24", "--ip-range", "10.2.0.0/25"],
-            "network_extend",
-            json!({ "network": "red", "spec": { "subnets": ["10.2.0.0/24"], "gateways": [],
-                    "ip_ranges": ["10.2.0.0/25"], "aux_addresses": {} } }),
+                    "vni": 42, "dns": ["192.0.2.53"], "internal": false, "labels": { "a": "b", "c": "" } }),
             network.clone(),
         ),
         (&["network", "rm", "red"], "network_rm", json!("red"), network.clone()),
@@ -178,7 +196,7 @@ fn object_changes() -> Vec<Case> {
 fn every_command_asks_for_what_it_says_and_prints_the_answer() {
     let agent = TestAgent::start();
     for (words, call, spec, answer) in
-        views().into_iter().chain(membership_changes()).chain(object_changes())
+        views().into_iter().chain(membership_changes()).chain(object_changes()).chain(extensions())
     {
         assert_eq!(agent.say_json(words).json(), answer, "{words:?}");
         let calls = agent.world.calls();

@@ -112,6 +112,10 @@ fn the_agent_is_asked_for_what_the_words_say_and_told_the_process() {
         "02:00:00:00:00:07",
         "--alias",
         "uno",
+        "--dns",
+        "192.0.2.53",
+        "--add-host",
+        "db.example:fd00::9",
         "--",
         "sh",
         "-c",
@@ -127,7 +131,7 @@ fn the_agent_is_asked_for_what_the_words_say_and_told_the_process() {
     assert!(child.wait().unwrap().success());
     let calls = agent.world.calls();
     let spec = json!({ "name": "one", "networks": ["red", "blue"], "ips": ["10.1.0.7"], "mac": "02:00:00:00:00:07",
-                       "aliases": ["uno"], "command": ["sh", "-c", "echo $$; read x || :"] });
+                       "aliases": ["uno"], "dns": ["192.0.2.53"], "hosts": ["db.example:fd00::9"], "command": ["sh", "-c", "echo $$; read x || :"] });
     assert_eq!(calls[0], ("sandbox_create".into(), spec));
     assert_eq!(calls[1], ("sandbox_started".into(), json!({ "sandbox": "one", "pid": pid })));
     assert!(calls.contains(&("sandbox_rm".into(), json!("one"))));

@@ -283,12 +283,15 @@ pub(crate) fn networks() -> Vec<Network> {
             encrypted: true,
             mtu: 1390,
             state: "active".into(),
+            dns: Vec::new(),
             subnets: vec![Subnet {
                 cidr: "10.1.0.0/24".parse().unwrap(),
                 gateway: "10.1.0.1".parse().unwrap(),
                 ip_range: None,
                 aux_addresses: Default::default(),
             }],
+            internal: false,
+            way: None,
             warnings: Vec::new(),
         }
     };
@@ -358,6 +361,21 @@ pub(crate) fn drops() -> Vec<DropRow> {
     ]
 }
 
+pub(crate) fn dns_record() -> DnsRecord {
+    DnsRecord {
+        name: "web.red".into(),
+        kind: DnsType::Aaaa,
+        value: "fd00::2".into(),
+        ttl: 5,
+        network: networks()[0].id,
+        endpoint: EndpointId::from_random([0xc3; 16]),
+        node: node_id(2),
+        stamp: (7, 1),
+        source: "push".into(),
+        age_ms: 1500,
+    }
+}
+
 /// 10.1.0.2 is in two networks.
 pub(crate) fn locations() -> Vec<Location> {
     let location = |network: usize, ip: &str| Location {
@@ -414,6 +432,7 @@ pub(crate) fn status() -> Status {
         networks: 3,
         endpoints: 1,
         issuer: true,
+        datapath: None,
     }
 }
 
@@ -533,6 +552,7 @@ impl Backend for World {
             state: "created".into(),
             command: spec.command,
             endpoints: vec![EndpointId::from_random([number; 16])],
+            etc: None,
         };
         held.push(Held { sandbox: sandbox.clone(), keeper: Some(keeper) });
         Ok(sandbox)
@@ -578,6 +598,11 @@ impl Backend for World {
             Address::Ip(ip) => location.ips.contains(&ip),
         });
         Ok(found)
+    }
+
+    async fn dns_query(&self, name: &str, query: DnsQuery) -> Result<Vec<DnsRecord>, ApiError> {
+        self.asked("dns_query", json!({ "name": name, "query": query }))?;
+        Ok(vec![dns_record()])
     }
 
     async fn map(&self) -> Result<Vec<MapRow>, ApiError> {

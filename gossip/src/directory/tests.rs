@@ -31,15 +31,20 @@ fn checked(signed: &SignedRecord, seed: u8) -> Record {
 }
 
 fn endpoint(id: u8) -> Claim {
+    endpoint_in(1, id)
+}
+
+fn endpoint_in(network: u8, id: u8) -> Claim {
     Claim::Endpoint(vxmesh_proto::record::EndpointClaim {
         id: EndpointId::from_random([id; 16]),
-        network: vxmesh_proto::addr::NetworkId::from_random([1; 16]),
+        network: NetworkId::from_random([network; 16]),
         name: "e".parse().unwrap(),
         aliases: Vec::new(),
         mac: vxmesh_proto::addr::MacAddr([2, 0, 0, 0, 0, id]),
         ips: Vec::new(),
         incarnation: 1,
         labels: BTreeMap::new(),
+        router: false,
     })
 }
 
@@ -151,4 +156,32 @@ fn parked_records_wait_in_bounds() {
     directory.park(oldest.clone(), Source::Gossip);
     assert_eq!(directory.unpark(&|owner| owner == node(1)), [(oldest, Source::Push)]);
     assert_eq!(directory.unpark(&|_owner| true).len(), PARKED - 1);
+}
+
+proptest::proptest! {
+    /// The index of networks against a walk over everything.
+    #[test]
+    fn a_networks_records_are_those_that_name_it(
+        steps in proptest::collection::vec((1u8..4, 0u8..4, 0u8..4, 0u64..900), 0..60),
+    ) {
+        let (mut directory, mut now) = (Directory::default(), Instant::now());
+        for (seq, (seed, id, network, wait)) in (1..).zip(steps) {
+            // Network 0 stands for gone, and now and then a member leaves.
+            let claim = if network == 0 { Claim::Gone } else { endpoint_in(network, id) };
+            let record = checked(&signed(seed, id, seq, &claim), seed);
+            directory.insert(record, Source::Gossip, now);
+            now += Duration::from_secs(wait);
+            directory.expire(now, &|member| wait % 7 != 0 || member != node(2));
+            for network in 1..4 {
+                let network = NetworkId::from_random([network; 16]);
+                let places = |entries: Vec<&Entry>| -> Vec<(NodeId, Key)> {
+                    entries.iter().map(|entry| (entry.record.owner(), entry.record.key())).collect()
+                };
+                let all = directory.records().filter(|entry| network_of(entry) == Some(network));
+                let found = places(directory.records_in(network).collect());
+                proptest::prop_assert_eq!(found, places(all.collect()));
+            }
+            proptest::prop_assert!(directory.networks.values().all(|places| !places.is_empty()));
+        }
+    }
 }

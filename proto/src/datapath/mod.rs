@@ -4,17 +4,22 @@
 //! every frame exactly one [`Verdict`] (I4). What a frame claims about its source is checked by the same rule
 //! in both directions ([`claims`]), so a node never sends what another would refuse from it (I3).
 //!
-//! Sealing, splitting to a peer's MTU, and file descriptors are not here.
+//! What a device takes for one frame may be many packets of the mesh: [`SuperFrame`] is judged whole, [`Segments`] cuts
+//! it, and [`coalesce`] puts packets together again. Sealing and file descriptors are not here.
 
 mod claims;
+pub mod coalesce;
 mod inbound;
 mod outbound;
 mod reason;
+mod segments;
 mod superframe;
+pub mod vnet;
 
 pub use inbound::{Inbound, inbound, inbound_vxlan};
 pub use outbound::{Scratch, outbound};
 pub use reason::DropReason;
+pub use segments::Segments;
 pub use superframe::{Gso, GsoKind, PartialChecksum, SuperFrame};
 
 use crate::addr::NodeId;
@@ -34,5 +39,7 @@ pub enum Verdict<'t, P> {
     Drop(DropReason),
 }
 
+#[cfg(test)]
+mod differential;
 #[cfg(test)]
 mod tests;

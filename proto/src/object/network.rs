@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::{Hlc, Refused};
 use crate::{
     addr::{Name, NetworkId, NodeId, Vni},
-    limits::{MAX_MTU, MIN_MTU, NAME_LEN, NETWORK_LABELS, NETWORK_SUBNETS, SUBNET_AUX},
+    limits::{
+        MAX_MTU, MIN_MTU, NAME_LEN, NETWORK_DNS, NETWORK_LABELS, NETWORK_SUBNETS, SUBNET_AUX,
+    },
 };
 
 const DOMAIN: &[u8] = b"vxmesh network 1\0";
@@ -98,6 +100,9 @@ pub struct Network {
     /// Whether it has no way to the outside.
     #[serde(rename = "p", default)]
     pub internal: bool,
+    /// Who answers for names that are not the mesh's; the hosts' own name servers otherwise.
+    #[serde(rename = "q", default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<IpAddr>,
     /// Free-form labels.
     #[serde(rename = "t", default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -156,6 +161,8 @@ impl Network {
             "it has no subnet or too many"
         } else if overlap(self.subnets.iter().map(|subnet| subnet.cidr)) {
             "two subnets overlap"
+        } else if self.dns.len() > NETWORK_DNS {
+            "it has too many name servers"
         } else if self.labels.len() > NETWORK_LABELS {
             "it has too many labels"
         } else {

@@ -333,10 +333,10 @@ impl ObjectSet {
         })
     }
 
-    /// Blocks of a network that were given away, in the order of (block, epoch).
-    pub fn transfers(&self, network: NetworkId) -> impl Iterator<Item = &Transfer> {
-        self.objects().filter_map(move |object| match object.content() {
-            Content::Transfer(transfer) if transfer.network == network => Some(transfer),
+    /// Blocks of all networks that were given away, in the order of their ids.
+    pub fn all_transfers(&self) -> impl Iterator<Item = &Transfer> {
+        self.objects().filter_map(|object| match object.content() {
+            Content::Transfer(transfer) => Some(transfer),
             _ => None,
         })
     }

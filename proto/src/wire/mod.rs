@@ -9,6 +9,7 @@
 //! without bound, or allocates (I7).
 
 pub mod arp;
+pub mod checksum;
 pub mod ethernet;
 pub mod ipv4;
 pub mod ipv6;
@@ -30,4 +31,9 @@ pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> 
 /// A big-endian 16-bit number at `at`.
 pub(crate) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     array(bytes, at).map(u16::from_be_bytes)
+}
+
+/// A big-endian 32-bit number at `at`.
+pub(crate) fn be32(bytes: &[u8], at: usize) -> Option<u32> {
+    array(bytes, at).map(u32::from_be_bytes)
 }

@@ -80,7 +80,7 @@ fn i9_an_agent_that_ends_and_starts_interrupts_nothing() -> Result<()> {
     let plain_netns = lab.netns("h1", "/run/netns/plain")?;
     let far_netns = lab.netns("h2", "/run/vxmesh/sandbox/far")?;
     wait_until("h2 knows both", || {
-        Ok(lab.json("h2", &["map", "ls"])?.as_array().map(Vec::len) == Some(3))
+        Ok(lab.json("h2", &["endpoint", "ls"])?.as_array().map(Vec::len) == Some(3))
     })?;
 
     let bind = |address: std::net::IpAddr| {

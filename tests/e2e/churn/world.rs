@@ -122,9 +122,14 @@ impl Lab {
         Ok(i32::try_from(record["pid"].as_i64().context("no pid")?)?)
     }
 
+    /// Where a file of a host is on this machine.
+    pub(crate) fn path(&self, host: &str, path: &str) -> Result<PathBuf> {
+        Ok(format!("/proc/{}/root{path}", self.pid(host, "holder")?).into())
+    }
+
     /// A namespace by its path inside a host.
     pub(crate) fn netns(&self, host: &str, path: &str) -> Result<File> {
-        Ok(File::open(format!("/proc/{}/root{path}", self.pid(host, "holder")?))?)
+        Ok(File::open(self.path(host, path)?)?)
     }
 
     /// Namespaces of networks and sandboxes on a host.

@@ -1,7 +1,9 @@
 //! What a mesh does for the sandboxes on its hosts, and what it refuses to others.
 
+mod clear;
 mod counters;
 mod forged;
+mod interrupt;
 mod reach;
 mod speed;
 mod spoofed;

@@ -27,6 +27,7 @@ fn spec(network: u8) -> Result<OverlaySpec> {
             format!("fd{network}::1/64").parse()?,
         ],
         mtu: MTU,
+        routed: true,
     })
 }
 

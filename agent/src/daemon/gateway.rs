@@ -1,0 +1,370 @@
+//! The ways of networks out of this host and in: opened with a network's first endpoint here, closed after its last.
+//!
+//! ```text
+//! open  : node's addresses -> store -> publish -> node0 -> uplink, routes -> rules inside -> the host's rules
+//! keep  : each second: what somebody took away is put back, what the host's routes allow is followed
+//! close : withdraw -> store -> addresses rest; the cable goes with the namespace -> the host's rules, its settings
+//! ```
+//!
+//! A network works without its way out: what fails is told once, shown by `network inspect`, and tried again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use tracing::{debug, info, warn};
+use vxmesh_proto::{
+    addr::{EndpointId, MacAddr, NetworkId},
+    limits::CLAIM_ADDRESSES,
+    object,
+    record::{Claim, EndpointClaim},
+};
+
+use super::{
+    endpoints::Hosted,
+    mesh::{Mesh, failed, store_failed},
+};
+use crate::{
+    api::{self, ApiError},
+    firewall::{
+        FirewallError, foreign,
+        host::{self, Port},
+        network::{self, Entrance, Interfaces},
+        table::{self, Table as Rules},
+    },
+    gateway::{
+        sysctl,
+        uplink::{self, Uplink},
+    },
+    netlink::overlay::{self, Overlay},
+    objects::unix_ms,
+    store::Table,
+};
+
+/// Between two tries of what failed.
+const RETRY: Duration = Duration::from_secs(10);
+/// Where the settings of the host's kernel are noted as they were.
+const SETTINGS: &str = "sysctl";
+
+/// This node as an endpoint of a network, as the store keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Node {
+    pub(super) id: EndpointId,
+    pub(super) network: NetworkId,
+    pub(super) mac: MacAddr,
+    pub(super) ips: Vec<IpNet>,
+    incarnation: u64,
+}
+
+impl Node {
+    /// What this node says of it to the others.
+    pub(super) fn claim(&self) -> Result<EndpointClaim, ApiError> {
+        Ok(EndpointClaim {
+            id: self.id,
+            network: self.network,
+            name: format!("node-{}", self.id.short())
+                .parse()
+                .map_err(|error| failed(error, "this is a defect"))?,
+            aliases: Vec::new(),
+            mac: self.mac,
+            ips: self.ips.iter().map(IpNet::addr).collect(),
+            incarnation: self.incarnation,
+            labels: BTreeMap::new(),
+            router: true,
+        })
+    }
+}
+
+/// A network's way out.
+#[derive(Debug, Default)]
+pub(super) struct Way {
+    uplink: Option<Uplink>,
+    /// Subnets that the host does not reach, and the routes of it that are in the way.
+    overlaps: Vec<(IpNet, IpNet)>,
+    fault: Option<String>,
+    tried: Option<Instant>,
+}
+
+/// All ways of this host.
+#[derive(Debug, Default)]
+pub(super) struct Ways {
+    open: BTreeMap<NetworkId, Way>,
+    /// What the host's rules are meant to be, and the state of the kernel's when they last were so.
+    rules: Option<(Rules, u32)>,
+    fault: Option<String>,
+}
+
+impl Mesh {
+    /// This node as an endpoint of networks, as the store has it.
+    pub(super) fn stored_nodes(&self) -> Result<Vec<Node>, ApiError> {
+        let rows = self.store.list::<Node>(Table::Gateways).map_err(store_failed)?;
+        Ok(rows.into_iter().map(|(_network, node)| node).collect())
+    }
+
+    /// Opens the way of a network that was just made here, unless it is internal.
+    pub(super) async fn open_way(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        id: NetworkId,
+        network: &object::Network,
+    ) {
+        if network.internal {
+            return;
+        }
+        hosted.ways.open.entry(id).or_default();
+        self.mend_way(hosted, id, network).await;
+        self.sync_host(hosted);
+    }
+
+    /// Closes the way of a network whose namespace goes.
+    pub(super) fn close_way(&self, hosted: &mut Hosted, id: NetworkId) {
+        hosted.ways.open.remove(&id);
+        self.sync_host(hosted);
+    }
+
+    /// Takes this node's addresses in a network back, for its last endpoint here.
+    pub(super) fn forget_node(&self, id: NetworkId) -> Result<(), ApiError> {
+        let key = id.to_string();
+        let Some(node) = self.store.get::<Node>(Table::Gateways, &key).map_err(store_failed)?
+        else {
+            return Ok(());
+        };
+        self.withdraw(node.id);
+        self.forget((Table::Gateways, &key), id, &node.ips).map_err(store_failed)?;
+        node.ips.iter().for_each(|ip| self.addresses.release(id, *ip, Instant::now()));
+        Ok(())
+    }
+
+    /// Forgets the node's addresses in networks that are not here any more, and brings the host in step: for the start.
+    pub(super) fn adopt_ways(&self, hosted: &mut Hosted) -> Result<(), ApiError> {
+        for node in self.stored_nodes()? {
+            if !hosted.overlays.contains_key(&node.network)
+                && !self.stored_endpoints()?.iter().any(|other| other.network == node.network)
+            {
+                self.forget_node(node.network)?;
+            }
+        }
+        self.sync_host(hosted);
+        Ok(())
+    }
+
+    /// Puts back what somebody took away.
+    pub(super) async fn keep_ways(self: Arc<Self>) {
+        let Ok(mut hosted) = self.host.try_lock() else { return };
+        if self.is_stopping() {
+            return;
+        }
+        let ids: Vec<NetworkId> = hosted.overlays.keys().copied().collect();
+        for id in ids {
+            let Some((network, _state)) = self.network_object(id) else { continue };
+            let grown = self.follow_subnets(&mut hosted, id, &network).await;
+            if let Err(error) = &grown {
+                warn!(network = %network.name, %error, "this host does not follow the network's new subnets");
+            }
+            let due = matches!(grown, Ok(true))
+                || hosted.ways.open.get(&id).is_some_and(|way| {
+                    way.fault.is_some() && way.tried.is_none_or(|tried| tried.elapsed() >= RETRY)
+                });
+            if due {
+                self.mend_way(&mut hosted, id, &network).await;
+            } else if let Some(way) = hosted.ways.open.get_mut(&id) {
+                follow_routes(way, &network).await;
+            }
+        }
+        self.sync_host(&mut hosted);
+    }
+
+    async fn mend_way(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        id: NetworkId,
+        network: &object::Network,
+    ) {
+        let Some(overlay) = hosted.overlays.get(&id) else { return };
+        let Some(way) = hosted.ways.open.get_mut(&id) else { return };
+        way.tried = Some(Instant::now());
+        let mended = self.raise(overlay, way, id, network).await;
+        follow_routes(way, network).await;
+        let fault = mended.err().map(|error| error.message);
+        if fault != way.fault {
+            match &fault {
+                Some(fault) => {
+                    warn!(network = %network.name, fault, "no full way out of the network");
+                }
+                None => info!(network = %network.name, "the way out of the network is open"),
+            }
+        }
+        way.fault = fault;
+    }
+
+    async fn raise(
+        self: &Arc<Self>,
+        overlay: &Overlay,
+        way: &mut Way,
+        id: NetworkId,
+        network: &object::Network,
+    ) -> Result<(), ApiError> {
+        let (node, missing) = self.node_of(id, network).await?;
+        if !node.ips.is_empty() {
+            self.announce(&Claim::Endpoint(node.claim()?)).await?;
+            overlay.set_node(node.mac, &node.ips).await?;
+        }
+        let raised = uplink::ensure(id, self.me, overlay.netns(), network.mtu).await;
+        let uplink = raised.map_err(|error| failed(error, "see `vxmesh doctor`"))?;
+        let rules = network_rules(network, &[]);
+        let written = overlay.netns().run(|| {
+            let in_place = rules.is_in_place().is_ok_and(|in_place| in_place);
+            Ok(if in_place { Ok(()) } else { rules.replace() })
+        });
+        way.uplink = Some(uplink);
+        written
+            .map_err(|error| failed(error, "see the agent's log"))?
+            .map_err(|error: FirewallError| failed(error, "does the kernel have nf_tables?"))?;
+        missing.map_or(Ok(()), Err)
+    }
+
+    /// This node as an endpoint of a network, with one address of each subnet; and why one is missing, if so.
+    async fn node_of(
+        &self,
+        id: NetworkId,
+        network: &object::Network,
+    ) -> Result<(Node, Option<ApiError>), ApiError> {
+        let key = id.to_string();
+        let stored = self.store.get::<Node>(Table::Gateways, &key).map_err(store_failed)?;
+        let mut node = match stored {
+            Some(node) => node,
+            None => Node {
+                id: EndpointId::from_random(rand::random()),
+                network: id,
+                mac: self.free_mac(id)?,
+                ips: Vec::new(),
+                incarnation: self.store.next_incarnation(unix_ms()).map_err(store_failed)?,
+            },
+        };
+        let mut missing = None;
+        for subnet in network.subnets.iter().take(CLAIM_ADDRESSES) {
+            if node.ips.iter().any(|ip| subnet.cidr.contains(&ip.addr())) {
+                continue;
+            }
+            match self.allocate_any(network, id, &[subnet.cidr]).await {
+                Ok(ip) => node.ips.push(ip),
+                Err(error) => missing = Some(error),
+            }
+        }
+        self.store.put(Table::Gateways, &key, &node).map_err(store_failed)?;
+        Ok((node, missing))
+    }
+
+    /// Brings the host's rules and settings in step with the ways that are open.
+    fn sync_host(&self, hosted: &mut Hosted) {
+        let done = self.sync_host_or(&mut hosted.ways);
+        let fault = done.err().map(|error| error.message);
+        if fault != hosted.ways.fault
+            && let Some(fault) = &fault
+        {
+            warn!(fault, "the host's rules are not as they should be");
+        }
+        hosted.ways.fault = fault;
+    }
+
+    fn sync_host_or(&self, ways: &mut Ways) -> Result<(), ApiError> {
+        let hint = "see `vxmesh doctor`";
+        let refused = |error: FirewallError| failed(error, hint);
+        let uplinks: Vec<host::Uplink> = ways.open.values().filter_map(Way::host_uplink).collect();
+        if uplinks.is_empty() {
+            if ways.rules.take().is_some() || !self.noted_settings()?.is_empty() {
+                foreign::withdraw().map_err(refused)?;
+                Rules::remove().map_err(refused)?;
+                self.restore_settings()?;
+            }
+            return Ok(());
+        }
+        self.forward()?;
+        let wanted = host::table(uplink::ALL, &uplinks, &Vec::<Port>::new());
+        let generation = table::generation().map_err(refused)?;
+        if ways.rules.as_ref().is_some_and(|(rules, at)| *rules == wanted && *at == generation) {
+            return Ok(());
+        }
+        if !wanted.is_in_place().map_err(refused)? {
+            wanted.replace().map_err(refused)?;
+            debug!("the host's rules are written");
+        }
+        foreign::admit(uplink::ALL).map_err(refused)?;
+        // A change in between raises the number once more, and all is looked at again.
+        ways.rules = Some((wanted, table::generation().map_err(refused)?));
+        Ok(())
+    }
+
+    fn noted_settings(&self) -> Result<sysctl::Found, ApiError> {
+        let noted = self.store.get(Table::Meta, SETTINGS).map_err(store_failed)?;
+        Ok(noted.unwrap_or_default())
+    }
+
+    /// Has the host forward, with what is changed noted before.
+    fn forward(&self) -> Result<(), ApiError> {
+        let noted = self.noted_settings()?;
+        let found = sysctl::look(&noted);
+        if found != noted {
+            self.store.put(Table::Meta, SETTINGS, &found).map_err(store_failed)?;
+        }
+        sysctl::forward().map_err(|error| failed(error, "switch forwarding on yourself"))
+    }
+
+    fn restore_settings(&self) -> Result<(), ApiError> {
+        let restored = self.noted_settings()?.restore();
+        restored.map_err(|error| failed(error, "see `vxmesh doctor`"))?;
+        self.store.delete(Table::Meta, SETTINGS).map_err(store_failed)?;
+        Ok(())
+    }
+
+    /// The way of a network as the API shows it.
+    pub(super) async fn way_row(&self, id: NetworkId) -> Option<api::Way> {
+        let hosted = self.host.lock().await;
+        let way = hosted.ways.open.get(&id)?;
+        let node = self.store.get::<Node>(Table::Gateways, &id.to_string()).ok().flatten();
+        let fault = way.fault.clone().or_else(|| hosted.ways.fault.clone());
+        Some(api::Way {
+            uplink: way.uplink.as_ref().map(|uplink| uplink.ifname.clone()),
+            node_ips: node.map(|node| node.ips).unwrap_or_default(),
+            unreached: way
+                .overlaps
+                .iter()
+                .map(|(subnet, route)| api::Overlap { subnet: *subnet, route: *route })
+                .collect(),
+            fault,
+        })
+    }
+}
+
+impl Way {
+    fn host_uplink(&self) -> Option<host::Uplink> {
+        let uplink = self.uplink.as_ref()?;
+        Some(host::Uplink { ifname: uplink.ifname.clone(), ips: uplink.ips() })
+    }
+}
+
+async fn follow_routes(way: &mut Way, network: &object::Network) {
+    let Some(uplink) = &way.uplink else { return };
+    let subnets: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
+    match uplink::follow_routes(uplink, &subnets).await {
+        Ok(overlaps) => {
+            let known: BTreeSet<_> = way.overlaps.iter().copied().collect();
+            for (subnet, route) in overlaps.iter().filter(|overlap| !known.contains(overlap)) {
+                info!(network = %network.name, %subnet, %route, "the host does not reach the subnet: a route of its own overlaps it");
+            }
+            way.overlaps = overlaps;
+        }
+        Err(error) => way.fault = Some(error.to_string()),
+    }
+}
+
+fn network_rules(network: &object::Network, entrances: &[Entrance]) -> Rules {
+    let subnets: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
+    let interfaces =
+        Interfaces { bridge: overlay::GATEWAY, node: overlay::NODE, uplink: uplink::INSIDE };
+    network::table(interfaces, &subnets, entrances)
+}

@@ -1,0 +1,263 @@
+//! Names as the mesh's keeper tends them: tables from believed claims, a server and files for each sandbox.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use tracing::{info, warn};
+use vxmesh_gossip::membership::Gossip;
+use vxmesh_proto::{
+    addr::{Name, NetworkId},
+    dns::NamesTable,
+    object::{Content, Network, ObjectId, ObjectSet},
+};
+
+use super::{
+    endpoints::Stored as StoredEndpoint,
+    mesh::{Mesh, failed, lock},
+    sandboxes::Stored as StoredSandbox,
+};
+use crate::{
+    api::ApiError,
+    dns::{
+        Desk, Etc, EtcFiles, IN_SANDBOX, Names, SERVERS, Scope, Server, Snapshot, Sockets,
+        Upstreams,
+    },
+    netlink::{netns::Netns, overlay::OverlayError},
+    reconcile::admit::Claims,
+};
+
+/// Members that were not heard of this long after the start are not waited for: their names are missing for good reason.
+const SETTLES: Duration = Duration::from_secs(5);
+
+/// The servers of this host.
+#[derive(Debug)]
+pub(super) struct NameServers {
+    pub(super) names: Arc<Names>,
+    started: Instant,
+    sandboxes: Mutex<BTreeMap<Name, Server>>,
+    /// Sandboxes that could not be served, so that each is reported once.
+    unserved: Mutex<BTreeSet<Name>>,
+}
+
+impl Default for NameServers {
+    fn default() -> Self {
+        Self {
+            names: Arc::default(),
+            started: Instant::now(),
+            sandboxes: Mutex::default(),
+            unserved: Mutex::default(),
+        }
+    }
+}
+
+impl NameServers {
+    /// The table of a network: the one that is there, or a new one if its claims or its name changed.
+    pub(super) fn table(
+        &self,
+        id: NetworkId,
+        domain: &Name,
+        subnets: &[ipnet::IpNet],
+        claims: &Claims,
+        unchanged: bool,
+    ) -> Arc<NamesTable> {
+        let there = self.names.snapshot().tables.get(&id).cloned();
+        there.filter(|table| unchanged && table.domain() == domain).unwrap_or_else(|| {
+            Arc::new(NamesTable::new(id, domain.clone(), subnets.to_vec(), claims))
+        })
+    }
+
+    /// Ends the server of a sandbox.
+    pub(super) fn close(&self, sandbox: &Name) {
+        lock(&self.sandboxes).remove(sandbox);
+        lock(&self.unserved).remove(sandbox);
+    }
+}
+
+impl Mesh {
+    /// Publishes the tables of names that belong to these tables of networks.
+    pub(super) fn publish_names(
+        &self,
+        gossip: &Gossip,
+        tables: BTreeMap<NetworkId, Arc<NamesTable>>,
+    ) {
+        let domains = self.network_names().into_values().collect();
+        let snapshot =
+            Snapshot { tables, domains: Arc::new(domains), settled: self.is_settled(gossip) };
+        self.name_servers.names.publish(snapshot);
+    }
+
+    /// The names of all networks.
+    pub(super) fn network_names(&self) -> BTreeMap<NetworkId, Name> {
+        let networks = self.objects.read(ObjectSet::networks);
+        let name = |object: &vxmesh_proto::object::Object| match object.content() {
+            Content::Network(network) => Some(network.name.clone()),
+            _ => None,
+        };
+        networks.iter().filter_map(|(id, object, _)| Some((*id, name(object)?))).collect()
+    }
+
+    /// Whether every member was heard of, or was given the time to be.
+    fn is_settled(&self, gossip: &Gossip) -> bool {
+        if self.name_servers.started.elapsed() >= SETTLES {
+            return true;
+        }
+        let members: Vec<_> = self.objects.read(|set| {
+            let members = set.members();
+            let stays =
+                |node: &_| set.get(&ObjectId::Member(*node)).is_some_and(|member| !member.closed());
+            members.filter(stays).collect()
+        });
+        gossip.with_directory(|directory| members.iter().all(|node| directory.is_up(*node)))
+    }
+
+    /// Makes a sandbox's files, and its server unless it has one.
+    pub(super) fn name_sandbox(&self, sandbox: &StoredSandbox) -> Result<(), ApiError> {
+        let endpoints = self.stored_endpoints()?;
+        let own: Vec<&StoredEndpoint> = sandbox
+            .endpoints()
+            .iter()
+            .filter_map(|id| endpoints.iter().find(|endpoint| endpoint.id == *id))
+            .collect();
+        let cannot = |error| failed(format!("names cannot be served: {error}"), "try again");
+        EtcFiles::of(&self.run_dir(), sandbox.name())
+            .write(&self.etc(sandbox, &own))
+            .map_err(cannot)?;
+        let networks: Vec<NetworkId> = own.iter().map(|endpoint| endpoint.network).collect();
+        let objects = networks.iter().filter_map(|id| self.network_object(*id));
+        let objects: Vec<Network> = objects.map(|(network, _state)| network).collect();
+        let upstreams = upstreams(&objects, sandbox.dns());
+        let scope = Scope { networks, upstreams };
+        let mut servers = lock(&self.name_servers.sandboxes);
+        if let Some(server) = servers.get(sandbox.name()) {
+            server.desk().set_scope(scope);
+            return Ok(());
+        }
+        let netns = Netns::open(sandbox.netns()).map_err(OverlayError::from)?;
+        let sockets = Sockets::open(&netns, IN_SANDBOX).map_err(cannot)?;
+        let desk = Desk::new(Arc::clone(&self.name_servers.names), scope, Some(netns));
+        let server = Server::start(sockets, desk).map_err(cannot)?;
+        servers.insert(sandbox.name().clone(), server);
+        Ok(())
+    }
+
+    fn etc(&self, sandbox: &StoredSandbox, endpoints: &[&StoredEndpoint]) -> Etc {
+        let names = self.network_names();
+        let search = endpoints.iter().filter_map(|endpoint| names.get(&endpoint.network)).cloned();
+        let own = endpoints.iter().flat_map(|endpoint| {
+            let network = names.get(&endpoint.network);
+            let claim = endpoint.claim();
+            claim
+                .ips
+                .into_iter()
+                .filter_map(move |ip| Some((ip, claim.name.clone(), network?.clone())))
+        });
+        let host = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
+        Etc { search: search.collect(), own: own.collect(), added: sandbox.hosts().to_vec(), host }
+    }
+
+    /// Serves every sandbox that is here and has no server: after a start, or where it could not be had.
+    pub(super) fn name_sandboxes(&self) {
+        let sandboxes = match self.stored_sandboxes() {
+            Ok(sandboxes) => sandboxes,
+            Err(error) => return warn!(%error, "names are not served"),
+        };
+        for sandbox in sandboxes {
+            // One that is being made is served by whoever makes it.
+            if !sandbox.has_process()
+                || lock(&self.name_servers.sandboxes).contains_key(sandbox.name())
+            {
+                continue;
+            }
+            let served = self.name_sandbox(&sandbox);
+            let mut unserved = lock(&self.name_servers.unserved);
+            match served {
+                Ok(()) if unserved.remove(sandbox.name()) => {
+                    info!(sandbox = %sandbox.name(), "names are served again");
+                }
+                Ok(()) => {}
+                Err(error) if unserved.insert(sandbox.name().clone()) => {
+                    warn!(sandbox = %sandbox.name(), %error, "names are not served; trying again");
+                }
+                Err(_told) => {}
+            }
+        }
+    }
+}
+
+/// Who answers a sandbox of these networks: those that the user gave it, else those of the networks, else the host's. A
+/// server that is itself in one of the networks is asked there; from internal networks no other one is.
+fn upstreams(networks: &[Network], given: &[IpAddr]) -> Upstreams {
+    let servers: Vec<IpAddr> = match given {
+        [] => networks.iter().flat_map(|network| network.dns.iter().copied()).collect(),
+        given => given.to_vec(),
+    };
+    let internal = networks.iter().all(|network| network.internal);
+    if servers.is_empty() {
+        return if internal { Upstreams::None } else { Upstreams::Host };
+    }
+    let is_inside = |ip: &IpAddr| {
+        networks.iter().flat_map(|network| &network.subnets).any(|subnet| subnet.cidr.contains(ip))
+    };
+    let servers = servers.into_iter().map(|ip| (ip, is_inside(&ip)));
+    let mut servers: Vec<_> = servers.filter(|(_, inside)| *inside || !internal).collect();
+    servers.truncate(SERVERS);
+    if servers.is_empty() { Upstreams::None } else { Upstreams::Given(servers) }
+}
+
+#[cfg(test)]
+mod tests {
+    use vxmesh_proto::{
+        addr::{NodeId, Vni},
+        object::Subnet,
+    };
+
+    use super::*;
+
+    fn network(cidr: &str, internal: bool, dns: &[&str]) -> Network {
+        let cidr: ipnet::IpNet = cidr.parse().unwrap();
+        Network {
+            name: "n".parse().unwrap(),
+            creator: NodeId::of_public_key(b"me"),
+            driver: "overlay".parse().unwrap(),
+            vni: Vni::MAX,
+            encrypted: true,
+            mtu: 1390,
+            subnets: vec![Subnet::whole(cidr, cidr.addr())],
+            internal,
+            dns: dns.iter().map(|ip| ip.parse().unwrap()).collect(),
+            labels: BTreeMap::new(),
+            blocks: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_internal_networks_ask_stays_inside() {
+        let open = network("10.1.0.0/16", false, &[]);
+        let closed = network("10.2.0.0/16", true, &["10.2.0.53", "192.0.2.1"]);
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let given = |servers: &[(&str, bool)]| {
+            Upstreams::Given(servers.iter().map(|(text, inside)| (ip(text), *inside)).collect())
+        };
+        for (networks, asked, wanted) in [
+            ([&open].as_slice(), [].as_slice(), Upstreams::Host),
+            (&[&network("10.3.0.0/16", true, &[])], &[], Upstreams::None),
+            (&[&closed], &[], given(&[("10.2.0.53", true)])),
+            (&[&closed], &[ip("192.0.2.9")], Upstreams::None),
+            // Whoever is in an open network, too, has a way out.
+            (&[&closed, &open], &[], given(&[("10.2.0.53", true), ("192.0.2.1", false)])),
+            (
+                &[&open],
+                &[ip("192.0.2.9"), ip("10.1.0.9")],
+                given(&[("192.0.2.9", false), ("10.1.0.9", true)]),
+            ),
+        ] {
+            let networks: Vec<Network> =
+                networks.iter().map(|network| (*network).clone()).collect();
+            assert_eq!(upstreams(&networks, asked), wanted, "{networks:?} {asked:?}");
+        }
+    }
+}

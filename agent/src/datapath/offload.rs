@@ -1,0 +1,162 @@
+//! The offload backend: a TAP that hands over and takes super-frames of up to 64 KB (`IFF_VNET_HDR`).
+//!
+//! Of what the kernel offers everything is asked for that it grants: checksums left open, TCP and, since Linux 6.2, UDP
+//! segmentation. In front of each frame stands a `virtio_net_hdr` of 10 bytes. Like every TAP it lives in the network
+//! namespace in which it was opened and ends with its descriptor.
+
+use std::{
+    fs::File,
+    io::{self, IoSlice, IoSliceMut},
+    os::fd::{AsFd, AsRawFd},
+    os::unix::fs::OpenOptionsExt,
+};
+
+use nix::{
+    libc,
+    sys::{
+        eventfd::{EfdFlags, EventFd},
+        uio::{readv, writev},
+    },
+};
+use vxmesh_proto::datapath::{
+    coalesce::{Accepts, PARTS},
+    vnet,
+};
+
+use super::{
+    backend::{Backend, Grants},
+    device::{Device, Received},
+    tap::wait,
+};
+
+/// Parts of one frame: headers and payloads; the virtio header goes before them.
+const MAX_PARTS: usize = PARTS + 1;
+/// The whole TUN driver is there or not: /dev/net/tun.
+const CONTROL: &str = "/dev/net/tun";
+/// Checksums and TCP segmentation, which every kernel of the last ten years grants.
+const TCP: libc::c_uint =
+    libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+/// UDP segmentation, since Linux 6.2.
+const UDP: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+
+/// A TAP with a virtio header.
+#[derive(Debug)]
+pub struct OffloadTap {
+    file: File,
+    stop: EventFd,
+    udp: bool,
+}
+
+impl OffloadTap {
+    /// Makes the interface in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// The kernel grants no offloads, there is no /dev/net/tun, the name is taken, or the rights are missing.
+    pub fn open(name: &str) -> io::Result<Self> {
+        let file =
+            File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(CONTROL)?;
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
+        ioctl::set_iff(&file, name, flags)?;
+        ioctl::set_vnet_header(&file, vnet::LEN)?;
+        let udp = ioctl::set_offload(&file, TCP | UDP).is_ok();
+        if !udp {
+            ioctl::set_offload(&file, TCP)?;
+        }
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self { file, stop, udp })
+    }
+}
+
+impl Device for OffloadTap {
+    fn wait(&self) -> io::Result<bool> {
+        wait(self.file.as_fd(), &self.stop)
+    }
+
+    fn recv(&self, buffer: &mut [u8]) -> io::Result<Received> {
+        let mut vnet = vnet::PLAIN;
+        let read = readv(&self.file, &mut [IoSliceMut::new(&mut vnet), IoSliceMut::new(buffer)])?;
+        let len = read.checked_sub(vnet::LEN).ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(Received { vnet, len })
+    }
+
+    fn send(&self, vnet: &[u8; vnet::LEN], parts: &[IoSlice<'_>]) -> io::Result<()> {
+        let mut all = [IoSlice::new(&[]); MAX_PARTS + 1];
+        let all = all.get_mut(..=parts.len()).ok_or(io::ErrorKind::InvalidInput)?;
+        for (to, from) in all.iter_mut().zip([IoSlice::new(vnet)].iter().chain(parts)) {
+            *to = *from;
+        }
+        writev(&self.file, all)?;
+        Ok(())
+    }
+
+    fn accepts(&self) -> Accepts {
+        Accepts { tcp4: true, tcp6: true, udp: self.udp }
+    }
+
+    fn grants(&self) -> Grants {
+        let udp: &[&str] = if self.udp { &["uso4", "uso6"] } else { &[] };
+        let offloads = ["csum", "tso4", "tso6", "tso_ecn"].iter().chain(udp).copied().collect();
+        Grants { backend: Backend::Offload, offloads }
+    }
+
+    fn stop(&self) {
+        if let Err(errno) = self.stop.write(1) {
+            tracing::error!(%errno, "the worker of a TAP cannot be told to stop");
+        }
+    }
+}
+
+/// The calls of linux/if_tun.h.
+mod ioctl {
+    use super::{AsRawFd, File, io, libc};
+
+    /// Makes the interface.
+    #[expect(unsafe_code, reason = "ioctl(2) takes a pointer")]
+    pub(super) fn set_iff(file: &File, name: &str, flags: libc::c_int) -> io::Result<()> {
+        let mut request = libc::ifreq {
+            ifr_name: [0; libc::IFNAMSIZ],
+            ifr_ifru: libc::__c_anonymous_ifr_ifru {
+                ifru_flags: libc::c_short::from_ne_bytes(low_half(flags)),
+            },
+        };
+        // The zero at the end stays.
+        let room = request.ifr_name.split_last_mut().map(|(_zero, room)| room).unwrap_or_default();
+        if name.len() > room.len() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        for (to, from) in room.iter_mut().zip(name.bytes()) {
+            *to = libc::c_char::from_ne_bytes([from]);
+        }
+        // SAFETY: TUNSETIFF reads and writes one `ifreq`, to which the pointer is.
+        let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+        check(done)
+    }
+
+    /// Sets the length of the virtio header.
+    #[expect(unsafe_code, reason = "ioctl(2) takes a pointer")]
+    pub(super) fn set_vnet_header(file: &File, len: usize) -> io::Result<()> {
+        let len = libc::c_int::try_from(len).map_err(io::Error::other)?;
+        // SAFETY: TUNSETVNETHDRSZ reads one `int`, to which the pointer is.
+        let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const len) };
+        check(done)
+    }
+
+    /// Says what the reader of the TAP can do.
+    #[expect(unsafe_code, reason = "ioctl(2) takes a number that nix's macro has no type for")]
+    pub(super) fn set_offload(file: &File, offloads: libc::c_uint) -> io::Result<()> {
+        let offloads = libc::c_ulong::from(offloads);
+        // SAFETY: TUNSETOFFLOAD takes a number, no pointer.
+        let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, offloads) };
+        check(done)
+    }
+
+    fn check(done: libc::c_int) -> io::Result<()> {
+        if done == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// The flags are 16 bits in `ifreq`; `IFF_TUN_EXCL` is the highest.
+    const fn low_half(flags: libc::c_int) -> [u8; 2] {
+        let [.., a, b] = flags.to_be_bytes();
+        if cfg!(target_endian = "big") { [a, b] } else { [b, a] }
+    }
+}

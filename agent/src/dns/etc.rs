@@ -1,0 +1,148 @@
+//! What a sandbox sees as /etc/resolv.conf and /etc/hosts (resolv.conf(5), hosts(5)).
+//!
+//! The files live below the run directory and are written in place: who mounted them sees every change.
+
+use std::{
+    fmt::Write as _,
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use vxmesh_proto::addr::Name;
+
+use super::IN_SANDBOX;
+use crate::api::HostEntry;
+
+/// What the files say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Etc {
+    /// The names of the sandbox's networks, the first one first.
+    pub search: Vec<Name>,
+    /// The sandbox's addresses, each with the network and its own name there.
+    pub own: Vec<(IpAddr, Name, Name)>,
+    /// Names that the user gave addresses.
+    pub added: Vec<HostEntry>,
+    /// The host's name, which is the sandbox's, too.
+    pub host: String,
+}
+
+/// Where the files are.
+#[derive(Clone, Debug)]
+pub struct EtcFiles {
+    directory: PathBuf,
+}
+
+impl EtcFiles {
+    /// The place for a sandbox.
+    #[must_use]
+    pub fn of(run_dir: &Path, sandbox: &Name) -> Self {
+        Self { directory: run_dir.join("etc").join(sandbox.as_str()) }
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Makes the files say this; what says it already is left alone.
+    ///
+    /// # Errors
+    /// The disk is full or the rights are missing.
+    pub fn write(&self, etc: &Etc) -> io::Result<()> {
+        fs::create_dir_all(&self.directory)?;
+        for (name, text) in [("resolv.conf", etc.resolv_conf()), ("hosts", etc.hosts())] {
+            let path = self.directory.join(name);
+            if fs::read_to_string(&path).is_ok_and(|there| there == text) {
+                continue;
+            }
+            fs::write(&path, text)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the files; none there is fine.
+    ///
+    /// # Errors
+    /// The rights are missing.
+    pub fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir_all(&self.directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
+impl Etc {
+    /// Every name is looked up as it is first: a single label is never anybody else's.
+    fn resolv_conf(&self) -> String {
+        let mut text = format!("# made by vxmesh\nnameserver {}\n", IN_SANDBOX.ip());
+        if !self.search.is_empty() {
+            let domains: Vec<&str> = self.search.iter().map(Name::as_str).collect();
+            text += &format!("search {}\n", domains.join(" "));
+        }
+        text + "options ndots:0\n"
+    }
+
+    fn hosts(&self) -> String {
+        let mut text = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n".to_owned();
+        if !self.host.is_empty() {
+            text += &format!("127.0.1.1 {}\n", self.host);
+        }
+        for (ip, name, network) in &self.own {
+            let _infallible = writeln!(text, "{ip} {name} {name}.{network}");
+        }
+        for HostEntry { name, ip } in &self.added {
+            let _infallible = writeln!(text, "{ip} {name}");
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn etc() -> Etc {
+        Etc {
+            search: vec!["blue".parse().unwrap(), "green".parse().unwrap()],
+            own: vec![(
+                "10.1.0.2".parse().unwrap(),
+                "web".parse().unwrap(),
+                "blue".parse().unwrap(),
+            )],
+            added: vec!["db.example:192.0.2.1".parse().unwrap()],
+            host: "h1".into(),
+        }
+    }
+
+    #[test]
+    fn files_say_what_libc_reads() {
+        assert_eq!(
+            etc().resolv_conf(),
+            "# made by vxmesh\nnameserver 127.0.0.11\nsearch blue green\noptions ndots:0\n"
+        );
+        let hosts = etc().hosts();
+        for line in ["127.0.1.1 h1", "10.1.0.2 web web.blue", "192.0.2.1 db.example"] {
+            assert!(hosts.lines().any(|there| there == line), "{hosts}");
+        }
+    }
+
+    /// A mount shows one file, not whatever has its name.
+    #[test]
+    fn a_change_stays_in_the_same_file() {
+        use std::os::unix::fs::MetadataExt;
+        let run = tempfile::tempdir().unwrap();
+        let files = EtcFiles::of(run.path(), &"web".parse().unwrap());
+        files.write(&etc()).unwrap();
+        let hosts = files.directory().join("hosts");
+        let before = fs::metadata(&hosts).unwrap().ino();
+        files.write(&Etc { host: "h2".into(), ..etc() }).unwrap();
+        assert_eq!(fs::metadata(&hosts).unwrap().ino(), before);
+        assert!(fs::read_to_string(&hosts).unwrap().contains("h2"));
+        files.remove().unwrap();
+        files.remove().unwrap();
+        assert!(!files.directory().exists());
+    }
+}

@@ -1,0 +1,40 @@
+//! Tables of nf_tables: written whole and atomically, compared, mended, removed. No other program is started.
+//!
+//! ```text
+//! host's namespace       inet vxmesh   NAT of the uplinks, published ports, what may be forwarded   [`host`]
+//!                        ip, ip6       two accepting rules in every chain of others that drops     [`foreign`]
+//! network's namespace    inet vxmesh   NAT to the uplink, published ports                            [`network`]
+//! ```
+//!
+//! [`rule`] is the language, [`table`] a table as it shall be, [`socket`] the way to the kernel (netfilter netlink, one
+//! transaction per change). What a table shall be is computed by pure functions from what is wanted; whatever the kernel
+//! has in its place is replaced.
+
+pub mod foreign;
+pub mod host;
+pub mod network;
+pub mod rule;
+mod socket;
+pub mod table;
+
+use std::io;
+
+use thiserror::Error;
+
+/// The name of every table of this program.
+pub const TABLE: &str = "vxmesh";
+
+/// Why a table is not as it should be.
+#[derive(Debug, Error)]
+#[error("cannot {what} the firewall's {name}: {source}")]
+pub struct FirewallError {
+    what: &'static str,
+    name: String,
+    source: io::Error,
+}
+
+impl FirewallError {
+    fn new(what: &'static str, name: impl Into<String>, source: io::Error) -> Self {
+        Self { what, name: name.into(), source }
+    }
+}

@@ -1,0 +1,105 @@
+//! The table inside a network's namespace: [`table`].
+//!
+//! ```text
+//! sandbox -> br0 -> uplink      source becomes the uplink's address; MSS fits; only with an address of the network
+//! host -> uplink -> node        source becomes the node's address, unless the connection is to a published port
+//! host -> uplink's own port     destination becomes the sandbox that publishes it, the client's address stays
+//! ```
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+use super::{
+    rule::{
+        Protocol, Rule, accept, clamp_mss, destination, destination_port, drop, input, is_ip,
+        masquerade, output, published, redirect_to, source_not,
+    },
+    table::{Chain, Hook, Kind, Table},
+};
+
+/// A port of the uplink that leads to a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entrance {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The uplink's address and port.
+    pub at: SocketAddr,
+    /// The sandbox's.
+    pub to: SocketAddr,
+}
+
+/// Names of interfaces in the namespace.
+#[derive(Clone, Copy, Debug)]
+pub struct Interfaces<'a> {
+    /// The bridge, where sandboxes meet the gateway.
+    pub bridge: &'a str,
+    /// This node as an endpoint of its own.
+    pub node: &'a str,
+    /// The way to the host.
+    pub uplink: &'a str,
+}
+
+/// The table of a network with these subnets.
+#[must_use]
+pub fn table(interfaces: Interfaces<'_>, subnets: &[IpNet], entrances: &[Entrance]) -> Table {
+    let Interfaces { bridge, node, uplink } = interfaces;
+    let prerouting = entrances
+        .iter()
+        .map(|entrance| {
+            let comment =
+                format!("{} {} to {}", entrance.protocol.as_str(), entrance.at, entrance.to);
+            Rule::new(comment)
+                .and(input(uplink))
+                .and(destination(IpNet::from(entrance.at.ip())))
+                .and(destination_port(entrance.protocol, entrance.at.port()))
+                .and(redirect_to(entrance.to.ip(), entrance.to.port()))
+        })
+        .collect();
+    let mut forward: Vec<Rule> = Vec::new();
+    for ipv4 in [true, false] {
+        let of_version: Vec<IpNet> =
+            subnets.iter().copied().filter(|net| net.addr().is_ipv4() == ipv4).collect();
+        let version = if ipv4 { "IPv4" } else { "IPv6" };
+        let mut stray = Rule::new(format!("foreign {version} sources do not leave"))
+            .and(input(bridge))
+            .and(output(uplink))
+            .and(is_ip(ipv4));
+        for net in of_version {
+            stray = stray.and(source_not(net));
+        }
+        forward.push(stray.and(drop()));
+    }
+    for (way, interface) in [("out", uplink), ("in", node)] {
+        let clamp = Rule::new(format!("segments fit the way {way}"));
+        forward.push(clamp.and(output(interface)).and(clamp_mss()));
+    }
+    let postrouting = vec![
+        Rule::new("clients of published ports keep their addresses").and(published()).and(accept()),
+        Rule::new("the outside sees the uplink").and(output(uplink)).and(masquerade()),
+        Rule::new("the network sees the node")
+            .and(input(uplink))
+            .and(output(node))
+            .and(masquerade()),
+    ];
+    let chain = |name, kind, hook, priority, rules| Chain { name, kind, hook, priority, rules };
+    Table {
+        chains: vec![
+            chain("prerouting", Kind::Nat, Hook::Prerouting, -100, prerouting),
+            chain("forward", Kind::Filter, Hook::Forward, 0, forward),
+            chain("postrouting", Kind::Nat, Hook::Postrouting, 100, postrouting),
+        ],
+    }
+}
+
+/// The entrance for an address of the uplink, or nothing where the sandbox has none of its IP version.
+#[must_use]
+pub fn entrance(
+    protocol: Protocol,
+    at: (IpAddr, u16),
+    ips: &[IpAddr],
+    port: u16,
+) -> Option<Entrance> {
+    let to = ips.iter().find(|ip| ip.is_ipv4() == at.0.is_ipv4())?;
+    Some(Entrance { protocol, at: at.into(), to: (*to, port).into() })
+}

@@ -1,0 +1,399 @@
+//! The language of rules: what a packet is compared with and what becomes of it.
+//!
+//! A [`Rule`] is a list of [`Expr`]essions of nf_tables (linux/netfilter/nf_tables.h): each loads a property of the packet into
+//! a register, compares a register, or acts. The first comparison that fails ends the rule. Constructors below make
+//! what nft(8) writes, e.g. [`input`] is `iifname`, [`destination`] is `ip daddr` or `ip6 daddr`.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_bindings::{
+    nftables::{
+        CmpOps, CtKeys, FibFlags, FibResult, MetaKeys, PayloadBase, PushExprListAttrs, Registers,
+        VerdictCode,
+    },
+    traits::Pusher,
+    utils::{finalize_nested_header, push_header, push_nested_header},
+};
+use nix::libc;
+
+/// `IFNAMSIZ` of linux/if.h.
+const IFNAME_SIZE: usize = 16;
+/// Longest comment; nft(8) shows no longer one.
+const COMMENT_LEN: usize = 126;
+/// `NFTNL_UDATA_RULE_COMMENT`: how nft(8) and iptables(8) find a rule's comment.
+const COMMENT: u8 = 0;
+/// The states of a connection (`NF_CT_STATE_BIT` of linux/netfilter/nf_conntrack_common.h).
+const ESTABLISHED_OR_RELATED: u32 = 0b110;
+/// `IPS_DST_NAT`: the destination of the connection was rewritten.
+const DST_NAT: u32 = 1 << 5;
+/// `RTN_LOCAL` as the address type that `fib` gives.
+const LOCAL: u32 = 2;
+const SYN_RST: u8 = 0x06;
+const SYN: u8 = 0x02;
+/// TCP's maximum segment size (RFC 9293 section 3.2): option 2, its value after kind and length.
+const MSS: u8 = 2;
+
+/// One expression. Values are loaded into the first register, ports that are written into the second.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Expr {
+    Meta(u32),
+    Payload {
+        base: u32,
+        offset: u32,
+        len: u32,
+    },
+    Ct(u32),
+    /// Whether the destination is one of the host's addresses, as an address type.
+    DestinationType,
+    And(Vec<u8>),
+    Equal(Vec<u8>),
+    Differs(Vec<u8>),
+    Port(u16),
+    Address(IpAddr),
+    /// The largest segment that fits the packet's route.
+    RouteMss,
+    /// Lowers the segment size that a SYN announces.
+    SetMss,
+    DestinationNat {
+        v4: bool,
+    },
+    Masquerade,
+    Counter,
+    Verdict(u32),
+}
+
+/// A rule with its comment, which tells what it is for and by which it is found again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    pub(super) comment: String,
+    pub(super) exprs: Vec<Expr>,
+}
+
+/// A part of a rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Clause(Vec<Expr>);
+
+/// TCP or UDP.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// Its name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+
+    fn number(self) -> u8 {
+        // INVARIANT: protocol numbers have eight bits.
+        u8::try_from(match self {
+            Self::Tcp => libc::IPPROTO_TCP,
+            Self::Udp => libc::IPPROTO_UDP,
+        })
+        .unwrap_or_default()
+    }
+}
+
+impl Rule {
+    /// A rule that is true for every packet.
+    #[must_use]
+    pub fn new(comment: impl AsRef<str>) -> Self {
+        let ascii = comment.as_ref().chars().filter(char::is_ascii);
+        Self { comment: ascii.take(COMMENT_LEN).collect(), exprs: Vec::new() }
+    }
+
+    /// ... if this is true, too; or: then this happens.
+    #[must_use]
+    pub fn and(mut self, clause: Clause) -> Self {
+        self.exprs.extend(clause.0);
+        self
+    }
+
+    /// The comment as it is kept in the kernel.
+    pub(super) fn user_data(&self) -> Vec<u8> {
+        let len = u8::try_from(self.comment.len() + 1).unwrap_or(u8::MAX);
+        [&[COMMENT, len], self.comment.as_bytes(), &[0]].concat()
+    }
+}
+
+/// A name of interfaces: exact, or all that begin so where it ends in `*`.
+fn name(text: &str) -> Vec<u8> {
+    match text.strip_suffix('*') {
+        Some(prefix) => prefix.as_bytes().to_vec(),
+        None => {
+            let mut name = text.as_bytes().to_vec();
+            name.resize(IFNAME_SIZE, 0);
+            name
+        }
+    }
+}
+
+/// It came in by an interface of this name.
+#[must_use]
+pub fn input(interface: &str) -> Clause {
+    Clause(vec![Expr::Meta(MetaKeys::Iifname as u32), Expr::Equal(name(interface))])
+}
+
+/// It goes out by an interface of this name.
+#[must_use]
+pub fn output(interface: &str) -> Clause {
+    Clause(vec![Expr::Meta(MetaKeys::Oifname as u32), Expr::Equal(name(interface))])
+}
+
+/// It goes out by no interface of this name.
+#[must_use]
+pub fn output_not(interface: &str) -> Clause {
+    Clause(vec![Expr::Meta(MetaKeys::Oifname as u32), Expr::Differs(name(interface))])
+}
+
+fn version(ipv4: bool) -> Vec<Expr> {
+    let family = if ipv4 { libc::NFPROTO_IPV4 } else { libc::NFPROTO_IPV6 };
+    let family = u8::try_from(family).unwrap_or_default();
+    vec![Expr::Meta(MetaKeys::Nfproto as u32), Expr::Equal(vec![family])]
+}
+
+/// It is of this IP version.
+#[must_use]
+pub fn is_ip(ipv4: bool) -> Clause {
+    Clause(version(ipv4))
+}
+
+/// Where the addresses stand in the header: offset of source and destination, and their length.
+const fn layout(ipv4: bool) -> (u32, u32, u32) {
+    if ipv4 { (12, 16, 4) } else { (8, 24, 16) }
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+fn within(net: IpNet, offset: u32, compare: fn(Vec<u8>) -> Expr) -> Clause {
+    let ipv4 = net.addr().is_ipv4();
+    let (_, _, len) = layout(ipv4);
+    let mut exprs = version(ipv4);
+    exprs.push(Expr::Payload { base: PayloadBase::NetworkHeader as u32, offset, len });
+    exprs.push(Expr::And(octets(net.netmask())));
+    exprs.push(compare(octets(net.network())));
+    Clause(exprs)
+}
+
+/// Its source is in the prefix.
+#[must_use]
+pub fn source(net: IpNet) -> Clause {
+    within(net, layout(net.addr().is_ipv4()).0, Expr::Equal)
+}
+
+/// Its source is not in the prefix, though of its IP version.
+#[must_use]
+pub fn source_not(net: IpNet) -> Clause {
+    within(net, layout(net.addr().is_ipv4()).0, Expr::Differs)
+}
+
+/// Its destination is in the prefix.
+#[must_use]
+pub fn destination(net: IpNet) -> Clause {
+    within(net, layout(net.addr().is_ipv4()).1, Expr::Equal)
+}
+
+/// Its destination is not in the prefix, though of its IP version.
+#[must_use]
+pub fn destination_not(net: IpNet) -> Clause {
+    within(net, layout(net.addr().is_ipv4()).1, Expr::Differs)
+}
+
+/// Its destination is an address of this host.
+#[must_use]
+pub fn destination_is_local() -> Clause {
+    Clause(vec![Expr::DestinationType, Expr::Equal(LOCAL.to_ne_bytes().to_vec())])
+}
+
+/// It is to this port.
+#[must_use]
+pub fn destination_port(protocol: Protocol, port: u16) -> Clause {
+    Clause(vec![
+        Expr::Meta(MetaKeys::L4Proto as u32),
+        Expr::Equal(vec![protocol.number()]),
+        Expr::Payload { base: PayloadBase::TransportHeader as u32, offset: 2, len: 2 },
+        Expr::Equal(port.to_be_bytes().to_vec()),
+    ])
+}
+
+fn any_bit(key: u32, bits: u32) -> Clause {
+    let none = 0u32.to_ne_bytes().to_vec();
+    Clause(vec![Expr::Ct(key), Expr::And(bits.to_ne_bytes().to_vec()), Expr::Differs(none)])
+}
+
+/// It belongs to a connection that was let through before.
+#[must_use]
+pub fn established() -> Clause {
+    any_bit(CtKeys::State as u32, ESTABLISHED_OR_RELATED)
+}
+
+/// It belongs to a connection to a published port.
+#[must_use]
+pub fn published() -> Clause {
+    any_bit(CtKeys::Status as u32, DST_NAT)
+}
+
+/// Lowers the segment size that a SYN announces to what fits its route.
+#[must_use]
+pub fn clamp_mss() -> Clause {
+    Clause(vec![
+        Expr::Meta(MetaKeys::L4Proto as u32),
+        Expr::Equal(vec![Protocol::Tcp.number()]),
+        Expr::Payload { base: PayloadBase::TransportHeader as u32, offset: 13, len: 1 },
+        Expr::And(vec![SYN_RST]),
+        Expr::Equal(vec![SYN]),
+        Expr::RouteMss,
+        Expr::SetMss,
+    ])
+}
+
+/// Its source becomes the address of the interface by which it goes out.
+#[must_use]
+pub fn masquerade() -> Clause {
+    Clause(vec![Expr::Counter, Expr::Masquerade])
+}
+
+/// Its destination becomes this one.
+#[must_use]
+pub fn redirect_to(ip: IpAddr, port: u16) -> Clause {
+    Clause(vec![
+        Expr::Counter,
+        Expr::Address(ip),
+        Expr::Port(port),
+        Expr::DestinationNat { v4: ip.is_ipv4() },
+    ])
+}
+
+/// It is let through this chain.
+#[must_use]
+pub fn accept() -> Clause {
+    Clause(vec![Expr::Counter, Expr::Verdict(VerdictCode::Accept as u32)])
+}
+
+/// It is dropped and counted.
+#[must_use]
+pub fn drop() -> Clause {
+    Clause(vec![Expr::Counter, Expr::Verdict(VerdictCode::Drop as u32)])
+}
+
+const VALUE: u32 = Registers::Reg1 as u32;
+const PORT: u32 = Registers::Reg2 as u32;
+
+/// Writes expressions as attributes of a rule.
+pub(super) fn encode<P: Pusher>(mut list: PushExprListAttrs<P>, exprs: &[Expr]) -> P {
+    for expr in exprs {
+        list = encode_one(list, expr);
+    }
+    list.end_nested()
+}
+
+fn encode_one<P: Pusher>(list: PushExprListAttrs<P>, expr: &Expr) -> PushExprListAttrs<P> {
+    let elem = list.nested_elem();
+    match expr {
+        Expr::Meta(key) => {
+            elem.nested_data_meta().push_dreg(VALUE).push_key(*key).end_nested().end_nested()
+        }
+        Expr::Ct(key) => {
+            elem.nested_data_ct().push_dreg(VALUE).push_key(*key).end_nested().end_nested()
+        }
+        Expr::Payload { base, offset, len } => {
+            let payload = elem.nested_data_payload().push_dreg(VALUE).push_base(*base);
+            payload.push_offset(*offset).push_len(*len).end_nested().end_nested()
+        }
+        Expr::DestinationType => {
+            let fib = elem.nested_data_fib().push_dreg(VALUE);
+            let fib = fib.push_result(FibResult::Addrtype as u32);
+            fib.push_flags(FibFlags::Daddr as u32).end_nested().end_nested()
+        }
+        Expr::And(mask) => {
+            let and = elem.nested_data_bitwise().push_sreg(VALUE).push_dreg(VALUE);
+            let and = and.push_len(u32::try_from(mask.len()).unwrap_or_default());
+            let and = and.nested_mask().push_value(mask).end_nested();
+            and.nested_xor().push_value(&vec![0; mask.len()]).end_nested().end_nested().end_nested()
+        }
+        Expr::Equal(value) | Expr::Differs(value) => {
+            let op = if matches!(expr, Expr::Equal(_)) { CmpOps::Eq } else { CmpOps::Neq };
+            let cmp = elem.nested_data_cmp().push_sreg(VALUE).push_op(op as u32);
+            cmp.nested_data().push_value(value).end_nested().end_nested().end_nested()
+        }
+        Expr::Port(port) => {
+            let data = elem.nested_data_immediate().push_dreg(PORT).nested_data();
+            data.push_value(&port.to_be_bytes()).end_nested().end_nested().end_nested()
+        }
+        Expr::Address(ip) => {
+            let data = elem.nested_data_immediate().push_dreg(VALUE).nested_data();
+            data.push_value(&octets(*ip)).end_nested().end_nested().end_nested()
+        }
+        Expr::DestinationNat { v4 } => {
+            let family = if *v4 { libc::NFPROTO_IPV4 } else { libc::NFPROTO_IPV6 };
+            let nat = elem.nested_data_nat().push_type(DNAT);
+            let nat = nat.push_family(u32::try_from(family).unwrap_or_default());
+            nat.push_reg_addr_min(VALUE).push_reg_proto_min(PORT).end_nested().end_nested()
+        }
+        Expr::Verdict(code) => {
+            let data = elem.nested_data_immediate().push_dreg(Registers::RegVerdict as u32);
+            let verdict = data.nested_data().nested_verdict().push_code(*code);
+            verdict.end_nested().end_nested().end_nested().end_nested()
+        }
+        Expr::Counter => elem.nested_data_counter().end_nested().end_nested(),
+        Expr::RouteMss => other(elem.push_name(c"rt"), &[(1, VALUE), (2, RT_TCPMSS)]).end_nested(),
+        Expr::SetMss => set_mss(elem.push_name(c"exthdr")).end_nested(),
+        Expr::Masquerade => other(elem.push_name(c"masq"), &[]).end_nested(),
+    }
+}
+
+/// `NFT_NAT_DNAT`.
+const DNAT: u32 = 1;
+/// `NFT_RT_TCPMSS`.
+const RT_TCPMSS: u32 = 3;
+/// `NFTA_EXPR_DATA`.
+const EXPR_DATA: u16 = 2;
+
+/// The data of an expression that the bindings do not know: numbers in network order.
+fn other<P: Pusher>(mut elem: P, numbers: &[(u16, u32)]) -> P {
+    let buffer = elem.as_vec_mut();
+    let at = push_nested_header(buffer, EXPR_DATA);
+    for (kind, number) in numbers {
+        push_header(buffer, *kind, 4);
+        buffer.extend(number.to_be_bytes());
+    }
+    finalize_nested_header(buffer, at);
+    elem
+}
+
+/// `exthdr`, which writes a TCP option: NFTA_EXTHDR_TYPE is one byte, the others are numbers.
+fn set_mss<P: Pusher>(mut elem: P) -> P {
+    const TYPE: u16 = 2;
+    const OFFSET: u16 = 3;
+    const LEN: u16 = 4;
+    const OP: u16 = 6;
+    const SREG: u16 = 7;
+    let buffer = elem.as_vec_mut();
+    let at = push_nested_header(buffer, EXPR_DATA);
+    push_header(buffer, TYPE, 1);
+    buffer.extend([MSS, 0, 0, 0]);
+    // NFT_EXTHDR_OP_TCPOPT is 1.
+    for (kind, number) in [(OFFSET, 2u32), (LEN, 2), (OP, 1), (SREG, VALUE)] {
+        push_header(buffer, kind, 4);
+        buffer.extend(number.to_be_bytes());
+    }
+    finalize_nested_header(buffer, at);
+    elem
+}

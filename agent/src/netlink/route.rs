@@ -1,0 +1,200 @@
+//! Addresses and routes of one network namespace: the rest of [`Links`].
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures_util::TryStreamExt;
+use ipnet::IpNet;
+use nix::errno::Errno;
+use rtnetlink::{
+    RouteMessageBuilder,
+    packet_route::{
+        AddressFamily,
+        address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
+        route::{
+            RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+            RouteType,
+        },
+    },
+};
+
+use super::link::{LinkError, Links, system};
+
+/// Who made a route (`rtm_protocol`): a number of our own, so that ours are told from others.
+const OURS: RouteProtocol = RouteProtocol::Other(118);
+
+/// A route of the main table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Where it leads to.
+    pub destination: IpNet,
+    /// The interface, by its number.
+    pub interface: Option<u32>,
+    /// Whether this program made it.
+    pub ours: bool,
+}
+
+impl Links {
+    /// The addresses of an interface.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub async fn addresses(&self, name: &str) -> Result<Vec<IpNet>, LinkError> {
+        let index = self.index("list the addresses of", name).await?;
+        let request = self.handle.address().get().set_link_index_filter(index).execute();
+        let failed = |error| LinkError::new("list the addresses of", name, system(error));
+        let messages: Vec<AddressMessage> = request.try_collect().await.map_err(failed)?;
+        Ok(messages.iter().filter_map(address_of).collect())
+    }
+
+    /// Gives an interface these addresses and no others but link-local ones that the kernel chose.
+    ///
+    /// # Errors
+    /// The interface is not there, or the kernel refuses a step.
+    pub async fn set_addresses(&self, name: &str, wanted: &[IpNet]) -> Result<(), LinkError> {
+        let index = self.index("give an address to", name).await?;
+        let request = self.handle.address().get().set_link_index_filter(index).execute();
+        let failed = |error| LinkError::new("list the addresses of", name, system(error));
+        let messages: Vec<AddressMessage> = request.try_collect().await.map_err(failed)?;
+        for message in messages {
+            let Some(address) = address_of(&message) else { continue };
+            let kernels = matches!(address.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local());
+            if !kernels && !wanted.contains(&address) {
+                let removed = self.handle.address().del(message).execute().await;
+                self.done("take an address from", name, removed)?;
+            }
+        }
+        for address in wanted {
+            self.add_address(name, *address).await?;
+        }
+        Ok(())
+    }
+
+    /// As [`Links::add_address`], but the host does not use the address towards anybody farther than the link.
+    ///
+    /// # Errors
+    /// The interface is not there.
+    pub async fn add_link_address(&self, name: &str, address: IpNet) -> Result<(), LinkError> {
+        let index = self.index("give an address to", name).await?;
+        let mut request =
+            self.handle.address().add(index, address.addr(), address.prefix_len()).replace();
+        let header = &mut request.message_mut().header;
+        header.scope = AddressScope::Link;
+        if address.addr().is_ipv6() {
+            header.flags |= AddressHeaderFlags::Nodad;
+        }
+        self.done("give an address to", name, request.execute().await)
+    }
+
+    /// The unicast routes of the main table, both IP versions.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub async fn routes(&self) -> Result<Vec<Route>, LinkError> {
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut every = RouteMessage::default();
+            every.header.address_family = family;
+            let found = self.handle.route().get(every).execute().try_collect::<Vec<_>>().await;
+            let found =
+                found.map_err(|error| LinkError::new("list", "the routes", system(error)))?;
+            let main = |route: &&RouteMessage| {
+                route.header.table == RouteHeader::RT_TABLE_MAIN
+                    && route.header.kind == RouteType::Unicast
+            };
+            routes.extend(found.iter().filter(main).filter_map(route_of));
+        }
+        Ok(routes)
+    }
+
+    /// Adds a route of ours, or changes the one that is there: by a router on the interface, or to the link itself.
+    ///
+    /// # Errors
+    /// The interface is not there or the router cannot be reached by it.
+    pub async fn set_route(
+        &self,
+        to: IpNet,
+        via: Option<IpAddr>,
+        name: &str,
+    ) -> Result<(), LinkError> {
+        let index = self.index("add a route by", name).await?;
+        let request = self.handle.route().add(route_message(to, via, index)).replace();
+        self.done("add a route by", name, request.execute().await)
+    }
+
+    /// Removes a route of ours; none there is fine.
+    ///
+    /// # Errors
+    /// The kernel keeps it.
+    pub async fn remove_route(&self, to: IpNet, name: &str) -> Result<(), LinkError> {
+        let index = self.index("remove a route by", name).await?;
+        let request = self.handle.route().del(route_message(to, None, index)).execute().await;
+        match self.done("remove a route by", name, request) {
+            Err(error) if error.is(Errno::ESRCH) => Ok(()),
+            done => done,
+        }
+    }
+}
+
+fn route_message(to: IpNet, via: Option<IpAddr>, index: u32) -> RouteMessage {
+    let scope = if via.is_some() { RouteScope::Universe } else { RouteScope::Link };
+    match to {
+        IpNet::V4(to) => {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(to.network(), to.prefix_len())
+                .output_interface(index)
+                .protocol(OURS)
+                .scope(scope);
+            match via {
+                Some(IpAddr::V4(via)) => route.gateway(via).build(),
+                Some(IpAddr::V6(via)) => route.via(via).build(),
+                None => route.build(),
+            }
+        }
+        IpNet::V6(to) => {
+            let route = RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(to.network(), to.prefix_len())
+                .output_interface(index)
+                .protocol(OURS);
+            match via {
+                Some(IpAddr::V6(via)) => route.gateway(via).build(),
+                // An IPv6 destination has no IPv4 router.
+                Some(IpAddr::V4(_)) | None => route.build(),
+            }
+        }
+    }
+}
+
+fn address_of(message: &AddressMessage) -> Option<IpNet> {
+    let of = |local: bool| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(ip) if local => Some(*ip),
+            AddressAttribute::Address(ip) if !local => Some(*ip),
+            _ => None,
+        })
+    };
+    // Of IPv4 the local address is the interface's own, the other one may be its peer's.
+    let ip = of(true).or_else(|| of(false))?;
+    IpNet::new(ip, message.header.prefix_len).ok()
+}
+
+fn route_of(message: &RouteMessage) -> Option<Route> {
+    let mut destination: Option<IpAddr> = None;
+    let mut interface = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => destination = Some((*ip).into()),
+            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => {
+                destination = Some((*ip).into());
+            }
+            RouteAttribute::Oif(index) => interface = Some(*index),
+            _ => {}
+        }
+    }
+    let any: IpAddr = match message.header.address_family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        _ => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let destination = destination.unwrap_or(any);
+    let destination = IpNet::new(destination, message.header.destination_prefix_length).ok()?;
+    Some(Route { destination, interface, ours: message.header.protocol == OURS })
+}

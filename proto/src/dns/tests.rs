@@ -1,0 +1,395 @@
+//! Questions as bytes, replies as bytes.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+
+use hickory_proto::{
+    op::{Edns, Message, MessageType, OpCode, Query as Question, ResponseCode},
+    rr::{
+        DNSClass, Name as DomainName, RData, Record, RecordType,
+        rdata::{A, SOA},
+    },
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    addr::{EndpointId, MacAddr, Name, NetworkId, NodeId},
+    limits::{DNS_TTL, DNS_UDP_LEN},
+    record::EndpointClaim,
+    tables::RowKey,
+};
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn claim(id: u8, own: &str, aliases: &[&str], ips: &[&str]) -> (RowKey, EndpointClaim) {
+    let endpoint = EndpointId::from_random([id; 16]);
+    let claim = EndpointClaim {
+        id: endpoint,
+        network: NetworkId::from_random([9; 16]),
+        name: name(own),
+        aliases: aliases.iter().map(|alias| name(alias)).collect(),
+        mac: MacAddr([2, 0, 0, 0, 0, id]),
+        ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+        incarnation: u64::from(id),
+        labels: BTreeMap::new(),
+        router: false,
+    };
+    (RowKey { node: NodeId::of_public_key(&[id]), endpoint }, claim)
+}
+
+fn table(
+    id: u8,
+    domain: &str,
+    subnets: &[&str],
+    claims: Vec<(RowKey, EndpointClaim)>,
+) -> Arc<NamesTable> {
+    let claims: BTreeMap<_, _> = claims.into_iter().collect();
+    let subnets = subnets.iter().map(|subnet| subnet.parse().unwrap()).collect();
+    Arc::new(NamesTable::new(NetworkId::from_random([id; 16]), name(domain), subnets, &claims))
+}
+
+/// A sandbox in `blue` and `green`; the mesh has `red`, too.
+fn view() -> View {
+    let blue = vec![
+        claim(1, "web-1", &["web"], &["10.1.0.1", "fd01::1"]),
+        claim(2, "web-2", &["web"], &["10.1.0.2", "fd01::2"]),
+        claim(3, "v4only", &["web"], &["10.1.0.3"]),
+    ];
+    let green = vec![claim(4, "db", &["web"], &["10.2.0.4"]), claim(5, "blue", &[], &["10.2.0.5"])];
+    View {
+        networks: vec![
+            table(1, "blue", &["10.1.0.0/16", "fd01::/64"], blue),
+            table(2, "green", &["10.2.0.0/16"], green),
+        ],
+        domains: Arc::new(["blue", "green", "red"].map(name).into()),
+        forwards: true,
+        settled: true,
+    }
+}
+
+fn domain_name(text: &str) -> DomainName {
+    let mut name =
+        DomainName::from_labels(text.split('.').filter(|l| !l.is_empty()).map(str::as_bytes))
+            .unwrap();
+    name.set_fqdn(true);
+    name
+}
+
+fn question(text: &str, kind: RecordType) -> Message {
+    let mut message = Message::new(7, MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.add_query(Question::query(domain_name(text), kind));
+    message
+}
+
+fn asked(view: &View, message: &Message, transport: Transport) -> (Message, Vec<u8>) {
+    match step(view, &message.to_vec().unwrap(), transport, 1) {
+        Step::Reply(bytes) => (Message::from_vec(&bytes).unwrap(), bytes),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Code and sorted records, each as text.
+fn ask(view: &View, text: &str, kind: RecordType) -> (ResponseCode, Vec<String>) {
+    let (reply, _) = asked(view, &question(text, kind), Transport::Udp);
+    assert_eq!((reply.metadata.id, reply.metadata.message_type), (7, MessageType::Response));
+    assert!(reply.answers.iter().all(|record| record.ttl == DNS_TTL));
+    assert!(reply.authorities.is_empty(), "nothing by which a refusal could be kept");
+    let mut records: Vec<String> = reply.answers.iter().map(|r| r.data.to_string()).collect();
+    records.sort();
+    (reply.metadata.response_code, records)
+}
+
+fn forwards(view: &View, text: &str, kind: RecordType) -> bool {
+    let bytes = question(text, kind).to_vec().unwrap();
+    matches!(step(view, &bytes, Transport::Udp, 1), Step::Forward(_))
+}
+
+#[test]
+fn names_aliases_ids_and_networks() {
+    let view = view();
+    let web = ["10.1.0.1", "10.1.0.2", "10.1.0.3"].as_slice();
+    for (text, records) in [
+        ("web-1", ["10.1.0.1"].as_slice()),
+        ("WEB-1.Blue.", &["10.1.0.1"]),
+        // The first network that has the name answers.
+        ("web", web),
+        ("web.blue", web),
+        ("web.green", &["10.2.0.4"]),
+        ("db", &["10.2.0.4"]),
+        ("020202020202", &["10.1.0.2"]),
+        ("020202020202.blue", &["10.1.0.2"]),
+        // An endpoint may be called as a network is.
+        ("blue", &["10.2.0.5"]),
+        ("localhost", &["127.0.0.1"]),
+        ("x.localhost", &["127.0.0.1"]),
+    ] {
+        let (code, found) = ask(&view, text, RecordType::A);
+        assert_eq!(
+            (code, found.as_slice()),
+            (ResponseCode::NoError, &*records.iter().map(|r| (*r).to_owned()).collect::<Vec<_>>()),
+            "{text}"
+        );
+    }
+    assert_eq!(ask(&view, "web", RecordType::AAAA).1, ["fd01::1", "fd01::2"]);
+    assert_eq!(ask(&view, "web-1", RecordType::ANY).1, ["10.1.0.1", "fd01::1"]);
+}
+
+#[test]
+fn no_data_is_not_no_name() {
+    let view = view();
+    for (text, kind) in [
+        ("v4only", RecordType::AAAA),
+        ("v4only", RecordType::TXT),
+        ("web", RecordType::HTTPS),
+        ("green", RecordType::A),
+        ("4.0.2.10.in-addr.arpa", RecordType::A),
+        ("2.10.in-addr.arpa", RecordType::SOA),
+    ] {
+        assert_eq!(ask(&view, text, kind), (ResponseCode::NoError, vec![]), "{text} {kind}");
+    }
+    for text in
+        ["nobody", "nobody.blue", "web.red", "red", "web-1.blue.blue", "9.0.2.10.in-addr.arpa"]
+    {
+        let kind = if text.ends_with("arpa") { RecordType::PTR } else { RecordType::A };
+        assert_eq!(ask(&view, text, kind), (ResponseCode::NXDomain, vec![]), "{text}");
+    }
+}
+
+#[test]
+fn addresses_lead_back_to_names() {
+    let view = view();
+    let v6 = "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.d.f.ip6.arpa";
+    assert_eq!(v6.len(), 72);
+    assert_eq!(ask(&view, "2.0.1.10.IN-ADDR.arpa", RecordType::PTR).1, ["web-2.blue."]);
+    assert_eq!(ask(&view, "4.0.2.10.in-addr.arpa", RecordType::PTR).1, ["db.green."]);
+    assert_eq!(ask(&view, v6, RecordType::PTR).1, ["web-1.blue."]);
+    assert_eq!(ask(&view, "1.0.0.127.in-addr.arpa", RecordType::PTR).1, ["localhost."]);
+    // Of two claims to one address the data path takes the older; so do names.
+    let twice = vec![claim(2, "late", &[], &["10.1.0.1"]), claim(1, "early", &[], &["10.1.0.1"])];
+    let view = View { networks: vec![table(1, "blue", &[], twice)], ..view };
+    assert_eq!(ask(&view, "1.0.1.10.in-addr.arpa", RecordType::PTR).1, ["early.blue."]);
+}
+
+#[test]
+fn only_names_of_others_go_to_the_upstreams() {
+    let view = view();
+    for text in
+        ["example.com", "web.example.com", "8.8.8.8.in-addr.arpa", "_x._tcp.example.com", ""]
+    {
+        assert!(forwards(&view, text, RecordType::A), "{text}");
+    }
+    for text in ["nobody", "nobody.red", "x.y.red", "a b.blue", "*.blue", "1.0.1.10.in-addr.arpa"] {
+        assert!(!forwards(&view, text, RecordType::PTR), "{text}");
+    }
+    let closed = View { forwards: false, ..view };
+    assert_eq!(ask(&closed, "example.com", RecordType::A).0, ResponseCode::NXDomain);
+}
+
+#[test]
+fn until_all_are_heard_a_missing_name_is_only_late() {
+    let view = View { settled: false, ..view() };
+    for (text, code) in [
+        ("nobody", ResponseCode::ServFail),
+        ("nobody.blue", ResponseCode::ServFail),
+        ("web-1", ResponseCode::NoError),
+    ] {
+        assert_eq!(ask(&view, text, RecordType::A).0, code, "{text}");
+    }
+}
+
+#[test]
+fn a_name_is_found_before_an_id() {
+    let claims =
+        vec![claim(1, "web", &[], &["10.1.0.1"]), claim(2, "010101010101", &[], &["10.1.0.2"])];
+    let table = table(1, "blue", &[], claims);
+    let found = table.lookup("010101010101").unwrap();
+    assert_eq!(found.iter().map(|e| e.name.as_str()).collect::<Vec<_>>(), ["010101010101"]);
+}
+
+#[test]
+fn a_nodes_own_endpoint_has_no_name() {
+    let (key, mut node0) = claim(1, "node0", &[], &["10.0.0.5"]);
+    node0.router = true;
+    let table = table(9, "blue", &["10.0.0.0/24"], vec![(key, node0)]);
+    assert!(table.lookup("node0").is_none() && table.at([10, 0, 0, 5].into()).is_none());
+}
+
+fn many(count: u8) -> View {
+    let claims =
+        (1..=count).map(|n| claim(n, &format!("n{n}"), &["many"], &[&format!("10.1.0.{n}")]));
+    View { networks: vec![table(1, "blue", &[], claims.collect())], ..view() }
+}
+
+#[test]
+fn what_does_not_fit_is_left_out_and_marked() {
+    let view = many(200);
+    let plain = question("many", RecordType::A);
+    let mut edns = plain.clone();
+    edns.set_edns(Edns::new().set_max_payload(4096).clone());
+    for (message, transport, room, cut) in [
+        (&plain, Transport::Udp, 512, true),
+        (&edns, Transport::Udp, usize::from(DNS_UDP_LEN), true),
+        (&plain, Transport::Tcp, 65_535, false),
+    ] {
+        let (reply, bytes) = asked(&view, message, transport);
+        assert_eq!(reply.metadata.truncation, cut);
+        assert!(bytes.len() <= room && (!cut || bytes.len() + 16 > room), "{}", bytes.len());
+        assert_eq!(reply.edns.is_some(), message.edns.is_some(), "as it was asked");
+        assert!(cut || reply.answers.len() == 200);
+    }
+}
+
+#[test]
+fn the_order_changes_and_the_set_does_not() {
+    let view = many(5);
+    let bytes = question("many", RecordType::A).to_vec().unwrap();
+    let mut firsts = std::collections::BTreeSet::new();
+    for seed in 0..100 {
+        let Step::Reply(reply) = step(&view, &bytes, Transport::Udp, seed) else { panic!() };
+        let answers = Message::from_vec(&reply).unwrap().answers;
+        assert_eq!(answers.len(), 5);
+        firsts.insert(answers[0].data.to_string());
+    }
+    assert_eq!(firsts.len(), 5, "each comes first at times");
+}
+
+#[test]
+fn what_is_no_question_is_refused_or_left_alone() {
+    let view = view();
+    let good = question("web", RecordType::A);
+    let mut response = good.clone();
+    response.metadata.message_type = MessageType::Response;
+    let mut two = good.clone();
+    two.add_query(good.queries[0].clone());
+    let mut update = good.clone();
+    update.metadata.op_code = OpCode::Update;
+    let mut chaos = good.clone();
+    chaos.queries[0].set_query_class(DNSClass::CH);
+    let mut later = good.clone();
+    later.set_edns(Edns::new().set_version(1).clone());
+    let transfer = question("blue", RecordType::AXFR);
+    for (message, code) in [
+        (&response, None),
+        (&two, Some(ResponseCode::FormErr)),
+        (&update, Some(ResponseCode::NotImp)),
+        (&chaos, Some(ResponseCode::Refused)),
+        (&transfer, Some(ResponseCode::Refused)),
+        (&later, Some(ResponseCode::BADVERS)),
+    ] {
+        let bytes = message.to_vec().unwrap();
+        let Step::Refuse(fault) = step(&view, &bytes, Transport::Udp, 1) else {
+            panic!("{message:?}")
+        };
+        let told = fault.reply.map(|reply| {
+            assert!(reply.len() <= bytes.len(), "never larger than its cause");
+            let reply = Message::from_vec(&reply).unwrap();
+            assert_eq!(reply.metadata.id, 7);
+            u16::from(reply.metadata.response_code)
+        });
+        // BADVERS and BADSIG share a number.
+        assert_eq!(told, code.map(u16::from), "{message:?}");
+    }
+    let bytes = good.to_vec().unwrap();
+    for len in 0..bytes.len() {
+        let Step::Refuse(fault) = step(&view, &bytes[..len], Transport::Udp, 1) else {
+            panic!("{len}")
+        };
+        assert_eq!(fault.reply.is_some(), len >= 12, "{len}");
+    }
+}
+
+fn upstream_query(text: &str) -> Query {
+    let bytes = question(text, RecordType::A).to_vec().unwrap();
+    Query::parse(&bytes, Transport::Udp).unwrap()
+}
+
+fn upstream_answer(query: &Query, id: u16) -> Message {
+    let mut answer = Message::from_vec(&query.to_upstream(id).unwrap()).unwrap();
+    answer.metadata.message_type = MessageType::Response;
+    answer
+}
+
+fn record(text: &str, ttl: u32) -> Record {
+    Record::from_rdata(domain_name(text), ttl, RData::A(A("192.0.2.1".parse().unwrap())))
+}
+
+#[test]
+fn an_upstreams_answer_has_the_id_and_the_question() {
+    let query = upstream_query("www.example.com");
+    let sent = Message::from_vec(&query.to_upstream(99).unwrap()).unwrap();
+    assert_eq!((sent.metadata.id, sent.metadata.recursion_desired), (99, true));
+    let mut answer = upstream_answer(&query, 99);
+    answer.add_answer(record("www.example.com", 300));
+    let hear = |message: &Message| query.hear(99, &message.to_vec().unwrap());
+    let Heard::Answer(heard) = hear(&answer) else { panic!() };
+    assert!(heard.is_positive());
+    assert_eq!(heard.ttl, Duration::from_secs(300));
+    let reply = Message::from_vec(&heard.reply(&query, Duration::from_secs(100))).unwrap();
+    assert_eq!((reply.metadata.id, reply.answers[0].ttl), (7, 200));
+
+    let foreign: [fn(&mut Message); 3] = [
+        |message| message.metadata.id = 98,
+        |message| message.metadata.message_type = MessageType::Query,
+        |message| {
+            message.queries = vec![Question::query(domain_name("evil.example"), RecordType::A)];
+        },
+    ];
+    for change in foreign {
+        let mut forged = answer.clone();
+        change(&mut forged);
+        assert!(matches!(hear(&forged), Heard::Foreign));
+    }
+    assert!(matches!(query.hear(99, &[0; 5]), Heard::Foreign));
+    let mut cut = answer.clone();
+    cut.metadata.truncation = true;
+    assert!(matches!(hear(&cut), Heard::Cut));
+    let mut failed = answer;
+    failed.metadata.response_code = ResponseCode::ServFail;
+    assert!(matches!(hear(&failed), Heard::Failed));
+}
+
+#[test]
+fn refusals_are_kept_as_long_as_their_zone_says() {
+    let query = upstream_query("no.example.com");
+    let mut answer = upstream_answer(&query, 1);
+    answer.metadata.response_code = ResponseCode::NXDomain;
+    let ttl = |message: &Message| match query.hear(1, &message.to_vec().unwrap()) {
+        Heard::Answer(answer) => answer.ttl.as_secs(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(ttl(&answer), 0, "nobody said how long");
+    let soa = SOA::new(domain_name("a"), domain_name("b"), 1, 2, 3, 4, 20);
+    answer.add_authority(Record::from_rdata(domain_name("example.com"), 900, RData::SOA(soa)));
+    assert_eq!(ttl(&answer), 20);
+}
+
+#[test]
+fn alike_questions_share_an_answer() {
+    let key = |text: &str| upstream_query(text).cache_key();
+    assert_eq!(key("WWW.example.com"), key("www.example.com."));
+    assert_ne!(key("www.example.com"), key("example.com"));
+}
+
+proptest! {
+    /// I7: whatever the bytes, a reply is one that the asker can read and no longer than it has room for.
+    #[test]
+    fn any_bytes_end_in_one_step(bytes in prop::collection::vec(any::<u8>(), 0..200), seed: u64) {
+        let view = view();
+        match step(&view, &bytes, Transport::Udp, seed) {
+            Step::Reply(reply) => prop_assert!(Message::from_vec(&reply).is_ok()),
+            Step::Forward(query) => prop_assert!(query.to_upstream(1).is_some()),
+            Step::Refuse(fault) => prop_assert!(fault.reply.is_none_or(|reply| reply.len() <= bytes.len().max(12))),
+        }
+    }
+
+    #[test]
+    fn every_address_of_a_claim_leads_back(ip: IpAddr) {
+        let (key, mut claim) = claim(1, "one", &[], &[]);
+        claim.ips = vec![ip];
+        let table = NamesTable::new(NetworkId::from_random([1; 16]), name("blue"), vec![], [(&key, &claim)]);
+        prop_assert_eq!(table.at(ip).map(|endpoint| endpoint.key), Some(key));
+    }
+}

@@ -1,0 +1,144 @@
+//! Nodes whose clock is wrong: what they sign or show for another time is refused and named.
+
+use std::{collections::BTreeMap, fs, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use ring::signature::Ed25519KeyPair;
+use vxmesh::{
+    api::Network as Listed,
+    identity::{Certified, Credentials, unix_now},
+    objects::unix_ms,
+};
+use vxmesh_proto::{
+    control::{Request, Response},
+    limits::HLC_AHEAD,
+    object::{Content, Draft, Hlc, Network, Subnet},
+};
+use vxmesh_tests::{
+    caller::ask,
+    lab::{Allowed, Lab, wait_until},
+};
+
+use super::foreign::{credentials, refused, shown, told};
+
+const HOUR: u64 = 3600;
+const DAY: u64 = 24 * HOUR;
+
+/// A certificate for a host's own keys, from the mesh's own CA, by a clock that shows this time.
+fn issued(issuer: &Credentials, node: &Credentials, at: u64) -> Result<Vec<u8>> {
+    let own = Certified {
+        ed25519_public: node.identity.ed25519_public(),
+        noise_public: *node.identity.noise_public(),
+        aes: true,
+        issuer: false,
+    };
+    Ok(issuer.ca.as_ref().context("no CA key")?.issue(&own, at)?)
+}
+
+#[test]
+fn a_certificate_for_another_time_is_refused() -> Result<()> {
+    let lab = Lab::up(2)?;
+    let (issuer, member) = (credentials(&lab, "h1")?, credentials(&lab, "h2")?);
+    lab.lab(&["kill", "h2"])?;
+    let now = unix_now();
+    let mut shown = shown(&member);
+    for at in [now + 2 * HOUR, now + 900 * DAY, now - 31 * DAY, now - 900 * DAY] {
+        shown.chain[0] = issued(&issuer, &member, at)?;
+        refused(&lab, &shown, &Request::Ping, "check the clocks, or join again")?;
+    }
+    shown.chain[0] = issued(&issuer, &member, now)?;
+    let answer = ask(&lab.host("h2")?, "10.213.0.1:7760".parse()?, &shown, &Request::Ping)?;
+    ensure!(answer == Response::Pong, "{answer:?}");
+
+    // An agent that has such a certificate says so itself, and the files stay as they are.
+    let file = lab.path("h2", "/var/lib/vxmesh/identity/node.der")?;
+    let tomorrow = issued(&issuer, &member, now + DAY)?;
+    fs::write(&file, &tomorrow)?;
+    lab.lab(&["start", "h2"])?;
+    let warning = "other nodes will refuse this one";
+    ensure!(
+        told(&lab, "h2", &["WARN", warning, "check the clocks"])?.len() == 1,
+        "it says nothing"
+    );
+    wait_until("the other agent refuses it", || {
+        let words = ["refused a certificate", "check the clocks", "10.213.0.2:7760"];
+        Ok(!told(&lab, "h1", &words)?.is_empty())
+    })?;
+    ensure!(fs::read(&file)? == tomorrow, "it was written");
+    lab.finish(Allowed { warnings: &[warning], ..Allowed::default() })
+}
+
+#[test]
+fn a_joiner_tells_of_a_server_from_another_time() -> Result<()> {
+    let lab = Lab::up(2)?;
+    let token: serde_json::Value = lab.json("h1", &["token", "create"])?;
+    let token = token["token"].as_str().context("no token")?;
+    lab.vxmesh("h2", &["leave"])?;
+    lab.lab(&["kill", "h1"])?;
+    let issuer = credentials(&lab, "h1")?;
+    let file = lab.path("h1", "/var/lib/vxmesh/identity/node.der")?;
+    fs::write(file, issued(&issuer, &issuer, unix_now() + DAY)?)?;
+    lab.lab(&["start", "h1"])?;
+    let join = ["join", "--token", token, "10.213.0.1"];
+    let says = ["10.213.0.1:7760 has a bad certificate", "valid from", "hint: compare the clocks"];
+    super::judge(&join, &lab.try_vxmesh("h2", &join)?, 1, &says)?;
+    ensure!(lab.sh("h2", "ls -A /var/lib/vxmesh")? == "state.redb", "files are left");
+    lab.finish(Allowed { warnings: &["other nodes will refuse this one"], ..Allowed::default() })
+}
+
+/// A network that a member signed at this time of its clock.
+fn network(member: &Credentials, name: &str, vni: u32, at: Hlc) -> Result<Request> {
+    let network = Network {
+        name: name.parse()?,
+        creator: member.identity.node_id(),
+        driver: "overlay".parse()?,
+        vni: vni.try_into()?,
+        encrypted: true,
+        mtu: 1390,
+        subnets: vec![Subnet::whole("10.9.0.0/16".parse()?, "10.9.0.1".parse()?)],
+        internal: false,
+        dns: Vec::new(),
+        labels: BTreeMap::new(),
+        blocks: Vec::new(),
+    };
+    let pair = Ed25519KeyPair::from_pkcs8(member.identity.pkcs8())?;
+    let text = Draft::new(at, Content::Network(network)).sign(&pair, member.membership.mesh_id)?;
+    Ok(Request::ObjectsPush { objects: vec![text.to_string()] })
+}
+
+#[test]
+fn what_a_clock_far_ahead_signed_is_not_admitted() -> Result<()> {
+    let lab = Lab::up(3)?;
+    let member = credentials(&lab, "h2")?;
+    lab.lab(&["kill", "h2"])?;
+    let send = |name: &str, vni: u32, ahead: Duration| {
+        let at = Hlc::at(unix_ms() + u64::try_from(ahead.as_millis())?);
+        let request = network(&member, name, vni, at)?;
+        let answer = ask(&lab.host("h2")?, "10.213.0.1:7760".parse()?, &shown(&member), &request)?;
+        ensure!(answer == Response::Done, "{answer:?}");
+        Ok(())
+    };
+    let refusal = "refused an object";
+    let ahead = ["WARN", refusal, "ahead"];
+    for ahead_by in [HLC_AHEAD + Duration::from_secs(30), Duration::from_secs(9 * DAY)] {
+        send("future", 77, ahead_by)?;
+    }
+    // Once, however many there are: the next line comes a minute later and has their number.
+    wait_until("the log tells of it", || Ok(told(&lab, "h1", &ahead)?.len() == 1))?;
+    // The same within the limit is admitted, here and by all.
+    send("present", 78, HLC_AHEAD / 2)?;
+    for host in ["h1", "h3"] {
+        wait_until("the network is there", || {
+            let networks: Vec<Listed> = lab.get(host, "/v1/networks")?;
+            let names: Vec<&str> = networks.iter().map(|network| network.name.as_str()).collect();
+            ensure!(!names.contains(&"future"), "{names:?}");
+            Ok(names == ["present"])
+        })?;
+    }
+    // Nor did it come to the disk.
+    lab.lab(&["kill", "h1"])?;
+    lab.lab(&["start", "h1"])?;
+    let networks: Vec<Listed> = lab.get("h1", "/v1/networks")?;
+    ensure!(networks.len() == 1, "{networks:?}");
+    lab.finish(Allowed { warnings: &[refusal], ..Allowed::default() })
+}
