@@ -11,7 +11,9 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use vxmesh_proto::addr::{EndpointId, MacAddr, Name, NetworkId, NodeId, Vni};
+use vxmesh_proto::addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId, Vni};
+
+use crate::{firewall::rule::Protocol, gateway::publish::Publish};
 
 /// What kind of failure an [`ApiError`] is; each has its own exit status and HTTP status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -388,9 +390,12 @@ pub struct Endpoint {
     /// Its addresses with the length of the subnet's prefix.
     pub ips: Vec<IpNet>,
     /// Other names of it.
-    pub aliases: Vec<Name>,
+    pub aliases: Vec<Alias>,
     /// Grows with each new life of the endpoint.
     pub incarnation: u64,
+    /// Ports of its host that lead to it, as its host tells them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published: Vec<Published>,
 }
 
 /// `vxmesh endpoint attach`.
@@ -406,7 +411,7 @@ pub struct AttachSpec {
     pub name: Option<Name>,
     /// Other names of it.
     #[serde(default)]
-    pub aliases: Vec<Name>,
+    pub aliases: Vec<Alias>,
     /// Wanted addresses, one per IP version at most; the others are chosen.
     #[serde(default)]
     pub ips: Vec<IpAddr>,
@@ -442,6 +447,34 @@ pub struct Sandbox {
     /// Directory of the `resolv.conf` and `hosts` that its programs see.
     #[serde(default)]
     pub etc: Option<String>,
+    /// Ports of the host that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published: Vec<Published>,
+}
+
+/// A port of the host that leads to an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The host's address; all of them otherwise.
+    pub ip: Option<IpAddr>,
+    /// The host's port.
+    pub port: u16,
+    /// The sandbox's port.
+    pub sandbox_port: u16,
+    /// The endpoint.
+    pub endpoint: EndpointId,
+}
+
+impl fmt::Display for Published {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.ip {
+            Some(ip) => write!(f, "{}", SocketAddr::new(ip, self.port))?,
+            None => write!(f, "*:{}", self.port)?,
+        }
+        write!(f, "->{}/{}", self.sandbox_port, self.protocol.as_str())
+    }
 }
 
 /// Makes a sandbox with an endpoint in each network; its command is started by the caller.
@@ -461,13 +494,16 @@ pub struct SandboxSpec {
     pub mac: Option<MacAddr>,
     /// Other names of its endpoints.
     #[serde(default)]
-    pub aliases: Vec<Name>,
+    pub aliases: Vec<Alias>,
     /// Name servers for names that are not the mesh's; those of its networks otherwise.
     #[serde(default)]
     pub dns: Vec<IpAddr>,
     /// Names that get an address in its /etc/hosts.
     #[serde(default)]
     pub hosts: Vec<HostEntry>,
+    /// Ports to publish from the first network that is not internal.
+    #[serde(default)]
+    pub publish: Vec<Publish>,
     /// The command, for `sandbox ls`.
     pub command: Vec<String>,
 }
@@ -537,6 +573,41 @@ pub struct DropRow {
     pub peer: Option<NodeId>,
     /// How many.
     pub count: u64,
+}
+
+/// How one thing is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// As it should be.
+    Ok,
+    /// It works, but not all of it.
+    Warn,
+    /// It does not work.
+    Fail,
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        })
+    }
+}
+
+/// One row of `vxmesh doctor`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diagnosis {
+    /// What was looked at.
+    pub check: String,
+    /// How it is.
+    pub health: Health,
+    /// What was found.
+    pub found: String,
+    /// What to do; empty if nothing.
+    pub hint: String,
 }
 
 /// What `vxmesh locate` looks for.

@@ -1,13 +1,13 @@
 //! The words of the mesh as types that cannot be wrong: [`MacAddr`], [`Vni`], [`NodeId`], [`NetworkId`],
-//! [`EndpointId`], [`Name`]. Each parses from untrusted text with an error that says what is expected.
+//! [`EndpointId`], [`Name`], [`Alias`]. Each parses from untrusted text with an error that says what is expected.
 
-use std::{borrow::Cow, fmt, str::FromStr};
+use std::{borrow::Cow, fmt, net::IpAddr, str::FromStr};
 
 use ring::digest;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::limits::NAME_LEN;
+use crate::limits::{ALIAS_LEN, NAME_LEN};
 
 /// Why a text is not the word it claims to be.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -29,6 +29,11 @@ pub enum ParseError {
         "`{0}` is not a name: use 1 to {NAME_LEN} characters a-z, 0-9 and -, and begin and end with a letter or digit"
     )]
     Name(String),
+    /// Not another name of an endpoint.
+    #[error(
+        "`{0}` is not an alias: use labels of 1 to {NAME_LEN} characters a-z, 0-9, - and _ with dots between, {ALIAS_LEN} characters in all, and no address"
+    )]
+    Alias(String),
 }
 
 /// An Ethernet address (IEEE 802).
@@ -285,6 +290,7 @@ macro_rules! text_serde {
 text_serde!(MacAddr);
 text_serde!(NodeId);
 text_serde!(Name);
+text_serde!(Alias);
 random_id! {
     /// The stable id of a network; its [`Vni`] is what the wire carries.
     NetworkId
@@ -346,6 +352,54 @@ impl FromStr for Name {
     }
 }
 
+/// Another name of an endpoint: DNS labels with dots between. Capitals become small letters, as DNS does not tell them apart
+/// (RFC 4343), and `_` is allowed, as habits have it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Cow<'_, str>", into = "String")]
+pub struct Alias(Box<str>);
+
+impl Alias {
+    /// The alias as text, in lower case.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Alias {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Debug for Alias {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl FromStr for Alias {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let inner = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_');
+        let label = |label: &str| {
+            (1..=NAME_LEN).contains(&label.len())
+                && label.bytes().all(inner)
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        let good = text.len() <= ALIAS_LEN
+            && text.split('.').all(label)
+            && text.parse::<IpAddr>().is_err();
+        if good {
+            Ok(Self(text.to_ascii_lowercase().into()))
+        } else {
+            Err(ParseError::Alias(text.into()))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -399,6 +453,19 @@ mod tests {
         }
         for bad in ["", "-a", "a-", "A", "a.b", "ä", "a b", &"x".repeat(64)] {
             assert!(bad.parse::<Name>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn aliases_are_names_with_dots_in_lower_case() {
+        for (text, alias) in
+            [("a", "a"), ("Web.Local", "web.local"), ("my_app_1", "my_app_1"), ("1.2.3", "1.2.3")]
+        {
+            assert_eq!(text.parse::<Alias>().unwrap().as_str(), alias);
+        }
+        let long = ["x".repeat(63).as_str(); 4].join(".");
+        for bad in ["", ".", "a.", ".a", "a..b", "-a.b", "a.b-", "a b", "10.0.0.1", "ä", &long] {
+            assert!(bad.parse::<Alias>().is_err(), "{bad}");
         }
     }
 

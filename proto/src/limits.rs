@@ -39,6 +39,8 @@ pub const FLOOD_ENDPOINT_BURST: u32 = 100;
 
 /// Longest name of a node, network, endpoint or service: one DNS label (RFC 1035 section 2.3.4).
 pub const NAME_LEN: usize = 63;
+/// Longest other name of an endpoint: a name in DNS with its dots (RFC 1035 section 2.3.4), less room for the network's.
+pub const ALIAS_LEN: usize = 189;
 /// Longest signed record; see `gossip`, where larger values would starve smaller ones.
 pub const RECORD_LEN: usize = 1024;
 

@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    addr::{EndpointId, MacAddr, Name, NetworkId, NodeId},
+    addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId},
     limits::{CLAIM_ADDRESSES, CLAIM_NAMES, RECORD_LEN},
 };
 
@@ -151,7 +151,7 @@ pub struct EndpointClaim {
     pub name: Name,
     /// Its other names there.
     #[serde(rename = "a", default, skip_serializing_if = "Vec::is_empty")]
-    pub aliases: Vec<Name>,
+    pub aliases: Vec<Alias>,
     /// Its MAC address.
     #[serde(rename = "m")]
     pub mac: MacAddr,

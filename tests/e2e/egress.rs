@@ -1,8 +1,9 @@
 //! The way out of a network: sandboxes reach the outside, the host reaches sandboxes, and nothing of it stays.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::socket::{getsockopt, sockopt};
 use vxmesh::api::Network;
 use vxmesh_tests::{
     lab::{Allowed, Lab, Plugged, wait_until},
@@ -12,21 +13,46 @@ use vxmesh_tests::{
 };
 
 /// A port that nobody uses.
-const PORT: u16 = 4711;
+pub(crate) const PORT: u16 = 4711;
 
-fn ip_of(sandbox: &Plugged, ipv4: bool) -> Result<IpAddr> {
+pub(crate) fn ip_of(sandbox: &Plugged, ipv4: bool) -> Result<IpAddr> {
     let mut ips = sandbox.endpoint.ips.iter().map(ipnet::IpNet::addr);
     ips.find(|ip| ip.is_ipv4() == ipv4).context("no such address")
 }
 
 /// A host's address on the wire.
-fn host_ip(number: u8, ipv4: bool) -> Result<IpAddr> {
+pub(crate) fn host_ip(number: u8, ipv4: bool) -> Result<IpAddr> {
     let text = if ipv4 { format!("10.213.0.{number}") } else { format!("fd13::{number}") };
     Ok(text.parse()?)
 }
 
+/// Rules of others: chains that let nothing through that they do not know, and that drop what nobody asked for.
+pub(crate) const STRICT: &str = "nft -f - <<'EOF'
+table ip filter {
+    chain FORWARD {
+        type filter hook forward priority 0; policy drop;
+        counter comment \"mine\"
+    }
+}
+table ip6 filter {
+    chain FORWARD {
+        type filter hook forward priority 0; policy drop;
+    }
+}
+table inet theirs {
+    chain late {
+        type filter hook forward priority 10;
+        ct state invalid drop
+    }
+    chain early {
+        type filter hook prerouting priority -150;
+        ct state invalid drop
+    }
+}
+EOF";
+
 /// All that a host has of what this program might change.
-fn state(host: &NetNs) -> Result<String> {
+pub(crate) fn state(host: &NetNs) -> Result<String> {
     sh(
         host,
         "nft list ruleset; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all; \
@@ -35,7 +61,7 @@ fn state(host: &NetNs) -> Result<String> {
 }
 
 /// Waits until a host is as it was.
-fn settles(host: &NetNs, before: &str, after: &str) -> Result<()> {
+pub(crate) fn settles(host: &NetNs, before: &str, after: &str) -> Result<()> {
     if wait_until(after, || Ok(state(host)? == before)).is_err() {
         let now = state(host)?;
         let differences: Vec<&str> = now
@@ -160,30 +186,7 @@ fn it_works_beside_other_firewalls_and_is_put_back() -> Result<()> {
     let outside = Outside::join(&lab)?;
     lab.network("h1", "blue")?;
     let host = lab.host("h1")?;
-    let strict = "nft -f - <<'EOF'
-table ip filter {
-    chain FORWARD {
-        type filter hook forward priority 0; policy drop;
-        counter comment \"mine\"
-    }
-}
-table ip6 filter {
-    chain FORWARD {
-        type filter hook forward priority 0; policy drop;
-    }
-}
-table inet theirs {
-    chain late {
-        type filter hook forward priority 10;
-        ct state invalid drop
-    }
-    chain early {
-        type filter hook prerouting priority -150;
-        ct state invalid drop
-    }
-}
-EOF";
-    sh(&host, strict)?;
+    sh(&host, STRICT)?;
     let a = lab.sandbox("h1", "blue", "a")?;
     let works = |what: &str| {
         for to in [outside::IPV4, outside::IPV6] {
@@ -199,7 +202,7 @@ EOF";
     // Somebody takes everything away, then somebody else comes back.
     sh(&host, "nft flush ruleset")?;
     works("after a flush")?;
-    sh(&host, strict)?;
+    sh(&host, STRICT)?;
     works("after the others came back")?;
     lab.vxmesh("h1", &["sandbox", "rm", "a"])?;
     let rules = sh(&host, "nft list ruleset")?;
@@ -269,5 +272,105 @@ fn a_route_of_the_host_wins_and_is_named() -> Result<()> {
     sh(&host, "ip route del 10.99.4.0/24")?;
     wait_until("the overlap is over", || Ok(unreached()?.is_empty()))?;
     ping(&host, ip_of(&a, true)?, 3)?;
+    lab.finish(Allowed::default())
+}
+
+#[test]
+fn subnets_of_one_network_reach_each_other_across_hosts() -> Result<()> {
+    let lab = Lab::up(2)?;
+    let create = [
+        "network",
+        "create",
+        "wide",
+        "--subnet",
+        "10.61.0.0/24",
+        "--subnet",
+        "10.62.0.0/24",
+        "--subnet",
+        "fd61::/64",
+        "--subnet",
+        "fd62::/64",
+    ];
+    lab.vxmesh("h1", &create)?;
+    wait_until("h2 lists it", || Ok(lab.vxmesh("h2", &["network", "inspect", "wide"]).is_ok()))?;
+    let start = |host: &str, name: &str, ips: &str| {
+        let run =
+            ["run", "-d", "--name", name, "--network", "wide", "--ip", ips, "--", "sleep", "3600"];
+        let sandbox: vxmesh::api::Sandbox = lab.json(host, &run)?;
+        lab.inner(host, &sandbox.netns)
+    };
+    let a = start("h1", "a", "10.61.0.50,fd61::50")?;
+    let b = start("h2", "b", "10.62.0.150,fd62::150")?;
+    let c = start("h1", "c", "10.62.0.51,fd62::51")?;
+    for (from, to) in [
+        (&a, ["10.62.0.150", "fd62::150"]),
+        (&b, ["10.61.0.50", "fd61::50"]),
+        (&a, ["10.62.0.51", "fd62::51"]),
+        (&c, ["10.61.0.50", "fd61::50"]),
+    ] {
+        for to in to {
+            ping(from, to.parse()?, 3)?;
+        }
+    }
+    // Nobody's address is rewritten on the way.
+    ensure!(
+        call_tcp(&a, "10.62.0.150:4711".parse()?, &b, PORT)? == "10.61.0.50".parse::<IpAddr>()?
+    );
+    lab.finish(Allowed::default())
+}
+
+#[test]
+fn no_packet_is_too_large_without_a_word() -> Result<()> {
+    let lab = Lab::up(1)?;
+    let outside = Outside::join(&lab)?;
+    let network = lab.network("h1", "blue")?;
+    let run = ["run", "-d", "--name", "a", "--network", "blue", "--publish", "4711:4711/udp"];
+    let run = [&run[..], &["--", "sleep", "3600"]].concat();
+    let sandbox: vxmesh::api::Sandbox = lab.json("h1", &run)?;
+    let a = lab.inner("h1", &sandbox.netns)?;
+    let host = lab.host("h1")?;
+    let inside = lab.inner("h1", &format!("/run/vxmesh/netns/{}", network.id.short()))?;
+    let uplink = format!("/sys/class/net/vxm{}/mtu", network.id.short());
+    for (netns, path) in [
+        (&a, "/sys/class/net/eth0/mtu"),
+        (&inside, "/sys/class/net/br0/mtu"),
+        (&inside, "/sys/class/net/node0/mtu"),
+        (&inside, "/sys/class/net/uplink0/mtu"),
+        (&host, uplink.as_str()),
+    ] {
+        // A mount of /sys shows the namespace in which it was made.
+        let own = format!("unshare -m sh -c 'mount -t sysfs none /sys && cat {path}'");
+        ensure!(sh(netns, &own)? == network.mtu.to_string(), "{path}");
+    }
+    // Farther on it gets narrower: the sandbox is told, and its TCP does not even try.
+    sh(
+        &host,
+        "ip route add 10.213.0.200 dev eth0 mtu 1200; ip route add fd13::200 dev eth0 mtu 1300",
+    )?;
+    for (to, size, says) in [(outside::IPV4, 1300, "mtu = 1200"), (outside::IPV6, 1340, "mtu=1300")]
+    {
+        let said = sh(&a, &format!("ping -n -M do -c 2 -i 0.2 -W 1 -s {size} {to} 2>&1 || :"))?;
+        ensure!(said.contains(says), "{said}");
+    }
+    for (to, most) in [(outside::IPV4, 1200 - 40), (outside::IPV6, 1300 - 60)] {
+        let listener = outside.netns.run(|| Ok(TcpListener::bind((to, PORT))?))?;
+        let _ours = a.run(|| Ok(TcpStream::connect((to, PORT))?))?;
+        let (theirs, _from) = listener.accept()?;
+        let mss = getsockopt(&theirs, sockopt::TcpMaxSeg)?;
+        ensure!(mss <= most, "{to} may send segments of {mss} to a way of {most}");
+    }
+    // The way in is narrower than the outside's link.
+    for ipv4 in [true, false] {
+        let server = a.run(|| Ok(UdpSocket::bind((Ipv6Addr::UNSPECIFIED, PORT))?))?;
+        server.set_nonblocking(true)?;
+        let to = host_ip(1, ipv4)?;
+        let client = outside.netns.run(|| vxmesh_tests::traffic::udp_to(to, PORT))?;
+        let mut got = vec![0; 2000];
+        wait_until("a datagram of 1440 bytes arrives in pieces", || {
+            // The kernel says that it was too large before it cuts the next one.
+            drop(client.send(&[7; 1440]));
+            Ok(server.recv_from(&mut got).is_ok_and(|(len, _from)| len == 1440))
+        })?;
+    }
     lab.finish(Allowed::default())
 }

@@ -8,6 +8,7 @@ mod lab;
 mod mesh;
 mod names;
 mod netlink;
+mod publish;
 mod refusals;
 mod skeleton;
 mod traces;

@@ -168,7 +168,7 @@ fn udp(from: MacAddr, ip: [u8; 4], to: MacAddr) -> Result<Vec<u8>> {
 
 fn liars_row(mac: MacAddr, last: u8, place: Place<Arc<Peer>>, of: usize) -> Row<Arc<Peer>> {
     let key = RowKey { node: node(of), endpoint: EndpointId::from_random([last; 16]) };
-    Row { key, mac, ips: vec![[10, 0, 0, last].into()], rank: 0, place }
+    Row { key, mac, ips: vec![[10, 0, 0, last].into()], rank: 0, router: false, place }
 }
 
 /// What a data path believes when nobody checks it.

@@ -17,11 +17,12 @@ use crate::program::{command, printed, vxmesh};
 const PROGRAM: &str = "/mnt/vxmesh";
 
 /// The first process: it collects orphans, and ends with its standard input. The program's own directory may be hidden,
-/// and mounts of other tests would go when those end.
+/// and mounts of other tests would go when those end. /etc is a copy: the labs of other tests make and remove /etc/vxmesh.
 const INIT: &str =
     "set -e; mount -t tmpfs none /mnt; touch /mnt/vxmesh; mount --bind \"$0\" /mnt/vxmesh
 cut -d ' ' -f 5 /proc/self/mountinfo | grep -E '^/(run|var/lib|tmp)/' | sort -r | xargs -r umount -l
 for dir in /run /var/lib /tmp; do mount -t tmpfs none $dir; done
+mkdir /mnt/etc; cp -a /etc/. /mnt/etc 2>/dev/null || true; rm -rf /mnt/etc/vxmesh; mount --bind /mnt/etc /etc
 echo ready; read end";
 
 /// All that could be left: in every line of it something that a program can make.

@@ -87,6 +87,7 @@ pub fn endpoint<P>(node: NodeId, at: usize, place: Place<P>) -> Row<P> {
         mac,
         ips: vec![IpAddr::from([10, 0, 0, last]), v6(last.into())],
         rank: 0,
+        router: false,
         place,
     }
 }

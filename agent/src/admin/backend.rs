@@ -8,9 +8,10 @@ use async_trait::async_trait;
 
 use super::resolve;
 use crate::api::{
-    Address, AddressPool, ApiError, AttachSpec, DnsQuery, DnsRecord, DropRow, Endpoint, ExtendSpec,
-    InitSpec, JoinSpec, Location, MapDiffRow, MapRow, Membership, Network, NetworkPools,
-    NetworkSpec, Node, Peer, Sandbox, SandboxSpec, Status, Token, TokenCreated, TokenSpec,
+    Address, AddressPool, ApiError, AttachSpec, Diagnosis, DnsQuery, DnsRecord, DropRow, Endpoint,
+    ExtendSpec, InitSpec, JoinSpec, Location, MapDiffRow, MapRow, Membership, Network,
+    NetworkPools, NetworkSpec, Node, Peer, Sandbox, SandboxSpec, Status, Token, TokenCreated,
+    TokenSpec,
 };
 
 /// An agent as its admin API sees it.
@@ -89,6 +90,8 @@ pub trait Backend: Send + Sync + 'static {
     /// `sandbox rm`: ends its process and removes it with its endpoints.
     async fn sandbox_rm(&self, reference: &str) -> Result<Sandbox, ApiError>;
 
+    /// `doctor`
+    async fn doctor(&self) -> Result<Vec<Diagnosis>, ApiError>;
     /// `drops`
     async fn drops(&self) -> Result<Vec<DropRow>, ApiError>;
     /// `locate`: every place that has the address, in any network.

@@ -175,6 +175,7 @@ mod tests {
             pid: None,
             state: "created".into(),
             command: Vec::new(),
+            published: Vec::new(),
             endpoints: Vec::new(),
             etc: None,
         };

@@ -121,6 +121,7 @@ fn views() -> Router<Arc<dyn Backend>> {
     let peers = async |State(agent): Agent| agent.peers().await.map(Json);
     let peer = async |State(agent): Agent, Ref(node): Ref| agent.peer(&node).await.map(Json);
     let drops = async |State(agent): Agent| agent.drops().await.map(Json);
+    let doctor = async |State(agent): Agent| agent.doctor().await.map(Json);
     let map = async |State(agent): Agent| agent.map().await.map(Json);
     let diff = async |State(agent): Agent, Ref(node): Ref| agent.map_diff(&node).await.map(Json);
     Router::new()
@@ -130,6 +131,7 @@ fn views() -> Router<Arc<dyn Backend>> {
         .route("/v1/peers", get(peers))
         .route("/v1/peers/{reference}", get(peer))
         .route("/v1/drops", get(drops))
+        .route("/v1/doctor", get(doctor))
         .route("/v1/locate/{reference}", get(locate))
         .route("/v1/dns/{reference}", get(dns_query))
         .route("/v1/map", get(map))

@@ -9,12 +9,13 @@ use std::{
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
-use vxmesh_proto::addr::{MacAddr, Name, Vni};
+use vxmesh_proto::addr::{Alias, MacAddr, Name, Vni};
 
 use crate::{
     api::{self, Address, DnsType, HostEntry},
     config,
     datapath::backend::Backend,
+    gateway::publish::{PublishError, PublishRange},
     lab,
 };
 
@@ -107,6 +108,10 @@ pub(super) enum Ask {
     /// Sandboxes of this node
     #[command(subcommand)]
     Sandbox(Sandbox),
+    /// What this host lacks, and what is wrong
+    ///
+    /// The exit status is 1 if something does not work.
+    Doctor,
     /// Frames that were not delivered, and why
     Drops,
     /// Where an address is, and who says so
@@ -351,9 +356,9 @@ pub(super) struct Wanted {
     /// MAC address [default: chosen]
     #[arg(long)]
     pub(super) mac: Option<MacAddr>,
-    /// Another name; may be given more than once
+    /// Another name, which other endpoints may have too; may be given more than once
     #[arg(long, value_delimiter = ',')]
-    pub(super) alias: Vec<Name>,
+    pub(super) alias: Vec<Alias>,
 }
 
 #[derive(Debug, Args)]
@@ -378,6 +383,9 @@ pub(super) struct Run {
     /// A name for an address in /etc/hosts; may be given more than once
     #[arg(long, value_name = "NAME:IP")]
     pub(super) add_host: Vec<HostEntry>,
+    /// Lead ports of this host here, such as 8080:80, :80 (a free port), 127.0.0.1:53:53/udp or 8000-8009:80-89
+    #[arg(long, value_name = "[IP:]HOST[:SANDBOX][/tcp|udp]", value_parser = publish)]
+    pub(super) publish: Vec<PublishRange>,
     /// The command with its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub(super) command: Vec<OsString>,
@@ -463,6 +471,10 @@ fn absolute(text: &str) -> Result<PathBuf, String> {
 
 fn netns(text: &str) -> Result<PathBuf, String> {
     if text.contains('/') { absolute(text) } else { Ok(Path::new("/run/netns").join(text)) }
+}
+
+fn publish(text: &str) -> Result<PublishRange, String> {
+    text.parse().map_err(|why: PublishError| why.to_string())
 }
 
 fn reference(text: &str) -> Result<String, String> {

@@ -26,6 +26,7 @@ pub(super) async fn ask(client: &Client, output: Output, ask: Ask) -> Outcome {
         Ask::Ipam(ipam) => call.ipam(ipam).await?,
         Ask::Endpoint(endpoint) => call.endpoint(endpoint).await?,
         Ask::Sandbox(sandbox) => call.sandbox(sandbox).await?,
+        Ask::Doctor => return call.doctor().await,
         Ask::Drops => call.list::<api::DropRow>("/v1/drops").await?,
         Ask::Locate(what) => call.locate(&what).await?,
         Ask::Dns(dns) => call.dns(dns).await?,
@@ -145,6 +146,12 @@ impl Call<'_> {
                 self.output.done(&gone, gone.name.as_str())
             }
         }
+    }
+
+    async fn doctor(&self) -> Outcome {
+        let all: Vec<api::Diagnosis> = self.client.get("/v1/doctor").await?;
+        self.output.list(&all, &Words::learn(self.client, self.output).await)?;
+        Ok(u8::from(all.iter().any(|one| one.health == api::Health::Fail)))
     }
 
     async fn locate(&self, what: &Locate) -> Result<(), ApiError> {

@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     api::{
-        AddressBlock, AddressPool, DnsRecord, DropRow, Endpoint, MapDiffRow, MapRow, Network, Node,
-        Peer, Sandbox, Token,
+        AddressBlock, AddressPool, Diagnosis, DnsRecord, DropRow, Endpoint, MapDiffRow, MapRow,
+        Network, Node, Peer, Sandbox, Token,
     },
     lab::{Check, HostStatus},
 };
@@ -118,7 +118,8 @@ impl Row for Endpoint {
 }
 
 impl Row for Sandbox {
-    const HEAD: &'static [&'static str] = &["NAME", "STATE", "PID", "ENDPOINTS", "COMMAND"];
+    const HEAD: &'static [&'static str] =
+        &["NAME", "STATE", "PID", "ENDPOINTS", "PORTS", "COMMAND"];
 
     fn cells(&self, _: &Words) -> Vec<String> {
         let endpoints: Vec<_> = self.endpoints.iter().map(|endpoint| endpoint.short()).collect();
@@ -127,7 +128,21 @@ impl Row for Sandbox {
             self.state.clone(),
             or_dash(self.pid.as_ref()),
             list(&endpoints),
+            list(&self.published),
             self.command.join(" "),
+        ]
+    }
+}
+
+impl Row for Diagnosis {
+    const HEAD: &'static [&'static str] = &["CHECK", "HEALTH", "FOUND", "HINT"];
+
+    fn cells(&self, _: &Words) -> Vec<String> {
+        vec![
+            self.check.clone(),
+            self.health.to_string(),
+            self.found.clone(),
+            or_dash(Some(&self.hint).filter(|hint| !hint.is_empty())),
         ]
     }
 }

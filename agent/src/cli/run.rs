@@ -32,6 +32,7 @@ use super::{
     wait,
 };
 use crate::api::{ApiError, ErrorCode, Sandbox, SandboxSpec, SandboxStarted};
+use crate::gateway::publish::PublishRange;
 
 /// The exit status of a failure that is not the command's.
 const OURS: u8 = 125;
@@ -226,6 +227,7 @@ fn spec(run: &Run) -> SandboxSpec {
         aliases: run.wanted.alias.clone(),
         dns: run.dns.clone(),
         hosts: run.add_host.clone(),
+        publish: run.publish.iter().flat_map(|PublishRange(ports)| ports.clone()).collect(),
         command: run.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
     }
 }

@@ -14,14 +14,15 @@ use tokio::sync::{Mutex, RwLock};
 use tracing::warn;
 use vxmesh_proto::object::{self, Content, Draft};
 
+use super::doctor;
 use super::mesh::{Mesh, failed, store_failed};
 use crate::{
     admin::{Backend, resolve},
     api::{
-        Address, AddressPool, ApiError, AttachSpec, DnsQuery, DnsRecord, DropRow, Endpoint,
-        ErrorCode, ExtendSpec, InitSpec, JoinSpec, Location, MapDiffRow, MapRow, Membership,
-        Network, NetworkPools, NetworkSpec, Node, Peer, Sandbox, SandboxSpec, Status, Token,
-        TokenCreated, TokenSpec,
+        Address, AddressPool, ApiError, AttachSpec, Diagnosis, DnsQuery, DnsRecord, DropRow,
+        Endpoint, ErrorCode, ExtendSpec, InitSpec, JoinSpec, Location, MapDiffRow, MapRow,
+        Membership, Network, NetworkPools, NetworkSpec, Node, Peer, Sandbox, SandboxSpec, Status,
+        Token, TokenCreated, TokenSpec,
     },
     config::Config,
     control::join::{JoinOptions, join},
@@ -415,6 +416,14 @@ impl Backend for Agent {
 
     async fn sandbox_rm(&self, reference: &str) -> Result<Sandbox, ApiError> {
         self.mesh().await?.remove_sandbox(reference).await
+    }
+
+    async fn doctor(&self) -> Result<Vec<Diagnosis>, ApiError> {
+        let mut all = doctor::host();
+        if let Some(mesh) = self.mesh.read().await.clone() {
+            all.extend(mesh.diagnoses().await);
+        }
+        Ok(all)
     }
 
     async fn drops(&self) -> Result<Vec<DropRow>, ApiError> {

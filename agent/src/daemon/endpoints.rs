@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 use vxmesh_proto::{
-    addr::{EndpointId, MacAddr, Name, NetworkId, NodeId},
+    addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId},
     limits::ADDRESS_QUARANTINE,
     object::{self, NetworkState},
     record::{Claim, EndpointClaim, Key},
@@ -52,10 +52,10 @@ pub(super) struct Stored {
     pub(super) id: EndpointId,
     pub(super) network: NetworkId,
     name: Name,
-    aliases: Vec<Name>,
+    aliases: Vec<Alias>,
     labels: BTreeMap<String, String>,
     mac: MacAddr,
-    ips: Vec<IpNet>,
+    pub(super) ips: Vec<IpNet>,
     netns: PathBuf,
     ifname: Option<String>,
     pub(super) sandbox: Option<String>,
@@ -651,6 +651,7 @@ impl Stored {
             ips: self.ips.clone(),
             aliases: self.aliases.clone(),
             incarnation: self.incarnation,
+            published: Vec::new(),
         })
     }
 

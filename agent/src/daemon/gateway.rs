@@ -27,12 +27,12 @@ use vxmesh_proto::{
 use super::{
     endpoints::Hosted,
     mesh::{Mesh, failed, store_failed},
+    publish::HeldPorts,
 };
 use crate::{
     api::{self, ApiError},
     firewall::{
-        FirewallError, foreign,
-        host::{self, Port},
+        FirewallError, foreign, host,
         network::{self, Entrance, Interfaces},
         table::{self, Table as Rules},
     },
@@ -93,9 +93,46 @@ pub(super) struct Way {
 #[derive(Debug, Default)]
 pub(super) struct Ways {
     open: BTreeMap<NetworkId, Way>,
+    /// Published ports.
+    pub(super) held: HeldPorts,
     /// What the host's rules are meant to be, and the state of the kernel's when they last were so.
     rules: Option<(Rules, u32)>,
     fault: Option<String>,
+    /// Chains of others that have rules of ours.
+    admitted: Vec<foreign::ForeignChain>,
+}
+
+impl Ways {
+    /// Each network's way.
+    pub(super) fn ways(&self) -> impl Iterator<Item = (&NetworkId, &Way)> {
+        self.open.iter()
+    }
+
+    /// Whether nothing of this host is changed.
+    pub(super) fn is_idle(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// What is wrong with the host's rules.
+    pub(super) fn host_fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
+
+    /// Chains of others that have rules of ours.
+    pub(super) fn admitted(&self) -> &[foreign::ForeignChain] {
+        &self.admitted
+    }
+
+    /// Whether a network has a way out, good or not.
+    pub(super) fn is_open(&self, network: NetworkId) -> bool {
+        self.open.contains_key(&network)
+    }
+
+    /// Why a network's way out does not work.
+    pub(super) fn fault_of(&self, network: NetworkId) -> Option<&str> {
+        let way = self.open.get(&network)?;
+        if way.uplink.is_some() { self.fault.as_deref() } else { way.fault.as_deref() }
+    }
 }
 
 impl Mesh {
@@ -148,6 +185,7 @@ impl Mesh {
                 self.forget_node(node.network)?;
             }
         }
+        self.adopt_ports(hosted)?;
         self.sync_host(hosted);
         Ok(())
     }
@@ -215,16 +253,32 @@ impl Mesh {
         }
         let raised = uplink::ensure(id, self.me, overlay.netns(), network.mtu).await;
         let uplink = raised.map_err(|error| failed(error, "see `vxmesh doctor`"))?;
-        let rules = network_rules(network, &[]);
-        let written = overlay.netns().run(|| {
-            let in_place = rules.is_in_place().is_ok_and(|in_place| in_place);
-            Ok(if in_place { Ok(()) } else { rules.replace() })
-        });
+        let entrances = self.entrances(id, &uplink)?;
         way.uplink = Some(uplink);
-        written
-            .map_err(|error| failed(error, "see the agent's log"))?
-            .map_err(|error: FirewallError| failed(error, "does the kernel have nf_tables?"))?;
+        write_rules(overlay, network, &entrances)?;
         missing.map_or(Ok(()), Err)
+    }
+
+    /// Brings the rules of a network and of the host in step with what is published.
+    pub(super) fn sync_way(&self, hosted: &mut Hosted, id: NetworkId) -> Result<(), ApiError> {
+        let (Some(overlay), Some(way)) = (hosted.overlays.get(&id), hosted.ways.open.get_mut(&id))
+        else {
+            self.sync_host(hosted);
+            return Ok(());
+        };
+        let uplink = way.uplink.as_ref().ok_or_else(|| {
+            let fault = way.fault.clone().unwrap_or_else(|| "it is not open yet".to_owned());
+            failed(format!("the network has no way out: {fault}"), "see `vxmesh doctor`")
+        })?;
+        let Some((network, _state)) = self.network_object(id) else { return Ok(()) };
+        let written = write_rules(overlay, &network, &self.entrances(id, uplink)?);
+        if let Err(error) = &written {
+            // Tried again with the rest.
+            way.fault = Some(error.message.clone());
+        }
+        written?;
+        self.sync_host(hosted);
+        hosted.ways.fault.clone().map_or(Ok(()), |fault| Err(failed(fault, "see `vxmesh doctor`")))
     }
 
     /// This node as an endpoint of a network, with one address of each subnet; and why one is missing, if so.
@@ -284,7 +338,8 @@ impl Mesh {
             return Ok(());
         }
         self.forward()?;
-        let wanted = host::table(uplink::ALL, &uplinks, &Vec::<Port>::new());
+        let ports = self.host_ports(|id| ways.open.get(&id)?.uplink.clone())?;
+        let wanted = host::table(uplink::ALL, &uplinks, &ports);
         let generation = table::generation().map_err(refused)?;
         if ways.rules.as_ref().is_some_and(|(rules, at)| *rules == wanted && *at == generation) {
             return Ok(());
@@ -293,7 +348,7 @@ impl Mesh {
             wanted.replace().map_err(refused)?;
             debug!("the host's rules are written");
         }
-        foreign::admit(uplink::ALL).map_err(refused)?;
+        ways.admitted = foreign::admit(uplink::ALL).map_err(refused)?;
         // A change in between raises the number once more, and all is looked at again.
         ways.rules = Some((wanted, table::generation().map_err(refused)?));
         Ok(())
@@ -341,6 +396,16 @@ impl Mesh {
 }
 
 impl Way {
+    /// What is wrong with it.
+    pub(super) fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
+
+    /// Subnets that the host does not reach, and its routes in the way.
+    pub(super) fn overlaps(&self) -> &[(IpNet, IpNet)] {
+        &self.overlaps
+    }
+
     fn host_uplink(&self) -> Option<host::Uplink> {
         let uplink = self.uplink.as_ref()?;
         Some(host::Uplink { ifname: uplink.ifname.clone(), ips: uplink.ips() })
@@ -360,6 +425,21 @@ async fn follow_routes(way: &mut Way, network: &object::Network) {
         }
         Err(error) => way.fault = Some(error.to_string()),
     }
+}
+
+fn write_rules(
+    overlay: &Overlay,
+    network: &object::Network,
+    entrances: &[Entrance],
+) -> Result<(), ApiError> {
+    let rules = network_rules(network, entrances);
+    let written = overlay.netns().run(|| {
+        let in_place = rules.is_in_place().is_ok_and(|in_place| in_place);
+        Ok(if in_place { Ok(()) } else { rules.replace() })
+    });
+    written
+        .map_err(|error| failed(error, "see the agent's log"))?
+        .map_err(|error: FirewallError| failed(error, "does the kernel have nf_tables?"))
 }
 
 fn network_rules(network: &object::Network, entrances: &[Entrance]) -> Rules {

@@ -5,6 +5,7 @@
 //! namespaces, cables and addresses stay for the next start.
 
 mod backend;
+mod doctor;
 mod endpoints;
 mod gateway;
 mod ipam;
@@ -13,6 +14,7 @@ mod name_records;
 mod names;
 mod networks;
 mod peers;
+mod publish;
 mod reconcile;
 mod sandboxes;
 mod subnets;

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use vxmesh_gossip::{directory::Directory, membership::Gossip};
 use vxmesh_proto::{
-    addr::{Name, NetworkId},
+    addr::{Alias, Name, NetworkId},
     dns::{Found, NamedEndpoint, NamesTable, View},
     limits::DNS_TTL,
     object::ObjectSet,
@@ -150,7 +150,9 @@ fn record(
 /// Whether a claim is about an endpoint of this name or address.
 fn is_of(claim: &Claim, asked: &str) -> bool {
     let Claim::Endpoint(claim) = claim else { return false };
-    let own = asked.split('.').next().unwrap_or(asked);
-    let named = [&claim.name].into_iter().chain(&claim.aliases).any(|name| name.as_str() == own);
-    named || asked.parse().is_ok_and(|ip| claim.ips.contains(&ip))
+    let without_network = asked.rsplit_once('.').map_or(asked, |(name, _network)| name);
+    let aliases = claim.aliases.iter().map(Alias::as_str);
+    let mut names = [claim.name.as_str()].into_iter().chain(aliases);
+    names.any(|name| name == asked || name == without_network)
+        || asked.parse().is_ok_and(|ip| claim.ips.contains(&ip))
 }

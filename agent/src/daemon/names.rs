@@ -179,6 +179,8 @@ impl Mesh {
                     info!(sandbox = %sandbox.name(), "names are served again");
                 }
                 Ok(()) => {}
+                // It was removed meanwhile, or the host was started anew.
+                Err(_gone) if !sandbox.netns().exists() => {}
                 Err(error) if unserved.insert(sandbox.name().clone()) => {
                     warn!(sandbox = %sandbox.name(), %error, "names are not served; trying again");
                 }

@@ -269,7 +269,9 @@ impl Mesh {
         let claims = gossip.with_directory(|directory| {
             claims_to(directory, network)
                 .filter(|(owner, claim)| {
-                    *owner == self.me || foreign_address(*owner, claim, holds).is_none()
+                    // A node is in a network only because of its endpoints.
+                    !claim.router
+                        && (*owner == self.me || foreign_address(*owner, claim, holds).is_none())
                 })
                 .map(|(owner, claim)| (claim.name.clone(), owner, directory.is_up(owner)))
                 .collect::<Vec<_>>()

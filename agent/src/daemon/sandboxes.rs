@@ -22,11 +22,13 @@ use vxmesh_proto::addr::{EndpointId, Name};
 use super::{
     endpoints::Hosted,
     mesh::{Mesh, failed, store_failed},
+    publish::Published,
 };
 use crate::{
     admin::resolve,
     api::{self, ApiError, AttachSpec, ErrorCode, HostEntry, SandboxSpec},
     dns::{self, EtcFiles},
+    gateway::publish::Held,
     netlink::{netns::Netns, overlay::OverlayError},
     store::Table,
 };
@@ -39,15 +41,17 @@ const LOOK: Duration = Duration::from_millis(20);
 /// A sandbox as the store keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Stored {
-    name: Name,
+    pub(super) name: Name,
     netns: PathBuf,
     process: Option<Process>,
     command: Vec<String>,
-    endpoints: Vec<EndpointId>,
+    pub(super) endpoints: Vec<EndpointId>,
     #[serde(default)]
     dns: Vec<IpAddr>,
     #[serde(default)]
     hosts: Vec<HostEntry>,
+    #[serde(default)]
+    pub(super) published: Vec<Published>,
 }
 
 /// A process that cannot be mistaken for a later one with the same number.
@@ -121,6 +125,7 @@ impl Stored {
             command: self.command.clone(),
             endpoints: self.endpoints.clone(),
             etc: Some(EtcFiles::of(run_dir, &self.name).directory().display().to_string()),
+            published: self.published.iter().map(Published::row).collect(),
         }
     }
 }
@@ -136,7 +141,7 @@ impl Mesh {
         Ok(rows.into_iter().map(|(_name, sandbox)| sandbox).collect())
     }
 
-    fn save_sandbox(&self, sandbox: &Stored) -> Result<(), ApiError> {
+    pub(super) fn save_sandbox(&self, sandbox: &Stored) -> Result<(), ApiError> {
         self.store.put(Table::Sandboxes, sandbox.name.as_str(), sandbox).map_err(store_failed)
     }
 
@@ -187,6 +192,8 @@ impl Mesh {
                 "give three --dns at most",
             ));
         }
+        // What cannot be published is known before anything is changed.
+        let held = self.hold_ports(&hosted, &spec.networks, &spec.publish)?;
         let netns = self.run_dir().join("sandbox").join(name.as_str());
         let mut sandbox = Stored {
             name,
@@ -196,9 +203,10 @@ impl Mesh {
             endpoints: Vec::new(),
             dns: spec.dns.clone(),
             hosts: spec.hosts.clone(),
+            published: Vec::new(),
         };
         self.save_sandbox(&sandbox)?;
-        if let Err(error) = self.furnish(&mut hosted, &mut sandbox, &spec).await {
+        if let Err(error) = self.furnish(&mut hosted, &mut sandbox, &spec, held).await {
             if let Err(undo) = self.clear(&mut hosted, &sandbox).await {
                 warn!(sandbox = %sandbox.name, error = %undo, "a half-made sandbox is not wholly undone");
             }
@@ -214,6 +222,7 @@ impl Mesh {
         hosted: &mut Hosted,
         sandbox: &mut Stored,
         spec: &SandboxSpec,
+        held: Vec<Held>,
     ) -> Result<(), ApiError> {
         Netns::create(&sandbox.netns).map_err(OverlayError::from)?;
         for (n, network) in spec.networks.iter().enumerate() {
@@ -233,6 +242,7 @@ impl Mesh {
             sandbox.endpoints.push(endpoint.id);
             self.save_sandbox(sandbox)?;
         }
+        self.publish(hosted, sandbox, &spec.publish, held)?;
         self.reconcile().await;
         self.name_sandbox(sandbox)
     }
@@ -304,6 +314,7 @@ impl Mesh {
             .map_err(|error| failed(error, "see the agent's log"))?;
         Netns::remove(&sandbox.netns).map_err(OverlayError::from)?;
         self.store.delete(Table::Sandboxes, sandbox.name.as_str()).map_err(store_failed)?;
+        self.unpublish(hosted, sandbox);
         Ok(())
     }
 

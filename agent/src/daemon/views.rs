@@ -116,6 +116,7 @@ impl Mesh {
                 ips: claim.ips.into_iter().map(|ip| with_prefix(ip, &subnets)).collect(),
                 aliases: claim.aliases,
                 incarnation: claim.incarnation,
+                published: Vec::new(),
             }
         };
         let endpoints = self.known().into_iter().filter(|(_, (_, claim, _))| !claim.router);
@@ -125,6 +126,11 @@ impl Mesh {
         let shown: BTreeSet<EndpointId> = rows.iter().map(|row| row.id).collect();
         let hidden = local.values().filter(|endpoint| !shown.contains(&endpoint.id));
         rows.extend(hidden.filter_map(|endpoint| endpoint.row(self.me)));
+        for published in self.published_rows() {
+            if let Some(row) = rows.iter_mut().find(|row| row.id == published.endpoint) {
+                row.published.push(published);
+            }
+        }
         rows.sort_by_key(|row| (row.network, row.id));
         rows
     }

@@ -217,3 +217,6 @@ impl Desk {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

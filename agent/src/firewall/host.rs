@@ -37,7 +37,7 @@ pub struct Uplink {
 pub struct Port {
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// The address on which it is published; all of the host's otherwise.
+    /// The address on which it is published; all of the host's otherwise, or of one IP version if it is unspecified.
     pub ip: Option<IpAddr>,
     /// The port.
     pub port: u16,
@@ -84,8 +84,8 @@ fn redirects(port: &Port) -> Vec<Rule> {
     let rule = |to: &SocketAddr| {
         let ipv4 = to.is_ipv4();
         let bind = match port.ip {
-            Some(ip) => destination(ip.into()),
-            None => destination_is_local(),
+            Some(ip) if !ip.is_unspecified() => destination(ip.into()),
+            Some(_) | None => destination_is_local(),
         };
         let at = port.ip.map_or_else(|| "*".to_owned(), |ip| ip.to_string());
         let comment = format!("{} {at} {} to {to}", port.protocol.as_str(), port.port);

@@ -9,8 +9,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netlink_bindings::{
     nftables::{
-        CmpOps, CtKeys, FibFlags, FibResult, MetaKeys, PayloadBase, PushExprListAttrs, Registers,
-        VerdictCode,
+        CmpOps, CtKeys, FibFlags, MetaKeys, PayloadBase, PushExprListAttrs, Registers, VerdictCode,
     },
     traits::Pusher,
     utils::{finalize_nested_header, push_header, push_nested_header},
@@ -319,7 +318,7 @@ fn encode_one<P: Pusher>(list: PushExprListAttrs<P>, expr: &Expr) -> PushExprLis
         }
         Expr::DestinationType => {
             let fib = elem.nested_data_fib().push_dreg(VALUE);
-            let fib = fib.push_result(FibResult::Addrtype as u32);
+            let fib = fib.push_result(FIB_ADDRTYPE);
             fib.push_flags(FibFlags::Daddr as u32).end_nested().end_nested()
         }
         Expr::And(mask) => {
@@ -359,6 +358,8 @@ fn encode_one<P: Pusher>(list: PushExprListAttrs<P>, expr: &Expr) -> PushExprLis
     }
 }
 
+/// `NFT_FIB_RESULT_ADDRTYPE`; the bindings count these from 0, the kernel from 1.
+const FIB_ADDRTYPE: u32 = 3;
 /// `NFT_NAT_DNAT`.
 const DNAT: u32 = 1;
 /// `NFT_RT_TCPMSS`.

@@ -32,7 +32,14 @@ pub fn updates<P: Clone>(
                 };
                 let Some(place) = place else { continue };
                 let (mac, ips, rank) = (claim.mac, claim.ips, claim.incarnation);
-                updates.push(TableUpdate::Put(Row { key, mac, ips, rank, place }));
+                updates.push(TableUpdate::Put(Row {
+                    key,
+                    mac,
+                    ips,
+                    rank,
+                    router: claim.router,
+                    place,
+                }));
             }
         }
     }

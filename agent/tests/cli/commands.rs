@@ -44,6 +44,7 @@ fn views() -> Vec<Case> {
             to_value(&endpoints()[0]).unwrap(),
         ),
         (&["sandbox", "ls"], "sandboxes", null.clone(), json!([])),
+        (&["doctor"], "doctor", null.clone(), to_value(diagnoses()).unwrap()),
         (&["drops"], "drops", null.clone(), to_value(drops()).unwrap()),
         (&["map", "ls"], "map", null.clone(), to_value(map_rows()).unwrap()),
         (&["map", "diff", "h2"], "map_diff", json!("h2"), to_value(map_differences()).unwrap()),
@@ -249,7 +250,7 @@ fn tables_have_short_ids_names_and_no_borders() {
         assert!(peers.contains(word), "{peers}");
     }
     let sandboxes = agent.say(&["sandbox", "ls"]).stdout;
-    assert_eq!(sandboxes, "NAME   STATE   PID   ENDPOINTS   COMMAND\n");
+    assert_eq!(sandboxes, "NAME   STATE   PID   ENDPOINTS   PORTS   COMMAND\n");
 
     let node = agent.say(&["node", "inspect", "h3"]).stdout;
     let expected =

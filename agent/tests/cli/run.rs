@@ -116,6 +116,10 @@ fn the_agent_is_asked_for_what_the_words_say_and_told_the_process() {
         "192.0.2.53",
         "--add-host",
         "db.example:fd00::9",
+        "--publish",
+        "8080:80",
+        "--publish",
+        "[fd00::1]::53-54/udp",
         "--",
         "sh",
         "-c",
@@ -131,7 +135,9 @@ fn the_agent_is_asked_for_what_the_words_say_and_told_the_process() {
     assert!(child.wait().unwrap().success());
     let calls = agent.world.calls();
     let spec = json!({ "name": "one", "networks": ["red", "blue"], "ips": ["10.1.0.7"], "mac": "02:00:00:00:00:07",
-                       "aliases": ["uno"], "dns": ["192.0.2.53"], "hosts": ["db.example:fd00::9"], "command": ["sh", "-c", "echo $$; read x || :"] });
+                       "aliases": ["uno"], "dns": ["192.0.2.53"], "hosts": ["db.example:fd00::9"], "publish": [{ "protocol": "tcp", "port": 8080, "sandbox_port": 80 },
+                           { "protocol": "udp", "ip": "fd00::1", "sandbox_port": 53 },
+                           { "protocol": "udp", "ip": "fd00::1", "sandbox_port": 54 }], "command": ["sh", "-c", "echo $$; read x || :"] });
     assert_eq!(calls[0], ("sandbox_create".into(), spec));
     assert_eq!(calls[1], ("sandbox_started".into(), json!({ "sandbox": "one", "pid": pid })));
     assert!(calls.contains(&("sandbox_rm".into(), json!("one"))));

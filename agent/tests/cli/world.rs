@@ -344,8 +344,18 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
         ifname: Some("eth0".into()),
         mac: "02:00:00:00:00:01".parse().unwrap(),
         ips: vec!["10.1.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()],
-        aliases: vec![name("www")],
+        aliases: vec!["www".parse().unwrap()],
         incarnation: 7,
+        published: Vec::new(),
+    }]
+}
+
+pub(crate) fn diagnoses() -> Vec<Diagnosis> {
+    vec![Diagnosis {
+        check: "tap".into(),
+        health: Health::Warn,
+        found: "something".into(),
+        hint: "do something".into(),
     }]
 }
 
@@ -553,6 +563,7 @@ impl Backend for World {
             command: spec.command,
             endpoints: vec![EndpointId::from_random([number; 16])],
             etc: None,
+            published: Vec::new(),
         };
         held.push(Held { sandbox: sandbox.clone(), keeper: Some(keeper) });
         Ok(sandbox)
@@ -583,6 +594,11 @@ impl Backend for World {
             kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap_or_default();
         }
         Ok(gone.sandbox)
+    }
+
+    async fn doctor(&self) -> Result<Vec<Diagnosis>, ApiError> {
+        self.asked("doctor", ())?;
+        Ok(diagnoses())
     }
 
     async fn drops(&self) -> Result<Vec<DropRow>, ApiError> {

@@ -3,7 +3,7 @@
 //! The frame's source MAC is the row of an endpoint. Then every other address that it speaks for must be the
 //! row's too:
 //!
-//! - IPv4 and IPv6: the source. 0.0.0.0 and :: only where a host without an address must speak: IGMP reports
+//! - IPv4 and IPv6: the source; that of a node's own row may be any of the node's endpoints, since it routes between subnets. 0.0.0.0 and :: only where a host without an address must speak: IGMP reports
 //!   (RFC 3376 section 4.2.13), duplicate address detection and MLD reports (RFC 4862 section 5.4, RFC 3810 section 5.2.13).
 //! - ARP: the sender's pair; the address may be 0.0.0.0 in a probe (RFC 5227 section 2.1.1).
 //! - Neighbour discovery: the source or target link-layer option; in an advertisement the target.
@@ -80,7 +80,7 @@ fn check_ipv4<P>(
     let ip = Ipv4::parse(eth.payload).ok_or(DropReason::MalformedIp)?;
     refuse_dhcp(&ip.upper, DHCP_SERVER, DHCP_CLIENT)?;
     let nameless = ip.source == Ipv4Addr::UNSPECIFIED && ip.upper.protocol == IGMP;
-    if !nameless && !table.owns(row, IpAddr::V4(ip.source)) {
+    if !nameless && !table.carries(row, IpAddr::V4(ip.source)) {
         return Err(DropReason::IpSpoofed);
     }
     Ok(Content::Other)
@@ -99,7 +99,7 @@ fn check_ipv6<P>(
         Err(NotNd::Malformed) => return Err(DropReason::MalformedNd),
     };
     let nameless = ip.source.is_unspecified() && may_be_nameless(message.as_ref(), &ip.upper);
-    if !nameless && !table.owns(row, IpAddr::V6(ip.source)) {
+    if !nameless && !table.carries(row, IpAddr::V6(ip.source)) {
         return Err(DropReason::IpSpoofed);
     }
     let Some(message) = message else { return Ok(Content::Other) };

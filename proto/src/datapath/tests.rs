@@ -641,3 +641,41 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_router_carries_packets_of_its_own_nodes_endpoints_only() {
+    let net = Net::new();
+    let router = |node, n, place| Row { router: true, ..row(node, n, place) };
+    let table = net.table.apply([
+        TableUpdate::Put(router(0, 20, Place::Local)),
+        TableUpdate::Put(router(1, 21, Place::Remote(1))),
+    ]);
+    let sent = |from: u8, source: u8| {
+        let mut bytes = udp4(from, mac(REMOTE), v4(source));
+        let verdict =
+            outbound(&table, &mut SuperFrame::plain(&mut bytes), &mut Scratch::new(), net.start);
+        let mut bytes = udp6(from, mac(REMOTE), v6(source), (1, 2));
+        let mut frame = SuperFrame::plain(&mut bytes);
+        assert_eq!(outbound(&table, &mut frame, &mut Scratch::new(), net.start), verdict);
+        verdict
+    };
+    assert_eq!(sent(20, 20), Verdict::Forward(&1), "its own");
+    assert_eq!(sent(20, LOCAL), Verdict::Forward(&1), "an endpoint of its node");
+    for stranger in [REMOTE, OTHER, NOBODY, 1] {
+        assert_eq!(sent(20, stranger), drop(DropReason::IpSpoofed), "{stranger}");
+    }
+    assert_eq!(sent(LOCAL, 20), drop(DropReason::IpSpoofed), "an endpoint is no router");
+
+    let came =
+        |from: u8, source: u8| inbound(&table, &node(1), &udp4(from, mac(LOCAL), v4(source)));
+    assert_eq!(came(21, REMOTE), Verdict::Deliver);
+    for stranger in [LOCAL, OTHER, NOBODY, 1] {
+        assert_eq!(came(21, stranger), drop(DropReason::IpSpoofed), "{stranger}");
+    }
+    let arp = arp(Operation::Request, (21, v4(REMOTE)), v4(LOCAL));
+    assert_eq!(
+        inbound(&table, &node(1), &arp),
+        drop(DropReason::ArpSpoofed),
+        "it speaks for nobody"
+    );
+}

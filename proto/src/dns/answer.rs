@@ -1,7 +1,7 @@
 //! Whose name it is: the rules, in the order in which they are tried.
 //!
-//! A name is looked for in the sandbox's networks in their order: first as it is, then without its last label in the
-//! network of that name. The first network that has it answers, also when it has no record of the wanted type.
+//! A name is looked for without its last label in the network of that name, so that no alias elsewhere can hide it, and then as it is in
+//! the sandbox's networks, in their order. The first network that has it answers, also when it has no record of the wanted type.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -56,12 +56,12 @@ impl View {
     /// What has this name: lower case, no dot at its end.
     #[must_use]
     pub fn find_name(&self, name: &str) -> Found<'_> {
-        if let Some(found) = self.in_networks(name) {
-            return found;
-        }
         let last = name.rsplit('.').next().unwrap_or(name);
         if last == "localhost" {
             return Found::Loopback;
+        }
+        if let Some(found) = self.in_networks(name) {
+            return found;
         }
         let single = !name.contains('.');
         if single && self.networks.iter().any(|table| table.domain().as_str() == name) {
@@ -74,13 +74,14 @@ impl View {
     }
 
     fn in_networks(&self, name: &str) -> Option<Found<'_>> {
-        let exact = self.networks.iter().find_map(|table| {
-            table.lookup(name).map(|endpoints| Found::Endpoints(table, endpoints))
-        });
-        exact.or_else(|| {
-            let (rest, domain) = name.rsplit_once('.')?;
+        let qualified = name.rsplit_once('.').and_then(|(rest, domain)| {
             let table = self.networks.iter().find(|table| table.domain().as_str() == domain)?;
             Some(Found::Endpoints(table, table.lookup(rest)?))
+        });
+        qualified.or_else(|| {
+            self.networks.iter().find_map(|table| {
+                table.lookup(name).map(|endpoints| Found::Endpoints(table, endpoints))
+            })
         })
     }
 

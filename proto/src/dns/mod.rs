@@ -8,7 +8,7 @@
 //!
 //! | question | answer |
 //! |---|---|
-//! | `NAME`, `ALIAS`, the 12 digits of an id, each alone or with `.NETWORK` | addresses of every such endpoint |
+//! | `NAME`, `ALIAS` (which may have dots), the 12 digits of an id, each alone or with `.NETWORK` | addresses of every such endpoint |
 //! | the same, of a type that they do not have | no data |
 //! | the reverse name of an endpoint's address | `NAME.NETWORK` |
 //! | `NETWORK` | no data |

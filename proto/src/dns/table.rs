@@ -11,7 +11,7 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    addr::{Name, NetworkId},
+    addr::{Alias, Name, NetworkId},
     record::EndpointClaim,
     tables::RowKey,
 };
@@ -68,8 +68,9 @@ impl NamesTable {
 
     fn add(&mut self, key: RowKey, claim: &EndpointClaim) {
         let at = self.endpoints.len();
-        for name in [&claim.name].into_iter().chain(&claim.aliases) {
-            let holders = self.names.entry(name.as_str().into()).or_default();
+        let aliases = claim.aliases.iter().map(Alias::as_str);
+        for name in [claim.name.as_str()].into_iter().chain(aliases) {
+            let holders = self.names.entry(name.into()).or_default();
             // Its name may stand among its aliases, too.
             if holders.last() != Some(&at) {
                 holders.push(at);

@@ -29,7 +29,7 @@ fn claim(id: u8, own: &str, aliases: &[&str], ips: &[&str]) -> (RowKey, Endpoint
         id: endpoint,
         network: NetworkId::from_random([9; 16]),
         name: name(own),
-        aliases: aliases.iter().map(|alias| name(alias)).collect(),
+        aliases: aliases.iter().map(|alias| alias.parse().unwrap()).collect(),
         mac: MacAddr([2, 0, 0, 0, 0, id]),
         ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
         incarnation: u64::from(id),
@@ -57,7 +57,10 @@ fn view() -> View {
         claim(2, "web-2", &["web"], &["10.1.0.2", "fd01::2"]),
         claim(3, "v4only", &["web"], &["10.1.0.3"]),
     ];
-    let green = vec![claim(4, "db", &["web"], &["10.2.0.4"]), claim(5, "blue", &[], &["10.2.0.5"])];
+    let green = vec![
+        claim(4, "db", &["web", "Web.Local", "web-1.blue", "localhost"], &["10.2.0.4"]),
+        claim(5, "blue", &[], &["10.2.0.5"]),
+    ];
     View {
         networks: vec![
             table(1, "blue", &["10.1.0.0/16", "fd01::/64"], blue),
@@ -119,6 +122,11 @@ fn names_aliases_ids_and_networks() {
         ("web.blue", web),
         ("web.green", &["10.2.0.4"]),
         ("db", &["10.2.0.4"]),
+        ("WEB.local", &["10.2.0.4"]),
+        ("web.local.green", &["10.2.0.4"]),
+        // No alias hides a name of another network.
+        ("web-1.blue", &["10.1.0.1"]),
+        ("web-1.blue.green", &["10.2.0.4"]),
         ("020202020202", &["10.1.0.2"]),
         ("020202020202.blue", &["10.1.0.2"]),
         // An endpoint may be called as a network is.

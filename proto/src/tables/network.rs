@@ -74,6 +74,8 @@ pub struct Row<P> {
     pub ips: Vec<IpAddr>,
     /// Of two claims of one node to one address the smaller rank has it.
     pub rank: u64,
+    /// Whether it is the node itself, which carries packets of its endpoints from one subnet to another.
+    pub router: bool,
     /// Where it is.
     pub place: Place<P>,
 }
@@ -298,6 +300,15 @@ impl<P> NetworkTable<P> {
     #[must_use]
     pub fn mac_rival(&self, key: &RowKey) -> Option<&Row<P>> {
         self.fdb(self.row(key)?.mac).filter(|winner| winner.key.node != key.node)
+    }
+
+    /// Whether packets from this address may come from the row's MAC: its own, and for a router those of its node's
+    /// endpoints.
+    #[must_use]
+    pub fn carries(&self, row: &Row<P>, ip: IpAddr) -> bool {
+        self.neighbor(ip).is_some_and(|owner| {
+            owner.key == row.key || (row.router && owner.key.node == row.key.node)
+        })
     }
 
     /// The FloodList: every other node that has a part in the network.

@@ -48,7 +48,7 @@ pub(crate) fn ip(text: &str) -> IpAddr {
 /// Endpoint `n` of a node: MAC 02:…:n, 10.0.0.n and fd00::n.
 pub(crate) fn row(node_number: u8, n: u8, place: Place<u32>) -> Row<u32> {
     let ips = vec![IpAddr::from([10, 0, 0, n]), ip(&format!("fd00::{n:x}"))];
-    Row { key: key(node_number, n), mac: mac(n), ips, rank: 0, place }
+    Row { key: key(node_number, n), mac: mac(n), ips, rank: 0, router: false, place }
 }
 
 fn empty() -> NetworkTable<u32> {
@@ -231,6 +231,7 @@ fn any_row() -> impl Strategy<Value = Row<u32>> {
             mac: any_mac(mac_number),
             ips: ips.into_iter().map(|n| IpAddr::from([10, 0, 0, n])).collect(),
             rank,
+            router: false,
             place: if local { Place::Local } else { Place::Remote(u32::from(owner)) },
         },
     )

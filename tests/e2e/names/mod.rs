@@ -141,7 +141,7 @@ fn one_alias_leads_to_many_and_a_long_answer_comes_over_tcp() -> Result<()> {
         let words = ["run", "-d", "--name", name, "--network", "blue", "--alias", alias];
         lab.vxmesh(host, &[&words[..], &["--", "sleep", "3600"]].concat())
     };
-    run("h1", "web-1", "web,www")?;
+    run("h1", "web-1", "web,www,My_App.Local")?;
     run("h2", "web-2", "web")?;
     let asker = lab.sandbox("h1", "blue", "asker")?;
     let ips = |name: &str| -> Result<String> {
@@ -150,7 +150,9 @@ fn one_alias_leads_to_many_and_a_long_answer_comes_over_tcp() -> Result<()> {
     };
     let both = sorted([ips("web-1")?, ips("web-2")?]);
     wait_until("both have the alias", || Ok(dig(&lab, &asker, &["web"])? == both))?;
-    ensure!(dig(&lab, &asker, &["www.blue"])? == [ips("web-1")?]);
+    for alias in ["www", "www.blue", "my_app.local", "MY_APP.local.blue"] {
+        ensure!(dig(&lab, &asker, &[alias])? == [ips("web-1")?], "{alias}");
+    }
     ensure!(
         dig(&lab, &asker, &["-x", &ips("web-2")?])? == ["web-2.blue."],
         "the name, not the alias"
@@ -162,6 +164,15 @@ fn one_alias_leads_to_many_and_a_long_answer_comes_over_tcp() -> Result<()> {
         let output = inside(&lab, &asker, &["dig", "+short", "web"])?;
         firsts.extend(printed("dig", output)?.lines().next().map(str::to_owned));
         Ok(firsts.len() == 2)
+    })?;
+
+    // One replaces the other, and at no time does the alias lead nowhere.
+    let left = [ips("web-2")?];
+    lab.vxmesh("h1", &["sandbox", "rm", "web-1"])?;
+    wait_until("only the new one has it", || {
+        let found = dig(&lab, &asker, &["web"])?;
+        ensure!(!found.is_empty(), "the alias was gone");
+        Ok(found == left)
     })?;
 
     // 40 addresses of 16 bytes do not fit into 512.
@@ -232,4 +243,64 @@ fn dns_query_shows_whose_word_a_name_is() -> Result<()> {
         Ok(refused.is_some_and(|(status, error)| status == 3 && error.hint.contains("h3")))
     })?;
     lab.finish(Allowed { warnings: &["h3"], ..Allowed::default() })
+}
+
+/// All names are known again soon after all agents were away, and nobody is told meanwhile that one does not exist.
+const BACK: Duration = Duration::from_secs(5);
+
+#[test]
+fn after_all_agents_were_away_names_are_late_and_never_denied() -> Result<()> {
+    let lab = Lab::with(Options::default())?;
+    lab.network("h1", "blue")?;
+    let asker = lab.sandbox("h1", "blue", "asker")?;
+    let web = lab.sandbox("h2", "blue", "web")?;
+    wait_until("the name", || Ok(dig(&lab, &asker, &["web"])? == [v4(&web)]))?;
+    for host in lab.hosts() {
+        lab.lab(&["kill", host])?;
+    }
+    lab.lab(&["start", "h1"])?;
+    // Alone, it cannot know what h2 has; it knows its own.
+    wait_until("it serves", || {
+        let own = dig(&lab, &asker, &["asker"]);
+        Ok(own.is_ok_and(|found| found == [v4(&asker)]))
+    })?;
+    let begun = Instant::now();
+    let (status, text) = dig_status(&lab, &asker, &["web"])?;
+    // Where the machine is so slow that five seconds went by, it may be denied.
+    ensure!(status == "SERVFAIL" || begun.elapsed() > BACK, "{text}");
+    for host in ["h2", "h3"] {
+        lab.lab(&["start", host])?;
+    }
+    let begun = Instant::now();
+    wait_until("the name is back", || Ok(dig(&lab, &asker, &["web"])? == [v4(&web)]))?;
+    let took = begun.elapsed();
+    tell(&format!("the name was back {took:?} after its agent"));
+    ensure!(took < BACK * 10, "{took:?}");
+    lab.finish(Allowed { warnings: &["h1", "h2", "h3"], ..Allowed::default() })
+}
+
+/// There libc may ask the daemon's socket before anything else, and /etc/resolv.conf is a link to a file of the daemon's.
+#[test]
+fn a_host_with_systemd_resolved_keeps_its_names_to_itself() -> Result<()> {
+    let lab = Lab::with(Options { hosts: 1, ..Options::default() })?;
+    lab.network("h1", "blue")?;
+    let stub = "/run/systemd/resolve/stub-resolv.conf";
+    lab.sh(
+        "h1",
+        &format!(
+            "cp -a /etc /run/etc && mount --bind /run/etc /etc && mkdir -p /run/systemd/resolve && \
+         echo nameserver 127.0.0.53 > {stub} && touch /run/systemd/resolve/io.systemd.Resolve && \
+         ln -sf ..{stub} /etc/resolv.conf"
+        ),
+    )?;
+    let script = "cat /etc/resolv.conf; ls /run/systemd/resolve; getent hosts $(hostname)";
+    let seen = lab.vxmesh("h1", &["run", "--network", "blue", "--", "sh", "-c", script])?;
+    ensure!(seen.contains("nameserver 127.0.0.11") && seen.contains("h1"), "{seen}");
+    ensure!(!seen.contains("127.0.0.53") && !seen.contains("io.systemd.Resolve"), "{seen}");
+    ensure!(lab.sh("h1", "cat /etc/resolv.conf")? == "nameserver 127.0.0.53", "the host's own");
+    // The daemon is not there yet, and so the link leads nowhere.
+    lab.sh("h1", "rm -r /run/systemd")?;
+    let cat = ["run", "--network", "blue", "--", "cat", "/etc/resolv.conf"];
+    ensure!(lab.vxmesh("h1", &cat)?.contains("nameserver 127.0.0.11"));
+    lab.finish(Allowed::default())
 }

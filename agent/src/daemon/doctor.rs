@@ -1,0 +1,158 @@
+//! `vxmesh doctor`: what this host needs and has, and what is wrong with it.
+//!
+//! Each check says `ok`, `warn` (it works, but not all of it) or `fail`, what was found, and what to do. Nothing is changed.
+
+use std::{fs::File, path::Path};
+
+use vxmesh_proto::addr::NetworkId;
+
+use super::{gateway::Ways, mesh::Mesh};
+use crate::{
+    api::{Diagnosis, Health},
+    firewall::table,
+};
+
+/// Tables of iptables-legacy; the file is there once its module is loaded.
+const LEGACY: &str = "/proc/net/ip_tables_names";
+
+fn check(check: &str, health: Health, found: impl Into<String>, hint: &str) -> Diagnosis {
+    let hint = if health == Health::Ok { String::new() } else { hint.to_owned() };
+    Diagnosis { check: check.to_owned(), health, found: found.into(), hint }
+}
+
+/// What can be seen without a mesh.
+pub(super) fn host() -> Vec<Diagnosis> {
+    let tun = File::options().read(true).write(true).open("/dev/net/tun");
+    let tun = match tun {
+        Ok(_) => check("tap", Health::Ok, "/dev/net/tun can be opened", ""),
+        Err(error) => check(
+            "tap",
+            Health::Fail,
+            format!("/dev/net/tun: {error}"),
+            "load the module tun, and run the agent as root",
+        ),
+    };
+    let rules = match table::generation() {
+        Ok(generation) => {
+            check("nf_tables", Health::Ok, format!("the kernel has it, ruleset {generation}"), "")
+        }
+        Err(error) => check(
+            "nf_tables",
+            Health::Fail,
+            error.to_string(),
+            "networks have no way out without it: load the module nf_tables",
+        ),
+    };
+    let legacy = std::fs::read_to_string(LEGACY).unwrap_or_default();
+    let legacy = if legacy.trim().is_empty() {
+        check("iptables", Health::Ok, "no tables of iptables-legacy", "")
+    } else {
+        check(
+            "iptables",
+            Health::Warn,
+            format!(
+                "iptables-legacy has tables: {}",
+                legacy.split_whitespace().collect::<Vec<_>>().join(", ")
+            ),
+            "their rules cannot be seen: if they drop what is forwarded, accept `vxm+` there both ways",
+        )
+    };
+    let v6 = if Path::new("/proc/sys/net/ipv6").exists() {
+        check("ipv6", Health::Ok, "the kernel has it", "")
+    } else {
+        check("ipv6", Health::Warn, "the kernel has none", "IPv6 leaves no network on this host")
+    };
+    vec![tun, rules, legacy, v6, forwarding()]
+}
+
+fn forwarding() -> Diagnosis {
+    let read = |path: &str| {
+        let value = std::fs::read_to_string(Path::new("/proc/sys/net").join(path));
+        value.map_or_else(|_absent| "-".to_owned(), |value| value.trim().to_owned())
+    };
+    let found = format!(
+        "ip_forward {}, ipv6 forwarding {}",
+        read("ipv4/ip_forward"),
+        read("ipv6/conf/all/forwarding")
+    );
+    check("forwarding", Health::Ok, found, "")
+}
+
+impl Mesh {
+    /// What is known of this node's addresses, paths and ways out.
+    pub(super) async fn diagnoses(&self) -> Vec<Diagnosis> {
+        let addrs = self.own_addrs();
+        let addrs: Vec<String> = addrs.iter().map(ToString::to_string).collect();
+        let mut all = vec![if addrs.is_empty() {
+            check(
+                "addresses",
+                Health::Fail,
+                "none that others can reach",
+                "give one with --advertise",
+            )
+        } else {
+            check("addresses", Health::Ok, addrs.join(", "), "")
+        }];
+        let networks = self.network_list();
+        let largest = networks.iter().map(|network| network.mtu).max();
+        for peer in self.peers.rows() {
+            if let Some(mtu) = largest.filter(|mtu| *mtu > peer.mtu) {
+                let node = self.node_name(peer.node_id);
+                all.push(check(
+                    "mtu",
+                    Health::Warn,
+                    format!("the path to {node} carries {}, a network has {mtu}", peer.mtu),
+                    "make networks with a smaller --mtu, or raise that of the underlay",
+                ));
+            }
+        }
+        let hosted = self.host.lock().await;
+        let name = |id: NetworkId| {
+            let network = networks.iter().find(|network| network.id == id);
+            network.map_or_else(|| id.short(), |network| network.name.to_string())
+        };
+        all.extend(hosted.ways.diagnoses(name));
+        all
+    }
+}
+
+impl Ways {
+    fn diagnoses(&self, name: impl Fn(NetworkId) -> String) -> Vec<Diagnosis> {
+        let mut all = Vec::new();
+        for (id, way) in self.ways() {
+            let check_name = format!("network {}", name(*id));
+            if let Some(fault) = way.fault() {
+                let hint = "it is tried again every ten seconds; the agent's log has more";
+                all.push(check(&check_name, Health::Fail, fault, hint));
+            }
+            for (subnet, route) in way.overlaps() {
+                all.push(check(
+                    &check_name,
+                    Health::Warn,
+                    format!("the host does not reach {subnet}: its route to {route} overlaps"),
+                    "remove the route, or make the network with another --subnet; sandboxes are not concerned",
+                ));
+            }
+        }
+        if !self.is_idle() {
+            all.push(match self.host_fault() {
+                Some(fault) => {
+                    check("rules", Health::Fail, fault, "it is tried again every second")
+                }
+                None if self.admitted().is_empty() => check(
+                    "rules",
+                    Health::Ok,
+                    "inet vxmesh; no other chain drops what is forwarded",
+                    "",
+                ),
+                None => {
+                    let chains: Vec<String> =
+                        self.admitted().iter().map(ToString::to_string).collect();
+                    let found = format!("inet vxmesh; two rules each in {}", chains.join(", "));
+                    check("rules", Health::Ok, found, "")
+                }
+            });
+        }
+        all
+    }
+}
