@@ -168,6 +168,12 @@ pub struct Subnet {
     pub cidr: IpNet,
     /// The anycast gateway address.
     pub gateway: IpAddr,
+    /// The part of it from which addresses are chosen, where that is not all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip_range: Option<IpNet>,
+    /// Addresses that no endpoint gets, and what has them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aux_addresses: BTreeMap<String, IpAddr>,
 }
 
 /// `vxmesh network ls|inspect`.
@@ -198,6 +204,9 @@ pub struct Network {
     /// Its way out of the host that answers; nothing in lists, and where the network is internal or has no endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub way: Option<Way>,
+    /// What works, but not as it may be thought. Only for one network at a time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// A network's way out of one host and in.
@@ -234,6 +243,12 @@ pub struct NetworkSpec {
     /// Gateways, each inside one of the subnets; the first address of a subnet otherwise.
     #[serde(default)]
     pub gateways: Vec<IpAddr>,
+    /// Parts of subnets, one of each at most, from which addresses are chosen; all others are given to who names them.
+    #[serde(default)]
+    pub ip_ranges: Vec<IpNet>,
+    /// Addresses that no endpoint gets, and what has them.
+    #[serde(default)]
+    pub aux_addresses: BTreeMap<String, IpAddr>,
     /// MTU inside.
     #[serde(default)]
     pub mtu: Option<u16>,
@@ -249,6 +264,110 @@ pub struct NetworkSpec {
     /// Free-form labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+}
+
+/// `vxmesh network extend`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExtendSpec {
+    /// Subnets to add.
+    pub subnets: Vec<IpNet>,
+    /// As in [`NetworkSpec::gateways`].
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
+    /// As in [`NetworkSpec::ip_ranges`].
+    #[serde(default)]
+    pub ip_ranges: Vec<IpNet>,
+    /// As in [`NetworkSpec::aux_addresses`].
+    #[serde(default)]
+    pub aux_addresses: BTreeMap<String, IpAddr>,
+}
+
+/// `vxmesh ipam ls`: the addresses of one subnet, as the node that answers knows them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressPool {
+    /// The network.
+    pub network: NetworkId,
+    /// The subnet.
+    pub cidr: IpNet,
+    /// The anycast gateway address.
+    pub gateway: IpAddr,
+    /// The part of it from which addresses are chosen.
+    pub ip_range: IpNet,
+    /// `active`, or `conflict`: nothing is given out of it.
+    pub state: String,
+    /// Addresses that endpoints have.
+    pub used: u64,
+    /// Addresses that nodes can give out unasked.
+    pub free: u64,
+    /// Addresses that the node that answers released a moment ago; others do not tell theirs.
+    pub resting: usize,
+    /// Who holds how much, who has most first.
+    pub owners: Vec<AddressOwner>,
+}
+
+/// What one node holds of a subnet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressOwner {
+    /// Who.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// As in [`Node::state`], or `unknown`.
+    pub state: String,
+    /// Number of its blocks.
+    pub blocks: usize,
+    /// Addresses of them that endpoints have.
+    pub used: u64,
+    /// Addresses of them that it can give out unasked.
+    pub free: u64,
+}
+
+/// `vxmesh ipam inspect`: the addresses of one network, block by block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkPools {
+    /// The network.
+    pub id: NetworkId,
+    /// Its name.
+    pub name: Name,
+    /// One for each subnet.
+    pub pools: Vec<PoolDetail>,
+}
+
+/// The addresses of one subnet, block by block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolDetail {
+    /// All of them together.
+    #[serde(flatten)]
+    pub pool: AddressPool,
+    /// Every block, by address.
+    pub blocks: Vec<AddressBlock>,
+    /// What the node that answers released a moment ago.
+    pub resting_addresses: Vec<RestingAddress>,
+}
+
+/// A block of addresses: only its owner gives any of them out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressBlock {
+    /// The block.
+    pub cidr: IpNet,
+    /// Who owns it.
+    pub owner: NodeId,
+    /// How often it changed hands.
+    pub epoch: u64,
+    /// Addresses of it that endpoints have.
+    pub used: u64,
+    /// Addresses of it that can be given out unasked.
+    pub free: u64,
+}
+
+/// An address that was released and is not given again yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestingAddress {
+    /// The address.
+    pub ip: IpAddr,
+    /// Seconds until it may be given again.
+    pub rest_s: u64,
 }
 
 /// `vxmesh endpoint ls|inspect`.

@@ -10,9 +10,10 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
-use vxmesh_proto::{addr::Name, limits};
+use vxmesh_proto::{addr::Name, ipam::Subnet, limits};
 
 use crate::{
     api::{ApiError, ErrorCode},
@@ -60,6 +61,8 @@ pub struct RawConfig {
     pub log: Option<String>,
     /// See [`Config::gossip_interval`]; written like `1s` or `500ms`.
     pub gossip_interval: Option<String>,
+    /// See [`Config::default_pools`].
+    pub default_pools: Option<Vec<DefaultPool>>,
     /// [`FirstStart::Init`].
     pub init: Option<bool>,
     /// [`FirstStart::Join`].
@@ -91,8 +94,32 @@ pub struct Config {
     pub log: String,
     /// Time between two rounds of gossip.
     pub gossip_interval: Duration,
+    /// Where networks get subnets that nobody named.
+    pub default_pools: Vec<DefaultPool>,
     /// What to do if this node has no identity.
     pub first_start: FirstStart,
+}
+
+/// A range of addresses that is cut into subnets of one size.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct DefaultPool {
+    /// The range.
+    pub base: IpNet,
+    /// Length of the prefix of each subnet.
+    pub size: u8,
+}
+
+impl DefaultPool {
+    fn check(&self) -> Result<(), String> {
+        let Self { base, size } = *self;
+        if base.trunc() != base {
+            return Err(format!("{base} has host bits set: write {}", base.trunc()));
+        }
+        let first = IpNet::new(base.network(), size).ok().filter(|_| size >= base.prefix_len());
+        let first = first.ok_or_else(|| format!("{base} cannot be cut into subnets of /{size}"))?;
+        Subnet::new(first, None, []).map(drop).map_err(|why| why.to_string())
+    }
 }
 
 /// What an agent without an identity does at its start. One with an identity ignores this.
@@ -151,6 +178,7 @@ impl Config {
                 Some(text) => file.interval(&text)?,
                 None => GOSSIP_INTERVAL,
             },
+            default_pools: pick!(default_pools).unwrap_or_else(default_pools),
             first_start: match flags.first_start()? {
                 FirstStart::Wait => file.first_start()?,
                 chosen => chosen,
@@ -210,6 +238,11 @@ impl Source<'_> {
                 "write `info` or `info,vxmesh=debug`",
             ));
         }
+        for pool in raw.default_pools.iter().flatten() {
+            pool.check().map_err(|why| {
+                self.bad("default_pools", why, "write base = \"10.64.0.0/10\", size = 20")
+            })?;
+        }
         for server in raw.join.iter().flatten() {
             check_server(server)
                 .map_err(|why| self.bad("join", why, "write HOST, HOST:PORT, or [IPv6]:PORT"))?;
@@ -258,6 +291,15 @@ impl Source<'_> {
     fn bad(&self, key: &str, reason: impl std::fmt::Display, hint: &str) -> ApiError {
         wrong(format_args!("{}: {key}", self.origin), reason, hint)
     }
+}
+
+/// 2048 subnets of 4094 addresses; what hosts and Docker use by themselves (10.0, 172.17 and on, 192.168) lies elsewhere.
+fn default_pools() -> Vec<DefaultPool> {
+    let pool = |second| DefaultPool {
+        base: IpNet::new_assert(IpAddr::from([10, second, 0, 0]), 10),
+        size: 20,
+    };
+    vec![pool(64), pool(128)]
 }
 
 /// Whether `text` is `HOST`, `HOST:PORT`, an IPv6 address or `[IPv6]:PORT`; says why not.
@@ -392,6 +434,7 @@ mod tests {
                 "tap",
                 "log",
                 "gossip_interval",
+                "default_pools",
                 "init",
                 "join",
                 "token_file"
@@ -405,6 +448,27 @@ mod tests {
         let config = parse(&all).unwrap();
         assert!(matches!(config.first_start, FirstStart::Join { .. }));
         assert_eq!(config.advertise.len(), 2);
+    }
+
+    #[test]
+    fn default_pools_are_ranges_that_can_be_cut() {
+        assert_eq!(parse("").unwrap().default_pools.len(), 2);
+        let pools = |text: &str| parse(&format!("default_pools = [{{ {text} }}]"));
+        let good = pools("base = '172.30.0.0/16', size = 24").unwrap().default_pools;
+        assert_eq!(good, [DefaultPool { base: "172.30.0.0/16".parse().unwrap(), size: 24 }]);
+        pools("base = 'fd77::/48', size = 64").unwrap();
+        for (bad, says) in [
+            ("base = '172.30.1.0/16', size = 24", "write 172.30.0.0/16"),
+            ("base = '172.30.0.0/16', size = 15", "cannot be cut"),
+            ("base = '172.30.0.0/16', size = 31", "too small"),
+            ("base = '172.30.0.0/16', size = 33", "cannot be cut"),
+            ("base = '224.0.0.0/8', size = 16", "multicast"),
+            ("base = '172.30.0.0/16'", "size"),
+            ("base = '172.30.0.0/16', size = 24, colour = 1", "colour"),
+        ] {
+            let error = pools(bad).unwrap_err();
+            assert!(error.message.contains(says), "{bad}: {error}");
+        }
     }
 
     #[test]

@@ -84,6 +84,10 @@ pub const DIGEST_ENTRIES: usize = 2048;
 pub const OBJECT_BATCH_LEN: usize = 256 * 1024;
 /// Subnets of one network: a few of either IP version.
 pub const NETWORK_SUBNETS: usize = 8;
+/// Subnets of one network with those that were added to it: each frame's source is compared with them.
+pub const NETWORK_SUBNETS_ALL: usize = 32;
+/// Addresses of one subnet that are given to nobody because something else has them.
+pub const SUBNET_AUX: usize = 64;
 /// Name servers of one network, as many as libc asks.
 pub const NETWORK_DNS: usize = 3;
 /// Labels of one network.

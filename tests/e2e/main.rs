@@ -1,5 +1,6 @@
 //! Tests of the real binary and the real kernel; they need root.
 
+mod addresses;
 mod churn;
 mod demo;
 mod egress;

@@ -12,7 +12,7 @@ use ring::signature::{Ed25519KeyPair, KeyPair};
 use vxmesh::reconcile::{
     addresses::Addresses,
     admit::{Claims, believed, claimed_elsewhere},
-    tables::{spec_of, updates},
+    tables::{respecified, spec_of, updates},
 };
 use vxmesh_gossip::{
     directory::{Accepted, Directory, Source},
@@ -21,7 +21,7 @@ use vxmesh_gossip::{
 use vxmesh_proto::{
     addr::{EndpointId, MacAddr, NetworkId, NodeId},
     control::{self, Push, RefusalCode, Request, Response},
-    ipam::{AllocateError, Transfer},
+    ipam::{AllocateError, Subnet, Transfer, first_split},
     object::{self, Content, Draft, Hlc, KeyRing, Merge, ObjectId, ObjectSet},
     record::{Claim, EndpointClaim, Key, NodeClaim, SignedRecord, Stamp},
     session::{Config, IndexTable, Peer, PeerConfig, Psk, Sessions, noise},
@@ -52,6 +52,8 @@ struct Attach {
     id: EndpointId,
     mac: MacAddr,
     wanted: Vec<IpAddr>,
+    /// One of each IP version.
+    subnets: Vec<IpNet>,
     ips: Vec<IpNet>,
     asked: bool,
 }
@@ -522,13 +524,9 @@ impl Life {
     fn give_up(&mut self) {
         if let Some(attach) = self.attach.take() {
             for ip in attach.ips {
-                self.addresses.release(attach.network, ip, self.last_tick());
+                self.addresses.put_back(attach.network, ip);
             }
         }
-    }
-
-    fn last_tick(&self) -> Instant {
-        self.beats.get(&self.me).map(|(_, at)| *at).unwrap()
     }
 
     /// Begins to attach an endpoint; false if one is being attached.
@@ -538,7 +536,14 @@ impl Life {
         }
         let id = EndpointId::from_random(self.rng.bytes());
         let mac = MacAddr::of_node(self.me, u16::from_be_bytes(self.rng.bytes()));
-        self.attach = Some(Attach { network, id, mac, wanted, ips: Vec::new(), asked: false });
+        let all = self.addresses.subnets(network);
+        let v4: Vec<IpNet> = all.iter().filter(|net| net.addr().is_ipv4()).copied().collect();
+        let named = v4.iter().find(|net| wanted.iter().any(|ip| net.contains(ip))).copied();
+        let v4 = named.or_else(|| self.rng.pick(&v4).copied());
+        let v6 = all.iter().find(|net| net.addr().is_ipv6()).copied();
+        let subnets = v4.into_iter().chain(v6).collect();
+        let ips = Vec::new();
+        self.attach = Some(Attach { network, id, mac, wanted, subnets, ips, asked: false });
         self.continue_attach(time);
         true
     }
@@ -546,7 +551,7 @@ impl Life {
     fn continue_attach(&mut self, time: Time) {
         let Some(mut attach) = self.attach.take() else { return };
         let network = attach.network;
-        let subnets = self.addresses.subnets(network);
+        let subnets = attach.subnets.clone();
         while let Some(subnet) = subnets.get(attach.ips.len()).copied() {
             let wanted = attach.wanted.iter().copied().find(|ip| subnet.contains(ip));
             let elsewhere = claimed_elsewhere(&self.directory, network, self.me);
@@ -621,6 +626,20 @@ impl Life {
         self.reconcile(time);
     }
 
+    /// Adds a subnet to a network.
+    pub(crate) fn extend_network(&mut self, time: Time, network: NetworkId, subnet: &Subnet) {
+        let split = first_split(subnet, self.me, self.directory.up());
+        let extension = object::Extension {
+            network,
+            from: self.me,
+            subnet: object::Subnet::whole(subnet.cidr(), subnet.gateway()),
+            blocks: split.into_iter().map(|(cidr, owner)| object::Block { cidr, owner }).collect(),
+        };
+        self.publish(time, |_| Content::Extension(extension));
+        self.addresses.follow(&self.set);
+        self.reconcile(time);
+    }
+
     pub(crate) fn remove_network(&mut self, time: Time, network: NetworkId) {
         let stamp = self.set.stamp(time.wall_ms);
         let Some(object) = self.set.get(&ObjectId::Network(network)) else { return };
@@ -659,8 +678,7 @@ impl Life {
     // ---- tables
 
     fn host(&mut self, time: Time, id: NetworkId) {
-        let object = self.set.get(&ObjectId::Network(id)).map(|object| object.content().clone());
-        let Some(Content::Network(network)) = object else { return };
+        let Some(network) = self.set.extended(id) else { return };
         self.locals.entry(id).or_insert_with(|| Local {
             table: NetworkTable::new(spec_of(id, &network), 7, time.now),
             claims: Claims::new(),
@@ -686,7 +704,9 @@ impl Life {
             let peer = |node| peers.get(&node).map(|(_, peer)| Arc::clone(peer));
             let changes = updates(&local.table, &local.claims, &claims, self.me, peer);
             let before: BTreeSet<NodeId> = local.table.members().iter().map(|(n, _)| *n).collect();
-            local.table = local.table.apply(changes);
+            let network = self.set.extended(*id);
+            let spec = respecified(&local.table, network.as_ref());
+            local.table = local.table.apply(spec.into_iter().chain(changes));
             met.extend(
                 local.table.members().iter().map(|(n, _)| *n).filter(|n| !before.contains(n)),
             );

@@ -47,6 +47,7 @@ const STEPS: usize = 60;
 #[derive(Clone, Debug)]
 enum Transition {
     CreateNetwork { on: usize, name: usize },
+    ExtendNetwork { on: usize, network: NetworkId },
     RemoveNetwork { on: usize, network: NetworkId },
     Attach { on: usize, network: NetworkId, wanted: Option<u8> },
     Detach { endpoint: EndpointId },
@@ -126,7 +127,8 @@ fn choose(world: &mut World) -> Transition {
     match (dice, network, from, to) {
         (0..5, ..) => Transition::CreateNetwork { on, name: world.rng.below(4) },
         (5..7, Some(network), ..) => Transition::RemoveNetwork { on, network },
-        (7..30, Some(network), ..) => {
+        (7..9, Some(network), ..) => Transition::ExtendNetwork { on, network },
+        (9..30, Some(network), ..) => {
             let wanted = world.rng.chance(300).then(|| world.rng.next().to_le_bytes()[0] % 30);
             Transition::Attach { on, network, wanted }
         }
@@ -149,6 +151,7 @@ fn choose(world: &mut World) -> Transition {
 fn apply(world: &mut World, transition: &Transition) {
     match *transition {
         Transition::CreateNetwork { on, name } => create_network(world, on, name),
+        Transition::ExtendNetwork { on, network } => extend_network(world, on, network),
         Transition::RemoveNetwork { on, network } => {
             let time = world.time(on);
             let used = |(_, claim): &(usize, EndpointClaim)| claim.network == network;
@@ -224,6 +227,18 @@ fn apply(world: &mut World, transition: &Transition) {
     }
 }
 
+/// Each node has its own subnets to add: what overlaps is put aside, and its addresses with it.
+fn extend_network(world: &mut World, on: usize, network: NetworkId) {
+    let time = world.time(on);
+    let third = world.rng.below(200);
+    let cidr: IpNet = format!("10.{}.{third}.0/28", 100 + on).parse().unwrap();
+    world.with(on, |life| {
+        if !life.addresses.subnets(network).contains(&cidr) {
+            life.extend_network(time, network, &Subnet::new(cidr, None, []).unwrap());
+        }
+    });
+}
+
 /// Small subnets and few names and numbers, so that blocks run out and networks collide.
 fn create_network(world: &mut World, on: usize, name: usize) {
     let time = world.time(on);
@@ -251,7 +266,7 @@ fn create_network(world: &mut World, on: usize, name: usize) {
             mtu: 1390,
             subnets: subnets
                 .iter()
-                .map(|s| object::Subnet { cidr: s.cidr(), gateway: s.gateway() })
+                .map(|s| object::Subnet::whole(s.cidr(), s.gateway()))
                 .collect(),
             internal: false,
             dns: Vec::new(),

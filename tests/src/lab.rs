@@ -214,13 +214,13 @@ impl Lab {
     ///
     /// There is no agent, or it answered with an error.
     pub fn get<T: DeserializeOwned>(&self, host: &str, path: &str) -> Result<T> {
-        let mut socket = UnixStream::connect(self.dir(host).join("run/vxmesh/api.sock"))?;
-        write!(socket, "GET {path} HTTP/1.1\r\nHost: vxmesh\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer)?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("half an answer")?;
-        ensure!(head.starts_with("HTTP/1.1 200"), "{host}: {path}: {answer}");
-        serde_json::from_str(body).with_context(|| format!("{path} answered {body}"))
+        self.api(host).send(&format!("GET {path}"), &Value::Null).context(host.to_owned())
+    }
+
+    /// The admin API of a host.
+    #[must_use]
+    pub fn api(&self, host: &str) -> Api {
+        Api(self.dir(host).join("run/vxmesh/api.sock"))
     }
 
     /// The directory of a host on this machine.
@@ -406,6 +406,32 @@ impl Lab {
                 tell(&format!("--- drops: {}", counts.collect::<Vec<_>>().join(", ")));
             }
         }
+    }
+}
+
+/// The admin API of one agent.
+#[derive(Clone, Debug)]
+pub struct Api(PathBuf);
+
+impl Api {
+    /// Has it do something: `POST /v1/endpoints` and a spec.
+    ///
+    /// # Errors
+    ///
+    /// There is no agent, or it answered with an error.
+    pub fn send<T: DeserializeOwned>(&self, request: &str, spec: &Value) -> Result<T> {
+        let mut socket = UnixStream::connect(&self.0)?;
+        let body = if spec.is_null() { String::new() } else { spec.to_string() };
+        let head = format!(
+            "{request} HTTP/1.1\r\nHost: vxmesh\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        socket.write_all((head + &body).as_bytes())?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("half an answer")?;
+        ensure!(head.starts_with("HTTP/1.1 200"), "{request}: {answer}");
+        serde_json::from_str(body).with_context(|| format!("{request} answered {body}"))
     }
 }
 

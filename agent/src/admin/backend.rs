@@ -8,9 +8,10 @@ use async_trait::async_trait;
 
 use super::resolve;
 use crate::api::{
-    Address, ApiError, AttachSpec, Diagnosis, DnsQuery, DnsRecord, DropRow, Endpoint, InitSpec,
-    JoinSpec, Location, MapDiffRow, MapRow, Membership, Network, NetworkSpec, Node, Peer, Sandbox,
-    SandboxSpec, Status, Token, TokenCreated, TokenSpec,
+    Address, AddressPool, ApiError, AttachSpec, Diagnosis, DnsQuery, DnsRecord, DropRow, Endpoint,
+    ExtendSpec, InitSpec, JoinSpec, Location, MapDiffRow, MapRow, Membership, Network,
+    NetworkPools, NetworkSpec, Node, Peer, Sandbox, SandboxSpec, Status, Token, TokenCreated,
+    TokenSpec,
 };
 
 /// An agent as its admin API sees it.
@@ -55,8 +56,15 @@ pub trait Backend: Send + Sync + 'static {
     }
     /// `network create`
     async fn network_create(&self, spec: NetworkSpec) -> Result<Network, ApiError>;
+    /// `network extend`: conflict if a subnet overlaps one of the network.
+    async fn network_extend(&self, reference: &str, spec: ExtendSpec) -> Result<Network, ApiError>;
     /// `network rm`: conflict while endpoints are in it; `force` counts only those of nodes that are up.
     async fn network_rm(&self, reference: &str, force: bool) -> Result<Network, ApiError>;
+
+    /// `ipam ls`
+    async fn pools(&self) -> Result<Vec<AddressPool>, ApiError>;
+    /// `ipam inspect`: the reference is a network's.
+    async fn network_pools(&self, reference: &str) -> Result<NetworkPools, ApiError>;
 
     /// `endpoint ls`
     async fn endpoints(&self) -> Result<Vec<Endpoint>, ApiError>;

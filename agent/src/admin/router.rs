@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::Backend;
 use crate::api::{
-    Address, ApiError, AttachSpec, DnsQuery, DnsRecord, ErrorBody, ErrorCode, InitSpec, JoinSpec,
-    Location, NetworkSpec, SandboxSpec, SandboxStarted, TokenSpec,
+    Address, ApiError, AttachSpec, DnsQuery, DnsRecord, ErrorBody, ErrorCode, ExtendSpec, InitSpec,
+    JoinSpec, Location, NetworkSpec, SandboxSpec, SandboxStarted, TokenSpec,
 };
 
 /// Largest request body. The largest request has a few dozen addresses and labels; 1 MiB is far above any.
@@ -69,6 +69,9 @@ fn objects() -> Router<Arc<dyn Backend>> {
     let create = async |State(agent): Agent, Spec(spec): Spec<NetworkSpec>| {
         to_the_end(async move { agent.network_create(spec).await }).await
     };
+    let extend = async |State(agent): Agent, Ref(net): Ref, Spec(spec): Spec<ExtendSpec>| {
+        to_the_end(async move { agent.network_extend(&net, spec).await }).await
+    };
     let rm = async |State(agent): Agent, Ref(net): Ref, query: Queried<RemoveQuery>| {
         let Query(query) = query.map_err(|why| bad_request(why.body_text()))?;
         to_the_end(async move { agent.network_rm(&net, query.force).await }).await
@@ -81,9 +84,14 @@ fn objects() -> Router<Arc<dyn Backend>> {
     let detach = async |State(agent): Agent, Ref(ep): Ref| {
         to_the_end(async move { agent.endpoint_detach(&ep).await }).await
     };
+    let pools = async |State(agent): Agent| agent.pools().await.map(Json);
+    let pool = async |State(agent): Agent, Ref(net): Ref| agent.network_pools(&net).await.map(Json);
     Router::new()
+        .route("/v1/ipam", get(pools))
+        .route("/v1/ipam/{reference}", get(pool))
         .route("/v1/networks", get(networks).post(create))
         .route("/v1/networks/{reference}", get(network).delete(rm))
+        .route("/v1/networks/{reference}/extend", post(extend))
         .route("/v1/endpoints", get(endpoints).post(attach))
         .route("/v1/endpoints/{reference}", get(endpoint).delete(detach))
 }

@@ -99,6 +99,9 @@ pub(super) enum Ask {
     /// Networks
     #[command(subcommand)]
     Network(Network),
+    /// Addresses of the networks: who holds them, what is free
+    #[command(subcommand)]
+    Ipam(Ipam),
     /// Endpoints
     #[command(subcommand)]
     Endpoint(Endpoint),
@@ -222,6 +225,8 @@ pub(super) enum Network {
         #[arg(value_parser = reference)]
         network: String,
     },
+    /// Add subnets to one, on all nodes and while endpoints are in it
+    Extend(Extend),
     /// Remove one, on all nodes
     Rm {
         /// Id, beginning of an id, or name
@@ -240,9 +245,8 @@ pub(super) struct NetworkCreate {
     /// Subnet; may be given more than once [default: a free private IPv4 and IPv6 subnet]
     #[arg(long, value_name = "CIDR")]
     pub(super) subnet: Vec<IpNet>,
-    /// Gateway, inside a subnet [default: the subnet's first address]
-    #[arg(long, value_name = "IP")]
-    pub(super) gateway: Vec<IpAddr>,
+    #[command(flatten)]
+    pub(super) within: Within,
     /// MTU inside [default: 1390]
     #[arg(long)]
     pub(super) mtu: Option<u16>,
@@ -258,6 +262,44 @@ pub(super) struct NetworkCreate {
     /// Label; may be given more than once
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     pub(super) label: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Extend {
+    /// Id, beginning of an id, or name of the network
+    #[arg(value_parser = reference)]
+    pub(super) network: String,
+    /// Subnet to add; may be given more than once
+    #[arg(long, value_name = "CIDR", required = true)]
+    pub(super) subnet: Vec<IpNet>,
+    #[command(flatten)]
+    pub(super) within: Within,
+}
+
+/// What is special within subnets.
+#[derive(Debug, Args)]
+pub(super) struct Within {
+    /// Gateway, inside a subnet [default: the subnet's first address]
+    #[arg(long, value_name = "IP")]
+    pub(super) gateway: Vec<IpAddr>,
+    /// Part of a subnet from which addresses are chosen [default: all of it]
+    #[arg(long, value_name = "CIDR")]
+    pub(super) ip_range: Vec<IpNet>,
+    /// Address that no endpoint gets because something else has it; may be given more than once
+    #[arg(long, value_name = "NAME=IP", value_parser = aux_address)]
+    pub(super) aux_address: Vec<(String, IpAddr)>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Ipam {
+    /// List the subnets with what is used and free
+    Ls,
+    /// Show the blocks of a network and who owns them
+    Inspect {
+        /// Id, beginning of an id, or name of the network
+        #[arg(value_parser = reference)]
+        network: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -447,6 +489,11 @@ fn server(text: &str) -> Result<String, String> {
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
     if key.is_empty() { Err("the key is empty".into()) } else { Ok((key.into(), value.into())) }
+}
+
+fn aux_address(text: &str) -> Result<(String, IpAddr), String> {
+    let (name, ip) = label(text).map_err(|_form| "write NAME=IP")?;
+    Ok((name, ip.parse().map_err(|why| format!("`{ip}`: {why}"))?))
 }
 
 fn time_to_live(text: &str) -> Result<Duration, String> {

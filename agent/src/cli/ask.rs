@@ -4,12 +4,14 @@ use serde::de::DeserializeOwned;
 
 use super::{
     Outcome,
-    args::{Ask, Attach, Dns, Endpoint, Locate, Look, Map, Network, NetworkCreate, Sandbox, Token},
+    args::{
+        Ask, Attach, Dns, Endpoint, Ipam, Locate, Look, Map, Network, NetworkCreate, Sandbox, Token,
+    },
     client::{Client, segment},
     output::{Output, Row},
     words::Words,
 };
-use crate::api::{self, ApiError, AttachSpec, ErrorCode, NetworkSpec, TokenSpec};
+use crate::api::{self, ApiError, AttachSpec, ErrorCode, ExtendSpec, NetworkSpec, TokenSpec};
 
 /// Makes the call and prints its answer.
 pub(super) async fn ask(client: &Client, output: Output, ask: Ask) -> Outcome {
@@ -21,6 +23,7 @@ pub(super) async fn ask(client: &Client, output: Output, ask: Ask) -> Outcome {
         Ask::Node(look) => call.look::<api::Node>("nodes", look).await?,
         Ask::Peer(look) => call.look::<api::Peer>("peers", look).await?,
         Ask::Network(network) => call.network(network).await?,
+        Ask::Ipam(ipam) => call.ipam(ipam).await?,
         Ask::Endpoint(endpoint) => call.endpoint(endpoint).await?,
         Ask::Sandbox(sandbox) => call.sandbox(sandbox).await?,
         Ask::Doctor => return call.doctor().await,
@@ -66,7 +69,20 @@ impl Call<'_> {
             Network::Create(create) => {
                 let made: api::Network =
                     self.client.post("/v1/networks", &network_spec(create)).await?;
+                self.warn(&made);
                 self.output.done(&made, &made.id.to_string())
+            }
+            Network::Extend(extend) => {
+                let path = format!("{}/extend", path("networks", &extend.network));
+                let spec = ExtendSpec {
+                    subnets: extend.subnet,
+                    gateways: extend.within.gateway,
+                    ip_ranges: extend.within.ip_range,
+                    aux_addresses: extend.within.aux_address.into_iter().collect(),
+                };
+                let network: api::Network = self.client.post(&path, &spec).await?;
+                self.warn(&network);
+                self.output.done(&network, network.name.as_str())
             }
             Network::Ls => self.list::<api::Network>("/v1/networks").await,
             Network::Inspect { network } => {
@@ -79,6 +95,27 @@ impl Call<'_> {
                 }
                 let gone: api::Network = self.client.delete(path).await?;
                 self.output.done(&gone, gone.name.as_str())
+            }
+        }
+    }
+
+    fn warn(&self, network: &api::Network) {
+        for warning in &network.warnings {
+            self.output.note(&format!("warning: {warning}"));
+        }
+    }
+
+    async fn ipam(&self, ipam: Ipam) -> Result<(), ApiError> {
+        match ipam {
+            Ipam::Ls => self.list::<api::AddressPool>("/v1/ipam").await,
+            Ipam::Inspect { network } => {
+                let network: api::NetworkPools = self.client.get(&path("ipam", &network)).await?;
+                if self.output.is_json() {
+                    return self.output.object(&network);
+                }
+                let words = Words::learn(self.client, self.output).await;
+                let blocks = network.pools.into_iter().flat_map(|pool| pool.blocks);
+                self.output.list(&blocks.collect::<Vec<_>>(), &words)
             }
         }
     }
@@ -165,7 +202,9 @@ fn network_spec(create: NetworkCreate) -> NetworkSpec {
     NetworkSpec {
         name: create.name,
         subnets: create.subnet,
-        gateways: create.gateway,
+        gateways: create.within.gateway,
+        ip_ranges: create.within.ip_range,
+        aux_addresses: create.within.aux_address.into_iter().collect(),
         mtu: create.mtu,
         vni: create.vni,
         dns: create.dns,

@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     api::{
-        Diagnosis, DnsRecord, DropRow, Endpoint, MapDiffRow, MapRow, Network, Node, Peer, Sandbox,
-        Token,
+        AddressBlock, AddressPool, Diagnosis, DnsRecord, DropRow, Endpoint, MapDiffRow, MapRow,
+        Network, Node, Peer, Sandbox, Token,
     },
     lab::{Check, HostStatus},
 };
@@ -61,6 +61,43 @@ impl Row for Network {
             self.mtu.to_string(),
             self.state.clone(),
             list(&subnets),
+        ]
+    }
+}
+
+impl Row for AddressPool {
+    const HEAD: &'static [&'static str] =
+        &["NETWORK", "SUBNET", "RANGE", "GATEWAY", "STATE", "USED", "FREE", "RESTING", "OWNERS"];
+
+    fn cells(&self, words: &Words) -> Vec<String> {
+        let owners = self.owners.iter().map(|owner| match owner.state.as_str() {
+            "alive" => owner.name.clone(),
+            other => format!("{} ({other})", owner.name),
+        });
+        vec![
+            words.network(&self.network),
+            self.cidr.to_string(),
+            if self.ip_range == self.cidr { "-".into() } else { self.ip_range.to_string() },
+            self.gateway.to_string(),
+            self.state.clone(),
+            self.used.to_string(),
+            self.free.to_string(),
+            self.resting.to_string(),
+            list(&owners.collect::<Vec<_>>()),
+        ]
+    }
+}
+
+impl Row for AddressBlock {
+    const HEAD: &'static [&'static str] = &["BLOCK", "OWNER", "EPOCH", "USED", "FREE"];
+
+    fn cells(&self, words: &Words) -> Vec<String> {
+        vec![
+            self.cidr.to_string(),
+            words.node(&self.owner),
+            self.epoch.to_string(),
+            self.used.to_string(),
+            self.free.to_string(),
         ]
     }
 }

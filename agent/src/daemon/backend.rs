@@ -5,7 +5,7 @@ use std::{
     io::{ErrorKind, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -19,9 +19,10 @@ use super::mesh::{Mesh, failed, store_failed};
 use crate::{
     admin::{Backend, resolve},
     api::{
-        Address, ApiError, AttachSpec, Diagnosis, DnsQuery, DnsRecord, DropRow, Endpoint,
-        ErrorCode, InitSpec, JoinSpec, Location, MapDiffRow, MapRow, Membership, Network,
-        NetworkSpec, Node, Peer, Sandbox, SandboxSpec, Status, Token, TokenCreated, TokenSpec,
+        Address, AddressPool, ApiError, AttachSpec, Diagnosis, DnsQuery, DnsRecord, DropRow,
+        Endpoint, ErrorCode, ExtendSpec, InitSpec, JoinSpec, Location, MapDiffRow, MapRow,
+        Membership, Network, NetworkPools, NetworkSpec, Node, Peer, Sandbox, SandboxSpec, Status,
+        Token, TokenCreated, TokenSpec,
     },
     config::Config,
     control::join::{JoinOptions, join},
@@ -210,6 +211,7 @@ impl Mesh {
         self.clear_sandboxes(&mut hosted).await?;
         self.detach_all(&mut hosted).await?;
         let mut last_words = Vec::new();
+        self.leaving.store(true, Ordering::Release);
         if let Some(heir) = self.live_nodes().into_iter().find(|node| *node != self.me) {
             for (network, transfer) in self.addresses.give_all(heir) {
                 match self.sign_transfer(network, transfer) {
@@ -361,7 +363,7 @@ impl Backend for Agent {
 
     async fn network(&self, reference: &str) -> Result<Network, ApiError> {
         let mesh = self.mesh().await?;
-        let network = mesh.find_network(reference)?;
+        let network = mesh.inspect_network(reference)?;
         Ok(Network { way: mesh.way_row(network.id).await, ..network })
     }
 
@@ -370,9 +372,22 @@ impl Backend for Agent {
         blocking(move || mesh.create_network(&spec)).await
     }
 
+    async fn network_extend(&self, reference: &str, spec: ExtendSpec) -> Result<Network, ApiError> {
+        let (mesh, reference) = (self.mesh().await?, reference.to_owned());
+        blocking(move || mesh.extend_network(&reference, &spec)).await
+    }
+
     async fn network_rm(&self, reference: &str, force: bool) -> Result<Network, ApiError> {
         let (mesh, reference) = (self.mesh().await?, reference.to_owned());
         blocking(move || mesh.remove_network(&reference, force)).await
+    }
+
+    async fn pools(&self) -> Result<Vec<AddressPool>, ApiError> {
+        Ok(self.mesh().await?.pool_list())
+    }
+
+    async fn network_pools(&self, reference: &str) -> Result<NetworkPools, ApiError> {
+        self.mesh().await?.network_pools(reference)
     }
 
     async fn endpoints(&self) -> Result<Vec<Endpoint>, ApiError> {
@@ -456,6 +471,7 @@ mod tests {
                 tap: crate::datapath::backend::Backend::Auto,
                 log: "off".to_owned(),
                 gossip_interval: Duration::from_millis(500),
+                default_pools: Vec::new(),
                 first_start: FirstStart::Wait,
             });
             let error = agent.make_mesh().await.unwrap_err();

@@ -2,16 +2,15 @@
 //!
 //! ```text
 //! attach : addresses -> store "attaching" -> publish -> all tables -> host -> store "attached"   undone backwards
-//! detach : withdraw -> host -> store -> addresses rest
+//! detach : withdraw -> host -> store -> addresses rest, also over a restart
 //! start  : "attaching" is undone; "attached" is adopted, or plugged in again, or gone with its sandbox
 //! ```
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     path::PathBuf,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -19,8 +18,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 use vxmesh_proto::{
     addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId},
-    control::Request,
-    ipam::AllocateError,
+    limits::ADDRESS_QUARANTINE,
     object::{self, NetworkState},
     record::{Claim, EndpointClaim, Key},
 };
@@ -38,7 +36,7 @@ use crate::{
     },
     objects::unix_ms,
     reconcile::{admit::Claims, tables::gateway_mac},
-    store::Table,
+    store::{StoreError, Table},
 };
 
 /// What of the mesh is on this host: the namespaces of networks that have endpoints here.
@@ -114,6 +112,16 @@ impl From<OverlayError> for ApiError {
         };
         Self::new(code, error.to_string(), hint)
     }
+}
+
+/// The gateway's addresses with the length of their subnets' prefixes.
+fn gateways_of(network: &object::Network) -> Vec<IpNet> {
+    let subnets = network.subnets.iter();
+    subnets.map(|subnet| IpNet::new_assert(subnet.gateway, subnet.cidr.prefix_len())).collect()
+}
+
+fn quarantine_ms() -> u64 {
+    u64::try_from(ADDRESS_QUARANTINE.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn gone(why: &str) -> ApiError {
@@ -238,108 +246,6 @@ impl Mesh {
             .ok_or_else(|| failed("this node has no MAC left in the network", "detach endpoints"))
     }
 
-    /// One address of each subnet: the wanted one, or any.
-    async fn allocate(
-        &self,
-        network: &object::Network,
-        id: NetworkId,
-        wanted: &[IpAddr],
-    ) -> Result<Vec<IpNet>, ApiError> {
-        let subnets: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
-        if let Some(stray) =
-            wanted.iter().find(|ip| !subnets.iter().any(|subnet| subnet.contains(*ip)))
-        {
-            let subnets: Vec<String> = subnets.iter().map(ToString::to_string).collect();
-            let message = format!("{stray} is in no subnet of the network");
-            return Err(ApiError::new(
-                ErrorCode::Usage,
-                message,
-                format!("choose one in {}", subnets.join(" or ")),
-            ));
-        }
-        let mut seen = BTreeSet::new();
-        let families: BTreeSet<IpNet> = wanted
-            .iter()
-            .filter_map(|ip| subnets.iter().find(|s| s.contains(ip)))
-            .copied()
-            .collect();
-        if families.len() < wanted.len() {
-            return Err(ApiError::new(
-                ErrorCode::Usage,
-                "two addresses of one subnet were asked for",
-                "give one --ip per subnet",
-            ));
-        }
-        let mut ips: Vec<IpNet> = Vec::new();
-        for subnet in subnets {
-            // One address of each IP version; a wanted one decides which subnet of that version.
-            let version = subnet.addr().is_ipv4();
-            let asked_elsewhere =
-                wanted.iter().any(|ip| ip.is_ipv4() == version && !subnet.contains(ip));
-            if asked_elsewhere || !seen.insert(version) {
-                continue;
-            }
-            let wanted = wanted.iter().copied().find(|ip| subnet.contains(ip));
-            match self.allocate_one(id, subnet, wanted).await {
-                Ok(ip) => ips.push(IpNet::new_assert(ip, subnet.prefix_len())),
-                Err(error) => {
-                    ips.iter().for_each(|ip| self.addresses.release(id, *ip, Instant::now()));
-                    return Err(error);
-                }
-            }
-        }
-        Ok(ips)
-    }
-
-    pub(super) async fn allocate_one(
-        &self,
-        network: NetworkId,
-        subnet: IpNet,
-        wanted: Option<IpAddr>,
-    ) -> Result<IpAddr, ApiError> {
-        let hint = "see `vxmesh endpoint ls`";
-        // Once from what this node holds, once more after it asked another node for space.
-        for second in [false, true] {
-            let elsewhere = self.elsewhere(network);
-            let allocated =
-                self.addresses.allocate(network, subnet, wanted, &elsewhere, Instant::now());
-            match allocated
-                .ok_or_else(|| failed("the network is gone", "see `vxmesh network ls`"))?
-            {
-                Ok(ip) => return Ok(ip),
-                Err(AllocateError::NotOurs { ip, owner }) if !second => {
-                    if !self.live_nodes().contains(&owner) {
-                        return Err(self.out_of_reach(ip, owner));
-                    }
-                    let endpoint = EndpointId::from_random([0; 16]);
-                    self.ask_for_transfer(owner, &Request::AddressClaim { network, ip, endpoint })
-                        .await?;
-                }
-                Err(AllocateError::Exhausted { .. }) if !second => {
-                    self.fetch_block(network, subnet).await?;
-                }
-                Err(error @ (AllocateError::Outside { .. } | AllocateError::Reserved { .. })) => {
-                    return Err(ApiError::new(
-                        ErrorCode::Usage,
-                        error.to_string(),
-                        "choose another address",
-                    ));
-                }
-                Err(error) => return Err(conflict(error.to_string(), hint)),
-            }
-        }
-        Err(failed("the addresses went to somebody else meanwhile", "try again"))
-    }
-
-    /// Only its owner can give an address away: nobody else knows whether it is in use.
-    fn out_of_reach(&self, ip: IpAddr, owner: NodeId) -> ApiError {
-        let owner = self.node_name(owner);
-        conflict(
-            format!("{ip} is in a block of node {owner}, which is not reachable"),
-            "bring that node back, or choose another address",
-        )
-    }
-
     async fn plug_in(
         self: &Arc<Self>,
         hosted: &mut Hosted,
@@ -347,6 +253,9 @@ impl Mesh {
         endpoint: &mut Stored,
     ) -> Result<(), ApiError> {
         self.save(endpoint)?;
+        if self.follow_subnets(hosted, endpoint.network, network).await? {
+            self.open_way(hosted, endpoint.network, network).await;
+        }
         let overlay = self.host_network(hosted, endpoint.network, network).await?;
         // All tables know it before its first frame: none is refused, and whoever asks for it gets an answer.
         self.announce(&Claim::Endpoint(endpoint.claim())).await?;
@@ -394,14 +303,10 @@ impl Mesh {
         id: NetworkId,
         network: &object::Network,
     ) -> Result<Overlay, ApiError> {
-        let gateways = network
-            .subnets
-            .iter()
-            .map(|subnet| IpNet::new_assert(subnet.gateway, subnet.cidr.prefix_len()));
         let spec = OverlaySpec {
             id,
             gateway_mac: gateway_mac(id),
-            gateways: gateways.collect(),
+            gateways: gateways_of(network),
             mtu: network.mtu,
             routed: !network.internal,
         };
@@ -441,6 +346,28 @@ impl Mesh {
         }
     }
 
+    /// Removes a row from the store and writes down that its addresses rest, which a restart must not forget.
+    pub(super) fn forget(
+        &self,
+        (table, key): (Table, &str),
+        network: NetworkId,
+        ips: &[IpNet],
+    ) -> Result<(), StoreError> {
+        let now = unix_ms();
+        let until = now.saturating_add(quarantine_ms());
+        self.store.write(|txn| {
+            for (key, rests_until) in txn.list::<u64>(Table::Resting)? {
+                if rests_until <= now {
+                    txn.delete(Table::Resting, &key)?;
+                }
+            }
+            for ip in ips {
+                txn.put(Table::Resting, &format!("{network}/{}", ip.addr()), &until)?;
+            }
+            txn.delete(table, key).map(|_was| ())
+        })
+    }
+
     /// Removes an endpoint from host, store and pools, and the network's namespace after the last one.
     async fn unplug(
         self: &Arc<Self>,
@@ -458,7 +385,8 @@ impl Mesh {
         if let Some(overlay) = hosted.overlays.get(&endpoint.network) {
             overlay.detach(endpoint.id).await?;
         }
-        self.store.delete(Table::Endpoints, &endpoint.id.to_string()).map_err(store_failed)?;
+        let row = (Table::Endpoints, endpoint.id.to_string());
+        self.forget((row.0, &row.1), endpoint.network, &endpoint.ips).map_err(store_failed)?;
         endpoint
             .ips
             .iter()
@@ -467,6 +395,27 @@ impl Mesh {
             self.unhost(hosted, endpoint.network).await?;
         }
         Ok(())
+    }
+
+    /// Brings a hosted network in step with the subnets that were added to it: the gateway gets its addresses there, and
+    /// sandboxes routes. Whether there was one.
+    pub(super) async fn follow_subnets(
+        &self,
+        hosted: &mut Hosted,
+        id: NetworkId,
+        network: &object::Network,
+    ) -> Result<bool, ApiError> {
+        let Some(overlay) = hosted.overlays.get_mut(&id) else { return Ok(false) };
+        if !overlay.add_gateways(gateways_of(network)).await? {
+            return Ok(false);
+        }
+        let endpoints = self.stored_endpoints()?.into_iter();
+        for endpoint in endpoints.filter(|endpoint| endpoint.network == id && endpoint.attached) {
+            if let Err(error) = overlay.follow(&endpoint.plug()).await {
+                warn!(endpoint = %endpoint.name, %error, "the sandbox has no route to the network's new subnets");
+            }
+        }
+        Ok(true)
     }
 
     async fn unhost(
@@ -544,6 +493,17 @@ impl Mesh {
         }
         for node in self.stored_nodes()? {
             node.ips.iter().for_each(|ip| self.addresses.adopt(node.network, *ip));
+        }
+        let (now, wall) = (Instant::now(), unix_ms());
+        for (key, until) in self.store.list::<u64>(Table::Resting).map_err(store_failed)? {
+            let address = key.split_once('/');
+            let address =
+                address.and_then(|(network, ip)| Some((network.parse().ok()?, ip.parse().ok()?)));
+            // A clock that was set back makes nothing rest longer.
+            let left = until.saturating_sub(wall).min(quarantine_ms());
+            if let Some((network, ip)) = address.filter(|_| left > 0) {
+                self.addresses.rest(network, ip, now + Duration::from_millis(left));
+            }
         }
         Ok(())
     }

@@ -171,7 +171,7 @@ impl Mesh {
             return Ok(());
         };
         self.withdraw(node.id);
-        self.store.delete(Table::Gateways, &key).map_err(store_failed)?;
+        self.forget((Table::Gateways, &key), id, &node.ips).map_err(store_failed)?;
         node.ips.iter().for_each(|ip| self.addresses.release(id, *ip, Instant::now()));
         Ok(())
     }
@@ -196,12 +196,17 @@ impl Mesh {
         if self.is_stopping() {
             return;
         }
-        let ids: Vec<NetworkId> = hosted.ways.open.keys().copied().collect();
+        let ids: Vec<NetworkId> = hosted.overlays.keys().copied().collect();
         for id in ids {
             let Some((network, _state)) = self.network_object(id) else { continue };
-            let due = hosted.ways.open.get(&id).is_some_and(|way| {
-                way.fault.is_some() && way.tried.is_none_or(|tried| tried.elapsed() >= RETRY)
-            });
+            let grown = self.follow_subnets(&mut hosted, id, &network).await;
+            if let Err(error) = &grown {
+                warn!(network = %network.name, %error, "this host does not follow the network's new subnets");
+            }
+            let due = matches!(grown, Ok(true))
+                || hosted.ways.open.get(&id).is_some_and(|way| {
+                    way.fault.is_some() && way.tried.is_none_or(|tried| tried.elapsed() >= RETRY)
+                });
             if due {
                 self.mend_way(&mut hosted, id, &network).await;
             } else if let Some(way) = hosted.ways.open.get_mut(&id) {
@@ -299,8 +304,8 @@ impl Mesh {
             if node.ips.iter().any(|ip| subnet.cidr.contains(&ip.addr())) {
                 continue;
             }
-            match self.allocate_one(id, subnet.cidr, None).await {
-                Ok(ip) => node.ips.push(IpNet::new_assert(ip, subnet.cidr.prefix_len())),
+            match self.allocate_any(network, id, &[subnet.cidr]).await {
+                Ok(ip) => node.ips.push(ip),
                 Err(error) => missing = Some(error),
             }
         }

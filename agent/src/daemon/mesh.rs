@@ -103,6 +103,8 @@ pub(super) struct Mesh {
     /// Endpoints of the last life that could not be adopted yet.
     pub(super) unadopted: Mutex<BTreeSet<EndpointId>>,
     pub(super) prefetching: AtomicBool,
+    /// Set while this node leaves: who hands its addresses over must not ask for new ones.
+    pub(super) leaving: AtomicBool,
     /// Room for pushes that are being taken.
     pub(super) pushes: Arc<Semaphore>,
     pub(super) syncing: Mutex<BTreeMap<NodeId, Instant>>,
@@ -212,6 +214,7 @@ impl Mesh {
             refused: Mutex::default(),
             unadopted: Mutex::default(),
             prefetching: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             pushes: Arc::new(Semaphore::new(PUSHES)),
             syncing: Mutex::default(),
             seed: rand::random(),
@@ -345,15 +348,11 @@ impl Mesh {
         self.kick.notify_one();
     }
 
-    /// The network that a reference means, as an object.
+    /// A network with the subnets that were added to it.
     pub(super) fn network_object(&self, id: NetworkId) -> Option<(object::Network, NetworkState)> {
         self.objects.read(|set| {
-            let (_, object, state) =
-                set.networks().into_iter().find(|(network, ..)| *network == id)?;
-            match object.content() {
-                Content::Network(network) => Some((network.clone(), state)),
-                Content::Member(_) | Content::Transfer(_) | Content::Other => None,
-            }
+            let (_, _, state) = set.networks().into_iter().find(|(network, ..)| *network == id)?;
+            Some((set.extended(id)?, state))
         })
     }
 

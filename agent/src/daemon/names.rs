@@ -104,7 +104,7 @@ impl Mesh {
         let networks = self.objects.read(ObjectSet::networks);
         let name = |object: &vxmesh_proto::object::Object| match object.content() {
             Content::Network(network) => Some(network.name.clone()),
-            Content::Member(_) | Content::Transfer(_) | Content::Other => None,
+            _ => None,
         };
         networks.iter().filter_map(|(id, object, _)| Some((*id, name(object)?))).collect()
     }
@@ -265,7 +265,7 @@ mod tests {
             vni: Vni::MAX,
             encrypted: true,
             mtu: 1390,
-            subnets: vec![Subnet { cidr, gateway: cidr.addr() }],
+            subnets: vec![Subnet::whole(cidr, cidr.addr())],
             internal,
             dns: dns.iter().map(|ip| ip.parse().unwrap()).collect(),
             labels: BTreeMap::new(),

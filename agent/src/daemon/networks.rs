@@ -1,33 +1,29 @@
 //! Networks as the user makes, sees and removes them.
 
-use std::{
-    net::IpAddr,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::sync::Arc;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use rand::RngExt;
 use vxmesh_proto::{
     addr::{Name, NetworkId, Vni},
-    control::Response,
-    ipam::{Subnet, SubnetError, check_disjoint, first_split},
-    limits::{DEFAULT_MTU, MAX_MTU, MIN_MTU, NETWORK_DNS},
-    object::{self, Content, Draft, NetworkState, Object, ObjectSet, Refused},
+    ipam::{Subnet, first_split},
+    limits::{DEFAULT_MTU, MAX_MTU, MIN_MTU, NETWORK_DNS, NETWORK_SUBNETS_ALL},
+    object::{self, Content, Draft, NetworkState, Object, Refused},
 };
 
-use super::mesh::{Mesh, failed};
+use super::{
+    mesh::{Mesh, failed},
+    subnets::{self, Wanted, free_subnets},
+};
 use crate::{
     admin::resolve,
-    api::{self, ApiError, ErrorCode, NetworkSpec},
-    netlink,
+    api::{self, ApiError, ErrorCode, ExtendSpec, NetworkSpec},
+    netlink::hosts,
     objects::PublishError,
     reconcile::admit::{claims_to, foreign_address},
 };
 
-/// How long nobody is asked for address blocks in advance after one could not be had.
-const PREFETCH_PAUSE: Duration = Duration::from_secs(30);
-/// Attempts to find a free number or subnet at random before they are searched in order.
+/// Attempts to find a free number at random before they are searched in order.
 const RANDOM_TRIES: usize = 64;
 
 impl From<PublishError> for ApiError {
@@ -66,8 +62,10 @@ fn usage(message: impl std::fmt::Display, hint: &str) -> ApiError {
 impl Mesh {
     /// All networks that were not removed, oldest first.
     pub(super) fn network_list(&self) -> Vec<api::Network> {
-        let networks = self.objects.read(ObjectSet::networks);
-        networks.iter().filter_map(|(id, object, state)| row(*id, object, *state)).collect()
+        self.objects.read(|set| {
+            let networks = set.networks().into_iter();
+            networks.filter_map(|(id, _, state)| Some(row(id, &set.extended(id)?, state))).collect()
+        })
     }
 
     /// The network that a reference means.
@@ -104,10 +102,15 @@ impl Mesh {
                     "choose another name, or remove that one first",
                 ));
             }
-            let subnets = choose_subnets(spec, &networks)?;
+            let taken = || {
+                let extended = networks.iter().filter_map(|(id, ..)| set.extended(*id));
+                extended.flat_map(|network| network.subnets).map(|subnet| subnet.cidr).collect()
+            };
+            let subnets = self.choose_subnets(spec, taken)?;
             let blocks = subnets
                 .iter()
-                .flat_map(|subnet| first_split(subnet, self.me, live.iter().copied()));
+                .flat_map(|(_, usable)| first_split(usable, self.me, live.iter().copied()));
+            let blocks = blocks.map(|(cidr, owner)| object::Block { cidr, owner }).collect();
             let network = object::Network {
                 name: spec.name.clone(),
                 creator: self.me,
@@ -115,14 +118,11 @@ impl Mesh {
                 vni: choose_vni(spec.vni, &networks)?,
                 encrypted: true,
                 mtu,
-                subnets: subnets
-                    .iter()
-                    .map(|s| object::Subnet { cidr: s.cidr(), gateway: s.gateway() })
-                    .collect(),
+                subnets: subnets.into_iter().map(|(subnet, _)| subnet).collect(),
                 dns: spec.dns.clone(),
                 internal: spec.internal,
                 labels: spec.labels.clone(),
-                blocks: blocks.map(|(cidr, owner)| object::Block { cidr, owner }).collect(),
+                blocks,
             };
             Ok(Draft::new(hlc, Content::Network(network)))
         })?;
@@ -134,7 +134,94 @@ impl Mesh {
             .into_iter()
             .find(|row| object.id() == &object::ObjectId::Network(row.id));
         created
+            .map(|row| self.with_warnings(row))
             .ok_or_else(|| failed("the network was removed while it was made", "create it again"))
+    }
+
+    /// The subnets that were asked for, or a free one of each IP version.
+    fn choose_subnets(
+        &self,
+        spec: &NetworkSpec,
+        taken: impl FnOnce() -> Vec<IpNet>,
+    ) -> Result<Vec<(object::Subnet, Subnet)>, ApiError> {
+        let mut wanted = Wanted {
+            subnets: spec.subnets.clone(),
+            gateways: spec.gateways.clone(),
+            ip_ranges: spec.ip_ranges.clone(),
+            aux: spec.aux_addresses.clone(),
+        };
+        if wanted.is_empty() {
+            wanted.subnets = free_subnets(&self.config.default_pools, &taken(), &hosts::routes())?;
+        }
+        wanted.subnets()
+    }
+
+    /// Adds subnets to a network, on this node and so on all.
+    pub(super) fn extend_network(
+        self: &Arc<Self>,
+        reference: &str,
+        spec: &ExtendSpec,
+    ) -> Result<api::Network, ApiError> {
+        let network = self.find_network(reference)?;
+        if network.state != "active" {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!("network `{}` is in conflict with an older one", network.name),
+                "remove one of the two",
+            ));
+        }
+        let wanted = Wanted {
+            subnets: spec.subnets.clone(),
+            gateways: spec.gateways.clone(),
+            ip_ranges: spec.ip_ranges.clone(),
+            aux: spec.aux_addresses.clone(),
+        };
+        if wanted.subnets.is_empty() {
+            return Err(usage("no subnet was given", "give one with --subnet"));
+        }
+        let live = self.live_nodes();
+        for (subnet, usable) in wanted.subnets()? {
+            let split = first_split(&usable, self.me, live.iter().copied());
+            let object = self.objects.publish::<ApiError>(|set, hlc| {
+                let extended = set.extended(network.id).ok_or_else(|| {
+                    ApiError::new(
+                        ErrorCode::NotFound,
+                        "the network is gone",
+                        "see `vxmesh network ls`",
+                    )
+                })?;
+                check_addition(&extended, subnet.cidr)?;
+                let blocks =
+                    split.iter().map(|(cidr, owner)| object::Block { cidr: *cidr, owner: *owner });
+                let content = object::Extension {
+                    network: network.id,
+                    from: self.me,
+                    subnet: subnet.clone(),
+                    blocks: blocks.collect(),
+                };
+                Ok(Draft::new(hlc, Content::Extension(content)))
+            })?;
+            self.push_objects([object.text().to_string()]);
+        }
+        self.objects.read(|set| self.addresses.follow(set));
+        self.kick();
+        self.inspect_network(network.id.to_string().as_str())
+    }
+
+    /// What users of a network should know of what its subnets overlap.
+    fn with_warnings(&self, network: api::Network) -> api::Network {
+        let cidrs: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
+        let list = self.network_list();
+        let others = list.iter().filter(|other| other.id != network.id).flat_map(|other| {
+            other.subnets.iter().map(|subnet| (other.name.as_str(), subnet.cidr))
+        });
+        let warnings = subnets::warnings(&cidrs, others, &hosts::routes());
+        api::Network { warnings, ..network }
+    }
+
+    /// One network with what users of it should know.
+    pub(super) fn inspect_network(&self, reference: &str) -> Result<api::Network, ApiError> {
+        Ok(self.with_warnings(self.find_network(reference)?))
     }
 
     /// Removes a network that has no endpoints, on this node and so on all. `force` leaves those of dead nodes out of
@@ -192,108 +279,20 @@ impl Mesh {
         let tenant = |(name, node, up)| Tenant { name, node: self.node_name(node), up };
         claims.into_iter().map(tenant).collect()
     }
+}
 
-    /// Asks for an address block in every network of which this node has none, so that it can give addresses out when it is
-    /// cut off later.
-    pub(super) fn prefetch(self: &Arc<Self>) {
-        let networks = self.objects.read(ObjectSet::active_networks);
-        let bare: Vec<_> = networks
-            .into_iter()
-            .flat_map(|id| {
-                self.addresses.without_block(id).into_iter().map(move |subnet| (id, subnet))
-            })
-            .collect();
-        if bare.is_empty() || self.is_prefetching() {
-            return;
-        }
-        self.prefetching.store(true, Ordering::Release);
-        let mesh = Arc::clone(self);
-        tokio::spawn(async move {
-            let mut failed = false;
-            for (network, subnet) in bare {
-                if let Err(error) = mesh.fetch_block(network, subnet).await {
-                    tracing::debug!(%network, %subnet, %error, "no address block yet");
-                    failed = true;
-                }
-            }
-            if failed {
-                // Who has nothing to spare is not asked every second; an attachment asks at once all the same.
-                // A mesh that was left in between ends without waiting for this.
-                let waiting = Arc::downgrade(&mesh);
-                drop(mesh);
-                tokio::time::sleep(PREFETCH_PAUSE).await;
-                if let Some(mesh) = waiting.upgrade() {
-                    mesh.prefetching.store(false, Ordering::Release);
-                }
-                return;
-            }
-            mesh.prefetching.store(false, Ordering::Release);
-        });
-    }
-
-    /// Gets a block of a subnet from the nodes that are up and have most to spare.
-    pub(super) async fn fetch_block(
-        &self,
-        network: NetworkId,
-        subnet: IpNet,
-    ) -> Result<(), ApiError> {
-        let elsewhere = self.elsewhere(network);
-        let holders = self
-            .addresses
-            .with_pool(network, subnet, |pool| pool.holders(&elsewhere))
-            .unwrap_or_default();
-        let live = self.live_nodes();
-        let (up, down): (Vec<_>, Vec<_>) =
-            holders.into_iter().partition(|holder| live.contains(&holder.node));
-        let mut last = None;
-        for holder in up {
-            let request = vxmesh_proto::control::Request::BlockRequest { network, subnet, want: 1 };
-            match self.ask_for_transfer(holder.node, &request).await {
-                Ok(()) => return Ok(()),
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(last.unwrap_or_else(|| {
-            let names: Vec<String> = down
-                .iter()
-                .map(|h| format!("{} ({} free)", self.node_name(h.node), h.free))
-                .collect();
-            let message = format!("no address of {subnet} is to be had");
-            let hint = if names.is_empty() {
-                "detach endpoints, or make a network with a larger subnet".to_owned()
-            } else {
-                format!(
-                    "these nodes hold some and are not reachable: {}; bring one of them back",
-                    names.join(", ")
-                )
-            };
-            ApiError::new(ErrorCode::Conflict, message, hint)
-        }))
-    }
-
-    /// Sends a request whose answer is a signed transfer to this node, and takes it over.
-    pub(super) async fn ask_for_transfer(
-        &self,
-        node: vxmesh_proto::addr::NodeId,
-        request: &vxmesh_proto::control::Request,
-    ) -> Result<(), ApiError> {
-        let Some(control) = self.control.get() else {
-            return Err(failed("the agent is starting", "try again"));
-        };
-        let hint = format!("node {} owns it; see `vxmesh node ls`", self.node_name(node));
-        let answer = control.request(node, request, super::sync::ANSWER).await;
-        match answer.map_err(|error| ApiError::new(ErrorCode::Conflict, error.to_string(), hint))? {
-            Response::Objects { objects } => {
-                tokio::task::block_in_place(|| self.take_objects(node, &objects));
-                self.objects.read(|set| self.addresses.follow(set));
-                Ok(())
-            }
-            _ => Err(failed(
-                "the owner of the addresses answers something else",
-                "upgrade the older agent",
-            )),
-        }
-    }
+fn check_addition(network: &object::Network, cidr: IpNet) -> Result<(), ApiError> {
+    let overlaps = |own: &&object::Subnet| own.cidr.contains(&cidr) || cidr.contains(&own.cidr);
+    let (message, hint) = if let Some(own) = network.subnets.iter().find(overlaps) {
+        let message = format!("{cidr} overlaps {} of network `{}`", own.cidr, network.name);
+        (message, "the subnets of a network must not share addresses: choose another")
+    } else if network.subnets.len() >= NETWORK_SUBNETS_ALL {
+        let message = format!("network `{}` has {NETWORK_SUBNETS_ALL} subnets", network.name);
+        (message, "a network cannot have more: make another network")
+    } else {
+        return Ok(());
+    };
+    Err(ApiError::new(ErrorCode::Conflict, message, hint))
 }
 
 fn overlay_driver() -> Result<Name, ApiError> {
@@ -303,17 +302,16 @@ fn overlay_driver() -> Result<Name, ApiError> {
 fn name_of(object: &Object) -> Option<&Name> {
     match object.content() {
         Content::Network(network) => Some(&network.name),
-        Content::Member(_) | Content::Transfer(_) | Content::Other => None,
+        _ => None,
     }
 }
 
-fn row(id: NetworkId, object: &Object, state: NetworkState) -> Option<api::Network> {
-    let Content::Network(network) = object.content() else { return None };
+fn row(id: NetworkId, network: &object::Network, state: NetworkState) -> api::Network {
     let state = match state {
         NetworkState::Active => "active",
         NetworkState::Conflict { .. } => "conflict",
     };
-    Some(api::Network {
+    api::Network {
         id,
         name: network.name.clone(),
         driver: network.driver.to_string(),
@@ -325,11 +323,17 @@ fn row(id: NetworkId, object: &Object, state: NetworkState) -> Option<api::Netwo
         subnets: network
             .subnets
             .iter()
-            .map(|s| api::Subnet { cidr: s.cidr, gateway: s.gateway })
+            .map(|s| api::Subnet {
+                cidr: s.cidr,
+                gateway: s.gateway,
+                ip_range: s.range,
+                aux_addresses: s.aux.clone(),
+            })
             .collect(),
         internal: network.internal,
         way: None,
-    })
+        warnings: Vec::new(),
+    }
 }
 
 type Networks = [(NetworkId, Arc<Object>, NetworkState)];
@@ -337,7 +341,7 @@ type Networks = [(NetworkId, Arc<Object>, NetworkState)];
 fn networks_of(networks: &Networks) -> impl Iterator<Item = &object::Network> {
     networks.iter().filter_map(|(_, object, _)| match object.content() {
         Content::Network(network) => Some(network),
-        Content::Member(_) | Content::Transfer(_) | Content::Other => None,
+        _ => None,
     })
 }
 
@@ -362,56 +366,4 @@ fn choose_vni(wanted: Option<Vni>, networks: &Networks) -> Result<Vni, ApiError>
         .filter_map(Vni::new)
         .find(|vni| !taken(*vni));
     free.ok_or_else(|| failed("every VNI is in use", "remove networks"))
-}
-
-/// The subnets that were asked for, or a free private one of each IP version.
-fn choose_subnets(spec: &NetworkSpec, networks: &Networks) -> Result<Vec<Subnet>, ApiError> {
-    let bad = |error: SubnetError| usage(error, "see `vxmesh network create --help`");
-    if let Some(stray) =
-        spec.gateways.iter().find(|ip| !spec.subnets.iter().any(|subnet| subnet.contains(*ip)))
-    {
-        return Err(usage(
-            format!("the gateway {stray} lies in none of the subnets"),
-            "give its subnet with --subnet",
-        ));
-    }
-    if spec.subnets.is_empty() {
-        let taken: Vec<IpNet> =
-            networks_of(networks).flat_map(|n| n.subnets.iter().map(|s| s.cidr)).collect();
-        return free_subnets(&taken)
-            .into_iter()
-            .map(|cidr| Subnet::new(cidr, None, []).map_err(bad))
-            .collect();
-    }
-    let gateway = |cidr: &IpNet| spec.gateways.iter().copied().find(|ip| cidr.contains(ip));
-    let subnets =
-        spec.subnets.iter().map(|cidr| Subnet::new(*cidr, gateway(cidr), []).map_err(bad));
-    let subnets = subnets.collect::<Result<Vec<_>, _>>()?;
-    check_disjoint(&subnets).map_err(bad)?;
-    Ok(subnets)
-}
-
-/// A /16 of 10.0.0.0/8 and a /64 of fd00::/8 that no network and no address of this host overlaps.
-fn free_subnets(taken: &[IpNet]) -> Vec<IpNet> {
-    let host = netlink::host_addresses();
-    let free = |cidr: &IpNet| {
-        !taken.iter().any(|other| other.contains(cidr) || cidr.contains(other))
-            && !host.iter().any(|ip: &IpAddr| cidr.contains(ip))
-    };
-    let mut rng = rand::rng();
-    let v4 =
-        std::iter::repeat_with(|| rng.random_range(64..=199u8)).take(RANDOM_TRIES).chain(1..=254);
-    let v4 =
-        v4.filter_map(|n| Ipv4Net::new([10, n, 0, 0].into(), 16).ok().map(IpNet::V4)).find(free);
-    let mut rng = rand::rng();
-    let v6 = std::iter::repeat_with(|| {
-        // RFC 4193 section 3.2: fd, 40 random bits, a subnet number.
-        let [a, b, c] = rng.random::<[u16; 3]>();
-        [0xfd00 | (a & 0xff), b, c, 1, 0, 0, 0, 0]
-    });
-    let v6 = v6
-        .take(RANDOM_TRIES)
-        .filter_map(|s| Ipv6Net::new(s.into(), 64).ok().map(IpNet::V6))
-        .find(free);
-    v4.into_iter().chain(v6).collect()
 }

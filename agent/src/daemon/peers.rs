@@ -48,7 +48,7 @@ pub(super) fn members(objects: &ObjectSet, ca: &Ca, me: NodeId) -> BTreeMap<Node
     let open = objects.objects().filter(|object| !object.closed() && object.author() != me);
     open.filter_map(|object| match object.content() {
         Content::Member(member) => Some((object.author(), ca.member(&member.certificate)?)),
-        Content::Network(_) | Content::Transfer(_) | Content::Other => None,
+        _ => None,
     })
     .collect()
 }

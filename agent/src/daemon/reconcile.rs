@@ -28,7 +28,7 @@ use crate::{
     reconcile::{
         addresses::Elsewhere,
         admit::{Claims, believed, claimed_elsewhere},
-        tables::{spec_of, updates},
+        tables::{respecified, spec_of, updates},
     },
     store::Table as StoreTable,
 };
@@ -139,7 +139,10 @@ impl Mesh {
             let claims =
                 if active.contains(id) { self.believed(gossip, *id) } else { Claims::new() };
             let peer = |node| self.peers.get(node);
-            let updates = updates(&local.table, &local.claims, &claims, self.me, peer);
+            let mut updates = updates(&local.table, &local.claims, &claims, self.me, peer);
+            let network = self.objects.read(|set| set.extended(*id));
+            // Claims to addresses of a new subnet are judged by it.
+            updates.splice(0..0, respecified(&local.table, network.as_ref()));
             met.extend(updates.iter().filter_map(|update| match update {
                 TableUpdate::PutMember(node, _peer) => Some(*node),
                 _ => None,

@@ -208,7 +208,7 @@ impl Mesh {
         });
         match given {
             None => Err(refusal(RefusalCode::NotFound, "this node knows no such subnet")),
-            Some(Err(why)) => Err(refusal(RefusalCode::Conflict, why.to_string())),
+            Some(Err(why)) => Err(refusal(RefusalCode::Conflict, self.name_holder(network, &why))),
             Some(Ok(transfer)) => self.answer_transfer(network, transfer),
         }
     }

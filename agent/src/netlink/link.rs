@@ -20,7 +20,7 @@ use rtnetlink::{
         address::AddressHeaderFlags,
         link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage},
         neighbour::{NeighbourFlags, NeighbourState},
-        route::{RouteHeader, RouteMessage, RouteType},
+        route::{RouteHeader, RouteMessage, RouteScope, RouteType},
     },
 };
 use thiserror::Error;
@@ -263,6 +263,29 @@ impl Links {
             Err(error) if error.exists() => Ok(false),
             Err(error) => Err(error),
             Ok(()) => Ok(true),
+        }
+    }
+
+    /// Leads to a subnet directly by an interface; a route to it that is there stays.
+    ///
+    /// # Errors
+    /// The interface is not there, or the kernel refuses it.
+    pub async fn add_link_route(&self, name: &str, to: IpNet) -> Result<(), LinkError> {
+        let index = self.index("add a route by", name).await?;
+        let route = match to {
+            IpNet::V4(to) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(to.network(), to.prefix_len())
+                .scope(RouteScope::Link)
+                .output_interface(index)
+                .build(),
+            IpNet::V6(to) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(to.network(), to.prefix_len())
+                .output_interface(index)
+                .build(),
+        };
+        match self.done("add a route by", name, self.handle.route().add(route).execute().await) {
+            Err(error) if !error.exists() => Err(error),
+            Ok(()) | Err(_) => Ok(()),
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! [`netns`] owns namespaces, [`link`] the interfaces of one namespace, [`overlay`] this host's side of one network.
 
+pub mod hosts;
 pub mod link;
 pub mod netns;
 pub mod overlay;

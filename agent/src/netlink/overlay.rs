@@ -214,6 +214,22 @@ impl Overlay {
         &self.path
     }
 
+    /// Gives the gateway these addresses, too. Whether there was a new one among them.
+    ///
+    /// # Errors
+    /// The kernel refuses one.
+    pub async fn add_gateways(&mut self, gateways: Vec<IpNet>) -> Result<bool, OverlayError> {
+        let mut added = false;
+        for gateway in gateways {
+            if !self.spec.gateways.contains(&gateway) {
+                self.links.add_address(BRIDGE, gateway).await?;
+                self.spec.gateways.push(gateway);
+                added = true;
+            }
+        }
+        Ok(added)
+    }
+
     /// Opens the TAP as a port of the bridge. It ends with its descriptor, so there is one at a time.
     ///
     /// # Errors
@@ -336,6 +352,37 @@ impl Overlay {
                 && !inside.add_default_route(gateway.addr()).await?
             {
                 debug!(endpoint = %plug.id, "the sandbox has a default route and keeps it");
+            }
+        }
+        self.route_beside(plug, ifname, inside).await
+    }
+
+    /// Leads a sandbox whose endpoint is plugged in to subnets that were added since.
+    ///
+    /// # Errors
+    /// The sandbox is gone, or the kernel refuses a route.
+    pub async fn follow(&self, plug: &Plug) -> Result<(), OverlayError> {
+        let inside = Links::open(&Netns::open(&plug.netns)?)?;
+        let Some(ifname) = &plug.ifname else { return Ok(()) };
+        // The number of a process may be another's by now.
+        if inside.get(ifname).await?.is_some_and(|link| link.mac == Some(plug.mac)) {
+            self.route_beside(plug, ifname, &inside).await?;
+        }
+        Ok(())
+    }
+
+    /// The network's other subnets are on the same link: no gateway is between.
+    async fn route_beside(
+        &self,
+        plug: &Plug,
+        ifname: &str,
+        inside: &Links,
+    ) -> Result<(), OverlayError> {
+        for subnet in self.spec.gateways.iter().map(IpNet::trunc) {
+            let same_version = |ip: &&IpNet| ip.addr().is_ipv4() == subnet.addr().is_ipv4();
+            let mut own = plug.ips.iter().filter(same_version).peekable();
+            if own.peek().is_some() && !own.any(|ip| subnet.contains(&ip.addr())) {
+                inside.add_link_route(ifname, subnet).await?;
             }
         }
         Ok(())

@@ -15,7 +15,7 @@ use tracing::error;
 use vxmesh_proto::{
     addr::{NetworkId, NodeId},
     ipam::{AllocateError, Ownership, Pool, Subnet, Transfer},
-    object::{Network, ObjectSet},
+    object::{ObjectSet, SubnetOf, SubnetState},
 };
 
 /// Addresses of a network that endpoints of other nodes claim.
@@ -25,10 +25,12 @@ pub type Elsewhere = BTreeSet<IpAddr>;
 #[derive(Debug)]
 pub struct Addresses {
     me: NodeId,
-    pools: Mutex<BTreeMap<NetworkId, Vec<Pool>>>,
+    pools: Mutex<Pools>,
     /// The hash of the objects that the pools are in step with.
     followed: Mutex<Option<String>>,
 }
+
+type Pools = BTreeMap<NetworkId, Vec<Pool>>;
 
 impl Addresses {
     /// No network yet.
@@ -55,28 +57,43 @@ impl Addresses {
         for transfer in objects.all_transfers() {
             transfers.entry(transfer.network).or_default().push(Transfer::from(transfer));
         }
-        for (id, object, _state) in networks {
-            let vxmesh_proto::object::Content::Network(network) = object.content() else {
-                continue;
-            };
-            let pools = pools.entry(id).or_insert_with(|| self.pools_of(network));
+        for id in ids {
+            let subnets = objects.subnets(id);
+            let counts = subnets.iter().filter(|subnet| subnet.state == SubnetState::Active);
+            let pools = pools.entry(id).or_default();
+            let mut before = std::mem::take(pools);
+            pools.extend(counts.filter_map(|subnet| self.follow_pool(id, subnet, &mut before)));
+            // Endpoints outlive the subnet that another, older one put aside.
+            let in_use: Vec<IpAddr> = before.iter().flat_map(Pool::in_use).collect();
             for pool in pools {
+                let cidr = pool.subnet().cidr();
+                in_use.iter().filter(|ip| cidr.contains(*ip)).for_each(|ip| pool.adopt(*ip));
                 pool.extend(transfers.get(&id).into_iter().flatten().copied());
             }
         }
     }
 
-    fn pools_of(&self, network: &Network) -> Vec<Pool> {
-        let pool = |subnet: &vxmesh_proto::object::Subnet| {
-            let usable = Subnet::new(subnet.cidr, Some(subnet.gateway), []);
-            let usable = usable
-                .inspect_err(|error| error!(network = %network.name, %error, "unusable subnet"));
-            let usable = usable.ok()?;
-            let blocks = network.blocks.iter().map(|block| (block.cidr, block.owner));
-            let ownership = Ownership::new(&usable, network.creator, blocks);
-            Some(Pool::new(usable, ownership, self.me))
-        };
-        network.subnets.iter().filter_map(pool).collect()
+    /// The pool of a subnet: taken from those before, if it was there.
+    fn follow_pool(
+        &self,
+        network: NetworkId,
+        SubnetOf { subnet, creator, blocks, own, .. }: &SubnetOf<'_>,
+        before: &mut Vec<Pool>,
+    ) -> Option<Pool> {
+        let same = before.iter().position(|old| old.subnet().cidr() == subnet.cidr);
+        if let Some(same) = same.filter(|_| *own) {
+            // The network's id commits to it.
+            return Some(before.swap_remove(same));
+        }
+        let usable = Subnet::try_from(*subnet);
+        let usable =
+            usable.inspect_err(|error| error!(%network, %error, "unusable subnet")).ok()?;
+        let blocks = blocks.iter().map(|block| (block.cidr, block.owner));
+        let pool = Pool::new(usable.clone(), Ownership::new(&usable, *creator, blocks), self.me);
+        match same.filter(|at| before.get(*at).is_some_and(|old| pool.follows(old))) {
+            Some(same) => Some(before.swap_remove(same)),
+            None => Some(pool),
+        }
     }
 
     /// Whether the node holds the block of an address.
@@ -97,13 +114,12 @@ impl Addresses {
         self.lock().get(&network).into_iter().flatten().map(|pool| pool.subnet().cidr()).collect()
     }
 
-    /// Subnets of a network of which this node has no block at all.
+    /// Subnets of a network of which this node has no block to choose addresses from.
     #[must_use]
     pub fn without_block(&self, network: NetworkId) -> Vec<IpNet> {
         let pools = self.lock();
         let pools = pools.get(&network).into_iter().flatten();
-        let bare =
-            pools.filter(|pool| pool.ownership().blocks().all(|block| block.owner != self.me));
+        let bare = pools.filter(|pool| !pool.has_block());
         bare.map(|pool| pool.subnet().cidr()).collect()
     }
 
@@ -130,7 +146,7 @@ impl Addresses {
         now: Instant,
     ) -> Option<Result<IpAddr, AllocateError>> {
         self.with_pool(network, subnet, |pool| match wanted {
-            Some(ip) => pool.allocate_static(ip, elsewhere).map(|()| ip),
+            Some(ip) => pool.allocate_static(ip, elsewhere, now).map(|()| ip),
             None => pool.allocate(elsewhere, now),
         })
     }
@@ -147,6 +163,21 @@ impl Addresses {
     pub fn release(&self, network: NetworkId, ip: IpNet, now: Instant) {
         // Without a pool the network is gone, and the address with it.
         let _gone = self.with_pool(network, ip.trunc(), |pool| pool.release(ip.addr(), now));
+    }
+
+    /// Takes back an address that nobody has seen yet.
+    pub fn put_back(&self, network: NetworkId, ip: IpNet) {
+        // Without a pool the network is gone, and the address with it.
+        let _gone = self.with_pool(network, ip.trunc(), |pool| pool.put_back(ip.addr()));
+    }
+
+    /// Lets an address rest that an earlier life of the agent released.
+    pub fn rest(&self, network: NetworkId, ip: IpAddr, until: Instant) {
+        let mut pools = self.lock();
+        let pools = pools.get_mut(&network).into_iter().flatten();
+        for pool in pools.filter(|pool| pool.subnet().cidr().contains(&ip)) {
+            pool.rest(ip, until);
+        }
     }
 
     /// All blocks of this node as transfers to another one, for `leave`. They are given up here and now: a node that asks
@@ -191,6 +222,74 @@ mod tests {
         let addresses = Addresses::new(me);
         addresses.lock().insert(network, vec![Pool::new(subnet, ownership, me)]);
         addresses
+    }
+
+    struct AnyCa;
+
+    impl vxmesh_proto::object::Certifier for AnyCa {
+        fn certified_key(&self, certificate: &[u8]) -> Option<[u8; 32]> {
+            certificate.try_into().ok()
+        }
+    }
+
+    /// I12: a subnet that an older one puts aside takes its addresses along: nobody gets them again.
+    #[test]
+    fn what_is_in_use_of_a_subnet_that_was_put_aside_is_given_to_nobody() {
+        use ring::signature::{Ed25519KeyPair, KeyPair};
+        use vxmesh_proto::object::{
+            Content, Draft, Extension, Hlc, Member, Merge, Network, ObjectId, Subnet,
+        };
+
+        let pair = Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap();
+        let key = pair.public_key().as_ref().to_vec();
+        let (me, mesh) = (NodeId::of_public_key(&key), NodeId::of_public_key(b"mesh"));
+        let mut set = ObjectSet::new(mesh);
+        let say = |set: &mut ObjectSet, at: u64, content: Content| {
+            let text = Draft::new(Hlc::at(at), content).sign(&pair, mesh).unwrap();
+            match set.merge(&text, &AnyCa, at) {
+                Merge::New(object) => object.id().clone(),
+                other => panic!("{other:?}"),
+            }
+        };
+        say(&mut set, 1, Content::Member(Member { certificate: key }));
+        let subnet = |cidr: &str, gateway: &str| {
+            Subnet::whole(cidr.parse().unwrap(), gateway.parse().unwrap())
+        };
+        let network = Network {
+            name: "blue".parse().unwrap(),
+            creator: me,
+            driver: "overlay".parse().unwrap(),
+            vni: vxmesh_proto::addr::Vni::new(7).unwrap(),
+            encrypted: true,
+            mtu: 1390,
+            subnets: vec![subnet("10.1.0.0/24", "10.1.0.1")],
+            internal: false,
+            dns: Vec::new(),
+            labels: BTreeMap::new(),
+            blocks: Vec::new(),
+        };
+        let ObjectId::Network(id) = say(&mut set, 1, Content::Network(network)) else { panic!() };
+        let addresses = Addresses::new(me);
+        let extend = |set: &mut ObjectSet, at: u64, cidr: &str, gateway: &str| {
+            let subnet = subnet(cidr, gateway);
+            let extension = Extension { network: id, from: me, subnet, blocks: Vec::new() };
+            say(set, at, Content::Extension(extension));
+            addresses.follow(set);
+        };
+        extend(&mut set, 9, "10.2.0.0/30", "10.2.0.1");
+        let take = |cidr: &str| {
+            let (cidr, elsewhere) = (cidr.parse().unwrap(), Elsewhere::new());
+            addresses.allocate(id, cidr, None, &elsewhere, Instant::now()).map(|got| got.unwrap())
+        };
+        assert_eq!(take("10.2.0.0/30"), Some("10.2.0.2".parse().unwrap()));
+        addresses.follow(&set);
+        assert!(addresses.holds(id, me, "10.2.0.2".parse().unwrap()), "nothing new, nothing lost");
+        // It was made before the other, and is heard of later.
+        extend(&mut set, 5, "10.2.0.0/28", "10.2.0.14");
+        assert_eq!(take("10.2.0.0/30"), None);
+        let next: Vec<_> = (0..2).filter_map(|_| take("10.2.0.0/28")).collect();
+        assert_eq!(next, ["10.2.0.1".parse::<IpAddr>().unwrap(), "10.2.0.3".parse().unwrap()]);
+        assert_eq!(take("10.1.0.0/24"), Some("10.1.0.2".parse().unwrap()));
     }
 
     /// I12: two transfers of one block contradict each other, and the void one's receiver has given addresses out.

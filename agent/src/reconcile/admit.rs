@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use vxmesh_gossip::directory::Directory;
 use vxmesh_proto::{
-    addr::{MacAddr, NetworkId, NodeId},
+    addr::{MacAddr, Name, NetworkId, NodeId},
     record::{Claim, EndpointClaim},
     tables::RowKey,
 };
@@ -65,6 +65,13 @@ pub fn believed(
 pub fn claimed_elsewhere(directory: &Directory, network: NetworkId, me: NodeId) -> Elsewhere {
     let others = claims_to(directory, network).filter(|(owner, _claim)| *owner != me);
     others.flat_map(|(_owner, claim)| claim.ips.iter().copied()).collect()
+}
+
+/// The endpoint that has an address by its node's word, whether that is up or not.
+#[must_use]
+pub fn claimant(directory: &Directory, network: NetworkId, ip: IpAddr) -> Option<(NodeId, Name)> {
+    let (node, claim) = claims_to(directory, network).find(|(_, claim)| claim.ips.contains(&ip))?;
+    Some((node, claim.name.clone()))
 }
 
 /// All claims to a network that their owners signed, true or not.

@@ -58,6 +58,16 @@ pub fn updates<P: Clone>(
     updates
 }
 
+/// The change that brings a snapshot in step with its network, if that was extended.
+#[must_use]
+pub fn respecified<P: Clone>(
+    table: &NetworkTable<P>,
+    network: Option<&Network>,
+) -> Option<TableUpdate<P>> {
+    let spec = spec_of(table.spec().id, network?);
+    (spec != *table.spec()).then_some(TableUpdate::Spec(spec))
+}
+
 /// What is the same on every node of a network.
 #[must_use]
 pub fn spec_of(id: NetworkId, network: &Network) -> NetworkSpec {

@@ -52,19 +52,22 @@ pub enum Table {
     Gateways,
     /// Where other nodes were last reached.
     Peers,
+    /// Addresses of this node that were released, and until when they rest.
+    Resting,
     /// Counters and the schema number.
     Meta,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Objects,
         Self::Endpoints,
         Self::Tokens,
         Self::Sandboxes,
         Self::Gateways,
         Self::Peers,
+        Self::Resting,
         Self::Meta,
     ];
 
@@ -76,6 +79,7 @@ impl Table {
             Self::Sandboxes => "sandboxes",
             Self::Gateways => "gateways",
             Self::Peers => "peers",
+            Self::Resting => "resting",
             Self::Meta => "meta",
         })
     }

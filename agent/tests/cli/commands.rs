@@ -24,6 +24,18 @@ fn views() -> Vec<Case> {
             null.clone(),
             to_value(&networks()[0]).unwrap(),
         ),
+        (
+            &["ipam", "ls"],
+            "pools",
+            null.clone(),
+            to_value([&network_pools().pools[0].pool]).unwrap(),
+        ),
+        (
+            &["ipam", "inspect", "red"],
+            "network_pools",
+            json!("red"),
+            to_value(network_pools()).unwrap(),
+        ),
         (&["endpoint", "ls"], "endpoints", null.clone(), to_value(endpoints()).unwrap()),
         (
             &["endpoint", "inspect", "web"],
@@ -93,6 +105,17 @@ fn membership_changes() -> Vec<Case> {
     ]
 }
 
+fn extensions() -> Vec<Case> {
+    let network = to_value(&networks()[0]).unwrap();
+    vec![(
+        &["network", "extend", "red", "--subnet", "10.2.0.0/24", "--ip-range", "10.2.0.0/25"],
+        "network_extend",
+        json!({ "network": "red", "spec": { "subnets": ["10.2.0.0/24"], "gateways": [],
+                    "ip_ranges": ["10.2.0.0/25"], "aux_addresses": {} } }),
+        network,
+    )]
+}
+
 fn object_changes() -> Vec<Case> {
     let network = to_value(&networks()[0]).unwrap();
     let endpoint = to_value(&endpoints()[0]).unwrap();
@@ -108,6 +131,10 @@ fn object_changes() -> Vec<Case> {
                 "fd00::/64",
                 "--gateway",
                 "10.1.0.9",
+                "--ip-range",
+                "10.1.0.128/25",
+                "--aux-address",
+                "printer=10.1.0.7",
                 "--mtu",
                 "1400",
                 "--vni",
@@ -120,7 +147,8 @@ fn object_changes() -> Vec<Case> {
                 "c=",
             ],
             "network_create",
-            json!({ "name": "red", "subnets": ["10.1.0.0/24", "fd00::/64"], "gateways": ["10.1.0.9"], "mtu": 1400,
+            json!({ "name": "red", "subnets": ["10.1.0.0/24", "fd00::/64"], "gateways": ["10.1.0.9"],
+                    "ip_ranges": ["10.1.0.128/25"], "aux_addresses": { "printer": "10.1.0.7" }, "mtu": 1400,
                     "vni": 42, "dns": ["192.0.2.53"], "internal": false, "labels": { "a": "b", "c": "" } }),
             network.clone(),
         ),
@@ -169,7 +197,7 @@ fn object_changes() -> Vec<Case> {
 fn every_command_asks_for_what_it_says_and_prints_the_answer() {
     let agent = TestAgent::start();
     for (words, call, spec, answer) in
-        views().into_iter().chain(membership_changes()).chain(object_changes())
+        views().into_iter().chain(membership_changes()).chain(object_changes()).chain(extensions())
     {
         assert_eq!(agent.say_json(words).json(), answer, "{words:?}");
         let calls = agent.world.calls();

@@ -287,12 +287,51 @@ pub(crate) fn networks() -> Vec<Network> {
             subnets: vec![Subnet {
                 cidr: "10.1.0.0/24".parse().unwrap(),
                 gateway: "10.1.0.1".parse().unwrap(),
+                ip_range: None,
+                aux_addresses: Default::default(),
             }],
             internal: false,
             way: None,
+            warnings: Vec::new(),
         }
     };
     vec![network(0xa1, 1, "red"), network(0xb2, 2, "twin"), network(0xb2, 3, "twin")]
+}
+
+pub(crate) fn network_pools() -> NetworkPools {
+    let network = networks().swap_remove(0);
+    let owner = |n: u8, state: &str, used, free| AddressOwner {
+        node: node_id(n),
+        name: format!("h{n}"),
+        state: state.into(),
+        blocks: 1,
+        used,
+        free,
+    };
+    let block = |cidr: &str, n: u8, epoch, used, free| AddressBlock {
+        cidr: cidr.parse().unwrap(),
+        owner: node_id(n),
+        epoch,
+        used,
+        free,
+    };
+    let pool = AddressPool {
+        network: network.id,
+        cidr: network.subnets[0].cidr,
+        gateway: network.subnets[0].gateway,
+        ip_range: network.subnets[0].cidr,
+        state: "active".into(),
+        used: 1,
+        free: 251,
+        resting: 1,
+        owners: vec![owner(3, "dead", 0, 127), owner(1, "alive", 1, 124)],
+    };
+    let detail = PoolDetail {
+        pool,
+        blocks: vec![block("10.1.0.0/25", 1, 0, 1, 124), block("10.1.0.128/25", 3, 1, 0, 127)],
+        resting_addresses: vec![RestingAddress { ip: "10.1.0.9".parse().unwrap(), rest_s: 42 }],
+    };
+    NetworkPools { id: network.id, name: network.name, pools: vec![detail] }
 }
 
 pub(crate) fn endpoints() -> Vec<Endpoint> {
@@ -468,10 +507,26 @@ impl Backend for World {
         Ok(networks().swap_remove(0))
     }
 
+    async fn network_extend(&self, reference: &str, spec: ExtendSpec) -> Result<Network, ApiError> {
+        self.asked("network_extend", json!({ "network": reference, "spec": spec }))?;
+        self.network(reference).await
+    }
+
     async fn network_rm(&self, reference: &str, force: bool) -> Result<Network, ApiError> {
         let asked = if force { format!("{reference} by force") } else { reference.to_owned() };
         self.asked("network_rm", asked)?;
         self.network(reference).await
+    }
+
+    async fn pools(&self) -> Result<Vec<AddressPool>, ApiError> {
+        self.asked("pools", ())?;
+        Ok(network_pools().pools.into_iter().map(|detail| detail.pool).collect())
+    }
+
+    async fn network_pools(&self, reference: &str) -> Result<NetworkPools, ApiError> {
+        self.asked("network_pools", reference)?;
+        self.network(reference).await?;
+        Ok(network_pools())
     }
 
     async fn endpoints(&self) -> Result<Vec<Endpoint>, ApiError> {

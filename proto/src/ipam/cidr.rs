@@ -37,6 +37,11 @@ impl Cidr {
         self.first <= other.first && other.last() <= self.last()
     }
 
+    /// What two blocks have in common: nothing, or the smaller one.
+    pub(super) fn common(self, other: Self) -> Option<Self> {
+        if self.contains(other) { Some(other) } else { other.contains(self).then_some(self) }
+    }
+
     pub(super) fn halves(self) -> Option<(Self, Self)> {
         let bits = self.bits.checked_sub(1)?;
         Some((Self { first: self.first, bits }, Self { first: self.first | (1 << bits), bits }))

@@ -13,10 +13,14 @@ mod cidr;
 mod ownership;
 mod pool;
 mod subnet;
+mod usage;
 
 pub use ownership::{Block, Ownership, Transfer, first_split};
 pub use pool::{AllocateError, Holder, Pool, Withheld};
 pub use subnet::{Subnet, SubnetError, check_disjoint};
+pub use usage::{BlockUsage, Usage};
 
+#[cfg(test)]
+mod schedules;
 #[cfg(test)]
 mod tests;

@@ -158,6 +158,11 @@ impl Ownership {
         self.blocks.get(at).filter(|c| c.cidr.first <= number).map(|claim| self.block_of(claim))
     }
 
+    /// Whether both are of one subnet with the same owners before any transfer.
+    pub(super) fn begins_as(&self, other: &Self) -> bool {
+        self.initial == other.initial
+    }
+
     pub(super) fn cidrs(&self) -> impl Iterator<Item = (NodeId, Cidr)> {
         self.blocks.iter().map(|claim| (claim.owner, claim.cidr))
     }
@@ -247,7 +252,7 @@ const fn longest_prefix(v6: bool) -> u8 {
 }
 
 /// How the creator of a subnet shares it at once: every other live node gets an equal part of three quarters
-/// of it, the rest stays with the creator for those who come later. The blocks of the others, for [`Ownership::new`].
+/// of what addresses are chosen from, the rest stays with the creator for those who come later. The blocks of the others, for [`Ownership::new`].
 #[must_use]
 pub fn first_split(
     subnet: &Subnet,
@@ -255,7 +260,7 @@ pub fn first_split(
     live: impl IntoIterator<Item = NodeId>,
 ) -> Vec<(IpNet, NodeId)> {
     let others: BTreeSet<_> = live.into_iter().filter(|node| *node != creator).collect();
-    let root = subnet.block();
+    let root = subnet.range_block();
     let nodes = others.len() as u128 + 1;
     let share = two_digits(root.size() / 4 * 3 / nodes);
     if share < SMALLEST_SHARE {

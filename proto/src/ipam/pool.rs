@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -51,6 +51,14 @@ pub enum AllocateError {
     /// An endpoint has it.
     #[error("{0} is in use: choose another address or detach the endpoint that has it")]
     InUse(IpAddr),
+    /// It was released a moment ago.
+    #[error("{ip} was released a moment ago and rests for {}s more", seconds(.left))]
+    Resting {
+        /// What was asked for.
+        ip: IpAddr,
+        /// How long it rests yet.
+        left: Duration,
+    },
     /// Another node must be asked for it.
     #[error("{ip} is for node {owner} to give: it must be reachable")]
     NotOurs {
@@ -97,7 +105,7 @@ pub struct Pool {
     excluded: BTreeSet<u128>,
     used: BTreeSet<u128>,
     /// Released addresses and when they may be given again.
-    resting: BTreeMap<u128, Instant>,
+    pub(super) resting: BTreeMap<u128, Instant>,
     /// Where the next search begins: addresses are given in turn, so one that was released comes late again.
     cursor: u128,
     /// Who got blocks, and when it may have as many at once again.
@@ -142,7 +150,7 @@ impl Pool {
         elsewhere: &BTreeSet<IpAddr>,
         now: Instant,
     ) -> Result<IpAddr, AllocateError> {
-        self.resting.retain(|_, until| *until > now);
+        self.wake(now);
         let found = self
             .next_free(self.cursor, u128::MAX, elsewhere)
             .or_else(|| self.next_free(0, self.cursor, elsewhere));
@@ -155,7 +163,7 @@ impl Pool {
         Ok(address(found, self.subnet.is_v6()))
     }
 
-    /// Takes this address, also if it was released a moment ago: whoever names it knows what it was.
+    /// Takes this address.
     ///
     /// # Errors
     ///
@@ -164,7 +172,9 @@ impl Pool {
         &mut self,
         ip: IpAddr,
         elsewhere: &BTreeSet<IpAddr>,
+        now: Instant,
     ) -> Result<(), AllocateError> {
+        self.wake(now);
         let cidr = self.subnet.cidr();
         let block = self.ownership.block_at(ip).ok_or(AllocateError::Outside { ip, cidr })?;
         if !self.subnet.is_assignable(ip) {
@@ -173,11 +183,26 @@ impl Pool {
         if self.used.contains(&number(ip)) || elsewhere.contains(&ip) {
             return Err(AllocateError::InUse(ip));
         }
+        if let Some(until) = self.resting.get(&number(ip)) {
+            return Err(AllocateError::Resting { ip, left: *until - now });
+        }
         if block.owner != self.me {
             return Err(AllocateError::NotOurs { ip, owner: block.owner });
         }
         self.adopt(ip);
         Ok(())
+    }
+
+    /// Takes back an address that nobody has seen yet: it need not rest.
+    pub fn put_back(&mut self, ip: IpAddr) {
+        self.used.remove(&number(ip));
+    }
+
+    /// Lets an address rest that was released before a restart.
+    pub fn rest(&mut self, ip: IpAddr, until: Instant) {
+        if !self.used.contains(&number(ip)) {
+            self.resting.insert(number(ip), until);
+        }
     }
 
     /// Marks an address as in use, as found at a restart.
@@ -193,12 +218,21 @@ impl Pool {
         }
     }
 
+    /// Whether another pool is of the same subnet with the same owners at first.
+    #[must_use]
+    pub fn follows(&self, other: &Self) -> bool {
+        self.subnet == other.subnet && self.ownership.begins_as(&other.ownership)
+    }
+
+    /// Addresses of this node's own endpoints.
+    pub fn in_use(&self) -> impl Iterator<Item = IpAddr> {
+        self.used.iter().map(|number| address(*number, self.subnet.is_v6()))
+    }
+
     /// Addresses in use that are not this node's to give: their block went to another by a contradiction
     /// among transfers, and their endpoints must be addressed anew.
     pub fn strays(&self) -> impl Iterator<Item = IpAddr> {
-        self.used
-            .iter()
-            .map(|number| address(*number, self.subnet.is_v6()))
+        self.in_use()
             .filter(|ip| self.ownership.block_at(*ip).is_none_or(|block| block.owner != self.me))
     }
 
@@ -216,7 +250,7 @@ impl Pool {
         elsewhere: &BTreeSet<IpAddr>,
         now: Instant,
     ) -> Result<Transfer, Withheld> {
-        self.resting.retain(|_, until| *until > now);
+        self.wake(now);
         self.paced.retain(|_, until| *until > now);
         if to == self.me {
             return Err(Withheld::None);
@@ -257,7 +291,7 @@ impl Pool {
     /// Gives exactly this address to another node, as a block of one.
     ///
     /// # Errors
-    /// As [`Self::allocate_static`]; an address that rests is in use, too.
+    /// As [`Self::allocate_static`].
     pub fn give_address(
         &mut self,
         ip: IpAddr,
@@ -265,11 +299,7 @@ impl Pool {
         elsewhere: &BTreeSet<IpAddr>,
         now: Instant,
     ) -> Result<Transfer, AllocateError> {
-        self.resting.retain(|_, until| *until > now);
-        if self.resting.contains_key(&number(ip)) {
-            return Err(AllocateError::InUse(ip));
-        }
-        self.allocate_static(ip, elsewhere)?;
+        self.allocate_static(ip, elsewhere, now)?;
         self.used.remove(&number(ip));
         let owner = self.me;
         let block = self.ownership.block_at(ip).filter(|_| to != owner);
@@ -285,7 +315,7 @@ impl Pool {
         let busy = self.busy(elsewhere);
         let mut free: BTreeMap<NodeId, u128> = BTreeMap::new();
         for (owner, cidr) in self.ownership.cidrs().filter(|(owner, _)| *owner != self.me) {
-            *free.entry(owner).or_default() += cidr.size() - self.unavailable(cidr, &busy);
+            *free.entry(owner).or_default() += self.free_in(cidr, &busy);
         }
         let mut holders: Vec<_> = free
             .into_iter()
@@ -296,8 +326,17 @@ impl Pool {
         holders
     }
 
+    /// Whether this node has a block from which it may choose addresses.
+    #[must_use]
+    pub fn has_block(&self) -> bool {
+        self.mine().next().is_some()
+    }
+
+    /// Where this node may choose addresses.
     fn mine(&self) -> impl Iterator<Item = Cidr> {
-        self.ownership.cidrs().filter(|(owner, _)| *owner == self.me).map(|(_, cidr)| cidr)
+        let range = self.subnet.range_block();
+        let own = self.ownership.cidrs().filter(|(owner, _)| *owner == self.me);
+        own.filter_map(move |(_, cidr)| cidr.common(range))
     }
 
     /// The first free address of ours from `from` to `to`. Each step passes an address that somebody has, so the
@@ -341,11 +380,22 @@ impl Pool {
     /// How many addresses a node has to give, as far as this one knows.
     fn free_of(&self, node: NodeId, busy: &BTreeSet<u128>) -> u128 {
         let cidrs = self.ownership.cidrs().filter(|(owner, _)| *owner == node);
-        cidrs.map(|(_, cidr)| cidr.size() - self.unavailable(cidr, busy)).sum()
+        cidrs.map(|(_, cidr)| self.free_in(cidr, busy)).sum()
+    }
+
+    /// How many addresses of a block can be given out unasked.
+    pub(super) fn free_in(&self, cidr: Cidr, busy: &BTreeSet<u128>) -> u128 {
+        let chosen = cidr.common(self.subnet.range_block());
+        chosen.map_or(0, |cidr| cidr.size() - self.unavailable(cidr, busy))
+    }
+
+    /// Lets addresses go that have rested long enough.
+    pub(super) fn wake(&mut self, now: Instant) {
+        self.resting.retain(|_, until| *until > now);
     }
 
     /// All addresses that somebody has or had a moment ago.
-    fn busy(&self, elsewhere: &BTreeSet<IpAddr>) -> BTreeSet<u128> {
+    pub(super) fn busy(&self, elsewhere: &BTreeSet<IpAddr>) -> BTreeSet<u128> {
         let v6 = self.subnet.is_v6();
         let others = elsewhere.iter().filter(|ip| ip.is_ipv6() == v6).map(|ip| number(*ip));
         self.used.iter().chain(self.resting.keys()).copied().chain(others).collect()
@@ -376,6 +426,11 @@ impl Pool {
             ends.into_iter().filter(|end| self.is_edge(*end)).count() as u128
         }
     }
+}
+
+/// Those that have begun.
+const fn seconds(left: &Duration) -> u64 {
+    left.as_secs() + (left.subsec_nanos() > 0) as u64
 }
 
 fn exhausted(cidr: &IpNet, holders: &[Holder]) -> String {

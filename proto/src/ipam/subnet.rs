@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use thiserror::Error;
 
 use super::cidr::{Cidr, address, number};
+use crate::object;
 
 /// Shortest IPv4 prefix: more hosts than anything here can serve.
 const SHORTEST_V4: u8 = 8;
@@ -49,6 +50,17 @@ pub enum SubnetError {
         /// The address that was to be left out.
         address: IpAddr,
     },
+    /// The range is somewhere else.
+    #[error("the range {range} is not a part of {cidr}")]
+    Range {
+        /// The subnet.
+        cidr: IpNet,
+        /// The part that was asked for.
+        range: IpNet,
+    },
+    /// There is nothing to choose in the range.
+    #[error("no address of the range {0} can be given to an endpoint: make it larger")]
+    Empty(IpNet),
     /// Two subnets of one network share addresses.
     #[error("{0} and {1} overlap: the subnets of a network must not share addresses")]
     Overlap(IpNet, IpNet),
@@ -60,6 +72,8 @@ pub struct Subnet {
     cidr: IpNet,
     gateway: IpAddr,
     reserved: BTreeSet<IpAddr>,
+    /// Where addresses are chosen; all others only by name.
+    range: IpNet,
 }
 
 impl Subnet {
@@ -82,7 +96,29 @@ impl Subnet {
         if let Some(&address) = reserved.iter().find(|ip| !cidr.contains(*ip)) {
             return Err(SubnetError::Reserved { cidr, address });
         }
-        Ok(Self { cidr, gateway, reserved })
+        Ok(Self { cidr, gateway, reserved, range: cidr })
+    }
+
+    /// The subnet with addresses chosen from this part of it only. The others are given to who names them.
+    ///
+    /// # Errors
+    ///
+    /// It is no part of the subnet, or no endpoint can have any address of it.
+    pub fn with_range(self, range: IpNet) -> Result<Self, SubnetError> {
+        if range.trunc() != range {
+            return Err(SubnetError::HostBits(range));
+        }
+        if !self.cidr.contains(&range) {
+            return Err(SubnetError::Range { cidr: self.cidr, range });
+        }
+        let block = block_of(&range);
+        let excluded = self.excluded();
+        let taken = excluded.range(block.first..=block.last()).count() as u128;
+        if taken >= block.size() {
+            Err(SubnetError::Empty(range))
+        } else {
+            Ok(Self { range, ..self })
+        }
     }
 
     /// Its addresses.
@@ -113,11 +149,18 @@ impl Subnet {
         self.gateway.is_ipv6()
     }
 
+    /// The part of it in which addresses are chosen.
+    #[must_use]
+    pub const fn range(&self) -> IpNet {
+        self.range
+    }
+
     pub(super) fn block(&self) -> Cidr {
-        Cidr {
-            first: number(self.cidr.network()),
-            bits: self.cidr.max_prefix_len() - self.cidr.prefix_len(),
-        }
+        block_of(&self.cidr)
+    }
+
+    pub(super) fn range_block(&self) -> Cidr {
+        block_of(&self.range)
     }
 
     /// The numbers of all addresses that no endpoint can have.
@@ -126,6 +169,24 @@ impl Subnet {
         let broadcast = (!self.is_v6()).then(|| self.cidr.broadcast());
         own.into_iter().chain(broadcast).chain(self.reserved.iter().copied()).map(number).collect()
     }
+}
+
+impl TryFrom<&object::Subnet> for Subnet {
+    type Error = SubnetError;
+
+    fn try_from(subnet: &object::Subnet) -> Result<Self, SubnetError> {
+        let reserved = subnet.aux.values().copied();
+        let whole = Self::new(subnet.cidr, Some(subnet.gateway), reserved)?;
+        match subnet.range {
+            Some(range) => whole.with_range(range),
+            None => Ok(whole),
+        }
+    }
+}
+
+/// A network without host bits as a block.
+fn block_of(net: &IpNet) -> Cidr {
+    Cidr { first: number(net.network()), bits: net.max_prefix_len() - net.prefix_len() }
 }
 
 /// Checks that the subnets of one network share no address.
@@ -235,6 +296,28 @@ mod tests {
             subnet("10.0.0.0/24", Some("10.0.0.254")).unwrap().gateway().to_string(),
             "10.0.0.254"
         );
+    }
+
+    #[test]
+    fn a_range_is_a_part_with_something_to_choose() {
+        let with_range = |cidr: &str, range: &str| {
+            subnet(cidr, None).unwrap().with_range(range.parse().unwrap())
+        };
+        for range in ["10.0.0.0/24", "10.0.0.128/25", "10.0.0.7/32", "10.0.0.0/30"] {
+            assert_eq!(with_range("10.0.0.0/24", range).unwrap().range().to_string(), range);
+        }
+        for (cidr, range, text) in [
+            ("10.0.0.0/24", "10.0.1.0/25", "the range 10.0.1.0/25 is not a part of 10.0.0.0/24"),
+            ("10.0.0.0/24", "10.0.0.0/16", "is not a part of"),
+            ("10.0.0.0/24", "fd00::/64", "is not a part of"),
+            ("10.0.0.0/24", "10.0.0.129/25", "has host bits set: write 10.0.0.128/25"),
+            ("10.0.0.0/24", "10.0.0.0/31", "no address of the range 10.0.0.0/31"),
+            ("10.0.0.0/24", "10.0.0.255/32", "no address of the range"),
+            ("fd00::/64", "fd00::/127", "no address of the range"),
+        ] {
+            let error = with_range(cidr, range).unwrap_err().to_string();
+            assert!(error.contains(text), "{cidr}, {range}: {error}");
+        }
     }
 
     #[test]

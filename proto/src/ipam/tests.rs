@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -16,11 +16,11 @@ use crate::{
     tables::tests::now,
 };
 
-fn node(n: u8) -> NodeId {
+pub(super) fn node(n: u8) -> NodeId {
     NodeId::of_public_key(&[n])
 }
 
-fn subnet(cidr: &str) -> Subnet {
+pub(super) fn subnet(cidr: &str) -> Subnet {
     Subnet::new(cidr.parse().unwrap(), None, []).unwrap()
 }
 
@@ -36,7 +36,7 @@ fn transfer(block: &str, from: u8, to: u8, epoch: u64) -> Transfer {
     Transfer { block: net(block), from: node(from), to: node(to), epoch }
 }
 
-fn blocks(ownership: &Ownership) -> Vec<(String, NodeId, u64)> {
+pub(super) fn blocks(ownership: &Ownership) -> Vec<(String, NodeId, u64)> {
     ownership.blocks().map(|b| (b.cidr.to_string(), b.owner, b.epoch)).collect()
 }
 
@@ -46,7 +46,7 @@ fn pool(cidr: &str, me: u8) -> Pool {
     Pool::new(subnet, ownership, node(me))
 }
 
-const NOWHERE: &BTreeSet<IpAddr> = &BTreeSet::new();
+pub(super) const NOWHERE: &BTreeSet<IpAddr> = &BTreeSet::new();
 
 #[test]
 fn a_chain_of_transfers() {
@@ -205,7 +205,7 @@ fn static_requests_say_what_is_wrong() {
     let mut pool = pool("10.0.0.0/24", 0);
     pool.extend([transfer("10.0.0.128/25", 0, 1, 1)]);
     let seen = BTreeSet::from([ip("10.0.0.9")]);
-    assert_eq!(pool.allocate_static(ip("10.0.0.7"), &seen), Ok(()));
+    assert_eq!(pool.allocate_static(ip("10.0.0.7"), &seen, now()), Ok(()));
     for (address, text) in [
         ("10.0.0.7", "10.0.0.7 is in use"),
         ("10.0.0.9", "10.0.0.9 is in use"),
@@ -215,17 +215,42 @@ fn static_requests_say_what_is_wrong() {
         ("10.0.1.7", "10.0.1.7 is not in 10.0.0.0/24"),
         ("fd00::7", "fd00::7 is not in 10.0.0.0/24"),
     ] {
-        let error = pool.allocate_static(ip(address), &seen).unwrap_err().to_string();
+        let error = pool.allocate_static(ip(address), &seen, now()).unwrap_err().to_string();
         assert!(error.contains(text), "{error}");
     }
     let owner = node(1);
     assert_eq!(
-        pool.allocate_static(ip("10.0.0.200"), NOWHERE),
+        pool.allocate_static(ip("10.0.0.200"), NOWHERE, now()),
         Err(AllocateError::NotOurs { ip: ip("10.0.0.200"), owner })
     );
-    pool.release(ip("10.0.0.7"), now());
-    assert_eq!(pool.allocate_static(ip("10.0.0.7"), NOWHERE), Ok(()), "named, it need not rest");
     assert_eq!(pool.allocate(NOWHERE, now()).unwrap(), ip("10.0.0.2"));
+}
+
+#[test]
+fn an_address_that_rests_is_given_to_nobody_and_says_how_long() {
+    let start = now();
+    let mut pool = pool("10.0.0.0/29", 0);
+    let wanted = ip("10.0.0.5");
+    pool.allocate_static(wanted, NOWHERE, start).unwrap();
+    pool.release(wanted, start);
+    let later = start + Duration::from_millis(17_500);
+    for error in [
+        pool.allocate_static(wanted, NOWHERE, later).unwrap_err(),
+        pool.give_address(wanted, node(1), NOWHERE, later).unwrap_err(),
+    ] {
+        let text = error.to_string();
+        assert_eq!(text, "10.0.0.5 was released a moment ago and rests for 43s more");
+    }
+    // A restart forgets nothing that the disk remembers; what is in use again does not rest.
+    let mut restarted = self::pool("10.0.0.0/29", 0);
+    restarted.adopt(ip("10.0.0.4"));
+    restarted.rest(wanted, start + ADDRESS_QUARANTINE);
+    restarted.rest(ip("10.0.0.4"), start + ADDRESS_QUARANTINE);
+    let given: Vec<_> = (0..5).filter_map(|_| restarted.allocate(NOWHERE, later).ok()).collect();
+    assert_eq!(given, ["10.0.0.2", "10.0.0.3", "10.0.0.6"].map(ip));
+    assert_eq!(restarted.allocate_static(wanted, NOWHERE, start + ADDRESS_QUARANTINE), Ok(()));
+    restarted.put_back(wanted);
+    assert_eq!(restarted.allocate(NOWHERE, start + ADDRESS_QUARANTINE), Ok(wanted));
 }
 
 #[test]
@@ -253,6 +278,56 @@ fn exhaustion_names_who_holds_space() {
 }
 
 #[test]
+fn addresses_are_chosen_in_the_range_and_given_elsewhere_by_name() {
+    let subnet = subnet("10.0.0.0/24").with_range(net("10.0.0.64/28")).unwrap();
+    let split = first_split(&subnet, node(0), [node(1)]);
+    assert!(split.iter().all(|(block, _)| subnet.range().contains(block)), "{split:?}");
+    assert!(!split.is_empty(), "the other gets a part of what is chosen from");
+    let ownership = Ownership::new(&subnet, node(0), split);
+    let pools = [0, 1].map(|me| Pool::new(subnet.clone(), ownership.clone(), node(me)));
+    let mut chosen = BTreeSet::new();
+    for mut pool in pools {
+        assert!(pool.has_block());
+        while let Ok(ip) = pool.allocate(NOWHERE, now()) {
+            assert!(subnet.range().contains(&ip) && chosen.insert(ip), "{ip}");
+        }
+    }
+    assert_eq!(chosen.len(), 16, "all of the range");
+    let mut creator = Pool::new(subnet.clone(), Ownership::new(&subnet, node(0), []), node(0));
+    assert_eq!(creator.allocate_static(ip("10.0.0.200"), NOWHERE, now()), Ok(()));
+    let given = creator.give(node(1), NOWHERE, now()).unwrap();
+    assert!(subnet.range().contains(&given.block), "only this helps who asks: {given:?}");
+    assert_eq!(creator.usage(NOWHERE, now()).blocks.iter().map(|b| b.free).sum::<u128>(), 16);
+    // A block beside the range is none to choose from.
+    let mut other = Pool::new(subnet.clone(), Ownership::new(&subnet, node(0), []), node(1));
+    other.extend([transfer("10.0.0.128/25", 0, 1, 1)]);
+    assert!(!other.has_block() && other.allocate(NOWHERE, now()).is_err());
+    assert_eq!(other.holders(NOWHERE), [Holder { node: node(0), free: 16 }]);
+}
+
+#[test]
+fn usage_counts_every_address_once() {
+    let start = now();
+    let mut pool = pool("10.0.0.0/24", 0);
+    pool.extend([transfer("10.0.0.128/25", 0, 1, 1), transfer("10.0.0.64/26", 0, 2, 1)]);
+    for _ in 0..3 {
+        pool.allocate(NOWHERE, start).unwrap();
+    }
+    pool.release(ip("10.0.0.2"), start);
+    // Another node's own, and one that this node gave to an endpoint of another's block.
+    let elsewhere = BTreeSet::from([ip("10.0.0.200"), ip("10.0.0.65"), ip("10.9.0.1")]);
+    let usage = pool.usage(&elsewhere, start + Duration::from_secs(20));
+    let rows: Vec<_> =
+        usage.blocks.iter().map(|b| (b.block.cidr.to_string(), b.used, b.free)).collect();
+    // Without network, gateway, broadcast and what rests.
+    let expected =
+        [("10.0.0.0/26", 2, 64 - 2 - 3), ("10.0.0.64/26", 1, 63), ("10.0.0.128/25", 1, 126)];
+    assert_eq!(rows, expected.map(|(cidr, used, free)| (cidr.to_owned(), used, free)));
+    assert_eq!(usage.resting, [(ip("10.0.0.2"), Duration::from_secs(40))]);
+    assert_eq!(pool.usage(&elsewhere, start + ADDRESS_QUARANTINE).resting, []);
+}
+
+#[test]
 fn wide_v6_blocks_are_not_walked() {
     let mut pool = pool("fd00::/64", 0);
     let start = now();
@@ -265,15 +340,15 @@ fn wide_v6_blocks_are_not_walked() {
     let given = pool.give(node(1), NOWHERE, start).unwrap();
     assert_eq!(given.block, net("fd00:0:0:0:c000::/66"), "half of the largest free half");
     assert_eq!(pool.holders(NOWHERE), [Holder { node: node(1), free: 1 << 62 }]);
-    assert_eq!(pool.allocate_static(ip("fd00::7fff:0:0:1"), NOWHERE), Ok(()));
+    assert_eq!(pool.allocate_static(ip("fd00::7fff:0:0:1"), NOWHERE, now()), Ok(()));
 }
 
 #[test]
 fn giving_spares_what_is_in_use_or_rests() {
     let start = now();
     let mut pool = pool("10.0.0.0/24", 0);
-    pool.allocate_static(ip("10.0.0.200"), NOWHERE).unwrap();
-    pool.allocate_static(ip("10.0.0.100"), NOWHERE).unwrap();
+    pool.allocate_static(ip("10.0.0.200"), NOWHERE, now()).unwrap();
+    pool.allocate_static(ip("10.0.0.100"), NOWHERE, now()).unwrap();
     pool.release(ip("10.0.0.100"), start);
     // Free: 0-63, 64-95, 112-127, 128-191, …: the largest are 0-63 and 128-191.
     let given = pool.give(node(1), NOWHERE, start).unwrap();
@@ -311,9 +386,13 @@ fn addresses_that_look_like_a_network_or_a_broadcast_are_given_only_by_name() {
     assert_eq!(given.len(), 1024 - 8 - 1, "all but four times two, and the gateway");
     for odd in ["10.0.0.255", "10.0.1.0", "10.0.3.0"] {
         assert!(!given.contains(&ip(odd)), "{odd}");
-        assert_eq!(pool.allocate_static(ip(odd), NOWHERE), Ok(()), "{odd} is a host all the same");
+        assert_eq!(
+            pool.allocate_static(ip(odd), NOWHERE, now()),
+            Ok(()),
+            "{odd} is a host all the same"
+        );
     }
-    let reserved = pool.allocate_static(ip("10.0.3.255"), NOWHERE);
+    let reserved = pool.allocate_static(ip("10.0.3.255"), NOWHERE, now());
     assert!(matches!(reserved, Err(AllocateError::Reserved { .. })), "this is the broadcast");
     let mut wide = self::pool("fd00::/64", 0);
     let v6: Vec<_> = (0..260).map(|_| wide.allocate(NOWHERE, now()).unwrap()).collect();
@@ -369,166 +448,7 @@ fn a_lost_contradiction_shows_strays() {
     assert_eq!(receiver.strays().collect::<Vec<_>>(), [mine]);
 }
 
-/// What a node keeps through a restart.
-#[derive(Default)]
-struct Disk {
-    transfers: BTreeSet<Transfer>,
-    used: BTreeSet<IpAddr>,
-}
-
-/// Nodes that share one subnet over a network that loses, delays and parts.
-struct Mesh {
-    subnet: Subnet,
-    initial: Vec<(IpNet, NodeId)>,
-    pools: Vec<Pool>,
-    disks: Vec<Disk>,
-    now: Instant,
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Allocate(usize),
-    AllocateStatic(usize, u8),
-    Release(usize, prop::sample::Index),
-    /// One node asks another for space; the answer arrives or not.
-    Ask(usize, usize, bool),
-    /// One node hears some of what another knows.
-    Gossip(usize, usize, prop::sample::Index),
-    Restart(usize),
-    Wait(u64),
-}
-
-const NODES: usize = 4;
-
-fn step() -> impl Strategy<Value = Step> {
-    let n = 0..NODES;
-    prop_oneof![
-        6 => n.clone().prop_map(Step::Allocate),
-        2 => (n.clone(), any::<u8>()).prop_map(|(n, ip)| Step::AllocateStatic(n, ip)),
-        3 => (n.clone(), any::<prop::sample::Index>()).prop_map(|(n, i)| Step::Release(n, i)),
-        4 => (n.clone(), n.clone(), any::<bool>()).prop_map(|(a, b, ok)| Step::Ask(a, b, ok)),
-        3 => (n.clone(), n.clone(), any::<prop::sample::Index>()).prop_map(|(a, b, i)| Step::Gossip(a, b, i)),
-        1 => n.prop_map(Step::Restart),
-        1 => (0u64..90).prop_map(Step::Wait),
-    ]
-}
-
-impl Mesh {
-    fn new(cidr: &str, split: bool) -> Self {
-        let subnet = subnet(cidr);
-        let ids = (0..NODES).map(|n| node(u8::try_from(n).unwrap()));
-        let initial = if split { first_split(&subnet, node(0), ids.clone()) } else { Vec::new() };
-        let pools = ids
-            .map(|me| {
-                let ownership = Ownership::new(&subnet, node(0), initial.clone());
-                Pool::new(subnet.clone(), ownership, me)
-            })
-            .collect();
-        let disks = (0..NODES).map(|_| Disk::default()).collect();
-        Self { subnet, initial, pools, disks, now: now() }
-    }
-
-    fn run(&mut self, step: &Step) {
-        match step {
-            Step::Allocate(n) => {
-                if let Ok(ip) = self.pools[*n].allocate(NOWHERE, self.now) {
-                    self.disks[*n].used.insert(ip);
-                }
-            }
-            Step::AllocateStatic(n, last) => {
-                let ip = IpAddr::from([10, 0, 0, *last]);
-                if self.pools[*n].allocate_static(ip, NOWHERE).is_ok() {
-                    self.disks[*n].used.insert(ip);
-                }
-            }
-            Step::Release(n, index) => {
-                let used: Vec<_> = self.disks[*n].used.iter().copied().collect();
-                if !used.is_empty() {
-                    let ip = used[index.index(used.len())];
-                    self.disks[*n].used.remove(&ip);
-                    self.pools[*n].release(ip, self.now);
-                }
-            }
-            Step::Ask(from, to, arrives) => {
-                let to_id = node(u8::try_from(*to).unwrap());
-                if let Ok(transfer) = self.pools[*from].give(to_id, NOWHERE, self.now) {
-                    self.disks[*from].transfers.insert(transfer);
-                    if *arrives {
-                        self.learn(*to, [transfer]);
-                    }
-                }
-            }
-            Step::Gossip(from, to, index) => {
-                let known: Vec<_> = self.disks[*from].transfers.iter().copied().collect();
-                let skip = if known.is_empty() { 0 } else { index.index(known.len()) };
-                self.learn(*to, known.into_iter().skip(skip));
-            }
-            Step::Restart(n) => {
-                let me = node(u8::try_from(*n).unwrap());
-                let ownership = Ownership::new(&self.subnet, node(0), self.initial.clone());
-                let mut pool = Pool::new(self.subnet.clone(), ownership, me);
-                pool.extend(self.disks[*n].transfers.iter().copied());
-                self.disks[*n].used.iter().for_each(|ip| pool.adopt(*ip));
-                self.pools[*n] = pool;
-            }
-            Step::Wait(seconds) => self.now += Duration::from_secs(*seconds),
-        }
-    }
-
-    fn learn(&mut self, n: usize, transfers: impl IntoIterator<Item = Transfer>) {
-        let transfers: Vec<_> = transfers.into_iter().collect();
-        self.disks[n].transfers.extend(transfers.iter().copied());
-        self.pools[n].extend(transfers);
-    }
-
-    /// Every address that is in use, once for each node that gave it.
-    fn check(&self) {
-        let mut given: BTreeMap<IpAddr, usize> = BTreeMap::new();
-        for (n, disk) in self.disks.iter().enumerate() {
-            for ip in &disk.used {
-                assert_eq!(given.insert(*ip, n), None, "{ip} was given twice");
-                assert!(self.subnet.is_assignable(*ip), "{ip}");
-            }
-            assert_eq!(self.pools[n].strays().count(), 0, "nobody contradicts itself");
-        }
-        let mut owned: Vec<_> = (0..NODES)
-            .flat_map(|n| {
-                let me = node(u8::try_from(n).unwrap());
-                self.pools[n].ownership().cidrs().filter(move |(owner, _)| *owner == me)
-            })
-            .map(|(_, cidr)| (cidr.first, cidr.last()))
-            .collect();
-        owned.sort_unstable();
-        for pair in owned.windows(2) {
-            assert!(pair[0].1 < pair[1].0, "two nodes believe to own one address: {pair:?}");
-        }
-    }
-}
-
 proptest! {
-    /// I12: no two admitted endpoints hold one address.
-    #[test]
-    fn i12_no_address_is_given_twice(
-        steps in prop::collection::vec(step(), 0..120),
-        cidr in prop::sample::select(vec!["10.0.0.0/24", "10.0.0.0/27", "10.0.0.0/29"]),
-        split: bool,
-    ) {
-        let mut mesh = Mesh::new(cidr, split);
-        for step in &steps {
-            mesh.run(step);
-            mesh.check();
-        }
-        // When all have heard all, they agree (I11).
-        let all: BTreeSet<_> = mesh.disks.iter().flat_map(|d| d.transfers.iter().copied()).collect();
-        for n in 0..NODES {
-            mesh.learn(n, all.iter().copied());
-        }
-        mesh.check();
-        for n in 1..NODES {
-            prop_assert_eq!(blocks(mesh.pools[n].ownership()), blocks(mesh.pools[0].ownership()));
-        }
-    }
-
     /// A hostile member takes what it gets, uses some of it and asks on.
     #[test]
     fn no_member_drains_a_pool(
@@ -620,7 +540,7 @@ proptest! {
                 }
                 Some(n) => {
                     let ip = IpAddr::from([10, 0, 0, n]);
-                    prop_assert_eq!(pool.allocate_static(ip, NOWHERE).is_ok(), free[usize::from(n)]);
+                    prop_assert_eq!(pool.allocate_static(ip, NOWHERE, now()).is_ok(), free[usize::from(n)]);
                     free[usize::from(n)] = false;
                 }
             }

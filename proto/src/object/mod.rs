@@ -5,14 +5,15 @@
 //! signature = base64url without padding, Ed25519 (RFC 8032) over
 //!             "vxmesh object 1" 00 | mesh id 26 | author id 26 | body
 //! body   = JSON {"i":id, "a":author, "c":created, "h":hlc, "d":closed, "b":{content}}
-//! id     = "member/" node | "network/" id | "transfer/" network "/" giver "/" cidr "/" epoch | any other
+//! id     = "member/" node | "network/" id | "extension/" network "/" author "/" cidr
+//!          | "transfer/" network "/" giver "/" cidr "/" epoch | any other
 //! network id = first 16 bytes of SHA-256 over "vxmesh network 1" 00 |
 //!              JSON [creator, created, driver, vni, encrypted, subnets, blocks]
 //! ```
 //!
 //! Which of two texts for one object stays is a total order, so replicas agree in whatever order they
 //! learn: closed (a deleted network, a member that left) over open, then the greater (HLC, author),
-//! then the smaller text. Transfers never change: there the *smaller* stamp stays.
+//! then the smaller text. Extensions and transfers never change: there the *smaller* stamp stays.
 //!
 //! What must never change is not remembered, it is committed to: a network's id is the hash of its
 //! fixed fields, so a text that flips `encrypted` is no version of that network, on a node that saw
@@ -25,6 +26,7 @@
 //! [`ObjectSet`] merges them, [`sync`] reconciles two sets, [`Hlc`] orders edits. Whether a
 //! certificate is the CA's word is the [`Certifier`]'s to say.
 
+mod extension;
 mod hlc;
 mod network;
 mod set;
@@ -40,6 +42,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 
 pub use self::{
+    extension::{Extension, SubnetOf, SubnetState},
     hlc::{Clock, Hlc, TooFarAhead},
     network::{Block, Network, Subnet},
     set::{Merge, NetworkState, ObjectSet},
@@ -119,6 +122,15 @@ pub enum ObjectId {
     Member(NodeId),
     /// A network.
     Network(NetworkId),
+    /// A subnet that was added to a network.
+    Extension {
+        /// The network.
+        network: NetworkId,
+        /// Who added it; in the id, so that nobody can put another's extension aside.
+        from: NodeId,
+        /// The subnet.
+        cidr: IpNet,
+    },
     /// An address block that its owner gave away.
     Transfer {
         /// The network.
@@ -139,6 +151,9 @@ impl fmt::Display for ObjectId {
         match self {
             Self::Member(node) => write!(f, "member/{node}"),
             Self::Network(network) => write!(f, "network/{network}"),
+            Self::Extension { network, from, cidr } => {
+                write!(f, "extension/{network}/{from}/{cidr}")
+            }
             Self::Transfer { network, from, cidr, epoch } => {
                 write!(f, "transfer/{network}/{from}/{cidr}/{epoch}")
             }
@@ -155,6 +170,7 @@ impl FromStr for ObjectId {
         let id = match kind {
             "member" => rest.parse().ok().map(Self::Member),
             "network" => rest.parse().ok().map(Self::Network),
+            "extension" => parse_extension(rest),
             "transfer" => parse_transfer(rest),
             _ => Some(text)
                 .filter(|text| {
@@ -165,6 +181,16 @@ impl FromStr for ObjectId {
         // One object has one spelling.
         id.filter(|id| id.to_string() == text).ok_or(Refused::Form)
     }
+}
+
+fn parse_extension(text: &str) -> Option<ObjectId> {
+    let (network, rest) = text.split_once('/')?;
+    let (from, cidr) = rest.split_once('/')?;
+    Some(ObjectId::Extension {
+        network: network.parse().ok()?,
+        from: from.parse().ok()?,
+        cidr: cidr.parse().ok()?,
+    })
 }
 
 fn parse_transfer(text: &str) -> Option<ObjectId> {
@@ -228,6 +254,8 @@ pub enum Content {
     Member(Member),
     /// A network; closed when it was deleted.
     Network(Network),
+    /// A subnet added to a network; never closed.
+    Extension(Extension),
     /// A block given away; never closed.
     Transfer(Transfer),
     /// Of a kind that this version does not know.
@@ -264,6 +292,7 @@ impl Draft {
         let content = match &self.content {
             Content::Member(member) => RawValue::from_string(to_json(member)?),
             Content::Network(network) => RawValue::from_string(to_json(network)?),
+            Content::Extension(extension) => RawValue::from_string(to_json(extension)?),
             Content::Transfer(transfer) => RawValue::from_string(to_json(transfer)?),
             Content::Other => return Err(Refused::Content("its kind is unknown")),
         }
@@ -287,6 +316,7 @@ impl Draft {
         Ok(match &self.content {
             Content::Member(_) => ObjectId::Member(author),
             Content::Network(network) => ObjectId::Network(network.id(self.created)),
+            Content::Extension(extension) => extension.id(),
             Content::Transfer(transfer) => ObjectId::Transfer {
                 network: transfer.network,
                 from: transfer.from,
@@ -361,7 +391,9 @@ impl Object {
         let stamp = |object: &Self| (object.draft.hlc, object.author);
         let by_text = || other.text.cmp(&self.text);
         match self.draft.content {
-            Content::Transfer(_) => stamp(other).cmp(&stamp(self)).then_with(by_text),
+            Content::Extension(_) | Content::Transfer(_) => {
+                stamp(other).cmp(&stamp(self)).then_with(by_text)
+            }
             Content::Member(_) | Content::Network(_) | Content::Other => self
                 .draft
                 .closed
@@ -399,6 +431,7 @@ fn parse(text: &str) -> Result<Object, Refused> {
     let content = match &body.id {
         ObjectId::Member(_) => serde_json::from_str(json).map(Content::Member),
         ObjectId::Network(_) => serde_json::from_str(json).map(Content::Network),
+        ObjectId::Extension { .. } => serde_json::from_str(json).map(Content::Extension),
         ObjectId::Transfer { .. } => serde_json::from_str(json).map(Content::Transfer),
         ObjectId::Other(_) => Ok(Content::Other),
     }
@@ -425,6 +458,17 @@ fn check_content(id: &ObjectId, author: NodeId, draft: &Draft) -> Result<(), Ref
                 return Err(Refused::Fixed { field: "id" });
             }
             network.check()
+        }
+        (Content::Extension(extension), ObjectId::Extension { .. }) => {
+            if extension.id() != *id {
+                Err(Refused::Misplaced)
+            } else if extension.from != author {
+                Err(Refused::NotTheirs(author))
+            } else if draft.closed || draft.created != draft.hlc {
+                Err(Refused::Content("an extension never changes"))
+            } else {
+                extension.check()
+            }
         }
         (Content::Transfer(transfer), ObjectId::Transfer { network, from, cidr, epoch }) => {
             let named = (*network, *from, *cidr, *epoch);

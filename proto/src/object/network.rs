@@ -9,13 +9,15 @@ use serde::{Deserialize, Serialize};
 use super::{Hlc, Refused};
 use crate::{
     addr::{Name, NetworkId, NodeId, Vni},
-    limits::{MAX_MTU, MIN_MTU, NETWORK_DNS, NETWORK_LABELS, NETWORK_SUBNETS},
+    limits::{
+        MAX_MTU, MIN_MTU, NAME_LEN, NETWORK_DNS, NETWORK_LABELS, NETWORK_SUBNETS, SUBNET_AUX,
+    },
 };
 
 const DOMAIN: &[u8] = b"vxmesh network 1\0";
 
 /// One subnet of a network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Subnet {
     /// The prefix.
     #[serde(rename = "r")]
@@ -23,6 +25,41 @@ pub struct Subnet {
     /// The anycast gateway address.
     #[serde(rename = "g")]
     pub gateway: IpAddr,
+    /// The part of it from which addresses are chosen, where that is not all.
+    #[serde(rename = "i", default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<IpNet>,
+    /// Addresses that no endpoint gets, and what has them.
+    #[serde(rename = "a", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aux: BTreeMap<String, IpAddr>,
+}
+
+impl Subnet {
+    /// A subnet of which every address may be chosen.
+    #[must_use]
+    pub const fn whole(cidr: IpNet, gateway: IpAddr) -> Self {
+        Self { cidr, gateway, range: None, aux: BTreeMap::new() }
+    }
+
+    pub(super) fn check(&self) -> Result<(), Refused> {
+        let is_stray = |ip: &IpAddr| !self.cidr.contains(ip);
+        let fault = if self.cidr.trunc() != self.cidr {
+            "a subnet has host bits"
+        } else if is_stray(&self.gateway) {
+            "a gateway is outside its subnet"
+        } else if self
+            .range
+            .is_some_and(|range| range.trunc() != range || !self.cidr.contains(&range))
+        {
+            "a range is outside its subnet"
+        } else if self.aux.values().any(is_stray) {
+            "a reserved address is outside its subnet"
+        } else if self.aux.len() > SUBNET_AUX || self.aux.keys().any(|name| name.len() > NAME_LEN) {
+            "it has too many reserved addresses, or one with a long name"
+        } else {
+            return Ok(());
+        };
+        Err(Refused::Content(fault))
+    }
 }
 
 /// An address block and the node that may give addresses out of it.
@@ -117,37 +154,36 @@ impl Network {
     }
 
     pub(super) fn check(&self) -> Result<(), Refused> {
-        let subnet_of = |net: &IpNet| self.subnets.iter().any(|subnet| subnet.cidr.contains(net));
+        self.subnets.iter().try_for_each(Subnet::check)?;
         let fault = if !(MIN_MTU..=MAX_MTU).contains(&self.mtu) {
             "its mtu is out of range"
         } else if self.subnets.is_empty() || self.subnets.len() > NETWORK_SUBNETS {
             "it has no subnet or too many"
-        } else if self.subnets.iter().any(|subnet| subnet.cidr.trunc() != subnet.cidr) {
-            "a subnet has host bits"
-        } else if self.subnets.iter().any(|subnet| !subnet.cidr.contains(&subnet.gateway)) {
-            "a gateway is outside its subnet"
         } else if overlap(self.subnets.iter().map(|subnet| subnet.cidr)) {
             "two subnets overlap"
-        } else if self
-            .blocks
-            .iter()
-            .any(|block| block.cidr.trunc() != block.cidr || !subnet_of(&block.cidr))
-        {
-            "an address block is outside the subnets"
-        } else if overlap(self.blocks.iter().map(|block| block.cidr)) {
-            "two address blocks overlap"
         } else if self.dns.len() > NETWORK_DNS {
             "it has too many name servers"
         } else if self.labels.len() > NETWORK_LABELS {
             "it has too many labels"
         } else {
-            return Ok(());
+            return check_blocks(&self.blocks, &self.subnets);
         };
         Err(Refused::Content(fault))
     }
 }
 
-fn overlap(nets: impl Iterator<Item = IpNet>) -> bool {
+pub(super) fn check_blocks(blocks: &[Block], subnets: &[Subnet]) -> Result<(), Refused> {
+    let is_inside = |net: &IpNet| subnets.iter().any(|subnet| subnet.cidr.contains(net));
+    if blocks.iter().any(|block| block.cidr.trunc() != block.cidr || !is_inside(&block.cidr)) {
+        return Err(Refused::Content("an address block is outside the subnets"));
+    }
+    if overlap(blocks.iter().map(|block| block.cidr)) {
+        return Err(Refused::Content("two address blocks overlap"));
+    }
+    Ok(())
+}
+
+pub(super) fn overlap(nets: impl Iterator<Item = IpNet>) -> bool {
     let mut nets: Vec<IpNet> = nets.collect();
     // In this order a prefix stands right before the first prefix inside it.
     nets.sort_by_key(|net| (net.network(), net.prefix_len()));

@@ -9,8 +9,8 @@ use std::{
 use ring::digest;
 
 use super::{
-    Certifier, Clock, Content, Hlc, KeyRing, Network, Object, ObjectId, Refused, Transfer,
-    check_content, domain, parse,
+    Certifier, Clock, Content, Extension, Hlc, KeyRing, Network, Object, ObjectId, Refused,
+    Transfer, check_content, domain, parse,
 };
 use crate::{
     addr::{NetworkId, NodeId},
@@ -218,8 +218,9 @@ impl ObjectSet {
         match &object.draft.content {
             Content::Network(_) => object.draft.closed,
             // Of a network that is known to be deleted it goes with that one.
-            Content::Transfer(transfer) => {
-                !self.objects.contains_key(&ObjectId::Network(transfer.network))
+            Content::Extension(Extension { network, .. })
+            | Content::Transfer(Transfer { network, .. }) => {
+                !self.objects.contains_key(&ObjectId::Network(*network))
             }
             Content::Member(_) | Content::Other => false,
         }
@@ -245,11 +246,12 @@ impl ObjectSet {
             Content::Member(member) => {
                 ca.certified_key(&member.certificate).ok_or(Refused::Certificate)?
             }
-            Content::Network(_) | Content::Transfer(_) | Content::Other => self
-                .keys
-                .get(&object.author)
-                .copied()
-                .ok_or(Refused::UnknownAuthor(object.author))?,
+            Content::Network(_) | Content::Extension(_) | Content::Transfer(_) | Content::Other => {
+                self.keys
+                    .get(&object.author)
+                    .copied()
+                    .ok_or(Refused::UnknownAuthor(object.author))?
+            }
         };
         if NodeId::of_public_key(&key) == object.author {
             Ok(key)
@@ -324,7 +326,10 @@ impl ObjectSet {
     pub fn members(&self) -> impl Iterator<Item = NodeId> {
         self.objects().filter(|object| !object.closed()).filter_map(|object| match object.id {
             ObjectId::Member(node) => Some(node),
-            ObjectId::Network(_) | ObjectId::Transfer { .. } | ObjectId::Other(_) => None,
+            ObjectId::Network(_)
+            | ObjectId::Extension { .. }
+            | ObjectId::Transfer { .. }
+            | ObjectId::Other(_) => None,
         })
     }
 
@@ -332,8 +337,22 @@ impl ObjectSet {
     pub fn all_transfers(&self) -> impl Iterator<Item = &Transfer> {
         self.objects().filter_map(|object| match object.content() {
             Content::Transfer(transfer) => Some(transfer),
-            Content::Member(_) | Content::Network(_) | Content::Other => None,
+            _ => None,
         })
+    }
+
+    /// Subnets that were added to a network, in the order of ids.
+    pub(super) fn extensions(
+        &self,
+        network: NetworkId,
+    ) -> impl Iterator<Item = (&Arc<Object>, &Extension)> {
+        // They stand together in the order of ids, right after the networks, and there are few.
+        let last = ObjectId::Network(NetworkId::from_random([0xff; 16]));
+        let added = self.range_after(Some(&last)).map_while(|object| match object.content() {
+            Content::Extension(extension) => Some((object, extension)),
+            _ => None,
+        });
+        added.filter(move |(_, extension)| extension.network == network)
     }
 
     /// Networks that were not deleted, oldest first. Of two with one name or VNI the older is active.

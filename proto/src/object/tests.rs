@@ -46,8 +46,8 @@ fn network(seed: u8, name: &str, vni: u32) -> Network {
         encrypted: true,
         mtu: 1390,
         subnets: vec![
-            Subnet { cidr: "10.1.0.0/16".parse().unwrap(), gateway: "10.1.0.1".parse().unwrap() },
-            Subnet { cidr: "fd00:1::/64".parse().unwrap(), gateway: "fd00:1::1".parse().unwrap() },
+            Subnet::whole("10.1.0.0/16".parse().unwrap(), "10.1.0.1".parse().unwrap()),
+            Subnet::whole("fd00:1::/64".parse().unwrap(), "fd00:1::1".parse().unwrap()),
         ],
         internal: false,
         dns: Vec::new(),
@@ -158,11 +158,15 @@ fn fixed_fields_do_not_change_and_others_do() {
     let first = network(1, "blue", 7);
     let object = new(&mut set, &sign(1, &Draft::new(hlc(0), Content::Network(first.clone()))));
     let id = object.id().to_string();
-    let changes: [(&str, Change); 6] = [
+    let changes: [(&str, Change); 8] = [
         ("vni", |n| n.vni = Vni::new(8).unwrap()),
         ("driver", |n| n.driver = "bridge".parse().unwrap()),
         ("encrypted", |n| n.encrypted = false),
         ("subnets", |n| n.subnets.truncate(1)),
+        ("subnets", |n| n.subnets[0].range = Some("10.1.1.0/24".parse().unwrap())),
+        ("subnets", |n| {
+            n.subnets[0].aux = [("printer".to_owned(), "10.1.0.9".parse().unwrap())].into();
+        }),
         ("blocks", |n| n.blocks.clear()),
         ("creator", |n| n.creator = node(2)),
     ];
@@ -225,17 +229,23 @@ fn who_may_say_what() {
 
 #[test]
 fn content_that_makes_no_sense_is_not_signed() {
-    let breaks: [Change; 8] = [
+    let breaks: [Change; 13] = [
         |n| n.mtu = 1279,
         |n| n.subnets.clear(),
-        |n| n.subnets.extend(vec![n.subnets[0]; 8]),
+        |n| n.subnets.extend(vec![n.subnets[0].clone(); 8]),
+        |n| n.subnets[0].range = Some("10.2.0.0/24".parse().unwrap()),
+        |n| n.subnets[0].range = Some("10.1.0.1/24".parse().unwrap()),
+        |n| n.subnets[0].aux = [("printer".to_owned(), "10.2.0.9".parse().unwrap())].into(),
+        |n| n.subnets[0].aux = [("x".repeat(64), "10.1.0.9".parse().unwrap())].into(),
+        |n| {
+            let aux = (0..65).map(|i| (format!("{i}"), "10.1.0.9".parse().unwrap()));
+            n.subnets[0].aux = aux.collect();
+        },
         |n| n.subnets[0].gateway = "10.2.0.1".parse().unwrap(),
         |n| n.subnets[0].cidr = "10.1.0.1/16".parse().unwrap(),
         |n| {
-            n.subnets.push(Subnet {
-                cidr: "10.1.2.0/24".parse().unwrap(),
-                gateway: "10.1.2.1".parse().unwrap(),
-            });
+            let inside = "10.1.2.0/24".parse().unwrap();
+            n.subnets.push(Subnet::whole(inside, "10.1.2.1".parse().unwrap()));
         },
         |n| n.blocks[0].cidr = "10.2.0.0/17".parse().unwrap(),
         |n| n.blocks[1].cidr = "10.1.0.0/18".parse().unwrap(),
@@ -325,6 +335,82 @@ fn a_block_given_twice_in_one_epoch_went_to_the_first() {
         let given: Vec<_> = set.all_transfers().map(|t| t.to).collect();
         assert_eq!(given, [node(2)]);
     }
+}
+
+fn extension(seed: u8, on: &Object, cidr: &str, at: u64) -> Draft {
+    let ObjectId::Network(network) = *on.id() else { panic!("no network") };
+    let cidr: IpNet = cidr.parse().unwrap();
+    let gateway = cidr.hosts().next().unwrap();
+    let subnet = Subnet::whole(cidr, gateway);
+    let content = Extension { network, from: node(seed), subnet, blocks: Vec::new() };
+    Draft::new(hlc(at), Content::Extension(content))
+}
+
+fn counted(set: &ObjectSet, on: &Object) -> Vec<String> {
+    let ObjectId::Network(network) = *on.id() else { panic!("no network") };
+    let subnets = set.extended(network).map(|network| network.subnets).unwrap_or_default();
+    subnets.iter().map(|subnet| subnet.cidr.to_string()).collect()
+}
+
+#[test]
+fn extensions_add_and_the_older_of_two_that_overlap_counts() {
+    let mut set = set();
+    let blue =
+        new(&mut set, &sign(1, &Draft::new(hlc(0), Content::Network(network(1, "blue", 7)))));
+    let red = new(&mut set, &sign(1, &Draft::new(hlc(0), Content::Network(network(1, "red", 8)))));
+    let own = ["10.1.0.0/16", "fd00:1::/64"];
+    assert_eq!(counted(&set, &blue), own);
+    let texts = [
+        sign(2, &extension(2, &blue, "10.2.0.0/16", 20)),
+        sign(1, &extension(1, &blue, "10.2.128.0/17", 10)),
+        sign(1, &extension(1, &blue, "10.3.0.0/16", 30)),
+        sign(1, &extension(1, &blue, "10.0.0.0/14", 5)),
+    ];
+    let id = new(&mut set, &texts[0]).id().clone();
+    assert_eq!(id.to_string().parse(), Ok(id.clone()));
+    assert_eq!(counted(&set, &blue), [own[0], own[1], "10.2.0.0/16"]);
+    texts[1..].iter().for_each(|text| {
+        new(&mut set, text);
+    });
+    // What came with the network is never put aside, and who was first goes before who was heard first.
+    assert_eq!(counted(&set, &blue), [own[0], own[1], "10.2.128.0/17", "10.3.0.0/16"]);
+    assert_eq!(counted(&set, &red), own, "another network is another matter");
+    let ObjectId::Network(network) = *blue.id() else { panic!() };
+    let states: Vec<_> = set.subnets(network).iter().map(|s| s.state).collect();
+    let conflict = |with: &str| SubnetState::Conflict { with: with.parse().unwrap() };
+    let active = SubnetState::Active;
+    let expected = [active, active, conflict(own[0]), active, conflict("10.2.128.0/17"), active];
+    assert_eq!(states, expected);
+    // It never changes, and goes with the network only.
+    let object = Arc::clone(set.get(&id).unwrap());
+    let closed = Draft { closed: true, ..object.edit(hlc(40)) };
+    let never = Refused::Content("an extension never changes");
+    assert_eq!(closed.sign(&pair(2), mesh()), Err(never.clone()));
+    assert_eq!(object.edit(hlc(40)).sign(&pair(2), mesh()), Err(never));
+    let twice = sign(2, &extension(2, &blue, "10.2.0.0/16", 21));
+    assert_eq!(merge(&mut set, &twice), Merge::Stale, "the first word stands");
+    let of_another = extension(2, &blue, "10.9.0.0/16", 21);
+    assert_eq!(of_another.sign(&pair(1), mesh()), Err(Refused::NotTheirs(node(1))));
+    let deleted = Draft { closed: true, ..Arc::clone(set.get(blue.id()).unwrap()).edit(hlc(50)) };
+    assert!(matches!(merge(&mut set, &sign(1, &deleted)), Merge::Updated { .. }));
+    assert_eq!(counted(&set, &blue), [] as [&str; 0]);
+    let before = set.objects().count();
+    set.collect(NOW + 50 + KEPT);
+    assert_eq!(set.objects().count(), before - 5, "the network and its four extensions");
+}
+
+#[test]
+fn a_network_has_an_end_of_subnets() {
+    let mut set = set();
+    let blue =
+        new(&mut set, &sign(1, &Draft::new(hlc(0), Content::Network(network(1, "blue", 7)))));
+    for n in 0..40u8 {
+        let draft = extension(1, &blue, &format!("10.{}.0.0/16", 100 + n), u64::from(n));
+        new(&mut set, &sign(1, &draft));
+    }
+    assert_eq!(counted(&set, &blue).len(), crate::limits::NETWORK_SUBNETS_ALL);
+    let ObjectId::Network(network) = *blue.id() else { panic!() };
+    assert_eq!(set.subnets(network).last().unwrap().state, SubnetState::Full);
 }
 
 /// A transfer of its own for each number.

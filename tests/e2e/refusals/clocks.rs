@@ -95,7 +95,7 @@ fn network(member: &Credentials, name: &str, vni: u32, at: Hlc) -> Result<Reques
         vni: vni.try_into()?,
         encrypted: true,
         mtu: 1390,
-        subnets: vec![Subnet { cidr: "10.9.0.0/16".parse()?, gateway: "10.9.0.1".parse()? }],
+        subnets: vec![Subnet::whole("10.9.0.0/16".parse()?, "10.9.0.1".parse()?)],
         internal: false,
         dns: Vec::new(),
         labels: BTreeMap::new(),

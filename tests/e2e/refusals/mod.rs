@@ -106,7 +106,13 @@ fn a_small_subnet_ends_with_a_word() -> Result<()> {
         addresses.push(ip(&made)?);
         ensure!(addresses.len() <= 4, "{addresses:?}");
     };
-    judge(&["attach"], &refusal, 4, &["10.77.0.0/29"])?;
+    let says = ["10.77.0.0/29", "h1 (alive) holds", "ipam inspect"];
+    judge(&["attach"], &refusal, 4, &says)?;
+    let pools = lab.json("h1", &["ipam", "inspect", "tiny"])?;
+    let pool = &pools["pools"][0];
+    // The node's own is one.
+    assert_eq!((pool["used"].clone(), pool["free"].clone()), (json!(5), json!(0)), "{pools}");
+    refused(&lab, "h1", &["ipam", "inspect", "nowhere"], 3, &["nowhere"])?;
     assert_eq!(addresses.len(), 4, "all of it was to be had: {addresses:?}");
     Ok(())
 }

@@ -1,0 +1,425 @@
+//! How an endpoint of this node gets its addresses, how this node gets blocks to take them from, and what becomes of
+//! all addresses as people see it. Which address is free is `vxmesh_proto::ipam`'s to say.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use vxmesh_proto::{
+    addr::{EndpointId, NetworkId, NodeId},
+    control::{Request, Response},
+    ipam::{AllocateError, Usage},
+    object::{self, NetworkState, ObjectSet},
+};
+
+use super::mesh::{Mesh, failed};
+use crate::{
+    admin::resolve,
+    api::{self, ApiError, ErrorCode},
+    reconcile::admit::claimant,
+};
+
+/// How long nobody is asked for address blocks in advance after one could not be had.
+const PREFETCH_PAUSE: Duration = Duration::from_secs(30);
+
+fn conflict(message: String, hint: impl Into<String>) -> ApiError {
+    ApiError::new(ErrorCode::Conflict, message, hint)
+}
+
+fn gone() -> ApiError {
+    ApiError::new(ErrorCode::NotFound, "the network is gone", "see `vxmesh network ls`")
+}
+
+/// As much as fits into the number of an API object: IPv6 subnets have 2^64 addresses at most.
+fn count(addresses: u128) -> u64 {
+    u64::try_from(addresses).unwrap_or(u64::MAX)
+}
+
+impl Mesh {
+    /// One address of each IP version that the network has: the wanted one, or any.
+    pub(super) async fn allocate(
+        &self,
+        network: &object::Network,
+        id: NetworkId,
+        wanted: &[IpAddr],
+    ) -> Result<Vec<IpNet>, ApiError> {
+        let subnets: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
+        check_wanted(&network.subnets, wanted)?;
+        let mut ips: Vec<IpNet> = Vec::new();
+        let mut seen = BTreeSet::new();
+        for first in &subnets {
+            let version = first.addr().is_ipv4();
+            if !seen.insert(version) {
+                continue;
+            }
+            let got = match wanted.iter().find(|ip| ip.is_ipv4() == version) {
+                Some(ip) => self.allocate_static(network, id, *ip).await,
+                None => {
+                    let same = subnets.iter().filter(|s| s.addr().is_ipv4() == version);
+                    self.allocate_any(network, id, &same.copied().collect::<Vec<_>>()).await
+                }
+            };
+            match got {
+                Ok(ip) => ips.push(ip),
+                Err(error) => {
+                    ips.iter().for_each(|ip| self.addresses.put_back(id, *ip));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(ips)
+    }
+
+    /// Any free address of these subnets: of what this node holds, else of what another can spare.
+    pub(super) async fn allocate_any(
+        &self,
+        network: &object::Network,
+        id: NetworkId,
+        subnets: &[IpNet],
+    ) -> Result<IpNet, ApiError> {
+        let local = |subnet: &IpNet| -> Result<Option<IpNet>, ApiError> {
+            let elsewhere = self.elsewhere(id);
+            match self.addresses.allocate(id, *subnet, None, &elsewhere, Instant::now()) {
+                None => Err(gone()),
+                Some(Ok(ip)) => Ok(Some(IpNet::new_assert(ip, subnet.prefix_len()))),
+                Some(Err(_exhausted)) => Ok(None),
+            }
+        };
+        for subnet in subnets {
+            if let Some(ip) = local(subnet)? {
+                return Ok(ip);
+            }
+        }
+        for subnet in subnets {
+            if let Err(error) = self.fetch_block(id, *subnet).await {
+                tracing::debug!(network = %network.name, %subnet, %error, "no address block to be had");
+                continue;
+            }
+            if let Some(ip) = local(subnet)? {
+                return Ok(ip);
+            }
+        }
+        Err(self.exhausted(network, id, subnets))
+    }
+
+    /// Who holds the addresses that are not to be had.
+    fn exhausted(&self, network: &object::Network, id: NetworkId, subnets: &[IpNet]) -> ApiError {
+        let nodes = self.node_list();
+        let mut holders = Vec::new();
+        for subnet in subnets {
+            let Some(usage) = self.usage(id, *subnet) else { continue };
+            for owner in self.owners(&usage, &nodes) {
+                holders.push(format!(
+                    "{} ({}) holds {} of {subnet}, {} free",
+                    owner.name,
+                    owner.state,
+                    owner.used.saturating_add(owner.free),
+                    owner.free
+                ));
+            }
+        }
+        let names: Vec<String> = subnets.iter().map(ToString::to_string).collect();
+        conflict(
+            format!(
+                "network `{}` has no free address of {} left for this node: {}",
+                network.name,
+                names.join(" and "),
+                holders.join("; ")
+            ),
+            format!(
+                "add addresses with `vxmesh network extend {} --subnet CIDR`, detach endpoints, or bring back a dead node that holds free ones; see `vxmesh ipam inspect {}`",
+                network.name, network.name
+            ),
+        )
+    }
+
+    /// Exactly this address: of this node's blocks, or handed over by its owner.
+    async fn allocate_static(
+        &self,
+        network: &object::Network,
+        id: NetworkId,
+        ip: IpAddr,
+    ) -> Result<IpNet, ApiError> {
+        let subnet = network.subnets.iter().map(|subnet| subnet.cidr).find(|s| s.contains(&ip));
+        let subnet = subnet.ok_or_else(gone)?;
+        for second in [false, true] {
+            let elsewhere = self.elsewhere(id);
+            let got = self.addresses.allocate(id, subnet, Some(ip), &elsewhere, Instant::now());
+            match got.ok_or_else(gone)? {
+                Ok(ip) => return Ok(IpNet::new_assert(ip, subnet.prefix_len())),
+                Err(AllocateError::NotOurs { ip, owner }) if !second => {
+                    if !self.live_nodes().contains(&owner) {
+                        return Err(self.out_of_reach(ip, owner));
+                    }
+                    let endpoint = EndpointId::from_random([0; 16]);
+                    self.ask_for_transfer(
+                        owner,
+                        &Request::AddressClaim { network: id, ip, endpoint },
+                    )
+                    .await?;
+                }
+                Err(error @ (AllocateError::Outside { .. } | AllocateError::Reserved { .. })) => {
+                    return Err(ApiError::new(
+                        ErrorCode::Usage,
+                        error.to_string(),
+                        "choose another address",
+                    ));
+                }
+                Err(error) => {
+                    let message = self.name_holder(id, &error);
+                    return Err(conflict(
+                        message,
+                        "choose another address; see `vxmesh endpoint ls`",
+                    ));
+                }
+            }
+        }
+        Err(failed("the address went to somebody else meanwhile", "try again"))
+    }
+
+    /// Why an address cannot be had, with the endpoint that has it.
+    pub(super) fn name_holder(&self, network: NetworkId, error: &AllocateError) -> String {
+        let AllocateError::InUse(ip) = error else { return error.to_string() };
+        let Some(gossip) = self.gossip.get() else { return error.to_string() };
+        match gossip.with_directory(|directory| claimant(directory, network, *ip)) {
+            Some((node, name)) => {
+                format!("{ip} is in use by endpoint `{name}` on node {}", self.node_name(node))
+            }
+            None => error.to_string(),
+        }
+    }
+
+    /// Only its owner can give an address away: nobody else knows whether it is in use.
+    fn out_of_reach(&self, ip: IpAddr, owner: NodeId) -> ApiError {
+        let owner = self.node_name(owner);
+        conflict(
+            format!("{ip} is in a block of node {owner}, which is not reachable"),
+            "bring that node back, or choose another address",
+        )
+    }
+
+    /// Asks for an address block in every network of which this node has none, so that it can give addresses out when it is
+    /// cut off later.
+    pub(super) fn prefetch(self: &Arc<Self>) {
+        let networks = self.objects.read(ObjectSet::active_networks);
+        let bare: Vec<_> = networks
+            .into_iter()
+            .flat_map(|id| {
+                self.addresses.without_block(id).into_iter().map(move |subnet| (id, subnet))
+            })
+            .collect();
+        if bare.is_empty() || self.is_prefetching() {
+            return;
+        }
+        self.prefetching.store(true, Ordering::Release);
+        let mesh = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut failed = false;
+            for (network, subnet) in bare {
+                if let Err(error) = mesh.fetch_block(network, subnet).await {
+                    tracing::debug!(%network, %subnet, %error, "no address block yet");
+                    failed = true;
+                }
+            }
+            if failed {
+                // Who has nothing to spare is not asked every second; an attachment asks at once all the same.
+                // A mesh that was left in between ends without waiting for this.
+                let waiting = Arc::downgrade(&mesh);
+                drop(mesh);
+                tokio::time::sleep(PREFETCH_PAUSE).await;
+                if let Some(mesh) = waiting.upgrade() {
+                    mesh.prefetching.store(false, Ordering::Release);
+                }
+                return;
+            }
+            mesh.prefetching.store(false, Ordering::Release);
+        });
+    }
+
+    /// Gets a block of a subnet from the nodes that are up and have most to spare.
+    async fn fetch_block(&self, network: NetworkId, subnet: IpNet) -> Result<(), ApiError> {
+        if self.leaving.load(Ordering::Acquire) {
+            return Err(conflict("this node leaves the mesh".to_owned(), "join again"));
+        }
+        let elsewhere = self.elsewhere(network);
+        let holders = self
+            .addresses
+            .with_pool(network, subnet, |pool| pool.holders(&elsewhere))
+            .unwrap_or_default();
+        let live = self.live_nodes();
+        let mut last = conflict(
+            format!("no node that is up has an address of {subnet} to spare"),
+            "see `vxmesh ipam inspect`",
+        );
+        for holder in holders.into_iter().filter(|holder| live.contains(&holder.node)) {
+            let request = Request::BlockRequest { network, subnet, want: 1 };
+            match self.ask_for_transfer(holder.node, &request).await {
+                Ok(()) => return Ok(()),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Sends a request whose answer is a signed transfer to this node, and takes it over.
+    async fn ask_for_transfer(&self, node: NodeId, request: &Request) -> Result<(), ApiError> {
+        let Some(control) = self.control.get() else {
+            return Err(failed("the agent is starting", "try again"));
+        };
+        let hint = format!("node {} owns it; see `vxmesh node ls`", self.node_name(node));
+        let answer = control.request(node, request, super::sync::ANSWER).await;
+        match answer.map_err(|error| conflict(error.to_string(), hint))? {
+            Response::Objects { objects } => {
+                tokio::task::block_in_place(|| self.take_objects(node, &objects));
+                self.objects.read(|set| self.addresses.follow(set));
+                Ok(())
+            }
+            _ => Err(failed(
+                "the owner of the addresses answers something else",
+                "upgrade the older agent",
+            )),
+        }
+    }
+
+    fn usage(&self, network: NetworkId, subnet: IpNet) -> Option<Usage> {
+        let elsewhere = self.elsewhere(network);
+        self.addresses.with_pool(network, subnet, |pool| pool.usage(&elsewhere, Instant::now()))
+    }
+
+    /// What each node holds, who has most first.
+    fn owners(&self, usage: &Usage, nodes: &[api::Node]) -> Vec<api::AddressOwner> {
+        let mut owners: BTreeMap<NodeId, (usize, u128, u128)> = BTreeMap::new();
+        for row in &usage.blocks {
+            let (blocks, used, free) = owners.entry(row.block.owner).or_default();
+            *blocks += 1;
+            *used += row.used;
+            *free += row.free;
+        }
+        let owner = |(node, (blocks, used, free)): (NodeId, (usize, u128, u128))| {
+            let known = nodes.iter().find(|row| row.id == node);
+            api::AddressOwner {
+                node,
+                name: known.map_or_else(|| node.to_string(), |row| row.name.to_string()),
+                state: known.map_or_else(|| "unknown".to_owned(), |row| row.state.clone()),
+                blocks,
+                used: count(used),
+                free: count(free),
+            }
+        };
+        let mut owners: Vec<_> = owners.into_iter().map(owner).collect();
+        owners.sort_by_key(|owner| std::cmp::Reverse(owner.used.saturating_add(owner.free)));
+        owners
+    }
+
+    /// The address pools of all networks.
+    pub(super) fn pool_list(&self) -> Vec<api::AddressPool> {
+        let nodes = self.node_list();
+        let networks = self.objects.read(ObjectSet::networks);
+        let ids = networks.into_iter().map(|(id, ..)| id);
+        ids.flat_map(|id| self.pools_of(id, &nodes)).map(|detail| detail.pool).collect()
+    }
+
+    /// The address pools of one network, block by block.
+    pub(super) fn network_pools(&self, reference: &str) -> Result<api::NetworkPools, ApiError> {
+        let network = resolve::one(&self.network_list(), reference).cloned()?;
+        let pools = self.pools_of(network.id, &self.node_list());
+        Ok(api::NetworkPools { id: network.id, name: network.name, pools })
+    }
+
+    fn pools_of(&self, id: NetworkId, nodes: &[api::Node]) -> Vec<api::PoolDetail> {
+        let Some((network, state)) = self.network_object(id) else { return Vec::new() };
+        let state = if state == NetworkState::Active { "active" } else { "conflict" };
+        let detail = |subnet: &object::Subnet| {
+            let usage = self.usage(id, subnet.cidr)?;
+            let owners = self.owners(&usage, nodes);
+            let sum = |part: fn(&api::AddressOwner) -> u64| {
+                owners.iter().map(part).fold(0, u64::saturating_add)
+            };
+            let pool = api::AddressPool {
+                network: id,
+                cidr: subnet.cidr,
+                gateway: subnet.gateway,
+                ip_range: subnet.range.unwrap_or(subnet.cidr),
+                state: state.to_owned(),
+                used: sum(|owner| owner.used),
+                free: sum(|owner| owner.free),
+                resting: usage.resting.len(),
+                owners,
+            };
+            let block = |row: &vxmesh_proto::ipam::BlockUsage| api::AddressBlock {
+                cidr: row.block.cidr,
+                owner: row.block.owner,
+                epoch: row.block.epoch,
+                used: count(row.used),
+                free: count(row.free),
+            };
+            let rest = |(ip, left): &(IpAddr, Duration)| api::RestingAddress {
+                ip: *ip,
+                // What is left of a second counts as one: an address that is shown rests.
+                rest_s: left.as_secs() + u64::from(left.subsec_nanos() > 0),
+            };
+            Some(api::PoolDetail {
+                pool,
+                blocks: usage.blocks.iter().map(block).collect(),
+                resting_addresses: usage.resting.iter().map(rest).collect(),
+            })
+        };
+        let mut pools: Vec<_> = network.subnets.iter().filter_map(detail).collect();
+        pools.extend(self.put_aside(id));
+        pools
+    }
+
+    /// Subnets that were added and do not count: another, older one has their addresses.
+    fn put_aside(&self, id: NetworkId) -> Vec<api::PoolDetail> {
+        let row = |subnet: &object::SubnetOf<'_>| api::PoolDetail {
+            pool: api::AddressPool {
+                network: id,
+                cidr: subnet.subnet.cidr,
+                gateway: subnet.subnet.gateway,
+                ip_range: subnet.subnet.range.unwrap_or(subnet.subnet.cidr),
+                state: "conflict".to_owned(),
+                used: 0,
+                free: 0,
+                resting: 0,
+                owners: Vec::new(),
+            },
+            blocks: Vec::new(),
+            resting_addresses: Vec::new(),
+        };
+        self.objects.read(|set| {
+            let subnets = set.subnets(id);
+            let aside = subnets.iter().filter(|s| s.state != object::SubnetState::Active);
+            aside.map(row).collect()
+        })
+    }
+}
+
+fn check_wanted(subnets: &[object::Subnet], wanted: &[IpAddr]) -> Result<(), ApiError> {
+    let usage = |message: String, hint: String| ApiError::new(ErrorCode::Usage, message, hint);
+    let aux = subnets.iter().flat_map(|subnet| &subnet.aux);
+    if let Some((name, ip)) = aux.into_iter().find(|(_, ip)| wanted.contains(ip)) {
+        return Err(usage(
+            format!("{ip} is reserved for `{name}`"),
+            "choose another address".to_owned(),
+        ));
+    }
+    if let Some(stray) = wanted.iter().find(|ip| !subnets.iter().any(|s| s.cidr.contains(*ip))) {
+        let subnets: Vec<String> = subnets.iter().map(|subnet| subnet.cidr.to_string()).collect();
+        return Err(usage(
+            format!("{stray} is in no subnet of the network"),
+            format!("choose one in {}", subnets.join(" or ")),
+        ));
+    }
+    let of_v4 = wanted.iter().filter(|ip| ip.is_ipv4()).count();
+    if of_v4 > 1 || wanted.len() - of_v4 > 1 {
+        return Err(usage(
+            "two addresses of one IP version were asked for".to_owned(),
+            "give one --ip per IP version".to_owned(),
+        ));
+    }
+    Ok(())
+}
