@@ -108,6 +108,11 @@ impl Lab {
                 "ethtool -K eth0 tso {cut} gso {cut} tx-udp-segmentation {cut} gro {glue} >/dev/null"
             );
             self.sh(&host, &script)?;
+            // A veth glues only what its other end does not send in super-packets, and that is a port of the lab's bridge.
+            let wire = format!("{}-wire", self.name);
+            let words = ["netns", "exec", &wire, "ethtool", "-K", &host, "tso", cut];
+            let output = program(Path::new("ip")).args(words).output()?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use vxmesh_proto::addr::NetworkId;
 use super::{gateway::Ways, mesh::Mesh};
 use crate::{
     api::{Diagnosis, Health},
+    datapath::backend::{Backend, Grants},
     firewall::table,
 };
 
@@ -78,6 +79,21 @@ fn forwarding() -> Diagnosis {
     check("forwarding", Health::Ok, found, "")
 }
 
+/// What drives the TAPs, and which offloads the kernel granted.
+fn data_path(grants: &Grants) -> Diagnosis {
+    let health = match grants.backend {
+        Backend::TunTap => Health::Warn,
+        Backend::Auto | Backend::Offload => Health::Ok,
+    };
+    let found = format!("{}: {}", grants.backend.as_str(), grants.offloads.join(" "));
+    check(
+        "data path",
+        health,
+        found,
+        "one packet per call is slow: leave `tap` at auto, and see that the kernel has IFF_VNET_HDR",
+    )
+}
+
 impl Mesh {
     /// What is known of this node's addresses, paths and ways out.
     pub(super) async fn diagnoses(&self) -> Vec<Diagnosis> {
@@ -93,6 +109,7 @@ impl Mesh {
         } else {
             check("addresses", Health::Ok, addrs.join(", "), "")
         }];
+        all.extend(self.grants.as_ref().map(data_path));
         let networks = self.network_list();
         let largest = networks.iter().map(|network| network.mtu).max();
         for peer in self.peers.rows() {

@@ -23,12 +23,15 @@ pub(super) struct Outbound {
     buffer: Vec<u8>,
     scratch: Scratch,
     train: Train,
+    /// The last wake-up brought one frame: what comes next is probably alone, too, and leaves before another is looked for.
+    lonely: bool,
 }
 
 impl Outbound {
     pub(super) fn new(shared: Arc<Shared>, port: Arc<Port>) -> Self {
         let buffer = vec![0; MAX_SUPER_FRAME];
-        Self { shared, port, buffer, scratch: Scratch::new(), train: Train::new() }
+        let (scratch, train) = (Scratch::new(), Train::new());
+        Self { shared, port, buffer, scratch, train, lonely: true }
     }
 
     /// Runs until the device is stopped or fails for good.
@@ -42,14 +45,25 @@ impl Outbound {
     }
 
     fn drain(&mut self) -> io::Result<()> {
+        let mut frames = 0;
         for _ in 0..BUDGET {
             match self.port.device().recv(&mut self.buffer) {
-                Ok(received) => self.frame(received),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Ok(received) => {
+                    frames += 1;
+                    self.frame(received);
+                    if self.lonely && frames == 1 {
+                        self.train.flush(&self.shared);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.lonely = frames <= 1;
+                    return Ok(());
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
+        self.lonely = false;
         Ok(())
     }
 

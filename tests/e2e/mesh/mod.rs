@@ -4,6 +4,7 @@ mod clear;
 mod counters;
 mod forged;
 mod interrupt;
+mod offload;
 mod reach;
 mod speed;
 mod spoofed;
