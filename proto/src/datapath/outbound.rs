@@ -73,10 +73,27 @@ pub fn outbound<'t, P>(
     now: Instant,
 ) -> Verdict<'t, P> {
     let verdict = judge(table, frame, scratch, now).unwrap_or_else(Verdict::Drop);
-    if matches!(verdict, Verdict::Forward(_) | Verdict::Flood(_)) {
-        frame.finish_checksum(); // 6
+    if matches!(verdict, Verdict::Forward(_) | Verdict::Flood(_)) && !finish(table, frame) {
+        return Verdict::Drop(DropReason::BadOffload); // 6
     }
     verdict
+}
+
+/// Step 6. A sandbox may say where its checksum is (packet(7), PACKET_VNET_HDR): not where it would change what was
+/// judged. False, and the frame as it was, if it does.
+fn finish<P>(table: &NetworkTable<P>, frame: &mut SuperFrame<'_>) -> bool {
+    let Some((at, before)) = frame.finish_checksum() else { return true };
+    let judged = || {
+        let eth = claims::ethernet(frame.bytes)?;
+        claims::check(table, source(table, eth.source)?, &eth)
+    };
+    if judged().is_ok() {
+        return true;
+    }
+    if let Some(field) = frame.bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut) {
+        *field = before;
+    }
+    false
 }
 
 fn judge<'t, P>(

@@ -77,19 +77,19 @@ impl<'a> SuperFrame<'a> {
         Ok(self.bytes.len().min(header_len + usize::from(gso.segment_size)))
     }
 
-    /// Finishes the checksum of a frame that is one packet. Those of a super-frame are finished where it is cut.
-    pub(super) fn finish_checksum(&mut self) {
+    /// Finishes the checksum of a frame that is one packet, and says where it is and what was there. Those of a
+    /// super-frame are finished where it is cut.
+    pub(super) fn finish_checksum(&mut self) -> Option<(usize, [u8; 2])> {
         if self.gso.is_some() {
-            return;
+            return None;
         }
-        let Some(checksum) = self.checksum.take() else { return };
-        let Some(at) = self.checksum_at(checksum) else { return };
-        let Some(covered) = self.bytes.get(usize::from(checksum.start)..) else { return };
+        let checksum = self.checksum.take()?;
+        let at = self.checksum_at(checksum)?;
+        let covered = self.bytes.get(usize::from(checksum.start)..)?;
         let sum = Sum16BitWords::new().add_slice(covered).to_ones_complement_with_no_zero();
-        if let Some(field) = self.bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut) {
-            // The sum was taken over words as they lie in memory (RFC 1071 section 2.B).
-            *field = sum.to_ne_bytes();
-        }
+        let field = self.bytes.get_mut(at..)?.first_chunk_mut()?;
+        // The sum was taken over words as they lie in memory (RFC 1071 section 2.B).
+        Some((at, std::mem::replace(field, sum.to_ne_bytes())))
     }
 
     /// Where the two bytes of the checksum are, if they lie behind the Ethernet header and in the frame.
