@@ -10,11 +10,11 @@
 //! in a claim is of weight there, because the claimer chooses it. All of it is a function of the claims, not of the
 //! order in which they came, so that all nodes agree (I11). When the winner leaves, the next one has it.
 //!
-//! No claim has the gateway's MAC or addresses, a MAC that is bound to another node ([`MacAddr::may_be_of`]), an address
+//! No claim has the gateway's MAC or addresses, a MAC that is bound to another node ([`may_be_of`]), an address
 //! outside the subnets, a group address, or the link-local address that belongs to another MAC (RFC 4291 appendix A).
-//! Those parts of a claim are kept and do nothing.
+//! Those parts of a claim are kept and do nothing. Deciding which claims to believe at all (signatures, ownership of blocks) is not done here.
 //!
-//! [`MacAddr::may_be_of`]: crate::addr::MacAddr::may_be_of Deciding which claims to believe at all (signatures, ownership of blocks) is not done here.
+//! [`may_be_of`]: crate::addr::MacAddr::may_be_of
 
 mod bucket;
 mod hash;
