@@ -1,6 +1,6 @@
 //! Every endpoint reaches every other: ping, TCP and UDP, over IPv4 and IPv6.
 
-use std::{env, path::Path, thread};
+use std::{env, fs, path::Path, thread};
 
 use anyhow::{Result, ensure};
 use vxmesh_tests::{
@@ -71,9 +71,42 @@ fn policy_takes_bridged_frames(lab: &Lab, host: &str) -> Result<()> {
     Ok(())
 }
 
+/// Room in the neighbour tables, which all namespaces of a kernel share (arp(7), gc_thresh3): 1024 entries by default, and
+/// a table that is full loses packets that no agent ever sees. Ends with this.
+struct NeighborRoom(Vec<(&'static str, String)>);
+
+impl NeighborRoom {
+    fn for_entries(entries: usize) -> Result<Self> {
+        let mut before = Self(Vec::new());
+        for path in [
+            "/proc/sys/net/ipv4/neigh/default/gc_thresh3",
+            "/proc/sys/net/ipv6/neigh/default/gc_thresh3",
+        ] {
+            let now = fs::read_to_string(path)?;
+            if now.trim().parse::<usize>()? < 2 * entries {
+                fs::write(path, (2 * entries).to_string())?;
+                before.0.push((path, now));
+            }
+        }
+        Ok(before)
+    }
+}
+
+impl Drop for NeighborRoom {
+    fn drop(&mut self) {
+        for (path, value) in &self.0 {
+            if let Err(error) = fs::write(path, value) {
+                tell(&format!("{path} is not set back to {value}: {error}"));
+            }
+        }
+    }
+}
+
 fn all_pairs(lab: &Lab, each: usize) -> Result<()> {
     lab.network("h2", "blue")?;
     let mut all = Vec::new();
+    let count = lab.hosts().len() * each;
+    let _room = NeighborRoom::for_entries(count * count)?;
     for host in lab.hosts() {
         for number in 1..=each {
             all.push(lab.sandbox(host, "blue", &format!("{host}-{number}"))?);
