@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! thread   one per      waits on            owns
-//! out-VNI  network      TAP, stop           a frame buffer
+//! out-VNI  network      TAP, stop           a frame buffer, a train of datagrams
 //! in       agent        data socket, stop   a batch of datagram buffers
 //! session  agent        its queue, timers   the Noise sessions
 //! ```

@@ -6,7 +6,7 @@
 //!    table; none crosses the mesh.
 //! 4. MTU: each packet fits the network.
 //! 5. Destination: one peer by the Fdb, or every member for groups, as often as the limits allow.
-//! 6. Checksum: what leaves is complete.
+//! 6. Checksum: what leaves is complete, and still true about its source.
 //!
 //! Unknown unicast is never flooded: the table knows every endpoint.
 
