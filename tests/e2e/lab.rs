@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    env, fs,
+    fs,
     io::Read,
     os::unix::{fs::MetadataExt, process::CommandExt},
     path::{Path, PathBuf},
@@ -18,21 +18,9 @@ use nix::{
 };
 use serde_json::Value;
 use vxmesh::{api::ErrorCode, lab::capture};
+use vxmesh_tests::program::{command, vxmesh};
 
 const DEADLINE: Duration = Duration::from_secs(30);
-
-/// The program under test: `cargo test` puts this file two directories below it.
-fn vxmesh() -> Result<PathBuf> {
-    let own = env::current_exe()?;
-    let path = own.ancestors().nth(2).context("no target directory")?.join("vxmesh");
-    ensure!(path.is_file(), "{} is missing: run `cargo build -p vxmesh` first", path.display());
-    Ok(path)
-}
-
-#[expect(clippy::disallowed_methods, reason = "tests start programs")]
-fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    Command::new(program)
-}
 
 /// A lab that goes with the test, however that ends.
 struct Lab {

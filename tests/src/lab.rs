@@ -4,7 +4,6 @@
 //! failed, so it shows what its agents said. Either way it is removed.
 
 use std::{
-    cell::Cell,
     fs,
     io::{Read, Write},
     os::unix::net::UnixStream,
@@ -72,7 +71,7 @@ pub struct Lab {
     name: String,
     hosts: Vec<String>,
     capture: Option<Capture>,
-    finished: Cell<bool>,
+    finished: bool,
 }
 
 impl Lab {
@@ -98,7 +97,7 @@ impl Lab {
             name: format!("m{}-{number}", std::process::id()),
             hosts: (1..=options.hosts).map(|number| format!("h{number}")).collect(),
             capture: None,
-            finished: Cell::new(false),
+            finished: false,
         };
         let mut file = tempfile::NamedTempFile::new()?;
         let Options { hosts, underlay, mtu, agents } = options;
@@ -360,7 +359,7 @@ impl Lab {
             self.check_drops(host, allowed)?;
             self.check_log(host, allowed)?;
         }
-        self.finished.set(true);
+        self.finished = true;
         self.lab(&["down"])?;
         Ok(())
     }
@@ -437,7 +436,7 @@ impl Api {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if self.finished.get() {
+        if self.finished {
             return;
         }
         self.show();

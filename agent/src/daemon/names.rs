@@ -216,8 +216,8 @@ impl Mesh {
                     info!(sandbox = %sandbox.name(), "names are served again");
                 }
                 Ok(()) => {}
-                // It was removed meanwhile, or the host was started anew.
-                Err(_gone) if !sandbox.netns().exists() => {}
+                // It is being removed, or the host was started anew.
+                Err(_gone) if Netns::open(sandbox.netns()).is_err() => {}
                 Err(error) if unserved.insert(sandbox.name().clone()) => {
                     warn!(sandbox = %sandbox.name(), %error, "names are not served; trying again");
                 }

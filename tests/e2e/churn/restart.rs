@@ -15,6 +15,8 @@ use nix::{
     unistd::Pid,
 };
 
+use vxmesh_tests::lab::Allowed;
+
 use super::world::{DEADLINE, Lab, inside, ip, tell, wait_until};
 
 /// One round trip is expected well within it.
@@ -129,7 +131,8 @@ fn i9_an_agent_that_ends_and_starts_interrupts_nothing() -> Result<()> {
         assert_eq!(before, after, "{signal}");
         wait_until("the hosts agree", || lab.agree(&["h1", "h2"]))?;
     }
-    Ok(())
+    // What the other sealed with the keys of the last life, and what was sent before the tables were there again.
+    lab.finish(Allowed { drops: &["unknown_index", "source_unknown"], ..Allowed::default() })
 }
 
 #[test]
@@ -146,7 +149,8 @@ fn what_went_while_the_agent_was_away_is_tidied_up() -> Result<()> {
     // The sandbox's supervisor may be at it, too.
     wait_until("nothing is left", || Ok(lab.pins("h1")?.is_empty()))?;
     assert_eq!(lab.json("h1", &["endpoint", "ls"])?, serde_json::json!([]));
-    Ok(())
+    // The namespace that went is told of.
+    lab.finish(Allowed { warnings: &["cannot open the network namespace"], ..Allowed::default() })
 }
 
 #[test]
@@ -178,7 +182,8 @@ fn an_agent_killed_amid_changes_leaves_no_half_endpoint() -> Result<()> {
         }
         assert!(lab.pins("h1")?.is_empty(), "round {round}");
     }
-    Ok(())
+    // A half endpoint is told of.
+    lab.finish(Allowed { warnings: &["never wholly attached"], ..Allowed::default() })
 }
 
 #[test]
@@ -211,11 +216,11 @@ fn down_removes_everything_though_all_was_killed() -> Result<()> {
     for pid in &processes {
         assert!(!runs(*pid), "process {pid} runs");
     }
-    assert!(!lab.dir().exists(), "files are left");
-    assert!(!fs::read_to_string("/proc/self/mountinfo")?.contains(&lab.name));
+    assert!(!lab.dir("h1").exists(), "files are left");
+    assert!(!fs::read_to_string("/proc/self/mountinfo")?.contains(lab.name()));
     for host in ["h1", "h2", "wire"] {
-        assert!(!Path::new("/run/netns").join(format!("{}-{host}", lab.name)).exists());
+        assert!(!Path::new("/run/netns").join(format!("{}-{host}", lab.name())).exists());
     }
     assert_eq!(links()?, before);
-    Ok(())
+    lab.finish(Allowed::default())
 }

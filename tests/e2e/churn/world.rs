@@ -1,75 +1,52 @@
-//! A lab with agents, its questions as JSON, and work inside a sandbox.
+//! A lab whose answers are looked at as JSON, and work inside a sandbox.
 
 use std::{
     collections::BTreeSet,
-    env,
     fs::{self, File},
-    path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    ops::Deref,
+    process::Output,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
-
-/// A machine under load is slow.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
-
-fn vxmesh() -> Result<PathBuf> {
-    let own = env::current_exe()?;
-    let path = own.ancestors().nth(2).context("no target directory")?.join("vxmesh");
-    ensure!(path.is_file(), "{} is missing: run `cargo build -p vxmesh` first", path.display());
-    Ok(path)
-}
-
-#[expect(clippy::disallowed_methods, reason = "tests start programs")]
-fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    Command::new(program)
-}
+use vxmesh_tests::lab::{self, Allowed};
+pub(crate) use vxmesh_tests::lab::{DEADLINE, tell};
 
 /// A lab that goes with the test, however that ends.
 #[derive(Debug)]
-pub(crate) struct Lab {
-    pub(crate) name: String,
+pub(crate) struct Lab(lab::Lab);
+
+impl Deref for Lab {
+    type Target = lab::Lab;
+
+    fn deref(&self) -> &lab::Lab {
+        &self.0
+    }
 }
 
 impl Lab {
     pub(crate) fn up(hosts: u8) -> Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("c{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let lab = Self { name };
-        lab.lab(&["up", "--hosts", &hosts.to_string()])?;
-        Ok(lab)
+        Ok(Self(lab::Lab::up(hosts)?))
     }
 
-    fn run(&self, args: &[&str]) -> Result<Output> {
-        let mut command = command(vxmesh()?);
-        command.args(["lab", "--name", &self.name]).args(args).stdin(Stdio::null());
-        Ok(command.output()?)
-    }
-
-    pub(crate) fn lab(&self, args: &[&str]) -> Result<String> {
-        printed(args, &self.run(args)?)
+    /// The checks that end every test, with what this one caused on purpose.
+    pub(crate) fn finish(self, allowed: Allowed<'_>) -> Result<()> {
+        self.0.finish(allowed)
     }
 
     pub(crate) fn try_vx(&self, host: &str, args: &[&str]) -> Result<Output> {
-        self.run(&[&["exec", host, "--", "vxmesh"], args].concat())
+        self.try_vxmesh(host, args)
     }
 
     pub(crate) fn vx(&self, host: &str, args: &[&str]) -> Result<String> {
-        printed(args, &self.try_vx(host, args)?)
-    }
-
-    pub(crate) fn sh(&self, host: &str, script: &str) -> Result<String> {
-        self.lab(&["exec", host, "--", "sh", "-c", script])
+        self.vxmesh(host, args)
     }
 
     /// The rows or the object that a command prints.
     pub(crate) fn json(&self, host: &str, args: &[&str]) -> Result<Value> {
-        let text = self.vx(host, &[&["--format", "json"], args].concat())?;
-        serde_json::from_str(&text).with_context(|| format!("{args:?} printed {text}"))
+        self.0.json(host, args)
     }
 
     /// The row of a list whose field has this value.
@@ -112,19 +89,11 @@ impl Lab {
         Ok(true)
     }
 
-    pub(crate) fn dir(&self) -> PathBuf {
-        Path::new("/run/vxmesh-lab").join(&self.name)
-    }
-
+    /// Process of a host: its `holder` or its `agent`.
     pub(crate) fn pid(&self, host: &str, which: &str) -> Result<i32> {
-        let record = fs::read(self.dir().join(host).join(format!("{which}.json")))?;
+        let record = fs::read(self.dir(host).join(format!("{which}.json")))?;
         let record: Value = serde_json::from_slice(&record)?;
         Ok(i32::try_from(record["pid"].as_i64().context("no pid")?)?)
-    }
-
-    /// Where a file of a host is on this machine.
-    pub(crate) fn path(&self, host: &str, path: &str) -> Result<PathBuf> {
-        Ok(format!("/proc/{}/root{path}", self.pid(host, "holder")?).into())
     }
 
     /// A namespace by its path inside a host.
@@ -138,23 +107,6 @@ impl Lab {
             self.sh(host, "cd /run/vxmesh; ls netns sandbox 2>/dev/null | grep -v : || true")?;
         Ok(list.split_whitespace().map(ToOwned::to_owned).collect())
     }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        let removed = self.lab(&["down"]);
-        // A second panic would hide the first.
-        assert!(
-            std::thread::panicking() || removed.is_ok(),
-            "lab {} is left: {removed:?}",
-            self.name
-        );
-    }
-}
-
-fn printed(args: &[&str], output: &Output) -> Result<String> {
-    ensure!(output.status.success(), "{args:?}: {output:?}");
-    Ok(String::from_utf8(output.stdout.clone())?.trim_end().to_owned())
 }
 
 /// The first address of an endpoint.
@@ -185,10 +137,4 @@ pub(crate) fn wait_until(
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(start.elapsed())
-}
-
-/// Tells a figure to whoever runs the tests.
-pub(crate) fn tell(line: &str) {
-    // There may be nobody to read it.
-    drop(std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{line}\n")));
 }

@@ -4,6 +4,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{judge, refused};
+use vxmesh_tests::lab::Allowed;
+
 use crate::churn::world::{Lab, wait_until};
 
 /// The hint of every token that the issuer does not take.
@@ -144,7 +146,7 @@ fn nobody_joins_without_a_good_token() -> Result<()> {
     // After all of this a good one is good, and only this takes a use.
     lab.vx("h2", &["join", "--token", &good, h1])?;
     ensure!(lab.json("h1", &["token", "ls"])?.to_string().contains("\"uses_left\":2"));
-    Ok(())
+    lab.finish(Allowed::default())
 }
 
 #[test]
@@ -165,5 +167,5 @@ fn members_of_two_meshes_do_not_mix() -> Result<()> {
     let alive = nodes.as_array().into_iter().flatten().filter(|node| node["state"] == "alive");
     ensure!(alive.count() == 1, "{nodes}");
     ensure!(lab.json("h2", &["node", "ls"])?.as_array().map(Vec::len) == Some(1));
-    Ok(())
+    lab.finish(Allowed::default())
 }

@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 
 use vxmesh::store::{Store, Table};
 
+use vxmesh_tests::lab::Allowed;
+
 use crate::churn::world::{Lab, ip};
 
 /// Fails with this status and says this.
@@ -84,7 +86,7 @@ fn what_cannot_be_is_refused_by_name() -> Result<()> {
     let wanted = std::net::Ipv4Addr::from_bits(far.to_bits() + 9).to_string();
     let run = ["run", "--network", "blue", "--ip", &wanted, "--", "ip", "-o", "addr"];
     assert!(lab.vx("h1", &run)?.contains(&wanted));
-    Ok(())
+    lab.finish(Allowed::default())
 }
 
 #[test]
@@ -114,7 +116,7 @@ fn a_small_subnet_ends_with_a_word() -> Result<()> {
     assert_eq!((pool["used"].clone(), pool["free"].clone()), (json!(5), json!(0)), "{pools}");
     refused(&lab, "h1", &["ipam", "inspect", "nowhere"], 3, &["nowhere"])?;
     assert_eq!(addresses.len(), 4, "all of it was to be had: {addresses:?}");
-    Ok(())
+    lab.finish(Allowed::default())
 }
 
 #[test]
@@ -148,5 +150,5 @@ fn an_agent_that_cannot_trust_its_files_does_not_start() -> Result<()> {
     }
     lab.lab(&["start", "h1"])?;
     assert_eq!(lab.json("h1", &["status"])?["state"], json!("ready"));
-    Ok(())
+    lab.finish(Allowed::default())
 }
