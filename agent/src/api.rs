@@ -2,6 +2,7 @@
 //!
 //! Requests end in `Spec`. An error is [`ApiError`]: what is wrong and what to do next.
 
+mod connection;
 mod ipam;
 
 use std::{
@@ -15,6 +16,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use vxmesh_proto::addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId, Vni};
 
+pub use self::connection::{Connection, ConnectionError, Connections, SandboxNetwork};
 pub use self::ipam::{
     AddressBlock, AddressOwner, AddressPool, NetworkPools, PoolDetail, RestingAddress,
 };
@@ -209,6 +211,9 @@ pub struct Network {
     /// Its way out of the host that answers; nothing in lists, and where the network is internal or has no endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub way: Option<Way>,
+    /// The endpoints in it that this node knows. Only for one network at a time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<Endpoint>,
     /// What works, but not as it may be thought. Only for one network at a time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -347,7 +352,7 @@ pub struct AttachSpec {
     pub sandbox: Option<String>,
 }
 
-/// `vxmesh sandbox ls`: a network namespace made for `vxmesh run`.
+/// `vxmesh sandbox ls|inspect`: a network namespace made for `vxmesh run`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sandbox {
     /// Its name, unique on this node.
@@ -360,8 +365,14 @@ pub struct Sandbox {
     pub state: String,
     /// The command.
     pub command: Vec<String>,
-    /// Its endpoints.
+    /// Grows with each new sandbox of this node, by which it is told from another one of its name.
+    #[serde(default)]
+    pub incarnation: u64,
+    /// Its endpoints, in the order of its networks.
     pub endpoints: Vec<EndpointId>,
+    /// Its networks: the highest `gw_priority` first, then by name. So they have the default routes and are asked for names.
+    #[serde(default)]
+    pub networks: Vec<SandboxNetwork>,
     /// Directory of the `resolv.conf` and `hosts` that its programs see.
     #[serde(default)]
     pub etc: Option<String>,
@@ -381,8 +392,8 @@ pub struct Published {
     pub port: u16,
     /// The sandbox's port.
     pub sandbox_port: u16,
-    /// The endpoint.
-    pub endpoint: EndpointId,
+    /// The endpoint, in the network that has the sandbox's default route; none while no network has it.
+    pub endpoint: Option<EndpointId>,
 }
 
 impl fmt::Display for Published {
@@ -391,7 +402,8 @@ impl fmt::Display for Published {
             Some(ip) => write!(f, "{}", SocketAddr::new(ip, self.port))?,
             None => write!(f, "*:{}", self.port)?,
         }
-        write!(f, "->{}/{}", self.sandbox_port, self.protocol.as_str())
+        write!(f, "->{}/{}", self.sandbox_port, self.protocol.as_str())?;
+        if self.endpoint.is_none() { f.write_str(" (leads nowhere)") } else { Ok(()) }
     }
 }
 
@@ -402,24 +414,15 @@ pub struct SandboxSpec {
     /// Its name; chosen otherwise.
     #[serde(default)]
     pub name: Option<Name>,
-    /// Networks, first one first.
-    pub networks: Vec<String>,
-    /// Wanted addresses in the first network.
-    #[serde(default)]
-    pub ips: Vec<IpAddr>,
-    /// Wanted MAC address in the first network.
-    #[serde(default)]
-    pub mac: Option<MacAddr>,
-    /// Other names of its endpoints.
-    #[serde(default)]
-    pub aliases: Vec<Alias>,
+    /// The networks, and what it shall be in each.
+    pub networks: Vec<Connection>,
     /// Name servers for names that are not the mesh's; those of its networks otherwise.
     #[serde(default)]
     pub dns: Vec<IpAddr>,
     /// Names that get an address in its /etc/hosts.
     #[serde(default)]
     pub hosts: Vec<HostEntry>,
-    /// Ports to publish from the first network that is not internal.
+    /// Ports to publish: they lead through the networks that have the default routes.
     #[serde(default)]
     pub publish: Vec<Publish>,
     /// The command, for `sandbox ls`.

@@ -18,6 +18,7 @@ pub mod ipam;
 pub mod limits;
 pub mod object;
 pub mod record;
+pub mod sandbox;
 pub mod session;
 pub mod tables;
 pub mod wire;

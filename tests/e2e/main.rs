@@ -2,6 +2,7 @@
 
 mod addresses;
 mod churn;
+mod connect;
 mod demo;
 mod egress;
 mod lab;

@@ -136,6 +136,7 @@ pub fn user_text(data: &[u8]) {
         let spelled = token.reveal();
         assert!(spelled.eq_ignore_ascii_case(text.trim()), "a token has one spelling but for case");
     }
+    let _networks = text.parse::<api::Connections>();
     let _configured = toml::from_str::<RawConfig>(text);
     let _specs = (
         serde_json::from_str::<api::NetworkSpec>(text).is_ok(),

@@ -8,10 +8,10 @@ use async_trait::async_trait;
 
 use super::resolve;
 use crate::api::{
-    Address, AddressPool, ApiError, AttachSpec, Diagnosis, DnsQuery, DnsRecord, DropRow, Endpoint,
-    ExtendSpec, InitSpec, JoinSpec, Location, MapDiffRow, MapRow, Membership, Network,
-    NetworkPools, NetworkSpec, Node, Peer, Sandbox, SandboxSpec, Status, Token, TokenCreated,
-    TokenSpec,
+    Address, AddressPool, ApiError, AttachSpec, Connection, Diagnosis, DnsQuery, DnsRecord,
+    DropRow, Endpoint, ExtendSpec, InitSpec, JoinSpec, Location, MapDiffRow, MapRow, Membership,
+    Network, NetworkPools, NetworkSpec, Node, Peer, Sandbox, SandboxSpec, Status, Token,
+    TokenCreated, TokenSpec,
 };
 
 /// An agent as its admin API sees it.
@@ -79,7 +79,7 @@ pub trait Backend: Send + Sync + 'static {
 
     /// `sandbox ls`
     async fn sandboxes(&self) -> Result<Vec<Sandbox>, ApiError>;
-    /// One sandbox, for `exec`.
+    /// `sandbox inspect`, and for `exec`.
     async fn sandbox(&self, reference: &str) -> Result<Sandbox, ApiError> {
         resolve::one(&self.sandboxes().await?, reference).cloned()
     }
@@ -89,6 +89,18 @@ pub trait Backend: Send + Sync + 'static {
     async fn sandbox_started(&self, reference: &str, pid: u32) -> Result<Sandbox, ApiError>;
     /// `sandbox rm`: ends its process and removes it with its endpoints.
     async fn sandbox_rm(&self, reference: &str) -> Result<Sandbox, ApiError>;
+    /// `network connect`: conflict if it is in the network.
+    async fn sandbox_connect(
+        &self,
+        reference: &str,
+        connection: Connection,
+    ) -> Result<Endpoint, ApiError>;
+    /// `network disconnect`: not found if it is not in the network.
+    async fn sandbox_disconnect(
+        &self,
+        reference: &str,
+        network: &str,
+    ) -> Result<Endpoint, ApiError>;
 
     /// `doctor`
     async fn doctor(&self) -> Result<Vec<Diagnosis>, ApiError>;

@@ -11,6 +11,7 @@
 //! | `GET`, `POST /v1/endpoints`; `GET`, `DELETE /v1/endpoints/REF` | `AttachSpec` | `Endpoint` |
 //! | `GET`, `POST /v1/sandboxes`; `GET`, `DELETE /v1/sandboxes/REF` | `SandboxSpec` | `Sandbox` |
 //! | `POST /v1/sandboxes/REF/started` | `SandboxStarted` | `Sandbox` |
+//! | `POST /v1/sandboxes/REF/networks`; `DELETE /v1/sandboxes/REF/networks/REF` | `Connection` | `Endpoint` |
 //! | `GET /v1/drops`, `/v1/map`, `/v1/doctor` | | `[DropRow]`, `[MapRow]`, `[Diagnosis]` |
 //! | `GET /v1/locate/ADDRESS[?network=REF]` | | `Location` |
 //! | `GET /v1/dns/NAME[?network=REF][&type=TYPE]` | | `[DnsRecord]` |

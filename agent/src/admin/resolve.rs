@@ -176,7 +176,9 @@ mod tests {
             state: "created".into(),
             command: Vec::new(),
             published: Vec::new(),
+            incarnation: 1,
             endpoints: Vec::new(),
+            networks: Vec::new(),
             etc: None,
         };
         let sandboxes = [sandbox];

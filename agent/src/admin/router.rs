@@ -11,14 +11,14 @@ use axum::{
     },
     http::{Method, StatusCode, Uri, request::Parts},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::Backend;
 use crate::api::{
-    Address, ApiError, AttachSpec, DnsQuery, DnsRecord, ErrorBody, ErrorCode, ExtendSpec, InitSpec,
-    JoinSpec, Location, NetworkSpec, SandboxSpec, SandboxStarted, TokenSpec,
+    Address, ApiError, AttachSpec, Connection, DnsQuery, DnsRecord, ErrorBody, ErrorCode,
+    ExtendSpec, InitSpec, JoinSpec, Location, NetworkSpec, SandboxSpec, SandboxStarted, TokenSpec,
 };
 
 /// Largest request body. The largest request has a few dozen addresses and labels; 1 MiB is far above any.
@@ -60,7 +60,7 @@ fn membership() -> Router<Arc<dyn Backend>> {
         .route("/v1/join", post(join))
         .route("/v1/leave", post(leave))
         .route("/v1/tokens", get(tokens).post(create))
-        .route("/v1/tokens/{reference}", axum::routing::delete(revoke))
+        .route("/v1/tokens/{reference}", delete(revoke))
 }
 
 fn objects() -> Router<Arc<dyn Backend>> {
@@ -108,7 +108,15 @@ fn sandboxes() -> Router<Arc<dyn Backend>> {
     let rm = async |State(agent): Agent, Ref(name): Ref| {
         to_the_end(async move { agent.sandbox_rm(&name).await }).await
     };
+    let connect = async |State(agent): Agent, Ref(name): Ref, Spec(spec): Spec<Connection>| {
+        to_the_end(async move { agent.sandbox_connect(&name, spec).await }).await
+    };
+    let disconnect = async |State(agent): Agent, Refs(name, network): Refs| {
+        to_the_end(async move { agent.sandbox_disconnect(&name, &network).await }).await
+    };
     Router::new()
+        .route("/v1/sandboxes/{reference}/networks", post(connect))
+        .route("/v1/sandboxes/{reference}/networks/{network}", delete(disconnect))
         .route("/v1/sandboxes", get(list).post(create))
         .route("/v1/sandboxes/{reference}", get(one).delete(rm))
         .route("/v1/sandboxes/{reference}/started", post(started))
@@ -220,6 +228,18 @@ impl<S: Send + Sync> FromRequestParts<S> for Ref {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let path = Path::<String>::from_request_parts(parts, state).await;
         path.map(|Path(reference)| Self(reference)).map_err(|why| bad_request(why.body_text()))
+    }
+}
+
+/// Two references in the path, percent-decoded.
+struct Refs(String, String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Refs {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = Path::<(String, String)>::from_request_parts(parts, state).await;
+        path.map(|Path((one, other))| Self(one, other)).map_err(|why| bad_request(why.body_text()))
     }
 }
 

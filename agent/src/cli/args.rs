@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use vxmesh_proto::addr::{Alias, MacAddr, Name, Vni};
 
 use crate::{
-    api::{self, Address, DnsType, HostEntry},
+    api::{self, Address, ConnectionError, Connections, DnsType, HostEntry},
     config,
     datapath::backend::Backend,
     gateway::publish::{PublishError, PublishRange},
@@ -225,6 +225,17 @@ pub(super) enum Network {
         #[arg(value_parser = reference)]
         network: String,
     },
+    /// Put a sandbox of this node into one, while its command runs
+    Connect(Connect),
+    /// Take a sandbox of this node out of one, while its command runs
+    Disconnect {
+        /// Id, beginning of an id, or name
+        #[arg(value_parser = reference)]
+        network: String,
+        /// Name of the sandbox
+        #[arg(value_parser = reference)]
+        sandbox: String,
+    },
     /// Add subnets to one, on all nodes and while endpoints are in it
     Extend(Extend),
     /// Remove one, on all nodes
@@ -262,6 +273,24 @@ pub(super) struct NetworkCreate {
     /// Label; may be given more than once
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     pub(super) label: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Connect {
+    /// Id, beginning of an id, or name
+    #[arg(value_parser = reference)]
+    pub(super) network: String,
+    /// Name of the sandbox
+    #[arg(value_parser = reference)]
+    pub(super) sandbox: String,
+    #[command(flatten)]
+    pub(super) wanted: Wanted,
+    /// Name of the interface [default: the first free ethN]
+    #[arg(long)]
+    pub(super) ifname: Option<String>,
+    /// The network with the highest one has the default route, unless it is internal
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    pub(super) gw_priority: i32,
 }
 
 #[derive(Debug, Args)]
@@ -372,9 +401,12 @@ pub(super) struct Run {
     /// Name of the sandbox [default: chosen]
     #[arg(long)]
     pub(super) name: Option<Name>,
-    /// Networks to be in; --ip and --mac are for the first
-    #[arg(long, required = true, value_delimiter = ',', value_name = "NET", value_parser = reference)]
-    pub(super) network: Vec<String>,
+    /// Networks to be in; more than once, also as name=NET,ip=IP,mac=MAC,alias=NAME,ifname=IF,gw-priority=N
+    ///
+    /// The network with the highest gw-priority that is not internal has the default route; of equal ones, the first by name.
+    /// --ip and --mac are for the first network that is named, --alias is for all.
+    #[arg(long, required = true, value_name = "NET[,NET]|name=NET[,KEY=VALUE]", value_parser = connections)]
+    pub(super) network: Vec<Connections>,
     #[command(flatten)]
     pub(super) wanted: Wanted,
     /// Name server for names outside the mesh; up to three [default: those of the networks]
@@ -405,6 +437,12 @@ pub(super) struct Exec {
 pub(super) enum Sandbox {
     /// List the sandboxes
     Ls,
+    /// Show one with its networks
+    Inspect {
+        /// Its name
+        #[arg(value_parser = reference)]
+        sandbox: String,
+    },
     /// End the command of a sandbox and remove it
     Rm {
         /// Its name
@@ -475,6 +513,10 @@ fn netns(text: &str) -> Result<PathBuf, String> {
 
 fn publish(text: &str) -> Result<PublishRange, String> {
     text.parse().map_err(|why: PublishError| why.to_string())
+}
+
+fn connections(text: &str) -> Result<Connections, String> {
+    text.parse().map_err(|why: ConnectionError| why.to_string())
 }
 
 fn reference(text: &str) -> Result<String, String> {

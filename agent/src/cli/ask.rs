@@ -5,13 +5,16 @@ use serde::de::DeserializeOwned;
 use super::{
     Outcome,
     args::{
-        Ask, Attach, Dns, Endpoint, Ipam, Locate, Look, Map, Network, NetworkCreate, Sandbox, Token,
+        Ask, Attach, Connect, Dns, Endpoint, Ipam, Locate, Look, Map, Network, NetworkCreate,
+        Sandbox, Token,
     },
     client::{Client, segment},
     output::{Output, Row},
     words::Words,
 };
-use crate::api::{self, ApiError, AttachSpec, ErrorCode, ExtendSpec, NetworkSpec, TokenSpec};
+use crate::api::{
+    self, ApiError, AttachSpec, Connection, ErrorCode, ExtendSpec, NetworkSpec, TokenSpec,
+};
 
 /// Makes the call and prints its answer.
 pub(super) async fn ask(client: &Client, output: Output, ask: Ask) -> Outcome {
@@ -84,6 +87,13 @@ impl Call<'_> {
                 self.warn(&network);
                 self.output.done(&network, network.name.as_str())
             }
+            Network::Connect(connect) => self.connect(connect).await,
+            Network::Disconnect { network, sandbox } => {
+                let path =
+                    format!("{}/networks/{}", path("sandboxes", &sandbox), segment(&network));
+                let gone: api::Endpoint = self.client.delete(path).await?;
+                self.output.done(&gone, &gone.id.to_string())
+            }
             Network::Ls => self.list::<api::Network>("/v1/networks").await,
             Network::Inspect { network } => {
                 self.inspect::<api::Network>(&path("networks", &network)).await
@@ -97,6 +107,21 @@ impl Call<'_> {
                 self.output.done(&gone, gone.name.as_str())
             }
         }
+    }
+
+    async fn connect(&self, connect: Connect) -> Result<(), ApiError> {
+        let Connect { network, sandbox, wanted, ifname, gw_priority } = connect;
+        let connection = Connection {
+            network,
+            ips: wanted.ip,
+            mac: wanted.mac,
+            aliases: wanted.alias,
+            ifname,
+            gw_priority,
+        };
+        let path = format!("{}/networks", path("sandboxes", &sandbox));
+        let made: api::Endpoint = self.client.post(&path, &connection).await?;
+        self.output.done(&made, &made.id.to_string())
     }
 
     fn warn(&self, network: &api::Network) {
@@ -141,6 +166,9 @@ impl Call<'_> {
     async fn sandbox(&self, sandbox: Sandbox) -> Result<(), ApiError> {
         match sandbox {
             Sandbox::Ls => self.list::<api::Sandbox>("/v1/sandboxes").await,
+            Sandbox::Inspect { sandbox } => {
+                self.inspect::<api::Sandbox>(&path("sandboxes", &sandbox)).await
+            }
             Sandbox::Rm { sandbox } => {
                 let gone: api::Sandbox = self.client.delete(path("sandboxes", &sandbox)).await?;
                 self.output.done(&gone, gone.name.as_str())

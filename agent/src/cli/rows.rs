@@ -118,16 +118,15 @@ impl Row for Endpoint {
 }
 
 impl Row for Sandbox {
-    const HEAD: &'static [&'static str] =
-        &["NAME", "STATE", "PID", "ENDPOINTS", "PORTS", "COMMAND"];
+    const HEAD: &'static [&'static str] = &["NAME", "STATE", "PID", "NETWORKS", "PORTS", "COMMAND"];
 
-    fn cells(&self, _: &Words) -> Vec<String> {
-        let endpoints: Vec<_> = self.endpoints.iter().map(|endpoint| endpoint.short()).collect();
+    fn cells(&self, words: &Words) -> Vec<String> {
+        let networks: Vec<_> = self.networks.iter().map(|it| words.network(&it.network)).collect();
         vec![
             self.name.to_string(),
             self.state.clone(),
             or_dash(self.pid.as_ref()),
-            list(&endpoints),
+            list(&networks),
             list(&self.published),
             self.command.join(" "),
         ]

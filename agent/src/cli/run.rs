@@ -31,7 +31,9 @@ use super::{
     signals::{self, Signals},
     wait,
 };
-use crate::api::{ApiError, ErrorCode, Sandbox, SandboxSpec, SandboxStarted};
+use crate::api::{
+    ApiError, Connection, Connections, ErrorCode, Sandbox, SandboxSpec, SandboxStarted,
+};
 use crate::gateway::publish::PublishRange;
 
 /// The exit status of a failure that is not the command's.
@@ -50,7 +52,8 @@ pub(super) fn run(global: &Global, output: Output, run: Run) -> Outcome {
     wait(async {
         let client = super::client(global).map_err(ours)?;
         let mut signals = open_signals()?;
-        let spec = spec(&run);
+        let spec =
+            spec(&run).map_err(|error| Failure { status: error.code.exit_status(), error })?;
         let sandbox: Sandbox = client.post("/v1/sandboxes", &spec).await.map_err(ours)?;
         let outcome = match signals.pending() {
             Some(signal) => Ok(signal_status(signal as i32)),
@@ -187,9 +190,8 @@ pub(super) async fn remove(
 
 async fn remove_once(client: &Client, sandbox: &Sandbox) -> Result<(), ApiError> {
     let there: Sandbox = client.get(path(sandbox)).await?;
-    // While the agent was away the name may have gone to a newer sandbox; no endpoint is in both.
-    let is_ours = there.endpoints.iter().any(|endpoint| sandbox.endpoints.contains(endpoint));
-    if !is_ours && !there.endpoints.is_empty() {
+    // While the agent was away the name may have gone to a newer sandbox.
+    if there.incarnation != sandbox.incarnation {
         return Ok(());
     }
     client.delete::<Sandbox>(path(sandbox)).await.map(|_| ())
@@ -218,18 +220,41 @@ pub(super) fn open_signals() -> Result<Signals, Failure> {
     Signals::new().map_err(|why| ours(failed("cannot read signals", &why)))
 }
 
-fn spec(run: &Run) -> SandboxSpec {
-    SandboxSpec {
+fn spec(run: &Run) -> Result<SandboxSpec, ApiError> {
+    Ok(SandboxSpec {
         name: run.name.clone(),
-        networks: run.network.clone(),
-        ips: run.wanted.ip.clone(),
-        mac: run.wanted.mac,
-        aliases: run.wanted.alias.clone(),
+        networks: networks(run)?,
         dns: run.dns.clone(),
         hosts: run.add_host.clone(),
         publish: run.publish.iter().flat_map(|PublishRange(ports)| ports.clone()).collect(),
         command: run.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+    })
+}
+
+/// The networks with what the other flags say about them.
+fn networks(run: &Run) -> Result<Vec<Connection>, ApiError> {
+    let named = run.network.iter().flat_map(|Connections(networks)| networks.clone());
+    let mut networks: Vec<Connection> = named.collect();
+    let twice = |flag: &str| {
+        let message = format!("{flag} is given for the first network, which has one with its name");
+        ApiError::new(ErrorCode::Usage, message, "give it once")
+    };
+    if let Some(first) = networks.first_mut() {
+        match (run.wanted.ip.is_empty(), first.ips.is_empty()) {
+            (true, _) => {}
+            (false, true) => first.ips.clone_from(&run.wanted.ip),
+            (false, false) => return Err(twice("--ip")),
+        }
+        match (run.wanted.mac, first.mac) {
+            (None, _) => {}
+            (mac, None) => first.mac = mac,
+            (Some(_), Some(_)) => return Err(twice("--mac")),
+        }
     }
+    for network in &mut networks {
+        network.aliases.extend(run.wanted.alias.iter().cloned());
+    }
+    Ok(networks)
 }
 
 fn path(sandbox: &Sandbox) -> String {

@@ -19,8 +19,8 @@ use super::mesh::{Mesh, failed, store_failed};
 use crate::{
     admin::{Backend, resolve},
     api::{
-        Address, AddressPool, ApiError, AttachSpec, Diagnosis, DnsQuery, DnsRecord, DropRow,
-        Endpoint, ErrorCode, ExtendSpec, InitSpec, JoinSpec, Location, MapDiffRow, MapRow,
+        Address, AddressPool, ApiError, AttachSpec, Connection, Diagnosis, DnsQuery, DnsRecord,
+        DropRow, Endpoint, ErrorCode, ExtendSpec, InitSpec, JoinSpec, Location, MapDiffRow, MapRow,
         Membership, Network, NetworkPools, NetworkSpec, Node, Peer, Sandbox, SandboxSpec, Status,
         Token, TokenCreated, TokenSpec,
     },
@@ -364,7 +364,10 @@ impl Backend for Agent {
     async fn network(&self, reference: &str) -> Result<Network, ApiError> {
         let mesh = self.mesh().await?;
         let network = mesh.inspect_network(reference)?;
-        Ok(Network { way: mesh.way_row(network.id).await, ..network })
+        let way = mesh.way_row(network.id).await;
+        let mut endpoints = mesh.endpoint_list();
+        endpoints.retain(|endpoint| endpoint.network == network.id);
+        Ok(Network { way, endpoints, ..network })
     }
 
     async fn network_create(&self, spec: NetworkSpec) -> Result<Network, ApiError> {
@@ -416,6 +419,22 @@ impl Backend for Agent {
 
     async fn sandbox_rm(&self, reference: &str) -> Result<Sandbox, ApiError> {
         self.mesh().await?.remove_sandbox(reference).await
+    }
+
+    async fn sandbox_connect(
+        &self,
+        reference: &str,
+        connection: Connection,
+    ) -> Result<Endpoint, ApiError> {
+        self.mesh().await?.connect_sandbox(reference, connection).await
+    }
+
+    async fn sandbox_disconnect(
+        &self,
+        reference: &str,
+        network: &str,
+    ) -> Result<Endpoint, ApiError> {
+        self.mesh().await?.disconnect_sandbox(reference, network).await
     }
 
     async fn doctor(&self) -> Result<Vec<Diagnosis>, ApiError> {

@@ -59,6 +59,9 @@ pub(super) struct Stored {
     netns: PathBuf,
     ifname: Option<String>,
     pub(super) sandbox: Option<String>,
+    /// Of a sandbox of ours: which of its networks has its default routes.
+    #[serde(default)]
+    pub(super) gw_priority: i32,
     incarnation: u64,
     attached: bool,
 }
@@ -86,7 +89,14 @@ impl Stored {
             ifname: self.ifname.clone(),
             mac: self.mac,
             ips: self.ips.clone(),
+            // A sandbox of ours has its default routes by all of its networks together.
+            default_route: self.sandbox.is_none(),
         }
+    }
+
+    /// Whether it is wholly there.
+    pub(super) const fn is_attached(&self) -> bool {
+        self.attached
     }
 }
 
@@ -145,7 +155,9 @@ impl Mesh {
         spec: AttachSpec,
     ) -> Result<api::Endpoint, ApiError> {
         let mut hosted = self.lock_host().await?;
-        let endpoint = self.attach_stored(&mut hosted, spec).await?;
+        // Into sandboxes of ours leads `network connect`, which keeps their routes and names in step.
+        let spec = AttachSpec { sandbox: None, ..spec };
+        let endpoint = self.attach_stored(&mut hosted, spec, 0).await?;
         drop(hosted);
         self.reconcile().await;
         resolve::one(&self.endpoint_list(), &endpoint.id.to_string()).cloned()
@@ -155,6 +167,7 @@ impl Mesh {
         self: &Arc<Self>,
         hosted: &mut Hosted,
         spec: AttachSpec,
+        gw_priority: i32,
     ) -> Result<Stored, ApiError> {
         let row = self.find_network(&spec.network)?;
         let (network, state) = self.network_object(row.id).ok_or_else(|| {
@@ -168,7 +181,7 @@ impl Mesh {
             );
             return Err(conflict(message, "remove one of the two"));
         }
-        let mut endpoint = self.draft(row.id, spec.clone())?;
+        let mut endpoint = Stored { gw_priority, ..self.draft(row.id, spec.clone())? };
         endpoint.ips = self.allocate(&network, row.id, &spec.ips).await?;
         match self.plug_in(hosted, &network, &mut endpoint).await {
             Ok(()) => Ok(endpoint),
@@ -226,6 +239,7 @@ impl Mesh {
             netns: PathBuf::from(spec.netns),
             ifname: spec.ifname,
             sandbox: spec.sandbox,
+            gw_priority: 0,
             incarnation: self.store.next_incarnation(unix_ms()).map_err(store_failed)?,
             attached: false,
         })
@@ -260,7 +274,16 @@ impl Mesh {
         // All tables know it before its first frame: none is refused, and whoever asks for it gets an answer.
         self.announce(&Claim::Endpoint(endpoint.claim())).await?;
         endpoint.ifname = Some(overlay.attach(&endpoint.plug()).await?);
-        endpoint.attached = true;
+        self.set_attached(endpoint, true)
+    }
+
+    /// Writes down whether an endpoint is wholly there: the next start undoes one that is not.
+    pub(super) fn set_attached(
+        &self,
+        endpoint: &mut Stored,
+        attached: bool,
+    ) -> Result<(), ApiError> {
+        endpoint.attached = attached;
         self.save(endpoint)
     }
 
@@ -369,7 +392,7 @@ impl Mesh {
     }
 
     /// Removes an endpoint from host, store and pools, and the network's namespace after the last one.
-    async fn unplug(
+    pub(super) async fn unplug(
         self: &Arc<Self>,
         hosted: &mut Hosted,
         endpoint: &Stored,
@@ -457,7 +480,7 @@ impl Mesh {
         if let Some(sandbox) = stored.and_then(|stored| stored.sandbox) {
             return Err(conflict(
                 format!("endpoint `{}` belongs to sandbox `{sandbox}`", row.name),
-                "remove the sandbox with `vxmesh sandbox rm`",
+                "use `vxmesh network disconnect`, or remove the sandbox with `vxmesh sandbox rm`",
             ));
         }
         self.detach_stored(&mut hosted, row.id).await?;
@@ -476,6 +499,18 @@ impl Mesh {
         let Some(endpoint) = stored else { return Ok(()) };
         self.withdraw(id);
         self.unplug(hosted, &endpoint).await
+    }
+
+    /// Withdraws an endpoint and waits as long as for a new one until nobody is led to it any more.
+    pub(super) async fn withdraw_everywhere(self: &Arc<Self>, id: EndpointId) {
+        let Some(gossip) = self.gossip.get() else { return };
+        match gossip.withdraw(Key::Endpoint(id)) {
+            Ok(record) => {
+                self.reconcile().await;
+                self.spread_and_wait(&record).await;
+            }
+            Err(error) => warn!(endpoint = %id, %error, "the endpoint's end is not told"),
+        }
     }
 
     pub(super) fn withdraw(&self, id: EndpointId) {
@@ -515,7 +550,8 @@ impl Mesh {
             self.adopt_or_undo(&mut hosted, &endpoint).await;
         }
         self.sweep(&hosted).await?;
-        self.adopt_ways(&mut hosted)
+        self.adopt_ways(&mut hosted)?;
+        self.adopt_routes().await
     }
 
     /// Unplugs the endpoints of networks that were deleted elsewhere while this node was away: nothing carries their frames any
@@ -541,6 +577,8 @@ impl Mesh {
         if *self.stop.borrow() {
             return;
         }
+        let changed = orphans.iter().chain(&late);
+        let sandboxes = changed.filter_map(|endpoint| endpoint.sandbox.clone()).collect();
         for endpoint in orphans {
             match self.detach_stored(&mut hosted, endpoint.id).await {
                 Ok(()) => {
@@ -554,6 +592,7 @@ impl Mesh {
         for endpoint in late {
             self.adopt_or_undo(&mut hosted, &endpoint).await;
         }
+        self.settle_all(&mut hosted, &sandboxes).await;
         drop(hosted);
         self.kick();
     }

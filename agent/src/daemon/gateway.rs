@@ -123,11 +123,6 @@ impl Ways {
         &self.admitted
     }
 
-    /// Whether a network has a way out, good or not.
-    pub(super) fn is_open(&self, network: NetworkId) -> bool {
-        self.open.contains_key(&network)
-    }
-
     /// Why a network's way out does not work.
     pub(super) fn fault_of(&self, network: NetworkId) -> Option<&str> {
         let way = self.open.get(&network)?;

@@ -5,6 +5,7 @@
 //! namespaces, cables and addresses stay for the next start.
 
 mod backend;
+mod connections;
 mod doctor;
 mod endpoints;
 mod gateway;

@@ -125,16 +125,15 @@ impl Mesh {
 
     /// Makes a sandbox's files, and its server unless it has one.
     pub(super) fn name_sandbox(&self, sandbox: &StoredSandbox) -> Result<(), ApiError> {
-        let endpoints = self.stored_endpoints()?;
-        let own: Vec<&StoredEndpoint> = sandbox
-            .endpoints()
+        let endpoints = self.endpoints_of(sandbox.name())?;
+        let connected = self.connected(sandbox.name())?;
+        let own: Vec<&StoredEndpoint> = connected
             .iter()
-            .filter_map(|id| endpoints.iter().find(|endpoint| endpoint.id == *id))
+            .filter_map(|it| endpoints.iter().find(|endpoint| endpoint.id == it.endpoint))
             .collect();
         let cannot = |error| failed(format!("names cannot be served: {error}"), "try again");
-        EtcFiles::of(&self.run_dir(), sandbox.name())
-            .write(&self.etc(sandbox, &own))
-            .map_err(cannot)?;
+        let files = EtcFiles::of(&self.run_dir(), sandbox.name());
+        let written = files.write(&self.etc(sandbox, &own)).map_err(cannot);
         let networks: Vec<NetworkId> = own.iter().map(|endpoint| endpoint.network).collect();
         let objects = networks.iter().filter_map(|id| self.network_object(*id));
         let objects: Vec<Network> = objects.map(|(network, _state)| network).collect();
@@ -143,8 +142,9 @@ impl Mesh {
         let mut servers = lock(&self.name_servers.sandboxes);
         if let Some(server) = servers.get(sandbox.name()) {
             server.desk().set_scope(scope);
-            return Ok(());
+            return written;
         }
+        written?;
         let netns = Netns::open(sandbox.netns()).map_err(OverlayError::from)?;
         let sockets = Sockets::open(&netns, IN_SANDBOX).map_err(cannot)?;
         let desk =

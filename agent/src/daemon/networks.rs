@@ -332,6 +332,7 @@ fn row(id: NetworkId, network: &object::Network, state: NetworkState) -> api::Ne
             .collect(),
         internal: network.internal,
         way: None,
+        endpoints: Vec::new(),
         warnings: Vec::new(),
     }
 }

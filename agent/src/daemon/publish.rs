@@ -1,4 +1,5 @@
-//! Published ports of this node's sandboxes.
+//! Published ports of this node's sandboxes: each leads to the sandbox by the network that has its default route of that IP
+//! version, because that is the way by which answers to clients elsewhere leave. Without such a network it leads nowhere.
 //!
 //! ```text
 //! publish : ports held -> sandbox and endpoints -> store -> rules inside -> the host's rules      undone backwards
@@ -8,28 +9,27 @@
 //! Rules hold while the agent is away. A port that another program took meanwhile leads to the sandbox all the same, and is told.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use tracing::warn;
-use vxmesh_proto::addr::{EndpointId, Name, NetworkId};
+use tracing::{debug, warn};
+use vxmesh_proto::{
+    addr::{EndpointId, Name, NetworkId},
+    sandbox::{Connected, DefaultRoute},
+};
 
 use super::{
+    connections::default_routes,
     endpoints::Hosted,
     mesh::{Mesh, failed},
-    sandboxes,
+    sandboxes::Stored,
 };
 use crate::{
-    api::{self, ApiError, ErrorCode},
-    firewall::{
-        host::Port,
-        network::{Entrance, entrance},
-        rule::Protocol,
-    },
+    api::{self, ApiError, Connection, ErrorCode},
+    firewall::{host::Port, network::Entrance, rule::Protocol},
     gateway::{
         publish::{self, Held, HoldError, PORTS, Publish},
         uplink::Uplink,
@@ -46,29 +46,48 @@ pub(super) struct Published {
     ip: Option<IpAddr>,
     port: u16,
     sandbox_port: u16,
-    endpoint: EndpointId,
-    network: NetworkId,
-    /// The port of the uplink: what the host's rules and those inside have in common.
+    /// The port of the uplink, of whatever network: what the host's rules and those inside have in common.
     inner: u16,
 }
 
 impl Published {
-    pub(super) fn row(&self) -> api::Published {
-        api::Published {
+    /// One row, or one for each IP version where they lead by different networks.
+    pub(super) fn rows(&self, connected: &[Connected]) -> Vec<api::Published> {
+        let routes = self.routes(connected);
+        let row = |ip: Option<IpAddr>, endpoint: Option<EndpointId>| api::Published {
             protocol: self.protocol,
-            ip: self.ip,
+            ip,
             port: self.port,
             sandbox_port: self.sandbox_port,
-            endpoint: self.endpoint,
+            endpoint,
+        };
+        match routes.as_slice() {
+            [one, other] if one.endpoint != other.endpoint => {
+                let any = |route: &DefaultRoute| match route.ip {
+                    IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                    IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+                };
+                routes.iter().map(|route| row(Some(any(route)), Some(route.endpoint))).collect()
+            }
+            routes => vec![row(self.ip, routes.first().map(|route| route.endpoint))],
         }
     }
 
-    /// The uplink's addresses that lead on: of the IP versions that the host's side and the sandbox have.
-    fn entrances(&self, uplink: &Uplink, ips: &[IpAddr]) -> Vec<Entrance> {
-        let asked = |ip: &IpAddr| self.ip.is_none_or(|host| host.is_ipv4() == ip.is_ipv4());
-        let at = uplink.ips().into_iter().filter(asked);
-        at.filter_map(|ip| entrance(self.protocol, (ip, self.inner), ips, self.sandbox_port))
-            .collect()
+    /// The ways to the sandbox, of the IP versions that the host's side has.
+    fn routes(&self, connected: &[Connected]) -> Vec<DefaultRoute> {
+        let asked =
+            |route: &DefaultRoute| self.ip.is_none_or(|ip| ip.is_ipv4() == route.ip.is_ipv4());
+        default_routes(connected).filter(asked).collect()
+    }
+
+    /// The address and port of an uplink from which a way leads on.
+    fn entrance(&self, uplink: &Uplink, route: &DefaultRoute) -> Option<Entrance> {
+        let at = uplink.ips().into_iter().find(|ip| ip.is_ipv4() == route.ip.is_ipv4())?;
+        Some(Entrance {
+            protocol: self.protocol,
+            at: (at, self.inner).into(),
+            to: (route.ip, self.sandbox_port).into(),
+        })
     }
 }
 
@@ -91,7 +110,7 @@ impl Mesh {
     pub(super) fn hold_ports(
         &self,
         hosted: &Hosted,
-        networks: &[String],
+        connections: &[Connection],
         wanted: &[Publish],
     ) -> Result<Vec<Held>, ApiError> {
         if wanted.is_empty() {
@@ -104,9 +123,18 @@ impl Mesh {
                 "publish 256 at most",
             ));
         }
-        let networks: Vec<api::Network> =
-            networks.iter().map(|name| self.find_network(name)).collect::<Result<_, _>>()?;
-        let Some(network) = networks.iter().find(|network| !network.internal) else {
+        let mut networks = Vec::new();
+        for connection in connections {
+            let network = self.find_network(&connection.network)?;
+            networks.push((Reverse(connection.gw_priority), network.name.clone(), network));
+        }
+        networks.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        let open: Vec<&api::Network> = networks
+            .iter()
+            .map(|(.., network)| network)
+            .filter(|network| !network.internal)
+            .collect();
+        let Some(first) = open.first() else {
             return Err(usage(
                 "nothing can be published from internal networks alone".to_owned(),
                 "add a network that is not internal",
@@ -114,14 +142,14 @@ impl Mesh {
         };
         for ip in wanted.iter().filter_map(|publish| publish.ip) {
             let has = |subnet: &api::Subnet| subnet.cidr.addr().is_ipv4() == ip.is_ipv4();
-            if !network.subnets.iter().any(has) {
-                let message = format!("network `{}` has no subnet of {ip}'s version", network.name);
+            if !open.iter().any(|network| network.subnets.iter().any(has)) {
+                let message = format!("network `{}` has no subnet of {ip}'s version", first.name);
                 return Err(usage(message, "publish on an address of the other IP version"));
             }
         }
-        if let Some(fault) = hosted.ways.fault_of(network.id) {
+        if let Some(fault) = hosted.ways.fault_of(first.id) {
             return Err(failed(
-                format!("network `{}`: {fault}", network.name),
+                format!("network `{}`: {fault}", first.name),
                 "see `vxmesh doctor`",
             ));
         }
@@ -131,30 +159,20 @@ impl Mesh {
         held.collect()
     }
 
-    /// Leads held ports to a sandbox whose endpoints are plugged in.
+    /// Notes held ports as a sandbox's; they lead to it once its networks are settled.
     pub(super) fn publish(
-        self: &Arc<Self>,
+        &self,
         hosted: &mut Hosted,
-        sandbox: &mut sandboxes::Stored,
+        sandbox: &mut Stored,
         wanted: &[Publish],
         held: Vec<Held>,
     ) -> Result<(), ApiError> {
         if wanted.is_empty() {
             return Ok(());
         }
-        let endpoints = self.stored_endpoints()?;
-        let routed = sandbox.endpoints.iter().find_map(|id| {
-            let endpoint = endpoints.iter().find(|endpoint| endpoint.id == *id)?;
-            hosted.ways.is_open(endpoint.network).then_some(endpoint)
-        });
-        let endpoint = routed
-            .ok_or_else(|| failed("the sandbox has no network with a way out", "try again"))?;
-        let mut taken: BTreeSet<(Protocol, u16)> = self
-            .published()?
-            .iter()
-            .filter(|other| other.network == endpoint.network)
-            .map(|other| (other.protocol, other.inner))
-            .collect();
+        // Of the whole node, so that a port can lead by any network without being given another number.
+        let mut taken: BTreeSet<(Protocol, u16)> =
+            self.published()?.iter().map(|(_, other)| (other.protocol, other.inner)).collect();
         for (publish, held) in wanted.iter().zip(&held) {
             let protocol = publish.protocol;
             // Mostly the host's own port; two addresses of the host may have it for two sandboxes.
@@ -165,22 +183,47 @@ impl Mesh {
                 ip: publish.ip,
                 port: held.port,
                 sandbox_port: publish.sandbox_port,
-                endpoint: endpoint.id,
-                network: endpoint.network,
-                inner: inner
-                    .ok_or_else(|| failed("no port of the uplink is left", "publish less"))?,
+                inner: inner.ok_or_else(|| failed("no port of uplinks is left", "publish less"))?,
             });
         }
         hosted.ways.held.insert(sandbox.name.clone(), held);
-        self.save_sandbox(sandbox)?;
-        self.sync_way(hosted, endpoint.network)
+        self.save_sandbox(sandbox)
     }
 
-    /// Takes the ports of a sandbox back that is no longer in the store.
-    pub(super) fn unpublish(&self, hosted: &mut Hosted, sandbox: &sandboxes::Stored) {
-        hosted.ways.held.remove(&sandbox.name);
+    /// Leads a sandbox's ports by the networks that have its default routes now, and by no others.
+    pub(super) fn sync_published(
+        &self,
+        hosted: &mut Hosted,
+        sandbox: &Stored,
+        connected: &[Connected],
+    ) -> Result<(), ApiError> {
+        if sandbox.published.is_empty() {
+            return Ok(());
+        }
+        let leads = |network| default_routes(connected).any(|route| route.network == network);
         let networks: BTreeSet<NetworkId> =
-            sandbox.published.iter().map(|published| published.network).collect();
+            self.endpoints_of(&sandbox.name)?.iter().map(|endpoint| endpoint.network).collect();
+        for network in networks {
+            match self.sync_way(hosted, network) {
+                Err(error) if leads(network) => return Err(error),
+                Err(error) => debug!(%network, %error, "it has no way, and none is needed"),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the ports of a sandbox back that is no longer in the store; it was in these networks.
+    pub(super) fn unpublish(
+        &self,
+        hosted: &mut Hosted,
+        sandbox: &Stored,
+        networks: impl Iterator<Item = NetworkId>,
+    ) {
+        hosted.ways.held.remove(&sandbox.name);
+        if sandbox.published.is_empty() {
+            return;
+        }
         for network in networks {
             if let Err(error) = self.sync_way(hosted, network) {
                 warn!(sandbox = %sandbox.name, %error, "its published ports are not wholly gone; it is tried again");
@@ -205,13 +248,24 @@ impl Mesh {
         Ok(())
     }
 
-    fn published(&self) -> Result<Vec<Published>, ApiError> {
-        Ok(self.stored_sandboxes()?.into_iter().flat_map(|sandbox| sandbox.published).collect())
+    /// All published ports of this node, each with its sandbox's networks.
+    fn published(&self) -> Result<Vec<(Vec<Connected>, Published)>, ApiError> {
+        let sandboxes = self.stored_sandboxes()?;
+        if sandboxes.iter().all(|sandbox| sandbox.published.is_empty()) {
+            return Ok(Vec::new());
+        }
+        let all = self.all_connected()?;
+        let of = |sandbox: Stored| {
+            let connected = all.get(sandbox.name.as_str()).cloned().unwrap_or_default();
+            sandbox.published.into_iter().map(move |published| (connected.clone(), published))
+        };
+        Ok(sandboxes.into_iter().flat_map(of).collect())
     }
 
     /// All published ports of this node.
     pub(super) fn published_rows(&self) -> Vec<api::Published> {
-        self.published().unwrap_or_default().iter().map(Published::row).collect()
+        let published = self.published().unwrap_or_default();
+        published.iter().flat_map(|(connected, published)| published.rows(connected)).collect()
     }
 
     /// What leads from a network's uplink to its sandboxes.
@@ -220,15 +274,12 @@ impl Mesh {
         network: NetworkId,
         uplink: &Uplink,
     ) -> Result<Vec<Entrance>, ApiError> {
-        let ips = self.endpoint_ips()?;
-        let published = self.published()?;
-        let here = published.iter().filter(|published| published.network == network);
-        Ok(here
-            .flat_map(|published| {
-                let ips = ips.get(&published.endpoint).map(Vec::as_slice).unwrap_or_default();
-                published.entrances(uplink, ips)
-            })
-            .collect())
+        let entrances = |(connected, published): &(Vec<Connected>, Published)| {
+            let routes = published.routes(connected).into_iter();
+            let here = routes.filter(|route| route.network == network);
+            here.filter_map(|route| published.entrance(uplink, &route)).collect::<Vec<_>>()
+        };
+        Ok(self.published()?.iter().flat_map(entrances).collect())
     }
 
     /// What leads from the host's ports to uplinks.
@@ -236,20 +287,15 @@ impl Mesh {
         &self,
         uplink: impl Fn(NetworkId) -> Option<Uplink>,
     ) -> Result<Vec<Port>, ApiError> {
-        let ips = self.endpoint_ips()?;
-        let port = |published: Published| {
-            let uplink = uplink(published.network)?;
-            let ips = ips.get(&published.endpoint).map(Vec::as_slice).unwrap_or_default();
-            let to: Vec<SocketAddr> =
-                published.entrances(&uplink, ips).into_iter().map(|entrance| entrance.at).collect();
+        let port = |(connected, published): (Vec<Connected>, Published)| {
+            let to = published
+                .routes(&connected)
+                .into_iter()
+                .filter_map(|route| Some(published.entrance(&uplink(route.network)?, &route)?.at));
+            let to = to.collect();
             let Published { protocol, ip, port, .. } = published;
-            Some(Port { protocol, ip, port, to })
+            Port { protocol, ip, port, to }
         };
-        Ok(self.published()?.into_iter().filter_map(port).collect())
-    }
-
-    fn endpoint_ips(&self) -> Result<BTreeMap<EndpointId, Vec<IpAddr>>, ApiError> {
-        let endpoints = self.stored_endpoints()?.into_iter();
-        Ok(endpoints.map(|one| (one.id, one.ips.iter().map(IpNet::addr).collect())).collect())
+        Ok(self.published()?.into_iter().map(port).collect())
     }
 }

@@ -4,6 +4,7 @@
 //! sandbox whose process is gone is collected when the agent starts, because its supervisor may have ended meanwhile.
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -17,19 +18,21 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
-use vxmesh_proto::addr::{EndpointId, Name};
+use vxmesh_proto::{addr::Name, sandbox::Connected};
 
 use super::{
+    connections::{ifnames, network_rows},
     endpoints::Hosted,
     mesh::{Mesh, failed, store_failed},
     publish::Published,
 };
 use crate::{
     admin::resolve,
-    api::{self, ApiError, AttachSpec, ErrorCode, HostEntry, SandboxSpec},
+    api::{self, ApiError, Connection, ErrorCode, HostEntry, SandboxSpec},
     dns::{self, EtcFiles},
     gateway::publish::Held,
     netlink::{netns::Netns, overlay::OverlayError},
+    objects::unix_ms,
     store::Table,
 };
 
@@ -42,10 +45,11 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Stored {
     pub(super) name: Name,
+    #[serde(default)]
+    incarnation: u64,
     netns: PathBuf,
     process: Option<Process>,
     command: Vec<String>,
-    pub(super) endpoints: Vec<EndpointId>,
     #[serde(default)]
     dns: Vec<IpAddr>,
     #[serde(default)]
@@ -91,10 +95,6 @@ impl Stored {
         &self.netns
     }
 
-    pub(super) fn endpoints(&self) -> &[EndpointId] {
-        &self.endpoints
-    }
-
     /// Who answers its questions about names outside the mesh, if the user said so.
     pub(super) fn dns(&self) -> &[IpAddr] {
         &self.dns
@@ -110,7 +110,7 @@ impl Stored {
         self.process.is_some()
     }
 
-    fn row(&self, run_dir: &Path) -> api::Sandbox {
+    fn row(&self, run_dir: &Path, connected: &[Connected]) -> api::Sandbox {
         let alive = self.process.is_some_and(Process::is_alive);
         let state = match self.process {
             None => "created",
@@ -123,9 +123,11 @@ impl Stored {
             pid: self.process.and_then(|process| u32::try_from(process.pid).ok()),
             state: state.to_owned(),
             command: self.command.clone(),
-            endpoints: self.endpoints.clone(),
+            incarnation: self.incarnation,
+            endpoints: connected.iter().map(|it| it.endpoint).collect(),
+            networks: network_rows(connected),
             etc: Some(EtcFiles::of(run_dir, &self.name).directory().display().to_string()),
-            published: self.published.iter().map(Published::row).collect(),
+            published: self.published.iter().flat_map(|one| one.rows(connected)).collect(),
         }
     }
 }
@@ -147,11 +149,15 @@ impl Mesh {
 
     /// The sandboxes of this node.
     pub(super) fn sandbox_list(&self) -> Result<Vec<api::Sandbox>, ApiError> {
-        let run_dir = self.run_dir();
-        Ok(self.stored_sandboxes()?.iter().map(|sandbox| sandbox.row(&run_dir)).collect())
+        let (run_dir, all) = (self.run_dir(), self.all_connected()?);
+        let row = |sandbox: &Stored| {
+            let connected = all.get(sandbox.name.as_str()).map(Vec::as_slice).unwrap_or_default();
+            sandbox.row(&run_dir, connected)
+        };
+        Ok(self.stored_sandboxes()?.iter().map(row).collect())
     }
 
-    fn find_sandbox(&self, reference: &str) -> Result<Stored, ApiError> {
+    pub(super) fn find_sandbox(&self, reference: &str) -> Result<Stored, ApiError> {
         let rows = self.sandbox_list()?;
         let name = resolve::one(&rows, reference)?.name.clone();
         let stored = self.store.get(Table::Sandboxes, name.as_str()).map_err(store_failed)?;
@@ -185,6 +191,7 @@ impl Mesh {
                 "name one with --network",
             ));
         }
+        self.check_networks(&spec.networks)?;
         if spec.dns.len() > dns::SERVERS {
             return Err(ApiError::new(
                 ErrorCode::Usage,
@@ -197,10 +204,10 @@ impl Mesh {
         let netns = self.run_dir().join("sandbox").join(name.as_str());
         let mut sandbox = Stored {
             name,
+            incarnation: self.store.next_incarnation(unix_ms()).map_err(store_failed)?,
             netns,
             process: None,
             command: spec.command.clone(),
-            endpoints: Vec::new(),
             dns: spec.dns.clone(),
             hosts: spec.hosts.clone(),
             published: Vec::new(),
@@ -214,7 +221,23 @@ impl Mesh {
         }
         drop(hosted);
         self.reconcile().await;
-        Ok(sandbox.row(&self.run_dir()))
+        Ok(sandbox.row(&self.run_dir(), &self.connected(&sandbox.name)?))
+    }
+
+    /// Each network once.
+    fn check_networks(&self, connections: &[Connection]) -> Result<(), ApiError> {
+        let mut seen = BTreeSet::new();
+        for connection in connections {
+            let network = self.find_network(&connection.network)?;
+            if !seen.insert(network.id) {
+                return Err(ApiError::new(
+                    ErrorCode::Usage,
+                    format!("network `{}` is named twice", network.name),
+                    "a sandbox has one endpoint in a network; more names are an --alias",
+                ));
+            }
+        }
+        ifnames(connections).map(drop)
     }
 
     async fn furnish(
@@ -224,27 +247,17 @@ impl Mesh {
         spec: &SandboxSpec,
         held: Vec<Held>,
     ) -> Result<(), ApiError> {
-        Netns::create(&sandbox.netns).map_err(OverlayError::from)?;
-        for (n, network) in spec.networks.iter().enumerate() {
-            let first = n == 0;
-            let attach = AttachSpec {
-                network: network.clone(),
-                netns: sandbox.netns.display().to_string(),
-                name: Some(sandbox.name.clone()),
-                aliases: spec.aliases.clone(),
-                ips: if first { spec.ips.clone() } else { Vec::new() },
-                mac: spec.mac.filter(|_| first),
-                ifname: Some(format!("eth{n}")),
-                labels: Default::default(),
-                sandbox: Some(sandbox.name.to_string()),
-            };
-            let endpoint = self.attach_stored(hosted, attach).await?;
-            sandbox.endpoints.push(endpoint.id);
-            self.save_sandbox(sandbox)?;
+        let netns = Netns::create(&sandbox.netns).map_err(OverlayError::from)?;
+        // A new namespace takes after the host, which may forward; a sandbox between two networks is no way from one to the other.
+        for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            netns.sysctl(setting, "0").map_err(OverlayError::from)?;
+        }
+        for (connection, ifname) in spec.networks.iter().zip(ifnames(&spec.networks)?) {
+            let connection = Connection { ifname: Some(ifname), ..connection.clone() };
+            self.attach_sandbox(hosted, sandbox, &connection).await?;
         }
         self.publish(hosted, sandbox, &spec.publish, held)?;
-        self.reconcile().await;
-        self.name_sandbox(sandbox)
+        self.settle(hosted, sandbox).await
     }
 
     /// Notes which process runs in a sandbox.
@@ -269,9 +282,10 @@ impl Mesh {
             };
             sandbox.process = Some(process);
             txn.put(Table::Sandboxes, name.as_str(), &sandbox)?;
-            Ok(Some(sandbox.row(&self.run_dir())))
+            Ok(Some(sandbox))
         });
-        noted.map_err(store_failed)?.ok_or_else(|| sandbox_gone(&name))
+        let sandbox = noted.map_err(store_failed)?.ok_or_else(|| sandbox_gone(&name))?;
+        Ok(sandbox.row(&self.run_dir(), &self.connected(&name)?))
     }
 
     /// Ends a sandbox's process and removes the sandbox.
@@ -286,12 +300,13 @@ impl Mesh {
         let mut hosted = self.lock_host().await?;
         // Its supervisor removes it, too; whoever comes second must not take a new one of that name.
         let current = self.stored_sandboxes()?.into_iter().find(|other| other.name == sandbox.name);
-        if current.is_some_and(|current| current.endpoints == sandbox.endpoints) {
+        let row = sandbox.row(&self.run_dir(), &self.connected(&sandbox.name)?);
+        if current.is_some_and(|current| current.incarnation == sandbox.incarnation) {
             self.clear(&mut hosted, &sandbox).await?;
         }
         drop(hosted);
         self.reconcile().await;
-        Ok(sandbox.row(&self.run_dir()))
+        Ok(row)
     }
 
     async fn clear(
@@ -299,12 +314,8 @@ impl Mesh {
         hosted: &mut Hosted,
         sandbox: &Stored,
     ) -> Result<(), ApiError> {
-        // Also those that were attached and not noted yet.
-        let endpoints = self.stored_endpoints()?;
-        let own = endpoints
-            .iter()
-            .filter(|endpoint| endpoint.sandbox.as_deref() == Some(sandbox.name.as_str()));
-        for endpoint in own {
+        let own = self.endpoints_of(&sandbox.name)?;
+        for endpoint in &own {
             self.detach_stored(hosted, endpoint.id).await?;
         }
         // Its sockets would keep the namespace, unnamed.
@@ -314,7 +325,7 @@ impl Mesh {
             .map_err(|error| failed(error, "see the agent's log"))?;
         Netns::remove(&sandbox.netns).map_err(OverlayError::from)?;
         self.store.delete(Table::Sandboxes, sandbox.name.as_str()).map_err(store_failed)?;
-        self.unpublish(hosted, sandbox);
+        self.unpublish(hosted, sandbox, own.iter().map(|endpoint| endpoint.network));
         Ok(())
     }
 

@@ -127,7 +127,7 @@ impl Mesh {
         let hidden = local.values().filter(|endpoint| !shown.contains(&endpoint.id));
         rows.extend(hidden.filter_map(|endpoint| endpoint.row(self.me)));
         for published in self.published_rows() {
-            if let Some(row) = rows.iter_mut().find(|row| row.id == published.endpoint) {
+            if let Some(row) = rows.iter_mut().find(|row| Some(row.id) == published.endpoint) {
                 row.published.push(published);
             }
         }

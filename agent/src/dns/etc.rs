@@ -6,6 +6,7 @@ use std::{
     fmt::Write as _,
     fs, io,
     net::IpAddr,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
@@ -57,7 +58,7 @@ impl EtcFiles {
             if fs::read_to_string(&path).is_ok_and(|there| there == text) {
                 continue;
             }
-            fs::write(&path, text)?;
+            overwrite(&path, &text)?;
         }
         Ok(())
     }
@@ -98,6 +99,16 @@ impl Etc {
         }
         text
     }
+}
+
+/// Writes a file in place. Whoever reads it meanwhile finds the old text or the new one, and at most empty lines behind it:
+/// never an empty file, which would send libc elsewhere.
+fn overwrite(path: &Path, text: &str) -> io::Result<()> {
+    let file = fs::File::options().write(true).create(true).truncate(false).open(path)?;
+    let there = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+    let padding = "\n".repeat(there.saturating_sub(text.len()));
+    file.write_all_at([text, &padding].concat().as_bytes(), 0)?;
+    file.set_len(u64::try_from(text.len()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
@@ -141,6 +152,10 @@ mod tests {
         files.write(&Etc { host: "h2".into(), ..etc() }).unwrap();
         assert_eq!(fs::metadata(&hosts).unwrap().ino(), before);
         assert!(fs::read_to_string(&hosts).unwrap().contains("h2"));
+        // A shorter text leaves nothing of a longer one.
+        let short = Etc { own: Vec::new(), added: Vec::new(), ..etc() };
+        files.write(&short).unwrap();
+        assert_eq!(fs::read_to_string(&hosts).unwrap(), short.hosts());
         files.remove().unwrap();
         files.remove().unwrap();
         assert!(!files.directory().exists());

@@ -6,7 +6,7 @@
 //! host -> uplink's own port     destination becomes the sandbox that publishes it, the client's address stays
 //! ```
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
@@ -90,16 +90,4 @@ pub fn table(interfaces: Interfaces<'_>, subnets: &[IpNet], entrances: &[Entranc
             chain("postrouting", Kind::Nat, Hook::Postrouting, 100, postrouting),
         ],
     }
-}
-
-/// The entrance for an address of the uplink, or nothing where the sandbox has none of its IP version.
-#[must_use]
-pub fn entrance(
-    protocol: Protocol,
-    at: (IpAddr, u16),
-    ips: &[IpAddr],
-    port: u16,
-) -> Option<Entrance> {
-    let to = ips.iter().find(|ip| ip.is_ipv4() == at.0.is_ipv4())?;
-    Some(Entrance { protocol, at: at.into(), to: (*to, port).into() })
 }

@@ -16,11 +16,10 @@ use rtnetlink::{
     Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
     RouteMessageBuilder,
     packet_route::{
-        AddressFamily,
         address::AddressHeaderFlags,
         link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage},
         neighbour::{NeighbourFlags, NeighbourState},
-        route::{RouteHeader, RouteMessage, RouteScope, RouteType},
+        route::RouteScope,
     },
 };
 use thiserror::Error;
@@ -247,7 +246,7 @@ impl Links {
     /// # Errors
     /// The gateway cannot be reached from here.
     pub async fn add_default_route(&self, gateway: IpAddr) -> Result<bool, LinkError> {
-        if self.has_default_route(gateway.is_ipv4()).await? {
+        if !self.default_routes(gateway.is_ipv4()).await?.is_empty() {
             return Ok(false);
         }
         let route = match gateway {
@@ -287,26 +286,6 @@ impl Links {
             Err(error) if !error.exists() => Err(error),
             Ok(()) | Err(_) => Ok(()),
         }
-    }
-
-    async fn has_default_route(&self, ipv4: bool) -> Result<bool, LinkError> {
-        let mut every = RouteMessage::default();
-        every.header.address_family = if ipv4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let routes: Vec<RouteMessage> = self
-            .handle
-            .route()
-            .get(every)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| LinkError::new("list", "the routes", system(error)))?;
-        // The dump has every table, and IPv6 has unreachable routes of this length.
-        let is_default = |route: &RouteMessage| {
-            route.header.destination_prefix_length == 0
-                && route.header.kind == RouteType::Unicast
-                && route.header.table == RouteHeader::RT_TABLE_MAIN
-        };
-        Ok(routes.iter().any(is_default))
     }
 
     /// Says that a MAC is behind a port of a bridge.

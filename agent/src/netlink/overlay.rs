@@ -110,6 +110,8 @@ pub struct Plug {
     pub mac: MacAddr,
     /// Its addresses with the length of the subnet's prefix.
     pub ips: Vec<IpNet>,
+    /// Whether it brings a default route to a sandbox that has none.
+    pub default_route: bool,
 }
 
 /// This host's side of one network.
@@ -347,7 +349,8 @@ impl Overlay {
         for ip in &plug.ips {
             inside.add_address(ifname, *ip).await?;
         }
-        for gateway in self.spec.gateways.iter().filter(|_| self.spec.routed) {
+        let leads = self.spec.routed && plug.default_route;
+        for gateway in self.spec.gateways.iter().filter(|_| leads) {
             if self.reaches(plug, gateway.addr())
                 && !inside.add_default_route(gateway.addr()).await?
             {

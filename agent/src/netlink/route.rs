@@ -121,6 +121,62 @@ impl Links {
         self.done("add a route by", name, request.execute().await)
     }
 
+    /// Leads by this router on this interface whatever no other route leads, and by no other router that we chose before; a
+    /// default route that somebody else made stays instead.
+    ///
+    /// # Errors
+    /// The interface is not there, or the kernel refuses a step.
+    pub async fn set_default_route(
+        &self,
+        ipv4: bool,
+        by: Option<(IpAddr, &str)>,
+    ) -> Result<(), LinkError> {
+        let (ours, others): (Vec<_>, Vec<_>) = self
+            .default_routes(ipv4)
+            .await?
+            .into_iter()
+            .partition(|route| route.header.protocol == OURS);
+        if let Some((gateway, name)) = by
+            && others.is_empty()
+        {
+            let index = self.index("add a default route by", name).await?;
+            let wanted = (Some(gateway), Some(index));
+            if ours.len() == 1 && ours.iter().all(|route| router_of(route) == wanted) {
+                return Ok(());
+            }
+            let any: IpAddr = match gateway {
+                IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            // In one step: no packet finds no route.
+            return self.set_route(IpNet::new_assert(any, 0), Some(gateway), name).await;
+        }
+        for route in ours {
+            let removed = self.handle.route().del(route).execute().await;
+            match self.done("remove", "the default route", removed) {
+                Err(error) if !error.is(Errno::ESRCH) => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The default routes of the main table, of whatever metric.
+    pub(super) async fn default_routes(&self, ipv4: bool) -> Result<Vec<RouteMessage>, LinkError> {
+        let mut every = RouteMessage::default();
+        every.header.address_family = if ipv4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let found = self.handle.route().get(every).execute().try_collect::<Vec<_>>().await;
+        let mut routes =
+            found.map_err(|error| LinkError::new("list", "the routes", system(error)))?;
+        // The dump has every table, and IPv6 has unreachable routes of this length.
+        routes.retain(|route| {
+            route.header.destination_prefix_length == 0
+                && route.header.kind == RouteType::Unicast
+                && route.header.table == RouteHeader::RT_TABLE_MAIN
+        });
+        Ok(routes)
+    }
+
     /// Removes a route of ours; none there is fine.
     ///
     /// # Errors
@@ -175,6 +231,20 @@ fn address_of(message: &AddressMessage) -> Option<IpNet> {
     // Of IPv4 the local address is the interface's own, the other one may be its peer's.
     let ip = of(true).or_else(|| of(false))?;
     IpNet::new(ip, message.header.prefix_len).ok()
+}
+
+/// The router of a route and its interface.
+fn router_of(message: &RouteMessage) -> (Option<IpAddr>, Option<u32>) {
+    let router = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(ip)) => Some(IpAddr::from(*ip)),
+        RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => Some(IpAddr::from(*ip)),
+        _ => None,
+    });
+    let interface = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    });
+    (router, interface)
 }
 
 fn route_of(message: &RouteMessage) -> Option<Route> {

@@ -95,7 +95,7 @@ fn a_change_goes_on_when_its_client_goes_away() {
     let agent = TestAgent::start();
     agent.world.hold_creation();
     let mut stream = UnixStream::connect(agent.socket()).unwrap();
-    let body = r#"{"networks":["red"],"command":["x"]}"#;
+    let body = r#"{"networks":[{"network":"red"}],"command":["x"]}"#;
     let length = body.len();
     write!(
         stream,

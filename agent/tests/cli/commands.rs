@@ -193,12 +193,51 @@ fn object_changes() -> Vec<Case> {
     ]
 }
 
+fn connections() -> Vec<Case> {
+    let endpoint = to_value(&endpoints()[0]).unwrap();
+    vec![
+        (
+            &["network", "connect", "red", "web"],
+            "sandbox_connect",
+            json!(["web", { "network": "red" }]),
+            endpoint.clone(),
+        ),
+        (
+            &[
+                "network",
+                "connect",
+                "red",
+                "web",
+                "--ip",
+                "10.1.0.5,fd00::5",
+                "--mac",
+                "02:00:00:00:00:05",
+                "--alias",
+                "www",
+                "--ifname",
+                "net0",
+                "--gw-priority",
+                "-2",
+            ],
+            "sandbox_connect",
+            json!(["web", { "network": "red", "ips": ["10.1.0.5", "fd00::5"], "mac": "02:00:00:00:00:05",
+                            "aliases": ["www"], "ifname": "net0", "gw_priority": -2 }]),
+            endpoint.clone(),
+        ),
+        (
+            &["network", "disconnect", "red/1", "web"],
+            "sandbox_disconnect",
+            json!(["web", "red/1"]),
+            endpoint,
+        ),
+    ]
+}
+
 #[test]
 fn every_command_asks_for_what_it_says_and_prints_the_answer() {
     let agent = TestAgent::start();
-    for (words, call, spec, answer) in
-        views().into_iter().chain(membership_changes()).chain(object_changes()).chain(extensions())
-    {
+    let cases = views().into_iter().chain(membership_changes()).chain(object_changes());
+    for (words, call, spec, answer) in cases.chain(extensions()).chain(connections()) {
         assert_eq!(agent.say_json(words).json(), answer, "{words:?}");
         let calls = agent.world.calls();
         assert_eq!(calls.first(), Some(&(call.to_owned(), spec)), "{words:?}");
@@ -250,7 +289,7 @@ fn tables_have_short_ids_names_and_no_borders() {
         assert!(peers.contains(word), "{peers}");
     }
     let sandboxes = agent.say(&["sandbox", "ls"]).stdout;
-    assert_eq!(sandboxes, "NAME   STATE   PID   ENDPOINTS   PORTS   COMMAND\n");
+    assert_eq!(sandboxes, "NAME   STATE   PID   NETWORKS   PORTS   COMMAND\n");
 
     let node = agent.say(&["node", "inspect", "h3"]).stdout;
     let expected =

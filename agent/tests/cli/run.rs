@@ -106,6 +106,8 @@ fn the_agent_is_asked_for_what_the_words_say_and_told_the_process() {
         "one",
         "--network",
         "red,blue",
+        "--network",
+        "name=green,ip=10.3.0.7,ip=fd03::7,mac=02:00:00:00:00:09,alias=tres,ifname=net3,gw-priority=-4",
         "--ip",
         "10.1.0.7",
         "--mac",
@@ -134,8 +136,11 @@ fn the_agent_is_asked_for_what_the_words_say_and_told_the_process() {
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());
     let calls = agent.world.calls();
-    let spec = json!({ "name": "one", "networks": ["red", "blue"], "ips": ["10.1.0.7"], "mac": "02:00:00:00:00:07",
-                       "aliases": ["uno"], "dns": ["192.0.2.53"], "hosts": ["db.example:fd00::9"], "publish": [{ "protocol": "tcp", "port": 8080, "sandbox_port": 80 },
+    let spec = json!({ "name": "one", "networks": [
+                           { "network": "red", "ips": ["10.1.0.7"], "mac": "02:00:00:00:00:07", "aliases": ["uno"] },
+                           { "network": "blue", "aliases": ["uno"] },
+                           { "network": "green", "ips": ["10.3.0.7", "fd03::7"], "mac": "02:00:00:00:00:09",
+                             "aliases": ["tres", "uno"], "ifname": "net3", "gw_priority": -4 }], "dns": ["192.0.2.53"], "hosts": ["db.example:fd00::9"], "publish": [{ "protocol": "tcp", "port": 8080, "sandbox_port": 80 },
                            { "protocol": "udp", "ip": "fd00::1", "sandbox_port": 53 },
                            { "protocol": "udp", "ip": "fd00::1", "sandbox_port": 54 }], "command": ["sh", "-c", "echo $$; read x || :"] });
     assert_eq!(calls[0], ("sandbox_create".into(), spec));

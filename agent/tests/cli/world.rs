@@ -218,7 +218,7 @@ impl World {
     pub(crate) fn replace_sandbox(&self, name: &str) {
         let mut held = self.held();
         let old = held.iter_mut().find(|held| held.sandbox.name.as_str() == name).unwrap();
-        old.sandbox.endpoints = vec![EndpointId::from_random([0xee; 16])];
+        old.sandbox.incarnation += 1;
         old.sandbox.pid = None;
     }
 
@@ -292,6 +292,7 @@ pub(crate) fn networks() -> Vec<Network> {
             }],
             internal: false,
             way: None,
+            endpoints: Vec::new(),
             warnings: Vec::new(),
         }
     };
@@ -561,7 +562,9 @@ impl Backend for World {
             pid: None,
             state: "created".into(),
             command: spec.command,
+            incarnation: u64::from(number),
             endpoints: vec![EndpointId::from_random([number; 16])],
+            networks: Vec::new(),
             etc: None,
             published: Vec::new(),
         };
@@ -594,6 +597,24 @@ impl Backend for World {
             kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap_or_default();
         }
         Ok(gone.sandbox)
+    }
+
+    async fn sandbox_connect(
+        &self,
+        reference: &str,
+        connection: Connection,
+    ) -> Result<Endpoint, ApiError> {
+        self.asked("sandbox_connect", json!([reference, connection]))?;
+        Ok(endpoints().swap_remove(0))
+    }
+
+    async fn sandbox_disconnect(
+        &self,
+        reference: &str,
+        network: &str,
+    ) -> Result<Endpoint, ApiError> {
+        self.asked("sandbox_disconnect", json!([reference, network]))?;
+        Ok(endpoints().swap_remove(0))
     }
 
     async fn doctor(&self) -> Result<Vec<Diagnosis>, ApiError> {

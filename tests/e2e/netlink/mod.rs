@@ -42,6 +42,7 @@ fn plug(network: u8, number: u8, sandbox: &Sandbox) -> Result<Plug> {
             format!("10.{network}.0.{number}/16").parse()?,
             format!("fd{network}::{number}/64").parse()?,
         ],
+        default_route: true,
     })
 }
 
