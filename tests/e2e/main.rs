@@ -12,4 +12,5 @@ mod netlink;
 mod publish;
 mod refusals;
 mod skeleton;
+mod streams;
 mod traces;

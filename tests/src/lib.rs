@@ -1,5 +1,6 @@
 //! What the tests of several kinds share.
 
+pub mod cable;
 pub mod caller;
 pub mod capture;
 pub mod dns;
@@ -11,6 +12,7 @@ pub mod netns;
 pub mod outside;
 pub mod pair;
 pub mod program;
+pub mod stream;
 pub mod topology;
 pub mod traffic;
 pub mod untrusted;
