@@ -199,10 +199,14 @@ impl Mesh {
         NetworkTable::new(spec_of(id, network), self.seed, Instant::now())
     }
 
-    /// Addresses that other nodes claim in a network, whether they are up or not.
+    /// Addresses that other nodes claim in a network, whether they are up or not. What they released a moment ago rests here,
+    /// too, if its block came to this node since.
     pub(super) fn elsewhere(&self, network: NetworkId) -> Elsewhere {
         let Some(gossip) = self.gossip.get() else { return Elsewhere::new() };
-        gossip.with_directory(|directory| claimed_elsewhere(directory, network, self.me))
+        gossip.with_directory(|directory| {
+            self.addresses.rest_own(network, directory.released(network), Instant::now());
+            claimed_elsewhere(directory, network, self.me)
+        })
     }
 }
 

@@ -15,6 +15,7 @@ use tracing::error;
 use vxmesh_proto::{
     addr::{NetworkId, NodeId},
     ipam::{AllocateError, Ownership, Pool, Subnet, Transfer},
+    limits::ADDRESS_QUARANTINE,
     object::{ObjectSet, SubnetOf, SubnetState},
 };
 
@@ -177,6 +178,25 @@ impl Addresses {
         let pools = pools.get_mut(&network).into_iter().flatten();
         for pool in pools.filter(|pool| pool.subnet().cidr().contains(&ip)) {
             pool.rest(ip, until);
+        }
+    }
+
+    /// Lets those of these addresses rest that are this node's to give, since when they were released.
+    pub fn rest_own(
+        &self,
+        network: NetworkId,
+        released: impl Iterator<Item = (IpAddr, Instant)>,
+        now: Instant,
+    ) {
+        let mut pools = self.lock();
+        let Some(pools) = pools.get_mut(&network) else { return };
+        for (ip, until) in released.map(|(ip, since)| (ip, since + ADDRESS_QUARANTINE)) {
+            let own = |pool: &&mut Pool| {
+                pool.ownership().block_at(ip).is_some_and(|block| block.owner == self.me)
+            };
+            if let Some(pool) = pools.iter_mut().find(own).filter(|_| until > now) {
+                pool.rest(ip, until);
+            }
         }
     }
 
