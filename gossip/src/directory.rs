@@ -8,13 +8,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    net::IpAddr,
     sync::Arc,
     time::Instant,
 };
 
 use vxmesh_proto::{
     addr::{NetworkId, NodeId},
-    limits::GONE_KEPT,
+    limits::{ADDRESS_QUARANTINE, GONE_KEPT},
     record::{Claim, Key, Precedence, Record, SignedRecord},
 };
 
@@ -111,6 +112,8 @@ pub struct Directory {
     count: usize,
     up: BTreeSet<NodeId>,
     objects: BTreeMap<NodeId, Arc<str>>,
+    /// Addresses that endpoints no longer have, and since when.
+    released: BTreeMap<(NetworkId, IpAddr), Instant>,
     parked: VecDeque<(SignedRecord, Source)>,
     changed: BTreeSet<Place>,
 }
@@ -145,6 +148,10 @@ impl Directory {
             let entry = Entry { record: Arc::new(record), source, learned: now };
             let network = network_of(&entry);
             let old = self.records.entry(owner).or_default().insert(key, entry);
+            if let Some(old) = &old {
+                let kept = own_addresses(self.get(owner, key)).to_vec();
+                release(&mut self.released, old, &kept, now);
+            }
             let before = old.as_ref().and_then(network_of);
             if before != network {
                 before.inspect(|before| unlist(&mut self.networks, before, owner, key));
@@ -195,6 +202,7 @@ impl Directory {
     /// Forgets what left: `gone` records past their time, and whatever nodes said that are no members.
     pub fn expire(&mut self, now: Instant, is_member: &dyn Fn(NodeId) -> bool) {
         self.objects.retain(|node, _hash| is_member(*node));
+        self.released.retain(|_, since| now.saturating_duration_since(*since) < ADDRESS_QUARANTINE);
         for node in self.up.iter().copied().filter(|node| !is_member(*node)).collect::<Vec<_>>() {
             self.set_up(node, false);
         }
@@ -204,6 +212,7 @@ impl Directory {
                 let gone = matches!(entry.record.claim(), Claim::Gone);
                 let expired = gone && now.saturating_duration_since(entry.learned) >= GONE_KEPT;
                 if !member && !gone {
+                    release(&mut self.released, entry, &[], now);
                     self.changed.insert(Place::Record(*owner, *key));
                     if let Some(network) = network_of(entry) {
                         unlist(&mut self.networks, &network, *owner, *key);
@@ -266,6 +275,12 @@ impl Directory {
         places.filter_map(|(owner, key)| self.get(*owner, *key))
     }
 
+    /// Addresses of a network that endpoints had until a moment ago: whoever holds them by now lets them rest.
+    pub fn released(&self, network: NetworkId) -> impl Iterator<Item = (IpAddr, Instant)> {
+        let all = self.released.iter().filter(move |((of, _ip), _since)| *of == network);
+        all.map(|((_of, ip), since)| (*ip, *since))
+    }
+
     /// Whether a node is up.
     #[must_use]
     pub fn is_up(&self, node: NodeId) -> bool {
@@ -280,6 +295,29 @@ impl Directory {
     /// The hash that each node's set of mesh objects is said to have.
     pub fn objects(&self) -> impl Iterator<Item = (NodeId, &Arc<str>)> {
         self.objects.iter().map(|(node, hash)| (*node, hash))
+    }
+}
+
+/// The addresses of an endpoint that is not gone.
+fn own_addresses(entry: Option<&Entry>) -> &[IpAddr] {
+    match entry.map(|entry| entry.record.claim()) {
+        Some(Claim::Endpoint(claim)) => &claim.ips,
+        Some(Claim::Node(_) | Claim::Gone) | None => &[],
+    }
+}
+
+/// Notes the addresses that an endpoint no longer has; about as many as endpoints may be in all (I5).
+fn release(
+    released: &mut BTreeMap<(NetworkId, IpAddr), Instant>,
+    old: &Entry,
+    kept: &[IpAddr],
+    now: Instant,
+) {
+    if let Claim::Endpoint(claim) = old.record.claim()
+        && released.len() < KEYS
+    {
+        let gone = claim.ips.iter().filter(|ip| !kept.contains(ip));
+        released.extend(gone.map(|ip| ((claim.network, *ip), now)));
     }
 }
 

@@ -69,6 +69,7 @@ impl Mesh {
         }
         self.objects.read(|set| self.addresses.follow(set));
         self.forget_refused(gossip);
+        self.enforce_removals();
         self.follow_peers(gossip).await;
         // A handshake before the first frame: it saves that frame the wait, and tells a peer that still seals for this
         // node's last life.
@@ -101,6 +102,9 @@ impl Mesh {
                 }
             }
             addrs.retain(|node, _addr| !left.contains(node));
+            if left.contains(&self.me) {
+                addrs.clear();
+            }
             addrs.iter().map(|(node, addr)| (*node, *addr)).collect()
         };
         self.keep_addrs(&moved);
@@ -199,10 +203,14 @@ impl Mesh {
         NetworkTable::new(spec_of(id, network), self.seed, Instant::now())
     }
 
-    /// Addresses that other nodes claim in a network, whether they are up or not.
+    /// Addresses that other nodes claim in a network, whether they are up or not. What they released a moment ago rests here,
+    /// too, if its block came to this node since.
     pub(super) fn elsewhere(&self, network: NetworkId) -> Elsewhere {
         let Some(gossip) = self.gossip.get() else { return Elsewhere::new() };
-        gossip.with_directory(|directory| claimed_elsewhere(directory, network, self.me))
+        gossip.with_directory(|directory| {
+            self.addresses.rest_own(network, directory.released(network), Instant::now());
+            claimed_elsewhere(directory, network, self.me)
+        })
     }
 }
 

@@ -15,6 +15,7 @@ use tracing::error;
 use vxmesh_proto::{
     addr::{NetworkId, NodeId},
     ipam::{AllocateError, Ownership, Pool, Subnet, Transfer},
+    limits::ADDRESS_QUARANTINE,
     object::{ObjectSet, SubnetOf, SubnetState},
 };
 
@@ -57,6 +58,10 @@ impl Addresses {
         for transfer in objects.all_transfers() {
             transfers.entry(transfer.network).or_default().push(Transfer::from(transfer));
         }
+        let mut reclaims: BTreeMap<NetworkId, Vec<Transfer>> = BTreeMap::new();
+        for reclaim in objects.all_reclaims() {
+            reclaims.entry(reclaim.network).or_default().push(Transfer::from(reclaim));
+        }
         for id in ids {
             let subnets = objects.subnets(id);
             let counts = subnets.iter().filter(|subnet| subnet.state == SubnetState::Active);
@@ -69,6 +74,7 @@ impl Addresses {
                 let cidr = pool.subnet().cidr();
                 in_use.iter().filter(|ip| cidr.contains(*ip)).for_each(|ip| pool.adopt(*ip));
                 pool.extend(transfers.get(&id).into_iter().flatten().copied());
+                pool.reclaim(reclaims.get(&id).into_iter().flatten().copied());
             }
         }
     }
@@ -180,6 +186,25 @@ impl Addresses {
         }
     }
 
+    /// Lets those of these addresses rest that are this node's to give, since when they were released.
+    pub fn rest_own(
+        &self,
+        network: NetworkId,
+        released: impl Iterator<Item = (IpAddr, Instant)>,
+        now: Instant,
+    ) {
+        let mut pools = self.lock();
+        let Some(pools) = pools.get_mut(&network) else { return };
+        for (ip, until) in released.map(|(ip, since)| (ip, since + ADDRESS_QUARANTINE)) {
+            let own = |pool: &&mut Pool| {
+                pool.ownership().block_at(ip).is_some_and(|block| block.owner == self.me)
+            };
+            if let Some(pool) = pools.iter_mut().find(own).filter(|_| until > now) {
+                pool.rest(ip, until);
+            }
+        }
+    }
+
     /// All blocks of this node as transfers to another one, for `leave`. They are given up here and now: a node that asks
     /// for space meanwhile must not get a part of them, too.
     #[must_use]
@@ -200,6 +225,19 @@ impl Addresses {
             }
         }
         given
+    }
+
+    /// All blocks of nodes that were removed, as transfers to this one.
+    #[must_use]
+    pub fn reclaimable(&self, is_removed: impl Fn(NodeId) -> bool) -> Vec<(NetworkId, Transfer)> {
+        let pools = self.lock();
+        let pools =
+            pools.iter().flat_map(|(network, pools)| pools.iter().map(|pool| (*network, pool)));
+        let of = |(network, pool): (NetworkId, &Pool)| {
+            let taken = pool.reclaimable(&is_removed).into_iter();
+            taken.map(move |transfer| (network, transfer)).collect::<Vec<_>>()
+        };
+        pools.flat_map(of).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NetworkId, Vec<Pool>>> {
@@ -229,6 +267,10 @@ mod tests {
     impl vxmesh_proto::object::Certifier for AnyCa {
         fn certified_key(&self, certificate: &[u8]) -> Option<[u8; 32]> {
             certificate.try_into().ok()
+        }
+
+        fn ca_key(&self) -> Option<[u8; 32]> {
+            None
         }
     }
 

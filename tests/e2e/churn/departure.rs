@@ -52,12 +52,13 @@ fn a_node_that_leaves_is_gone_and_may_come_back_as_another() -> Result<()> {
         })?;
         assert_eq!(lab.json(host, &["endpoint", "ls"])?, json!([]));
     }
-    // Somebody else may give its addresses out by now.
+    // Somebody else has its addresses to give by now, after they have rested.
     let freed = ip(&web)?.to_string();
-    let run = ["run", "--network", "blue", "--ip", &freed, "--", "ip", "-o", "addr"];
-    wait_until("its address is free", || {
+    let run = ["run", "--network", "blue", "--ip", &freed, "--", "true"];
+    wait_until("its address rests", || {
         let output = lab.try_vx("h2", &run)?;
-        Ok(String::from_utf8_lossy(&output.stdout).contains(&format!("{freed}/")))
+        anyhow::ensure!(!output.status.success(), "an address that was just in use is given again");
+        Ok(String::from_utf8_lossy(&output.stderr).contains("was released a moment ago and rests"))
     })?;
 
     let token = lab.json("h1", &["token", "create", "--uses", "1"])?;
