@@ -36,10 +36,12 @@ lint:
 fuzz:
 	VXMESH_FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(CARGO) test --locked --package vxmesh-tests --test fuzz -- --nocapture
 
-## bench: the tunnel against the kernel's VXLAN in one run (docs/performance.md); needs root. BENCH_ARGS="--rounds 10"
+## bench: the tunnel against the kernel's VXLAN and other tunnels in one run of some minutes, written to docs/performance.md; needs
+## root and installs the others. PEERS=all (or names, or none) ROUNDS=10 BENCH_ARGS="--underlay wire"
 bench: tools-bench
 	$(CARGO) build --release --locked --package vxmesh
-	$(CARGO) run --locked --package vxmesh-tests --bin vxmesh-bench -- $(BENCH_ARGS)
+	$(CARGO) run --locked --package vxmesh-tests --bin vxmesh-bench -- --write docs --peers $(or $(PEERS),default) \
+		--rounds $(or $(ROUNDS),3) $(BENCH_ARGS)
 
 ## bench-names: how many questions about names one core answers, and how long an answer takes
 bench-names:

@@ -1,13 +1,12 @@
 //! What agents cost that have nothing to do, and how long they take to be there.
 
 use std::{
-    fs,
     path::Path,
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::{lab::Lab, load};
 
@@ -40,10 +39,7 @@ fn idle(lab: &Lab) -> Result<(f64, f64)> {
     let spent = load::processes_seconds(&agents)? - before;
     let mut kilobytes = 0.0;
     for pid in &agents {
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let number = line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?;
-        kilobytes += number.parse::<f64>()?;
+        kilobytes += load::resident_kilobytes(*pid)?;
     }
     let count = f64::from(lab.hosts());
     Ok((kilobytes / count / 1e3, spent / count / WATCHED.as_secs_f64() * 100.0))

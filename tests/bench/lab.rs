@@ -15,11 +15,12 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::Underlay;
 
-/// The labs that stand, for the thread that waits for signals.
-static STANDING: Mutex<Vec<(PathBuf, String)>> = Mutex::new(Vec::new());
+/// The labs that stand, for the thread that waits for signals: program, name, directory.
+static STANDING: Mutex<Vec<(PathBuf, String, PathBuf)>> = Mutex::new(Vec::new());
 
 /// Hosts `h1` to `hN` with one running agent each, on an IPv4 underlay.
 #[derive(Debug)]
@@ -27,6 +28,7 @@ pub(crate) struct Lab {
     vxmesh: PathBuf,
     name: String,
     hosts: u8,
+    dir: TempDir,
 }
 
 impl Lab {
@@ -40,8 +42,9 @@ impl Lab {
         let plan = tempfile::NamedTempFile::new()?;
         fs::write(plan.path(), format!("hosts = {hosts}\nunderlay = \"v4\"\n"))?;
 
-        standing(|labs| labs.push((vxmesh.clone(), name.clone())));
-        let lab = Self { vxmesh, name, hosts };
+        let dir = tempfile::Builder::new().prefix("vxmesh-bench-").tempdir()?;
+        standing(|labs| labs.push((vxmesh.clone(), name.clone(), dir.path().to_owned())));
+        let lab = Self { vxmesh, name, hosts, dir };
         lab.lab(&["up".as_ref(), plan.path().as_os_str()])?;
         Ok(lab)
     }
@@ -52,6 +55,11 @@ impl Lab {
 
     pub(crate) const fn hosts(&self) -> u8 {
         self.hosts
+    }
+
+    /// A directory that all hosts see and that goes with the lab.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Runs a program in a host and gives what it prints.
@@ -138,7 +146,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         take_down(&self.vxmesh, &self.name);
-        standing(|labs| labs.retain(|(_, name)| *name != self.name));
+        standing(|labs| labs.retain(|(_, name, _)| *name != self.name));
     }
 }
 
@@ -152,7 +160,11 @@ pub(crate) fn take_down_on_signals() -> Result<()> {
         let _which = signals.wait();
         // Held on: the main thread must not raise another while this one ends the program.
         standing(|labs| {
-            labs.iter().for_each(|(vxmesh, name)| take_down(vxmesh, name));
+            for (vxmesh, name, dir) in labs {
+                take_down(vxmesh, name);
+                // The lab's own value, which would remove it, is not dropped any more.
+                drop(fs::remove_dir_all(dir));
+            }
             end();
         });
     });
@@ -164,7 +176,7 @@ fn end() {
     std::process::exit(130);
 }
 
-fn standing<R>(edit: impl FnOnce(&mut Vec<(PathBuf, String)>) -> R) -> R {
+fn standing<R>(edit: impl FnOnce(&mut Vec<(PathBuf, String, PathBuf)>) -> R) -> R {
     edit(&mut STANDING.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
@@ -177,7 +189,7 @@ fn take_down(vxmesh: &Path, name: &str) {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the benchmark starts programs")]
-fn program(path: &Path) -> Command {
+pub(crate) fn program(path: &Path) -> Command {
     let mut command = Command::new(path);
     command.stdin(Stdio::null());
     command

@@ -6,6 +6,8 @@ use anyhow::{Context, Result};
 use nix::unistd::{SysconfVar, sysconf};
 use serde_json::Value;
 
+use crate::flood::Flooded;
+
 /// A column of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Metric {
@@ -27,6 +29,23 @@ pub(crate) struct TcpRun {
     pub(crate) gigabits: f64,
     pub(crate) machine_per_gigabyte: f64,
     pub(crate) agents_per_gigabyte: f64,
+}
+
+/// What came of datagrams without a pause.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FloodRun {
+    pub(crate) kilo_received: f64,
+    pub(crate) agents_per_packet: f64,
+}
+
+impl FloodRun {
+    pub(crate) fn new(flooded: Flooded, agents_seconds: f64) -> Self {
+        let received = f64::from(flooded.received);
+        Self {
+            kilo_received: received / flooded.seconds / 1e3,
+            agents_per_packet: agents_seconds / received * 1e6,
+        }
+    }
 }
 
 /// Runs iperf3 between two looks at the clocks of the CPUs.
@@ -69,6 +88,14 @@ pub(crate) fn processes_seconds(pids: &[u64]) -> Result<f64> {
         }
     }
     Ok(sum / ticks_per_second()?)
+}
+
+/// What a process has in memory.
+pub(crate) fn resident_kilobytes(pid: u64) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?;
+    Ok(number.parse()?)
 }
 
 fn ticks_per_second() -> Result<f64> {

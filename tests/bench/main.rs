@@ -6,15 +6,18 @@
 //! tunnel   sandbox - bridge - TAP - agent  - underlay - agent - TAP - bridge - sandbox
 //! ```
 //!
-//! All of them live on the two hosts of a lab. In every round each subject takes its turn (A B C, A B C), so that a
+//! Other tunnels take part in the same rounds (`--peers`). All of them live on the two hosts of a lab. In every round each subject takes its turn (A B C, A B C), so that a
 //! change of the machine's load meets them all, and a ratio is always that of two neighbours in time. Nothing that is
 //! measured is kept beyond the run, and the lab goes however it ends.
 
+mod flood;
 mod footprint;
 mod lab;
 mod load;
 mod names;
+mod peer;
 mod pingpong;
+mod report;
 mod stream;
 mod subject;
 mod table;
@@ -47,14 +50,23 @@ struct Args {
     #[arg(long, value_name = "BINARY")]
     against: Vec<PathBuf>,
     /// Rounds in which every subject takes its turn
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Length of each measurement in seconds
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
     /// Underlays to measure on [default: both]
     #[arg(long)]
     underlay: Vec<Underlay>,
+    /// Loads to measure [default: all]
+    #[arg(long)]
+    load: Vec<Load>,
+    /// Other tunnels to measure: their names, `default`, `all` or `none`; what is missing is installed
+    #[arg(long, value_delimiter = ',', default_value = "default")]
+    peers: Vec<String>,
+    /// Write the result into performance.md of this directory, too, and its pictures below it
+    #[arg(long, value_name = "DIRECTORY")]
+    write: Option<PathBuf>,
     /// Leave out memory, idle load and start times
     #[arg(long)]
     no_footprint: bool,
@@ -71,6 +83,23 @@ enum Underlay {
     Wire,
 }
 
+/// What a subject is measured with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Load {
+    /// TCP by iperf3
+    Tcp,
+    /// Datagrams as fast as they can be sent
+    Udp,
+    /// Round trips, one at a time
+    Ping,
+    /// Round trips beside one TCP stream
+    LoadedPing,
+}
+
+impl Load {
+    const ALL: [Self; 4] = [Self::Tcp, Self::Udp, Self::Ping, Self::LoadedPing];
+}
+
 /// Another measurement, and parts that the program runs in the sandboxes.
 #[derive(Debug, Subcommand)]
 enum Part {
@@ -82,6 +111,12 @@ enum Part {
     /// Measures round trips
     #[command(hide = true)]
     Ping { to: SocketAddrV4, seconds: u32 },
+    /// Counts datagrams
+    #[command(hide = true)]
+    Drain { port: u16 },
+    /// Sends datagrams without a pause
+    #[command(hide = true)]
+    Flood { to: SocketAddrV4, len: usize, seconds: u32 },
     /// Sends random bytes to all who connect, and their digest
     #[command(hide = true)]
     Source { port: u16, mebibytes: u32 },
@@ -104,6 +139,12 @@ fn main() -> Result<()> {
             println!("{}", serde_json::to_string(&trips)?);
             return Ok(());
         }
+        Some(Part::Drain { port }) => return flood::drain(port),
+        Some(Part::Flood { to, len, seconds }) => {
+            let flooded = flood::flood(to, len, Duration::from_secs(seconds.into()))?;
+            println!("{}", serde_json::to_string(&flooded)?);
+            return Ok(());
+        }
         Some(Part::Source { port, mebibytes }) => return stream::source(port, mebibytes),
         Some(Part::Sink { from }) => return stream::sink(from),
         None => {}
@@ -111,20 +152,58 @@ fn main() -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "namespaces need root: sudo make bench");
     lab::take_down_on_signals()?;
 
-    println!("{}\n", table::machine()?);
-    measure(&args)?;
+    let mut text =
+        format!("{}, `--rounds {} --seconds {}`.\n", table::machine()?, args.rounds, args.seconds);
+    let tables = measure(&args, &mut text)?;
     if !args.no_footprint {
-        println!("{}", footprint::measure(&args.vxmesh)?);
+        text.push_str(&format!("\n{}", footprint::measure(&args.vxmesh)?));
     }
-    Ok(())
+    println!("{text}");
+    match &args.write {
+        Some(docs) => report::write(docs, &text, &tables),
+        None => Ok(()),
+    }
 }
 
-#[expect(clippy::print_stdout, reason = "the tables are what the program is for")]
-fn measure(args: &Args) -> Result<()> {
+/// All tables with the names of their underlays; `text` becomes what there is to say.
+fn measure(args: &Args, text: &mut String) -> Result<Vec<(String, Table)>> {
     let labs = [&args.vxmesh].into_iter().chain(&args.against);
     let labs = labs.map(|binary| Lab::up(binary, 2)).collect::<Result<Vec<_>>>()?;
-    let (first, others) = labs.split_first().context("no lab")?;
+    let subjects = subjects(&labs, &args.peers, text)?;
+    let underlays = match args.underlay.as_slice() {
+        [] => &[Underlay::Offload, Underlay::Wire],
+        some => some,
+    };
+    let loads = if args.load.is_empty() { &Load::ALL } else { args.load.as_slice() };
+    let mut tables = Vec::new();
+    for underlay in underlays {
+        for lab in &labs {
+            lab.set_underlay(*underlay)?;
+        }
+        let name = format!("{underlay:?}").to_lowercase();
+        let mut table = Table::new("kernel");
+        for round in 1..=args.rounds {
+            for subject in &subjects {
+                eprint_step(&format!("{name}, round {round}, {}", subject.label()));
+                for load in loads {
+                    turn(subject, *load, args.seconds, &mut table)?;
+                }
+                if let Some(megabytes) = subject.resident()? {
+                    let metric = Metric { name: "resident after load", unit: "MB a host" };
+                    table.add(subject.label(), metric, megabytes);
+                }
+            }
+        }
+        text.push_str(&format!("\nUnderlay {name}:\n\n{table}"));
+        tables.push((name, table));
+    }
+    Ok(tables)
+}
 
+/// Everything that takes its turn in a round. A peer that does not come up is left out and told.
+fn subjects<'l>(labs: &'l [Lab], peers: &[String], text: &mut String) -> Result<Vec<Subject<'l>>> {
+    let peers = peer::chosen(peers)?;
+    let (first, others) = labs.split_first().context("no lab")?;
     let mut subjects = vec![
         Subject::bare(first, Ipv4Addr::new(10, 213, 0, 2))?,
         Subject::kernel(first)?,
@@ -133,52 +212,69 @@ fn measure(args: &Args) -> Result<()> {
     for lab in others {
         subjects.push(Subject::tunnel(lab, &lab.vxmesh().display().to_string())?);
     }
+    if !peers.is_empty() {
+        text.push_str("\n| peer | version | carries | sealed with |\n|---|---|---|---|\n");
+    }
+    for peer in peers {
+        eprint_step(&format!("{}: brought up", peer.name()));
+        let up = peer.install().and_then(|version| Ok((version, Subject::peer(first, peer)?)));
+        match up {
+            Ok((version, subject)) => {
+                let row = [peer.name(), &version, peer.carries(), peer.cipher].join(" | ");
+                text.push_str(&format!("| {row} |\n"));
+                subjects.push(subject);
+            }
+            Err(error) => {
+                eprint_step(&format!("{} is left out: {error:#}", peer.name()));
+                text.push_str(&format!("| {} | not measured | | |\n", peer.name()));
+            }
+        }
+    }
     for subject in &subjects {
         eprint_step(&format!("{}: a random stream keeps its SHA-256", subject.label()));
         subject.check_stream()?;
     }
-
-    let underlays = match args.underlay.as_slice() {
-        [] => &[Underlay::Offload, Underlay::Wire],
-        some => some,
-    };
-    for underlay in underlays {
-        for lab in &labs {
-            lab.set_underlay(*underlay)?;
-        }
-        let mut table = Table::new("kernel");
-        for round in 1..=args.rounds {
-            for subject in &subjects {
-                eprint_step(&format!("{underlay:?}, round {round}, {}", subject.label()));
-                turn(subject, args.seconds, &mut table)?;
-            }
-        }
-        println!("underlay {underlay:?}, {} rounds of {} s\n", args.rounds, args.seconds);
-        println!("{table}");
-    }
-    Ok(())
+    Ok(subjects)
 }
 
 /// One subject's measurements of one round.
-fn turn(subject: &Subject<'_>, seconds: u32, table: &mut Table) -> Result<()> {
-    let all = [
-        (Tcp { streams: 1, reverse: false }, "TCP 1"),
-        (Tcp { streams: 1, reverse: true }, "TCP 1 back"),
-        (Tcp { streams: 4, reverse: false }, "TCP 4"),
-        (Tcp { streams: 4, reverse: true }, "TCP 4 back"),
-    ];
-    for (tcp, name) in all {
-        let run = subject.tcp(tcp, seconds)?;
-        table.add(subject.label(), Metric { name, unit: "Gbit/s" }, run.gigabits);
-        if (tcp.streams, tcp.reverse) == (1, false) {
-            let unit = "CPU s/GB";
-            table.add(subject.label(), Metric { name: "machine", unit }, run.machine_per_gigabyte);
-            table.add(subject.label(), Metric { name: "agents", unit }, run.agents_per_gigabyte);
+fn turn(subject: &Subject<'_>, load: Load, seconds: u32, table: &mut Table) -> Result<()> {
+    let mut add = |name, unit, value| table.add(subject.label(), Metric { name, unit }, value);
+    match load {
+        Load::Tcp => {
+            let all = [
+                (Tcp { streams: 1, reverse: false }, "TCP 1"),
+                (Tcp { streams: 1, reverse: true }, "TCP 1 back"),
+                (Tcp { streams: 4, reverse: false }, "TCP 4"),
+                (Tcp { streams: 4, reverse: true }, "TCP 4 back"),
+            ];
+            for (tcp, name) in all {
+                let run = subject.tcp(tcp, seconds)?;
+                add(name, "Gbit/s", run.gigabits);
+                if (tcp.streams, tcp.reverse) == (1, false) {
+                    add("machine", "CPU s/GB", run.machine_per_gigabyte);
+                    add("agents", "CPU s/GB", run.agents_per_gigabyte);
+                }
+            }
+        }
+        Load::Udp => {
+            for (len, name) in [(64, "UDP 64 B"), (1300, "UDP 1300 B")] {
+                let run = subject.flood(len, seconds)?;
+                add(name, "kpps", run.kilo_received);
+                add(name, "agents, CPU us a packet", run.agents_per_packet);
+            }
+        }
+        Load::Ping => {
+            let trips = subject.ping(seconds)?;
+            add("RTT p50", "us", trips.p50_us);
+            add("RTT p99", "us", trips.p99_us);
+        }
+        Load::LoadedPing => {
+            let trips = subject.ping_beside_tcp(seconds)?;
+            add("RTT p50 beside TCP", "us", trips.p50_us);
+            add("RTT p99 beside TCP", "us", trips.p99_us);
         }
     }
-    let trips = subject.ping(seconds)?;
-    table.add(subject.label(), Metric { name: "RTT p50", unit: "us" }, trips.p50_us);
-    table.add(subject.label(), Metric { name: "RTT p99", unit: "us" }, trips.p99_us);
     Ok(())
 }
 

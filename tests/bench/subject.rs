@@ -4,22 +4,26 @@ use std::{
     env,
     net::Ipv4Addr,
     process::Child,
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 
 use crate::{
+    flood::Flooded,
     lab::Lab,
-    load::{self, Tcp, TcpRun},
+    load::{self, FloodRun, Tcp, TcpRun},
+    peer::Peer,
     pingpong::Trips,
 };
 
-/// MTU inside both tunnels: the default of a network.
-const MTU: u16 = vxmesh_proto::limits::DEFAULT_MTU;
+/// MTU inside all tunnels: the default of a network.
+pub(crate) const MTU: u16 = vxmesh_proto::limits::DEFAULT_MTU;
 /// Ports of the servers in the second place.
 const PONG_PORT: u16 = 7001;
 const SOURCE_PORT: u16 = 7002;
+const DRAIN_PORT: u16 = 7003;
 /// How long a server may take to listen, and a network to connect two hosts.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -31,21 +35,37 @@ pub(crate) struct Subject<'l> {
     /// The network namespace on both hosts; the host's own without.
     netns: Option<&'static str>,
     server: Ipv4Addr,
-    has_agents: bool,
+    programs: Programs,
     servers: Vec<Child>,
+}
+
+/// The programs that carry a subject's packets, whose CPU time and memory count.
+#[derive(Debug)]
+enum Programs {
+    /// The kernel does.
+    None,
+    /// The lab's agents.
+    Agents,
+    /// These processes.
+    Peer(Vec<u64>),
 }
 
 impl<'l> Subject<'l> {
     /// The hosts themselves, as the upper bound.
     pub(crate) fn bare(lab: &'l Lab, server: Ipv4Addr) -> Result<Self> {
-        Self::start(lab, "bare", None, server, false)
+        Self::start(lab, "bare", None, server, Programs::None)
     }
 
-    /// The kernel's own VXLAN device on the host, plugged into a bridge like a TAP of ours.
+    /// The kernel's own VXLAN device on the host, plugged into a bridge like a TAP of ours. What is bridged does not pass the
+    /// host's firewall, as it does where br_netfilter is at work: rules are not what is compared.
     pub(crate) fn kernel(lab: &'l Lab) -> Result<Self> {
         for (me, other) in [(1, 2), (2, 1)] {
             let script = format!(
-                "ip link add kbr type bridge
+                "for call in iptables ip6tables; do
+                     nf=/proc/sys/net/bridge/bridge-nf-call-$call
+                     test ! -e $nf || echo 0 > $nf
+                 done
+                 ip link add kbr type bridge
                  ip link set kbr mtu {MTU} up
                  ip link add kvx type vxlan id 77 dstport 4789 local 10.213.0.{me} dev eth0
                  bridge fdb append 00:00:00:00:00:00 dev kvx dst 10.213.0.{other}
@@ -58,7 +78,7 @@ impl<'l> Subject<'l> {
             );
             lab.sh(&format!("h{me}"), &script)?;
         }
-        Self::start(lab, "kernel", Some("kernel"), Ipv4Addr::new(10, 97, 0, 2), false)
+        Self::start(lab, "kernel", Some("kernel"), Ipv4Addr::new(10, 97, 0, 2), Programs::None)
     }
 
     /// A network of the lab's mesh.
@@ -77,13 +97,25 @@ impl<'l> Subject<'l> {
                 match lab.cli(host, &attach) {
                     Ok(endpoint) => break endpoint,
                     Err(error) if Instant::now() > deadline => return Err(error),
-                    Err(_) => std::thread::yield_now(),
+                    Err(_) => thread::yield_now(),
                 }
             };
             let ip = endpoint["ips"][0].as_str().context("no address")?.split('/').next();
             server = Some(ip.context("no address")?.parse()?);
         }
-        Self::start(lab, label, Some("tunnel"), server.context("no address")?, true)
+        Self::start(lab, label, Some("tunnel"), server.context("no address")?, Programs::Agents)
+    }
+
+    /// Another tunnel between the same hosts.
+    pub(crate) fn peer(lab: &'l Lab, peer: &Peer) -> Result<Self> {
+        let up = peer.up(lab)?;
+        Self::start(
+            lab,
+            peer.name(),
+            Some(up.netns),
+            up.server.into(),
+            Programs::Peer(up.processes),
+        )
     }
 
     fn start(
@@ -91,16 +123,18 @@ impl<'l> Subject<'l> {
         label: &str,
         netns: Option<&'static str>,
         server: Ipv4Addr,
-        has_agents: bool,
+        programs: Programs,
     ) -> Result<Self> {
         let label = label.to_owned();
-        let mut subject = Self { label, lab, netns, server, has_agents, servers: Vec::new() };
+        let mut subject = Self { label, lab, netns, server, programs, servers: Vec::new() };
         let own = own_path()?;
-        let (pong, source) = (PONG_PORT.to_string(), SOURCE_PORT.to_string());
+        let [pong, source, drain] =
+            [PONG_PORT, SOURCE_PORT, DRAIN_PORT].map(|port| port.to_string());
         for words in [
             vec!["iperf3", "--server"],
             vec![&own, "pong", &pong],
             vec![&own, "source", &source, "64"],
+            vec![&own, "drain", &drain],
         ] {
             let words = subject.within(&words);
             let child = lab.spawn("h2", &words)?;
@@ -116,7 +150,7 @@ impl<'l> Subject<'l> {
 
     /// Sends TCP for some seconds.
     pub(crate) fn tcp(&self, tcp: Tcp, seconds: u32) -> Result<TcpRun> {
-        let agents = if self.has_agents { self.lab.agents()? } else { Vec::new() };
+        let agents = self.programs()?;
         let (address, seconds) = (self.server.to_string(), seconds.to_string());
         let streams = tcp.streams.to_string();
         let mut words =
@@ -131,6 +165,49 @@ impl<'l> Subject<'l> {
     pub(crate) fn ping(&self, seconds: u32) -> Result<Trips> {
         let (to, seconds) = (format!("{}:{PONG_PORT}", self.server), seconds.to_string());
         Ok(serde_json::from_str(&self.client(&[&own_path()?, "ping", &to, &seconds])?)?)
+    }
+
+    /// Round trips while one TCP stream takes what it can.
+    pub(crate) fn ping_beside_tcp(&self, seconds: u32) -> Result<Trips> {
+        thread::scope(|scope| {
+            // It begins earlier and ends later.
+            let tcp = scope.spawn(|| self.tcp(Tcp { streams: 1, reverse: false }, seconds + 1));
+            let trips = self.ping(seconds);
+            let run = tcp.join().map_err(|_panic| anyhow::anyhow!("iperf3's thread panicked"))?;
+            run.and(trips)
+        })
+    }
+
+    /// Datagrams of `len` bytes without a pause.
+    pub(crate) fn flood(&self, len: usize, seconds: u32) -> Result<FloodRun> {
+        let agents = self.programs()?;
+        let to = format!("{}:{DRAIN_PORT}", self.server);
+        let (len, seconds) = (len.to_string(), seconds.to_string());
+        let own = own_path()?;
+        let before = load::processes_seconds(&agents)?;
+        let said = self.client(&[&own, "flood", &to, &len, &seconds])?;
+        let spent = load::processes_seconds(&agents)? - before;
+        let flooded: Flooded = serde_json::from_str(&said)?;
+        Ok(FloodRun::new(flooded, spent))
+    }
+
+    /// Megabytes that the programs of one host have in memory; none where the kernel does the work.
+    pub(crate) fn resident(&self) -> Result<Option<f64>> {
+        let programs = self.programs()?;
+        if programs.is_empty() {
+            return Ok(None);
+        }
+        let kilobytes =
+            programs.iter().map(|pid| load::resident_kilobytes(*pid)).sum::<Result<f64>>()?;
+        Ok(Some(kilobytes / 2e3))
+    }
+
+    fn programs(&self) -> Result<Vec<u64>> {
+        match &self.programs {
+            Programs::None => Ok(Vec::new()),
+            Programs::Agents => self.lab.agents(),
+            Programs::Peer(processes) => Ok(processes.clone()),
+        }
     }
 
     /// Fails unless a random stream arrives as it was sent.

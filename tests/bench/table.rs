@@ -44,6 +44,16 @@ impl Table {
         format!("{} ({}-{}){ratio}", short(middle), short(low), short(high))
     }
 
+    /// The medians of a metric with its name and unit, if anything was measured.
+    pub(crate) fn medians(&self, name: &str) -> Option<(String, Vec<(String, f64)>)> {
+        let metric = *self.metrics.iter().find(|metric| metric.name == name)?;
+        let median = |subject: &String| {
+            spread(self.of(subject, metric)).map(|(_, middle, _)| (subject.clone(), middle))
+        };
+        let bars = self.subjects.iter().filter_map(median).collect();
+        Some((format!("{name}, {}", metric.unit), bars))
+    }
+
     fn of(&self, subject: &str, metric: Metric) -> &[f64] {
         self.values.get(&(subject.to_owned(), metric)).map_or(&[], Vec::as_slice)
     }
@@ -81,7 +91,7 @@ fn spread(values: &[f64]) -> Option<(f64, f64, f64)> {
 }
 
 /// Three digits that count.
-fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     match value.abs() {
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),

@@ -1,0 +1,122 @@
+//! What a run says: Markdown for the page between two marks, and bars as SVG.
+
+use std::{fmt::Write, fs, path::Path};
+
+use anyhow::{Context, Result};
+
+use crate::table::Table;
+
+const BEGIN: &str = "<!-- make bench writes from here -->";
+const END: &str = "<!-- to here -->";
+/// What is drawn of a table: metric, and whether less is better.
+const DRAWN: [(&str, bool); 6] = [
+    ("TCP 1", false),
+    ("TCP 4", false),
+    ("UDP 64 B", false),
+    ("RTT p50", true),
+    ("RTT p99 beside TCP", true),
+    ("agents", true),
+];
+const WIDTH: usize = 860;
+const LABELS: usize = 130;
+const NUMBERS: usize = 90;
+const ROW: usize = 18;
+const TITLE: usize = 30;
+/// Columns of panels.
+const COLUMNS: usize = 2;
+
+/// Puts the text between the marks of `performance.md` and the pictures into `img`, both below this directory.
+pub(crate) fn write(docs: &Path, text: &str, tables: &[(String, Table)]) -> Result<()> {
+    let page = docs.join("performance.md");
+    let old = fs::read_to_string(&page).with_context(|| page.display().to_string())?;
+    let mut text = text.to_owned();
+    fs::create_dir_all(docs.join("img"))?;
+    for (name, table) in tables {
+        let file = format!("img/bench-{name}.svg");
+        fs::write(docs.join(&file), draw(table))?;
+        write!(text, "\n![The medians of the {name} underlay as bars]({file})\n")?;
+    }
+    fs::write(&page, replaced(&old, &text)?)?;
+    Ok(())
+}
+
+/// The page with other text between the marks.
+fn replaced(page: &str, text: &str) -> Result<String> {
+    let marks = "the page has not both marks of what `make bench` writes";
+    let (before, rest) = page.split_once(BEGIN).context(marks)?;
+    let (_, after) = rest.split_once(END).context(marks)?;
+    Ok(format!("{before}{BEGIN}\n\n{}\n\n{END}{after}", text.trim()))
+}
+
+/// One panel of bars for each metric that is drawn.
+fn draw(table: &Table) -> String {
+    let panels: Vec<_> =
+        DRAWN.iter().filter_map(|(metric, less)| Some((table.medians(metric)?, *less))).collect();
+    let height = TITLE + ROW * panels.iter().map(|((_, bars), _)| bars.len()).max().unwrap_or(0);
+    let rows = panels.len().div_ceil(COLUMNS);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
+        rows * (height + ROW)
+    );
+    for (at, ((title, bars), less)) in panels.iter().enumerate() {
+        let left = at % COLUMNS * (WIDTH / COLUMNS);
+        let top = at / COLUMNS * (height + ROW);
+        let better = if *less { "less is better" } else { "more is better" };
+        svg.push_str(&panel((left, top), &format!("{title} ({better})"), bars));
+    }
+    svg + "</svg>\n"
+}
+
+fn panel((left, top): (usize, usize), title: &str, bars: &[(String, f64)]) -> String {
+    let longest = bars.iter().map(|(_, value)| *value).fold(f64::MIN_POSITIVE, f64::max);
+    let room = u16::try_from(WIDTH / COLUMNS - LABELS - NUMBERS).map_or(0.0, f64::from);
+    let mut svg = format!(
+        "<text x=\"{}\" y=\"{}\" font-weight=\"bold\">{title}</text>\n",
+        left + 8,
+        top + ROW
+    );
+    for (at, (name, value)) in bars.iter().enumerate() {
+        let y = top + TITLE + at * ROW;
+        let (text, begin) = (y + 12, left + LABELS);
+        let len = value / longest * room;
+        let fill = if name == "tunnel" { "#c2410c" } else { "#64748b" };
+        svg.push_str(&format!(
+            "<text x=\"{}\" y=\"{text}\" text-anchor=\"end\">{name}</text>\
+             <rect x=\"{begin}\" y=\"{}\" width=\"{len:.1}\" height=\"13\" fill=\"{fill}\"/>\
+             <text x=\"{:.1}\" y=\"{text}\">{}</text>\n",
+            begin - 6,
+            y + 1,
+            f64::from(u32::try_from(begin).unwrap_or_default()) + len + 5.0,
+            crate::table::short(*value),
+        ));
+    }
+    svg
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::Metric;
+
+    #[test]
+    fn only_what_is_between_the_marks_is_replaced() {
+        let page = format!("before\n{BEGIN}\nold\n{END}\nafter\n");
+        let new = replaced(&page, "new\n").unwrap();
+        assert_eq!(new, format!("before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"));
+        assert_eq!(replaced(&new, "new").unwrap(), new);
+        assert!(replaced("no marks", "new").is_err());
+    }
+
+    #[test]
+    fn the_longest_bar_fills_the_room() {
+        let metric = Metric { name: "TCP 1", unit: "Gbit/s" };
+        let mut table = Table::new("kernel");
+        table.add("kernel", metric, 10.0);
+        table.add("tunnel", metric, 5.0);
+        let svg = draw(&table);
+        assert!(svg.contains("TCP 1, Gbit/s (more is better)"), "{svg}");
+        assert!(svg.contains("width=\"210.0\"") && svg.contains("width=\"105.0\""), "{svg}");
+        assert!(svg.ends_with("</svg>\n"), "{svg}");
+    }
+}
