@@ -140,6 +140,13 @@ impl Mesh {
         let mut hosted = self.lock_host().await?;
         let sandbox = self.find_sandbox(reference)?;
         let network = self.find_network(&connection.network)?;
+        if let Some(shared) = &sandbox.mode {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!("sandbox `{}` runs with --network {}", sandbox.name, shared.mode),
+                "only a sandbox that has networks can get another",
+            ));
+        }
         if self.endpoints_of(&sandbox.name)?.iter().any(|own| own.network == network.id) {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
@@ -195,7 +202,7 @@ impl Mesh {
     ) -> Result<(), ApiError> {
         self.set_attached(&mut endpoint, false)?;
         let settled = self.settle(hosted, sandbox).await;
-        self.withdraw_everywhere(endpoint.id).await;
+        self.withdraw_everywhere(endpoint.network, endpoint.id).await;
         self.unplug(hosted, &endpoint).await?;
         settled
     }
@@ -230,7 +237,7 @@ impl Mesh {
         // What goes out by another network from now on is not to be interrupted by what follows.
         self.settle(hosted, sandbox).await?;
         // Nobody is led to it any more when its interface goes.
-        self.withdraw_everywhere(endpoint.id).await;
+        self.withdraw_everywhere(endpoint.network, endpoint.id).await;
         self.unplug(hosted, endpoint).await
     }
 
@@ -280,6 +287,10 @@ impl Mesh {
         sandbox: &Stored,
         connected: &[Connected],
     ) -> Result<(), ApiError> {
+        // The routes are the host's, or another sandbox's.
+        if sandbox.mode.is_some() {
+            return Ok(());
+        }
         let netns = Netns::open(sandbox.netns()).map_err(OverlayError::from)?;
         let inside = Links::open(&netns).map_err(OverlayError::from)?;
         let endpoints = self.endpoints_of(&sandbox.name)?;

@@ -111,7 +111,8 @@ impl Mesh {
         }];
         all.extend(self.grants.as_ref().map(data_path));
         let networks = self.network_list();
-        let largest = networks.iter().map(|network| network.mtu).max();
+        let in_mesh = networks.iter().filter(|network| !self.is_local(network.id));
+        let largest = in_mesh.map(|network| network.mtu).max();
         for peer in self.peers.rows() {
             if let Some(mtu) = largest.filter(|mtu| *mtu > peer.mtu) {
                 let node = self.node_name(peer.node_id);

@@ -51,7 +51,7 @@ pub(super) struct Hosted {
 pub(super) struct Stored {
     pub(super) id: EndpointId,
     pub(super) network: NetworkId,
-    name: Name,
+    pub(super) name: Name,
     aliases: Vec<Alias>,
     labels: BTreeMap<String, String>,
     mac: MacAddr,
@@ -187,7 +187,7 @@ impl Mesh {
         match self.plug_in(hosted, &network, &mut endpoint).await {
             Ok(()) => Ok(endpoint),
             Err(error) => {
-                self.withdraw(endpoint.id);
+                self.withdraw(endpoint.network, endpoint.id);
                 self.undo(hosted, &endpoint).await;
                 Err(error)
             }
@@ -292,7 +292,12 @@ impl Mesh {
         self.store.put(Table::Endpoints, &endpoint.id.to_string(), endpoint).map_err(store_failed)
     }
 
+    /// Tells the mesh; of a network of this host nobody is told.
     pub(super) async fn announce(self: &Arc<Self>, claim: &Claim) -> Result<(), ApiError> {
+        if matches!(claim, Claim::Endpoint(claim) if self.is_local(claim.network)) {
+            self.reconcile().await;
+            return Ok(());
+        }
         let Some(gossip) = self.gossip.get() else {
             return Err(failed("the agent is starting", "try again"));
         };
@@ -335,7 +340,9 @@ impl Mesh {
             routed: !network.internal,
         };
         let overlay = Overlay::ensure(&self.run_dir(), spec).await?;
-        if let Err(error) = self.connect(&overlay, id, network).await {
+        if !self.is_local(id)
+            && let Err(error) = self.connect(&overlay, id, network).await
+        {
             // Without cables in it nobody would ever remove the namespace.
             if !self.stored_endpoints()?.iter().any(|other| other.network == id && other.attached) {
                 overlay.remove().await?;
@@ -498,13 +505,16 @@ impl Mesh {
         let stored: Option<Stored> =
             self.store.get(Table::Endpoints, &id.to_string()).map_err(store_failed)?;
         let Some(endpoint) = stored else { return Ok(()) };
-        self.withdraw(id);
+        self.withdraw(endpoint.network, id);
         self.unplug(hosted, &endpoint).await
     }
 
     /// Withdraws an endpoint and waits as long as for a new one until nobody is led to it any more.
-    pub(super) async fn withdraw_everywhere(self: &Arc<Self>, id: EndpointId) {
+    pub(super) async fn withdraw_everywhere(self: &Arc<Self>, network: NetworkId, id: EndpointId) {
         let Some(gossip) = self.gossip.get() else { return };
+        if self.is_local(network) {
+            return self.reconcile().await;
+        }
         match gossip.withdraw(Key::Endpoint(id)) {
             Ok(record) => {
                 self.reconcile().await;
@@ -514,7 +524,10 @@ impl Mesh {
         }
     }
 
-    pub(super) fn withdraw(&self, id: EndpointId) {
+    pub(super) fn withdraw(&self, network: NetworkId, id: EndpointId) {
+        if self.is_local(network) {
+            return;
+        }
         let Some(gossip) = self.gossip.get() else { return };
         match gossip.withdraw(Key::Endpoint(id)) {
             Ok(record) => self.spread(&record),
@@ -608,6 +621,7 @@ impl Mesh {
                 object::ObjectId::Network(id) => Some(*id),
                 _ => None,
             });
+            let ids = ids.chain(self.local_networks.ids());
             ids.filter(|id| !hosted.overlays.contains_key(id) && !kept.contains(id)).collect()
         });
         for network in networks {
@@ -635,7 +649,7 @@ impl Mesh {
         }
         warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; it is removed");
         lock(&self.unadopted).remove(&endpoint.id);
-        self.withdraw(endpoint.id);
+        self.withdraw(endpoint.network, endpoint.id);
         self.undo(hosted, endpoint).await;
     }
 

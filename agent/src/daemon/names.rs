@@ -106,7 +106,8 @@ impl Mesh {
             Content::Network(network) => Some(network.name.clone()),
             _ => None,
         };
-        networks.iter().filter_map(|(id, object, _)| Some((*id, name(object)?))).collect()
+        let mesh = networks.iter().filter_map(|(id, object, _)| Some((*id, name(object)?)));
+        mesh.chain(self.local_networks.names()).collect()
     }
 
     /// Whether every member was heard of, or was given the time to be.
@@ -125,6 +126,9 @@ impl Mesh {
 
     /// Makes a sandbox's files, and its server unless it has one.
     pub(super) fn name_sandbox(&self, sandbox: &StoredSandbox) -> Result<(), ApiError> {
+        if !sandbox.names_itself() {
+            return Ok(());
+        }
         let endpoints = self.endpoints_of(sandbox.name())?;
         let connected = self.connected(sandbox.name())?;
         let own: Vec<&StoredEndpoint> = connected
@@ -205,6 +209,7 @@ impl Mesh {
         for sandbox in sandboxes {
             // One that is being made is served by whoever makes it.
             if !sandbox.has_process()
+                || !sandbox.names_itself()
                 || lock(&self.name_servers.sandboxes).contains_key(sandbox.name())
             {
                 continue;
