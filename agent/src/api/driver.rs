@@ -14,6 +14,8 @@ pub enum Driver {
     Overlay,
     /// This host only
     Bridge,
+    /// The network that an interface of this host is in: -o parent=IF[.VID] [-o macvlan_mode=MODE]
+    Macvlan,
 }
 
 impl Driver {
@@ -23,6 +25,7 @@ impl Driver {
         match self {
             Self::Overlay => "overlay",
             Self::Bridge => "bridge",
+            Self::Macvlan => "macvlan",
         }
     }
 
@@ -31,6 +34,7 @@ impl Driver {
     pub const fn options(self) -> &'static [&'static str] {
         match self {
             Self::Overlay | Self::Bridge => &[],
+            Self::Macvlan => &["parent", "macvlan_mode"],
         }
     }
 
@@ -39,7 +43,7 @@ impl Driver {
     pub const fn scope(self) -> &'static str {
         match self {
             Self::Overlay => "mesh",
-            Self::Bridge => "local",
+            Self::Bridge | Self::Macvlan => "local",
         }
     }
 }

@@ -37,7 +37,12 @@ use crate::{
 /// The networks of each sandbox, in order.
 pub(super) type AllConnected = BTreeMap<String, Vec<Connected>>;
 
-fn connected_by(endpoint: &StoredEndpoint, network: Option<&object::Network>) -> Connected {
+/// `routers`: those that the user named, where the network has none of ours.
+fn connected_by(
+    endpoint: &StoredEndpoint,
+    network: Option<&object::Network>,
+    routers: Option<Vec<IpAddr>>,
+) -> Connected {
     let gateways = |network: &object::Network| {
         let reachable: &[object::Subnet] = if network.internal { &[] } else { &network.subnets };
         reachable.iter().map(|subnet| subnet.gateway).collect()
@@ -48,7 +53,7 @@ fn connected_by(endpoint: &StoredEndpoint, network: Option<&object::Network>) ->
         name: network.map(|network| network.name.clone()),
         gw_priority: endpoint.gw_priority,
         ips: endpoint.ips.clone(),
-        gateways: network.map(gateways).unwrap_or_default(),
+        gateways: routers.or_else(|| network.map(gateways)).unwrap_or_default(),
     }
 }
 
@@ -98,7 +103,8 @@ impl Mesh {
             let network = networks.entry(endpoint.network).or_insert_with(|| {
                 self.network_object(endpoint.network).map(|(network, _state)| network)
             });
-            let connected = connected_by(&endpoint, network.as_ref());
+            let routers = self.macvlan_of(endpoint.network).map(|macvlan| macvlan.gateways);
+            let connected = connected_by(&endpoint, network.as_ref(), routers);
             all.entry(sandbox.clone()).or_default().push(connected);
         }
         all.values_mut().for_each(|connected| sandbox::sort(connected));

@@ -124,6 +124,11 @@ impl Mesh {
                 ));
             }
         }
+        for (network, fault) in self.missing_parents().await {
+            let hint =
+                "bring it back; endpoints whose interface went with it must be plugged in again";
+            all.push(check(&format!("network {network}"), Health::Fail, fault, hint));
+        }
         let hosted = self.host.lock().await;
         let name = |id: NetworkId| {
             let network = networks.iter().find(|network| network.id == id);

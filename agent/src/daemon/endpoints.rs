@@ -31,6 +31,7 @@ use crate::{
     admin::resolve,
     api::{self, ApiError, AttachSpec, ErrorCode},
     netlink::{
+        macvlan,
         netns::{Netns, NetnsError},
         overlay::{Overlay, OverlayError, OverlaySpec, Plug},
     },
@@ -54,7 +55,7 @@ pub(super) struct Stored {
     pub(super) name: Name,
     aliases: Vec<Alias>,
     labels: BTreeMap<String, String>,
-    mac: MacAddr,
+    pub(super) mac: MacAddr,
     pub(super) ips: Vec<IpNet>,
     netns: PathBuf,
     ifname: Option<String>,
@@ -82,7 +83,12 @@ impl Stored {
         }
     }
 
-    fn plug(&self) -> Plug {
+    /// Notes the name of the interface in the sandbox.
+    pub(super) fn set_ifname(&mut self, ifname: String) {
+        self.ifname = Some(ifname);
+    }
+
+    pub(super) fn plug(&self) -> Plug {
         Plug {
             id: self.id,
             netns: self.netns.clone(),
@@ -134,11 +140,11 @@ fn quarantine_ms() -> u64 {
     u64::try_from(ADDRESS_QUARANTINE.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn gone(why: &str) -> ApiError {
+pub(super) fn gone(why: &str) -> ApiError {
     ApiError::new(ErrorCode::NotFound, why, "attach it again")
 }
 
-fn conflict(message: String, hint: &str) -> ApiError {
+pub(super) fn conflict(message: String, hint: &str) -> ApiError {
     ApiError::new(ErrorCode::Conflict, message, hint)
 }
 
@@ -268,6 +274,9 @@ impl Mesh {
         endpoint: &mut Stored,
     ) -> Result<(), ApiError> {
         self.save(endpoint)?;
+        if let Some(macvlan) = self.macvlan_of(endpoint.network) {
+            return self.plug_macvlan(&macvlan, network, endpoint).await;
+        }
         if self.follow_subnets(hosted, endpoint.network, network).await? {
             self.open_way(hosted, endpoint.network, network).await;
         }
@@ -288,7 +297,7 @@ impl Mesh {
         self.save(endpoint)
     }
 
-    fn save(&self, endpoint: &Stored) -> Result<(), ApiError> {
+    pub(super) fn save(&self, endpoint: &Stored) -> Result<(), ApiError> {
         self.store.put(Table::Endpoints, &endpoint.id.to_string(), endpoint).map_err(store_failed)
     }
 
@@ -415,6 +424,9 @@ impl Mesh {
         }
         if let Some(overlay) = hosted.overlays.get(&endpoint.network) {
             overlay.detach(endpoint.id).await?;
+        }
+        if self.macvlan_of(endpoint.network).is_some() {
+            macvlan::detach(&endpoint.plug()).await?;
         }
         let row = (Table::Endpoints, endpoint.id.to_string());
         self.forget((row.0, &row.1), endpoint.network, &endpoint.ips).map_err(store_failed)?;
@@ -662,6 +674,12 @@ impl Mesh {
         let Some((network, _state)) = self.network_object(endpoint.network) else {
             return Err(gone("its network is gone"));
         };
+        if let Some(macvlan) = self.macvlan_of(endpoint.network).filter(|_| endpoint.attached) {
+            return self.adopt_macvlan(&macvlan, &network, endpoint).await;
+        }
+        if !endpoint.attached && self.macvlan_of(endpoint.network).is_some() {
+            return Err(gone("it was never wholly attached"));
+        }
         if !endpoint.attached {
             // The namespace may have been made for it.
             self.host_network(hosted, endpoint.network, &network).await?;

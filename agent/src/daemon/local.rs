@@ -9,6 +9,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 use vxmesh_proto::{
     addr::{Name, NetworkId, Vni},
     dns::NamesTable,
@@ -17,6 +18,7 @@ use vxmesh_proto::{
 };
 
 use super::{
+    macvlan::Macvlan,
     mesh::{Mesh, failed, lock, store_failed},
     networks::{check_dns, name_of, usage},
     subnets::{Wanted, free_subnets},
@@ -38,6 +40,8 @@ const DEFAULT_MTU: u16 = 1500;
 pub(super) struct LocalNetwork {
     pub(super) driver: Driver,
     pub(super) network: object::Network,
+    #[serde(default)]
+    pub(super) macvlan: Option<Macvlan>,
 }
 
 impl LocalNetwork {
@@ -47,6 +51,7 @@ impl LocalNetwork {
             scope: self.driver.scope().to_owned(),
             vni: None,
             encrypted: false,
+            options: self.macvlan.as_ref().map(Macvlan::options).unwrap_or_default(),
             ..super::networks::row(id, &self.network, object::NetworkState::Active)
         }
     }
@@ -71,6 +76,11 @@ impl LocalNetworks {
 
     pub(super) fn ids(&self) -> Vec<NetworkId> {
         lock(&self.rows).keys().copied().collect()
+    }
+
+    pub(super) fn macvlans(&self) -> Vec<(LocalNetwork, Macvlan)> {
+        let rows = lock(&self.rows);
+        rows.values().filter_map(|row| Some((row.clone(), row.macvlan.clone()?))).collect()
     }
 
     pub(super) fn list(&self) -> Vec<api::Network> {
@@ -145,13 +155,24 @@ impl Mesh {
                 "leave --vni out",
             ));
         }
-        let mtu = spec.mtu.unwrap_or(DEFAULT_MTU);
+        let macvlan = Macvlan::of(spec)?;
+        let runtime = Handle::current();
+        let mtu = match &macvlan {
+            Some(macvlan) => runtime.block_on(macvlan.mtu(spec.mtu))?,
+            None => spec.mtu.unwrap_or(DEFAULT_MTU),
+        };
+        for (other, theirs) in self.local_networks.macvlans() {
+            if let Some(macvlan) = &macvlan {
+                macvlan.check_beside(other.network.name.as_str(), &theirs)?;
+            }
+        }
         if mtu < MIN_MTU {
             return Err(usage(format!("an MTU of {mtu} does not do"), "choose 1280 or more"));
         }
         check_dns(spec)?;
         let id = NetworkId::from_random(rand::random());
         let made = LocalNetwork {
+            macvlan,
             driver: spec.driver,
             network: object::Network {
                 name: spec.name.clone(),
@@ -179,6 +200,12 @@ impl Mesh {
             lock(&self.local_networks.rows).insert(id, made.clone());
             Ok::<(), ApiError>(())
         })?;
+        if let Some(macvlan) = &made.macvlan
+            && let Err(error) = runtime.block_on(macvlan.parent.ensure())
+        {
+            self.forget_local(id)?;
+            return Err(error.into());
+        }
         self.addresses.host(id, &made.network.subnets);
         self.kick();
         Ok(self.with_warnings(made.row(id)))
@@ -212,11 +239,22 @@ impl Mesh {
                 "detach them first; see `vxmesh endpoint ls`",
             ));
         }
-        self.store.delete(Table::Networks, &network.id.to_string()).map_err(store_failed)?;
-        lock(&self.local_networks.rows).remove(&network.id);
-        self.addresses.unhost(network.id);
+        let macvlan = self.macvlan_of(network.id);
+        self.forget_local(network.id)?;
+        if let Some(Macvlan { parent, .. }) = macvlan
+            && !self.local_networks.macvlans().iter().any(|(_, other)| other.parent == parent)
+        {
+            Handle::current().block_on(parent.release())?;
+        }
         self.kick();
         Ok(network)
+    }
+
+    fn forget_local(&self, id: NetworkId) -> Result<(), ApiError> {
+        self.store.delete(Table::Networks, &id.to_string()).map_err(store_failed)?;
+        lock(&self.local_networks.rows).remove(&id);
+        self.addresses.unhost(id);
+        Ok(())
     }
 
     /// What this node's endpoints claim in a network of this host.

@@ -337,10 +337,10 @@ impl Mesh {
                 () = self.kick.notified() => {}
                 _ = tick.tick() => {
                     self.follow_host(gossip);
+                    self.name_sandboxes();
                     tokio::spawn(Arc::clone(&self).keep_ways());
                     self.prefetch();
                     self.reclaim_soon();
-                    self.name_sandboxes();
                 }
                 _ = mend.tick() => {
                     // It may have to wait for the kernel; tables must not.

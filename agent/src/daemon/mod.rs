@@ -11,6 +11,7 @@ mod endpoints;
 mod gateway;
 mod ipam;
 mod local;
+mod macvlan;
 mod mesh;
 mod modes;
 mod name_records;

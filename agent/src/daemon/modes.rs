@@ -11,6 +11,7 @@ use vxmesh_proto::addr::Name;
 use super::mesh::{Mesh, store_failed};
 use crate::{
     api::{ApiError, ErrorCode, Mode, SandboxSpec},
+    docker::{self, DockerError},
     netlink::{link::Links, netns::Netns, overlay::OverlayError},
     store::Table,
 };
@@ -77,6 +78,18 @@ pub(super) fn check_mode(spec: &SandboxSpec) -> Result<(), ApiError> {
     ))
 }
 
+impl From<DockerError> for ApiError {
+    fn from(error: DockerError) -> Self {
+        let (code, hint) = match &error {
+            DockerError::Absent(_) => (ErrorCode::Failed, "is Docker installed here and running?"),
+            DockerError::NoContainer(_) => (ErrorCode::NotFound, "see `docker ps`"),
+            DockerError::NotRunning(_) => (ErrorCode::Conflict, "start it with `docker start`"),
+            DockerError::Engine(_) => (ErrorCode::Failed, "see the engine's log"),
+        };
+        Self::new(code, error.to_string(), hint)
+    }
+}
+
 impl Mesh {
     /// Where the namespace of a mode is. Nothing is changed.
     pub(super) async fn namespace_of(&self, mode: &Mode) -> Result<(Shared, Source), ApiError> {
@@ -85,11 +98,8 @@ impl Mesh {
             Mode::Host => (None, Source::Of(HERE.into())),
             Mode::Sandbox(name) => self.namespace_of_sandbox(name)?,
             Mode::Container(name) => {
-                return Err(ApiError::new(
-                    ErrorCode::NotFound,
-                    format!("there is no container `{name}`"),
-                    "see `docker ps`",
-                ));
+                let container = docker::container(name).await?;
+                (container.etc, Source::Of(container.netns))
             }
         };
         Ok((Shared { mode: mode.clone(), etc }, source))

@@ -202,6 +202,8 @@ impl Mesh {
 
     /// Serves every sandbox that is here and has no server: after a start, or where it could not be had.
     pub(super) fn name_sandboxes(&self) {
+        // One that is just being removed has a row and no namespace; there is a next time.
+        let Ok(_host) = self.host.try_lock() else { return };
         let sandboxes = match self.stored_sandboxes() {
             Ok(sandboxes) => sandboxes,
             Err(error) => return warn!(%error, "names are not served"),

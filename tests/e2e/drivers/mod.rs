@@ -1,6 +1,8 @@
 //! What there is beside overlay networks: networks of one host, and the namespaces of others.
 
 mod bridge;
+mod container;
+mod macvlan;
 mod modes;
 
 use std::process::Output;
