@@ -444,7 +444,7 @@ pub struct SandboxSpec {
     #[serde(default)]
     pub networks: Vec<Connection>,
     /// Instead of networks: whose namespace it gets.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
     /// Name servers for names that are not the mesh's; those of its networks otherwise.
     #[serde(default)]

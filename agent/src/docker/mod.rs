@@ -40,7 +40,7 @@ pub enum DockerError {
     /// It has no process.
     #[error("container `{0}` is not running")]
     NotRunning(String),
-    /// It has the host's namespace.
+    /// It answers what cannot be used.
     #[error("the Docker engine: {0}")]
     Engine(String),
 }

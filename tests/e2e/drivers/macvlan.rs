@@ -26,7 +26,7 @@ impl Router {
         let netns = NetNs::open(&path)?;
         let path = path.to_str().context("an odd path")?;
         let cable = format!(
-            "ip link add wan0 type veth peer name lan0 netns {path} && ip link set wan0 up"
+            "ip link add wan0 type veth peer name lan0 netns {path} && ip link set wan0 addrgenmode none && ip link set wan0 up"
         );
         sh(&lab.host("h1")?, &cable)?;
         sh(
