@@ -3,7 +3,9 @@
 //! Requests end in `Spec`. An error is [`ApiError`]: what is wrong and what to do next.
 
 mod connection;
+mod driver;
 mod ipam;
+mod mode;
 
 use std::{
     collections::BTreeMap,
@@ -20,6 +22,7 @@ pub use self::connection::{Connection, ConnectionError, Connections, SandboxNetw
 pub use self::ipam::{
     AddressBlock, AddressOwner, AddressPool, NetworkPools, PoolDetail, RestingAddress,
 };
+pub use self::{driver::Driver, mode::Mode};
 use crate::{firewall::rule::Protocol, gateway::publish::Publish};
 
 /// What kind of failure an [`ApiError`] is; each has its own exit status and HTTP status.
@@ -198,10 +201,13 @@ pub struct Network {
     pub id: NetworkId,
     /// Its name.
     pub name: Name,
-    /// `overlay`.
+    /// As [`Driver`].
     pub driver: String,
-    /// Number on the wire.
-    pub vni: Vni,
+    /// `mesh`: all hosts have it; `local`: the host that answers.
+    #[serde(default)]
+    pub scope: String,
+    /// Number on the wire, of networks that are in the whole mesh.
+    pub vni: Option<Vni>,
     /// Whether frames are sealed.
     pub encrypted: bool,
     /// MTU inside.
@@ -216,6 +222,9 @@ pub struct Network {
     /// Whether it has no way out.
     #[serde(default)]
     pub internal: bool,
+    /// What its driver was told.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, String>,
     /// Its way out of the host that answers; nothing in lists, and where the network is internal or has no endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub way: Option<Way>,
@@ -255,6 +264,12 @@ pub struct Overlap {
 pub struct NetworkSpec {
     /// Its name.
     pub name: Name,
+    /// What carries it.
+    #[serde(default)]
+    pub driver: Driver,
+    /// What its driver is told.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
     /// Subnets; with none given a free private IPv4 and a free unique-local IPv6 subnet are chosen.
     #[serde(default)]
     pub subnets: Vec<IpNet>,
@@ -387,6 +402,9 @@ pub struct Sandbox {
     /// Ports of the host that lead to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub published: Vec<Published>,
+    /// Whose namespace it has, where it is in no network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
 }
 
 /// A port of the host that leads to an endpoint.
@@ -423,7 +441,11 @@ pub struct SandboxSpec {
     #[serde(default)]
     pub name: Option<Name>,
     /// The networks, and what it shall be in each.
+    #[serde(default)]
     pub networks: Vec<Connection>,
+    /// Instead of networks: whose namespace it gets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
     /// Name servers for names that are not the mesh's; those of its networks otherwise.
     #[serde(default)]
     pub dns: Vec<IpAddr>,

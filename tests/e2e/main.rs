@@ -4,6 +4,7 @@ mod addresses;
 mod churn;
 mod connect;
 mod demo;
+mod drivers;
 mod egress;
 mod lab;
 mod mesh;

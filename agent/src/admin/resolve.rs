@@ -180,6 +180,7 @@ mod tests {
             endpoints: Vec::new(),
             networks: Vec::new(),
             etc: None,
+            mode: None,
         };
         let sandboxes = [sandbox];
         assert!(one(&sandboxes, "web-1").is_ok());

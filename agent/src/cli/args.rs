@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use vxmesh_proto::addr::{Alias, MacAddr, Name, Vni};
 
 use crate::{
-    api::{self, Address, ConnectionError, Connections, DnsType, HostEntry},
+    api::{self, Address, ConnectionError, Connections, DnsType, Driver, HostEntry},
     config,
     datapath::backend::Backend,
     gateway::publish::{PublishError, PublishRange},
@@ -236,7 +236,7 @@ pub(super) enum Node {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Network {
-    /// Make a network, on all nodes at once
+    /// Make a network, on all nodes at once unless its driver is of one host
     Create(NetworkCreate),
     /// List the networks
     Ls,
@@ -274,12 +274,18 @@ pub(super) enum Network {
 pub(super) struct NetworkCreate {
     /// Its name
     pub(super) name: Name,
+    /// What carries it
+    #[arg(long, short, value_enum, default_value_t, value_name = "DRIVER")]
+    pub(super) driver: Driver,
+    /// What the driver is told; may be given more than once
+    #[arg(long = "opt", short, value_name = "KEY=VALUE", value_parser = label)]
+    pub(super) options: Vec<(String, String)>,
     /// Subnet; may be given more than once [default: a free private IPv4 and IPv6 subnet]
     #[arg(long, value_name = "CIDR")]
     pub(super) subnet: Vec<IpNet>,
     #[command(flatten)]
     pub(super) within: Within,
-    /// MTU inside [default: 1390]
+    /// MTU inside [default: 1390, of local networks 1500]
     #[arg(long)]
     pub(super) mtu: Option<u16>,
     /// Number on the wire [default: a free one]
@@ -425,7 +431,8 @@ pub(super) struct Run {
     /// Networks to be in; more than once, also as name=NET,ip=IP,mac=MAC,alias=NAME,ifname=IF,gw-priority=N
     ///
     /// The network with the highest gw-priority that is not internal has the default route; of equal ones, the first by name.
-    /// --ip and --mac are for the first network that is named, --alias is for all.
+    /// --ip and --mac are for the first network that is named, --alias is for all. Instead of networks: none, host,
+    /// sandbox:NAME or container:NAME.
     #[arg(long, required = true, value_name = "NET[,NET]|name=NET[,KEY=VALUE]", value_parser = connections)]
     pub(super) network: Vec<Connections>,
     #[command(flatten)]

@@ -242,6 +242,8 @@ fn forced(path: String, force: bool) -> String {
 fn network_spec(create: NetworkCreate) -> NetworkSpec {
     NetworkSpec {
         name: create.name,
+        driver: create.driver,
+        options: create.options.into_iter().collect(),
         subnets: create.subnet,
         gateways: create.within.gateway,
         ip_ranges: create.within.ip_range,

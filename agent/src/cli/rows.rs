@@ -49,7 +49,7 @@ impl Row for Peer {
 
 impl Row for Network {
     const HEAD: &'static [&'static str] =
-        &["ID", "NAME", "DRIVER", "VNI", "MTU", "STATE", "SUBNETS"];
+        &["ID", "NAME", "DRIVER", "SCOPE", "VNI", "MTU", "STATE", "SUBNETS"];
 
     fn cells(&self, _: &Words) -> Vec<String> {
         let subnets: Vec<_> = self.subnets.iter().map(|subnet| subnet.cidr).collect();
@@ -57,7 +57,8 @@ impl Row for Network {
             self.id.short(),
             self.name.to_string(),
             self.driver.clone(),
-            self.vni.to_string(),
+            self.scope.clone(),
+            or_dash(self.vni.as_ref()),
             self.mtu.to_string(),
             self.state.clone(),
             list(&subnets),
@@ -126,7 +127,7 @@ impl Row for Sandbox {
             self.name.to_string(),
             self.state.clone(),
             or_dash(self.pid.as_ref()),
-            list(&networks),
+            self.mode.as_ref().map_or_else(|| list(&networks), ToString::to_string),
             list(&self.published),
             self.command.join(" "),
         ]

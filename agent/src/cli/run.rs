@@ -32,7 +32,7 @@ use super::{
     wait,
 };
 use crate::api::{
-    ApiError, Connection, Connections, ErrorCode, Sandbox, SandboxSpec, SandboxStarted,
+    ApiError, Connection, Connections, ErrorCode, Mode, Sandbox, SandboxSpec, SandboxStarted,
 };
 use crate::gateway::publish::PublishRange;
 
@@ -221,9 +221,12 @@ pub(super) fn open_signals() -> Result<Signals, Failure> {
 }
 
 fn spec(run: &Run) -> Result<SandboxSpec, ApiError> {
+    let networks = networks(run)?;
+    let mode = Mode::of(&networks)?;
     Ok(SandboxSpec {
         name: run.name.clone(),
-        networks: networks(run)?,
+        networks: if mode.is_some() { Vec::new() } else { networks },
+        mode,
         dns: run.dns.clone(),
         hosts: run.add_host.clone(),
         publish: run.publish.iter().flat_map(|PublishRange(ports)| ports.clone()).collect(),

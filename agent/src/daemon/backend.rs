@@ -210,6 +210,7 @@ impl Mesh {
         let mut hosted = self.host.lock().await;
         self.clear_sandboxes(&mut hosted).await?;
         self.detach_all(&mut hosted).await?;
+        self.release_parents().await;
         let mut last_words = Vec::new();
         self.leaving.store(true, Ordering::Release);
         // A removed node has nothing to hand over any more, and nobody would take it.

@@ -37,7 +37,12 @@ use crate::{
 /// The networks of each sandbox, in order.
 pub(super) type AllConnected = BTreeMap<String, Vec<Connected>>;
 
-fn connected_by(endpoint: &StoredEndpoint, network: Option<&object::Network>) -> Connected {
+/// `routers`: those that the user named, where the network has none of ours.
+fn connected_by(
+    endpoint: &StoredEndpoint,
+    network: Option<&object::Network>,
+    routers: Option<Vec<IpAddr>>,
+) -> Connected {
     let gateways = |network: &object::Network| {
         let reachable: &[object::Subnet] = if network.internal { &[] } else { &network.subnets };
         reachable.iter().map(|subnet| subnet.gateway).collect()
@@ -48,7 +53,7 @@ fn connected_by(endpoint: &StoredEndpoint, network: Option<&object::Network>) ->
         name: network.map(|network| network.name.clone()),
         gw_priority: endpoint.gw_priority,
         ips: endpoint.ips.clone(),
-        gateways: network.map(gateways).unwrap_or_default(),
+        gateways: routers.or_else(|| network.map(gateways)).unwrap_or_default(),
     }
 }
 
@@ -98,7 +103,8 @@ impl Mesh {
             let network = networks.entry(endpoint.network).or_insert_with(|| {
                 self.network_object(endpoint.network).map(|(network, _state)| network)
             });
-            let connected = connected_by(&endpoint, network.as_ref());
+            let routers = self.macvlan_of(endpoint.network).map(|macvlan| macvlan.gateways);
+            let connected = connected_by(&endpoint, network.as_ref(), routers);
             all.entry(sandbox.clone()).or_default().push(connected);
         }
         all.values_mut().for_each(|connected| sandbox::sort(connected));
@@ -140,6 +146,13 @@ impl Mesh {
         let mut hosted = self.lock_host().await?;
         let sandbox = self.find_sandbox(reference)?;
         let network = self.find_network(&connection.network)?;
+        if let Some(shared) = &sandbox.mode {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!("sandbox `{}` runs with --network {}", sandbox.name, shared.mode),
+                "only a sandbox that has networks can get another",
+            ));
+        }
         if self.endpoints_of(&sandbox.name)?.iter().any(|own| own.network == network.id) {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
@@ -195,7 +208,7 @@ impl Mesh {
     ) -> Result<(), ApiError> {
         self.set_attached(&mut endpoint, false)?;
         let settled = self.settle(hosted, sandbox).await;
-        self.withdraw_everywhere(endpoint.id).await;
+        self.withdraw_everywhere(endpoint.network, endpoint.id).await;
         self.unplug(hosted, &endpoint).await?;
         settled
     }
@@ -230,7 +243,7 @@ impl Mesh {
         // What goes out by another network from now on is not to be interrupted by what follows.
         self.settle(hosted, sandbox).await?;
         // Nobody is led to it any more when its interface goes.
-        self.withdraw_everywhere(endpoint.id).await;
+        self.withdraw_everywhere(endpoint.network, endpoint.id).await;
         self.unplug(hosted, endpoint).await
     }
 
@@ -280,6 +293,10 @@ impl Mesh {
         sandbox: &Stored,
         connected: &[Connected],
     ) -> Result<(), ApiError> {
+        // The routes are the host's, or another sandbox's.
+        if sandbox.mode.is_some() {
+            return Ok(());
+        }
         let netns = Netns::open(sandbox.netns()).map_err(OverlayError::from)?;
         let inside = Links::open(&netns).map_err(OverlayError::from)?;
         let endpoints = self.endpoints_of(&sandbox.name)?;

@@ -111,7 +111,8 @@ impl Mesh {
         }];
         all.extend(self.grants.as_ref().map(data_path));
         let networks = self.network_list();
-        let largest = networks.iter().map(|network| network.mtu).max();
+        let in_mesh = networks.iter().filter(|network| !self.is_local(network.id));
+        let largest = in_mesh.map(|network| network.mtu).max();
         for peer in self.peers.rows() {
             if let Some(mtu) = largest.filter(|mtu| *mtu > peer.mtu) {
                 let node = self.node_name(peer.node_id);
@@ -122,6 +123,11 @@ impl Mesh {
                     "make networks with a smaller --mtu, or raise that of the underlay",
                 ));
             }
+        }
+        for (network, fault) in self.missing_parents().await {
+            let hint =
+                "bring it back; endpoints whose interface went with it must be plugged in again";
+            all.push(check(&format!("network {network}"), Health::Fail, fault, hint));
         }
         let hosted = self.host.lock().await;
         let name = |id: NetworkId| {

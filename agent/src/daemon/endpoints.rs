@@ -31,6 +31,7 @@ use crate::{
     admin::resolve,
     api::{self, ApiError, AttachSpec, ErrorCode},
     netlink::{
+        macvlan,
         netns::{Netns, NetnsError},
         overlay::{Overlay, OverlayError, OverlaySpec, Plug},
     },
@@ -51,10 +52,10 @@ pub(super) struct Hosted {
 pub(super) struct Stored {
     pub(super) id: EndpointId,
     pub(super) network: NetworkId,
-    name: Name,
+    pub(super) name: Name,
     aliases: Vec<Alias>,
     labels: BTreeMap<String, String>,
-    mac: MacAddr,
+    pub(super) mac: MacAddr,
     pub(super) ips: Vec<IpNet>,
     netns: PathBuf,
     ifname: Option<String>,
@@ -82,7 +83,12 @@ impl Stored {
         }
     }
 
-    fn plug(&self) -> Plug {
+    /// Notes the name of the interface in the sandbox.
+    pub(super) fn set_ifname(&mut self, ifname: String) {
+        self.ifname = Some(ifname);
+    }
+
+    pub(super) fn plug(&self) -> Plug {
         Plug {
             id: self.id,
             netns: self.netns.clone(),
@@ -134,11 +140,11 @@ fn quarantine_ms() -> u64 {
     u64::try_from(ADDRESS_QUARANTINE.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn gone(why: &str) -> ApiError {
+pub(super) fn gone(why: &str) -> ApiError {
     ApiError::new(ErrorCode::NotFound, why, "attach it again")
 }
 
-fn conflict(message: String, hint: &str) -> ApiError {
+pub(super) fn conflict(message: String, hint: &str) -> ApiError {
     ApiError::new(ErrorCode::Conflict, message, hint)
 }
 
@@ -187,7 +193,7 @@ impl Mesh {
         match self.plug_in(hosted, &network, &mut endpoint).await {
             Ok(()) => Ok(endpoint),
             Err(error) => {
-                self.withdraw(endpoint.id);
+                self.withdraw(endpoint.network, endpoint.id);
                 self.undo(hosted, &endpoint).await;
                 Err(error)
             }
@@ -268,6 +274,9 @@ impl Mesh {
         endpoint: &mut Stored,
     ) -> Result<(), ApiError> {
         self.save(endpoint)?;
+        if let Some(macvlan) = self.macvlan_of(endpoint.network) {
+            return self.plug_macvlan(&macvlan, network, endpoint).await;
+        }
         if self.follow_subnets(hosted, endpoint.network, network).await? {
             self.open_way(hosted, endpoint.network, network).await;
         }
@@ -288,11 +297,16 @@ impl Mesh {
         self.save(endpoint)
     }
 
-    fn save(&self, endpoint: &Stored) -> Result<(), ApiError> {
+    pub(super) fn save(&self, endpoint: &Stored) -> Result<(), ApiError> {
         self.store.put(Table::Endpoints, &endpoint.id.to_string(), endpoint).map_err(store_failed)
     }
 
+    /// Tells the mesh; of a network of this host nobody is told.
     pub(super) async fn announce(self: &Arc<Self>, claim: &Claim) -> Result<(), ApiError> {
+        if matches!(claim, Claim::Endpoint(claim) if self.is_local(claim.network)) {
+            self.reconcile().await;
+            return Ok(());
+        }
         let Some(gossip) = self.gossip.get() else {
             return Err(failed("the agent is starting", "try again"));
         };
@@ -335,7 +349,9 @@ impl Mesh {
             routed: !network.internal,
         };
         let overlay = Overlay::ensure(&self.run_dir(), spec).await?;
-        if let Err(error) = self.connect(&overlay, id, network).await {
+        if !self.is_local(id)
+            && let Err(error) = self.connect(&overlay, id, network).await
+        {
             // Without cables in it nobody would ever remove the namespace.
             if !self.stored_endpoints()?.iter().any(|other| other.network == id && other.attached) {
                 overlay.remove().await?;
@@ -408,6 +424,9 @@ impl Mesh {
         }
         if let Some(overlay) = hosted.overlays.get(&endpoint.network) {
             overlay.detach(endpoint.id).await?;
+        }
+        if self.macvlan_of(endpoint.network).is_some() {
+            macvlan::detach(&endpoint.plug()).await?;
         }
         let row = (Table::Endpoints, endpoint.id.to_string());
         self.forget((row.0, &row.1), endpoint.network, &endpoint.ips).map_err(store_failed)?;
@@ -498,13 +517,16 @@ impl Mesh {
         let stored: Option<Stored> =
             self.store.get(Table::Endpoints, &id.to_string()).map_err(store_failed)?;
         let Some(endpoint) = stored else { return Ok(()) };
-        self.withdraw(id);
+        self.withdraw(endpoint.network, id);
         self.unplug(hosted, &endpoint).await
     }
 
     /// Withdraws an endpoint and waits as long as for a new one until nobody is led to it any more.
-    pub(super) async fn withdraw_everywhere(self: &Arc<Self>, id: EndpointId) {
+    pub(super) async fn withdraw_everywhere(self: &Arc<Self>, network: NetworkId, id: EndpointId) {
         let Some(gossip) = self.gossip.get() else { return };
+        if self.is_local(network) {
+            return self.reconcile().await;
+        }
         match gossip.withdraw(Key::Endpoint(id)) {
             Ok(record) => {
                 self.reconcile().await;
@@ -514,7 +536,10 @@ impl Mesh {
         }
     }
 
-    pub(super) fn withdraw(&self, id: EndpointId) {
+    pub(super) fn withdraw(&self, network: NetworkId, id: EndpointId) {
+        if self.is_local(network) {
+            return;
+        }
         let Some(gossip) = self.gossip.get() else { return };
         match gossip.withdraw(Key::Endpoint(id)) {
             Ok(record) => self.spread(&record),
@@ -608,6 +633,7 @@ impl Mesh {
                 object::ObjectId::Network(id) => Some(*id),
                 _ => None,
             });
+            let ids = ids.chain(self.local_networks.ids());
             ids.filter(|id| !hosted.overlays.contains_key(id) && !kept.contains(id)).collect()
         });
         for network in networks {
@@ -635,7 +661,7 @@ impl Mesh {
         }
         warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; it is removed");
         lock(&self.unadopted).remove(&endpoint.id);
-        self.withdraw(endpoint.id);
+        self.withdraw(endpoint.network, endpoint.id);
         self.undo(hosted, endpoint).await;
     }
 
@@ -648,6 +674,12 @@ impl Mesh {
         let Some((network, _state)) = self.network_object(endpoint.network) else {
             return Err(gone("its network is gone"));
         };
+        if let Some(macvlan) = self.macvlan_of(endpoint.network).filter(|_| endpoint.attached) {
+            return self.adopt_macvlan(&macvlan, &network, endpoint).await;
+        }
+        if !endpoint.attached && self.macvlan_of(endpoint.network).is_some() {
+            return Err(gone("it was never wholly attached"));
+        }
         if !endpoint.attached {
             // The namespace may have been made for it.
             self.host_network(hosted, endpoint.network, &network).await?;

@@ -165,7 +165,7 @@ impl Mesh {
         else {
             return Ok(());
         };
-        self.withdraw(node.id);
+        self.withdraw(id, node.id);
         self.forget((Table::Gateways, &key), id, &node.ips).map_err(store_failed)?;
         node.ips.iter().for_each(|ip| self.addresses.release(id, *ip, Instant::now()));
         Ok(())

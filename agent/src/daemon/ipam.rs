@@ -321,7 +321,7 @@ impl Mesh {
     pub(super) fn pool_list(&self) -> Vec<api::AddressPool> {
         let nodes = self.node_list();
         let networks = self.objects.read(ObjectSet::networks);
-        let ids = networks.into_iter().map(|(id, ..)| id);
+        let ids = networks.into_iter().map(|(id, ..)| id).chain(self.local_networks.ids());
         ids.flat_map(|id| self.pools_of(id, &nodes)).map(|detail| detail.pool).collect()
     }
 

@@ -37,6 +37,7 @@ use zeroize::Zeroizing;
 
 use super::{
     endpoints::Hosted,
+    local::LocalNetworks,
     names::NameServers,
     peers::{Ca, Peers, reachable},
     world::{Outlook, PUSHES},
@@ -85,6 +86,7 @@ pub(super) struct Mesh {
     pub(super) grants: Option<Grants>,
     pub(super) peers: Peers,
     pub(super) addresses: Addresses,
+    pub(super) local_networks: LocalNetworks,
     own_addrs: ArcSwap<Vec<IpAddr>>,
     pub(super) control: OnceLock<Control>,
     pub(super) gossip: OnceLock<Gossip>,
@@ -146,6 +148,7 @@ impl Mesh {
 
     async fn start_parts(self: &Arc<Self>) -> Result<(), ApiError> {
         self.objects.read(|set| self.addresses.follow(set));
+        self.load_local_networks()?;
         // Before anybody can ask for space: an address in use is not to be given away (I12).
         self.adopt_addresses()?;
         for info in &self.credentials.membership.peers {
@@ -208,6 +211,7 @@ impl Mesh {
             grants,
             peers: Peers::default(),
             addresses: Addresses::new(me),
+            local_networks: LocalNetworks::default(),
             own_addrs: ArcSwap::from_pointee(own_addrs),
             control: OnceLock::new(),
             gossip: OnceLock::new(),
@@ -258,10 +262,12 @@ impl Mesh {
 
     fn first_claims(&self) -> Result<Vec<Claim>, ApiError> {
         let mut claims = vec![Claim::Node(self.node_claim())];
-        claims.extend(
-            self.stored_endpoints()?.iter().map(|endpoint| Claim::Endpoint(endpoint.claim())),
-        );
-        for node in self.stored_nodes()?.iter().filter(|node| !node.ips.is_empty()) {
+        let endpoints = self.stored_endpoints()?;
+        let told = endpoints.iter().filter(|endpoint| !self.is_local(endpoint.network));
+        claims.extend(told.map(|endpoint| Claim::Endpoint(endpoint.claim())));
+        let nodes = self.stored_nodes()?;
+        let has_addresses = nodes.iter().filter(|node| !node.ips.is_empty());
+        for node in has_addresses.filter(|node| !self.is_local(node.network)) {
             claims.push(Claim::Endpoint(node.claim()?));
         }
         Ok(claims)
@@ -331,10 +337,10 @@ impl Mesh {
                 () = self.kick.notified() => {}
                 _ = tick.tick() => {
                     self.follow_host(gossip);
+                    self.name_sandboxes();
                     tokio::spawn(Arc::clone(&self).keep_ways());
                     self.prefetch();
                     self.reclaim_soon();
-                    self.name_sandboxes();
                 }
                 _ = mend.tick() => {
                     // It may have to wait for the kernel; tables must not.
@@ -360,6 +366,9 @@ impl Mesh {
 
     /// A network with the subnets that were added to it.
     pub(super) fn network_object(&self, id: NetworkId) -> Option<(object::Network, NetworkState)> {
+        if let Some(local) = self.local_networks.get(id) {
+            return Some((local.network, NetworkState::Active));
+        }
         self.objects.read(|set| {
             let (_, _, state) = set.networks().into_iter().find(|(network, ..)| *network == id)?;
             Some((set.extended(id)?, state))

@@ -28,9 +28,10 @@ impl Mesh {
             query.network.as_deref().map(|network| self.find_network(network)).transpose()?;
         let active = self.objects.read(ObjectSet::active_networks);
         let names = self.network_names();
-        let wanted = names
-            .iter()
-            .filter(|(id, _)| active.contains(id) && only.as_ref().is_none_or(|it| it.id == **id));
+        let wanted = names.iter().filter(|(id, _)| {
+            (active.contains(id) || self.is_local(**id))
+                && only.as_ref().is_none_or(|it| it.id == **id)
+        });
         let domains: Arc<BTreeSet<Name>> = Arc::new(names.values().cloned().collect());
         let asked = name.trim_end_matches('.').to_ascii_lowercase();
         let (mut records, mut without) = (Vec::new(), BTreeSet::new());
@@ -47,9 +48,13 @@ impl Mesh {
                     without.insert(kind);
                     continue;
                 }
-                let record = gossip.with_directory(|directory| {
-                    record(directory, endpoint, (full, kind, value), *id)
-                });
+                let record = if self.is_local(*id) {
+                    Some(self.local_record(endpoint, (full, kind, value), *id))
+                } else {
+                    gossip.with_directory(|directory| {
+                        record(directory, endpoint, (full, kind, value), *id)
+                    })
+                };
                 records.extend(record);
             }
         }
@@ -61,7 +66,30 @@ impl Mesh {
     }
 
     fn names_of(&self, gossip: &Gossip, id: NetworkId, domain: &Name) -> NamesTable {
-        NamesTable::new(id, domain.clone(), Vec::new(), &self.believed(gossip, id))
+        let claims =
+            if self.is_local(id) { self.local_claims(id) } else { self.believed(gossip, id) };
+        NamesTable::new(id, domain.clone(), Vec::new(), &claims)
+    }
+
+    /// Of a network of this host: nobody signs it.
+    fn local_record(
+        &self,
+        endpoint: &NamedEndpoint,
+        (name, kind, value): (String, DnsType, String),
+        network: NetworkId,
+    ) -> DnsRecord {
+        DnsRecord {
+            name,
+            kind,
+            value,
+            ttl: DNS_TTL,
+            network,
+            endpoint: endpoint.key.endpoint,
+            node: endpoint.key.node,
+            stamp: (self.incarnation, 0),
+            source: "local".to_owned(),
+            age_ms: 0,
+        }
     }
 
     /// Why there is none, as exactly as is known.

@@ -106,7 +106,8 @@ impl Mesh {
             Content::Network(network) => Some(network.name.clone()),
             _ => None,
         };
-        networks.iter().filter_map(|(id, object, _)| Some((*id, name(object)?))).collect()
+        let mesh = networks.iter().filter_map(|(id, object, _)| Some((*id, name(object)?)));
+        mesh.chain(self.local_networks.names()).collect()
     }
 
     /// Whether every member was heard of, or was given the time to be.
@@ -125,6 +126,9 @@ impl Mesh {
 
     /// Makes a sandbox's files, and its server unless it has one.
     pub(super) fn name_sandbox(&self, sandbox: &StoredSandbox) -> Result<(), ApiError> {
+        if !sandbox.names_itself() {
+            return Ok(());
+        }
         let endpoints = self.endpoints_of(sandbox.name())?;
         let connected = self.connected(sandbox.name())?;
         let own: Vec<&StoredEndpoint> = connected
@@ -198,6 +202,8 @@ impl Mesh {
 
     /// Serves every sandbox that is here and has no server: after a start, or where it could not be had.
     pub(super) fn name_sandboxes(&self) {
+        // One that is just being removed has a row and no namespace; there is a next time.
+        let Ok(_host) = self.host.try_lock() else { return };
         let sandboxes = match self.stored_sandboxes() {
             Ok(sandboxes) => sandboxes,
             Err(error) => return warn!(%error, "names are not served"),
@@ -205,6 +211,7 @@ impl Mesh {
         for sandbox in sandboxes {
             // One that is being made is served by whoever makes it.
             if !sandbox.has_process()
+                || !sandbox.names_itself()
                 || lock(&self.name_servers.sandboxes).contains_key(sandbox.name())
             {
                 continue;

@@ -12,12 +12,13 @@ use vxmesh_proto::{
 };
 
 use super::{
+    local::{check_mesh_name, check_options},
     mesh::{Mesh, failed},
     subnets::{self, Wanted, free_subnets},
 };
 use crate::{
     admin::resolve,
-    api::{self, ApiError, ErrorCode, ExtendSpec, NetworkSpec},
+    api::{self, ApiError, Driver, ErrorCode, ExtendSpec, Mode, NetworkSpec},
     netlink::hosts,
     objects::PublishError,
     reconcile::admit::{claims_to, foreign_address},
@@ -55,17 +56,19 @@ impl std::fmt::Display for Tenant {
     }
 }
 
-fn usage(message: impl std::fmt::Display, hint: &str) -> ApiError {
+pub(super) fn usage(message: impl std::fmt::Display, hint: &str) -> ApiError {
     ApiError::new(ErrorCode::Usage, message.to_string(), hint)
 }
 
 impl Mesh {
     /// All networks that were not removed, oldest first.
     pub(super) fn network_list(&self) -> Vec<api::Network> {
-        self.objects.read(|set| {
+        let mut rows: Vec<api::Network> = self.objects.read(|set| {
             let networks = set.networks().into_iter();
             networks.filter_map(|(id, _, state)| Some(row(id, &set.extended(id)?, state))).collect()
-        })
+        });
+        rows.extend(self.local_networks.list());
+        rows
     }
 
     /// The network that a reference means.
@@ -79,30 +82,26 @@ impl Mesh {
         spec: &NetworkSpec,
     ) -> Result<api::Network, ApiError> {
         self.check_member()?;
+        if Mode::is_mode(spec.name.as_str()) {
+            return Err(usage(
+                format!("no network can have the name `{}`", spec.name),
+                "it means something else to `vxmesh run --network`: choose another",
+            ));
+        }
+        check_options(spec)?;
+        if spec.driver != Driver::Overlay {
+            return self.create_local(spec);
+        }
         let mtu = spec.mtu.unwrap_or(DEFAULT_MTU);
         if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
             return Err(usage(format!("an MTU of {mtu} does not do"), "choose 1280 to 8894"));
         }
-        if spec.dns.len() > NETWORK_DNS {
-            return Err(usage(
-                format!("{} name servers are too many", spec.dns.len()),
-                "give three --dns at most",
-            ));
-        }
+        check_dns(spec)?;
         let live = self.live_nodes();
         let object = self.objects.publish::<ApiError>(|set, hlc| {
             let networks = set.networks();
-            if let Some((id, ..)) =
-                networks.iter().find(|(_, object, _)| name_of(object) == Some(&spec.name))
-            {
-                let message =
-                    format!("there is a network `{}` already ({})", spec.name, id.short());
-                return Err(ApiError::new(
-                    ErrorCode::Conflict,
-                    message,
-                    "choose another name, or remove that one first",
-                ));
-            }
+            check_mesh_name(set, &spec.name)?;
+            self.local_networks.check_name(&spec.name)?;
             let taken = || {
                 let extended = networks.iter().filter_map(|(id, ..)| set.extended(*id));
                 extended.flat_map(|network| network.subnets).map(|subnet| subnet.cidr).collect()
@@ -165,6 +164,12 @@ impl Mesh {
     ) -> Result<api::Network, ApiError> {
         self.check_member()?;
         let network = self.find_network(reference)?;
+        if self.is_local(network.id) {
+            return Err(usage(
+                format!("network `{}` is of this host alone and cannot be extended", network.name),
+                "make another with the subnets that you need",
+            ));
+        }
         if network.state != "active" {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
@@ -211,7 +216,7 @@ impl Mesh {
     }
 
     /// What users of a network should know of what its subnets overlap.
-    fn with_warnings(&self, network: api::Network) -> api::Network {
+    pub(super) fn with_warnings(&self, network: api::Network) -> api::Network {
         let cidrs: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
         let list = self.network_list();
         let others = list.iter().filter(|other| other.id != network.id).flat_map(|other| {
@@ -237,6 +242,9 @@ impl Mesh {
         // An endpoint that is being attached is seen, or finds no network: never neither. This is no thread of the runtime.
         let _host = self.host.blocking_lock();
         let network = self.find_network(reference)?;
+        if self.is_local(network.id) {
+            return self.remove_local(network);
+        }
         let (up, down): (Vec<_>, Vec<_>) =
             self.tenants(network.id).into_iter().partition(|tenant| tenant.up);
         let in_the_way = if up.is_empty() && !force { &down } else { &up };
@@ -298,18 +306,26 @@ fn check_addition(network: &object::Network, cidr: IpNet) -> Result<(), ApiError
     Err(ApiError::new(ErrorCode::Conflict, message, hint))
 }
 
+pub(super) fn check_dns(spec: &NetworkSpec) -> Result<(), ApiError> {
+    if spec.dns.len() <= NETWORK_DNS {
+        return Ok(());
+    }
+    let message = format!("{} name servers are too many", spec.dns.len());
+    Err(usage(message, "give three --dns at most"))
+}
+
 fn overlay_driver() -> Result<Name, ApiError> {
     "overlay".parse().map_err(|error| failed(error, "this is a defect"))
 }
 
-fn name_of(object: &Object) -> Option<&Name> {
+pub(super) fn name_of(object: &Object) -> Option<&Name> {
     match object.content() {
         Content::Network(network) => Some(&network.name),
         _ => None,
     }
 }
 
-fn row(id: NetworkId, network: &object::Network, state: NetworkState) -> api::Network {
+pub(super) fn row(id: NetworkId, network: &object::Network, state: NetworkState) -> api::Network {
     let state = match state {
         NetworkState::Active => "active",
         NetworkState::Conflict { .. } => "conflict",
@@ -318,7 +334,8 @@ fn row(id: NetworkId, network: &object::Network, state: NetworkState) -> api::Ne
         id,
         name: network.name.clone(),
         driver: network.driver.to_string(),
-        vni: network.vni,
+        scope: Driver::Overlay.scope().to_owned(),
+        vni: Some(network.vni),
         encrypted: network.encrypted,
         mtu: network.mtu,
         state: state.to_owned(),
@@ -334,6 +351,7 @@ fn row(id: NetworkId, network: &object::Network, state: NetworkState) -> api::Ne
             })
             .collect(),
         internal: network.internal,
+        options: Default::default(),
         way: None,
         endpoints: Vec::new(),
         warnings: Vec::new(),

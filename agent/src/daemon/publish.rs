@@ -132,12 +132,13 @@ impl Mesh {
         let open: Vec<&api::Network> = networks
             .iter()
             .map(|(.., network)| network)
-            .filter(|network| !network.internal)
+            .filter(|network| !network.internal && self.macvlan_of(network.id).is_none())
             .collect();
         let Some(first) = open.first() else {
             return Err(usage(
-                "nothing can be published from internal networks alone".to_owned(),
-                "add a network that is not internal",
+                "nothing can be published from networks of driver macvlan and internal ones alone"
+                    .to_owned(),
+                "add a network with a way out of this host",
             ));
         };
         for ip in wanted.iter().filter_map(|publish| publish.ip) {

@@ -166,6 +166,7 @@ impl Mesh {
             local.claims = claims;
         }
         drop(locals);
+        names.extend(self.local_names());
         self.publish_names(gossip, names);
         met
     }

@@ -24,11 +24,12 @@ use super::{
     connections::{ifnames, network_rows},
     endpoints::Hosted,
     mesh::{Mesh, failed, store_failed},
+    modes::{Shared, Source, check_mode},
     publish::Published,
 };
 use crate::{
     admin::resolve,
-    api::{self, ApiError, Connection, ErrorCode, HostEntry, SandboxSpec},
+    api::{self, ApiError, Connection, ErrorCode, HostEntry, Mode, SandboxSpec},
     dns::{self, EtcFiles},
     gateway::publish::Held,
     netlink::{netns::Netns, overlay::OverlayError},
@@ -47,7 +48,7 @@ pub(super) struct Stored {
     pub(super) name: Name,
     #[serde(default)]
     incarnation: u64,
-    netns: PathBuf,
+    pub(super) netns: PathBuf,
     process: Option<Process>,
     command: Vec<String>,
     #[serde(default)]
@@ -56,6 +57,9 @@ pub(super) struct Stored {
     hosts: Vec<HostEntry>,
     #[serde(default)]
     pub(super) published: Vec<Published>,
+    /// Whose namespace it has, where it is in no network.
+    #[serde(default)]
+    pub(super) mode: Option<Shared>,
 }
 
 /// A process that cannot be mistaken for a later one with the same number.
@@ -105,6 +109,22 @@ impl Stored {
         &self.hosts
     }
 
+    /// Whether it has files and a name server of its own.
+    pub(super) const fn names_itself(&self) -> bool {
+        match &self.mode {
+            None => true,
+            Some(shared) => matches!(shared.mode, Mode::None),
+        }
+    }
+
+    /// Where the files are that its programs see in /etc; they see the host's otherwise.
+    pub(super) fn etc(&self, run_dir: &Path) -> Option<PathBuf> {
+        if self.names_itself() {
+            return Some(EtcFiles::of(run_dir, &self.name).directory().to_path_buf());
+        }
+        self.mode.as_ref()?.etc.clone()
+    }
+
     /// Whether its command was started.
     pub(super) const fn has_process(&self) -> bool {
         self.process.is_some()
@@ -126,8 +146,9 @@ impl Stored {
             incarnation: self.incarnation,
             endpoints: connected.iter().map(|it| it.endpoint).collect(),
             networks: network_rows(connected),
-            etc: Some(EtcFiles::of(run_dir, &self.name).directory().display().to_string()),
+            etc: self.etc(run_dir).map(|etc| etc.display().to_string()),
             published: self.published.iter().flat_map(|one| one.rows(connected)).collect(),
+            mode: self.mode.as_ref().map(|shared| shared.mode.clone()),
         }
     }
 }
@@ -184,7 +205,8 @@ impl Mesh {
                 "choose another name, or remove that one first",
             ));
         }
-        if spec.networks.is_empty() {
+        check_mode(&spec)?;
+        if spec.networks.is_empty() && spec.mode.is_none() {
             return Err(ApiError::new(
                 ErrorCode::Usage,
                 "a sandbox needs a network",
@@ -201,6 +223,12 @@ impl Mesh {
         }
         // What cannot be published is known before anything is changed.
         let held = self.hold_ports(&hosted, &spec.networks, &spec.publish)?;
+        let (mode, source) = match &spec.mode {
+            Some(mode) => {
+                self.namespace_of(mode).await.map(|(mode, source)| (Some(mode), source))?
+            }
+            None => (None, Source::New),
+        };
         let netns = self.run_dir().join("sandbox").join(name.as_str());
         let mut sandbox = Stored {
             name,
@@ -211,9 +239,10 @@ impl Mesh {
             dns: spec.dns.clone(),
             hosts: spec.hosts.clone(),
             published: Vec::new(),
+            mode,
         };
         self.save_sandbox(&sandbox)?;
-        if let Err(error) = self.furnish(&mut hosted, &mut sandbox, &spec, held).await {
+        if let Err(error) = self.furnish(&mut hosted, &mut sandbox, &spec, (held, source)).await {
             if let Err(undo) = self.clear(&mut hosted, &sandbox).await {
                 warn!(sandbox = %sandbox.name, error = %undo, "a half-made sandbox is not wholly undone");
             }
@@ -245,13 +274,9 @@ impl Mesh {
         hosted: &mut Hosted,
         sandbox: &mut Stored,
         spec: &SandboxSpec,
-        held: Vec<Held>,
+        (held, source): (Vec<Held>, Source),
     ) -> Result<(), ApiError> {
-        let netns = Netns::create(&sandbox.netns).map_err(OverlayError::from)?;
-        // A new namespace takes after the host, which may forward; a sandbox between two networks is no way from one to the other.
-        for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
-            netns.sysctl(setting, "0").map_err(OverlayError::from)?;
-        }
+        source.pin(&sandbox.netns).await?;
         for (connection, ifname) in spec.networks.iter().zip(ifnames(&spec.networks)?) {
             let connection = Connection { ifname: Some(ifname), ..connection.clone() };
             self.attach_sandbox(hosted, sandbox, &connection).await?;

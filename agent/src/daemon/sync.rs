@@ -191,6 +191,7 @@ impl Mesh {
         subnet: ipnet::IpNet,
     ) -> Result<Response, Refusal> {
         self.check_room(to)?;
+        self.check_shared(network)?;
         let elsewhere = self.elsewhere(network);
         let given = self
             .addresses
@@ -209,6 +210,7 @@ impl Mesh {
         ip: std::net::IpAddr,
     ) -> Result<Response, Refusal> {
         self.check_room(to)?;
+        self.check_shared(network)?;
         let elsewhere = self.elsewhere(network);
         let subnet =
             self.addresses.subnets(network).into_iter().find(|subnet| subnet.contains(&ip));
@@ -222,6 +224,14 @@ impl Mesh {
             Some(Err(why)) => Err(refusal(RefusalCode::Conflict, self.name_holder(network, &why))),
             Some(Ok(transfer)) => self.answer_transfer(network, transfer),
         }
+    }
+
+    /// A network of this host is nobody else's business.
+    fn check_shared(&self, network: NetworkId) -> Result<(), Refusal> {
+        if self.is_local(network) {
+            return Err(refusal(RefusalCode::NotFound, "this node knows no such subnet"));
+        }
+        Ok(())
     }
 
     /// A block is given up before its transfer is signed: one that could not be would be nobody's until the next start.

@@ -158,6 +158,18 @@ impl Mesh {
             Address::Ip(ip) => claim.ips.contains(ip),
         };
         let known = self.known().into_iter().filter(|(_, (_, claim, _))| matches(claim));
+        let local = self.local_networks.ids().into_iter().flat_map(|id| self.local_claims(id));
+        let local = local.filter(|(_, claim)| matches(claim)).map(|(key, claim)| Location {
+            network: claim.network,
+            endpoint: key.endpoint,
+            name: claim.name,
+            node: key.node,
+            vtep: None,
+            mac: claim.mac,
+            ips: claim.ips,
+            source: "local".to_owned(),
+            age_ms: 0,
+        });
         known
             .map(|((network, endpoint), (node, claim, entry))| Location {
                 network,
@@ -170,6 +182,7 @@ impl Mesh {
                 source: entry.source.as_str().to_owned(),
                 age_ms: u64::try_from(entry.learned.elapsed().as_millis()).unwrap_or(u64::MAX),
             })
+            .chain(local)
             .collect()
     }
 

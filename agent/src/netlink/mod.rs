@@ -1,9 +1,11 @@
 //! Network namespaces and interfaces over rtnetlink; no other program is started.
 //!
-//! [`netns`] owns namespaces, [`link`] the interfaces of one namespace, [`overlay`] this host's side of one network.
+//! [`netns`] owns namespaces, [`link`] the interfaces of one namespace, [`overlay`] this host's side of one network,
+//! [`macvlan`] interfaces that share a link of the host.
 
 pub mod hosts;
 pub mod link;
+pub mod macvlan;
 pub mod netns;
 pub mod overlay;
 pub mod route;

@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     thread,
@@ -107,6 +107,28 @@ impl Netns {
             Self::remove(path)?;
         }
         made
+    }
+
+    /// Pins a namespace that is there at one more path: it lives on as long as one of its pins.
+    ///
+    /// # Errors
+    /// There is no namespace at `from`, or the rights are missing.
+    pub fn share(from: &Path, path: &Path) -> Result<Self, NetnsError> {
+        let shared = Self::open(from)?;
+        let change = |source| NetnsError::Change { what: "share", path: path.into(), source };
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).map_err(change)?;
+        }
+        File::options().write(true).create(true).truncate(false).open(path).map_err(change)?;
+        // By the open file, so that the pin is of what was looked at.
+        let source = PathBuf::from(format!("/proc/self/fd/{}", shared.file.as_raw_fd()));
+        match mount(Some(&source), path, NONE, MsFlags::MS_BIND, NONE) {
+            Ok(()) => Ok(shared),
+            Err(errno) => {
+                Self::remove(path)?;
+                Err(change(errno.into()))
+            }
+        }
     }
 
     /// Takes the pin away; the namespace ends with the last process in it. Nothing there is fine.

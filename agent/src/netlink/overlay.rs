@@ -45,7 +45,7 @@ const IFNAME_LEN: usize = 15;
 const IPV4_SETTINGS: [(&str, &str); 4] =
     [("arp_ignore", "1"), ("arp_announce", "2"), ("rp_filter", "0"), ("send_redirects", "0")];
 /// Interfaces that are tried when none is named: `eth0` to `eth63`.
-const IFNAMES: u32 = 64;
+pub(super) const IFNAMES: u32 = 64;
 
 /// Why the host's side of a network is not as it should be.
 #[derive(Debug, Error)]
@@ -441,7 +441,7 @@ fn port_name(endpoint: EndpointId) -> String {
 }
 
 /// What the kernel takes as a name (`dev_valid_name`) and /proc/sys does not take for something else.
-fn is_ifname(name: &str) -> bool {
+pub(super) fn is_ifname(name: &str) -> bool {
     (1..=IFNAME_LEN).contains(&name.len())
         && name.bytes().all(|c| c.is_ascii_graphic() && c != b'/' && c != b':')
         && ![".", "..", "all", "default"].contains(&name)

@@ -16,7 +16,7 @@ use vxmesh_proto::{
     addr::{NetworkId, NodeId},
     ipam::{AllocateError, Ownership, Pool, Subnet, Transfer},
     limits::ADDRESS_QUARANTINE,
-    object::{ObjectSet, SubnetOf, SubnetState},
+    object::{self, ObjectSet, SubnetOf, SubnetState},
 };
 
 /// Addresses of a network that endpoints of other nodes claim.
@@ -27,6 +27,8 @@ pub type Elsewhere = BTreeSet<IpAddr>;
 pub struct Addresses {
     me: NodeId,
     pools: Mutex<Pools>,
+    /// Networks of this host alone.
+    hosted: Mutex<BTreeSet<NetworkId>>,
     /// The hash of the objects that the pools are in step with.
     followed: Mutex<Option<String>>,
 }
@@ -37,7 +39,36 @@ impl Addresses {
     /// No network yet.
     #[must_use]
     pub fn new(me: NodeId) -> Self {
-        Self { me, pools: Mutex::default(), followed: Mutex::default() }
+        Self { me, pools: Mutex::default(), hosted: Mutex::default(), followed: Mutex::default() }
+    }
+
+    /// Takes on a network of this host alone: all its addresses are this node's.
+    pub fn host(&self, network: NetworkId, subnets: &[object::Subnet]) {
+        let pool = |subnet: &object::Subnet| {
+            let usable = Subnet::try_from(subnet);
+            let usable =
+                usable.inspect_err(|error| error!(%network, %error, "unusable subnet")).ok()?;
+            let ownership = Ownership::new(&usable, self.me, []);
+            Some(Pool::new(usable, ownership, self.me))
+        };
+        self.hosted().insert(network);
+        self.lock().entry(network).or_insert_with(|| subnets.iter().filter_map(pool).collect());
+    }
+
+    /// Forgets a network of this host alone.
+    pub fn unhost(&self, network: NetworkId) {
+        self.hosted().remove(&network);
+        self.lock().remove(&network);
+    }
+
+    /// Whether a network is of this host alone: nobody else gets an address of it.
+    #[must_use]
+    pub fn is_hosted(&self, network: NetworkId) -> bool {
+        self.hosted().contains(&network)
+    }
+
+    fn hosted(&self) -> MutexGuard<'_, BTreeSet<NetworkId>> {
+        self.hosted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Brings the pools in step with the objects: new networks, transfers, deleted networks. Does nothing while the objects
@@ -53,7 +84,7 @@ impl Addresses {
         let mut pools = self.lock();
         let networks = objects.networks();
         let ids: BTreeSet<NetworkId> = networks.iter().map(|(network, ..)| *network).collect();
-        pools.retain(|id, _pools| ids.contains(id));
+        pools.retain(|id, _pools| ids.contains(id) || self.is_hosted(*id));
         let mut transfers: BTreeMap<NetworkId, Vec<Transfer>> = BTreeMap::new();
         for transfer in objects.all_transfers() {
             transfers.entry(transfer.network).or_default().push(Transfer::from(transfer));
@@ -211,7 +242,7 @@ impl Addresses {
     pub fn give_all(&self, to: NodeId) -> Vec<(NetworkId, Transfer)> {
         let mut pools = self.lock();
         let mut given = Vec::new();
-        for (network, pools) in pools.iter_mut() {
+        for (network, pools) in pools.iter_mut().filter(|(id, _)| !self.is_hosted(**id)) {
             for pool in pools {
                 let own = pool.ownership().blocks().filter(|block| block.owner == self.me);
                 let transfers: Vec<Transfer> = own

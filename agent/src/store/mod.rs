@@ -42,6 +42,8 @@ const COPY_LEN: u64 = 256 << 20;
 pub enum Table {
     /// Mesh-wide objects, each as the text that was signed.
     Objects,
+    /// Networks of this host alone.
+    Networks,
     /// Endpoints of this node.
     Endpoints,
     /// Join tokens, without their secrets.
@@ -60,8 +62,9 @@ pub enum Table {
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Objects,
+        Self::Networks,
         Self::Endpoints,
         Self::Tokens,
         Self::Sandboxes,
@@ -74,6 +77,7 @@ impl Table {
     const fn definition(self) -> TableDefinition<'static, &'static str, &'static [u8]> {
         TableDefinition::new(match self {
             Self::Objects => "objects",
+            Self::Networks => "networks",
             Self::Endpoints => "endpoints",
             Self::Tokens => "tokens",
             Self::Sandboxes => "sandboxes",

@@ -155,7 +155,8 @@ fn object_changes() -> Vec<Case> {
                 "c=",
             ],
             "network_create",
-            json!({ "name": "red", "subnets": ["10.1.0.0/24", "fd00::/64"], "gateways": ["10.1.0.9"],
+            json!({ "name": "red", "driver": "overlay", "options": {},
+                    "subnets": ["10.1.0.0/24", "fd00::/64"], "gateways": ["10.1.0.9"],
                     "ip_ranges": ["10.1.0.128/25"], "aux_addresses": { "printer": "10.1.0.7" }, "mtu": 1400,
                     "vni": 42, "dns": ["192.0.2.53"], "internal": false, "labels": { "a": "b", "c": "" } }),
             network.clone(),
@@ -276,10 +277,10 @@ fn references_are_sent_as_they_are_whatever_they_contain() {
 fn tables_have_short_ids_names_and_no_borders() {
     let agent = TestAgent::start();
     let expected = [
-        "ID             NAME   DRIVER    VNI   MTU    STATE    SUBNETS",
-        "a10101010101   red    overlay   1     1390   active   10.1.0.0/24",
-        "b20202020202   twin   overlay   2     1390   active   10.1.0.0/24",
-        "b20303030303   twin   overlay   3     1390   active   10.1.0.0/24",
+        "ID             NAME   DRIVER    SCOPE   VNI   MTU    STATE    SUBNETS",
+        "a10101010101   red    overlay   mesh    1     1390   active   10.1.0.0/24",
+        "b20202020202   twin   overlay   mesh    2     1390   active   10.1.0.0/24",
+        "b20303030303   twin   overlay   mesh    3     1390   active   10.1.0.0/24",
         "",
     ];
     assert_eq!(agent.say(&["network", "ls"]).stdout, expected.join("\n"));

@@ -279,7 +279,8 @@ pub(crate) fn networks() -> Vec<Network> {
             id: NetworkId::from_random(id),
             name: name(text),
             driver: "overlay".into(),
-            vni: Vni::new(u32::from(rest)).unwrap(),
+            scope: "mesh".into(),
+            vni: Vni::new(u32::from(rest)),
             encrypted: true,
             mtu: 1390,
             state: "active".into(),
@@ -291,6 +292,7 @@ pub(crate) fn networks() -> Vec<Network> {
                 aux_addresses: Default::default(),
             }],
             internal: false,
+            options: Default::default(),
             way: None,
             endpoints: Vec::new(),
             warnings: Vec::new(),
@@ -573,6 +575,7 @@ impl Backend for World {
             networks: Vec::new(),
             etc: None,
             published: Vec::new(),
+            mode: spec.mode,
         };
         held.push(Held { sandbox: sandbox.clone(), keeper: Some(keeper) });
         Ok(sandbox)

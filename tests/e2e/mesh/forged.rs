@@ -64,7 +64,7 @@ fn message(number: u8, version: u8, len: usize) -> Vec<u8> {
 
 /// A frame to everybody as the kernel's vxlan device would send it in this network.
 fn plain_vxlan(network: &Network) -> Result<Vec<u8>> {
-    let mut bytes = vxlan::header(network.vni).to_vec();
+    let mut bytes = vxlan::header(network.vni.context("no VNI")?).to_vec();
     let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 99], [0xff; 6]);
     builder.ipv4([10, 0, 0, 99], [255; 4], 64).udp(7, 7).write(&mut bytes, &filler(100))?;
     Ok(bytes)
