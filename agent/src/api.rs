@@ -138,11 +138,19 @@ pub struct Node {
     pub name: Name,
     /// Where it receives sealed frames.
     pub vtep: Option<SocketAddr>,
-    /// `alive`, `suspect`, `dead`, `left`.
+    /// `alive`, `suspect`, `dead`, `left`, `removed`.
     pub state: String,
     /// Whether this is the node that answers.
     #[serde(rename = "self")]
     pub is_self: bool,
+}
+
+impl Node {
+    /// Whether it is no member any more.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        matches!(self.state.as_str(), "left" | "removed")
+    }
 }
 
 /// `vxmesh peer ls`: the Noise session with one other node.

@@ -104,6 +104,18 @@ impl Objects {
         &self,
         draft: impl FnOnce(&ObjectSet, Hlc) -> Result<Draft, E>,
     ) -> Result<Arc<Object>, E> {
+        self.publish_with(&self.pair, draft)
+    }
+
+    /// The same with another key than this node's: the CA's, for what only an issuer may say.
+    ///
+    /// # Errors
+    /// As [`Self::publish`].
+    pub fn publish_with<E: From<PublishError>>(
+        &self,
+        pair: &Ed25519KeyPair,
+        draft: impl FnOnce(&ObjectSet, Hlc) -> Result<Draft, E>,
+    ) -> Result<Arc<Object>, E> {
         // Whoever changes the set holds this; who only reads it does not wait for the disk.
         let _in_order = self.in_order();
         let (id, text) = {
@@ -111,7 +123,7 @@ impl Objects {
             let stamp = set.stamp(unix_ms());
             let draft = draft(&set, stamp)?;
             let refused = |refused: Refused| E::from(refused.into());
-            let text = draft.sign(&self.pair, self.mesh).map_err(refused)?;
+            let text = draft.sign_as(self.author(), pair, self.mesh).map_err(refused)?;
             if !set.check(&text, self.ca.as_ref(), unix_ms()).map_err(refused)? {
                 return Err(E::from(PublishError::Overtaken));
             }
@@ -129,6 +141,11 @@ impl Objects {
             Merge::Refused(refused) => Err(E::from(refused.into())),
             Merge::Stale => Err(E::from(PublishError::Overtaken)),
         }
+    }
+
+    /// Waits until what the set shows is on disk. Blocks for a disk write that is under way.
+    pub fn settle(&self) {
+        drop(self.in_order());
     }
 
     /// Forgets what was deleted long ago. Blocks for a disk write if there is any.
@@ -163,7 +180,7 @@ impl Objects {
         let _in_order = self.in_order();
         let mut set = self.lock();
         for text in texts {
-            match set.merge(text, self.ca.as_ref(), unix_ms()) {
+            match set.merge_from(from, text, self.ca.as_ref(), unix_ms()) {
                 Merge::New(object) | Merge::Updated { new: object, .. } => {
                     debug!(id = %object.id(), author = %object.author(), %from, "learned an object");
                     fresh.push(object);

@@ -145,6 +145,13 @@ pub enum Request {
     },
     /// The other's table of endpoints, for `map diff`.
     Map,
+    /// Asks an issuer to remove a node from the mesh.
+    RemoveNode {
+        /// Which.
+        node: NodeId,
+        /// Also if it is up.
+        force: bool,
+    },
     /// The caller leaves the mesh for good.
     Leave,
 }
@@ -403,6 +410,7 @@ mod tests {
                 endpoint: EndpointId::from_random([2; 16]),
             },
             Request::Map,
+            Request::RemoveNode { node: NodeId::of_public_key(b"k"), force: true },
             Request::Leave,
         ];
         for request in requests {

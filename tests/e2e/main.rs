@@ -11,6 +11,7 @@ mod names;
 mod netlink;
 mod publish;
 mod refusals;
+mod removal;
 mod skeleton;
 mod streams;
 mod traces;

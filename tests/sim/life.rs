@@ -21,8 +21,10 @@ use vxmesh_gossip::{
 use vxmesh_proto::{
     addr::{EndpointId, MacAddr, NetworkId, NodeId},
     control::{self, Push, RefusalCode, Request, Response},
-    ipam::{AllocateError, Subnet, Transfer, first_split},
-    object::{self, Content, Draft, Hlc, KeyRing, Merge, ObjectId, ObjectSet},
+    ipam::{Subnet, Transfer, first_split},
+    object::{
+        self, Comparison, Content, Draft, Hlc, KeyRing, Merge, ObjectId, ObjectSet, RollCall,
+    },
     record::{Claim, EndpointClaim, Key, NodeClaim, SignedRecord, Stamp},
     session::{Config, IndexTable, Peer, PeerConfig, Psk, Sessions, noise},
     tables::NetworkTable,
@@ -34,6 +36,8 @@ use crate::{
     rng::Rng,
 };
 
+mod addresses;
+
 /// How long a request waits for its answer.
 const ANSWER: Duration = Duration::from_secs(5);
 /// A pair of nodes compares its objects no more often than this.
@@ -43,6 +47,7 @@ const SILENT: Duration = Duration::from_secs(6);
 
 enum Waiting {
     Sync,
+    Compare(Comparison),
     Addresses { request: Box<Request>, rest: Vec<NodeId>, for_attach: bool },
 }
 
@@ -77,6 +82,8 @@ pub(crate) struct Life {
     addr: SocketAddr,
     pair: Arc<Ed25519KeyPair>,
     ca: Arc<SimCa>,
+    /// Whether it removes nodes.
+    pub(crate) issuer: bool,
     pub(crate) disk: Disk,
     pub(crate) set: ObjectSet,
     pub(crate) directory: Directory,
@@ -89,6 +96,7 @@ pub(crate) struct Life {
     beat: u64,
     beats: BTreeMap<NodeId, (u64, Instant)>,
     syncing: BTreeMap<NodeId, Instant>,
+    roll: RollCall,
     waiting: BTreeMap<u64, (NodeId, Instant, Waiting)>,
     attach: Option<Attach>,
     requests: u64,
@@ -144,6 +152,7 @@ impl Life {
             addresses: Addresses::new(me),
             index: sessions.index_table(),
             ca,
+            issuer: disk.issuer,
             disk,
             set,
             directory: Directory::default(),
@@ -153,6 +162,7 @@ impl Life {
             beat: 0,
             beats: BTreeMap::new(),
             syncing: BTreeMap::new(),
+            roll: RollCall::default(),
             waiting: BTreeMap::new(),
             attach: None,
             requests: 0,
@@ -203,6 +213,10 @@ impl Life {
 
     fn publish_draft(&mut self, time: Time, draft: Draft) -> String {
         let text = draft.sign(&self.pair, self.ca.mesh()).unwrap();
+        self.keep_own(time, text)
+    }
+
+    fn keep_own(&mut self, time: Time, text: Arc<str>) -> String {
         let merged = self.set.merge(&text, self.ca.as_ref(), time.wall_ms);
         let (Merge::New(object) | Merge::Updated { new: object, .. }) = merged else {
             panic!("own object not merged: {merged:?}")
@@ -221,26 +235,34 @@ impl Life {
     }
 
     fn others(&self) -> Vec<NodeId> {
+        if self.set.is_removed(self.me) {
+            return Vec::new();
+        }
         let left = |node: &NodeId| {
-            self.set.get(&ObjectId::Member(*node)).is_some_and(|member| member.closed())
+            let closed = |member: &Arc<object::Object>| member.closed();
+            self.set.is_removed(*node) || self.set.get(&ObjectId::Member(*node)).is_some_and(closed)
         };
         self.disk.contacts.iter().copied().filter(|n| *n != self.me && !left(n)).collect()
     }
 
     fn key_of(&self, node: NodeId) -> Option<[u8; 32]> {
         let open = self.set.get(&ObjectId::Member(node)).is_some_and(|member| !member.closed());
+        let open = open && !self.set.is_removed(node);
         self.set.public_key(node).filter(|_key| open)
     }
 
-    fn take_objects(&mut self, time: Time, texts: &[String]) {
+    fn take_objects(&mut self, time: Time, from: NodeId, texts: &[String]) {
         for text in texts {
-            match self.set.merge(text, self.ca.as_ref(), time.wall_ms) {
+            match self.set.merge_from(from, text, self.ca.as_ref(), time.wall_ms) {
                 Merge::New(object) | Merge::Updated { new: object, .. } => {
                     self.disk.objects.insert(object.id().to_string(), Arc::clone(object.text()));
                     self.dirty = true;
                 }
                 // Of an author whose certificate comes with the next round, or stale.
-                Merge::Stale | Merge::Refused(object::Refused::UnknownAuthor(_)) => {}
+                Merge::Stale
+                | Merge::Refused(
+                    object::Refused::UnknownAuthor(_) | object::Refused::Departed(_),
+                ) => {}
                 Merge::Refused(why) => panic!("an honest node's object was refused: {why}"),
             }
         }
@@ -283,7 +305,21 @@ impl Life {
     // ---- messages
 
     pub(crate) fn handle(&mut self, time: Time, from: NodeId, message: Message) {
+        // A connection with a removed node is ended, with the reason; one that left is gone.
+        let removed = self.set.is_removed(from) || self.set.is_removed(self.me);
+        let left = self.set.get(&ObjectId::Member(from)).is_some_and(|member| member.closed());
+        let farewell = matches!(message, Message::Request(..));
+        if removed || (left && !farewell) {
+            let gone = if self.set.is_removed(from) { from } else { self.me };
+            if let Some(word) = self.set.get(&ObjectId::Removed(gone)) {
+                self.out.push((from, Message::Removed(word.text().to_string())));
+            }
+            if !matches!(message, Message::Removed(_)) {
+                return;
+            }
+        }
         match message {
+            Message::Removed(word) => self.take_objects(time, from, &[word]),
             Message::Datagram(_) => {}
             Message::Request(id, bytes) => {
                 let request: Request = control::decode(&bytes, control::REQUEST_LEN).unwrap();
@@ -297,7 +333,7 @@ impl Life {
             }
             Message::Push(bytes) => {
                 let push: Push = control::decode(&bytes, control::PUSH_LEN).unwrap();
-                self.take_objects(time, &push.objects);
+                self.take_objects(time, from, &push.objects);
                 for (owner, key, text) in push.records {
                     let record = SignedRecord::parse(owner, &key, &text).unwrap();
                     self.take_record(time, record, Source::Push);
@@ -325,7 +361,7 @@ impl Life {
                 Response::ObjectsDifference { difference: self.set.difference(&digest) }
             }
             Request::ObjectsPush { objects } => {
-                self.take_objects(time, &objects);
+                self.take_objects(time, from, &objects);
                 Response::Done
             }
             Request::BlockRequest { network, subnet, .. } => {
@@ -375,7 +411,8 @@ impl Life {
     fn sync(&mut self, time: Time, node: NodeId, after: Option<ObjectId>) {
         let digest = self.set.digest(after);
         assert!(digest.until.is_none(), "a simulated mesh fits into one page");
-        self.ask(time, node, &Request::ObjectsDigest { digest }, Waiting::Sync);
+        let comparison = Waiting::Compare(Comparison::begin(&self.set));
+        self.ask(time, node, &Request::ObjectsDigest { digest }, comparison);
     }
 
     fn sync_soon(&mut self, time: Time, node: NodeId) {
@@ -389,18 +426,23 @@ impl Life {
     fn answered(&mut self, time: Time, id: u64, response: Option<Response>) {
         let Some((node, _, waiting)) = self.waiting.remove(&id) else { return };
         match (waiting, response) {
-            (Waiting::Sync, Some(Response::ObjectsDifference { difference })) => {
+            (
+                Waiting::Compare(mut comparison),
+                Some(Response::ObjectsDifference { difference }),
+            ) => {
+                comparison.page(&difference);
+                self.roll.end(node, comparison);
                 let texts: Vec<String> = difference.texts.iter().map(ToString::to_string).collect();
-                self.take_objects(time, &texts);
+                self.take_objects(time, node, &texts);
                 let wanted = self.set.texts(&difference.wanted);
                 if !wanted.is_empty() {
                     let objects = wanted.iter().map(ToString::to_string).collect();
                     self.ask(time, node, &Request::ObjectsPush { objects }, Waiting::Sync);
                 }
             }
-            (Waiting::Sync, _) => {}
+            (Waiting::Sync | Waiting::Compare(_), _) => {}
             (Waiting::Addresses { for_attach, .. }, Some(Response::Objects { objects })) => {
-                self.take_objects(time, &objects);
+                self.take_objects(time, node, &objects);
                 if for_attach {
                     self.continue_attach(time);
                 }
@@ -414,6 +456,11 @@ impl Life {
     // ---- gossip, as a model
 
     pub(crate) fn tick(&mut self, time: Time) {
+        if self.set.is_removed(self.me) {
+            // It has heard of it, and deals with nobody any more.
+            self.give_up();
+            return self.reconcile(time);
+        }
         self.beat += 1;
         self.beats.insert(self.me, (self.beat, time.now));
         self.publisher.expire(time.now);
@@ -435,6 +482,7 @@ impl Life {
             self.out.push((node, Message::Gossip(syn)));
         }
         self.prefetch(time);
+        self.reclaim(time);
         self.reconcile(time);
     }
 
@@ -486,195 +534,6 @@ impl Life {
         }
     }
 
-    // ---- addresses
-
-    fn prefetch(&mut self, time: Time) {
-        if self.waiting.values().any(|(_, _, w)| matches!(w, Waiting::Addresses { .. })) {
-            return;
-        }
-        for network in self.set.active_networks() {
-            for subnet in self.addresses.without_block(network) {
-                self.fetch_block(time, network, subnet, false);
-            }
-        }
-    }
-
-    fn fetch_block(&mut self, time: Time, network: NetworkId, subnet: IpNet, for_attach: bool) {
-        let elsewhere = claimed_elsewhere(&self.directory, network, self.me);
-        let holders = self.addresses.with_pool(network, subnet, |pool| pool.holders(&elsewhere));
-        let up = holders.unwrap_or_default().into_iter().map(|holder| holder.node);
-        let up = up.filter(|node| self.directory.is_up(*node)).collect();
-        let request = Request::BlockRequest { network, subnet, want: 1 };
-        self.ask_holders(time, request, up, for_attach);
-    }
-
-    fn ask_holders(&mut self, time: Time, request: Request, mut rest: Vec<NodeId>, attach: bool) {
-        if rest.is_empty() {
-            if attach {
-                self.give_up();
-            }
-            return;
-        }
-        let node = rest.remove(0);
-        let waiting =
-            Waiting::Addresses { request: Box::new(request.clone()), rest, for_attach: attach };
-        self.ask(time, node, &request, waiting);
-    }
-
-    fn give_up(&mut self) {
-        if let Some(attach) = self.attach.take() {
-            for ip in attach.ips {
-                self.addresses.put_back(attach.network, ip);
-            }
-        }
-    }
-
-    /// Begins to attach an endpoint; false if one is being attached.
-    pub(crate) fn attach(&mut self, time: Time, network: NetworkId, wanted: Vec<IpAddr>) -> bool {
-        if self.attach.is_some() || !self.set.active_networks().contains(&network) {
-            return false;
-        }
-        let id = EndpointId::from_random(self.rng.bytes());
-        let mac = MacAddr::of_node(self.me, u16::from_be_bytes(self.rng.bytes()));
-        let all = self.addresses.subnets(network);
-        let v4: Vec<IpNet> = all.iter().filter(|net| net.addr().is_ipv4()).copied().collect();
-        let named = v4.iter().find(|net| wanted.iter().any(|ip| net.contains(ip))).copied();
-        let v4 = named.or_else(|| self.rng.pick(&v4).copied());
-        let v6 = all.iter().find(|net| net.addr().is_ipv6()).copied();
-        let subnets = v4.into_iter().chain(v6).collect();
-        let ips = Vec::new();
-        self.attach = Some(Attach { network, id, mac, wanted, subnets, ips, asked: false });
-        self.continue_attach(time);
-        true
-    }
-
-    fn continue_attach(&mut self, time: Time) {
-        let Some(mut attach) = self.attach.take() else { return };
-        let network = attach.network;
-        let subnets = attach.subnets.clone();
-        while let Some(subnet) = subnets.get(attach.ips.len()).copied() {
-            let wanted = attach.wanted.iter().copied().find(|ip| subnet.contains(ip));
-            let elsewhere = claimed_elsewhere(&self.directory, network, self.me);
-            match self.addresses.allocate(network, subnet, wanted, &elsewhere, time.now) {
-                Some(Ok(ip)) => {
-                    attach.ips.push(IpNet::new_assert(ip, subnet.prefix_len()));
-                    attach.asked = false;
-                }
-                Some(Err(AllocateError::NotOurs { ip, owner })) if !attach.asked => {
-                    let endpoint = attach.id;
-                    self.attach = Some(Attach { asked: true, ..attach });
-                    let request = Request::AddressClaim { network, ip, endpoint };
-                    return self.ask_holders(time, request, vec![owner], true);
-                }
-                Some(Err(AllocateError::Exhausted { .. })) if !attach.asked => {
-                    self.attach = Some(Attach { asked: true, ..attach });
-                    return self.fetch_block(time, network, subnet, true);
-                }
-                _ => {
-                    self.attach = Some(attach);
-                    return self.give_up();
-                }
-            }
-        }
-        if subnets.is_empty() {
-            return;
-        }
-        self.disk.incarnation += 1;
-        let claim = EndpointClaim {
-            id: attach.id,
-            network,
-            name: "e".parse().unwrap(),
-            aliases: Vec::new(),
-            mac: attach.mac,
-            ips: attach.ips.iter().map(IpNet::addr).collect(),
-            incarnation: self.disk.incarnation.max(time.wall_ms),
-            labels: BTreeMap::new(),
-            router: false,
-        };
-        self.disk.endpoints.insert(claim.id, claim.clone());
-        self.host(time, network);
-        self.say(time, Key::Endpoint(claim.id), &Claim::Endpoint(claim.clone()));
-        self.attached.push(claim);
-        self.reconcile(time);
-    }
-
-    pub(crate) fn detach(&mut self, time: Time, id: EndpointId) {
-        let Some(claim) = self.disk.endpoints.remove(&id) else { return };
-        self.say(time, Key::Endpoint(id), &Claim::Gone);
-        for ip in self.with_prefix(&claim) {
-            self.addresses.release(claim.network, ip, time.now);
-        }
-        if !self.disk.endpoints.values().any(|other| other.network == claim.network) {
-            self.locals.remove(&claim.network);
-        }
-        self.reconcile(time);
-    }
-
-    fn with_prefix(&self, claim: &EndpointClaim) -> Vec<IpNet> {
-        let subnets = self.addresses.subnets(claim.network);
-        let net = |ip: &IpAddr| {
-            let subnet = subnets.iter().find(|subnet| subnet.contains(ip))?;
-            Some(IpNet::new_assert(*ip, subnet.prefix_len()))
-        };
-        claim.ips.iter().filter_map(net).collect()
-    }
-
-    /// Makes a network.
-    pub(crate) fn create_network(&mut self, time: Time, network: object::Network) {
-        self.publish(time, |_| Content::Network(network));
-        self.addresses.follow(&self.set);
-        self.reconcile(time);
-    }
-
-    /// Adds a subnet to a network.
-    pub(crate) fn extend_network(&mut self, time: Time, network: NetworkId, subnet: &Subnet) {
-        let split = first_split(subnet, self.me, self.directory.up());
-        let extension = object::Extension {
-            network,
-            from: self.me,
-            subnet: object::Subnet::whole(subnet.cidr(), subnet.gateway()),
-            blocks: split.into_iter().map(|(cidr, owner)| object::Block { cidr, owner }).collect(),
-        };
-        self.publish(time, |_| Content::Extension(extension));
-        self.addresses.follow(&self.set);
-        self.reconcile(time);
-    }
-
-    pub(crate) fn remove_network(&mut self, time: Time, network: NetworkId) {
-        let stamp = self.set.stamp(time.wall_ms);
-        let Some(object) = self.set.get(&ObjectId::Network(network)) else { return };
-        let draft = Draft { closed: true, ..object.edit(stamp) };
-        self.publish_draft(time, draft);
-        self.reconcile(time);
-    }
-
-    /// Leaves for good: endpoints, blocks, membership; the last words are asked for, as the agent does it.
-    pub(crate) fn leave(&mut self, time: Time) {
-        let endpoints: Vec<EndpointId> = self.disk.endpoints.keys().copied().collect();
-        for id in endpoints {
-            self.detach(time, id);
-        }
-        let mut words = Vec::new();
-        let heir = self.directory.up().find(|node| *node != self.me);
-        if let Some(heir) = heir {
-            for (network, transfer) in self.addresses.give_all(heir) {
-                let Response::Objects { objects } = self.sign_transfer(time, network, transfer)
-                else {
-                    continue;
-                };
-                words.extend(objects);
-            }
-        }
-        let stamp = self.set.stamp(time.wall_ms);
-        let member = self.set.get(&ObjectId::Member(self.me)).unwrap();
-        let draft = Draft { closed: true, ..member.edit(stamp) };
-        words.push(self.publish_draft(time, draft));
-        let request = Request::ObjectsPush { objects: words };
-        for node in self.others() {
-            self.ask(time, node, &request, Waiting::Sync);
-        }
-    }
-
     // ---- tables
 
     fn host(&mut self, time: Time, id: NetworkId) {
@@ -718,7 +577,9 @@ impl Life {
     }
 
     fn follow_peers(&mut self, time: Time) {
-        let members: BTreeSet<NodeId> = self.set.members().filter(|n| *n != self.me).collect();
+        let removed = self.set.is_removed(self.me);
+        let members = self.set.members().filter(|node| *node != self.me && !removed);
+        let members: BTreeSet<NodeId> = members.collect();
         let gone: Vec<NodeId> =
             self.peers.keys().filter(|node| !members.contains(node)).copied().collect();
         for node in gone {

@@ -61,6 +61,7 @@ enum Transition {
     Kill(usize),
     Restart(usize),
     Leave(usize),
+    Remove(usize),
     Join,
     Wait(u64),
 }
@@ -87,7 +88,7 @@ fn a_mesh_keeps_its_promises_whatever_happens() {
 fn a_seed_says_everything() {
     let run = || {
         let world = simulate(3, 25);
-        let hashes: Vec<String> = world.alive().iter().map(|n| hash(&world, *n)).collect();
+        let hashes: Vec<String> = world.members().iter().map(|n| hash(&world, *n)).collect();
         (hashes, format!("{:?}", world.counts))
     };
     assert_eq!(run(), run());
@@ -142,10 +143,18 @@ fn choose(world: &mut World) -> Transition {
         (78..82, ..) => Transition::Weather,
         (82..86, ..) if alive.len() > 2 => Transition::Kill(on),
         (86..92, ..) => Transition::Restart(other),
-        (92, ..) if alive.len() > 3 => Transition::Leave(on),
-        (93, ..) if world.nodes.len() < 30 => Transition::Join,
+        (92, ..) if alive.len() > 3 && on != 0 => Transition::Leave(on),
+        (93, ..) if world.nodes.len() < 30 && world.nodes[0].life.is_some() => Transition::Join,
+        (94, ..) if removable(world, other) => Transition::Remove(other),
         _ => Transition::Wait(u64::try_from(world.rng.below(8)).unwrap()),
     }
+}
+
+/// Whether the issuer lives, and enough members are left without this one.
+fn removable(world: &World, n: usize) -> bool {
+    let node = &world.nodes[n];
+    let open = world.nodes.iter().filter(|node| !node.left && !node.removed).count();
+    n != 0 && open > 3 && !node.left && !node.removed && world.nodes[0].life.is_some()
 }
 
 fn apply(world: &mut World, transition: &Transition) {
@@ -222,6 +231,7 @@ fn apply(world: &mut World, transition: &Transition) {
             }
         }
         Transition::Leave(n) => world.leave(n),
+        Transition::Remove(n) => world.remove(n),
         Transition::Join => world.join(),
         Transition::Wait(seconds) => world.run(Duration::from_secs(seconds)),
     }
@@ -301,6 +311,8 @@ fn send(world: &mut World, from: EndpointId, to: EndpointId) {
 fn quiet(world: &mut World) {
     world.groups.fill(0);
     world.link = Link { loss: 0, doubling: 0, jitter_ms: 5 };
+    let removed: Vec<bool> = world.nodes.iter().map(|node| node.removed).collect();
+    world.endpoints.retain(|_, (node, _)| !removed[*node]);
     for n in 0..world.nodes.len() {
         if world.nodes[n].life.is_none() && !world.nodes[n].left && world.rng.chance(800) {
             world.boot(n);
@@ -308,7 +320,7 @@ fn quiet(world: &mut World) {
     }
     for _ in 0..60 {
         world.run(Duration::from_secs(1));
-        let alive = world.alive();
+        let alive = world.members();
         let busy = alive.iter().any(|n| world.nodes[*n].life.as_ref().unwrap().is_busy());
         let hashes: BTreeSet<String> = alive.iter().map(|n| hash(world, *n)).collect();
         if hashes.len() == 1 && !busy {
@@ -325,7 +337,7 @@ fn hash(world: &World, n: usize) -> String {
 
 /// I11: all live nodes know the same.
 fn check_equal(world: &World) {
-    let alive = world.alive();
+    let alive = world.members();
     let mut tables: BTreeMap<NetworkId, (usize, Vec<String>)> = BTreeMap::new();
     let mut first: Option<(usize, String, Vec<String>, Vec<_>)> = None;
     for n in alive {
@@ -357,7 +369,7 @@ fn check_equal(world: &World) {
 
 /// Who shares a network reaches each other: each frame is delivered, to the right endpoint.
 fn check_reach(world: &mut World) {
-    let Some(n) = world.alive().first().copied() else { return };
+    let Some(n) = world.members().first().copied() else { return };
     let active = world.nodes[n].life.as_ref().unwrap().set.active_networks();
     let mut open: Vec<(EndpointId, EndpointId)> = Vec::new();
     for (a, (from, one)) in &world.endpoints {

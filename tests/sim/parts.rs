@@ -27,6 +27,11 @@ impl SimCa {
         NodeId::of_public_key(self.0.public_key().as_ref())
     }
 
+    /// For what only an issuer may say.
+    pub(crate) const fn key(&self) -> &Ed25519KeyPair {
+        &self.0
+    }
+
     pub(crate) fn issue(&self, keys: &Keys) -> Vec<u8> {
         let body = [keys.pair.public_key().as_ref(), &noise::public_key(&keys.noise)].concat();
         [body.as_slice(), self.0.sign(&body).as_ref()].concat()
@@ -39,6 +44,10 @@ impl Certifier for SimCa {
         let key = UnparsedPublicKey::new(&ED25519, self.0.public_key().as_ref());
         key.verify(body, signature).ok()?;
         body.first_chunk().copied()
+    }
+
+    fn ca_key(&self) -> Option<[u8; 32]> {
+        self.0.public_key().as_ref().try_into().ok()
     }
 }
 
@@ -62,6 +71,8 @@ impl Keys {
 /// What survives a kill.
 #[derive(Default)]
 pub(crate) struct Disk {
+    /// Whether the CA's key is on it.
+    pub(crate) issuer: bool,
     pub(crate) certificate: Vec<u8>,
     pub(crate) incarnation: u64,
     pub(crate) objects: BTreeMap<String, Arc<str>>,
@@ -77,6 +88,8 @@ pub(crate) enum Message {
     Response(u64, Vec<u8>),
     Push(Vec<u8>),
     Gossip(Gossip),
+    /// The connection ends with the CA's word that one of the two was removed.
+    Removed(String),
 }
 
 /// The model of chitchat: a digest, what the other lacks, and the rest back.
@@ -97,6 +110,7 @@ impl Message {
             | Self::Request(_, bytes)
             | Self::Response(_, bytes)
             | Self::Push(bytes) => bytes.clone(),
+            Self::Removed(word) => word.clone().into_bytes(),
             Self::Gossip(gossip) => gossip.records.iter().flat_map(|r| r.text.bytes()).collect(),
         }
     }

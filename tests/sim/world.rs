@@ -10,6 +10,7 @@ use std::{
 use vxmesh_proto::{
     addr::{EndpointId, MacAddr, NetworkId, NodeId},
     datapath::{Scratch, SuperFrame, Verdict, inbound_vxlan, outbound},
+    object::ObjectId,
     record::EndpointClaim,
     session::{
         Peer, SessionDrop, SessionEvent,
@@ -38,6 +39,7 @@ pub(crate) struct Node {
     pub(crate) life: Option<Life>,
     disk: Option<Disk>,
     pub(crate) left: bool,
+    pub(crate) removed: bool,
     next_tick: Instant,
 }
 
@@ -118,22 +120,29 @@ impl World {
     pub(crate) fn join(&mut self) {
         let keys = Keys::new(&mut self.rng);
         let (id, n) = (keys.id(), self.nodes.len());
-        let server = self.alive().first().copied();
+        // Certificates are the issuer's to give: it is there, and tells who was removed.
+        let server = (!self.nodes.is_empty()).then_some(0);
         let mut contacts = BTreeSet::new();
         if let Some(server) = server.and_then(|server| self.nodes[server].life.as_mut()) {
             contacts = server.disk.contacts.clone();
             contacts.insert(server.me);
             server.disk.contacts.insert(id);
         }
-        let disk = Disk { certificate: self.ca.issue(&keys), contacts, ..Disk::default() };
+        let life = server.and_then(|server| self.nodes[server].life.as_ref());
+        let removals = life.into_iter().flat_map(|life| {
+            life.set.removals().map(|(_, o)| (o.id().to_string(), Arc::clone(o.text())))
+        });
+        let objects = removals.collect();
+        let (certificate, issuer) = (self.ca.issue(&keys), n == 0);
+        let disk = Disk { certificate, contacts, objects, issuer, ..Disk::default() };
         let skew_ms = i64::try_from(self.rng.below(50_000)).unwrap() - 25_000;
         let addr = SocketAddr::from(([10, 0, 0, u8::try_from(n + 1).unwrap()], 7761));
         self.index.insert(id, n);
         // A newcomer stands where its server stands.
         self.groups.push(server.map_or(0, |server| self.groups[server]));
         let next_tick = self.now;
-        let (life, disk, left) = (None, Some(disk), false);
-        self.nodes.push(Node { keys, id, addr, skew_ms, life, disk, left, next_tick });
+        let (life, disk, left, removed) = (None, Some(disk), false, false);
+        self.nodes.push(Node { keys, id, addr, skew_ms, life, disk, left, removed, next_tick });
         self.boot(n);
     }
 
@@ -169,6 +178,13 @@ impl World {
         self.endpoints.retain(|_, (node, _)| *node != n);
     }
 
+    /// The issuer removes a node, which goes on as it is until it hears of it.
+    pub(crate) fn remove(&mut self, n: usize) {
+        let (time, node) = (self.time(0), self.nodes[n].id);
+        self.with(0, |life| life.remove_node(time, node));
+        self.nodes[n].removed = true;
+    }
+
     /// Changes a life and takes its outputs.
     pub(crate) fn with<R>(&mut self, n: usize, change: impl FnOnce(&mut Life) -> R) -> Option<R> {
         let result = change(self.nodes[n].life.as_mut()?);
@@ -178,6 +194,29 @@ impl World {
 
     pub(crate) fn alive(&self) -> Vec<usize> {
         (0..self.nodes.len()).filter(|n| self.nodes[*n].life.is_some()).collect()
+    }
+
+    /// Those that live and are members.
+    pub(crate) fn members(&self) -> Vec<usize> {
+        self.alive().into_iter().filter(|n| !self.nodes[*n].removed).collect()
+    }
+
+    /// Whether a node knows that another was removed, alive or not.
+    fn knows_removed(&self, n: usize, node: NodeId) -> bool {
+        let id = ObjectId::Removed(node);
+        match (&self.nodes[n].life, &self.nodes[n].disk) {
+            (Some(life), _) => life.set.is_removed(node),
+            (None, Some(disk)) => disk.objects.contains_key(&id.to_string()),
+            (None, None) => true,
+        }
+    }
+
+    /// Whether a member, alive or not, may admit endpoints of a node.
+    fn is_admitted(&self, n: usize) -> bool {
+        let node = &self.nodes[n];
+        let member = |k: &usize| *k != n && !self.nodes[*k].left && !self.nodes[*k].removed;
+        let mut members = (0..self.nodes.len()).filter(member);
+        !node.removed || members.any(|k| !self.knows_removed(k, node.id))
     }
 
     fn collect(&mut self, n: usize) {
@@ -218,6 +257,7 @@ impl World {
         for (other, claim) in self.endpoints.values() {
             let twice =
                 claim.network == new.network && claim.ips.iter().any(|ip| new.ips.contains(ip));
+            let twice = twice && self.is_admitted(n) && self.is_admitted(*other);
             assert!(!twice, "I12: nodes {n} and {other} gave one address: {new:?} {claim:?}");
         }
     }
@@ -322,6 +362,8 @@ impl World {
         let eth = Ethernet::parse(frame).unwrap();
         let at = frame.windows(MARKER.len()).position(|w| w == MARKER).unwrap() + MARKER.len();
         let id = u64::from_be_bytes(*frame[at..].first_chunk().unwrap());
+        let receiver = self.nodes[to].life.as_ref().unwrap();
+        assert!(!receiver.set.is_removed(sender), "a frame of a removed node was delivered");
         let sent = self.sent.get_mut(&id).unwrap();
         assert!(!sent.forged, "I3: a frame with a foreign source was delivered");
         assert_eq!(self.nodes[sent.from].id, sender, "I3: sealed by another node");

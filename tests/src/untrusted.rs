@@ -186,6 +186,10 @@ impl Certifier for Anyone {
     fn certified_key(&self, certificate: &[u8]) -> Option<[u8; 32]> {
         certificate.first_chunk().copied()
     }
+
+    fn ca_key(&self) -> Option<[u8; 32]> {
+        None
+    }
 }
 
 #[expect(clippy::expect_used, reason = "samples that cannot be made are a defect of the target")]

@@ -41,6 +41,9 @@ pub trait Backend: Send + Sync + 'static {
         resolve::one(&self.nodes().await?, reference).cloned()
     }
 
+    /// `node rm`: conflict if it is up and this is not forced, or if it is this node.
+    async fn node_rm(&self, reference: &str, force: bool) -> Result<Node, ApiError>;
+
     /// `peer ls`
     async fn peers(&self) -> Result<Vec<Peer>, ApiError>;
     /// `peer inspect`: the reference is a node's.

@@ -100,8 +100,8 @@ macro_rules! referable {
 }
 
 referable! {
-    // Who left gave the name up: the host may be back as another node.
-    Node, "node", true, id, |node| (node.state != "left").then_some(node.name.as_str());
+    // Who is gone gave the name up: the host may be back as another node.
+    Node, "node", true, id, |node| (!node.is_gone()).then_some(node.name.as_str());
     Network, "network", true, id, |network| Some(network.name.as_str());
     Endpoint, "endpoint", true, id, |endpoint| Some(endpoint.name.as_str());
     Sandbox, "sandbox", false, name, |_| None;

@@ -126,6 +126,10 @@ fn views() -> Router<Arc<dyn Backend>> {
     let status = async |State(agent): Agent| agent.status().await.map(Json);
     let nodes = async |State(agent): Agent| agent.nodes().await.map(Json);
     let node = async |State(agent): Agent, Ref(node): Ref| agent.node(&node).await.map(Json);
+    let remove = async |State(agent): Agent, Ref(node): Ref, query: Queried<RemoveQuery>| {
+        let Query(query) = query.map_err(|why| bad_request(why.body_text()))?;
+        to_the_end(async move { agent.node_rm(&node, query.force).await }).await
+    };
     let peers = async |State(agent): Agent| agent.peers().await.map(Json);
     let peer = async |State(agent): Agent, Ref(node): Ref| agent.peer(&node).await.map(Json);
     let drops = async |State(agent): Agent| agent.drops().await.map(Json);
@@ -135,7 +139,7 @@ fn views() -> Router<Arc<dyn Backend>> {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/nodes", get(nodes))
-        .route("/v1/nodes/{reference}", get(node))
+        .route("/v1/nodes/{reference}", get(node).delete(remove))
         .route("/v1/peers", get(peers))
         .route("/v1/peers/{reference}", get(peer))
         .route("/v1/drops", get(drops))

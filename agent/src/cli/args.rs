@@ -92,7 +92,7 @@ pub(super) enum Ask {
     Status,
     /// The nodes of the mesh
     #[command(subcommand)]
-    Node(Look),
+    Node(Node),
     /// This node's sessions with the others
     #[command(subcommand)]
     Peer(Look),
@@ -210,6 +210,27 @@ pub(super) enum Look {
         /// Id, beginning of an id, or name of the node
         #[arg(value_parser = reference)]
         node: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Node {
+    /// List them
+    Ls,
+    /// Show one
+    Inspect {
+        /// Id, beginning of an id, or name of the node
+        #[arg(value_parser = reference)]
+        node: String,
+    },
+    /// Remove one that is gone for good, or that must not be a member any more; its addresses come back
+    Rm {
+        /// Id, beginning of an id, or name of the node
+        #[arg(value_parser = reference)]
+        node: String,
+        /// Also if it is up: it is cut off at once and can only join again as another node
+        #[arg(long)]
+        force: bool,
     },
 }
 

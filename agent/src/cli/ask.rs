@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use super::{
     Outcome,
     args::{
-        Ask, Attach, Connect, Dns, Endpoint, Ipam, Locate, Look, Map, Network, NetworkCreate,
+        Ask, Attach, Connect, Dns, Endpoint, Ipam, Locate, Look, Map, Network, NetworkCreate, Node,
         Sandbox, Token,
     },
     client::{Client, segment},
@@ -23,7 +23,7 @@ pub(super) async fn ask(client: &Client, output: Output, ask: Ask) -> Outcome {
         Ask::Status => output.object(&client.get::<api::Status>("/v1/status").await?)?,
         Ask::Leave => call.leave().await?,
         Ask::Token(token) => call.token(token).await?,
-        Ask::Node(look) => call.look::<api::Node>("nodes", look).await?,
+        Ask::Node(node) => call.node(node).await?,
         Ask::Peer(look) => call.look::<api::Peer>("peers", look).await?,
         Ask::Network(network) => call.network(network).await?,
         Ask::Ipam(ipam) => call.ipam(ipam).await?,
@@ -67,6 +67,18 @@ impl Call<'_> {
         }
     }
 
+    async fn node(&self, node: Node) -> Result<(), ApiError> {
+        match node {
+            Node::Ls => self.look::<api::Node>("nodes", Look::Ls).await,
+            Node::Inspect { node } => self.look::<api::Node>("nodes", Look::Inspect { node }).await,
+            Node::Rm { node, force } => {
+                let gone: api::Node =
+                    self.client.delete(forced(path("nodes", &node), force)).await?;
+                self.output.done(&gone, gone.name.as_str())
+            }
+        }
+    }
+
     async fn network(&self, network: Network) -> Result<(), ApiError> {
         match network {
             Network::Create(create) => {
@@ -99,11 +111,8 @@ impl Call<'_> {
                 self.inspect::<api::Network>(&path("networks", &network)).await
             }
             Network::Rm { network, force } => {
-                let mut path = path("networks", &network);
-                if force {
-                    path.push_str("?force=true");
-                }
-                let gone: api::Network = self.client.delete(path).await?;
+                let gone: api::Network =
+                    self.client.delete(forced(path("networks", &network), force)).await?;
                 self.output.done(&gone, gone.name.as_str())
             }
         }
@@ -224,6 +233,10 @@ impl Call<'_> {
 
 fn path(kind: &str, reference: &str) -> String {
     format!("/v1/{kind}/{}", segment(reference))
+}
+
+fn forced(path: String, force: bool) -> String {
+    if force { path + "?force=true" } else { path }
 }
 
 fn network_spec(create: NetworkCreate) -> NetworkSpec {

@@ -18,9 +18,12 @@ use std::{
 use quinn::Connection;
 use ring::signature::{ED25519, UnparsedPublicKey};
 use tokio::time::timeout;
-use vxmesh_proto::control::{
-    ANONYMOUS_LEN, Blob, CertificateRequest, ForwardJoin, JOIN_BINDING_LEN, JOIN_EXPORTER,
-    JoinRequest, Joined, Refusal, RefusalCode, Request, Response, decode, join_proof_message,
+use vxmesh_proto::{
+    addr::NodeId,
+    control::{
+        ANONYMOUS_LEN, Blob, CertificateRequest, ForwardJoin, JOIN_BINDING_LEN, JOIN_EXPORTER,
+        JoinRequest, Joined, Refusal, RefusalCode, Request, Response, decode, join_proof_message,
+    },
 };
 
 use super::{
@@ -147,6 +150,9 @@ async fn issue(
         Ok(node) => node,
         Err(refusal) => return Response::Error(refusal),
     };
+    if let Err(refusal) = check_not_removed(inner, NodeId::of_public_key(&node.ed25519_public)) {
+        return Response::Error(refusal);
+    }
     let (store, secret) =
         (Arc::clone(&inner.config().store), zeroize::Zeroizing::new(join.secret.0));
     let consumed =
@@ -189,6 +195,9 @@ fn renew(inner: &Inner, caller: Caller, request: &CertificateRequest) -> Respons
     let Some(member) = inner.peers().member(caller.node) else {
         return Response::refuse(RefusalCode::NotMember, "this node is not connected");
     };
+    if let Err(refusal) = check_not_removed(inner, caller.node) {
+        return Response::Error(refusal);
+    }
     let wanted = match certified(request, member.issuer) {
         Ok(wanted) => wanted,
         Err(refusal) => return Response::Error(refusal),
@@ -204,6 +213,15 @@ fn renew(inner: &Inner, caller: Caller, request: &CertificateRequest) -> Respons
         Ok(der) => Response::Renewed { certificate: Blob(der) },
         Err(error) => failed(&error),
     }
+}
+
+/// A removed identity gets no certificate, whatever its token.
+fn check_not_removed(inner: &Inner, node: NodeId) -> Result<(), Refusal> {
+    if inner.service().removal(node).is_none() {
+        return Ok(());
+    }
+    let message = format!("node {node} was removed from the mesh: it may join with a new identity");
+    Err(Refusal { code: RefusalCode::Conflict, message })
 }
 
 fn check_proof(join: &JoinRequest, binding: &[u8]) -> Result<Certified, Refusal> {

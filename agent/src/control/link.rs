@@ -30,6 +30,9 @@ pub(super) const CLOSE_DISCONNECTED: VarInt = VarInt::from_u32(3);
 /// The caller is not let in, or has got its answer.
 pub(super) const CLOSE_ANONYMOUS: VarInt = VarInt::from_u32(4);
 
+/// One of the two was removed from the mesh; the reason is the CA's word.
+pub(super) const CLOSE_REMOVED: VarInt = VarInt::from_u32(5);
+
 /// Gives a verified member the room that a stranger does not get.
 pub(super) fn widen(connection: &Connection) {
     connection.set_receive_window(VarInt::from_u32(WINDOW));

@@ -96,6 +96,14 @@ pub trait Service: Send + Sync + 'static {
 
     /// This node's certificate was renewed.
     fn handle_renewed(&self, certificate: &[u8]);
+
+    /// The CA's word that this node, or the one at the other end, was removed: then nothing is served.
+    fn removal(&self, _node: NodeId) -> Option<String> {
+        None
+    }
+
+    /// A connection ended with the CA's word that somebody was removed; it is to be checked.
+    fn handle_removal(&self, _from: NodeId, _word: String) {}
 }
 
 /// What the control plane needs to start.
@@ -240,6 +248,11 @@ impl Control {
     /// Ends the connections with a node; a peer that is still wanted is dialed again.
     pub fn disconnect(&self, node: NodeId) {
         self.inner.peers().disconnect(node);
+    }
+
+    /// Ends the connections with a node because it, or this one, was removed, and says so.
+    pub fn expel(&self, node: NodeId, word: &str) {
+        self.inner.peers().expel(node, word);
     }
 
     /// This node's current certificate, DER.

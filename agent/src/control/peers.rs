@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use quinn::{Connection, VarInt};
+use quinn::{Connection, ConnectionError, VarInt};
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -168,6 +168,10 @@ impl Peers {
         certificate: &[u8],
     ) {
         let Some(inner) = self.inner.get().and_then(Weak::upgrade) else { return };
+        if let Some(word) = inner.service().removal(member.node_id) {
+            connection.close(link::CLOSE_REMOVED, word.as_bytes());
+            return;
+        }
         let Some(peer) = self.entry(member.node_id) else {
             connection.close(link::CLOSE_STOPPED, b"stopped");
             return;
@@ -185,6 +189,12 @@ impl Peers {
             }
             state.links.is_empty()
         };
+        if let Some(ConnectionError::ApplicationClosed(close)) = connection.close_reason()
+            && close.error_code == link::CLOSE_REMOVED
+        {
+            let word = String::from_utf8_lossy(&close.reason).into_owned();
+            inner.service().handle_removal(peer.node, word);
+        }
         peer.touch();
         if last {
             inner.service().handle_disconnected(peer.node);
@@ -275,6 +285,13 @@ impl Peers {
     pub(super) fn disconnect(&self, node: NodeId) {
         if let Some(peer) = self.get(node) {
             close(&peer.state().links, link::CLOSE_DISCONNECTED, b"disconnected");
+        }
+    }
+
+    /// Ends the connections with a node for good, with the reason.
+    pub(super) fn expel(&self, node: NodeId, word: &str) {
+        if let Some(peer) = self.get(node) {
+            close(&peer.state().links, link::CLOSE_REMOVED, word.as_bytes());
         }
     }
 

@@ -28,6 +28,9 @@ struct Seen {
     connected: Vec<NodeId>,
     disconnected: Vec<NodeId>,
     renewed: usize,
+    /// Who was removed.
+    removed: Option<NodeId>,
+    words: Vec<String>,
 }
 
 #[derive(Default)]
@@ -82,6 +85,14 @@ impl Service for Recorder {
 
     fn handle_renewed(&self, _: &[u8]) {
         self.seen(|seen| seen.renewed += 1);
+    }
+
+    fn removal(&self, node: NodeId) -> Option<String> {
+        self.seen(|seen| seen.removed == Some(node)).then(|| format!("{node} was removed"))
+    }
+
+    fn handle_removal(&self, _: NodeId, word: String) {
+        self.seen(|seen| seen.words.push(word));
     }
 }
 
@@ -750,4 +761,37 @@ fn joining_is_send() {
     let token: Token = format!("VXMTKN-1-{}-{}", "a".repeat(52), "a".repeat(26)).parse().unwrap();
     let options = options(&token, loopback(1));
     is_send(join(Path::new("/nowhere"), &options));
+}
+
+#[tokio::test]
+async fn a_removed_identity_is_told_so_and_served_nothing() {
+    let (first, second) = pair().await;
+    second.wants(&first);
+    second.ping(first.id()).await.unwrap();
+    let word = format!("{} was removed", second.id());
+    let told = |times: usize| {
+        let (second, word) = (&second, &word);
+        async move {
+            let heard = async {
+                while second.service.seen(|seen| seen.words.iter().filter(|w| *w == word).count())
+                    < times
+                {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            };
+            timeout(PATIENCE, heard).await.unwrap();
+        }
+    };
+    first.service.seen(|seen| seen.removed = Some(second.id()));
+    // A request on a connection that is still up gets it no certificate.
+    let renewed = second.control.renew().await.unwrap_err();
+    assert!(renewed.to_string().contains("was removed from the mesh"), "{renewed}");
+    first.control.expel(second.id(), &word);
+    told(1).await;
+    // It tries again and again; each connection ends with the word before anything is served.
+    let before = first.service.seen(|seen| seen.connected.len());
+    told(3).await;
+    assert_eq!(first.service.seen(|seen| seen.connected.len()), before);
+    let ping = second.control.request(first.id(), &Request::Ping, Duration::from_millis(200)).await;
+    assert!(ping.is_err());
 }

@@ -212,7 +212,9 @@ impl Mesh {
         self.detach_all(&mut hosted).await?;
         let mut last_words = Vec::new();
         self.leaving.store(true, Ordering::Release);
-        if let Some(heir) = self.live_nodes().into_iter().find(|node| *node != self.me) {
+        // A removed node has nothing to hand over any more, and nobody would take it.
+        let heirs = if self.is_removed() { Vec::new() } else { self.live_nodes() };
+        if let Some(heir) = heirs.into_iter().find(|node| *node != self.me) {
             for (network, transfer) in self.addresses.give_all(heir) {
                 match self.sign_transfer(network, transfer) {
                     Ok(text) => last_words.push(text),
@@ -318,6 +320,7 @@ impl Backend for Agent {
 
     async fn token_create(&self, spec: TokenSpec) -> Result<TokenCreated, ApiError> {
         let mesh = self.mesh().await?;
+        mesh.check_member()?;
         if mesh.credentials.ca.is_none() {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
@@ -351,6 +354,10 @@ impl Backend for Agent {
 
     async fn nodes(&self) -> Result<Vec<Node>, ApiError> {
         Ok(self.mesh().await?.node_list())
+    }
+
+    async fn node_rm(&self, reference: &str, force: bool) -> Result<Node, ApiError> {
+        self.mesh().await?.remove_node(reference, force).await
     }
 
     async fn peers(&self) -> Result<Vec<Peer>, ApiError> {

@@ -169,6 +169,7 @@ impl Mesh {
         spec: AttachSpec,
         gw_priority: i32,
     ) -> Result<Stored, ApiError> {
+        self.check_member()?;
         let row = self.find_network(&spec.network)?;
         let (network, state) = self.network_object(row.id).ok_or_else(|| {
             ApiError::new(ErrorCode::NotFound, "the network is gone", "see `vxmesh network ls`")

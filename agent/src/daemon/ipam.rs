@@ -109,10 +109,15 @@ impl Mesh {
     /// Who holds the addresses that are not to be had.
     fn exhausted(&self, network: &object::Network, id: NetworkId, subnets: &[IpNet]) -> ApiError {
         let nodes = self.node_list();
-        let mut holders = Vec::new();
+        let (mut holders, mut dead, mut removed) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
         for subnet in subnets {
             let Some(usage) = self.usage(id, *subnet) else { continue };
             for owner in self.owners(&usage, &nodes) {
+                match owner.state.as_str() {
+                    "dead" | "left" => drop(dead.insert(owner.name.clone())),
+                    "removed" => drop(removed.insert(owner.name.clone())),
+                    _ => {}
+                }
                 holders.push(format!(
                     "{} ({}) holds {} of {subnet}, {} free",
                     owner.name,
@@ -130,10 +135,7 @@ impl Mesh {
                 names.join(" and "),
                 holders.join("; ")
             ),
-            format!(
-                "add addresses with `vxmesh network extend {} --subnet CIDR`, detach endpoints, or bring back a dead node that holds free ones; see `vxmesh ipam inspect {}`",
-                network.name, network.name
-            ),
+            way_out(network.name.as_str(), dead, removed, &nodes),
         )
     }
 
@@ -396,6 +398,35 @@ impl Mesh {
             aside.map(row).collect()
         })
     }
+}
+
+/// What to do when there are no addresses: who is dead and holds some is brought back or removed.
+fn way_out(
+    network: &str,
+    dead: BTreeSet<String>,
+    removed: BTreeSet<String>,
+    nodes: &[api::Node],
+) -> String {
+    let list = |names: BTreeSet<String>| names.into_iter().collect::<Vec<_>>().join(", ");
+    let mut ways = format!(
+        "add addresses with `vxmesh network extend {network} --subnet CIDR`, or detach endpoints"
+    );
+    if let Some(first) = dead.first().cloned() {
+        let names = list(dead);
+        ways.push_str(&format!(
+            ", or bring {names} back, or remove what is gone for good with `vxmesh node rm {first}`"
+        ));
+    }
+    if !removed.is_empty() {
+        let away = nodes.iter().filter(|node| node.state == "dead");
+        let away = list(away.map(|node| node.name.to_string()).collect());
+        let away = if away.is_empty() { "every member".to_owned() } else { away };
+        let names = list(removed);
+        ways.push_str(&format!(
+            "; the addresses of {names} come back once {away} has heard of the removal or is removed, too"
+        ));
+    }
+    ways + &format!("; see `vxmesh ipam inspect {network}`")
 }
 
 fn check_wanted(subnets: &[object::Subnet], wanted: &[IpAddr]) -> Result<(), ApiError> {

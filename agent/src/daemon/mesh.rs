@@ -28,7 +28,7 @@ use vxmesh_gossip::membership::{Config as GossipConfig, Gossip};
 use vxmesh_proto::{
     addr::{EndpointId, NetworkId, NodeId},
     control::{MemberInfo, Push},
-    object::{self, Content, Draft, NetworkState},
+    object::{self, Content, Draft, NetworkState, RollCall},
     record::{Claim, NodeClaim, SignedRecord},
     session::{Config as SessionConfig, Psk},
     tables::RowKey,
@@ -108,6 +108,12 @@ pub(super) struct Mesh {
     /// Room for pushes that are being taken.
     pub(super) pushes: Arc<Semaphore>,
     pub(super) syncing: Mutex<BTreeMap<NodeId, Instant>>,
+    /// Who has heard of which departures.
+    pub(super) roll: Mutex<RollCall>,
+    /// Held while addresses of removed nodes are taken back.
+    pub(super) reclaiming: tokio::sync::Mutex<()>,
+    /// Whether the log says that this node was removed.
+    pub(super) told_removed: Mutex<bool>,
     pub(super) seed: u64,
     pub(super) stop: watch::Sender<bool>,
     task: Mutex<Option<JoinHandle<()>>>,
@@ -217,6 +223,9 @@ impl Mesh {
             leaving: AtomicBool::new(false),
             pushes: Arc::new(Semaphore::new(PUSHES)),
             syncing: Mutex::default(),
+            roll: Mutex::default(),
+            reclaiming: tokio::sync::Mutex::default(),
+            told_removed: Mutex::default(),
             seed: rand::random(),
             stop: watch::Sender::new(false),
             task: Mutex::default(),
@@ -324,6 +333,7 @@ impl Mesh {
                     self.follow_host(gossip);
                     tokio::spawn(Arc::clone(&self).keep_ways());
                     self.prefetch();
+                    self.reclaim_soon();
                     self.name_sandboxes();
                 }
                 _ = mend.tick() => {

@@ -17,6 +17,7 @@ mod networks;
 mod peers;
 mod publish;
 mod reconcile;
+mod removal;
 mod sandboxes;
 mod subnets;
 mod sync;

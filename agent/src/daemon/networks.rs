@@ -78,6 +78,7 @@ impl Mesh {
         self: &Arc<Self>,
         spec: &NetworkSpec,
     ) -> Result<api::Network, ApiError> {
+        self.check_member()?;
         let mtu = spec.mtu.unwrap_or(DEFAULT_MTU);
         if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
             return Err(usage(format!("an MTU of {mtu} does not do"), "choose 1280 to 8894"));
@@ -162,6 +163,7 @@ impl Mesh {
         reference: &str,
         spec: &ExtendSpec,
     ) -> Result<api::Network, ApiError> {
+        self.check_member()?;
         let network = self.find_network(reference)?;
         if network.state != "active" {
             return Err(ApiError::new(
@@ -231,6 +233,7 @@ impl Mesh {
         reference: &str,
         force: bool,
     ) -> Result<api::Network, ApiError> {
+        self.check_member()?;
         // An endpoint that is being attached is seen, or finds no network: never neither. This is no thread of the runtime.
         let _host = self.host.blocking_lock();
         let network = self.find_network(reference)?;

@@ -41,11 +41,19 @@ impl Certifier for Ca {
     fn certified_key(&self, certificate: &[u8]) -> Option<[u8; 32]> {
         self.member(certificate).map(|member| member.ed25519_public)
     }
+
+    fn ca_key(&self) -> Option<[u8; 32]> {
+        certificate::authority_key(&self.0).ok()
+    }
 }
 
-/// Members other than `me` with their certificates, those that left not among them.
+/// Members other than `me` with their certificates, those that left or were removed not among them; none if `me` was.
 pub(super) fn members(objects: &ObjectSet, ca: &Ca, me: NodeId) -> BTreeMap<NodeId, Member> {
+    if objects.is_removed(me) {
+        return BTreeMap::new();
+    }
     let open = objects.objects().filter(|object| !object.closed() && object.author() != me);
+    let open = open.filter(|object| !objects.is_removed(object.author()));
     open.filter_map(|object| match object.content() {
         Content::Member(member) => Some((object.author(), ca.member(&member.certificate)?)),
         _ => None,
@@ -53,13 +61,12 @@ pub(super) fn members(objects: &ObjectSet, ca: &Ca, me: NodeId) -> BTreeMap<Node
     .collect()
 }
 
-/// Members that left for good.
+/// Members that are gone for good: they left, or were removed.
 pub(super) fn left_members(objects: &ObjectSet) -> BTreeSet<NodeId> {
     let closed = objects.objects().filter(|object| object.closed());
-    closed
-        .filter(|object| matches!(object.content(), Content::Member(_)))
-        .map(|object| object.author())
-        .collect()
+    let left = closed.filter(|object| matches!(object.content(), Content::Member(_)));
+    let removed = objects.removals().map(|(removal, _object)| removal.node);
+    left.map(|object| object.author()).chain(removed).collect()
 }
 
 /// The first address of a family that this node has, too.

@@ -69,6 +69,7 @@ impl Mesh {
         }
         self.objects.read(|set| self.addresses.follow(set));
         self.forget_refused(gossip);
+        self.enforce_removals();
         self.follow_peers(gossip).await;
         // A handshake before the first frame: it saves that frame the wait, and tells a peer that still seals for this
         // node's last life.
@@ -101,6 +102,9 @@ impl Mesh {
                 }
             }
             addrs.retain(|node, _addr| !left.contains(node));
+            if left.contains(&self.me) {
+                addrs.clear();
+            }
             addrs.iter().map(|(node, addr)| (*node, *addr)).collect()
         };
         self.keep_addrs(&moved);

@@ -11,7 +11,7 @@ use vxmesh_proto::{
     control::{Push, Refusal, RefusalCode, Request, Response},
     ipam::Transfer,
     limits::OBJECT_BATCH_LEN,
-    object::{self, Content, Draft},
+    object::{self, Comparison, Content, Draft},
     record::SignedRecord,
 };
 
@@ -60,8 +60,9 @@ impl Mesh {
     }
 
     /// Makes this node's set of objects and another's equal, page by page.
-    async fn sync_with(&self, node: NodeId) {
+    pub(super) async fn sync_with(&self, node: NodeId) {
         let Some(control) = self.control.get() else { return };
+        let mut comparison = self.objects.read(Comparison::begin);
         let mut after = None;
         loop {
             let digest = self.objects.read(|set| set.digest(after.take()));
@@ -72,6 +73,7 @@ impl Mesh {
                     Ok(_) => return warn!(%node, "a node answers a digest with something else"),
                     Err(error) => return debug!(%node, %error, "objects not compared"),
                 };
+            comparison.page(&difference);
             let theirs: Vec<String> = difference.texts.iter().map(ToString::to_string).collect();
             self.take_objects_off_runtime(node, &theirs);
             let wanted = self.objects.read(|set| set.texts(&difference.wanted));
@@ -84,7 +86,7 @@ impl Mesh {
                 }
             }
             if until.is_none() {
-                return;
+                return lock(&self.roll).end(node, comparison);
             }
             after = until;
         }
@@ -141,8 +143,14 @@ impl Mesh {
         match request {
             Request::Ping => Ok(Response::Pong),
             Request::ObjectsDigest { digest } => {
-                let difference = self.objects.read(|set| set.difference(&digest));
-                Ok(Response::ObjectsDifference { difference })
+                let mesh = Arc::clone(self);
+                off_runtime(move || {
+                    // The other may count on it that what is shown here outlives this agent's life.
+                    mesh.objects.settle();
+                    let difference = mesh.objects.read(|set| set.difference(&digest));
+                    Ok(Response::ObjectsDifference { difference })
+                })
+                .await
             }
             Request::ObjectsPush { objects } => {
                 self.take_objects_off_runtime(from, &objects);
@@ -166,6 +174,9 @@ impl Mesh {
                     self.map_rows().into_iter().filter_map(|row| serde_json::to_value(row).ok());
                 Ok(Response::Map { rows: rows.collect() })
             }
+            Request::RemoveNode { node, force } => {
+                self.removal_asked(node, force).await.map(|()| Response::Done)
+            }
             Request::Leave => Ok(Response::Done),
             Request::Join(_) | Request::ForwardJoin(_) | Request::Renew(_) => {
                 Err(refusal(RefusalCode::Unsupported, "the control plane answers this itself"))
@@ -179,7 +190,7 @@ impl Mesh {
         network: NetworkId,
         subnet: ipnet::IpNet,
     ) -> Result<Response, Refusal> {
-        self.check_room()?;
+        self.check_room(to)?;
         let elsewhere = self.elsewhere(network);
         let given = self
             .addresses
@@ -197,7 +208,7 @@ impl Mesh {
         network: NetworkId,
         ip: std::net::IpAddr,
     ) -> Result<Response, Refusal> {
-        self.check_room()?;
+        self.check_room(to)?;
         let elsewhere = self.elsewhere(network);
         let subnet =
             self.addresses.subnets(network).into_iter().find(|subnet| subnet.contains(&ip));
@@ -214,7 +225,10 @@ impl Mesh {
     }
 
     /// A block is given up before its transfer is signed: one that could not be would be nobody's until the next start.
-    fn check_room(&self) -> Result<(), Refusal> {
+    fn check_room(&self, to: NodeId) -> Result<(), Refusal> {
+        if self.objects.read(|set| set.is_removed(to)) {
+            return Err(refusal(RefusalCode::NotMember, "the node that asks was removed"));
+        }
         if self.objects.read(|set| set.has_room(self.me)) {
             return Ok(());
         }
@@ -276,22 +290,33 @@ async fn off_runtime<T: Send + 'static>(
 impl Mesh {
     /// Hands everybody who is connected the last objects of this node, and waits until they have them.
     pub(super) async fn say_goodbye(&self, texts: &[String]) {
+        self.tell(texts, |_node| true, ANSWER).await;
+    }
+
+    /// Hands objects to those who are connected, and waits until they have them, or for so long.
+    pub(super) async fn tell(
+        &self,
+        texts: &[String],
+        whom: impl Fn(NodeId) -> bool,
+        patience: Duration,
+    ) {
         let Some(control) = self.control.get() else { return };
         let requests: Vec<Request> =
             batches(texts).into_iter().map(|objects| Request::ObjectsPush { objects }).collect();
         let requests = &requests;
-        let connected = control.peers().into_iter().filter(|peer| peer.connected);
-        let goodbyes = connected.map(|peer| {
+        let connected =
+            control.peers().into_iter().filter(|peer| peer.connected && whom(peer.node));
+        let told = connected.map(|peer| {
             let control = control.clone();
             async move {
                 for request in requests {
-                    if let Err(error) = control.request(peer.node, request, ANSWER).await {
-                        return debug!(node = %peer.node, %error, "goodbye not heard; others will tell");
+                    if let Err(error) = control.request(peer.node, request, patience).await {
+                        return debug!(node = %peer.node, %error, "objects not taken; others will tell");
                     }
                 }
             }
         });
-        futures_util::future::join_all(goodbyes).await;
+        futures_util::future::join_all(told).await;
     }
 }
 

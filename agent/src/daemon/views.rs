@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 use vxmesh_gossip::directory::Entry;
 use vxmesh_proto::{
-    addr::{EndpointId, NetworkId, NodeId},
+    addr::{EndpointId, Name, NetworkId, NodeId},
     control::{Request, Response},
     object::{Content, ObjectSet},
     record::{Claim, EndpointClaim, Key},
@@ -40,6 +40,9 @@ impl Mesh {
 
     /// All members, those that left among them.
     pub(super) fn node_list(&self) -> Vec<Node> {
+        let removed: BTreeMap<NodeId, Name> = self.objects.read(|set| {
+            set.removals().map(|(removal, _)| (removal.node, removal.name.clone())).collect()
+        });
         let members: Vec<(NodeId, bool)> = self.objects.read(|set| {
             let members =
                 set.objects().filter(|object| matches!(object.content(), Content::Member(_)));
@@ -52,14 +55,15 @@ impl Mesh {
                 Claim::Endpoint(_) | Claim::Gone => None,
             });
             let state = match (left, directory.is_up(id)) {
+                _ if removed.contains_key(&id) => "removed",
                 (true, _) => "left",
                 (false, true) => "alive",
                 (false, false) => "dead",
             };
             // A node that never told its name is shown by its id, which is a name, too.
-            let name = claim
-                .as_ref()
-                .map_or_else(|| id.as_str().parse().ok(), |claim| Some(claim.name.clone()))?;
+            let told = claim.as_ref().map(|claim| claim.name.clone());
+            let name = removed.get(&id).cloned().or(told);
+            let name = name.or_else(|| id.as_str().parse().ok())?;
             let vtep =
                 claim.and_then(|claim| super::peers::reachable(&claim.vteps, &self.own_addrs()));
             Some(Node { id, name, vtep, state: state.to_owned(), is_self: id == self.me })
@@ -212,10 +216,10 @@ impl Mesh {
     /// `status`, as far as the mesh knows it.
     pub(super) fn fill_status(&self, status: &mut api::Status) {
         let nodes = self.node_list();
-        let present = nodes.iter().filter(|node| node.state != "left");
+        let present = nodes.iter().filter(|node| !node.is_gone());
         let at =
             |port: u16| self.own_addrs().first().map(|ip| std::net::SocketAddr::new(*ip, port));
-        status.state = "ready".to_owned();
+        status.state = if self.is_removed() { "removed" } else { "ready" }.to_owned();
         status.mesh_id = Some(self.credentials.membership.mesh_id);
         status.node_id = Some(self.me);
         status.control_addr = at(self.config.control_port);

@@ -38,8 +38,12 @@ impl KeyRing for Outlook {
     fn public_key(&self, node: NodeId) -> Option<[u8; 32]> {
         // Who left has no say any more: its records go, whoever still holds copies.
         let member = ObjectId::Member(node);
-        self.mesh.upgrade()?.objects.read(|set| {
-            set.get(&member).filter(|member| !member.closed()).and_then(|_| set.public_key(node))
+        let mesh = self.mesh.upgrade()?;
+        mesh.objects.read(|set| {
+            // A removed node goes on with what is on its own host.
+            let gone = set.is_removed(node) && node != mesh.me;
+            let member = set.get(&member).filter(|member| !member.closed() && !gone);
+            member.and_then(|_| set.public_key(node))
         })
     }
 }
@@ -48,7 +52,12 @@ impl World for Outlook {
     fn members(&self) -> Vec<NodeId> {
         self.mesh
             .upgrade()
-            .map(|mesh| mesh.objects.read(|set| set.members().collect()))
+            .map(|mesh| {
+                mesh.objects.read(|set| match set.is_removed(mesh.me) {
+                    true => vec![mesh.me],
+                    false => set.members().collect(),
+                })
+            })
             .unwrap_or_default()
     }
 
@@ -124,6 +133,17 @@ impl Service for Outlook {
 
     fn handle_disconnected(&self, node: NodeId) {
         debug!(%node, "disconnected");
+    }
+
+    fn removal(&self, node: NodeId) -> Option<String> {
+        let mesh = self.mesh.upgrade()?;
+        mesh.removal_of(node).or_else(|| mesh.removal_of(mesh.me))
+    }
+
+    fn handle_removal(&self, from: NodeId, word: String) {
+        if let Some(mesh) = self.mesh.upgrade() {
+            tokio::task::spawn_blocking(move || mesh.take_objects(from, &[word]));
+        }
     }
 
     fn handle_renewed(&self, certificate: &[u8]) {

@@ -116,6 +116,12 @@ impl MeshCa {
         Ok(params.signed_by(&public, &issuer).map_err(crypto)?.der().to_vec())
     }
 
+    /// The key, for what only an issuer may say; see [`vxmesh_proto::object`].
+    #[must_use]
+    pub const fn signing_key(&self) -> &Ed25519KeyPair {
+        &self.key.pair
+    }
+
     /// The private key as PKCS #8.
     pub(super) fn pkcs8(&self) -> &[u8] {
         &self.pkcs8

@@ -169,6 +169,11 @@ pub(super) fn ed25519_key(info: &SubjectPublicKeyInfo<'_>) -> Result<[u8; 32], C
         .ok_or(CertificateError::Profile("a key of another length"))
 }
 
+/// The key of the mesh CA's certificate.
+pub(crate) fn authority_key(ca: &[u8]) -> Result<[u8; 32], CertificateError> {
+    ed25519_key(parse(ca)?.public_key())
+}
+
 /// Only Ed25519, which has no parameters.
 fn check_algorithm(algorithm: &AlgorithmIdentifier<'_>) -> Result<(), CertificateError> {
     if algorithm.algorithm == OID_ED25519 && algorithm.parameters.is_none() {

@@ -250,8 +250,8 @@ pub(super) async fn start(
         ));
     }
     host.launch(&lab.plan()?)?;
-    // A host that never joined has an agent that waits for it.
-    host.wait_for(&["ready", "uninitialised"], interrupt).await
+    // A host that never joined has an agent that waits for it, and one that was removed stays so.
+    host.wait_for(&["ready", "uninitialised", "removed"], interrupt).await
 }
 
 fn dead(lab: &LabDir, name: HostName) -> ApiError {

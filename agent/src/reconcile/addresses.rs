@@ -58,6 +58,10 @@ impl Addresses {
         for transfer in objects.all_transfers() {
             transfers.entry(transfer.network).or_default().push(Transfer::from(transfer));
         }
+        let mut reclaims: BTreeMap<NetworkId, Vec<Transfer>> = BTreeMap::new();
+        for reclaim in objects.all_reclaims() {
+            reclaims.entry(reclaim.network).or_default().push(Transfer::from(reclaim));
+        }
         for id in ids {
             let subnets = objects.subnets(id);
             let counts = subnets.iter().filter(|subnet| subnet.state == SubnetState::Active);
@@ -70,6 +74,7 @@ impl Addresses {
                 let cidr = pool.subnet().cidr();
                 in_use.iter().filter(|ip| cidr.contains(*ip)).for_each(|ip| pool.adopt(*ip));
                 pool.extend(transfers.get(&id).into_iter().flatten().copied());
+                pool.reclaim(reclaims.get(&id).into_iter().flatten().copied());
             }
         }
     }
@@ -222,6 +227,19 @@ impl Addresses {
         given
     }
 
+    /// All blocks of nodes that were removed, as transfers to this one.
+    #[must_use]
+    pub fn reclaimable(&self, is_removed: impl Fn(NodeId) -> bool) -> Vec<(NetworkId, Transfer)> {
+        let pools = self.lock();
+        let pools =
+            pools.iter().flat_map(|(network, pools)| pools.iter().map(|pool| (*network, pool)));
+        let of = |(network, pool): (NetworkId, &Pool)| {
+            let taken = pool.reclaimable(&is_removed).into_iter();
+            taken.map(move |transfer| (network, transfer)).collect::<Vec<_>>()
+        };
+        pools.flat_map(of).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NetworkId, Vec<Pool>>> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -249,6 +267,10 @@ mod tests {
     impl vxmesh_proto::object::Certifier for AnyCa {
         fn certified_key(&self, certificate: &[u8]) -> Option<[u8; 32]> {
             certificate.try_into().ok()
+        }
+
+        fn ca_key(&self) -> Option<[u8; 32]> {
+            None
         }
     }
 

@@ -105,6 +105,14 @@ fn membership_changes() -> Vec<Case> {
     ]
 }
 
+fn removals() -> Vec<Case> {
+    let node = to_value(&nodes()[1]).unwrap();
+    vec![
+        (&["node", "rm", "h2"], "node_rm", json!("h2"), node.clone()),
+        (&["node", "rm", "h2", "--force"], "node_rm", json!("h2 by force"), node),
+    ]
+}
+
 fn extensions() -> Vec<Case> {
     let network = to_value(&networks()[0]).unwrap();
     vec![(
@@ -237,7 +245,8 @@ fn connections() -> Vec<Case> {
 fn every_command_asks_for_what_it_says_and_prints_the_answer() {
     let agent = TestAgent::start();
     let cases = views().into_iter().chain(membership_changes()).chain(object_changes());
-    for (words, call, spec, answer) in cases.chain(extensions()).chain(connections()) {
+    let cases = cases.chain(extensions()).chain(removals()).chain(connections());
+    for (words, call, spec, answer) in cases {
         assert_eq!(agent.say_json(words).json(), answer, "{words:?}");
         let calls = agent.world.calls();
         assert_eq!(calls.first(), Some(&(call.to_owned(), spec)), "{words:?}");
@@ -342,6 +351,7 @@ fn what_is_not_there_is_3_and_what_is_ambiguous_is_4() {
         (&["peer", "inspect", "h1"], 3, ErrorCode::NotFound),
         (&["peer", "inspect", "h3"], 3, ErrorCode::NotFound),
         (&["network", "rm", "nothing"], 3, ErrorCode::NotFound),
+        (&["node", "rm", "nothing"], 3, ErrorCode::NotFound),
         (&["network", "inspect", "twin"], 4, ErrorCode::Conflict),
         (&["network", "inspect", "b2"], 4, ErrorCode::Conflict),
         (&["sandbox", "rm", "none"], 3, ErrorCode::NotFound),

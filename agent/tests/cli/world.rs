@@ -498,6 +498,12 @@ impl Backend for World {
         Ok(peers())
     }
 
+    async fn node_rm(&self, reference: &str, force: bool) -> Result<Node, ApiError> {
+        let asked = if force { format!("{reference} by force") } else { reference.to_owned() };
+        self.asked("node_rm", asked)?;
+        self.node(reference).await
+    }
+
     async fn networks(&self) -> Result<Vec<Network>, ApiError> {
         self.asked("networks", ())?;
         Ok(networks())

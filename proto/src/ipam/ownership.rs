@@ -8,7 +8,9 @@
 //! 3. Two transfers that chain to one claim and overlap contradict each other: their signer gave the same address
 //!    away twice, which an honest node never does. The larger block is valid, of equal ones that
 //!    of the smaller receiver; the other is void as a whole. (Blocks are nested or disjoint, so nothing is cut.)
-//! 4. An address belongs to the claim of the highest epoch that chains and contains it.
+//! 4. A block that an issuer reclaims from a removed node chains as a transfer of that node would, and stands against every
+//!    transfer of it that contradicts this.
+//! 5. An address belongs to the claim of the highest epoch that chains and contains it.
 //!
 //! A transfer that does not chain does nothing until the one before it has come.
 
@@ -92,6 +94,8 @@ pub struct Ownership {
     initial: Vec<Claim>,
     /// Each with its receiver; of several receivers of one block only the smallest counts.
     transfers: BTreeMap<Key, NodeId>,
+    /// The same of what was taken back from removed nodes.
+    reclaims: BTreeMap<Key, NodeId>,
     blocks: Vec<Claim>,
 }
 
@@ -124,18 +128,28 @@ impl Ownership {
         share_out(&whole, given.iter(), v6, &mut claims, &mut rest);
         claims.append(&mut rest);
         claims.sort_unstable_by_key(|claim| claim.cidr.first);
-        Self { v6, initial: claims.clone(), transfers: BTreeMap::new(), blocks: claims }
+        Self {
+            v6,
+            initial: claims.clone(),
+            transfers: BTreeMap::new(),
+            reclaims: BTreeMap::new(),
+            blocks: claims,
+        }
     }
 
     /// Adds transfers whose signatures were checked. Says whether any of them changed something known. Those of another
     /// family, with host bits, or from a node to itself are ignored.
     pub fn extend(&mut self, transfers: impl IntoIterator<Item = Transfer>) -> bool {
-        let mut changed = false;
-        for t in transfers.into_iter().filter(|t| t.from != t.to && t.epoch > 0) {
-            if let Some(key) = key_of(&t.block, t.from, t.epoch, self.v6) {
-                changed |= add(&mut self.transfers, key, t.to);
-            }
+        let changed = add_all(&mut self.transfers, transfers, self.v6);
+        if changed {
+            self.resolve();
         }
+        changed
+    }
+
+    /// Adds blocks that were taken back from removed nodes, as [`Self::extend`] does.
+    pub fn reclaim(&mut self, reclaims: impl IntoIterator<Item = Transfer>) -> bool {
+        let changed = add_all(&mut self.reclaims, reclaims, self.v6);
         if changed {
             self.resolve();
         }
@@ -174,24 +188,49 @@ impl Ownership {
     fn resolve(&mut self) {
         let mut blocks = Vec::new();
         let mut claims = self.initial.clone();
+        let mut left = Vec::new();
         while let Some(claim) = claims.pop() {
-            share_out(&claim, self.chained_to(&claim), self.v6, &mut claims, &mut blocks);
+            let reclaimed = chained_to(&self.reclaims, &claim);
+            share_out(&claim, reclaimed, self.v6, &mut claims, &mut left);
+            // A transfer of what is left lies in one of these blocks, which are as large as they can be.
+            for rest in left.drain(..) {
+                let given = chained_to(&self.transfers, &rest);
+                share_out(&rest, given, self.v6, &mut claims, &mut blocks);
+            }
         }
         blocks.sort_unstable_by_key(|claim| claim.cidr.first);
         self.blocks = blocks;
     }
+}
 
-    /// The transfers that may chain to a claim, in order.
-    fn chained_to(&self, claim: &Claim) -> impl Iterator<Item = (&Key, &NodeId)> {
-        let (from, first, last) = (claim.owner, claim.cidr.first, claim.cidr.last());
-        let next = claim.epoch.checked_add(1);
-        next.into_iter().flat_map(move |epoch| {
-            let begin = Key { from, epoch, first, prefix_len: 0 };
-            self.transfers
-                .range(begin..)
-                .take_while(move |(k, _)| k.from == from && k.epoch == epoch && k.first <= last)
-        })
+/// The transfers that may chain to a claim, in order.
+fn chained_to<'a>(
+    transfers: &'a BTreeMap<Key, NodeId>,
+    claim: &Claim,
+) -> impl Iterator<Item = (&'a Key, &'a NodeId)> + use<'a> {
+    let (from, first, last) = (claim.owner, claim.cidr.first, claim.cidr.last());
+    let next = claim.epoch.checked_add(1);
+    next.into_iter().flat_map(move |epoch| {
+        let begin = Key { from, epoch, first, prefix_len: 0 };
+        transfers
+            .range(begin..)
+            .take_while(move |(k, _)| k.from == from && k.epoch == epoch && k.first <= last)
+    })
+}
+
+/// Adds those that are of this family, without host bits, and from one node to another; false if that changes nothing.
+fn add_all(
+    known: &mut BTreeMap<Key, NodeId>,
+    transfers: impl IntoIterator<Item = Transfer>,
+    v6: bool,
+) -> bool {
+    let mut changed = false;
+    for t in transfers.into_iter().filter(|t| t.from != t.to && t.epoch > 0) {
+        if let Some(key) = key_of(&t.block, t.from, t.epoch, v6) {
+            changed |= add(known, key, t.to);
+        }
     }
+    changed
 }
 
 /// Cuts what was given away out of a claim: `given` are new claims, `rest` stays with the owner.

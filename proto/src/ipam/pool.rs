@@ -139,6 +139,18 @@ impl Pool {
         self.ownership.extend(transfers)
     }
 
+    /// Learns of blocks taken back from removed nodes; see [`Ownership::reclaim`].
+    pub fn reclaim(&mut self, reclaims: impl IntoIterator<Item = Transfer>) -> bool {
+        self.ownership.reclaim(reclaims)
+    }
+
+    /// The transfers to this node of all blocks that nodes hold which were removed.
+    #[must_use]
+    pub fn reclaimable(&self, is_removed: impl Fn(NodeId) -> bool) -> Vec<Transfer> {
+        let theirs = self.ownership.blocks().filter(|block| is_removed(block.owner));
+        theirs.filter_map(|block| block.give(block.cidr, self.me)).collect()
+    }
+
     /// Takes the next free address. `elsewhere` are the addresses that the tables show in this network: they are
     /// skipped, and counted against what other nodes have.
     ///

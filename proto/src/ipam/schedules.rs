@@ -1,4 +1,5 @@
-//! I12 by simulation: random schedules of allocation, transfer, loss, restart and leaving against a model that knows all.
+//! I12 by simulation: random schedules of allocation, transfer, loss, restart, leaving and removal against a model that
+//! knows all. Node 0 issues removals; `object::RollCall` says when it may reclaim, and this models it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,6 +20,9 @@ use crate::{addr::NodeId, limits::ADDRESS_QUARANTINE, tables::tests::now};
 #[derive(Default)]
 struct Disk {
     transfers: BTreeSet<Transfer>,
+    reclaims: BTreeSet<Transfer>,
+    /// Who left or was removed, as far as this node has heard.
+    gone: BTreeSet<usize>,
     used: BTreeSet<IpAddr>,
     /// What was released, and when.
     released: BTreeMap<IpAddr, Instant>,
@@ -32,6 +36,10 @@ struct Mesh {
     disks: Vec<Disk>,
     /// Those that left: they give nothing out any more.
     left: BTreeSet<usize>,
+    /// Those that were removed; they go on until they hear of it.
+    removed: BTreeSet<usize>,
+    /// Who had nothing to tell node 0, and which departures it knew then.
+    heard: BTreeMap<usize, BTreeSet<usize>>,
     now: Instant,
 }
 
@@ -49,10 +57,16 @@ enum Step {
     Restart(usize),
     /// One node hands everything to another, which hears of it or not, and is gone.
     Leave(usize, usize, bool),
+    /// Node 0 removes one.
+    Remove(usize),
+    /// Node 0 and another compare all that they know.
+    Compare(usize),
+    /// Node 0 takes what removed nodes own, if it may.
+    Reclaim,
     Wait(u64),
 }
 
-const NODES: usize = 4;
+const NODES: usize = 5;
 
 fn step() -> impl Strategy<Value = Step> {
     let n = 0..NODES;
@@ -65,7 +79,10 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (n.clone(), n.clone(), any::<u8>(), any::<bool>())
             .prop_map(|(a, b, ip, ok)| Step::AskAddress(a, b, ip % 40, ok)),
         1 => n.clone().prop_map(Step::Restart),
-        1 => (n.clone(), n, any::<bool>()).prop_map(|(a, b, ok)| Step::Leave(a, b, ok)),
+        1 => (n.clone(), n.clone(), any::<bool>()).prop_map(|(a, b, ok)| Step::Leave(a, b, ok)),
+        1 => n.clone().prop_map(Step::Remove),
+        5 => n.prop_map(Step::Compare),
+        2 => Just(Step::Reclaim),
         1 => (0u64..90).prop_map(Step::Wait),
     ]
 }
@@ -82,7 +99,25 @@ impl Mesh {
             })
             .collect();
         let disks = (0..NODES).map(|_| Disk::default()).collect();
-        Self { subnet, initial, pools, disks, left: BTreeSet::new(), now: now() }
+        let (left, removed, heard) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+        Self { subnet, initial, pools, disks, left, removed, heard, now: now() }
+    }
+
+    /// Whether a node takes what another says.
+    fn listens(&self, n: usize, to: usize) -> bool {
+        let gone = &self.disks[n].gone;
+        n != to && !self.left.contains(&n) && !gone.contains(&to) && !gone.contains(&n)
+    }
+
+    /// Members as node 0 knows them, without itself.
+    fn members(&self) -> impl Iterator<Item = usize> {
+        (1..NODES).filter(|n| !self.disks[0].gone.contains(n))
+    }
+
+    /// Whether the endpoints of a node are admitted by anybody.
+    fn is_admitted(&self, n: usize) -> bool {
+        let listeners = (0..NODES).filter(|m| !self.removed.contains(m) && *m != n);
+        !self.removed.contains(&n) || listeners.into_iter().any(|m| self.listens(m, n))
     }
 
     fn run(&mut self, step: &Step) {
@@ -94,7 +129,7 @@ impl Mesh {
             | Step::AskAddress(n, ..)
             | Step::Restart(n)
             | Step::Leave(n, ..)
-                if self.left.contains(n) => {}
+                if self.left.contains(n) || self.disks[*n].gone.contains(n) => {}
             Step::Allocate(n) => {
                 if let Ok(ip) = self.pools[*n].allocate(NOWHERE, self.now) {
                     self.use_address(*n, ip);
@@ -117,51 +152,94 @@ impl Mesh {
             }
             Step::Ask(from, to, arrives) => {
                 let to_id = node(u8::try_from(*to).unwrap());
-                if let Ok(transfer) = self.pools[*from].give(to_id, NOWHERE, self.now) {
+                if !self.listens(*from, *to) {
+                } else if let Ok(transfer) = self.pools[*from].give(to_id, NOWHERE, self.now) {
                     self.disks[*from].transfers.insert(transfer);
-                    if *arrives {
+                    if *arrives && self.listens(*to, *from) {
                         self.learn(*to, [transfer]);
                     }
                 }
             }
-            Step::Gossip(from, to, index) => {
+            Step::Gossip(from, to, index) if self.listens(*to, *from) => {
+                let gone = self.disks[*from].gone.clone();
+                self.disks[*to].gone.extend(gone);
                 let known: Vec<_> = self.disks[*from].transfers.iter().copied().collect();
                 let skip = if known.is_empty() { 0 } else { index.index(known.len()) };
                 self.learn(*to, known.into_iter().skip(skip));
-            }
-            Step::Restart(n) => {
-                let me = node(u8::try_from(*n).unwrap());
-                let ownership = Ownership::new(&self.subnet, node(0), self.initial.clone());
-                let mut pool = Pool::new(self.subnet.clone(), ownership, me);
-                pool.extend(self.disks[*n].transfers.iter().copied());
-                self.disks[*n].used.iter().for_each(|ip| pool.adopt(*ip));
-                for (ip, at) in &self.disks[*n].released {
-                    pool.rest(*ip, *at + ADDRESS_QUARANTINE);
+                if self.disks[*from].reclaims.len() > skip {
+                    self.reclaim(*to, self.disks[*from].reclaims.clone());
                 }
-                self.pools[*n] = pool;
             }
+            Step::Gossip(..) => {}
+            Step::Restart(n) => self.restart(*n),
             Step::AskAddress(from, to, last, arrives) => {
                 let to_id = node(u8::try_from(*to).unwrap());
                 let ip = IpAddr::from([10, 0, 0, *last]);
+                if !self.listens(*from, *to) {
+                    return;
+                }
                 let given = self.pools[*from].give_address(ip, to_id, NOWHERE, self.now);
                 if let Ok(transfer) = given {
                     self.disks[*from].transfers.insert(transfer);
-                    if *arrives {
+                    if *arrives && self.listens(*to, *from) {
                         self.learn(*to, [transfer]);
                     }
                 }
             }
-            Step::Leave(n, heir, arrives) => {
-                if n != heir && !self.left.contains(heir) && self.left.len() < NODES - 2 {
-                    self.leave(*n, *heir, *arrives);
-                }
+            Step::Leave(..) | Step::Remove(_) | Step::Compare(_) | Step::Reclaim => {
+                self.depart(step);
             }
             Step::Wait(seconds) => self.now += Duration::from_secs(*seconds),
         }
     }
 
+    fn restart(&mut self, n: usize) {
+        let me = node(u8::try_from(n).unwrap());
+        let ownership = Ownership::new(&self.subnet, node(0), self.initial.clone());
+        let mut pool = Pool::new(self.subnet.clone(), ownership, me);
+        pool.extend(self.disks[n].transfers.iter().copied());
+        pool.reclaim(self.disks[n].reclaims.iter().copied());
+        self.disks[n].used.iter().for_each(|ip| pool.adopt(*ip));
+        for (ip, at) in &self.disks[n].released {
+            pool.rest(*ip, *at + ADDRESS_QUARANTINE);
+        }
+        self.pools[n] = pool;
+    }
+
+    fn depart(&mut self, step: &Step) {
+        match step {
+            Step::Leave(n, heir, arrives) => {
+                let enough = self.left.len() + self.removed.len() < NODES - 2;
+                if *n != 0 && enough && self.listens(*heir, *n) {
+                    self.leave(*n, *heir, *arrives);
+                }
+            }
+            Step::Remove(n) => {
+                let enough = self.left.len() + self.removed.len() < NODES - 2;
+                if *n != 0 && enough && !self.left.contains(n) {
+                    self.removed.insert(*n);
+                    self.disks[0].gone.insert(*n);
+                }
+            }
+            Step::Compare(n) => self.compare(*n),
+            Step::Reclaim => {
+                let gone = &self.disks[0].gone;
+                let heard = |n| self.heard.get(&n).is_some_and(|heard| heard.is_superset(gone));
+                if self.members().all(heard) {
+                    let removed: BTreeSet<_> =
+                        self.removed.iter().map(|n| node(u8::try_from(*n).unwrap())).collect();
+                    let taken = self.pools[0].reclaimable(|node| removed.contains(&node));
+                    self.reclaim(0, taken);
+                }
+            }
+            _ => {}
+        }
+    }
+
     fn use_address(&mut self, n: usize, ip: IpAddr) {
-        for (node, disk) in self.disks.iter().enumerate().filter(|(n, _)| !self.left.contains(n)) {
+        let members = self.disks.iter().enumerate();
+        let members = members.filter(|(n, _)| !self.left.contains(n) && !self.removed.contains(n));
+        for (node, disk) in members {
             let rests =
                 disk.released.get(&ip).is_some_and(|at| self.now < *at + ADDRESS_QUARANTINE);
             assert!(!rests, "{n} gives {ip}, which {node} released a moment ago");
@@ -180,6 +258,34 @@ impl Mesh {
             self.learn(heir, words);
         }
         self.left.insert(n);
+        self.disks[n].gone.insert(n);
+        self.disks[heir].gone.extend(arrives.then_some(n));
+    }
+
+    fn compare(&mut self, n: usize) {
+        if !self.listens(0, n) || !self.listens(n, 0) {
+            return;
+        }
+        let (mine, theirs) = (&self.disks[0], &self.disks[n]);
+        let silent = theirs.gone == mine.gone
+            && theirs.transfers.is_subset(&mine.transfers)
+            && theirs.reclaims.is_subset(&mine.reclaims);
+        if silent {
+            self.heard.insert(n, mine.gone.clone());
+        }
+        for (from, to) in [(n, 0), (0, n)] {
+            let Disk { transfers, reclaims, gone, .. } = &self.disks[from];
+            let (transfers, reclaims, gone) = (transfers.clone(), reclaims.clone(), gone.clone());
+            self.disks[to].gone.extend(gone);
+            self.learn(to, transfers);
+            self.reclaim(to, reclaims);
+        }
+    }
+
+    fn reclaim(&mut self, n: usize, reclaims: impl IntoIterator<Item = Transfer>) {
+        let reclaims: Vec<_> = reclaims.into_iter().collect();
+        self.disks[n].reclaims.extend(reclaims.iter().copied());
+        self.pools[n].reclaim(reclaims);
     }
 
     fn learn(&mut self, n: usize, transfers: impl IntoIterator<Item = Transfer>) {
@@ -191,7 +297,8 @@ impl Mesh {
     /// Every address that is in use, once for each node that gave it.
     fn check(&self) {
         let mut given: BTreeMap<IpAddr, usize> = BTreeMap::new();
-        for (n, disk) in self.disks.iter().enumerate() {
+        let admitted: Vec<_> = (0..NODES).filter(|n| self.is_admitted(*n)).collect();
+        for (n, disk) in self.disks.iter().enumerate().filter(|(n, _)| admitted.contains(n)) {
             for ip in &disk.used {
                 assert_eq!(given.insert(*ip, n), None, "{ip} was given twice");
                 assert!(self.subnet.is_assignable(*ip), "{ip}");
@@ -199,7 +306,8 @@ impl Mesh {
             let strays = self.pools[n].strays().filter(|ip| disk.used.contains(ip)).count();
             assert_eq!(strays, 0, "nobody contradicts itself");
         }
-        let mut owned: Vec<_> = (0..NODES)
+        let mut owned: Vec<_> = admitted
+            .into_iter()
             .flat_map(|n| {
                 let me = node(u8::try_from(n).unwrap());
                 self.pools[n].ownership().cidrs().filter(move |(owner, _)| *owner == me)
@@ -230,14 +338,16 @@ proptest! {
         }
         // When all have heard all, they agree (I11).
         let all: BTreeSet<_> = mesh.disks.iter().flat_map(|d| d.transfers.iter().copied()).collect();
+        let taken: BTreeSet<_> = mesh.disks.iter().flat_map(|d| d.reclaims.iter().copied()).collect();
         for n in 0..NODES {
             mesh.learn(n, all.iter().copied());
+            mesh.reclaim(n, taken.iter().copied());
         }
         mesh.check();
         // Nothing is lost: every address has one owner, and what is in use is its user's.
         let sizes = mesh.pools[0].ownership().cidrs().map(|(_, cidr)| cidr.size());
         prop_assert_eq!(sizes.sum::<u128>(), mesh.subnet.block().size());
-        for (n, disk) in mesh.disks.iter().enumerate() {
+        for (n, disk) in mesh.disks.iter().enumerate().filter(|(n, _)| !mesh.removed.contains(n)) {
             let me = node(u8::try_from(n).unwrap());
             for ip in &disk.used {
                 let owner = mesh.pools[0].ownership().block_at(*ip).map(|block| block.owner);

@@ -547,3 +547,31 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_reclaimed_stands_against_what_a_removed_node_signs_later() {
+    let all = ["10.0.0.0/26", "10.0.0.64/26", "10.0.0.128/26"].map(net);
+    let [given, kept, late] = all;
+    let t = |block, from, to, epoch| Transfer { block, from: node(from), to: node(to), epoch };
+    let half = net("10.0.0.0/25");
+    let honest = [t(half, 0, 1, 1), t(given, 1, 2, 2)];
+    let reclaim = t(kept, 1, 0, 2);
+    // Larger than what was reclaimed, the same to a smaller node, a part of it, and of what is not its own.
+    let lies =
+        [t(half, 1, 3, 2), t(kept, 1, 3, 2), t(net("10.0.0.64/28"), 1, 3, 2), t(late, 1, 3, 2)];
+    let fresh = || Ownership::new(&subnet("10.0.0.0/24"), node(0), []);
+    let mut first = fresh();
+    first.extend(honest);
+    first.reclaim([reclaim]);
+    let expected = blocks(&first);
+    first.extend(lies);
+    assert_eq!(blocks(&first), expected);
+    let mut second = fresh();
+    second.extend(lies);
+    second.extend(honest);
+    second.reclaim([reclaim]);
+    assert_eq!(blocks(&second), expected);
+    let owner = |ip: &str| first.block_at(ip.parse().unwrap()).map(|block| block.owner);
+    assert_eq!(owner("10.0.0.70"), Some(node(0)));
+    assert_eq!(owner("10.0.0.7"), Some(node(2)), "what it gave in time is its receiver's");
+}

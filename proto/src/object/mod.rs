@@ -5,15 +5,16 @@
 //! signature = base64url without padding, Ed25519 (RFC 8032) over
 //!             "vxmesh object 1" 00 | mesh id 26 | author id 26 | body
 //! body   = JSON {"i":id, "a":author, "c":created, "h":hlc, "d":closed, "b":{content}}
-//! id     = "member/" node | "network/" id | "extension/" network "/" author "/" cidr
-//!          | "transfer/" network "/" giver "/" cidr "/" epoch | any other
+//! id     = "member/" node | "removed/" node | "network/" id | "extension/" network "/" author "/" cidr
+//!          | ( "transfer/" | "reclaim/" ) network "/" giver "/" cidr "/" epoch | any other
 //! network id = first 16 bytes of SHA-256 over "vxmesh network 1" 00 |
 //!              JSON [creator, created, driver, vni, encrypted, subnets, blocks]
 //! ```
 //!
 //! Which of two texts for one object stays is a total order, so replicas agree in whatever order they
 //! learn: closed (a deleted network, a member that left) over open, then the greater (HLC, author),
-//! then the smaller text. Extensions and transfers never change: there the *smaller* stamp stays.
+//! then the smaller text. Extensions, transfers, removals and reclaims never change: there the *smaller* stamp stays.
+//! Removals and reclaims are signed with the key of the mesh CA, in the name of the issuer that used it.
 //!
 //! What must never change is not remembered, it is committed to: a network's id is the hash of its
 //! fixed fields, so a text that flips `encrypted` is no version of that network, on a node that saw
@@ -26,6 +27,7 @@
 //! [`ObjectSet`] merges them, [`sync`] reconciles two sets, [`Hlc`] orders edits. Whether a
 //! certificate is the CA's word is the [`Certifier`]'s to say.
 
+mod departure;
 mod extension;
 mod hlc;
 mod network;
@@ -42,6 +44,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 
 pub use self::{
+    departure::{Comparison, Removal, RollCall},
     extension::{Extension, SubnetOf, SubnetState},
     hlc::{Clock, Hlc, TooFarAhead},
     network::{Block, Network, Subnet},
@@ -66,6 +69,9 @@ pub trait KeyRing {
 pub trait Certifier {
     /// The Ed25519 public key in a DER certificate, if the CA signed it for a node of this mesh.
     fn certified_key(&self, certificate: &[u8]) -> Option<[u8; 32]>;
+
+    /// The CA's own Ed25519 public key.
+    fn ca_key(&self) -> Option<[u8; 32]>;
 }
 
 /// Why an object was refused.
@@ -95,6 +101,9 @@ pub enum Refused {
     /// Only another node may say this.
     #[error("the object's author {0} may not say this: only the node that it is about may")]
     NotTheirs(NodeId),
+    /// Its sender is gone for good.
+    #[error("node {0} was removed or left, and nothing of others is taken from it")]
+    Departed(NodeId),
     /// The signature is not the author's.
     #[error("the object was not signed by its author")]
     Signature,
@@ -120,6 +129,8 @@ pub enum Refused {
 pub enum ObjectId {
     /// A member; first in order, because members' keys are needed to check the rest.
     Member(NodeId),
+    /// A node that was removed; before whatever may be of it.
+    Removed(NodeId),
     /// A network.
     Network(NetworkId),
     /// A subnet that was added to a network.
@@ -142,6 +153,17 @@ pub enum ObjectId {
         /// How often it has changed hands.
         epoch: u64,
     },
+    /// An address block of a removed node that an issuer took.
+    Reclaim {
+        /// The network.
+        network: NetworkId,
+        /// Whose it was.
+        from: NodeId,
+        /// The block.
+        cidr: IpNet,
+        /// How often it has changed hands.
+        epoch: u64,
+    },
     /// A kind that this version does not know.
     Other(Box<str>),
 }
@@ -150,12 +172,16 @@ impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Member(node) => write!(f, "member/{node}"),
+            Self::Removed(node) => write!(f, "removed/{node}"),
             Self::Network(network) => write!(f, "network/{network}"),
             Self::Extension { network, from, cidr } => {
                 write!(f, "extension/{network}/{from}/{cidr}")
             }
             Self::Transfer { network, from, cidr, epoch } => {
                 write!(f, "transfer/{network}/{from}/{cidr}/{epoch}")
+            }
+            Self::Reclaim { network, from, cidr, epoch } => {
+                write!(f, "reclaim/{network}/{from}/{cidr}/{epoch}")
             }
             Self::Other(text) => f.write_str(text),
         }
@@ -167,17 +193,27 @@ impl FromStr for ObjectId {
 
     fn from_str(text: &str) -> Result<Self, Refused> {
         let (kind, rest) = text.split_once('/').ok_or(Refused::Form)?;
-        let id = match kind {
-            "member" => rest.parse().ok().map(Self::Member),
-            "network" => rest.parse().ok().map(Self::Network),
-            "extension" => parse_extension(rest),
-            "transfer" => parse_transfer(rest),
-            _ => Some(text)
-                .filter(|text| {
-                    text.len() <= OTHER_ID_LEN && text.bytes().all(|c| c.is_ascii_graphic())
-                })
-                .map(|text| Self::Other(text.into())),
-        };
+        let id =
+            match kind {
+                "member" => rest.parse().ok().map(Self::Member),
+                "removed" => rest.parse().ok().map(Self::Removed),
+                "network" => rest.parse().ok().map(Self::Network),
+                "extension" => parse_extension(rest),
+                "transfer" => parse_block(rest).map(|(network, from, cidr, epoch)| {
+                    Self::Transfer { network, from, cidr, epoch }
+                }),
+                "reclaim" => parse_block(rest).map(|(network, from, cidr, epoch)| Self::Reclaim {
+                    network,
+                    from,
+                    cidr,
+                    epoch,
+                }),
+                _ => Some(text)
+                    .filter(|text| {
+                        text.len() <= OTHER_ID_LEN && text.bytes().all(|c| c.is_ascii_graphic())
+                    })
+                    .map(|text| Self::Other(text.into())),
+            };
         // One object has one spelling.
         id.filter(|id| id.to_string() == text).ok_or(Refused::Form)
     }
@@ -193,16 +229,11 @@ fn parse_extension(text: &str) -> Option<ObjectId> {
     })
 }
 
-fn parse_transfer(text: &str) -> Option<ObjectId> {
+fn parse_block(text: &str) -> Option<(NetworkId, NodeId, IpNet, u64)> {
     let (network, rest) = text.split_once('/')?;
     let (from, rest) = rest.split_once('/')?;
     let (cidr, epoch) = rest.rsplit_once('/')?;
-    Some(ObjectId::Transfer {
-        network: network.parse().ok()?,
-        from: from.parse().ok()?,
-        cidr: cidr.parse().ok()?,
-        epoch: epoch.parse().ok()?,
-    })
+    Some((network.parse().ok()?, from.parse().ok()?, cidr.parse().ok()?, epoch.parse().ok()?))
 }
 
 impl From<ObjectId> for String {
@@ -252,12 +283,16 @@ pub struct Transfer {
 pub enum Content {
     /// A member; closed when it left.
     Member(Member),
+    /// A removed node; never closed.
+    Removed(Removal),
     /// A network; closed when it was deleted.
     Network(Network),
     /// A subnet added to a network; never closed.
     Extension(Extension),
     /// A block given away; never closed.
     Transfer(Transfer),
+    /// A block of a removed node, given to the issuer that says so; never closed.
+    Reclaim(Transfer),
     /// Of a kind that this version does not know.
     Other,
 }
@@ -287,13 +322,28 @@ impl Draft {
     /// # Errors
     /// The content is not valid, too large, or not the node's to say.
     pub fn sign(&self, pair: &Ed25519KeyPair, mesh: NodeId) -> Result<Arc<str>, Refused> {
-        let author = NodeId::of_public_key(pair.public_key().as_ref());
+        self.sign_as(NodeId::of_public_key(pair.public_key().as_ref()), pair, mesh)
+    }
+
+    /// Signs it as this node with this key: the CA's for what only an issuer may say, else the node's own.
+    ///
+    /// # Errors
+    /// As [`Self::sign`].
+    pub fn sign_as(
+        &self,
+        author: NodeId,
+        pair: &Ed25519KeyPair,
+        mesh: NodeId,
+    ) -> Result<Arc<str>, Refused> {
         let id = self.id(author)?;
         let content = match &self.content {
             Content::Member(member) => RawValue::from_string(to_json(member)?),
             Content::Network(network) => RawValue::from_string(to_json(network)?),
             Content::Extension(extension) => RawValue::from_string(to_json(extension)?),
-            Content::Transfer(transfer) => RawValue::from_string(to_json(transfer)?),
+            Content::Removed(removal) => RawValue::from_string(to_json(removal)?),
+            Content::Transfer(transfer) | Content::Reclaim(transfer) => {
+                RawValue::from_string(to_json(transfer)?)
+            }
             Content::Other => return Err(Refused::Content("its kind is unknown")),
         }
         .map_err(|_fault| Refused::Form)?;
@@ -317,12 +367,15 @@ impl Draft {
             Content::Member(_) => ObjectId::Member(author),
             Content::Network(network) => ObjectId::Network(network.id(self.created)),
             Content::Extension(extension) => extension.id(),
-            Content::Transfer(transfer) => ObjectId::Transfer {
-                network: transfer.network,
-                from: transfer.from,
-                cidr: transfer.cidr,
-                epoch: transfer.epoch,
-            },
+            Content::Removed(removal) => ObjectId::Removed(removal.node),
+            Content::Transfer(Transfer { network, from, cidr, epoch, .. }) => {
+                let (network, from, cidr, epoch) = (*network, *from, *cidr, *epoch);
+                ObjectId::Transfer { network, from, cidr, epoch }
+            }
+            Content::Reclaim(Transfer { network, from, cidr, epoch, .. }) => {
+                let (network, from, cidr, epoch) = (*network, *from, *cidr, *epoch);
+                ObjectId::Reclaim { network, from, cidr, epoch }
+            }
             Content::Other => return Err(Refused::Content("its kind is unknown")),
         })
     }
@@ -391,9 +444,10 @@ impl Object {
         let stamp = |object: &Self| (object.draft.hlc, object.author);
         let by_text = || other.text.cmp(&self.text);
         match self.draft.content {
-            Content::Extension(_) | Content::Transfer(_) => {
-                stamp(other).cmp(&stamp(self)).then_with(by_text)
-            }
+            Content::Removed(_)
+            | Content::Extension(_)
+            | Content::Transfer(_)
+            | Content::Reclaim(_) => stamp(other).cmp(&stamp(self)).then_with(by_text),
             Content::Member(_) | Content::Network(_) | Content::Other => self
                 .draft
                 .closed
@@ -432,7 +486,9 @@ fn parse(text: &str) -> Result<Object, Refused> {
         ObjectId::Member(_) => serde_json::from_str(json).map(Content::Member),
         ObjectId::Network(_) => serde_json::from_str(json).map(Content::Network),
         ObjectId::Extension { .. } => serde_json::from_str(json).map(Content::Extension),
+        ObjectId::Removed(_) => serde_json::from_str(json).map(Content::Removed),
         ObjectId::Transfer { .. } => serde_json::from_str(json).map(Content::Transfer),
+        ObjectId::Reclaim { .. } => serde_json::from_str(json).map(Content::Reclaim),
         ObjectId::Other(_) => Ok(Content::Other),
     }
     .map_err(|_fault| Refused::Content("fields are missing or wrong"))?;
@@ -470,22 +526,43 @@ fn check_content(id: &ObjectId, author: NodeId, draft: &Draft) -> Result<(), Ref
                 extension.check()
             }
         }
-        (Content::Transfer(transfer), ObjectId::Transfer { network, from, cidr, epoch }) => {
-            let named = (*network, *from, *cidr, *epoch);
-            if (transfer.network, transfer.from, transfer.cidr, transfer.epoch) != named {
+        (Content::Removed(removal), ObjectId::Removed(node)) => {
+            if removal.node != *node {
                 Err(Refused::Misplaced)
-            } else if transfer.from != author {
-                Err(Refused::NotTheirs(author))
-            } else if draft.closed || transfer.epoch == 0 || transfer.from == transfer.to {
-                Err(Refused::Content(
-                    "a transfer gives a block to another node in epoch 1 or later",
-                ))
+            } else if draft.closed || *node == author {
+                Err(Refused::Content("a removal stands for ever, and no node removes itself"))
             } else {
                 Ok(())
             }
         }
+        (Content::Transfer(transfer), ObjectId::Transfer { network, from, cidr, epoch }) => {
+            if transfer.from != author {
+                return Err(Refused::NotTheirs(author));
+            }
+            check_transfer(transfer, (*network, *from, *cidr, *epoch), draft)
+        }
+        (Content::Reclaim(transfer), ObjectId::Reclaim { network, from, cidr, epoch }) => {
+            if transfer.to != author {
+                return Err(Refused::NotTheirs(author));
+            }
+            check_transfer(transfer, (*network, *from, *cidr, *epoch), draft)
+        }
         (Content::Other, ObjectId::Other(_)) => Ok(()),
         _ => Err(Refused::Misplaced),
+    }
+}
+
+fn check_transfer(
+    transfer: &Transfer,
+    named: (NetworkId, NodeId, IpNet, u64),
+    draft: &Draft,
+) -> Result<(), Refused> {
+    if (transfer.network, transfer.from, transfer.cidr, transfer.epoch) != named {
+        Err(Refused::Misplaced)
+    } else if draft.closed || transfer.epoch == 0 || transfer.from == transfer.to {
+        Err(Refused::Content("a transfer gives a block to another node in epoch 1 or later"))
+    } else {
+        Ok(())
     }
 }
 

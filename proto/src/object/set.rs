@@ -117,6 +117,26 @@ impl ObjectSet {
         self.merge_at(text, ca, Some(wall_ms))
     }
 
+    /// Takes a text that another node sent: nothing from one that was removed, and from one that left only its own words.
+    pub fn merge_from(
+        &mut self,
+        from: NodeId,
+        text: &str,
+        ca: &dyn Certifier,
+        wall_ms: u64,
+    ) -> Merge {
+        let removed = self.is_removed(from);
+        let left = self.get(&ObjectId::Member(from)).is_some_and(|member| member.closed());
+        // The word of a removal is the CA's, whoever brings it: this is how one removed node hears of it from another.
+        let heard = |object: Object| {
+            matches!(object.id, ObjectId::Removed(_)) || (!removed && object.author == from)
+        };
+        if (removed || left) && !parse(text).is_ok_and(heard) {
+            return Merge::Refused(Refused::Departed(from));
+        }
+        self.merge(text, ca, wall_ms)
+    }
+
     /// Takes a text that this node stored when it had admitted it: its time is not questioned again.
     pub fn restore(&mut self, text: &str, ca: &dyn Certifier) -> Merge {
         self.merge_at(text, ca, None)
@@ -176,7 +196,7 @@ impl ObjectSet {
     fn check_room(&self, object: &Object, held: Option<&Object>) -> Result<(), Refused> {
         let len = object.text.len();
         let held_len = held.map(|held| held.text.len());
-        let is_member = matches!(object.id, ObjectId::Member(_));
+        let is_member = matches!(object.id, ObjectId::Member(_) | ObjectId::Removed(_));
         let (objects, bytes) = if is_member {
             (OBJECTS, OBJECTS_LEN)
         } else {
@@ -219,10 +239,11 @@ impl ObjectSet {
             Content::Network(_) => object.draft.closed,
             // Of a network that is known to be deleted it goes with that one.
             Content::Extension(Extension { network, .. })
-            | Content::Transfer(Transfer { network, .. }) => {
+            | Content::Transfer(Transfer { network, .. })
+            | Content::Reclaim(Transfer { network, .. }) => {
                 !self.objects.contains_key(&ObjectId::Network(*network))
             }
-            Content::Member(_) | Content::Other => false,
+            Content::Member(_) | Content::Removed(_) | Content::Other => false,
         }
     }
 
@@ -243,6 +264,9 @@ impl ObjectSet {
 
     fn author_key(&self, object: &Object, ca: &dyn Certifier) -> Result<[u8; 32], Refused> {
         let key = match &object.draft.content {
+            Content::Removed(_) | Content::Reclaim(_) => {
+                return ca.ca_key().ok_or(Refused::Certificate);
+            }
             Content::Member(member) => {
                 ca.certified_key(&member.certificate).ok_or(Refused::Certificate)?
             }
@@ -322,14 +346,11 @@ impl ObjectSet {
             .map(|(_id, object)| object)
     }
 
-    /// Members that have not left, in order.
+    /// Members that have not left and were not removed, in order.
     pub fn members(&self) -> impl Iterator<Item = NodeId> {
         self.objects().filter(|object| !object.closed()).filter_map(|object| match object.id {
-            ObjectId::Member(node) => Some(node),
-            ObjectId::Network(_)
-            | ObjectId::Extension { .. }
-            | ObjectId::Transfer { .. }
-            | ObjectId::Other(_) => None,
+            ObjectId::Member(node) => Some(node).filter(|node| !self.is_removed(*node)),
+            _ => None,
         })
     }
 
@@ -337,6 +358,14 @@ impl ObjectSet {
     pub fn all_transfers(&self) -> impl Iterator<Item = &Transfer> {
         self.objects().filter_map(|object| match object.content() {
             Content::Transfer(transfer) => Some(transfer),
+            _ => None,
+        })
+    }
+
+    /// Blocks of all networks that were taken back from removed nodes, in the order of their ids.
+    pub fn all_reclaims(&self) -> impl Iterator<Item = &Transfer> {
+        self.objects().filter_map(|object| match object.content() {
+            Content::Reclaim(reclaim) => Some(reclaim),
             _ => None,
         })
     }

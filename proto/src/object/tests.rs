@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::{sync::Digest, *};
@@ -12,8 +14,14 @@ impl Certifier for TestCa {
     fn certified_key(&self, certificate: &[u8]) -> Option<[u8; 32]> {
         certificate.strip_prefix(b"ca")?.try_into().ok()
     }
+
+    fn ca_key(&self) -> Option<[u8; 32]> {
+        pair(CA).public_key().as_ref().try_into().ok()
+    }
 }
 
+/// The seed of the CA's key.
+const CA: u8 = 0xca;
 const NOW: u64 = 1_800_000_000_000;
 
 fn mesh() -> NodeId {
@@ -683,4 +691,84 @@ proptest! {
         let changed = String::from_utf8(bytes).unwrap();
         prop_assert!(matches!(merge(&mut set, &changed), Merge::Refused(_)));
     }
+}
+
+fn removal(gone: u8, at: u64) -> Draft {
+    Draft::new(
+        hlc(at),
+        Content::Removed(Removal { node: node(gone), name: "gone".parse().unwrap() }),
+    )
+}
+
+/// As issuer 1 with the CA's key.
+fn issue(draft: &Draft) -> Arc<str> {
+    draft.sign_as(node(1), &pair(CA), mesh()).unwrap()
+}
+
+#[test]
+fn a_removal_is_the_cas_word_and_stands() {
+    let mut set = set();
+    let text = issue(&removal(3, 5));
+    // Issuer or not, its own key does not do; nor does the CA's for what is said in somebody's name.
+    let own = removal(3, 5).sign(&pair(1), mesh()).unwrap();
+    assert_eq!(merge(&mut set, &own), Merge::Refused(Refused::Signature));
+    assert!(matches!(removal(1, 5).sign_as(node(1), &pair(CA), mesh()), Err(Refused::Content(_))));
+    let lent = transfer(3, 2, 1).sign_as(node(3), &pair(CA), mesh()).unwrap();
+    assert_eq!(merge(&mut set, &lent), Merge::Refused(Refused::Signature));
+
+    let object = new(&mut set, &text);
+    assert_eq!(object.id().to_string().parse::<ObjectId>().unwrap(), *object.id());
+    assert!(set.is_removed(node(3)));
+    assert_eq!(set.members().collect::<BTreeSet<_>>(), [node(1), node(2)].into());
+    // Neither a later removal nor a new certificate of the node changes it.
+    assert_eq!(merge(&mut set, &issue(&removal(3, 9))), Merge::Stale);
+    let member = Draft { hlc: hlc(9), ..member(3) };
+    assert!(matches!(merge(&mut set, &sign(3, &member)), Merge::Updated { .. }));
+    assert!(set.is_removed(node(3)) && set.members().count() == 2);
+}
+
+#[test]
+fn nothing_is_taken_from_the_departed() {
+    let mut set = set();
+    let from =
+        |set: &mut ObjectSet, seed, text: &str| set.merge_from(node(seed), text, &TestCa, NOW);
+    let by_two = sign(2, &Draft::new(hlc(3), Content::Network(network(2, "two", 2))));
+    let by_three = sign(3, &Draft::new(hlc(3), Content::Network(network(3, "three", 3))));
+    new(&mut set, &issue(&removal(3, 5)));
+    for text in [&by_two, &by_three] {
+        let refused = Merge::Refused(Refused::Departed(node(3)));
+        assert_eq!(from(&mut set, 3, text), refused);
+    }
+    // What it told a member in time is a mesh object like any other.
+    assert!(matches!(from(&mut set, 2, &by_three), Merge::New(_)));
+    let left = sign(2, &Draft { closed: true, hlc: hlc(6), ..member(2) });
+    assert!(matches!(from(&mut set, 2, &left), Merge::Updated { .. }));
+    let another = sign(1, &transfer(1, 3, 1));
+    assert_eq!(from(&mut set, 2, &another), Merge::Refused(Refused::Departed(node(2))));
+    assert!(matches!(from(&mut set, 2, &by_two), Merge::New(_)), "its own last words are heard");
+    assert!(matches!(from(&mut set, 3, &issue(&removal(2, 7))), Merge::New(_)), "the CA's word is");
+}
+
+#[test]
+fn the_roll_is_complete_when_each_member_knows_who_is_gone_and_nothing_more() {
+    let (mut here, mut there) = (set(), set());
+    let mut roll = RollCall::default();
+    let mut compare = |here: &ObjectSet, there: &ObjectSet| {
+        let mut comparison = Comparison::begin(here);
+        comparison.page(&there.difference(&here.digest(None)));
+        roll.end(node(2), comparison);
+        roll.missing(here, node(1))
+    };
+    new(&mut here, &issue(&removal(3, 5)));
+    assert_eq!(compare(&here, &there), [node(2)].into(), "it does not hold the removal");
+    new(&mut there, &issue(&removal(3, 5)));
+    new(&mut there, &sign(3, &transfer(3, 2, 1)));
+    assert_eq!(compare(&here, &there), [node(2)].into(), "it has something to tell");
+    new(&mut here, &sign(3, &transfer(3, 2, 1)));
+    assert!(compare(&here, &there).is_empty());
+    // What the other lacks besides does not matter; another departure does.
+    new(&mut here, &sign(1, &transfer(1, 2, 1)));
+    assert!(compare(&here, &there).is_empty());
+    new(&mut here, &sign(4, &Draft { closed: true, ..member(4) }));
+    assert_eq!(compare(&here, &there), [node(2)].into());
 }

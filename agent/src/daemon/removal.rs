@@ -1,0 +1,301 @@
+//! `node rm`: a node is removed by the CA's word, nobody deals with it any more, and its addresses come back.
+//!
+//! ```text
+//! any member ── remove_node ──> issuer : signs with the CA's key, keeps, tells everybody who is connected
+//! each node  : no connection, session, record or certificate for it from then on (control, peers, world)
+//! issuer     : compares objects with each member that is left; when none has anything to tell, reclaims
+//!              what the removed node owns (proto::object::RollCall, I12)
+//! the node   : whoever it meets ends the connection with that word; it keeps its sandboxes and waits for `leave`
+//! ```
+
+use std::{sync::Arc, time::Duration};
+
+use tracing::{info, warn};
+use vxmesh_proto::{
+    addr::{NetworkId, NodeId},
+    control::{Refusal, RefusalCode, Request},
+    ipam::Transfer,
+    object::{self, Content, Draft, ObjectId, Removal},
+};
+
+use super::{
+    mesh::{Mesh, failed, lock},
+    sync::refusal,
+};
+use crate::{
+    admin::resolve,
+    api::{ApiError, ErrorCode, Node},
+    control::ControlError,
+    objects::PublishError,
+};
+
+/// How long an issuer may take to remove a node, and to tell the others.
+const REMOVED: Duration = Duration::from_secs(10);
+/// How long the issuer waits for nodes that do not answer; they hear of it when they do.
+const TOLD: Duration = Duration::from_secs(1);
+/// Endpoints that a refusal names.
+const NAMED: usize = 5;
+
+fn conflict(message: String, hint: impl Into<String>) -> ApiError {
+    ApiError::new(ErrorCode::Conflict, message, hint)
+}
+
+impl Mesh {
+    /// Whether this node was removed.
+    pub(super) fn is_removed(&self) -> bool {
+        self.objects.read(|set| set.is_removed(self.me))
+    }
+
+    /// Refuses what only a member may do.
+    pub(super) fn check_member(&self) -> Result<(), ApiError> {
+        if !self.is_removed() {
+            return Ok(());
+        }
+        Err(conflict(
+            "this node was removed from the mesh".to_owned(),
+            "run `vxmesh leave`, then join again with a new token",
+        ))
+    }
+
+    /// The CA's word that a node was removed.
+    pub(super) fn removal_of(&self, node: NodeId) -> Option<String> {
+        self.objects.read(|set| Some(set.get(&ObjectId::Removed(node))?.text().to_string()))
+    }
+
+    /// Removes a node here, where the CA's key is, or has an issuer do it.
+    pub(super) async fn remove_node(
+        self: &Arc<Self>,
+        reference: &str,
+        force: bool,
+    ) -> Result<Node, ApiError> {
+        self.check_member()?;
+        let row = resolve::one(&self.node_list(), reference).cloned()?;
+        self.check_removal(&row, force)?;
+        if self.credentials.ca.is_some() {
+            self.issue_removal(&row).await?;
+        } else {
+            self.have_removed(&row, force).await?;
+        }
+        // What the issuer did comes here by its push, mostly before its answer.
+        let removed = resolve::one(&self.node_list(), &row.id.to_string()).cloned();
+        Ok(Node { state: "removed".to_owned(), ..removed.unwrap_or(row) })
+    }
+
+    fn check_removal(&self, row: &Node, force: bool) -> Result<(), ApiError> {
+        let name = &row.name;
+        if row.is_self {
+            return Err(conflict(
+                format!("`{name}` is this node"),
+                "a node goes by itself with `vxmesh leave`",
+            ));
+        }
+        match row.state.as_str() {
+            "removed" => {
+                Err(conflict(format!("node `{name}` was removed already"), "nothing is to be done"))
+            }
+            "alive" if !force => {
+                let endpoints = self.endpoint_list();
+                let own = endpoints.iter().filter(|endpoint| endpoint.node == row.id);
+                let names: Vec<String> = own.map(|endpoint| endpoint.name.to_string()).collect();
+                let has = match names.len() {
+                    0 => "without endpoints".to_owned(),
+                    count if count <= NAMED => format!("with endpoints {}", names.join(", ")),
+                    count => {
+                        let (shown, more) = (names.iter().take(NAMED), count - NAMED);
+                        let shown: Vec<&str> = shown.map(String::as_str).collect();
+                        format!("with endpoints {} and {more} more", shown.join(", "))
+                    }
+                };
+                Err(conflict(
+                    format!("node `{name}` is up, {has}"),
+                    "run `vxmesh leave` there; or use --force, which cuts it off at once and for good",
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Asks the issuers in turn.
+    async fn have_removed(&self, row: &Node, force: bool) -> Result<(), ApiError> {
+        let Some(control) = self.control.get() else {
+            return Err(failed("the agent is starting", "try again"));
+        };
+        let request = Request::RemoveNode { node: row.id, force };
+        let issuers = self.issuers();
+        for issuer in issuers.iter().filter(|issuer| issuer.state == "alive") {
+            return match control.request(issuer.id, &request, REMOVED).await {
+                Ok(_done) => Ok(()),
+                Err(ControlError::Refused(Refusal { code, message })) => {
+                    let code = match code {
+                        RefusalCode::Conflict => ErrorCode::Conflict,
+                        RefusalCode::NotFound => ErrorCode::NotFound,
+                        _ => ErrorCode::Failed,
+                    };
+                    Err(ApiError::new(code, message, format!("node {} refused it", issuer.name)))
+                }
+                Err(ControlError::NotConnected(_)) => continue,
+                Err(error) => Err(error.into()),
+            };
+        }
+        let names: Vec<String> =
+            issuers.iter().map(|issuer| format!("{} ({})", issuer.name, issuer.state)).collect();
+        Err(conflict(
+            format!(
+                "only a node with the mesh's CA key can remove another, and none is reachable: {}",
+                names.join(", ")
+            ),
+            "run it there, or bring that node back",
+        ))
+    }
+
+    /// Nodes that hold the CA's key, as their certificates say.
+    fn issuers(&self) -> Vec<Node> {
+        let is_issuer = |node: &Node| {
+            let certificate =
+                self.objects.read(|set| match set.get(&ObjectId::Member(node.id))?.content() {
+                    Content::Member(member) => Some(member.certificate.clone()),
+                    _ => None,
+                });
+            certificate.and_then(|der| self.ca.member(&der)).is_some_and(|member| member.issuer)
+        };
+        let mut nodes = self.node_list();
+        nodes.retain(|node| matches!(node.state.as_str(), "alive" | "dead") && is_issuer(node));
+        nodes
+    }
+
+    /// A member asks this node to remove another.
+    pub(super) async fn removal_asked(
+        self: &Arc<Self>,
+        node: NodeId,
+        force: bool,
+    ) -> Result<(), Refusal> {
+        let refused = |error: ApiError| {
+            let code = match error.code {
+                ErrorCode::Conflict => RefusalCode::Conflict,
+                ErrorCode::NotFound => RefusalCode::NotFound,
+                _ => RefusalCode::Failed,
+            };
+            refusal(code, error.message)
+        };
+        if self.credentials.ca.is_none() {
+            return Err(refusal(
+                RefusalCode::NoIssuer,
+                "this node does not hold the mesh's CA key",
+            ));
+        }
+        self.check_member().map_err(refused)?;
+        let row = resolve::one(&self.node_list(), &node.to_string()).cloned().map_err(refused)?;
+        self.check_removal(&row, force).map_err(refused)?;
+        self.issue_removal(&row).await.map_err(refused)
+    }
+
+    async fn issue_removal(self: &Arc<Self>, row: &Node) -> Result<(), ApiError> {
+        let (mesh, removal) = (Arc::clone(self), Removal { node: row.id, name: row.name.clone() });
+        let issued =
+            tokio::task::spawn_blocking(move || mesh.sign_issued(Content::Removed(removal)));
+        let text = match issued.await {
+            Ok(Ok(text)) => text,
+            Ok(Err(PublishError::Overtaken)) => return Ok(()),
+            Ok(Err(error)) => return Err(failed(error, "see the agent's log")),
+            Err(error) => return Err(failed(error, "see the agent's log")),
+        };
+        info!(node = %row.id, name = %row.name, "node removed");
+        // First itself: the connection ends with the next look at the objects.
+        self.push_objects([text.clone()]);
+        self.tell(&[text], |node| node != row.id, TOLD).await;
+        self.kick();
+        self.reclaim_soon();
+        Ok(())
+    }
+
+    /// Signs with the CA's key, and writes it down before anybody hears of it.
+    fn sign_issued(&self, content: Content) -> Result<String, PublishError> {
+        let Some(ca) = &self.credentials.ca else {
+            return Err(PublishError::Refused(object::Refused::Certificate));
+        };
+        let sign = self.objects.publish_with::<PublishError>(ca.signing_key(), |_set, hlc| {
+            Ok(Draft::new(hlc, content))
+        });
+        Ok(sign?.text().to_string())
+    }
+
+    /// Ends what is left of removed nodes here, and of everybody if it is this node that was removed.
+    pub(super) fn enforce_removals(&self) {
+        let Some(control) = self.control.get() else { return };
+        let removed: Vec<(NodeId, String)> = self.objects.read(|set| {
+            set.removals().map(|(who, object)| (who.node, object.text().to_string())).collect()
+        });
+        match removed.iter().find(|(node, _word)| *node == self.me) {
+            Some((_me, word)) => {
+                if !std::mem::replace(&mut *lock(&self.told_removed), true) {
+                    warn!(
+                        "this node was removed from the mesh: nothing goes to other hosts any more; run `vxmesh leave` to clean this host"
+                    );
+                }
+                for peer in control.peers() {
+                    control.expel(peer.node, word);
+                }
+            }
+            None => removed.iter().for_each(|(node, word)| control.expel(*node, word)),
+        }
+    }
+
+    /// Looks whether addresses of removed nodes can be had back, unless that is being done.
+    pub(super) fn reclaim_soon(self: &Arc<Self>) {
+        if self.credentials.ca.is_none() || self.reclaimable().is_empty() {
+            return;
+        }
+        let mesh = Arc::clone(self);
+        tokio::spawn(async move {
+            let Ok(_one_at_a_time) = mesh.reclaiming.try_lock() else { return };
+            mesh.reclaim().await;
+        });
+    }
+
+    fn reclaimable(&self) -> Vec<(NetworkId, Transfer)> {
+        self.objects.read(|set| self.addresses.reclaimable(|node| set.is_removed(node)))
+    }
+
+    async fn reclaim(self: &Arc<Self>) {
+        let Some(control) = self.control.get() else { return };
+        let missing = || self.objects.read(|set| lock(&self.roll).missing(set, self.me));
+        let connected =
+            |node: &NodeId| control.peers().iter().any(|peer| peer.node == *node && peer.connected);
+        // The first round may bring and take what they differ in; the second then finds nothing.
+        for _round in 0..2 {
+            let calls = missing().into_iter().filter(connected).map(|node| self.sync_with(node));
+            futures_util::future::join_all(calls).await;
+        }
+        if !missing().is_empty() || self.is_stopping() || self.is_removed() {
+            return;
+        }
+        self.objects.read(|set| self.addresses.follow(set));
+        let mesh = Arc::clone(self);
+        let signed = tokio::task::spawn_blocking(move || mesh.sign_reclaims()).await;
+        match signed {
+            Ok(texts) if texts.is_empty() => {}
+            Ok(texts) => {
+                info!(blocks = texts.len(), "took back the addresses of removed nodes");
+                self.tell(&texts, |_node| true, TOLD).await;
+                self.kick();
+            }
+            Err(error) => warn!(%error, "addresses of removed nodes are not taken back"),
+        }
+    }
+
+    fn sign_reclaims(&self) -> Vec<String> {
+        let mut texts = Vec::new();
+        for (network, transfer) in self.reclaimable() {
+            let Transfer { block: cidr, from, to, epoch } = transfer;
+            let content = Content::Reclaim(object::Transfer { network, cidr, from, to, epoch });
+            match self.sign_issued(content) {
+                Ok(text) => texts.push(text),
+                Err(error) => {
+                    warn!(%network, %cidr, %error, "a block is not taken back; it is tried again");
+                }
+            }
+        }
+        self.objects.read(|set| self.addresses.follow(set));
+        texts
+    }
+}

@@ -1,0 +1,241 @@
+//! How a simulated node gets addresses and gives them, makes networks, leaves, and removes others as the issuer.
+
+use vxmesh_proto::{ipam::AllocateError, object::Removal};
+
+use super::*;
+
+impl Life {
+    pub(super) fn prefetch(&mut self, time: Time) {
+        if self.waiting.values().any(|(_, _, w)| matches!(w, Waiting::Addresses { .. })) {
+            return;
+        }
+        for network in self.set.active_networks() {
+            for subnet in self.addresses.without_block(network) {
+                self.fetch_block(time, network, subnet, false);
+            }
+        }
+    }
+
+    pub(super) fn fetch_block(
+        &mut self,
+        time: Time,
+        network: NetworkId,
+        subnet: IpNet,
+        for_attach: bool,
+    ) {
+        let elsewhere = claimed_elsewhere(&self.directory, network, self.me);
+        let holders = self.addresses.with_pool(network, subnet, |pool| pool.holders(&elsewhere));
+        let up = holders.unwrap_or_default().into_iter().map(|holder| holder.node);
+        let up = up.filter(|node| self.directory.is_up(*node)).collect();
+        let request = Request::BlockRequest { network, subnet, want: 1 };
+        self.ask_holders(time, request, up, for_attach);
+    }
+
+    pub(super) fn ask_holders(
+        &mut self,
+        time: Time,
+        request: Request,
+        mut rest: Vec<NodeId>,
+        attach: bool,
+    ) {
+        if rest.is_empty() {
+            if attach {
+                self.give_up();
+            }
+            return;
+        }
+        let node = rest.remove(0);
+        let waiting =
+            Waiting::Addresses { request: Box::new(request.clone()), rest, for_attach: attach };
+        self.ask(time, node, &request, waiting);
+    }
+
+    pub(super) fn give_up(&mut self) {
+        if let Some(attach) = self.attach.take() {
+            for ip in attach.ips {
+                self.addresses.put_back(attach.network, ip);
+            }
+        }
+    }
+
+    /// Begins to attach an endpoint; false if one is being attached.
+    pub(crate) fn attach(&mut self, time: Time, network: NetworkId, wanted: Vec<IpAddr>) -> bool {
+        let removed = self.set.is_removed(self.me);
+        if self.attach.is_some() || removed || !self.set.active_networks().contains(&network) {
+            return false;
+        }
+        let id = EndpointId::from_random(self.rng.bytes());
+        let mac = MacAddr::of_node(self.me, u16::from_be_bytes(self.rng.bytes()));
+        let all = self.addresses.subnets(network);
+        let v4: Vec<IpNet> = all.iter().filter(|net| net.addr().is_ipv4()).copied().collect();
+        let named = v4.iter().find(|net| wanted.iter().any(|ip| net.contains(ip))).copied();
+        let v4 = named.or_else(|| self.rng.pick(&v4).copied());
+        let v6 = all.iter().find(|net| net.addr().is_ipv6()).copied();
+        let subnets = v4.into_iter().chain(v6).collect();
+        let ips = Vec::new();
+        self.attach = Some(Attach { network, id, mac, wanted, subnets, ips, asked: false });
+        self.continue_attach(time);
+        true
+    }
+
+    pub(super) fn continue_attach(&mut self, time: Time) {
+        let Some(mut attach) = self.attach.take() else { return };
+        let network = attach.network;
+        let subnets = attach.subnets.clone();
+        while let Some(subnet) = subnets.get(attach.ips.len()).copied() {
+            let wanted = attach.wanted.iter().copied().find(|ip| subnet.contains(ip));
+            let elsewhere = claimed_elsewhere(&self.directory, network, self.me);
+            match self.addresses.allocate(network, subnet, wanted, &elsewhere, time.now) {
+                Some(Ok(ip)) => {
+                    attach.ips.push(IpNet::new_assert(ip, subnet.prefix_len()));
+                    attach.asked = false;
+                }
+                Some(Err(AllocateError::NotOurs { ip, owner })) if !attach.asked => {
+                    let endpoint = attach.id;
+                    self.attach = Some(Attach { asked: true, ..attach });
+                    let request = Request::AddressClaim { network, ip, endpoint };
+                    return self.ask_holders(time, request, vec![owner], true);
+                }
+                Some(Err(AllocateError::Exhausted { .. })) if !attach.asked => {
+                    self.attach = Some(Attach { asked: true, ..attach });
+                    return self.fetch_block(time, network, subnet, true);
+                }
+                _ => {
+                    self.attach = Some(attach);
+                    return self.give_up();
+                }
+            }
+        }
+        if subnets.is_empty() {
+            return;
+        }
+        self.disk.incarnation += 1;
+        let claim = EndpointClaim {
+            id: attach.id,
+            network,
+            name: "e".parse().unwrap(),
+            aliases: Vec::new(),
+            mac: attach.mac,
+            ips: attach.ips.iter().map(IpNet::addr).collect(),
+            incarnation: self.disk.incarnation.max(time.wall_ms),
+            labels: BTreeMap::new(),
+            router: false,
+        };
+        self.disk.endpoints.insert(claim.id, claim.clone());
+        self.host(time, network);
+        self.say(time, Key::Endpoint(claim.id), &Claim::Endpoint(claim.clone()));
+        self.attached.push(claim);
+        self.reconcile(time);
+    }
+
+    pub(crate) fn detach(&mut self, time: Time, id: EndpointId) {
+        let Some(claim) = self.disk.endpoints.remove(&id) else { return };
+        self.say(time, Key::Endpoint(id), &Claim::Gone);
+        for ip in self.with_prefix(&claim) {
+            self.addresses.release(claim.network, ip, time.now);
+        }
+        if !self.disk.endpoints.values().any(|other| other.network == claim.network) {
+            self.locals.remove(&claim.network);
+        }
+        self.reconcile(time);
+    }
+
+    pub(super) fn with_prefix(&self, claim: &EndpointClaim) -> Vec<IpNet> {
+        let subnets = self.addresses.subnets(claim.network);
+        let net = |ip: &IpAddr| {
+            let subnet = subnets.iter().find(|subnet| subnet.contains(ip))?;
+            Some(IpNet::new_assert(*ip, subnet.prefix_len()))
+        };
+        claim.ips.iter().filter_map(net).collect()
+    }
+
+    /// Makes a network.
+    pub(crate) fn create_network(&mut self, time: Time, network: object::Network) {
+        self.publish(time, |_| Content::Network(network));
+        self.addresses.follow(&self.set);
+        self.reconcile(time);
+    }
+
+    /// Adds a subnet to a network.
+    pub(crate) fn extend_network(&mut self, time: Time, network: NetworkId, subnet: &Subnet) {
+        let split = first_split(subnet, self.me, self.directory.up());
+        let extension = object::Extension {
+            network,
+            from: self.me,
+            subnet: object::Subnet::whole(subnet.cidr(), subnet.gateway()),
+            blocks: split.into_iter().map(|(cidr, owner)| object::Block { cidr, owner }).collect(),
+        };
+        self.publish(time, |_| Content::Extension(extension));
+        self.addresses.follow(&self.set);
+        self.reconcile(time);
+    }
+
+    pub(crate) fn remove_network(&mut self, time: Time, network: NetworkId) {
+        let stamp = self.set.stamp(time.wall_ms);
+        let Some(object) = self.set.get(&ObjectId::Network(network)) else { return };
+        let draft = Draft { closed: true, ..object.edit(stamp) };
+        self.publish_draft(time, draft);
+        self.reconcile(time);
+    }
+
+    /// Leaves for good: endpoints, blocks, membership; the last words are asked for, as the agent does it.
+    pub(crate) fn leave(&mut self, time: Time) {
+        let endpoints: Vec<EndpointId> = self.disk.endpoints.keys().copied().collect();
+        for id in endpoints {
+            self.detach(time, id);
+        }
+        let mut words = Vec::new();
+        let heir = self.directory.up().find(|node| *node != self.me);
+        if let Some(heir) = heir {
+            for (network, transfer) in self.addresses.give_all(heir) {
+                let Response::Objects { objects } = self.sign_transfer(time, network, transfer)
+                else {
+                    continue;
+                };
+                words.extend(objects);
+            }
+        }
+        let stamp = self.set.stamp(time.wall_ms);
+        let member = self.set.get(&ObjectId::Member(self.me)).unwrap();
+        let draft = Draft { closed: true, ..member.edit(stamp) };
+        words.push(self.publish_draft(time, draft));
+        let request = Request::ObjectsPush { objects: words };
+        for node in self.others() {
+            self.ask(time, node, &request, Waiting::Sync);
+        }
+    }
+
+    /// Removes a node with the CA's key, as the issuer.
+    pub(crate) fn remove_node(&mut self, time: Time, node: NodeId) {
+        let removal = Removal { node, name: "n".parse().unwrap() };
+        self.publish_issued(time, Content::Removed(removal));
+        self.reconcile(time);
+    }
+
+    pub(super) fn publish_issued(&mut self, time: Time, content: Content) {
+        let ca = Arc::clone(&self.ca);
+        let draft = Draft::new(self.set.stamp(time.wall_ms), content);
+        let text = draft.sign_as(self.me, ca.key(), ca.mesh()).unwrap();
+        self.keep_own(time, text);
+    }
+
+    /// Takes what removed nodes own, if nobody who is left may know better.
+    pub(super) fn reclaim(&mut self, time: Time) {
+        let set = &self.set;
+        let taken = self.addresses.reclaimable(|node| set.is_removed(node));
+        if !self.issuer || taken.is_empty() {
+            return;
+        }
+        let missing = self.roll.missing(&self.set, self.me);
+        for node in missing.iter().copied() {
+            self.sync_soon(time, node);
+        }
+        if missing.is_empty() {
+            for (network, Transfer { block: cidr, from, to, epoch }) in taken {
+                let content = object::Transfer { network, cidr, from, to, epoch };
+                self.publish_issued(time, Content::Reclaim(content));
+            }
+            self.addresses.follow(&self.set);
+        }
+    }
+}
