@@ -24,7 +24,7 @@ use super::{
     connections::{ifnames, network_rows},
     endpoints::Hosted,
     mesh::{Mesh, failed, store_failed},
-    publish::Published,
+    publish::{Moved, Published},
 };
 use crate::{
     admin::resolve,
@@ -315,6 +315,8 @@ impl Mesh {
         sandbox: &Stored,
     ) -> Result<(), ApiError> {
         let own = self.endpoints_of(&sandbox.name)?;
+        let networks = own.iter().map(|endpoint| endpoint.network).collect();
+        let moved = Moved::of(hosted, sandbox, &[], &networks);
         for endpoint in &own {
             self.detach_stored(hosted, endpoint.id).await?;
         }
@@ -325,7 +327,7 @@ impl Mesh {
             .map_err(|error| failed(error, "see the agent's log"))?;
         Netns::remove(&sandbox.netns).map_err(OverlayError::from)?;
         self.store.delete(Table::Sandboxes, sandbox.name.as_str()).map_err(store_failed)?;
-        self.unpublish(hosted, sandbox, own.iter().map(|endpoint| endpoint.network));
+        self.unpublish(hosted, sandbox, (&networks, &moved));
         Ok(())
     }
 
