@@ -48,8 +48,17 @@ impl Echo {
     ///
     /// The port is taken.
     pub fn start(netns: &NetNs) -> Result<Self> {
+        Self::start_on(netns, ECHO)
+    }
+
+    /// As [`Echo::start`], on another port.
+    ///
+    /// # Errors
+    ///
+    /// The port is taken.
+    pub fn start_on(netns: &NetNs, port: u16) -> Result<Self> {
         let (tcp, udp) = netns.run(|| {
-            let any = (Ipv6Addr::UNSPECIFIED, ECHO);
+            let any = (Ipv6Addr::UNSPECIFIED, port);
             Ok((TcpListener::bind(any)?, UdpSocket::bind(any)?))
         })?;
         tcp.set_nonblocking(true)?;

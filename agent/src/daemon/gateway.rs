@@ -123,6 +123,11 @@ impl Ways {
         &self.admitted
     }
 
+    /// The cable of a network's way.
+    pub(super) fn uplink(&self, network: NetworkId) -> Option<&Uplink> {
+        self.open.get(&network)?.uplink.as_ref()
+    }
+
     /// Why a network's way out does not work.
     pub(super) fn fault_of(&self, network: NetworkId) -> Option<&str> {
         let way = self.open.get(&network)?;

@@ -11,7 +11,8 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use serde::{Deserialize, Serialize};
@@ -29,7 +30,7 @@ use super::{
 };
 use crate::{
     api::{self, ApiError, Connection, ErrorCode},
-    firewall::{host::Port, network::Entrance, rule::Protocol},
+    firewall::{flows, host::Port, network::Entrance, rule::Protocol},
     gateway::{
         publish::{self, Held, HoldError, PORTS, Publish},
         uplink::Uplink,
@@ -88,6 +89,68 @@ impl Published {
             at: (at, self.inner).into(),
             to: (route.ip, self.sandbox_port).into(),
         })
+    }
+}
+
+/// Where UDP ports of a sandbox do not lead any more, and where they lead now: flows that the kernel knows follow no rule that
+/// changes.
+#[derive(Debug, Default)]
+pub(super) struct Moved {
+    /// Of uplinks.
+    gone: BTreeSet<SocketAddr>,
+    /// Ports of the host, and of which address and IP version.
+    led: Vec<(Option<IpAddr>, u16, bool)>,
+}
+
+impl Moved {
+    /// For a sandbox that has endpoints in these networks and is connected by these.
+    pub(super) fn of(
+        hosted: &Hosted,
+        sandbox: &Stored,
+        connected: &[Connected],
+        networks: &BTreeSet<NetworkId>,
+    ) -> Self {
+        let mut moved = Self::default();
+        for published in sandbox.published.iter().filter(|it| it.protocol == Protocol::Udp) {
+            let routes = published.routes(connected);
+            let leads = |network, ip: IpAddr| {
+                let mut routes = routes.iter().filter(|route| route.network == network);
+                routes.any(|route| route.ip.is_ipv4() == ip.is_ipv4())
+            };
+            for network in networks {
+                let ips = hosted.ways.uplink(*network).map(Uplink::ips).unwrap_or_default();
+                let gone = ips.into_iter().filter(|ip| !leads(*network, *ip));
+                moved.gone.extend(gone.map(|ip| SocketAddr::new(ip, published.inner)));
+            }
+            let led = routes.iter().map(|it| (published.ip, published.port, it.ip.is_ipv4()));
+            moved.led.extend(led);
+        }
+        moved
+    }
+
+    /// Has the kernel decide anew about the flows of clients that go on sending.
+    fn forget(&self, hosted: &Hosted, networks: &BTreeSet<NetworkId>) {
+        if self.gone.is_empty() && self.led.is_empty() {
+            return;
+        }
+        let told = |forgotten: io::Result<usize>| {
+            if let Err(error) = forgotten {
+                debug!(%error, "flows of published ports are not looked at");
+            }
+        };
+        // Of one that began before its port was published nothing is rewritten.
+        told(flows::forget(|flow| {
+            let (plain, to) = (flow.is_plain(), flow.original.to);
+            let led = |(ip, port, ipv4): &(Option<IpAddr>, u16, bool)| {
+                let here = ip.is_none_or(|ip| ip.is_unspecified() || ip == to.ip());
+                here && *port == to.port() && *ipv4 == to.is_ipv4()
+            };
+            self.gone.contains(&flow.reply.from) || (plain && self.led.iter().any(led))
+        }));
+        for overlay in networks.iter().filter_map(|network| hosted.overlays.get(network)) {
+            let inside = || flows::forget(|flow| self.gone.contains(&flow.original.to));
+            told(overlay.netns().run(inside));
+        }
     }
 }
 
@@ -204,13 +267,14 @@ impl Mesh {
         let leads = |network| default_routes(connected).any(|route| route.network == network);
         let networks: BTreeSet<NetworkId> =
             self.endpoints_of(&sandbox.name)?.iter().map(|endpoint| endpoint.network).collect();
-        for network in networks {
-            match self.sync_way(hosted, network) {
-                Err(error) if leads(network) => return Err(error),
+        for network in &networks {
+            match self.sync_way(hosted, *network) {
+                Err(error) if leads(*network) => return Err(error),
                 Err(error) => debug!(%network, %error, "it has no way, and none is needed"),
                 Ok(()) => {}
             }
         }
+        Moved::of(hosted, sandbox, connected, &networks).forget(hosted, &networks);
         Ok(())
     }
 
@@ -219,17 +283,18 @@ impl Mesh {
         &self,
         hosted: &mut Hosted,
         sandbox: &Stored,
-        networks: impl Iterator<Item = NetworkId>,
+        (networks, moved): (&BTreeSet<NetworkId>, &Moved),
     ) {
         hosted.ways.held.remove(&sandbox.name);
         if sandbox.published.is_empty() {
             return;
         }
         for network in networks {
-            if let Err(error) = self.sync_way(hosted, network) {
+            if let Err(error) = self.sync_way(hosted, *network) {
                 warn!(sandbox = %sandbox.name, %error, "its published ports are not wholly gone; it is tried again");
             }
         }
+        moved.forget(hosted, networks);
     }
 
     /// Holds the ports of sandboxes of the agent's last life.

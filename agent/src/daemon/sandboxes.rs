@@ -25,7 +25,7 @@ use super::{
     endpoints::Hosted,
     mesh::{Mesh, failed, store_failed},
     modes::{Shared, Source, check_mode},
-    publish::Published,
+    publish::{Moved, Published},
 };
 use crate::{
     admin::resolve,
@@ -340,6 +340,8 @@ impl Mesh {
         sandbox: &Stored,
     ) -> Result<(), ApiError> {
         let own = self.endpoints_of(&sandbox.name)?;
+        let networks = own.iter().map(|endpoint| endpoint.network).collect();
+        let moved = Moved::of(hosted, sandbox, &[], &networks);
         for endpoint in &own {
             self.detach_stored(hosted, endpoint.id).await?;
         }
@@ -350,7 +352,7 @@ impl Mesh {
             .map_err(|error| failed(error, "see the agent's log"))?;
         Netns::remove(&sandbox.netns).map_err(OverlayError::from)?;
         self.store.delete(Table::Sandboxes, sandbox.name.as_str()).map_err(store_failed)?;
-        self.unpublish(hosted, sandbox, own.iter().map(|endpoint| endpoint.network));
+        self.unpublish(hosted, sandbox, (&networks, &moved));
         Ok(())
     }
 

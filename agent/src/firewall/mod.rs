@@ -6,10 +6,11 @@
 //! network's namespace    inet vxmesh   NAT to the uplink, published ports                            [`network`]
 //! ```
 //!
-//! [`rule`] is the language, [`table`] a table as it shall be, [`socket`] the way to the kernel (netfilter netlink, one
+//! [`flows`] are what the kernel decided by rules that were there before. [`rule`] is the language, [`table`] a table as it shall be, [`socket`] the way to the kernel (netfilter netlink, one
 //! transaction per change). What a table shall be is computed by pure functions from what is wanted; whatever the kernel
 //! has in its place is replaced.
 
+pub mod flows;
 pub mod foreign;
 pub mod host;
 pub mod network;

@@ -101,9 +101,14 @@ impl Socket {
     pub(super) fn ask(
         &self,
         question: Chained<'static>,
-        mut each: impl FnMut(&[u8]),
+        each: impl FnMut(&[u8]),
     ) -> io::Result<()> {
-        self.0.send(question.finalize().payload())?;
+        self.exchange(question.finalize().payload(), each)
+    }
+
+    /// Sends one request that is answered to its end, and hands each part of the answer to `each`.
+    pub(super) fn exchange(&self, request: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
+        self.0.send(request)?;
         let mut buffer = vec![0; PART];
         loop {
             let len = (&self.0).read(&mut buffer)?;

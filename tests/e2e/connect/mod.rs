@@ -61,6 +61,15 @@ fn gateway(network: &Network, ipv4: bool) -> Result<String> {
     Ok(gateway.context("no such gateway")?.to_string())
 }
 
+/// All that a sandbox has of its networks, but for link-local addresses, which the kernel takes its time to check.
+fn inside(netns: &NetNs) -> Result<String> {
+    let all = "ip -o link | sed 's/state.*//'; ip -o addr; ip rule; \
+               ip route show table all; ip -6 route show table all";
+    let text = sh(netns, all)?;
+    let lasting = text.lines().filter(|line| !line.contains("fe80::"));
+    Ok(lasting.collect::<Vec<_>>().join("\n"))
+}
+
 /// The routers of the default routes, IPv4 first.
 fn routers(netns: &NetNs) -> Result<Vec<String>> {
     let text = sh(netns, "ip -4 route show default; ip -6 route show default")?;

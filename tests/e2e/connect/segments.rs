@@ -72,6 +72,6 @@ fn the_application_reaches_both_sides_and_the_frontend_no_database() -> Result<(
     ensure!(sh(&app.netns, "ip -o link show eth1").is_err(), "the interface stayed");
     leads_by(&app.netns, &front)?;
     connect(&lab, &app, "back", &["--ifname", "db0"])?;
-    ping(&app.netns, ip(&db.endpoint, true)?, 3)?;
+    ping(&app.netns, ip(&db.endpoint, true)?, 1)?;
     lab.finish(Allowed { drops: &["destination_unknown", "source_unknown"], ..Allowed::default() })
 }

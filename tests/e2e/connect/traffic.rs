@@ -9,7 +9,7 @@ use vxmesh_tests::{
     traffic::ping,
 };
 
-use super::{Talk, connect, disconnect, inspect, ip, leads_by, routers};
+use super::{Talk, connect, disconnect, inside, inspect, ip, leads_by, routers};
 use crate::egress::{PORT, settles, state};
 
 #[test]
@@ -29,29 +29,28 @@ fn networks_come_and_go_under_a_connection_that_stays() -> Result<()> {
         Ok::<_, anyhow::Error>(())
     };
     leads_by(&a.netns, &blue)?;
-    // What a program set itself is left alone.
-    let routes = sh(&a.netns, "ip route; ip -6 route")?;
+    let alone = inside(&a.netns)?;
 
     // By name `blue` stays first; a priority changes that, and without it all is as before.
     connect(&lab, &a, "red", &[])?;
     leads_by(&a.netns, &blue)?;
-    ping(&a.netns, ip(&c.endpoint, true)?, 3)?;
+    ping(&a.netns, ip(&c.endpoint, true)?, 1)?;
     disconnect(&lab, &a, "red")?;
-    ensure!(sh(&a.netns, "ip route; ip -6 route")? == routes, "routes are left");
+    ensure!(inside(&a.netns)? == alone, "something is left");
     let in_red = connect(&lab, &a, "red", &["--gw-priority", "5", "--ifname", "red0"])?;
     leads_by(&a.netns, &red)?;
     gets_out("by red")?;
-    ping(&a.netns, ip(&c.endpoint, false)?, 3)?;
+    ping(&a.netns, ip(&c.endpoint, false)?, 1)?;
 
     // The next agent takes it all over and changes nothing.
     let before = inspect(&lab, &a)?;
-    let inside = sh(&a.netns, "ip -o link | sed 's/state.*//'; ip -o addr; ip route; ip -6 route")?;
+    let whole = inside(&a.netns)?;
     lab.lab(&["kill", "h1"])?;
     gets_out("without an agent").err();
     lab.lab(&["start", "h1"])?;
     ensure!(inspect(&lab, &a)? == before, "{before:?}");
-    let now = sh(&a.netns, "ip -o link | sed 's/state.*//'; ip -o addr; ip route; ip -6 route")?;
-    ensure!(now == inside, "{inside}\nbecame\n{now}");
+    let now = inside(&a.netns)?;
+    ensure!(now == whole, "{whole}\nbecame\n{now}");
     wait_until("c is reached again", || Ok(ping(&a.netns, ip(&c.endpoint, true)?, 1).is_ok()))?;
     gets_out("with the next agent")?;
 
@@ -64,7 +63,7 @@ fn networks_come_and_go_under_a_connection_that_stays() -> Result<()> {
     let gone = disconnect(&lab, &a, "red")?;
     ensure!(gone.id == in_red.id, "{gone:?}");
     leads_by(&a.netns, &blue)?;
-    ensure!(sh(&a.netns, "ip route; ip -6 route")? == routes, "routes are left");
+    ensure!(inside(&a.netns)? == alone, "something is left");
     gets_out("by blue again")?;
     for talk in talks {
         let longest = talk.end().context("the connection in blue was interrupted")?;
