@@ -216,6 +216,9 @@ pub struct Network {
     /// Whether it has no way out.
     #[serde(default)]
     pub internal: bool,
+    /// Whether endpoints are kept from each other.
+    #[serde(default)]
+    pub isolated: bool,
     /// Its way out of the host that answers; nothing in lists, and where the network is internal or has no endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub way: Option<Way>,
@@ -279,6 +282,9 @@ pub struct NetworkSpec {
     /// Without a way out.
     #[serde(default)]
     pub internal: bool,
+    /// With endpoints kept from each other.
+    #[serde(default)]
+    pub isolated: bool,
     /// Free-form labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

@@ -5,6 +5,7 @@ mod churn;
 mod connect;
 mod demo;
 mod egress;
+mod isolation;
 mod lab;
 mod mesh;
 mod names;

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     admin::resolve,
     api::{self, ApiError, AttachSpec, ErrorCode},
+    firewall::guard::Port,
     netlink::{
         netns::{Netns, NetnsError},
         overlay::{Overlay, OverlayError, OverlaySpec, Plug},
@@ -80,6 +81,11 @@ impl Stored {
             labels: self.labels.clone(),
             router: false,
         }
+    }
+
+    /// As whom its port may speak.
+    pub(super) fn port(&self) -> Port {
+        Port { mac: self.mac, ips: self.ips.iter().map(IpNet::addr).collect() }
     }
 
     fn plug(&self) -> Plug {
@@ -274,6 +280,7 @@ impl Mesh {
         let overlay = self.host_network(hosted, endpoint.network, network).await?;
         // All tables know it before its first frame: none is refused, and whoever asks for it gets an answer.
         self.announce(&Claim::Endpoint(endpoint.claim())).await?;
+        self.guard_port(endpoint)?;
         endpoint.ifname = Some(overlay.attach(&endpoint.plug()).await?);
         self.set_attached(endpoint, true)
     }
@@ -335,7 +342,12 @@ impl Mesh {
             routed: !network.internal,
         };
         let overlay = Overlay::ensure(&self.run_dir(), spec).await?;
-        if let Err(error) = self.connect(&overlay, id, network).await {
+        let connected = match self.guard_network(&overlay, id, network) {
+            Ok(()) => self.connect(&overlay, id, network).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = connected {
+            self.unguard_network(id);
             // Without cables in it nobody would ever remove the namespace.
             if !self.stored_endpoints()?.iter().any(|other| other.network == id && other.attached) {
                 overlay.remove().await?;
@@ -408,6 +420,7 @@ impl Mesh {
         }
         if let Some(overlay) = hosted.overlays.get(&endpoint.network) {
             overlay.detach(endpoint.id).await?;
+            self.unguard_port(endpoint.network, endpoint.id);
         }
         let row = (Table::Endpoints, endpoint.id.to_string());
         self.forget((row.0, &row.1), endpoint.network, &endpoint.ips).map_err(store_failed)?;
@@ -459,6 +472,7 @@ impl Mesh {
         }
         // Their sockets would keep the namespace, unnamed.
         self.name_servers.close_network(network);
+        self.unguard_network(network);
         overlay.remove().await?;
         self.close_way(hosted, network);
         Ok(())
@@ -661,6 +675,7 @@ impl Mesh {
             return if plugged { Ok(()) } else { Err(gone("its sandbox is gone")) };
         }
         Netns::open(&endpoint.netns).map_err(OverlayError::from)?;
+        self.guard_port(endpoint)?;
         // Mends what is plugged in, and plugs in what is not.
         overlay.attach(&endpoint.plug()).await?;
         Ok(())

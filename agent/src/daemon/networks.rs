@@ -122,6 +122,7 @@ impl Mesh {
                 subnets: subnets.into_iter().map(|(subnet, _)| subnet).collect(),
                 dns: spec.dns.clone(),
                 internal: spec.internal,
+                isolated: spec.isolated,
                 labels: spec.labels.clone(),
                 blocks,
             };
@@ -334,6 +335,7 @@ fn row(id: NetworkId, network: &object::Network, state: NetworkState) -> api::Ne
             })
             .collect(),
         internal: network.internal,
+        isolated: network.isolated,
         way: None,
         endpoints: Vec::new(),
         warnings: Vec::new(),

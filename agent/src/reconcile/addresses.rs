@@ -306,6 +306,7 @@ mod tests {
             mtu: 1390,
             subnets: vec![subnet("10.1.0.0/24", "10.1.0.1")],
             internal: false,
+            isolated: false,
             dns: Vec::new(),
             labels: BTreeMap::new(),
             blocks: Vec::new(),

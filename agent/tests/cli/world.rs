@@ -291,6 +291,7 @@ pub(crate) fn networks() -> Vec<Network> {
                 aux_addresses: Default::default(),
             }],
             internal: false,
+            isolated: false,
             way: None,
             endpoints: Vec::new(),
             warnings: Vec::new(),
