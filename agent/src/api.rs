@@ -225,6 +225,9 @@ pub struct Network {
     /// What its driver was told.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, String>,
+    /// Whether endpoints are kept from each other.
+    #[serde(default)]
+    pub isolated: bool,
     /// Its way out of the host that answers; nothing in lists, and where the network is internal or has no endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub way: Option<Way>,
@@ -294,6 +297,9 @@ pub struct NetworkSpec {
     /// Without a way out.
     #[serde(default)]
     pub internal: bool,
+    /// With endpoints kept from each other.
+    #[serde(default)]
+    pub isolated: bool,
     /// Free-form labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

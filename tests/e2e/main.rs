@@ -6,6 +6,7 @@ mod connect;
 mod demo;
 mod drivers;
 mod egress;
+mod isolation;
 mod lab;
 mod mesh;
 mod names;

@@ -279,6 +279,7 @@ fn create_network(world: &mut World, on: usize, name: usize) {
                 .map(|s| object::Subnet::whole(s.cidr(), s.gateway()))
                 .collect(),
             internal: false,
+            isolated: false,
             dns: Vec::new(),
             labels: BTreeMap::new(),
             blocks: blocks.map(|(cidr, owner): (IpNet, _)| object::Block { cidr, owner }).collect(),

@@ -74,6 +74,7 @@ pub fn spec() -> NetworkSpec {
         mtu: 1500,
         gateway: Gateway { mac: MAC_GATEWAY, ips },
         subnets: ["10.0.0.0/24", "fd00::/64"].iter().filter_map(|net| net.parse().ok()).collect(),
+        isolated: false,
     }
 }
 

@@ -297,6 +297,9 @@ pub(super) struct NetworkCreate {
     /// Without a way out: no gateway, nothing from the host
     #[arg(long)]
     pub(super) internal: bool,
+    /// Keep endpoints from each other: they reach the gateway, the hosts and the outside
+    #[arg(long)]
+    pub(super) isolated: bool,
     /// Label; may be given more than once
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     pub(super) label: Vec<(String, String)>,

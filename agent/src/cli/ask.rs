@@ -252,6 +252,7 @@ fn network_spec(create: NetworkCreate) -> NetworkSpec {
         vni: create.vni,
         dns: create.dns,
         internal: create.internal,
+        isolated: create.isolated,
         labels: create.label.into_iter().collect(),
     }
 }

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     admin::resolve,
     api::{self, ApiError, AttachSpec, ErrorCode},
+    firewall::guard::Port,
     netlink::{
         macvlan,
         netns::{Netns, NetnsError},
@@ -86,6 +87,11 @@ impl Stored {
     /// Notes the name of the interface in the sandbox.
     pub(super) fn set_ifname(&mut self, ifname: String) {
         self.ifname = Some(ifname);
+    }
+
+    /// As whom its port may speak.
+    pub(super) fn port(&self) -> Port {
+        Port { mac: self.mac, ips: self.ips.iter().map(IpNet::addr).collect() }
     }
 
     pub(super) fn plug(&self) -> Plug {
@@ -283,6 +289,7 @@ impl Mesh {
         let overlay = self.host_network(hosted, endpoint.network, network).await?;
         // All tables know it before its first frame: none is refused, and whoever asks for it gets an answer.
         self.announce(&Claim::Endpoint(endpoint.claim())).await?;
+        self.guard_port(endpoint)?;
         endpoint.ifname = Some(overlay.attach(&endpoint.plug()).await?);
         self.set_attached(endpoint, true)
     }
@@ -349,9 +356,13 @@ impl Mesh {
             routed: !network.internal,
         };
         let overlay = Overlay::ensure(&self.run_dir(), spec).await?;
-        if !self.is_local(id)
-            && let Err(error) = self.connect(&overlay, id, network).await
-        {
+        let connected = match self.guard_network(&overlay, id, network) {
+            Ok(()) if self.is_local(id) => Ok(()),
+            Ok(()) => self.connect(&overlay, id, network).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = connected {
+            self.unguard_network(id);
             // Without cables in it nobody would ever remove the namespace.
             if !self.stored_endpoints()?.iter().any(|other| other.network == id && other.attached) {
                 overlay.remove().await?;
@@ -424,6 +435,7 @@ impl Mesh {
         }
         if let Some(overlay) = hosted.overlays.get(&endpoint.network) {
             overlay.detach(endpoint.id).await?;
+            self.unguard_port(endpoint.network, endpoint.id);
         }
         if self.macvlan_of(endpoint.network).is_some() {
             macvlan::detach(&endpoint.plug()).await?;
@@ -478,6 +490,7 @@ impl Mesh {
         }
         // Their sockets would keep the namespace, unnamed.
         self.name_servers.close_network(network);
+        self.unguard_network(network);
         overlay.remove().await?;
         self.close_way(hosted, network);
         Ok(())
@@ -693,6 +706,7 @@ impl Mesh {
             return if plugged { Ok(()) } else { Err(gone("its sandbox is gone")) };
         }
         Netns::open(&endpoint.netns).map_err(OverlayError::from)?;
+        self.guard_port(endpoint)?;
         // Mends what is plugged in, and plugs in what is not.
         overlay.attach(&endpoint.plug()).await?;
         Ok(())

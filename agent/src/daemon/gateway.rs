@@ -207,13 +207,17 @@ impl Mesh {
                 || hosted.ways.open.get(&id).is_some_and(|way| {
                     way.fault.is_some() && way.tried.is_none_or(|tried| tried.elapsed() >= RETRY)
                 });
-            if due {
+            // Rules of the namespace go together, as with `nft flush ruleset`.
+            let changed = self.keep_guard(id, &network);
+            if due || changed && hosted.ways.open.contains_key(&id) {
                 self.mend_way(&mut hosted, id, &network).await;
             } else if let Some(way) = hosted.ways.open.get_mut(&id) {
                 follow_routes(way, &network).await;
             }
         }
         self.sync_host(&mut hosted);
+        drop(hosted);
+        self.count_refused();
     }
 
     async fn mend_way(
@@ -255,7 +259,7 @@ impl Mesh {
         let uplink = raised.map_err(|error| failed(error, "see `vxmesh doctor`"))?;
         let entrances = self.entrances(id, &uplink)?;
         way.uplink = Some(uplink);
-        write_rules(overlay, network, &entrances)?;
+        self.write_rules(overlay, id, network, &entrances)?;
         missing.map_or(Ok(()), Err)
     }
 
@@ -271,7 +275,7 @@ impl Mesh {
             failed(format!("the network has no way out: {fault}"), "see `vxmesh doctor`")
         })?;
         let Some((network, _state)) = self.network_object(id) else { return Ok(()) };
-        let written = write_rules(overlay, &network, &self.entrances(id, uplink)?);
+        let written = self.write_rules(overlay, id, &network, &self.entrances(id, uplink)?);
         if let Err(error) = &written {
             // Tried again with the rest.
             way.fault = Some(error.message.clone());
@@ -279,6 +283,29 @@ impl Mesh {
         written?;
         self.sync_host(hosted);
         hosted.ways.fault.clone().map_or(Ok(()), |fault| Err(failed(fault, "see `vxmesh doctor`")))
+    }
+
+    fn write_rules(
+        &self,
+        overlay: &Overlay,
+        id: NetworkId,
+        network: &object::Network,
+        entrances: &[Entrance],
+    ) -> Result<(), ApiError> {
+        let rules = network_rules(network, entrances);
+        let in_place = overlay.netns().run(|| Ok(rules.is_in_place().is_ok_and(|there| there)));
+        if in_place.is_ok_and(|there| there) {
+            return Ok(());
+        }
+        // What they counted goes with them.
+        self.count_refused();
+        overlay
+            .netns()
+            .run(|| Ok(rules.replace()))
+            .map_err(|error| failed(error, "see the agent's log"))?
+            .map_err(|error: FirewallError| failed(error, "does the kernel have nf_tables?"))?;
+        self.rules_replaced(id);
+        Ok(())
     }
 
     /// This node as an endpoint of a network, with one address of each subnet; and why one is missing, if so.
@@ -430,24 +457,9 @@ async fn follow_routes(way: &mut Way, network: &object::Network) {
     }
 }
 
-fn write_rules(
-    overlay: &Overlay,
-    network: &object::Network,
-    entrances: &[Entrance],
-) -> Result<(), ApiError> {
-    let rules = network_rules(network, entrances);
-    let written = overlay.netns().run(|| {
-        let in_place = rules.is_in_place().is_ok_and(|in_place| in_place);
-        Ok(if in_place { Ok(()) } else { rules.replace() })
-    });
-    written
-        .map_err(|error| failed(error, "see the agent's log"))?
-        .map_err(|error: FirewallError| failed(error, "does the kernel have nf_tables?"))
-}
-
 fn network_rules(network: &object::Network, entrances: &[Entrance]) -> Rules {
     let subnets: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
     let interfaces =
         Interfaces { bridge: overlay::GATEWAY, node: overlay::NODE, uplink: uplink::INSIDE };
-    network::table(interfaces, &subnets, entrances)
+    network::table(interfaces, &subnets, network.isolated, entrances)
 }

@@ -156,6 +156,12 @@ impl Mesh {
             ));
         }
         let macvlan = Macvlan::of(spec)?;
+        if macvlan.is_some() && spec.isolated {
+            return Err(usage(
+                "driver macvlan has no --isolated: its frames pass no bridge of ours".to_owned(),
+                "give -o macvlan_mode=private",
+            ));
+        }
         let runtime = Handle::current();
         let mtu = match &macvlan {
             Some(macvlan) => runtime.block_on(macvlan.mtu(spec.mtu))?,
@@ -188,6 +194,7 @@ impl Mesh {
                 subnets: self.local_subnets(spec)?,
                 dns: spec.dns.clone(),
                 internal: spec.internal,
+                isolated: spec.isolated,
                 labels: spec.labels.clone(),
                 blocks: Vec::new(),
             },

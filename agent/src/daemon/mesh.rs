@@ -47,6 +47,7 @@ use crate::{
     config::Config,
     control::{Control, ControlConfig, JoinLimits},
     datapath::{Dataplane, backend::Grants},
+    firewall::guarded::GuardedPorts,
     identity::{self, Credentials},
     netlink,
     objects::{Objects, PublishError, unix_ms},
@@ -94,6 +95,8 @@ pub(super) struct Mesh {
     pub(super) addrs: Mutex<BTreeMap<NodeId, SocketAddr>>,
     /// Networks with a TAP here. Written by [`Self::reconcile`] and by attaching and detaching.
     pub(super) locals: Mutex<BTreeMap<NetworkId, Local>>,
+    /// The ports of networks that are here. Changed under [`Self::host`].
+    pub(super) guards: Mutex<BTreeMap<NetworkId, GuardedPorts>>,
     /// Serialises what changes the host: attach, detach, sandboxes, leave.
     pub(super) host: tokio::sync::Mutex<Hosted>,
     /// Serialises reconciliation, which has two callers.
@@ -217,6 +220,7 @@ impl Mesh {
             gossip: OnceLock::new(),
             addrs: Mutex::default(),
             locals: Mutex::default(),
+            guards: Mutex::default(),
             host: tokio::sync::Mutex::default(),
             reconciling: tokio::sync::Mutex::default(),
             name_servers: NameServers::default(),

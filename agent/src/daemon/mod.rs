@@ -9,6 +9,7 @@ mod connections;
 mod doctor;
 mod endpoints;
 mod gateway;
+mod guards;
 mod ipam;
 mod local;
 mod macvlan;

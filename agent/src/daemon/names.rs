@@ -274,6 +274,7 @@ mod tests {
             mtu: 1390,
             subnets: vec![Subnet::whole(cidr, cidr.addr())],
             internal,
+            isolated: false,
             dns: dns.iter().map(|ip| ip.parse().unwrap()).collect(),
             labels: BTreeMap::new(),
             blocks: Vec::new(),

@@ -121,6 +121,7 @@ impl Mesh {
                 subnets: subnets.into_iter().map(|(subnet, _)| subnet).collect(),
                 dns: spec.dns.clone(),
                 internal: spec.internal,
+                isolated: spec.isolated,
                 labels: spec.labels.clone(),
                 blocks,
             };
@@ -352,6 +353,7 @@ pub(super) fn row(id: NetworkId, network: &object::Network, state: NetworkState)
             .collect(),
         internal: network.internal,
         options: Default::default(),
+        isolated: network.isolated,
         way: None,
         endpoints: Vec::new(),
         warnings: Vec::new(),

@@ -215,6 +215,7 @@ impl Mesh {
 
     /// `drops`
     pub(super) fn drop_rows(&self) -> Vec<DropRow> {
+        self.count_refused();
         let questions = self.name_servers.names.drops().rows();
         let rows = self.plane.drops().rows().into_iter().chain(questions);
         rows.map(|(key, count)| DropRow {

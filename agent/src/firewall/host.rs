@@ -107,6 +107,7 @@ pub fn table(all: &str, uplinks: &[Uplink], ports: &[Port], hosts: &[Unrouted]) 
             chain("forward", Kind::Filter, Hook::Forward, 0, forward),
             chain("postrouting", Kind::Nat, Hook::Postrouting, 100, sources(all, uplinks)),
         ],
+        ..Table::default()
     }
 }
 

@@ -4,14 +4,18 @@
 //! host's namespace       inet vxmesh   NAT of the uplinks, published ports, what may be forwarded   [`host`]
 //!                        ip, ip6       two accepting rules in every chain of others that drops     [`foreign`]
 //! network's namespace    inet vxmesh   NAT to the uplink, published ports                            [`network`]
+//!                        bridge vxmesh what a sandbox may say, and as whom                           [`guard`], [`guarded`]
 //! ```
 //!
-//! [`flows`] are what the kernel decided by rules that were there before. [`rule`] is the language, [`table`] a table as it shall be, [`socket`] the way to the kernel (netfilter netlink, one
+//! [`flows`] are what the kernel decided by rules that were there before. [`rule`] and [`frame`] are the language, [`table`] a table as it shall be, [`socket`] the way to the kernel (netfilter netlink, one
 //! transaction per change). What a table shall be is computed by pure functions from what is wanted; whatever the kernel
 //! has in its place is replaced.
 
 pub mod flows;
 pub mod foreign;
+pub mod frame;
+pub mod guard;
+pub mod guarded;
 pub mod host;
 pub mod network;
 pub mod rule;

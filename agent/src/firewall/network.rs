@@ -9,14 +9,17 @@
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
+use vxmesh_proto::datapath::DropReason;
 
 use super::{
     rule::{
-        Protocol, Rule, accept, clamp_mss, destination, destination_port, drop, input, is_ip,
-        masquerade, output, published, redirect_to, source_not,
+        Protocol, Rule, accept, clamp_mss, destination, destination_port, drop, drop_as, input,
+        input_not, is_ip, masquerade, output, output_not, published, redirect_to, source_not,
     },
     table::{Chain, Hook, Kind, Table},
 };
+
+const ISOLATED: &str = DropReason::Isolated.as_str();
 
 /// A port of the uplink that leads to a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,9 +43,14 @@ pub struct Interfaces<'a> {
     pub uplink: &'a str,
 }
 
-/// The table of a network with these subnets.
+/// The table of a network with these subnets; `isolated` ones carry nothing from one endpoint to another.
 #[must_use]
-pub fn table(interfaces: Interfaces<'_>, subnets: &[IpNet], entrances: &[Entrance]) -> Table {
+pub fn table(
+    interfaces: Interfaces<'_>,
+    subnets: &[IpNet],
+    isolated: bool,
+    entrances: &[Entrance],
+) -> Table {
     let Interfaces { bridge, node, uplink } = interfaces;
     let prerouting = entrances
         .iter()
@@ -57,6 +65,10 @@ pub fn table(interfaces: Interfaces<'_>, subnets: &[IpNet], entrances: &[Entranc
         })
         .collect();
     let mut forward: Vec<Rule> = Vec::new();
+    if isolated {
+        let inside = Rule::new("endpoints are kept from each other").and(input_not(uplink));
+        forward.push(inside.and(output_not(uplink)).and(drop_as(ISOLATED)));
+    }
     for ipv4 in [true, false] {
         let of_version: Vec<IpNet> =
             subnets.iter().copied().filter(|net| net.addr().is_ipv4() == ipv4).collect();
@@ -89,5 +101,7 @@ pub fn table(interfaces: Interfaces<'_>, subnets: &[IpNet], entrances: &[Entranc
             chain("forward", Kind::Filter, Hook::Forward, 0, forward),
             chain("postrouting", Kind::Nat, Hook::Postrouting, 100, postrouting),
         ],
+        counters: vec![ISOLATED],
+        ..Table::default()
     }
 }

@@ -1,4 +1,4 @@
-//! The language of rules: what a packet is compared with and what becomes of it.
+//! The language of rules: what a packet is compared with and what becomes of it. What is said of frames is [`super::frame`]'s.
 //!
 //! A [`Rule`] is a list of [`Expr`]essions of nf_tables (linux/netfilter/nf_tables.h): each loads a property of the packet into
 //! a register, compares a register, or acts. The first comparison that fails ends the rule. Constructors below make
@@ -9,7 +9,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netlink_bindings::{
     nftables::{
-        CmpOps, CtKeys, FibFlags, MetaKeys, PayloadBase, PushExprListAttrs, Registers, VerdictCode,
+        CmpOps, CtKeys, FibFlags, LookupFlags, MetaKeys, ObjectType, PayloadBase, PushExprAttrs,
+        PushExprListAttrs, Registers, VerdictCode,
     },
     traits::Pusher,
     utils::{finalize_nested_header, push_header, push_nested_header},
@@ -33,12 +34,25 @@ const SYN: u8 = 0x02;
 /// TCP's maximum segment size (RFC 9293 section 3.2): option 2, its value after kind and length.
 const MSS: u8 = 2;
 
-/// One expression. Values are loaded into the first register, ports that are written into the second.
+/// One expression. Values are loaded into the first register. The second takes ports that are written, and the latter part of
+/// a key of two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Expr {
     Meta(u32),
     Payload {
         base: u32,
+        offset: u32,
+        len: u32,
+    },
+    /// The latter part of a key.
+    PayloadBehind {
+        base: u32,
+        offset: u32,
+        len: u32,
+    },
+    /// A field of an extension header of IPv6; without a length, whether the header is there.
+    Extension {
+        header: u8,
         offset: u32,
         len: u32,
     },
@@ -48,6 +62,13 @@ pub(super) enum Expr {
     And(Vec<u8>),
     Equal(Vec<u8>),
     Differs(Vec<u8>),
+    AtLeast(Vec<u8>),
+    AtMost(Vec<u8>),
+    /// The key is in this set of the table; or is not.
+    In {
+        set: &'static str,
+        is: bool,
+    },
     Port(u16),
     Address(IpAddr),
     /// The largest segment that fits the packet's route.
@@ -59,8 +80,11 @@ pub(super) enum Expr {
     },
     Masquerade,
     Counter,
+    /// Counts with the table's counter of this name.
+    Count(&'static str),
     Verdict(u32),
     Jump(&'static str),
+    Goto(&'static str),
 }
 
 /// A rule with its comment, which tells what it is for and by which it is found again.
@@ -72,7 +96,7 @@ pub struct Rule {
 
 /// A part of a rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Clause(Vec<Expr>);
+pub struct Clause(pub(super) Vec<Expr>);
 
 /// TCP or UDP.
 #[derive(
@@ -121,6 +145,22 @@ impl Rule {
         self
     }
 
+    /// ... and this is true before all that it says.
+    #[must_use]
+    pub(super) fn after(mut self, clause: Clause) -> Self {
+        self.exprs.splice(..0, clause.0);
+        self
+    }
+
+    /// The counter that it names.
+    #[cfg(test)]
+    pub(super) fn counter(&self) -> Option<&'static str> {
+        self.exprs.iter().find_map(|expr| match expr {
+            Expr::Count(name) => Some(*name),
+            _ => None,
+        })
+    }
+
     /// The comment as it is kept in the kernel.
     pub(super) fn user_data(&self) -> Vec<u8> {
         let len = u8::try_from(self.comment.len() + 1).unwrap_or(u8::MAX);
@@ -152,6 +192,12 @@ pub fn output(interface: &str) -> Clause {
     Clause(vec![Expr::Meta(MetaKeys::Oifname as u32), Expr::Equal(name(interface))])
 }
 
+/// It came in by no interface of this name.
+#[must_use]
+pub fn input_not(interface: &str) -> Clause {
+    Clause(vec![Expr::Meta(MetaKeys::Iifname as u32), Expr::Differs(name(interface))])
+}
+
 /// It goes out by no interface of this name.
 #[must_use]
 pub fn output_not(interface: &str) -> Clause {
@@ -175,7 +221,7 @@ const fn layout(ipv4: bool) -> (u32, u32, u32) {
     if ipv4 { (12, 16, 4) } else { (8, 24, 16) }
 }
 
-fn octets(ip: IpAddr) -> Vec<u8> {
+pub(super) fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),
@@ -293,6 +339,18 @@ pub fn drop() -> Clause {
     Clause(vec![Expr::Counter, Expr::Verdict(VerdictCode::Drop as u32)])
 }
 
+/// It is dropped and counted by the table's counter of this name.
+#[must_use]
+pub fn drop_as(counter: &'static str) -> Clause {
+    Clause(vec![Expr::Count(counter), Expr::Verdict(VerdictCode::Drop as u32)])
+}
+
+/// The rules of another chain of the table decide, and none of this one any more.
+#[must_use]
+pub fn goto(chain: &'static str) -> Clause {
+    Clause(vec![Expr::Goto(chain)])
+}
+
 /// The rules of another chain of the table decide, and if none does, the rest of this one.
 #[must_use]
 pub fn jump(chain: &'static str) -> Clause {
@@ -300,7 +358,7 @@ pub fn jump(chain: &'static str) -> Clause {
 }
 
 const VALUE: u32 = Registers::Reg1 as u32;
-const PORT: u32 = Registers::Reg2 as u32;
+const SECOND: u32 = Registers::Reg2 as u32;
 
 /// Writes expressions as attributes of a rule.
 pub(super) fn encode<P: Pusher>(mut list: PushExprListAttrs<P>, exprs: &[Expr]) -> P {
@@ -319,9 +377,13 @@ fn encode_one<P: Pusher>(list: PushExprListAttrs<P>, expr: &Expr) -> PushExprLis
         Expr::Ct(key) => {
             elem.nested_data_ct().push_dreg(VALUE).push_key(*key).end_nested().end_nested()
         }
-        Expr::Payload { base, offset, len } => {
-            let payload = elem.nested_data_payload().push_dreg(VALUE).push_base(*base);
+        Expr::Payload { base, offset, len } | Expr::PayloadBehind { base, offset, len } => {
+            let to = if matches!(expr, Expr::Payload { .. }) { VALUE } else { SECOND };
+            let payload = elem.nested_data_payload().push_dreg(to).push_base(*base);
             payload.push_offset(*offset).push_len(*len).end_nested().end_nested()
+        }
+        Expr::Extension { header, offset, len } => {
+            extension(elem.push_name(c"exthdr"), *header, *offset, *len).end_nested()
         }
         Expr::DestinationType => {
             let fib = elem.nested_data_fib().push_dreg(VALUE);
@@ -334,13 +396,13 @@ fn encode_one<P: Pusher>(list: PushExprListAttrs<P>, expr: &Expr) -> PushExprLis
             let and = and.nested_mask().push_value(mask).end_nested();
             and.nested_xor().push_value(&vec![0; mask.len()]).end_nested().end_nested().end_nested()
         }
-        Expr::Equal(value) | Expr::Differs(value) => {
-            let op = if matches!(expr, Expr::Equal(_)) { CmpOps::Eq } else { CmpOps::Neq };
-            let cmp = elem.nested_data_cmp().push_sreg(VALUE).push_op(op as u32);
-            cmp.nested_data().push_value(value).end_nested().end_nested().end_nested()
-        }
+        Expr::Equal(value) => compare(elem, CmpOps::Eq, value),
+        Expr::Differs(value) => compare(elem, CmpOps::Neq, value),
+        Expr::AtLeast(value) => compare(elem, CmpOps::Gte, value),
+        Expr::AtMost(value) => compare(elem, CmpOps::Lte, value),
+        Expr::In { set, is } => lookup(elem.push_name(c"lookup"), set, *is).end_nested(),
         Expr::Port(port) => {
-            let data = elem.nested_data_immediate().push_dreg(PORT).nested_data();
+            let data = elem.nested_data_immediate().push_dreg(SECOND).nested_data();
             data.push_value(&port.to_be_bytes()).end_nested().end_nested().end_nested()
         }
         Expr::Address(ip) => {
@@ -351,24 +413,42 @@ fn encode_one<P: Pusher>(list: PushExprListAttrs<P>, expr: &Expr) -> PushExprLis
             let family = if *v4 { libc::NFPROTO_IPV4 } else { libc::NFPROTO_IPV6 };
             let nat = elem.nested_data_nat().push_type(DNAT);
             let nat = nat.push_family(u32::try_from(family).unwrap_or_default());
-            nat.push_reg_addr_min(VALUE).push_reg_proto_min(PORT).end_nested().end_nested()
+            nat.push_reg_addr_min(VALUE).push_reg_proto_min(SECOND).end_nested().end_nested()
         }
-        Expr::Verdict(code) => {
-            let data = elem.nested_data_immediate().push_dreg(Registers::RegVerdict as u32);
-            let verdict = data.nested_data().nested_verdict().push_code(*code);
-            verdict.end_nested().end_nested().end_nested().end_nested()
-        }
-        Expr::Jump(chain) => {
-            let data = elem.nested_data_immediate().push_dreg(Registers::RegVerdict as u32);
-            let verdict = data.nested_data().nested_verdict().push_code(VerdictCode::Jump as u32);
-            let verdict = verdict.push_chain_bytes(chain.as_bytes());
-            verdict.end_nested().end_nested().end_nested().end_nested()
+        Expr::Verdict(code) => verdict(elem, *code, None),
+        Expr::Jump(chain) => verdict(elem, VerdictCode::Jump as u32, Some(chain)),
+        Expr::Goto(chain) => verdict(elem, VerdictCode::Goto as u32, Some(chain)),
+        Expr::Count(name) => {
+            let counter = elem.nested_data_objref().push_imm_type(ObjectType::Counter as u32);
+            counter.push_imm_name_bytes(name.as_bytes()).end_nested().end_nested()
         }
         Expr::Counter => elem.nested_data_counter().end_nested().end_nested(),
         Expr::RouteMss => other(elem.push_name(c"rt"), &[(1, VALUE), (2, RT_TCPMSS)]).end_nested(),
         Expr::SetMss => set_mss(elem.push_name(c"exthdr")).end_nested(),
         Expr::Masquerade => other(elem.push_name(c"masq"), &[]).end_nested(),
     }
+}
+
+fn compare<P: Pusher>(
+    elem: PushExprAttrs<PushExprListAttrs<P>>,
+    op: CmpOps,
+    value: &[u8],
+) -> PushExprListAttrs<P> {
+    let cmp = elem.nested_data_cmp().push_sreg(VALUE).push_op(op as u32);
+    cmp.nested_data().push_value(value).end_nested().end_nested().end_nested()
+}
+
+fn verdict<P: Pusher>(
+    elem: PushExprAttrs<PushExprListAttrs<P>>,
+    code: u32,
+    chain: Option<&str>,
+) -> PushExprListAttrs<P> {
+    let data = elem.nested_data_immediate().push_dreg(Registers::RegVerdict as u32);
+    let mut verdict = data.nested_data().nested_verdict().push_code(code);
+    if let Some(chain) = chain {
+        verdict = verdict.push_chain_bytes(chain.as_bytes());
+    }
+    verdict.end_nested().end_nested().end_nested().end_nested()
 }
 
 /// `NFT_FIB_RESULT_ADDRTYPE`; the bindings count these from 0, the kernel from 1.
@@ -392,19 +472,56 @@ fn other<P: Pusher>(mut elem: P, numbers: &[(u16, u32)]) -> P {
     elem
 }
 
-/// `exthdr`, which writes a TCP option: NFTA_EXTHDR_TYPE is one byte, the others are numbers.
-fn set_mss<P: Pusher>(mut elem: P) -> P {
+/// `lookup`; the bindings have other numbers than the kernel.
+fn lookup<P: Pusher>(mut elem: P, set: &str, is: bool) -> P {
+    const SET: u16 = 1;
+    const SREG: u16 = 2;
+    const FLAGS: u16 = 5;
+    let buffer = elem.as_vec_mut();
+    let at = push_nested_header(buffer, EXPR_DATA);
+    let mut name = set.as_bytes().to_vec();
+    name.push(0);
+    push_header(buffer, SET, u16::try_from(name.len()).unwrap_or_default());
+    name.resize(name.len().next_multiple_of(4), 0);
+    buffer.extend(name);
+    let flags = if is { 0 } else { LookupFlags::Invert as u32 };
+    for (kind, number) in [(SREG, VALUE), (FLAGS, flags)] {
+        push_header(buffer, kind, 4);
+        buffer.extend(number.to_be_bytes());
+    }
+    finalize_nested_header(buffer, at);
+    elem
+}
+
+/// `exthdr`, which writes a TCP option.
+fn set_mss<P: Pusher>(elem: P) -> P {
+    const SREG: u16 = 7;
+    exthdr(elem, MSS, (2, 2), [(EXTHDR_OP, TCP_OPTION), (SREG, VALUE)])
+}
+
+/// `exthdr`, which reads an extension header of IPv6, or with the flag whether there is one.
+fn extension<P: Pusher>(elem: P, header: u8, offset: u32, len: u32) -> P {
+    const DREG: u16 = 1;
+    const FLAGS: u16 = 5;
+    const PRESENT: u32 = 1;
+    let (len, flags) = if len == 0 { (1, PRESENT) } else { (len, 0) };
+    exthdr(elem, header, (offset, len), [(DREG, VALUE), (FLAGS, flags)])
+}
+
+/// `NFTA_EXTHDR_OP` and the one that is not zero.
+const EXTHDR_OP: u16 = 6;
+const TCP_OPTION: u32 = 1;
+
+/// NFTA_EXTHDR_TYPE is one byte, the others are numbers.
+fn exthdr<P: Pusher>(mut elem: P, kind: u8, (offset, len): (u32, u32), rest: [(u16, u32); 2]) -> P {
     const TYPE: u16 = 2;
     const OFFSET: u16 = 3;
     const LEN: u16 = 4;
-    const OP: u16 = 6;
-    const SREG: u16 = 7;
     let buffer = elem.as_vec_mut();
     let at = push_nested_header(buffer, EXPR_DATA);
     push_header(buffer, TYPE, 1);
-    buffer.extend([MSS, 0, 0, 0]);
-    // NFT_EXTHDR_OP_TCPOPT is 1.
-    for (kind, number) in [(OFFSET, 2u32), (LEN, 2), (OP, 1), (SREG, VALUE)] {
+    buffer.extend([kind, 0, 0, 0]);
+    for (kind, number) in [(OFFSET, offset), (LEN, len)].into_iter().chain(rest) {
         push_header(buffer, kind, 4);
         buffer.extend(number.to_be_bytes());
     }

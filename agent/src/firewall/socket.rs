@@ -7,6 +7,7 @@
 
 use std::{
     io::{self, Read},
+    mem::MaybeUninit,
     os::fd::AsFd,
     time::Duration,
 };
@@ -69,11 +70,24 @@ impl Socket {
         Ok(Self(socket))
     }
 
+    /// Takes what an earlier request left: not every kernel answers the end of a batch, so nobody waits for that.
+    fn forget_answers(&self) -> io::Result<()> {
+        let mut buffer = [MaybeUninit::uninit(); HEADER_LEN];
+        loop {
+            match self.0.recv_with_flags(&mut buffer, libc::MSG_DONTWAIT) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Carries a batch out: wholly, or not at all.
     pub(super) fn change(&self, batch: Batch) -> io::Result<()> {
         let Batch(mut chain) = batch;
         chain.request().op_batch_end_do(&batch_header());
         let chain = chain.finalize();
+        self.forget_answers()?;
         self.0.send(chain.payload())?;
         // The frame of the batch is not answered by every kernel; the last request is, after the others.
         let last = u32::try_from(chain.chain_len()).unwrap_or(u32::MAX).saturating_sub(1);
@@ -108,6 +122,7 @@ impl Socket {
 
     /// Sends one request that is answered to its end, and hands each part of the answer to `each`.
     pub(super) fn exchange(&self, request: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
+        self.forget_answers()?;
         self.0.send(request)?;
         let mut buffer = vec![0; PART];
         loop {

@@ -3,8 +3,14 @@
 //! Every function here works on the network namespace of the calling thread and waits for the kernel, which answers at
 //! once; see [`crate::netlink::netns::Netns::run`] for another namespace.
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
+
 use netlink_bindings::nftables::{
-    Chained, Nfgenmsg, OpGetgenDo, OpGetruleDump, OpGettableDump, PushRuleAttrs,
+    Chained, Nfgenmsg, ObjData, ObjectType, OpGetgenDo, OpGetobjDump, OpGetruleDump,
+    OpGetsetelemDump, OpGettableDump, PushRuleAttrs, PushSetelemListAttrs,
 };
 use netlink_bindings::{traits::NetlinkRequest, traits::Pusher};
 use nix::libc;
@@ -17,6 +23,46 @@ use super::{
 
 /// `NF_ACCEPT`.
 const ACCEPT: u32 = 1;
+/// Elements in one request: an attribute has 64 KiB at most, an element some 60 bytes.
+const ELEMENTS: usize = 256;
+
+/// What passes the table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// Packets that are routed.
+    #[default]
+    Inet,
+    /// Frames that are switched.
+    Bridge,
+}
+
+impl Family {
+    pub(super) fn number(self) -> u8 {
+        let number = match self {
+            Self::Inet => libc::NFPROTO_INET,
+            Self::Bridge => libc::NFPROTO_BRIDGE,
+        };
+        // INVARIANT: the kernel keeps it in eight bits.
+        u8::try_from(number).unwrap_or_default()
+    }
+
+    fn header(self) -> Nfgenmsg {
+        header(self.number().into())
+    }
+}
+
+/// Keys that rules look for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Set {
+    /// Its name.
+    pub name: &'static str,
+    /// How nft(8) shows its keys: its number of the type.
+    pub key_type: u32,
+    /// Bytes of a key.
+    pub key_len: u32,
+    /// The keys.
+    pub keys: BTreeSet<Vec<u8>>,
+}
 
 /// Where in a packet's way a chain stands (netfilter's hooks).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,9 +119,15 @@ pub struct Chain {
     pub rules: Vec<Rule>,
 }
 
-/// The table `inet vxmesh` of one network namespace.
+/// A table `vxmesh` of one network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
+    /// What passes it.
+    pub family: Family,
+    /// Counters that rules use by name.
+    pub counters: Vec<&'static str>,
+    /// Its sets.
+    pub sets: Vec<Set>,
     /// Its chains.
     pub chains: Vec<Chain>,
 }
@@ -86,13 +138,33 @@ impl Table {
     /// # Errors
     /// The kernel refuses it.
     pub fn replace(&self) -> Result<(), FirewallError> {
+        self.replace_by(&open("write", TABLE)?)
+    }
+
+    /// The same in the namespace to which a socket belongs.
+    pub(super) fn replace_by(&self, socket: &Socket) -> Result<(), FirewallError> {
         let mut batch = Batch::new();
-        clear(&mut batch);
-        for chain in &self.chains {
-            chain.create(&mut batch);
+        let family = self.family.header();
+        clear(&mut batch, &family);
+        for counter in &self.counters {
+            let mut request = batch.request().set_create().op_newobj_do(&family);
+            let object = request.encode().push_table_bytes(TABLE.as_bytes());
+            let object = object.push_name_bytes(counter.as_bytes());
+            drop(object.push_type(ObjectType::Counter as u32).nested_data_counter().end_nested());
         }
-        let failed = |error| FirewallError::new("write", TABLE, error);
-        Socket::open().map_err(failed)?.change(batch).map_err(failed)
+        for (set, id) in self.sets.iter().zip(1..) {
+            let mut request = batch.request().set_create().op_newset_do(&family);
+            let made = request.encode().push_table_bytes(TABLE.as_bytes());
+            let made = made.push_name_bytes(set.name.as_bytes()).push_flags(0).push_id(id);
+            drop(made.push_key_type(set.key_type).push_key_len(set.key_len));
+            drop(request);
+            let keys: Vec<&[u8]> = set.keys.iter().map(Vec::as_slice).collect();
+            add_keys(&mut batch, self.family, set.name, &keys);
+        }
+        for chain in &self.chains {
+            chain.create(&mut batch, &family);
+        }
+        socket.change(batch).map_err(|error| FirewallError::new("write", TABLE, error))
     }
 
     /// Whether the kernel has the table as it is here.
@@ -100,6 +172,11 @@ impl Table {
     /// # Errors
     /// The kernel does not answer.
     pub fn is_in_place(&self) -> Result<bool, FirewallError> {
+        self.is_in_place_by(&open("list", "rules")?)
+    }
+
+    /// The same in the namespace to which a socket belongs.
+    pub(super) fn is_in_place_by(&self, socket: &Socket) -> Result<bool, FirewallError> {
         let wanted: Vec<(String, Vec<u8>)> = self
             .chains
             .iter()
@@ -107,7 +184,15 @@ impl Table {
                 chain.rules.iter().map(|rule| (chain.name.to_owned(), rule.user_data()))
             })
             .collect();
-        Ok(rules(&inet())? == wanted)
+        if rules(socket, &self.family.header())? != wanted {
+            return Ok(false);
+        }
+        for set in &self.sets {
+            if keys(socket, self.family, set.name)? != set.keys {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Removes the table; none there is fine.
@@ -121,7 +206,11 @@ impl Table {
             return Ok(());
         }
         let mut batch = Batch::new();
-        batch.request().op_deltable_do(&inet()).encode().push_name_bytes(TABLE.as_bytes());
+        batch
+            .request()
+            .op_deltable_do(&Family::Inet.header())
+            .encode()
+            .push_name_bytes(TABLE.as_bytes());
         Socket::open().map_err(failed)?.change(batch).map_err(failed)
     }
 }
@@ -137,8 +226,8 @@ impl Chain {
         Self { name, base: Some(Base { kind, hook, priority }), rules }
     }
 
-    fn create(&self, batch: &mut Batch) {
-        let mut request = batch.request().set_create().op_newchain_do(&inet());
+    fn create(&self, batch: &mut Batch, family: &Nfgenmsg) {
+        let mut request = batch.request().set_create().op_newchain_do(family);
         let chain = request.encode().push_table_bytes(TABLE.as_bytes());
         let chain = chain.push_name_bytes(self.name.as_bytes());
         match self.base {
@@ -155,7 +244,7 @@ impl Chain {
         }
         drop(request);
         for rule in &self.rules {
-            let mut request = batch.request().set_create().set_append().op_newrule_do(&inet());
+            let mut request = batch.request().set_create().set_append().op_newrule_do(family);
             let place = request.encode().push_table_bytes(TABLE.as_bytes());
             write_rule(place.push_chain_bytes(self.name.as_bytes()), rule);
         }
@@ -169,17 +258,42 @@ pub(super) fn write_rule<P: Pusher>(place: PushRuleAttrs<P>, rule: &Rule) {
 }
 
 /// An empty table in place of what is there.
-fn clear(batch: &mut Batch) {
+fn clear(batch: &mut Batch, family: &Nfgenmsg) {
     // Making it first lets its removal succeed.
     let make = |batch: &mut Batch| {
-        let mut request = batch.request().set_create().op_newtable_do(&inet());
+        let mut request = batch.request().set_create().op_newtable_do(family);
         drop(request.encode().push_name_bytes(TABLE.as_bytes()));
     };
     make(batch);
-    let mut request = batch.request().op_deltable_do(&inet());
+    let mut request = batch.request().op_deltable_do(family);
     drop(request.encode().push_name_bytes(TABLE.as_bytes()));
     drop(request);
     make(batch);
+}
+
+/// Adds keys to a set of the table.
+pub(super) fn add_keys(batch: &mut Batch, family: Family, set: &str, keys: &[&[u8]]) {
+    for keys in keys.chunks(ELEMENTS) {
+        let mut request = batch.request().set_create().op_newsetelem_do(&family.header());
+        put_keys(request.encode(), set, keys);
+    }
+}
+
+/// Takes keys out of a set of the table; one that is not there fails the batch.
+pub(super) fn remove_keys(batch: &mut Batch, family: Family, set: &str, keys: &[&[u8]]) {
+    for keys in keys.chunks(ELEMENTS) {
+        let mut request = batch.request().op_delsetelem_do(&family.header());
+        put_keys(request.encode(), set, keys);
+    }
+}
+
+fn put_keys<P: Pusher>(place: PushSetelemListAttrs<P>, set: &str, keys: &[&[u8]]) {
+    let place = place.push_table_bytes(TABLE.as_bytes()).push_set_bytes(set.as_bytes());
+    let mut list = place.nested_elements();
+    for key in keys {
+        list = list.nested_elem().nested_key().push_value(key).end_nested().end_nested();
+    }
+    drop(list.end_nested());
 }
 
 pub(super) fn header(family: i32) -> Nfgenmsg {
@@ -188,8 +302,8 @@ pub(super) fn header(family: i32) -> Nfgenmsg {
     header
 }
 
-fn inet() -> Nfgenmsg {
-    header(libc::NFPROTO_INET)
+fn open(what: &'static str, name: &str) -> Result<Socket, FirewallError> {
+    Socket::open().map_err(|error| FirewallError::new(what, name, error))
 }
 
 /// The number of the kernel's ruleset, which every change of anybody raises.
@@ -197,50 +311,98 @@ fn inet() -> Nfgenmsg {
 /// # Errors
 /// The kernel does not answer.
 pub fn generation() -> Result<u32, FirewallError> {
+    generation_by(&open("look at", "state")?)
+}
+
+/// The same in the namespace to which a socket belongs.
+pub(super) fn generation_by(socket: &Socket) -> Result<u32, FirewallError> {
     let failed = |error| FirewallError::new("look at", "state", error);
     let mut question = Chained::new(1);
     question.request().op_getgen_do(&header(0));
     let mut generation = None;
-    let socket = Socket::open().map_err(failed)?;
     let answered = socket.ask(question, |part| {
         let (_, attributes) = OpGetgenDo::decode_reply(part);
         generation = attributes.get_id().ok();
     });
     answered.map_err(failed)?;
-    generation.ok_or_else(|| failed(std::io::Error::other("no answer")))
+    generation.ok_or_else(|| failed(io::Error::other("no answer")))
 }
 
 fn is_there() -> Result<bool, FirewallError> {
-    let failed = |error| FirewallError::new("list", "tables", error);
     let mut question = Chained::new(1);
-    question.request().op_gettable_dump(&inet());
+    question.request().op_gettable_dump(&Family::Inet.header());
     let mut found = false;
-    let answered = Socket::open().map_err(failed)?.ask(question, |part| {
+    let answered = open("list", "tables")?.ask(question, |part| {
         let (_, attributes) = OpGettableDump::decode_reply(part);
         found |= attributes.get_name().is_ok_and(|name| name.to_bytes() == TABLE.as_bytes());
     });
-    answered.map_err(failed)?;
+    answered.map_err(|error| FirewallError::new("list", "tables", error))?;
     Ok(found)
 }
 
 /// Chain and user data of each rule of our table, in the kernel's order.
-fn rules(family: &Nfgenmsg) -> Result<Vec<(String, Vec<u8>)>, FirewallError> {
-    let failed = |error| FirewallError::new("list", "rules", error);
+fn rules(socket: &Socket, family: &Nfgenmsg) -> Result<Vec<(String, Vec<u8>)>, FirewallError> {
     let mut question = Chained::new(1);
     let mut request = question.request().op_getrule_dump(family);
     drop(request.encode().push_table_bytes(TABLE.as_bytes()));
     drop(request);
     let mut rules = Vec::new();
-    let answered = Socket::open().map_err(failed)?.ask(question, |part| {
+    let answered = socket.ask(question, |part| {
         let (_, attributes) = OpGetruleDump::decode_reply(part);
         let chain = attributes.get_chain().map(|name| name.to_string_lossy().into_owned());
         let data = attributes.get_userdata().map(<[u8]>::to_vec);
         rules.push((chain.unwrap_or_default(), data.unwrap_or_default()));
     });
+    absent_is_empty(answered, "rules")?;
+    Ok(rules)
+}
+
+/// The keys in a set of our table.
+fn keys(socket: &Socket, family: Family, set: &str) -> Result<BTreeSet<Vec<u8>>, FirewallError> {
+    let mut question = Chained::new(1);
+    let mut request = question.request().op_getsetelem_dump(&family.header());
+    let place = request.encode().push_table_bytes(TABLE.as_bytes());
+    drop(place.push_set_bytes(set.as_bytes()));
+    drop(request);
+    let mut keys = BTreeSet::new();
+    let answered = socket.ask(question, |part| {
+        let (_, attributes) = OpGetsetelemDump::decode_reply(part);
+        let Ok(elements) = attributes.get_elements() else { return };
+        let values = elements.get_elem().filter_map(|element| {
+            let key = element.get_key().and_then(|key| key.get_value().map(<[u8]>::to_vec));
+            key.ok()
+        });
+        keys.extend(values);
+    });
+    absent_is_empty(answered, "sets")?;
+    Ok(keys)
+}
+
+/// What the counters of our tables have counted, by family and name.
+pub(super) fn counts(socket: &Socket) -> Result<BTreeMap<(u8, String), u64>, FirewallError> {
+    let mut question = Chained::new(1);
+    question.request().op_getobj_dump(&header(libc::NFPROTO_UNSPEC));
+    let mut counts = BTreeMap::new();
+    let answered = socket.ask(question, |part| {
+        let (header, object) = OpGetobjDump::decode_reply(part);
+        let ours = object.get_table().is_ok_and(|name| name.to_bytes() == TABLE.as_bytes());
+        if let (true, Ok(name), Ok(ObjData::Counter(counter))) =
+            (ours, object.get_name(), object.get_data())
+        {
+            let key = (header.nfgen_family, name.to_string_lossy().into_owned());
+            counts.insert(key, counter.get_packets().unwrap_or_default());
+        }
+    });
+    absent_is_empty(answered, "counters")?;
+    Ok(counts)
+}
+
+/// No table of ours has nothing of ours.
+fn absent_is_empty(answered: io::Result<()>, what: &str) -> Result<(), FirewallError> {
     match answered {
-        // No table of ours is no rule of ours.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(failed(error)),
-        Ok(()) => Ok(rules),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(FirewallError::new("list", what, error))
+        }
+        Ok(()) | Err(_) => Ok(()),
     }
 }

@@ -435,7 +435,8 @@ async fn clear(links: &Links) -> Result<(), OverlayError> {
 }
 
 /// The outer end of an endpoint's cable: 12 characters of the 15 that a name may have.
-fn port_name(endpoint: EndpointId) -> String {
+#[must_use]
+pub fn port_name(endpoint: EndpointId) -> String {
     let short = endpoint.short();
     format!("v{}", short.get(..11).unwrap_or(&short))
 }

@@ -295,7 +295,7 @@ mod tests {
 
     struct AnyCa;
 
-    impl vxmesh_proto::object::Certifier for AnyCa {
+    impl object::Certifier for AnyCa {
         fn certified_key(&self, certificate: &[u8]) -> Option<[u8; 32]> {
             certificate.try_into().ok()
         }
@@ -337,6 +337,7 @@ mod tests {
             mtu: 1390,
             subnets: vec![subnet("10.1.0.0/24", "10.1.0.1")],
             internal: false,
+            isolated: false,
             dns: Vec::new(),
             labels: BTreeMap::new(),
             blocks: Vec::new(),

@@ -80,6 +80,7 @@ pub fn spec_of(id: NetworkId, network: &Network) -> NetworkSpec {
             ips: network.subnets.iter().map(|subnet| subnet.gateway).collect(),
         },
         subnets: network.subnets.iter().map(|subnet| subnet.cidr).collect(),
+        isolated: network.isolated,
     }
 }
 

@@ -293,6 +293,7 @@ pub(crate) fn networks() -> Vec<Network> {
             }],
             internal: false,
             options: Default::default(),
+            isolated: false,
             way: None,
             endpoints: Vec::new(),
             warnings: Vec::new(),

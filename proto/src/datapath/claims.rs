@@ -20,7 +20,7 @@ use super::DropReason;
 use crate::{
     tables::{NetworkTable, Row},
     wire::{
-        Arp, Ethernet, Fragment, ICMPV6, IGMP, Ipv4, Ipv6, UDP, Upper, arp, ethernet,
+        Arp, Ethernet, Fragment, ICMP, ICMPV6, IGMP, Ipv4, Ipv6, UDP, Upper, arp, ethernet,
         nd::{Message, NotNd},
     },
 };
@@ -29,6 +29,8 @@ const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
 const DHCP6_SERVER: u16 = 547;
 const DHCP6_CLIENT: u16 = 546;
+/// RFC 792: take another way.
+const ICMP_REDIRECT: u8 = 5;
 /// Multicast listener reports and "done" (RFC 2710 section 3, RFC 3810 section 5.2).
 const MLD: [u8; 3] = [131, 132, 143];
 
@@ -72,6 +74,19 @@ pub(super) fn check<P>(
     }
 }
 
+/// Source and destination of the packet, if it is one. What is malformed was refused before.
+pub(super) fn addresses(eth: &Ethernet<'_>) -> Option<(IpAddr, IpAddr)> {
+    match eth.ethertype {
+        ethernet::IPV4 => {
+            Ipv4::parse(eth.payload).map(|ip| (ip.source.into(), ip.destination.into()))
+        }
+        ethernet::IPV6 => {
+            Ipv6::parse(eth.payload).map(|ip| (ip.source.into(), ip.destination.into()))
+        }
+        _ => None,
+    }
+}
+
 fn check_ipv4<P>(
     table: &NetworkTable<P>,
     row: &Row<P>,
@@ -79,6 +94,9 @@ fn check_ipv4<P>(
 ) -> Result<Content, DropReason> {
     let ip = Ipv4::parse(eth.payload).ok_or(DropReason::MalformedIp)?;
     refuse_dhcp(&ip.upper, DHCP_SERVER, DHCP_CLIENT)?;
+    if is_redirect(&ip.upper) {
+        return Err(DropReason::Redirect);
+    }
     let nameless = ip.source == Ipv4Addr::UNSPECIFIED && ip.upper.protocol == IGMP;
     if !nameless && !table.carries(row, IpAddr::V4(ip.source)) {
         return Err(DropReason::IpSpoofed);
@@ -151,6 +169,12 @@ fn check_arp<P>(
     let honest =
         arp.sender_mac == eth.source && (probe || table.owns(row, IpAddr::V4(arp.sender_ip)));
     if honest { Ok(Content::Arp(arp)) } else { Err(DropReason::ArpSpoofed) }
+}
+
+fn is_redirect(upper: &Upper<'_>) -> bool {
+    upper.protocol == ICMP
+        && upper.fragment != Fragment::Later
+        && upper.payload.first() == Some(&ICMP_REDIRECT)
 }
 
 fn refuse_dhcp(upper: &Upper<'_>, server: u16, client: u16) -> Result<(), DropReason> {

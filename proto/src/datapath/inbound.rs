@@ -5,9 +5,10 @@
 //! 3. Ethernet: whole, untagged, to no reserved group.
 //! 4. Source: the peer owns the source MAC; what the frame says about its source is true ([`super::claims`]).
 //! 5. MTU: it fits the network.
-//! 6. Destination: a local endpoint, or a group. A frame from the mesh never goes back into it (split horizon).
+//! 6. Destination: a local endpoint, or a group. A frame from the mesh never goes back into it (split horizon). Where the network
+//!    keeps endpoints from each other, only from or to a node itself ([`super::isolation`]).
 
-use super::{DropReason, Verdict, claims};
+use super::{DropReason, Verdict, claims, isolation};
 use crate::{
     addr::{MacAddr, NodeId, Vni},
     tables::{NetworkTable, Place},
@@ -63,7 +64,8 @@ fn judge<P>(table: &NetworkTable<P>, from: &NodeId, frame: &[u8]) -> Result<(), 
     if frame.len() > usize::from(table.spec().mtu) + ethernet::HEADER_LEN {
         return Err(DropReason::TooBig); // 5
     }
-    destination(table, eth.destination) // 6
+    destination(table, eth.destination)?; // 6
+    isolation::check(table, row, &eth)
 }
 
 fn destination<P>(table: &NetworkTable<P>, mac: MacAddr) -> Result<(), DropReason> {

@@ -10,6 +10,7 @@
 mod claims;
 pub mod coalesce;
 mod inbound;
+mod isolation;
 mod outbound;
 mod reason;
 mod segments;

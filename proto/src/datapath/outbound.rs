@@ -5,7 +5,8 @@
 //! 3. Neighbours: ARP (RFC 826) and neighbour solicitations (RFC 4861) for remote endpoints are answered from the
 //!    table; none crosses the mesh.
 //! 4. MTU: each packet fits the network.
-//! 5. Destination: one peer by the Fdb, or every member for groups, as often as the limits allow.
+//! 5. Destination: one peer by the Fdb, or every member for groups, as often as the limits allow. Where the network keeps
+//!    endpoints from each other, only a node itself ([`super::isolation`]).
 //! 6. Checksum: what leaves is complete, and still true about its source.
 //!
 //! Unknown unicast is never flooded: the table knows every endpoint.
@@ -18,6 +19,7 @@ use std::{
 use super::{
     DropReason, SuperFrame, Verdict,
     claims::{self, Content},
+    isolation,
 };
 use crate::{
     addr::MacAddr,
@@ -105,7 +107,7 @@ fn judge<'t, P>(
     let eth = claims::ethernet(frame.bytes)?; // 1
     let row = source(table, eth.source)?; // 2
     let content = claims::check(table, row, &eth)?;
-    if let Some(answer) = neighbor(table, &eth, &content)? {
+    if let Some(answer) = neighbor(table, row, &eth, &content)? {
         answer.write(scratch); // 3
         return Ok(Verdict::Hairpin);
     }
@@ -114,9 +116,9 @@ fn judge<'t, P>(
         return Err(DropReason::TooBig);
     }
     if eth.destination.is_group() {
-        flood(table, row, now) // 5
+        flood(table, row, &eth, now) // 5
     } else {
-        forward(table, eth.destination)
+        forward(table, row, &eth)
     }
 }
 
@@ -147,18 +149,20 @@ impl Answer {
 /// Step 3: the answer to a question about a remote endpoint. Other frames go on, if they are needed.
 fn neighbor<P>(
     table: &NetworkTable<P>,
+    row: &Row<P>,
     eth: &Ethernet<'_>,
     content: &Content,
 ) -> Result<Option<Answer>, DropReason> {
     match content {
-        Content::Arp(arp) => answer_arp(table, eth, arp),
-        Content::Nd(message, asker) => answer_nd(table, eth, message, *asker),
+        Content::Arp(arp) => answer_arp(table, row, eth, arp),
+        Content::Nd(message, asker) => answer_nd(table, row, eth, (message, *asker)),
         Content::Other => Ok(None),
     }
 }
 
 fn answer_arp<P>(
     table: &NetworkTable<P>,
+    row: &Row<P>,
     eth: &Ethernet<'_>,
     arp: &Arp,
 ) -> Result<Option<Answer>, DropReason> {
@@ -167,7 +171,7 @@ fn answer_arp<P>(
     }
     match arp.operation {
         Operation::Request => {
-            let mac = remote_neighbor(table, IpAddr::V4(arp.target_ip))?;
+            let mac = remote_neighbor(table, row, IpAddr::V4(arp.target_ip))?;
             Ok(Some(Answer::Arp(arp.reply_from(mac))))
         }
         Operation::Reply if eth.destination.is_group() => Err(DropReason::Announcement),
@@ -177,13 +181,13 @@ fn answer_arp<P>(
 
 fn answer_nd<P>(
     table: &NetworkTable<P>,
+    row: &Row<P>,
     eth: &Ethernet<'_>,
-    message: &Message,
-    asker: Ipv6Addr,
+    (message, asker): (&Message, Ipv6Addr),
 ) -> Result<Option<Answer>, DropReason> {
     match message {
         Message::Solicitation { target, .. } => {
-            let mac = remote_neighbor(table, IpAddr::V6(*target))?;
+            let mac = remote_neighbor(table, row, IpAddr::V6(*target))?;
             // Whoever only wants to know whether the address is taken has none to be answered at.
             let asker = (!asker.is_unspecified()).then_some((asker, eth.source));
             Ok(Some(Answer::Nd(Advertisement { target: *target, mac, asker })))
@@ -199,7 +203,11 @@ fn answer_nd<P>(
 }
 
 /// The MAC of the remote endpoint that has this address.
-fn remote_neighbor<P>(table: &NetworkTable<P>, ip: IpAddr) -> Result<MacAddr, DropReason> {
+fn remote_neighbor<P>(
+    table: &NetworkTable<P>,
+    asker: &Row<P>,
+    ip: IpAddr,
+) -> Result<MacAddr, DropReason> {
     if table.spec().is_gateway(ip) {
         return Err(DropReason::AnsweredLocally);
     }
@@ -210,6 +218,7 @@ fn remote_neighbor<P>(table: &NetworkTable<P>, ip: IpAddr) -> Result<MacAddr, Dr
     }
     match row.place {
         Place::Local => Err(DropReason::AnsweredLocally),
+        Place::Remote(_) if !isolation::may_meet(table, asker, row) => Err(DropReason::Isolated),
         Place::Remote(_) => Ok(row.mac),
     }
 }
@@ -218,11 +227,13 @@ fn remote_neighbor<P>(table: &NetworkTable<P>, ip: IpAddr) -> Result<MacAddr, Dr
 fn flood<'t, P>(
     table: &'t NetworkTable<P>,
     row: &Row<P>,
+    eth: &Ethernet<'_>,
     now: Instant,
 ) -> Result<Verdict<'t, P>, DropReason> {
     if table.members().is_empty() {
         return Err(DropReason::NoMembers);
     }
+    isolation::check(table, row, eth)?;
     if !table.admit_flood(row, now) {
         return Err(DropReason::FloodLimited);
     }
@@ -230,12 +241,20 @@ fn flood<'t, P>(
 }
 
 /// Step 5, one endpoint: its peer.
-fn forward<P>(table: &NetworkTable<P>, mac: MacAddr) -> Result<Verdict<'_, P>, DropReason> {
+fn forward<'t, P>(
+    table: &'t NetworkTable<P>,
+    row: &Row<P>,
+    eth: &Ethernet<'_>,
+) -> Result<Verdict<'t, P>, DropReason> {
+    let mac = eth.destination;
     if mac == table.spec().gateway.mac {
         return Err(DropReason::LocalDestination);
     }
     match &table.fdb(mac).ok_or(DropReason::FdbUnknown)?.place {
         Place::Local => Err(DropReason::LocalDestination),
-        Place::Remote(peer) => Ok(Verdict::Forward(peer)),
+        Place::Remote(peer) => {
+            isolation::check(table, row, eth)?;
+            Ok(Verdict::Forward(peer))
+        }
     }
 }

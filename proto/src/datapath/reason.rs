@@ -86,6 +86,8 @@ drop_reasons! {
     FdbUnknown = "fdb_unknown", lost;
     /// To the gateway or an endpoint of this host: the bridge delivers it.
     LocalDestination = "local_destination", benign;
+    /// From one endpoint to another, in a network that keeps them apart.
+    Isolated = "isolated", lost;
     /// To everybody, where nobody else is.
     NoMembers = "no_members", benign;
     /// To everybody, more often than the endpoint or the network may.

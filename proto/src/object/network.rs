@@ -15,6 +15,12 @@ use crate::{
 };
 
 const DOMAIN: &[u8] = b"vxmesh network 1\0";
+const ISOLATED_DOMAIN: &[u8] = b"vxmesh isolated network 1\0";
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+const fn is_false(value: &bool) -> bool {
+    !*value
+}
 
 /// One subnet of a network.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -100,6 +106,9 @@ pub struct Network {
     /// Whether it has no way to the outside.
     #[serde(rename = "p", default)]
     pub internal: bool,
+    /// Whether endpoints are kept from each other. Fixed.
+    #[serde(rename = "z", default, skip_serializing_if = "is_false")]
+    pub isolated: bool,
     /// Who answers for names that are not the mesh's; the hosts' own name servers otherwise.
     #[serde(rename = "q", default, skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<IpAddr>,
@@ -126,7 +135,10 @@ impl Network {
         );
         // INVARIANT: these types have no map with keys other than strings, so JSON can hold them.
         let json = serde_json::to_vec(&fixed).unwrap_or_default();
-        let hash = digest::digest(&digest::SHA256, &[DOMAIN, json.as_slice()].concat());
+        // Other networks keep the ids that they had before there were such, and a node that does not know the field refuses the
+        // network rather than let its endpoints talk.
+        let domain = if self.isolated { ISOLATED_DOMAIN } else { DOMAIN };
+        let hash = digest::digest(&digest::SHA256, &[domain, json.as_slice()].concat());
         let mut id = [0; 16];
         for (to, from) in id.iter_mut().zip(hash.as_ref()) {
             *to = *from;
@@ -146,6 +158,8 @@ impl Network {
             "subnets"
         } else if self.blocks != other.blocks {
             "blocks"
+        } else if self.isolated != other.isolated {
+            "isolated"
         } else if self.creator != other.creator {
             "creator"
         } else {

@@ -58,6 +58,7 @@ fn network(seed: u8, name: &str, vni: u32) -> Network {
             Subnet::whole("fd00:1::/64".parse().unwrap(), "fd00:1::1".parse().unwrap()),
         ],
         internal: false,
+        isolated: false,
         dns: Vec::new(),
         labels: [("k".to_owned(), "wörd".to_owned())].into(),
         blocks: vec![

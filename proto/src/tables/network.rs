@@ -34,6 +34,8 @@ pub struct NetworkSpec {
     pub gateway: Gateway,
     /// Where endpoints have their addresses.
     pub subnets: Vec<IpNet>,
+    /// Whether endpoints are kept from each other.
+    pub isolated: bool,
 }
 
 /// The anycast gateway: the same on every host, so nothing of it crosses the wire.

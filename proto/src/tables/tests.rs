@@ -38,6 +38,7 @@ pub(crate) fn spec() -> NetworkSpec {
         mtu: 1390,
         gateway: Gateway { mac: mac(0xfe), ips: vec![ip("10.0.0.1"), ip("fd00::1")] },
         subnets: vec!["10.0.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()],
+        isolated: false,
     }
 }
 

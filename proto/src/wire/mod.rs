@@ -21,7 +21,7 @@ pub use arp::Arp;
 pub use ethernet::Ethernet;
 pub use ipv4::Ipv4;
 pub use ipv6::Ipv6;
-pub use upper::{Fragment, ICMPV6, IGMP, TCP, UDP, Upper};
+pub use upper::{Fragment, ICMP, ICMPV6, IGMP, TCP, UDP, Upper};
 
 /// `N` bytes at `at`, if the slice has them.
 pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {

@@ -7,6 +7,8 @@ use super::be16;
 pub const TCP: u8 = 6;
 /// UDP.
 pub const UDP: u8 = 17;
+/// ICMP for IPv4 (RFC 792).
+pub const ICMP: u8 = 1;
 /// IGMP (RFC 3376).
 pub const IGMP: u8 = 2;
 /// ICMP for IPv6 (RFC 4443).

@@ -1,0 +1,116 @@
+//! The guarded ports of the networks that are here: what a sandbox may say, and what was refused (`crate::firewall::guard`).
+
+use std::collections::BTreeMap;
+
+use tracing::{debug, info, warn};
+use vxmesh_proto::{
+    addr::{EndpointId, NetworkId},
+    datapath::DropReason,
+    object,
+};
+
+use super::{
+    endpoints::Stored,
+    mesh::{Mesh, failed, lock},
+};
+use crate::{
+    api::ApiError,
+    datapath::drops::DropKey,
+    firewall::{FirewallError, guard::Rules, guarded::GuardedPorts, table::Family},
+    netlink::overlay::{Overlay, port_name},
+    reconcile::tables::gateway_mac,
+};
+
+fn refused(error: FirewallError) -> ApiError {
+    failed(error, "no sandbox is plugged in unguarded: does the kernel have nf_tables for bridges?")
+}
+
+impl Mesh {
+    /// Guards the ports of a network that comes to this host, those of the agent's last life among them.
+    pub(super) fn guard_network(
+        &self,
+        overlay: &Overlay,
+        id: NetworkId,
+        network: &object::Network,
+    ) -> Result<(), ApiError> {
+        let stored = self.stored_endpoints()?;
+        let attached = stored.iter().filter(|other| other.network == id && other.is_attached());
+        let ports: BTreeMap<_, _> = attached.map(|e| (port_name(e.id), e.port())).collect();
+        let rules = Rules { gateway: gateway_mac(id), isolated: network.isolated };
+        let guarded = GuardedPorts::open(overlay.netns(), rules, ports).map_err(refused)?;
+        lock(&self.guards).insert(id, guarded);
+        Ok(())
+    }
+
+    /// Lets an endpoint speak; before its port is there.
+    pub(super) fn guard_port(&self, endpoint: &Stored) -> Result<(), ApiError> {
+        let mut guards = lock(&self.guards);
+        let guarded = guards.get_mut(&endpoint.network);
+        guarded
+            .map_or(Ok(()), |guarded| guarded.admit(port_name(endpoint.id), endpoint.port()))
+            .map_err(refused)
+    }
+
+    /// Forgets an endpoint whose port is gone.
+    pub(super) fn unguard_port(&self, network: NetworkId, endpoint: EndpointId) {
+        if let Some(guarded) = lock(&self.guards).get_mut(&network)
+            && let Err(error) = guarded.forget(&port_name(endpoint))
+        {
+            // It lets nobody in: the port is gone, and its name never comes again.
+            debug!(%endpoint, %error, "the keys of a port stay");
+        }
+    }
+
+    /// Lets the rules of a network go, whose namespace goes.
+    pub(super) fn unguard_network(&self, id: NetworkId) {
+        self.count_refused();
+        lock(&self.guards).remove(&id);
+    }
+
+    /// Puts back what somebody took away. Whether anybody changed rules in the network's namespace.
+    pub(super) fn keep_guard(&self, id: NetworkId, network: &object::Network) -> bool {
+        let mut guards = lock(&self.guards);
+        let Some(guarded) = guards.get_mut(&id) else { return false };
+        match guarded
+            .is_stale()
+            .and_then(|stale| if stale { guarded.mend().map(Some) } else { Ok(None) })
+        {
+            Ok(None) => return false,
+            Ok(Some(true)) => {
+                info!(network = %network.name, "the rules that guard the network's ports were changed, and are back");
+            }
+            Ok(Some(false)) => {}
+            Err(error) => {
+                warn!(network = %network.name, %error, "the network's ports are not guarded as they should be");
+            }
+        }
+        true
+    }
+
+    /// The rules for what a network routes were written anew, and count from zero.
+    pub(super) fn rules_replaced(&self, id: NetworkId) {
+        if let Some(guarded) = lock(&self.guards).get_mut(&id) {
+            guarded.count_anew(Family::Inet);
+        }
+    }
+
+    /// Adds what the rules refused to the counters of the data path.
+    pub(super) fn count_refused(&self) {
+        for (id, guarded) in lock(&self.guards).iter_mut() {
+            let dropped = match guarded.dropped() {
+                Ok(dropped) => dropped,
+                Err(error) => {
+                    debug!(network = %id, %error, "the rules' counters cannot be read");
+                    continue;
+                }
+            };
+            for (name, count) in dropped {
+                if let Some(reason) = DropReason::ALL.iter().find(|reason| reason.as_str() == name)
+                {
+                    let key = DropKey { reason: reason.as_str(), network: Some(*id), peer: None };
+                    self.plane.drops().add(key, count);
+                }
+            }
+        }
+    }
+}

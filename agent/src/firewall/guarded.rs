@@ -1,0 +1,140 @@
+//! The guarded ports of one network, as they are in the kernel: [`GuardedPorts`].
+//!
+//! It keeps a socket of the network's namespace open, so that a port comes and goes with one request, and what was dropped can be
+//! asked for at any time. The rules stay while the agent is away, and the next one adopts them without a gap.
+
+use std::collections::BTreeMap;
+
+use super::{
+    FirewallError, TABLE,
+    guard::{self, Port, Rules, keys},
+    socket::{Batch, Socket},
+    table::{Family, add_keys, counts, generation_by, remove_keys},
+};
+use crate::netlink::netns::Netns;
+
+/// The guarded ports of a network.
+pub struct GuardedPorts {
+    socket: Socket,
+    rules: Rules,
+    ports: BTreeMap<String, Port>,
+    /// The number of the kernel's ruleset when all was last as it should be.
+    generation: Option<u32>,
+    /// What the counters said last.
+    counted: BTreeMap<(u8, String), u64>,
+}
+
+impl std::fmt::Debug for GuardedPorts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuardedPorts").field("ports", &self.ports).finish_non_exhaustive()
+    }
+}
+
+impl GuardedPorts {
+    /// Guards these ports in a namespace; rules that are there already stay if they are the same.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, or the kernel refuses the rules.
+    pub fn open(
+        netns: &Netns,
+        rules: Rules,
+        ports: BTreeMap<String, Port>,
+    ) -> Result<Self, FirewallError> {
+        let socket = netns.run(Socket::open);
+        let socket = socket.map_err(|error| FirewallError::new("reach", TABLE, error))?;
+        let counted = BTreeMap::new();
+        let mut guarded = Self { socket, rules, ports, generation: None, counted };
+        guarded.mend()?;
+        Ok(guarded)
+    }
+
+    /// Lets a port speak with these addresses and no others.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn admit(&mut self, name: String, port: Port) -> Result<(), FirewallError> {
+        if self.ports.get(&name) == Some(&port) {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        if let Some(before) = self.ports.get(&name) {
+            change(&mut batch, &name, before, remove_keys);
+        }
+        change(&mut batch, &name, &port, add_keys);
+        self.ports.insert(name, port);
+        self.carry_out(batch)
+    }
+
+    /// Lets a port say nothing any more.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn forget(&mut self, name: &str) -> Result<(), FirewallError> {
+        let Some(port) = self.ports.remove(name) else { return Ok(()) };
+        let mut batch = Batch::new();
+        change(&mut batch, name, &port, remove_keys);
+        self.carry_out(batch)
+    }
+
+    /// Somebody may have changed what a change builds upon: then all is written.
+    fn carry_out(&mut self, batch: Batch) -> Result<(), FirewallError> {
+        self.socket.change(batch).or_else(|_refused| self.mend().map(drop))
+    }
+
+    /// Whether anybody changed any rule in the namespace since all was last as it should be.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn is_stale(&self) -> Result<bool, FirewallError> {
+        Ok(self.generation != Some(generation_by(&self.socket)?))
+    }
+
+    /// Puts back what is not as it should be. Whether something was not.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn mend(&mut self) -> Result<bool, FirewallError> {
+        // A change in between raises the number once more, and all is looked at again.
+        let generation = generation_by(&self.socket)?;
+        let table = guard::table(self.rules, &self.ports);
+        if table.is_in_place_by(&self.socket)? {
+            self.generation = Some(generation);
+            return Ok(false);
+        }
+        self.generation = None;
+        table.replace_by(&self.socket)?;
+        self.count_anew(Family::Bridge);
+        Ok(true)
+    }
+
+    /// The table of this family is a new one, and so are its counters.
+    pub fn count_anew(&mut self, family: Family) {
+        self.counted.retain(|(of, _name), _count| *of != family.number());
+    }
+
+    /// What was dropped since the last time, by reason, in all tables of ours.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn dropped(&mut self) -> Result<BTreeMap<String, u64>, FirewallError> {
+        let counts = counts(&self.socket)?;
+        let mut dropped = BTreeMap::new();
+        for (key, count) in &counts {
+            let before = self.counted.get(key).copied().unwrap_or_default();
+            // A smaller one is that of a new table.
+            let more = if *count < before { *count } else { *count - before };
+            if more > 0 {
+                *dropped.entry(key.1.clone()).or_default() += more;
+            }
+        }
+        self.counted = counts;
+        Ok(dropped)
+    }
+}
+
+/// Adds or removes what lets a port speak.
+fn change(batch: &mut Batch, name: &str, port: &Port, how: fn(&mut Batch, Family, &str, &[&[u8]])) {
+    for (set, key) in keys(name, port) {
+        how(batch, Family::Bridge, set, &[&key]);
+    }
+}
