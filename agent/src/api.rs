@@ -204,9 +204,13 @@ pub struct Network {
     pub vni: Vni,
     /// Whether frames are sealed.
     pub encrypted: bool,
+    /// VTEPs without an agent, where frames are not sealed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vteps: Vec<IpAddr>,
     /// MTU inside.
     pub mtu: u16,
-    /// `active`, or `conflict`: an older network has the name or the VNI, and this one forwards nothing.
+    /// `active`; or `conflict`: an older network has the name or the VNI, and this one forwards nothing; or, only for one
+    /// network at a time, `degraded`: the host that answers does not get its plain port.
     pub state: String,
     /// Its subnets.
     pub subnets: Vec<Subnet>,
@@ -222,9 +226,25 @@ pub struct Network {
     /// The endpoints in it that this node knows. Only for one network at a time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<Endpoint>,
+    /// Its plain frames on the host that answers; nothing in lists, and where it has no endpoint or is encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plain: Option<Plain>,
     /// What works, but not as it may be thought. Only for one network at a time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+}
+
+/// A plain network on one host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plain {
+    /// UDP port.
+    pub port: u16,
+    /// Why the port is not open, if it is not.
+    pub fault: Option<String>,
+    /// MAC addresses that were learned from static VTEPs.
+    pub learned: usize,
+    /// How often one was not learned because there was no room.
+    pub learn_refused: u64,
 }
 
 /// A network's way out of one host and in.
@@ -267,6 +287,12 @@ pub struct NetworkSpec {
     /// Addresses that no endpoint gets, and what has them.
     #[serde(default)]
     pub aux_addresses: BTreeMap<String, IpAddr>,
+    /// Whether frames are sealed; never changes.
+    #[serde(default = "yes")]
+    pub encrypted: bool,
+    /// VTEPs without an agent, where frames are not sealed.
+    #[serde(default)]
+    pub vteps: Vec<IpAddr>,
     /// MTU inside.
     #[serde(default)]
     pub mtu: Option<u16>,
@@ -282,6 +308,10 @@ pub struct NetworkSpec {
     /// Free-form labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 /// `vxmesh network extend`.

@@ -56,7 +56,7 @@ impl Row for Network {
         vec![
             self.id.short(),
             self.name.to_string(),
-            self.driver.clone(),
+            if self.encrypted { self.driver.clone() } else { format!("{} (plain)", self.driver) },
             self.vni.to_string(),
             self.mtu.to_string(),
             self.state.clone(),

@@ -281,6 +281,7 @@ pub(crate) fn networks() -> Vec<Network> {
             driver: "overlay".into(),
             vni: Vni::new(u32::from(rest)).unwrap(),
             encrypted: true,
+            vteps: Vec::new(),
             mtu: 1390,
             state: "active".into(),
             dns: Vec::new(),
@@ -293,6 +294,7 @@ pub(crate) fn networks() -> Vec<Network> {
             internal: false,
             way: None,
             endpoints: Vec::new(),
+            plain: None,
             warnings: Vec::new(),
         }
     };

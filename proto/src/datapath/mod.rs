@@ -11,6 +11,7 @@ mod claims;
 pub mod coalesce;
 mod inbound;
 mod outbound;
+pub mod plain;
 mod reason;
 mod segments;
 mod superframe;
