@@ -80,7 +80,7 @@ fn removed_and_leaves(lab: &Lab, host: &str, network: &str) -> Result<()> {
     refused(lab, host, &attach, &["was removed from the mesh", "vxmesh leave"])?;
     refused(lab, host, &["network", "create", "other"], &["was removed from the mesh"])?;
     ensure!(lab.json(host, &["peer", "ls"])? == json!([]), "it has sessions");
-    let log = std::fs::read_to_string(lab.dir().join(host).join("agent.log"))?;
+    let log = lab.log(host)?;
     ensure!(log.contains("this node was removed from the mesh"), "{log}");
     lab.vx(host, &["leave"])?;
     ensure!(lab.pins(host)?.is_empty(), "something is left");
