@@ -6,6 +6,7 @@ mod connection;
 mod driver;
 mod ipam;
 mod mode;
+mod network;
 
 use std::{
     collections::BTreeMap,
@@ -16,12 +17,13 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use vxmesh_proto::addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId, Vni};
+use vxmesh_proto::addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId};
 
 pub use self::connection::{Connection, ConnectionError, Connections, SandboxNetwork};
 pub use self::ipam::{
     AddressBlock, AddressOwner, AddressPool, NetworkPools, PoolDetail, RestingAddress,
 };
+pub use self::network::{ExtendSpec, Network, NetworkSpec, Overlap, Plain, Subnet, Way};
 pub use self::{driver::Driver, mode::Mode};
 use crate::{firewall::rule::Protocol, gateway::publish::Publish};
 
@@ -177,149 +179,6 @@ pub struct Peer {
     pub rx_bytes: u64,
     /// Sealed bytes sent.
     pub tx_bytes: u64,
-}
-
-/// One subnet of a network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Subnet {
-    /// The prefix.
-    pub cidr: IpNet,
-    /// The anycast gateway address.
-    pub gateway: IpAddr,
-    /// The part of it from which addresses are chosen, where that is not all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ip_range: Option<IpNet>,
-    /// Addresses that no endpoint gets, and what has them.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub aux_addresses: BTreeMap<String, IpAddr>,
-}
-
-/// `vxmesh network ls|inspect`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Network {
-    /// Stable id.
-    pub id: NetworkId,
-    /// Its name.
-    pub name: Name,
-    /// As [`Driver`].
-    pub driver: String,
-    /// `mesh`: all hosts have it; `local`: the host that answers.
-    #[serde(default)]
-    pub scope: String,
-    /// Number on the wire, of networks that are in the whole mesh.
-    pub vni: Option<Vni>,
-    /// Whether frames are sealed.
-    pub encrypted: bool,
-    /// MTU inside.
-    pub mtu: u16,
-    /// `active`, or `conflict`: an older network has the name or the VNI, and this one forwards nothing.
-    pub state: String,
-    /// Its subnets.
-    pub subnets: Vec<Subnet>,
-    /// Who answers for names that are not the mesh's; with none given, the hosts' own name servers.
-    #[serde(default)]
-    pub dns: Vec<IpAddr>,
-    /// Whether it has no way out.
-    #[serde(default)]
-    pub internal: bool,
-    /// What its driver was told.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub options: BTreeMap<String, String>,
-    /// Whether endpoints are kept from each other.
-    #[serde(default)]
-    pub isolated: bool,
-    /// Its way out of the host that answers; nothing in lists, and where the network is internal or has no endpoint.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub way: Option<Way>,
-    /// The endpoints in it that this node knows. Only for one network at a time.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub endpoints: Vec<Endpoint>,
-    /// What works, but not as it may be thought. Only for one network at a time.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub warnings: Vec<String>,
-}
-
-/// A network's way out of one host and in.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Way {
-    /// The host's end of the cable, once there is one.
-    pub uplink: Option<String>,
-    /// The host's own addresses in the network.
-    pub node_ips: Vec<IpNet>,
-    /// Subnets that the host itself does not reach.
-    pub unreached: Vec<Overlap>,
-    /// What is wrong, if anything.
-    pub fault: Option<String>,
-}
-
-/// A subnet that a route of the host overlaps.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Overlap {
-    /// The subnet.
-    pub subnet: IpNet,
-    /// The route that was there before.
-    pub route: IpNet,
-}
-
-/// `vxmesh network create`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NetworkSpec {
-    /// Its name.
-    pub name: Name,
-    /// What carries it.
-    #[serde(default)]
-    pub driver: Driver,
-    /// What its driver is told.
-    #[serde(default)]
-    pub options: BTreeMap<String, String>,
-    /// Subnets; with none given a free private IPv4 and a free unique-local IPv6 subnet are chosen.
-    #[serde(default)]
-    pub subnets: Vec<IpNet>,
-    /// Gateways, each inside one of the subnets; the first address of a subnet otherwise.
-    #[serde(default)]
-    pub gateways: Vec<IpAddr>,
-    /// Parts of subnets, one of each at most, from which addresses are chosen; all others are given to who names them.
-    #[serde(default)]
-    pub ip_ranges: Vec<IpNet>,
-    /// Addresses that no endpoint gets, and what has them.
-    #[serde(default)]
-    pub aux_addresses: BTreeMap<String, IpAddr>,
-    /// MTU inside.
-    #[serde(default)]
-    pub mtu: Option<u16>,
-    /// Number on the wire; a free random one otherwise.
-    #[serde(default)]
-    pub vni: Option<Vni>,
-    /// Name servers for names that are not the mesh's; the hosts' own otherwise.
-    #[serde(default)]
-    pub dns: Vec<IpAddr>,
-    /// Without a way out.
-    #[serde(default)]
-    pub internal: bool,
-    /// With endpoints kept from each other.
-    #[serde(default)]
-    pub isolated: bool,
-    /// Free-form labels.
-    #[serde(default)]
-    pub labels: BTreeMap<String, String>,
-}
-
-/// `vxmesh network extend`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ExtendSpec {
-    /// Subnets to add.
-    pub subnets: Vec<IpNet>,
-    /// As in [`NetworkSpec::gateways`].
-    #[serde(default)]
-    pub gateways: Vec<IpAddr>,
-    /// As in [`NetworkSpec::ip_ranges`].
-    #[serde(default)]
-    pub ip_ranges: Vec<IpNet>,
-    /// As in [`NetworkSpec::aux_addresses`].
-    #[serde(default)]
-    pub aux_addresses: BTreeMap<String, IpAddr>,
 }
 
 /// `vxmesh endpoint ls|inspect`.

@@ -7,8 +7,13 @@ pub const CONTROL_PORT: u16 = 7760;
 /// Data port (sealed frames over UDP) unless configured otherwise.
 pub const DATA_PORT: u16 = 7761;
 
+/// Plain frames over UDP (RFC 7348 section 5, IANA); open only while a plain network is on the host.
+pub const PLAIN_PORT: u16 = 4789;
+
 /// Default MTU of a network: fits a 1500-byte underlay with either IP version (overhead 82 or 102 bytes).
 pub const DEFAULT_MTU: u16 = 1390;
+/// Default MTU of a plain network: the same, where the overhead is 50 or 70 bytes.
+pub const DEFAULT_PLAIN_MTU: u16 = 1430;
 /// Smallest MTU of a network: IPv6 needs it (RFC 8200 section 5).
 pub const MIN_MTU: u16 = 1280;
 /// Largest MTU of a network: a 9000-byte underlay less the IPv6 overhead, with room for one VLAN tag.
@@ -90,6 +95,14 @@ pub const NETWORK_SUBNETS_ALL: usize = 32;
 pub const SUBNET_AUX: usize = 64;
 /// Name servers of one network, as many as libc asks.
 pub const NETWORK_DNS: usize = 3;
+/// Static VTEPs of one plain network: each gets a copy of every broadcast.
+pub const NETWORK_VTEPS: usize = 64;
+/// MAC addresses behind the static VTEPs of one plain network that are known at once: a bridge's worth of machines. More of
+/// them are flooded to, not learned: who makes addresses up pushes nobody out.
+pub const LEARNED_STATIONS: usize = 1024;
+/// How long a learned address is known without a frame from it: the default of bridges (IEEE 802.1Q section 8.8.3) and of
+/// the kernel's vxlan device.
+pub const LEARNED_AGE: Duration = Duration::from_secs(300);
 /// Labels of one network.
 pub const NETWORK_LABELS: usize = 64;
 

@@ -11,6 +11,7 @@ mod lab;
 mod mesh;
 mod names;
 mod netlink;
+mod plain;
 mod publish;
 mod refusals;
 mod removal;

@@ -273,6 +273,7 @@ fn create_network(world: &mut World, on: usize, name: usize) {
             driver: "overlay".parse().unwrap(),
             vni,
             encrypted: true,
+            vteps: Vec::new(),
             mtu: 1390,
             subnets: subnets
                 .iter()

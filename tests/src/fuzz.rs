@@ -17,7 +17,7 @@ use vxmesh_proto::{
 use crate::{
     dns,
     pair::{MAC_A, MAC_B, PAIR},
-    untrusted,
+    plain, untrusted,
 };
 
 /// One function for untrusted bytes.
@@ -36,6 +36,11 @@ pub const TARGETS: &[Target] = &[
     Target { name: "outbound", run: outbound_frame, seeds: &["vectors/frames"] },
     Target { name: "inbound", run: inbound_frame, seeds: &["vectors/frames"] },
     Target { name: "vxlan", run: vxlan_packet, seeds: &[] },
+    Target {
+        name: "plain",
+        run: plain::plain_datagram,
+        seeds: &["vectors/plain", "vectors/frames", "fuzz/corpus/vxlan"],
+    },
     Target { name: "control", run: untrusted::control_message, seeds: &[] },
     Target { name: "certificates", run: untrusted::certificates, seeds: &[] },
     Target { name: "record", run: untrusted::record, seeds: &[] },

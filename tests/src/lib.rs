@@ -11,6 +11,7 @@ pub mod machine;
 pub mod netns;
 pub mod outside;
 pub mod pair;
+pub mod plain;
 pub mod program;
 pub mod stream;
 pub mod topology;

@@ -5,3 +5,5 @@
 mod frames;
 #[cfg(test)]
 mod noise;
+#[cfg(test)]
+mod plain;

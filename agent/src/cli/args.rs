@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use vxmesh_proto::addr::{Alias, MacAddr, Name, Vni};
 
@@ -285,7 +285,14 @@ pub(super) struct NetworkCreate {
     pub(super) subnet: Vec<IpNet>,
     #[command(flatten)]
     pub(super) within: Within,
-    /// MTU inside [default: 1390, of local networks 1500]
+    /// Whether frames are sealed. With =false they cross the underlay readable, as RFC 7348 has it, also to VTEPs without an
+    /// agent
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub(super) encrypted: bool,
+    /// With --encrypted=false: VTEP without an agent; may be given more than once
+    #[arg(long, value_name = "IP")]
+    pub(super) vtep: Vec<IpAddr>,
+    /// MTU inside [default: 1390; 1430 with --encrypted=false; 1500 of local networks]
     #[arg(long)]
     pub(super) mtu: Option<u16>,
     /// Number on the wire [default: a free one]

@@ -248,6 +248,8 @@ fn network_spec(create: NetworkCreate) -> NetworkSpec {
         gateways: create.within.gateway,
         ip_ranges: create.within.ip_range,
         aux_addresses: create.within.aux_address.into_iter().collect(),
+        encrypted: create.encrypted,
+        vteps: create.vtep,
         mtu: create.mtu,
         vni: create.vni,
         dns: create.dns,

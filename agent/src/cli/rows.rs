@@ -56,7 +56,11 @@ impl Row for Network {
         vec![
             self.id.short(),
             self.name.to_string(),
-            self.driver.clone(),
+            if self.encrypted || self.vni.is_none() {
+                self.driver.clone()
+            } else {
+                format!("{} (plain)", self.driver)
+            },
             self.scope.clone(),
             or_dash(self.vni.as_ref()),
             self.mtu.to_string(),

@@ -371,7 +371,7 @@ impl Backend for Agent {
 
     async fn network(&self, reference: &str) -> Result<Network, ApiError> {
         let mesh = self.mesh().await?;
-        let network = mesh.inspect_network(reference)?;
+        let network = mesh.with_plain(mesh.inspect_network(reference)?);
         let way = mesh.way_row(network.id).await;
         let mut endpoints = mesh.endpoint_list();
         endpoints.retain(|endpoint| endpoint.network == network.id);

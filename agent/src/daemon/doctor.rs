@@ -16,7 +16,15 @@ use crate::{
 /// Tables of iptables-legacy; the file is there once its module is loaded.
 const LEGACY: &str = "/proc/net/ip_tables_names";
 
-fn check(check: &str, health: Health, found: impl Into<String>, hint: &str) -> Diagnosis {
+/// Bytes that sealing adds to plain VXLAN: a header and a tag.
+const SEALED_MORE: u16 = 32;
+
+pub(super) fn check(
+    check: &str,
+    health: Health,
+    found: impl Into<String>,
+    hint: &str,
+) -> Diagnosis {
     let hint = if health == Health::Ok { String::new() } else { hint.to_owned() };
     Diagnosis { check: check.to_owned(), health, found: found.into(), hint }
 }
@@ -110,9 +118,13 @@ impl Mesh {
             check("addresses", Health::Ok, addrs.join(", "), "")
         }];
         all.extend(self.grants.as_ref().map(data_path));
+        all.extend(self.plain_diagnosis());
         let networks = self.network_list();
+        // What is not sealed has that much more room.
+        let sealed = |mtu: u16| mtu.saturating_sub(SEALED_MORE);
         let in_mesh = networks.iter().filter(|network| !self.is_local(network.id));
-        let largest = in_mesh.map(|network| network.mtu).max();
+        let sizes = in_mesh.map(|it| if it.encrypted { it.mtu } else { sealed(it.mtu) });
+        let largest = sizes.max();
         for peer in self.peers.rows() {
             if let Some(mtu) = largest.filter(|mtu| *mtu > peer.mtu) {
                 let node = self.node_name(peer.node_id);

@@ -26,6 +26,7 @@ use vxmesh_proto::{
 use super::{
     gateway::Ways,
     mesh::{Local, Mesh, failed, lock, store_failed},
+    plain::LocalTable,
 };
 use crate::{
     admin::resolve,
@@ -381,10 +382,18 @@ impl Mesh {
         network: &object::Network,
     ) -> Result<(), ApiError> {
         let tap = overlay.open_tap(self.config.tap).await?;
-        let table = Arc::new(self.empty_table(id, network));
-        self.plane
-            .connect(Arc::clone(&table), tap)
-            .map_err(|error| failed(error, "see the agent's log"))?;
+        let table = match self.empty_plain_table(id, network).map(Arc::new) {
+            Some(plain) => {
+                let connected = self.plane.plain().connect(Arc::clone(&plain), tap);
+                connected.map(|()| LocalTable::Plain(plain))
+            }
+            None => {
+                let table = Arc::new(self.empty_table(id, network));
+                let connected = self.plane.connect(Arc::clone(&table), tap);
+                connected.map(|()| LocalTable::Sealed(table))
+            }
+        };
+        let table = table.map_err(|error| failed(error, "see the agent's log"))?;
         lock(&self.locals)
             .insert(id, Local { table, claims: Claims::new(), rivals: BTreeSet::new() });
         Ok(())
@@ -483,9 +492,11 @@ impl Mesh {
         if let Some(local) = local {
             let mesh = Arc::clone(self);
             // Waits for the worker to end.
-            let stopped =
-                tokio::task::spawn_blocking(move || mesh.plane.disconnect(local.table.spec().id))
-                    .await;
+            let stop = move || match local.table {
+                LocalTable::Sealed(table) => mesh.plane.disconnect(table.spec().id),
+                LocalTable::Plain(plain) => mesh.plane.plain().disconnect(plain.spec().id),
+            };
+            let stopped = tokio::task::spawn_blocking(stop).await;
             stopped.map_err(|error| failed(error, "see the agent's log"))?;
         }
         // Their sockets would keep the namespace, unnamed.

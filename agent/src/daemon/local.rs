@@ -155,6 +155,12 @@ impl Mesh {
                 "leave --vni out",
             ));
         }
+        if !spec.encrypted || !spec.vteps.is_empty() {
+            return Err(usage(
+                format!("frames of driver {} do not leave this host sealed or plain", spec.driver),
+                "leave --encrypted and --vtep out",
+            ));
+        }
         let macvlan = Macvlan::of(spec)?;
         if macvlan.is_some() && spec.isolated {
             return Err(usage(
@@ -193,6 +199,7 @@ impl Mesh {
                 mtu,
                 subnets: self.local_subnets(spec)?,
                 dns: spec.dns.clone(),
+                vteps: Vec::new(),
                 internal: spec.internal,
                 isolated: spec.isolated,
                 labels: spec.labels.clone(),

@@ -40,6 +40,7 @@ use super::{
     local::LocalNetworks,
     names::NameServers,
     peers::{Ca, Peers, reachable},
+    plain::LocalTable,
     world::{Outlook, PUSHES},
 };
 use crate::{
@@ -67,7 +68,7 @@ const MEND_EVERY: Duration = Duration::from_secs(2);
 
 /// A network that has a TAP here.
 pub(super) struct Local {
-    pub(super) table: Arc<crate::datapath::port::Table>,
+    pub(super) table: LocalTable,
     pub(super) claims: Claims,
     /// Claims to a MAC that a claim of another node has, so that each is reported once.
     pub(super) rivals: BTreeSet<RowKey>,

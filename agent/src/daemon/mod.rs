@@ -19,6 +19,7 @@ mod name_records;
 mod names;
 mod networks;
 mod peers;
+mod plain;
 mod publish;
 mod reconcile;
 mod removal;

@@ -271,6 +271,7 @@ mod tests {
             driver: "overlay".parse().unwrap(),
             vni: Vni::MAX,
             encrypted: true,
+            vteps: Vec::new(),
             mtu: 1390,
             subnets: vec![Subnet::whole(cidr, cidr.addr())],
             internal,

@@ -1,13 +1,16 @@
 //! Networks as the user makes, sees and removes them.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use rand::RngExt;
 use vxmesh_proto::{
     addr::{Name, NetworkId, Vni},
     ipam::{Subnet, first_split},
-    limits::{DEFAULT_MTU, MAX_MTU, MIN_MTU, NETWORK_DNS, NETWORK_SUBNETS_ALL},
+    limits::{
+        DEFAULT_MTU, DEFAULT_PLAIN_MTU, MAX_MTU, MIN_MTU, NETWORK_DNS, NETWORK_SUBNETS_ALL,
+        NETWORK_VTEPS,
+    },
     object::{self, Content, Draft, NetworkState, Object, Refused},
 };
 
@@ -26,6 +29,9 @@ use crate::{
 
 /// Attempts to find a free number at random before they are searched in order.
 const RANDOM_TRIES: usize = 64;
+
+/// What users of a plain network must know.
+const READABLE: &str = "the frames of this network cross the underlay readable and unsigned: whoever is there can read and forge them";
 
 impl From<PublishError> for ApiError {
     fn from(error: PublishError) -> Self {
@@ -89,10 +95,12 @@ impl Mesh {
             ));
         }
         check_options(spec)?;
+        let vteps = check_vteps(spec)?;
         if spec.driver != Driver::Overlay {
             return self.create_local(spec);
         }
-        let mtu = spec.mtu.unwrap_or(DEFAULT_MTU);
+        let default_mtu = if spec.encrypted { DEFAULT_MTU } else { DEFAULT_PLAIN_MTU };
+        let mtu = spec.mtu.unwrap_or(default_mtu);
         if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
             return Err(usage(format!("an MTU of {mtu} does not do"), "choose 1280 to 8894"));
         }
@@ -116,7 +124,8 @@ impl Mesh {
                 creator: self.me,
                 driver: overlay_driver()?,
                 vni: choose_vni(spec.vni, &networks)?,
-                encrypted: true,
+                encrypted: spec.encrypted,
+                vteps: vteps.clone(),
                 mtu,
                 subnets: subnets.into_iter().map(|(subnet, _)| subnet).collect(),
                 dns: spec.dns.clone(),
@@ -223,7 +232,10 @@ impl Mesh {
         let others = list.iter().filter(|other| other.id != network.id).flat_map(|other| {
             other.subnets.iter().map(|subnet| (other.name.as_str(), subnet.cidr))
         });
-        let warnings = subnets::warnings(&cidrs, others, &hosts::routes());
+        let mut warnings = subnets::warnings(&cidrs, others, &hosts::routes());
+        if !network.encrypted && !self.is_local(network.id) {
+            warnings.insert(0, READABLE.to_owned());
+        }
         api::Network { warnings, ..network }
     }
 
@@ -293,6 +305,32 @@ impl Mesh {
     }
 }
 
+/// The static VTEPs of a network, each once.
+fn check_vteps(spec: &NetworkSpec) -> Result<Vec<IpAddr>, ApiError> {
+    if spec.encrypted && !spec.vteps.is_empty() {
+        return Err(usage(
+            "an encrypted network has no VTEPs without an agent: they have no keys",
+            "give --vtep together with --encrypted=false, or leave it out",
+        ));
+    }
+    let mut vteps: Vec<IpAddr> = spec.vteps.iter().map(IpAddr::to_canonical).collect();
+    vteps.sort_unstable();
+    vteps.dedup();
+    if let Some(ip) = vteps.iter().find(|ip| !object::may_be_vtep(ip)) {
+        return Err(usage(
+            format!("{ip} cannot be the address of a VTEP"),
+            "give the address that it has on the underlay, which is no group and no link-local one",
+        ));
+    }
+    if vteps.len() > NETWORK_VTEPS {
+        return Err(usage(
+            format!("{} VTEPs are too many", vteps.len()),
+            "a network has 64 at most, because each gets a copy of every broadcast",
+        ));
+    }
+    Ok(vteps)
+}
+
 fn check_addition(network: &object::Network, cidr: IpNet) -> Result<(), ApiError> {
     let overlaps = |own: &&object::Subnet| own.cidr.contains(&cidr) || cidr.contains(&own.cidr);
     let (message, hint) = if let Some(own) = network.subnets.iter().find(overlaps) {
@@ -338,6 +376,7 @@ pub(super) fn row(id: NetworkId, network: &object::Network, state: NetworkState)
         scope: Driver::Overlay.scope().to_owned(),
         vni: Some(network.vni),
         encrypted: network.encrypted,
+        vteps: network.vteps.clone(),
         mtu: network.mtu,
         state: state.to_owned(),
         dns: network.dns.clone(),
@@ -356,6 +395,7 @@ pub(super) fn row(id: NetworkId, network: &object::Network, state: NetworkState)
         isolated: network.isolated,
         way: None,
         endpoints: Vec::new(),
+        plain: None,
         warnings: Vec::new(),
     }
 }

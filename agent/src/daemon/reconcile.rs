@@ -22,6 +22,7 @@ use vxmesh_proto::{
 use super::{
     mesh::{Local, Mesh, lock},
     peers::{left_members, members, reachable},
+    plain::LocalTable,
 };
 use crate::{
     datapath::port::Table,
@@ -33,24 +34,30 @@ use crate::{
     store::Table as StoreTable,
 };
 
-impl Local {
-    /// Reports once each claim to one of these MACs that a claim of another node has.
-    fn report_rivals(&mut self, changed: &[MacAddr]) {
-        let Self { table, rivals, .. } = self;
-        rivals.retain(|loser| table.mac_rival(loser).is_some());
-        for mac in changed {
-            for row in table.claims_to(*mac) {
-                if let Some(winner) = table.mac_rival(&row.key)
-                    && rivals.insert(row.key)
-                {
-                    warn!(
-                        %mac, has = %winner.key.node, claims = %row.key.node, endpoint = %row.key.endpoint,
-                        "two nodes claim one MAC; detach one of the endpoints and attach it without --mac"
-                    );
-                }
+/// Reports once each claim to one of these MACs that a claim of another node has.
+pub(super) fn report_rivals<P>(
+    table: &NetworkTable<P>,
+    rivals: &mut BTreeSet<RowKey>,
+    changed: &[MacAddr],
+) {
+    rivals.retain(|loser| table.mac_rival(loser).is_some());
+    for mac in changed {
+        for row in table.claims_to(*mac) {
+            if let Some(winner) = table.mac_rival(&row.key)
+                && rivals.insert(row.key)
+            {
+                warn!(
+                    %mac, has = %winner.key.node, claims = %row.key.node, endpoint = %row.key.endpoint,
+                    "two nodes claim one MAC; detach one of the endpoints and attach it without --mac"
+                );
             }
         }
     }
+}
+
+/// The MACs of claims that are new or different.
+pub(super) fn changed_macs<P>(updates: &[TableUpdate<P>]) -> Vec<MacAddr> {
+    updates.iter().filter_map(mac_of).collect()
 }
 
 impl Mesh {
@@ -139,23 +146,20 @@ impl Mesh {
         let mut names = BTreeMap::new();
         let mut locals = lock(&self.locals);
         self.plane.serve(|id| active.contains(&id));
+        self.plane.plain().serve(|id| active.contains(&id), || self.sealed_vnis());
         for (id, local) in locals.iter_mut() {
             let claims =
                 if active.contains(id) { self.believed(gossip, *id) } else { Claims::new() };
-            let peer = |node| self.peers.get(node);
-            let mut updates = updates(&local.table, &local.claims, &claims, self.me, peer);
             let network = self.objects.read(|set| set.extended(*id));
-            // Claims to addresses of a new subnet are judged by it.
-            updates.splice(0..0, respecified(&local.table, network.as_ref()));
-            met.extend(updates.iter().filter_map(|update| match update {
-                TableUpdate::PutMember(node, _peer) => Some(*node),
-                _ => None,
-            }));
-            if !updates.is_empty() {
-                let macs: Vec<MacAddr> = updates.iter().filter_map(mac_of).collect();
-                local.table = Arc::new(local.table.apply(updates));
-                self.plane.publish(Arc::clone(&local.table));
-                local.report_rivals(&macs);
+            match &local.table {
+                LocalTable::Sealed(table) => {
+                    let table = Arc::clone(table);
+                    met.extend(self.follow_sealed((local, &table), &claims, network.as_ref()));
+                }
+                LocalTable::Plain(plain) => {
+                    let plain = Arc::clone(plain);
+                    self.follow_plain(gossip, (local, &plain), &claims, network.as_ref());
+                }
             }
             if let Some(domain) = network_names.get(id) {
                 let unchanged = local.claims == claims;
@@ -168,6 +172,32 @@ impl Mesh {
         drop(locals);
         names.extend(self.local_names());
         self.publish_names(gossip, names);
+        met
+    }
+
+    /// Brings the snapshot of an encrypted network in step with its claims; returns the nodes that have a part in it since.
+    fn follow_sealed(
+        &self,
+        (local, table): (&mut Local, &Table),
+        claims: &Claims,
+        network: Option<&object::Network>,
+    ) -> Vec<NodeId> {
+        let peer = |node| self.peers.get(node);
+        let mut updates = updates(table, &local.claims, claims, self.me, peer);
+        // Claims to addresses of a new subnet are judged by it.
+        updates.splice(0..0, respecified(table, network));
+        if updates.is_empty() {
+            return Vec::new();
+        }
+        let met = updates.iter().filter_map(|update| match update {
+            TableUpdate::PutMember(node, _peer) => Some(*node),
+            _ => None,
+        });
+        let (met, macs) = (met.collect(), changed_macs(&updates));
+        let next = Arc::new(table.apply(updates));
+        self.plane.publish(Arc::clone(&next));
+        report_rivals(&next, &mut local.rivals, &macs);
+        local.table = LocalTable::Sealed(next);
         met
     }
 

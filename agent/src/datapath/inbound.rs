@@ -32,7 +32,15 @@ use vxmesh_proto::{
     wire::vxlan,
 };
 
-use super::{Shared, drops::DropKey, port::Port, sessions::SessionInput, train::want, udp::Batch};
+use super::{
+    Shared, deliver,
+    drops::{DropKey, Drops},
+    offloads::Offloads,
+    port::Port,
+    sessions::SessionInput,
+    train::want,
+    udp::Batch,
+};
 
 /// Batches taken before the worker looks whether it should stop.
 const BUDGET: usize = 16;
@@ -89,7 +97,7 @@ fn take_batch(shared: &Shared, batch: &mut Batch, coalescer: &mut Coalescer<Vni>
     let arena = &*batch.arena();
     for frame in taker.coalescer.frames(arena) {
         if let Some(port) = ports.get(&frame.to) {
-            write(shared, port, &frame, arena);
+            write((&shared.drops, &shared.offloads), port, &frame, arena);
         }
     }
     taker.coalescer.clear();
@@ -202,8 +210,13 @@ impl Taker<'_> {
 }
 
 /// Writes a frame to its TAP. A super-frame that the kernel does not take is written as what it was made of.
-fn write(shared: &Shared, port: &Port, frame: &Merged<'_, Vni>, arena: &[u8]) {
-    let alone = |at: Range<usize>| shared.deliver(port, arena.get(at).unwrap_or_default());
+pub(super) fn write<T>(
+    (drops, offloads): (&Drops, &Offloads),
+    port: &Port<T>,
+    frame: &Merged<'_, Vni>,
+    arena: &[u8],
+) {
+    let alone = |at: Range<usize>| deliver(drops, port, arena.get(at).unwrap_or_default());
     let Some(gso) = frame.offload.gso else {
         // It is one frame, and what is lost was counted.
         let _taken = frame.frames().map(alone).next();
@@ -220,7 +233,7 @@ fn write(shared: &Shared, port: &Port, frame: &Merged<'_, Vni>, arena: &[u8]) {
         let refused = matches!(error.raw_os_error(), Some(nix::libc::EINVAL | nix::libc::EIO));
         let taken = frame.frames().map(alone).filter(|taken| *taken).count();
         if refused && taken > 0 {
-            shared.offloads.refuse_super_frames(gso.kind, &error);
+            offloads.refuse_super_frames(gso.kind, &error);
         }
     }
 }

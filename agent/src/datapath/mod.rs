@@ -5,6 +5,7 @@
 //! out-VNI  network      TAP, stop           a frame buffer, a train of datagrams
 //! in       agent        data socket, stop   a batch of datagram buffers
 //! session  agent        its queue, timers   the Noise sessions
+//! plain-in agent        plain socket, stop  a batch of datagram buffers; only while a plain network is here
 //! ```
 //!
 //! What they share is [`Shared`]: snapshots and atomics, no lock on the way of a frame. Decisions are `vxmesh_proto`'s.
@@ -16,6 +17,7 @@ mod inbound;
 pub mod offload;
 mod offloads;
 mod outbound;
+pub mod plain;
 pub mod port;
 mod sessions;
 pub mod tap;
@@ -61,8 +63,8 @@ use self::{
 /// What all threads of the data path see.
 struct Shared {
     udp: UdpIo,
-    drops: Drops,
-    offloads: Offloads,
+    drops: Arc<Drops>,
+    offloads: Arc<Offloads>,
     index: Arc<IndexTable>,
     /// Who gets the frames of a number. Of two networks in conflict over it only one is here.
     ports: ArcSwap<HashMap<Vni, Arc<Port>>>,
@@ -88,28 +90,34 @@ impl Shared {
 
     /// Counts datagrams that did not go.
     fn not_sent(&self, to: SocketAddr, error: &io::Error, peer: Option<NodeId>, count: u64) {
-        let reason = match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::EMSGSIZE) => "underlay_too_big",
-            Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::ENETDOWN) => {
-                "underlay_unreachable"
-            }
-            _ if error.kind() == io::ErrorKind::WouldBlock => "underlay_full",
-            _ => "underlay_error",
-        };
         debug!(%to, %error, "datagram not sent");
-        self.drops.add(DropKey { reason, network: None, peer }, count);
+        self.drops.add(DropKey { reason: refused_because(error), network: None, peer }, count);
     }
 
     /// Writes a frame to a network's TAP, or counts why it was not taken. True if it was.
     fn deliver(&self, port: &Port, frame: &[u8]) -> bool {
-        let taken = port.device().send(&vnet::PLAIN, &[IoSlice::new(frame)]);
-        if let Err(error) = &taken {
-            debug!(network = %port.id(), %error, "frame not delivered");
-            self.drops
-                .add(DropKey { reason: "tap_error", network: Some(port.id()), peer: None }, 1);
-        }
-        taken.is_ok()
+        deliver(&self.drops, port, frame)
     }
+}
+
+/// The counter of datagrams that the underlay did not take.
+fn refused_because(error: &io::Error) -> &'static str {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMSGSIZE) => "underlay_too_big",
+        Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::ENETDOWN) => "underlay_unreachable",
+        _ if error.kind() == io::ErrorKind::WouldBlock => "underlay_full",
+        _ => "underlay_error",
+    }
+}
+
+/// Writes a frame to a network's TAP, or counts why it was not taken. True if it was.
+fn deliver<T>(drops: &Drops, port: &Port<T>, frame: &[u8]) -> bool {
+    let taken = port.device().send(&vnet::PLAIN, &[IoSlice::new(frame)]);
+    if let Err(error) = &taken {
+        debug!(network = %port.id(), %error, "frame not delivered");
+        drops.add(DropKey { reason: "tap_error", network: Some(port.id()), peer: None }, 1);
+    }
+    taken.is_ok()
 }
 
 /// Why the data path did not start.
@@ -136,6 +144,7 @@ pub struct Dataplane {
     threads: Vec<JoinHandle<()>>,
     workers: Mutex<HashMap<NetworkId, Worker>>,
     local_addr: SocketAddr,
+    plain: plain::Plain,
 }
 
 /// A network's TAP and the thread that reads it.
@@ -160,18 +169,21 @@ impl Dataplane {
         let local_addr = udp.local_addr()?;
         let sessions =
             Sessions::new(config, Box::new(SystemEntropy(SystemRandom::new())), Instant::now());
+        let (drops, offloads) = (Arc::new(Drops::default()), Arc::new(Offloads::default()));
+        let plain = plain::Plain::new(Arc::clone(&drops), Arc::clone(&offloads));
         let (inputs, queue) = sync_channel(sessions::QUEUE);
         let shared = Arc::new(Shared {
             udp,
-            drops: Drops::default(),
-            offloads: Offloads::default(),
+            drops,
+            offloads,
             index: sessions.index_table(),
             ports: ArcSwap::default(),
             sessions: inputs,
             stop: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
                 .map_err(io::Error::from)?,
         });
-        let mut plane = Self { shared, threads: Vec::new(), workers: Mutex::default(), local_addr };
+        let (threads, workers) = (Vec::new(), Mutex::default());
+        let mut plane = Self { shared, threads, workers, local_addr, plain };
         let shared = Arc::clone(&plane.shared);
         plane.threads.push(
             Builder::new()
@@ -191,6 +203,12 @@ impl Dataplane {
     #[must_use]
     pub const fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// The plain networks of this host.
+    #[must_use]
+    pub const fn plain(&self) -> &plain::Plain {
+        &self.plain
     }
 
     /// The counters of frames that were not delivered.

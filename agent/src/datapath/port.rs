@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use vxmesh_proto::{
     addr::{NetworkId, NodeId, Vni},
-    datapath::DropReason,
+    datapath::{DropReason, plain::PlainTable},
     session::Peer,
     tables::NetworkTable,
 };
@@ -15,28 +15,42 @@ use super::{
     drops::{DropKey, Drops},
 };
 
-/// The snapshot that workers read.
+/// The snapshot of an encrypted network that workers read.
 pub type Table = NetworkTable<Arc<Peer>>;
 
-/// A network that has a TAP on this host.
+/// A network that has a TAP on this host. What may be done with its frames is a matter of its snapshot's type (I10).
 #[derive(Debug)]
-pub struct Port {
+pub struct Port<T = Table> {
     id: NetworkId,
     vni: Vni,
-    table: ArcSwap<Table>,
+    table: ArcSwap<T>,
     device: Box<dyn Device>,
 }
 
+/// A plain network that has a TAP on this host.
+pub type PlainPort = Port<PlainTable>;
+
 impl Port {
-    /// A network with this first snapshot.
+    /// An encrypted network with this first snapshot.
     #[must_use]
     pub fn new(table: Arc<Table>, device: Box<dyn Device>) -> Self {
         let (id, vni) = (table.spec().id, table.spec().vni);
         Self { id, vni, table: ArcSwap::new(table), device }
     }
+}
 
+impl PlainPort {
+    /// A plain network with this first snapshot.
+    #[must_use]
+    pub fn plain(table: Arc<PlainTable>, device: Box<dyn Device>) -> Self {
+        let (id, vni) = (table.spec().id, table.spec().vni);
+        Self { id, vni, table: ArcSwap::new(table), device }
+    }
+}
+
+impl<T> Port<T> {
     /// Replaces the snapshot; workers see it with their next frame.
-    pub fn publish(&self, table: Arc<Table>) {
+    pub fn publish(&self, table: Arc<T>) {
         self.table.store(table);
     }
 
@@ -52,7 +66,7 @@ impl Port {
         self.id
     }
 
-    pub(super) fn table(&self) -> arc_swap::Guard<Arc<Table>> {
+    pub(super) fn table(&self) -> arc_swap::Guard<Arc<T>> {
         self.table.load()
     }
 

@@ -8,10 +8,12 @@ use std::{
     io::{self, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     ops::Range,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
 
 use nix::{
+    errno::Errno,
+    libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{setsockopt, sockopt},
 };
@@ -24,6 +26,8 @@ const SOCKET_BUFFER: usize = 8 << 20;
 const SLOTS: usize = 8;
 /// A train glued by UDP_GRO is never longer than one maximal IP packet.
 const SLOT_LEN: usize = 65_536;
+/// linux/udp.h: accept zero checksums over IPv6.
+const UDP_NO_CHECK6_RX: libc::c_int = 102;
 /// How long a sender waits for room in the socket's buffer before it gives a datagram up.
 const SEND_WAIT_MS: u16 = 10;
 
@@ -41,30 +45,65 @@ impl UdpIo {
     /// # Errors
     /// The port is taken, or the host refuses the socket.
     pub fn bind(port: u16) -> io::Result<Self> {
-        let (socket, dual_stack) =
-            match Self::open(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into()) {
-                Ok(socket) => (socket, true),
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
-                Err(_) => (Self::open(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into())?, false),
-            };
+        Self::bind_with(port, SOCKET_BUFFER)
+    }
+
+    /// Opens a socket from which is only sent: the kernel keeps next to nothing of what comes.
+    ///
+    /// # Errors
+    /// The port is taken, or the host refuses the socket.
+    pub fn bind_sender(port: u16) -> io::Result<Self> {
+        Self::bind_with(port, 0)
+    }
+
+    fn bind_with(port: u16, receive: usize) -> io::Result<Self> {
+        let open = |domain, addr: IpAddr| Self::open(domain, (addr, port).into(), receive);
+        let (socket, dual_stack) = match open(Domain::IPV6, Ipv6Addr::UNSPECIFIED.into()) {
+            Ok(socket) => (socket, true),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
+            Err(_) => (open(Domain::IPV4, Ipv4Addr::UNSPECIFIED.into())?, false),
+        };
         let state = UdpSocketState::new((&socket).into())?;
         Ok(Self { socket, state, dual_stack })
     }
 
-    fn open(domain: Domain, addr: SocketAddr) -> io::Result<UdpSocket> {
+    fn open(domain: Domain, addr: SocketAddr, receive: usize) -> io::Result<UdpSocket> {
         let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
         if domain == Domain::IPV6 {
             socket.set_only_v6(false)?;
         }
         // More than rmem_max needs CAP_NET_ADMIN; without it the kernel clamps, which costs speed only.
-        if setsockopt(&socket, sockopt::RcvBufForce, &SOCKET_BUFFER).is_err() {
-            socket.set_recv_buffer_size(SOCKET_BUFFER)?;
+        if setsockopt(&socket, sockopt::RcvBufForce, &receive).is_err() {
+            socket.set_recv_buffer_size(receive)?;
         }
         if setsockopt(&socket, sockopt::SndBufForce, &SOCKET_BUFFER).is_err() {
             socket.set_send_buffer_size(SOCKET_BUFFER)?;
         }
         socket.bind(&addr.into())?;
         Ok(socket.into())
+    }
+
+    /// Takes datagrams over IPv6 that have no checksum, too, as a tunnel may (RFC 6935).
+    ///
+    /// # Errors
+    /// The kernel does not know the option.
+    pub fn accept_no_checksum(&self) -> io::Result<()> {
+        if !self.dual_stack {
+            return Ok(());
+        }
+        let on: libc::c_int = 1;
+        #[expect(unsafe_code, reason = "neither nix nor socket2 has the option")]
+        // SAFETY: the descriptor is open, and the option's value is an int that outlives the call.
+        let done = unsafe {
+            libc::setsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_UDP,
+                UDP_NO_CHECK6_RX,
+                (&raw const on).cast(),
+                libc::socklen_t::try_from(size_of_val(&on)).unwrap_or_default(),
+            )
+        };
+        Errno::result(done).map(|_zero| ()).map_err(io::Error::from)
     }
 
     /// The bound address.

@@ -334,6 +334,7 @@ mod tests {
             driver: "overlay".parse().unwrap(),
             vni: vxmesh_proto::addr::Vni::new(7).unwrap(),
             encrypted: true,
+            vteps: Vec::new(),
             mtu: 1390,
             subnets: vec![subnet("10.1.0.0/24", "10.1.0.1")],
             internal: false,

@@ -282,6 +282,7 @@ pub(crate) fn networks() -> Vec<Network> {
             scope: "mesh".into(),
             vni: Vni::new(u32::from(rest)),
             encrypted: true,
+            vteps: Vec::new(),
             mtu: 1390,
             state: "active".into(),
             dns: Vec::new(),
@@ -296,6 +297,7 @@ pub(crate) fn networks() -> Vec<Network> {
             isolated: false,
             way: None,
             endpoints: Vec::new(),
+            plain: None,
             warnings: Vec::new(),
         }
     };

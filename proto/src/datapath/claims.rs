@@ -11,6 +11,8 @@
 //! A link-local IPv6 address is an endpoint's if it is made from its MAC (RFC 4291 appendix A) or
 //! stands in its row. A random one (RFC 7217) that does not stand there is spoofed: nothing tells it from a stolen one.
 //!
+//! What a static VTEP of a plain network sends has no row. It may speak for every address that no endpoint has.
+//!
 //! Refused whoever speaks: DHCP, router advertisements, redirects. Protocols other than IP and ARP carry no
 //! address that could be checked, and pass.
 
@@ -60,16 +62,69 @@ pub(super) fn ethernet(frame: &[u8]) -> Result<Ethernet<'_>, DropReason> {
     Ok(eth)
 }
 
+/// Who speaks.
+#[derive(Debug)]
+enum Speaker<'t, P> {
+    /// An endpoint, for what is its own.
+    Endpoint(&'t Row<P>),
+    /// Something behind a static VTEP of a plain network, for what no endpoint has.
+    Station,
+}
+
+impl<P> Speaker<'_, P> {
+    /// Whether packets from this address may come from it.
+    fn carries(&self, table: &NetworkTable<P>, ip: IpAddr) -> bool {
+        match self {
+            Self::Endpoint(row) => table.carries(row, ip),
+            Self::Station => self.owns(table, ip),
+        }
+    }
+
+    fn owns(&self, table: &NetworkTable<P>, ip: IpAddr) -> bool {
+        match self {
+            Self::Endpoint(row) => table.owns(row, ip),
+            Self::Station => {
+                let of_a_host = !ip.is_unspecified()
+                    && !ip.is_multicast()
+                    && !ip.is_loopback()
+                    && ip != IpAddr::V4(Ipv4Addr::BROADCAST);
+                of_a_host && table.neighbor(ip).is_none() && !table.spec().is_gateway(ip)
+            }
+        }
+    }
+}
+
 /// Checks all that the frame claims for its source, which is `row`.
 pub(super) fn check<P>(
     table: &NetworkTable<P>,
     row: &Row<P>,
     eth: &Ethernet<'_>,
 ) -> Result<Content, DropReason> {
+    check_speaker(table, &Speaker::Endpoint(row), eth)
+}
+
+/// Checks all that a frame from a static VTEP claims for its source: no MAC and no address that an endpoint has, or the
+/// gateway.
+pub(super) fn check_station<P>(
+    table: &NetworkTable<P>,
+    eth: &Ethernet<'_>,
+) -> Result<Content, DropReason> {
+    let mac = eth.source;
+    if !mac.is_unicast() || mac == table.spec().gateway.mac || table.fdb(mac).is_some() {
+        return Err(DropReason::VtepSourceTaken);
+    }
+    check_speaker(table, &Speaker::Station, eth)
+}
+
+fn check_speaker<P>(
+    table: &NetworkTable<P>,
+    speaker: &Speaker<'_, P>,
+    eth: &Ethernet<'_>,
+) -> Result<Content, DropReason> {
     match eth.ethertype {
-        ethernet::IPV4 => check_ipv4(table, row, eth),
-        ethernet::IPV6 => check_ipv6(table, row, eth),
-        ethernet::ARP => check_arp(table, row, eth),
+        ethernet::IPV4 => check_ipv4(table, speaker, eth),
+        ethernet::IPV6 => check_ipv6(table, speaker, eth),
+        ethernet::ARP => check_arp(table, speaker, eth),
         _ => Ok(Content::Other),
     }
 }
@@ -89,7 +144,7 @@ pub(super) fn addresses(eth: &Ethernet<'_>) -> Option<(IpAddr, IpAddr)> {
 
 fn check_ipv4<P>(
     table: &NetworkTable<P>,
-    row: &Row<P>,
+    speaker: &Speaker<'_, P>,
     eth: &Ethernet<'_>,
 ) -> Result<Content, DropReason> {
     let ip = Ipv4::parse(eth.payload).ok_or(DropReason::MalformedIp)?;
@@ -98,7 +153,7 @@ fn check_ipv4<P>(
         return Err(DropReason::Redirect);
     }
     let nameless = ip.source == Ipv4Addr::UNSPECIFIED && ip.upper.protocol == IGMP;
-    if !nameless && !table.carries(row, IpAddr::V4(ip.source)) {
+    if !nameless && !speaker.carries(table, IpAddr::V4(ip.source)) {
         return Err(DropReason::IpSpoofed);
     }
     Ok(Content::Other)
@@ -106,7 +161,7 @@ fn check_ipv4<P>(
 
 fn check_ipv6<P>(
     table: &NetworkTable<P>,
-    row: &Row<P>,
+    speaker: &Speaker<'_, P>,
     eth: &Ethernet<'_>,
 ) -> Result<Content, DropReason> {
     let ip = Ipv6::parse(eth.payload).ok_or(DropReason::MalformedIp)?;
@@ -117,11 +172,11 @@ fn check_ipv6<P>(
         Err(NotNd::Malformed) => return Err(DropReason::MalformedNd),
     };
     let nameless = ip.source.is_unspecified() && may_be_nameless(message.as_ref(), &ip.upper);
-    if !nameless && !table.carries(row, IpAddr::V6(ip.source)) {
+    if !nameless && !speaker.carries(table, IpAddr::V6(ip.source)) {
         return Err(DropReason::IpSpoofed);
     }
     let Some(message) = message else { return Ok(Content::Other) };
-    check_nd(table, row, eth, &message)?;
+    check_nd(table, speaker, eth, &message)?;
     Ok(Content::Nd(message, ip.source))
 }
 
@@ -143,7 +198,7 @@ fn may_be_nameless(message: Option<&Message>, upper: &Upper<'_>) -> bool {
 
 fn check_nd<P>(
     table: &NetworkTable<P>,
-    row: &Row<P>,
+    speaker: &Speaker<'_, P>,
     eth: &Ethernet<'_>,
     message: &Message,
 ) -> Result<(), DropReason> {
@@ -153,7 +208,8 @@ fn check_nd<P>(
         Message::Redirect => return Err(DropReason::Redirect),
         Message::Solicitation { source_mac, .. } => source_mac.is_none_or(|mac| mac == eth.source),
         Message::Advertisement { target, target_mac, .. } => {
-            target_mac.is_none_or(|mac| mac == eth.source) && table.owns(row, IpAddr::V6(*target))
+            target_mac.is_none_or(|mac| mac == eth.source)
+                && speaker.owns(table, IpAddr::V6(*target))
         }
     };
     if honest { Ok(()) } else { Err(DropReason::NdSpoofed) }
@@ -161,13 +217,13 @@ fn check_nd<P>(
 
 fn check_arp<P>(
     table: &NetworkTable<P>,
-    row: &Row<P>,
+    speaker: &Speaker<'_, P>,
     eth: &Ethernet<'_>,
 ) -> Result<Content, DropReason> {
     let arp = Arp::parse(eth.payload).ok_or(DropReason::MalformedArp)?;
     let probe = arp.sender_ip.is_unspecified() && arp.operation == arp::Operation::Request;
     let honest =
-        arp.sender_mac == eth.source && (probe || table.owns(row, IpAddr::V4(arp.sender_ip)));
+        arp.sender_mac == eth.source && (probe || speaker.owns(table, IpAddr::V4(arp.sender_ip)));
     if honest { Ok(Content::Arp(arp)) } else { Err(DropReason::ArpSpoofed) }
 }
 

@@ -68,7 +68,7 @@ fn judge<P>(table: &NetworkTable<P>, from: &NodeId, frame: &[u8]) -> Result<(), 
     isolation::check(table, row, &eth)
 }
 
-fn destination<P>(table: &NetworkTable<P>, mac: MacAddr) -> Result<(), DropReason> {
+pub(super) fn destination<P>(table: &NetworkTable<P>, mac: MacAddr) -> Result<(), DropReason> {
     let local = table.fdb(mac).is_some_and(|row| matches!(row.place, Place::Local));
     if mac.is_group() || local { Ok(()) } else { Err(DropReason::NotLocal) }
 }

@@ -12,6 +12,7 @@ pub mod coalesce;
 mod inbound;
 mod isolation;
 mod outbound;
+pub mod plain;
 mod reason;
 mod segments;
 mod superframe;

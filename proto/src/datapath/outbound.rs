@@ -83,7 +83,7 @@ pub fn outbound<'t, P>(
 
 /// Step 6. A sandbox may say where its checksum is (packet(7), PACKET_VNET_HDR): not where it would change what was
 /// judged. False, and the frame as it was, if it does.
-fn finish<P>(table: &NetworkTable<P>, frame: &mut SuperFrame<'_>) -> bool {
+pub(super) fn finish<P>(table: &NetworkTable<P>, frame: &mut SuperFrame<'_>) -> bool {
     let Some((at, before)) = frame.finish_checksum() else { return true };
     let judged = || {
         let eth = claims::ethernet(frame.bytes)?;

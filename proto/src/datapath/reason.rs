@@ -98,6 +98,16 @@ drop_reasons! {
     VniUnknown = "vni_unknown", lost;
     /// From a node that has no part in the network.
     NotAMember = "not_a_member", lost;
+    /// In clear, of an encrypted network.
+    SealedVni = "sealed_vni", lost;
+    /// In clear, from an address that is no VTEP of the network.
+    UnknownVtep = "unknown_vtep", lost;
+    /// From a static VTEP, with a MAC that an endpoint or the gateway has.
+    VtepSourceTaken = "vtep_source_taken", lost;
+    /// To a member that has no address of an IP version that this host has.
+    VtepUnreachable = "vtep_unreachable", lost;
+    /// Of a plain network, while the host's plain port is not open.
+    PlainClosed = "plain_closed", lost;
     /// To a MAC that no endpoint of this host has.
     NotLocal = "not_local", lost;
 }

@@ -10,7 +10,8 @@ use super::{Hlc, Refused};
 use crate::{
     addr::{Name, NetworkId, NodeId, Vni},
     limits::{
-        MAX_MTU, MIN_MTU, NAME_LEN, NETWORK_DNS, NETWORK_LABELS, NETWORK_SUBNETS, SUBNET_AUX,
+        MAX_MTU, MIN_MTU, NAME_LEN, NETWORK_DNS, NETWORK_LABELS, NETWORK_SUBNETS, NETWORK_VTEPS,
+        SUBNET_AUX,
     },
 };
 
@@ -112,6 +113,9 @@ pub struct Network {
     /// Who answers for names that are not the mesh's; the hosts' own name servers otherwise.
     #[serde(rename = "q", default, skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<IpAddr>,
+    /// VTEPs without an agent that have a part in it, where it is plain.
+    #[serde(rename = "e", default, skip_serializing_if = "Vec::is_empty")]
+    pub vteps: Vec<IpAddr>,
     /// Free-form labels.
     #[serde(rename = "t", default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -179,11 +183,25 @@ impl Network {
             "it has too many name servers"
         } else if self.labels.len() > NETWORK_LABELS {
             "it has too many labels"
+        } else if self.encrypted && !self.vteps.is_empty() {
+            "it is encrypted and names static VTEPs"
+        } else if self.vteps.len() > NETWORK_VTEPS || !self.vteps.iter().all(may_be_vtep) {
+            "it has too many static VTEPs, or one that is no host's address"
         } else {
             return check_blocks(&self.blocks, &self.subnets);
         };
         Err(Refused::Content(fault))
     }
+}
+
+/// Whether the address can be that of one host on any underlay. A link-local one says nothing without an interface.
+#[must_use]
+pub fn may_be_vtep(ip: &IpAddr) -> bool {
+    let local = match ip {
+        IpAddr::V4(v4) => v4.is_broadcast() || v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),
+    };
+    !local && !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast()
 }
 
 pub(super) fn check_blocks(blocks: &[Block], subnets: &[Subnet]) -> Result<(), Refused> {

@@ -52,6 +52,7 @@ fn network(seed: u8, name: &str, vni: u32) -> Network {
         driver: "overlay".parse().unwrap(),
         vni: Vni::new(vni).unwrap(),
         encrypted: true,
+        vteps: Vec::new(),
         mtu: 1390,
         subnets: vec![
             Subnet::whole("10.1.0.0/16".parse().unwrap(), "10.1.0.1".parse().unwrap()),

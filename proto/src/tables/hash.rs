@@ -139,6 +139,15 @@ impl<K: Clone + Eq + Hash, V: Clone> Sharded<K, V> {
         }
     }
 
+    /// Keeps the values for which this is true; copies the shards that lose one.
+    pub fn retain(&mut self, keep: impl Fn(&V) -> bool) {
+        for shard in Arc::make_mut(&mut self.shards) {
+            if !shard.values().all(&keep) {
+                Arc::make_mut(shard).retain(|_key, value| keep(value));
+            }
+        }
+    }
+
     /// Takes a key out; copies nothing if it is not there.
     pub fn remove(&mut self, key: &K) -> Option<V> {
         self.get(key)?;

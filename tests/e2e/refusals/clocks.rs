@@ -94,6 +94,7 @@ fn network(member: &Credentials, name: &str, vni: u32, at: Hlc) -> Result<Reques
         driver: "overlay".parse()?,
         vni: vni.try_into()?,
         encrypted: true,
+        vteps: Vec::new(),
         mtu: 1390,
         subnets: vec![Subnet::whole("10.9.0.0/16".parse()?, "10.9.0.1".parse()?)],
         internal: false,

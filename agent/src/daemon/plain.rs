@@ -1,0 +1,153 @@
+//! Plain networks of this host: which snapshot a network has, where its members are, and how its port is.
+//!
+//! I10: a network's kind is settled once, when its TAP is opened, by the type of its snapshot.
+
+use std::{collections::HashMap, sync::Arc, time::Instant};
+
+use vxmesh_gossip::membership::Gossip;
+use vxmesh_proto::{
+    addr::{NetworkId, NodeId, Vni},
+    datapath::plain::{PlainTable, Vtep},
+    limits::PLAIN_PORT,
+    object::{self, Content},
+    record::{Claim, Key},
+    tables::{NetworkSpec, TableUpdate},
+};
+
+use super::{
+    doctor::check,
+    mesh::{Local, Mesh, lock},
+    peers::reachable,
+    reconcile::{changed_macs, report_rivals},
+};
+use crate::{
+    api::{self, Diagnosis, Health},
+    datapath::port::Table,
+    reconcile::{
+        admit::Claims,
+        tables::{respecified, spec_of, updates},
+    },
+};
+
+/// The snapshot of a network that is here.
+pub(super) enum LocalTable {
+    /// Its frames are sealed for peers.
+    Sealed(Arc<Table>),
+    /// Its frames are sent to addresses, in clear.
+    Plain(Arc<PlainTable>),
+}
+
+impl LocalTable {
+    pub(super) fn spec(&self) -> &NetworkSpec {
+        match self {
+            Self::Sealed(table) => table.spec(),
+            Self::Plain(plain) => plain.spec(),
+        }
+    }
+}
+
+impl Mesh {
+    /// The first snapshot of a plain network, nobody in it; nothing if the network is encrypted.
+    pub(super) fn empty_plain_table(
+        &self,
+        id: NetworkId,
+        network: &object::Network,
+    ) -> Option<PlainTable> {
+        PlainTable::new(network, spec_of(id, network), self.seed, Instant::now())
+    }
+
+    /// Brings the snapshot of a plain network in step with its claims.
+    pub(super) fn follow_plain(
+        &self,
+        gossip: &Gossip,
+        (local, plain): (&mut Local, &PlainTable),
+        claims: &Claims,
+        network: Option<&object::Network>,
+    ) {
+        let mut vteps: HashMap<NodeId, Vtep> = HashMap::new();
+        for key in claims.keys().filter(|key| key.node != self.me) {
+            vteps.entry(key.node).or_insert_with(|| self.vtep_of(gossip, key.node));
+        }
+        // Who is somewhere else by now is met anew, with all that is behind it.
+        let table = plain.table();
+        let moved = |node: &NodeId| {
+            let was = table.members().iter().find(|(member, _vtep)| member == node);
+            was.is_some_and(|(_node, vtep)| vteps.get(node) != Some(vtep))
+        };
+        let before = local.claims.iter().filter(|(key, _claim)| !moved(&key.node));
+        let before = before.map(|(key, claim)| (*key, claim.clone())).collect();
+        let mut updates =
+            updates(table, &before, claims, self.me, |node| vteps.get(&node).cloned());
+        let members = table.members().iter().map(|(node, _vtep)| *node);
+        let again = members
+            .filter(moved)
+            .filter_map(|node| Some(TableUpdate::PutMember(node, vteps.get(&node).cloned()?)));
+        updates.extend(again);
+        let moved_away = local.claims.keys().filter(|key| moved(&key.node));
+        let gone = moved_away.filter(|key| !claims.contains_key(key));
+        updates.extend(gone.map(|key| TableUpdate::Remove(*key)));
+        updates.splice(0..0, respecified(table, network));
+        let statics = network.map_or_else(|| plain.statics(), |network| &network.vteps);
+        if updates.is_empty() && statics == plain.statics() {
+            return;
+        }
+        let macs = changed_macs(&updates);
+        let next = Arc::new(plain.apply(updates).with_statics(statics));
+        self.plane.plain().publish(Arc::clone(&next));
+        report_rivals(next.table(), &mut local.rivals, &macs);
+        local.table = LocalTable::Plain(next);
+    }
+
+    /// Where a node says that it is.
+    fn vtep_of(&self, gossip: &Gossip, node: NodeId) -> Vtep {
+        gossip.with_directory(|directory| {
+            let claim = match directory.get(node, Key::Node).map(|entry| entry.record.claim()) {
+                Some(Claim::Node(claim)) => claim,
+                Some(Claim::Endpoint(_) | Claim::Gone) | None => return Vtep::new(None, []),
+            };
+            let to = reachable(&claim.vteps, &self.own_addrs()).map(|addr| addr.ip());
+            Vtep::new(to, claim.vteps.iter().map(|addr| addr.ip()))
+        })
+    }
+
+    /// The numbers of all encrypted networks of the mesh.
+    pub(super) fn sealed_vnis(&self) -> HashMap<Vni, NetworkId> {
+        let networks = self.objects.read(object::ObjectSet::networks);
+        let sealed = networks.iter().filter_map(|(id, object, _)| match object.content() {
+            Content::Network(network) if network.encrypted => Some((network.vni, *id)),
+            _ => None,
+        });
+        sealed.collect()
+    }
+
+    /// A network with what this host knows of its plain port.
+    pub(super) fn with_plain(&self, mut network: api::Network) -> api::Network {
+        let locals = lock(&self.locals);
+        let Some(LocalTable::Plain(plain)) = locals.get(&network.id).map(|local| &local.table)
+        else {
+            return network;
+        };
+        let fault = self.plane.plain().fault();
+        if fault.is_some() && network.state == "active" {
+            "degraded".clone_into(&mut network.state);
+        }
+        let learned = plain.learned();
+        network.plain = Some(api::Plain {
+            port: PLAIN_PORT,
+            fault,
+            learned: learned.len(),
+            learn_refused: learned.refused(),
+        });
+        network
+    }
+
+    /// How the plain port is, where a plain network is on this host.
+    pub(super) fn plain_diagnosis(&self) -> Option<Diagnosis> {
+        let plain = self.plane.plain();
+        let hint = "another program or a vxlan device of the kernel (Docker's overlay, flannel) has it: plain networks carry nothing here until it is free; it is tried again every second";
+        plain.is_needed().then(|| match plain.fault() {
+            Some(fault) => check("plain port", Health::Fail, fault, hint),
+            None => check("plain port", Health::Ok, format!("UDP {PLAIN_PORT} is open"), ""),
+        })
+    }
+}

@@ -1,0 +1,155 @@
+//! The worker that takes plain frames in: UDP -> `plain_inbound` -> coalesce -> TAP.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::IpAddr,
+    ops::Range,
+    os::fd::AsFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::EventFd,
+};
+use vxmesh_proto::{
+    addr::Vni,
+    datapath::{
+        DropReason, Segments, SuperFrame, Verdict,
+        coalesce::Coalescer,
+        plain::{finish_received, plain_inbound, undone},
+    },
+    wire::vxlan,
+};
+
+use super::{Shared, socket::Sockets};
+use crate::datapath::{deliver, drops::DropKey, inbound::write, port::PlainPort, udp::Batch};
+
+/// Batches taken before the worker looks whether it should stop.
+const BUDGET: usize = 16;
+/// How often what was learned is looked through for what is too old.
+const EXPIRE_EVERY: Duration = Duration::from_secs(10);
+/// The same for the kernel, which counts in milliseconds.
+const WAIT_MS: u16 = 10_000;
+
+/// Runs until it is told to stop.
+pub(super) fn run(shared: &Shared, sockets: &Sockets, stop: &EventFd) -> io::Result<()> {
+    let mut batch = Batch::default();
+    let mut coalescer = Coalescer::default();
+    let mut expired = Instant::now();
+    while wait(sockets, stop)? {
+        for _ in 0..BUDGET {
+            match sockets.recv(&mut batch) {
+                Ok(()) => take_batch(shared, &mut batch, &mut coalescer),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // The kernel reports an ICMP error of an earlier datagram here; it says nothing about this socket.
+                Err(_icmp) => {}
+            }
+        }
+        if expired.elapsed() >= EXPIRE_EVERY {
+            expired = Instant::now();
+            let ports = shared.ports.load();
+            ports.values().for_each(|port| port.table().learned().expire(expired));
+        }
+    }
+    Ok(())
+}
+
+/// Waits for datagrams, or until something is too old; false when the worker is to stop.
+fn wait(sockets: &Sockets, stop: &EventFd) -> io::Result<bool> {
+    let mut fds = [
+        PollFd::new(sockets.as_fd(), PollFlags::POLLIN),
+        PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+    ];
+    match poll(&mut fds, PollTimeout::from(WAIT_MS)) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let [_udp, stop] = &fds;
+    Ok(!stop.any().unwrap_or(false))
+}
+
+/// What one batch is taken with.
+struct Taker<'s> {
+    shared: &'s Shared,
+    ports: &'s HashMap<Vni, Arc<PlainPort>>,
+    now: Instant,
+    coalescer: &'s mut Coalescer<Vni>,
+}
+
+fn take_batch(shared: &Shared, batch: &mut Batch, coalescer: &mut Coalescer<Vni>) {
+    let ports = shared.ports.load();
+    let mut taker = Taker { shared, ports: &ports, now: Instant::now(), coalescer };
+    for (from, train, stride) in batch.trains() {
+        // An empty datagram has no part, and yet it came.
+        let mut begin = train.start;
+        loop {
+            let end = (begin + stride).min(train.end);
+            taker.datagram(from.ip(), batch.arena(), begin..end);
+            begin = end;
+            if begin >= train.end {
+                break;
+            }
+        }
+    }
+    let arena = &*batch.arena();
+    for frame in taker.coalescer.frames(arena) {
+        if let Some(port) = ports.get(&frame.to) {
+            write((&shared.drops, &shared.offloads), port, &frame, arena);
+        }
+    }
+    taker.coalescer.clear();
+}
+
+impl Taker<'_> {
+    fn datagram(&mut self, from: IpAddr, arena: &mut [u8], at: Range<usize>) {
+        let drops = &self.shared.drops;
+        let Ok((vni, frame)) = vxlan::decap(arena.get_mut(at.clone()).unwrap_or_default()) else {
+            return drops.unknown(DropReason::MalformedVxlan.as_str());
+        };
+        let Some(port) = self.ports.get(&vni) else {
+            return self.strange(vni);
+        };
+        let table = port.table();
+        let offload = undone(frame, table.spec().mtu);
+        let mut frame = SuperFrame { bytes: frame, gso: offload.gso, checksum: offload.checksum };
+        match plain_inbound(&table, from, &frame, self.now) {
+            Verdict::Deliver if frame.gso.is_some() => self.cut(port, &frame),
+            Verdict::Deliver => {
+                finish_received(&mut frame);
+                let accepts = self.shared.offloads.allow(port.device().accepts());
+                self.coalescer.push(vni, accepts, arena, at.start + vxlan::HEADER_LEN..at.end);
+            }
+            Verdict::Drop(reason) => port.dropped(drops, reason, None),
+            // `plain_inbound` sends nothing back.
+            Verdict::Forward(_) | Verdict::Flood(_) | Verdict::Hairpin => {}
+        }
+    }
+
+    /// Delivers the packets of a burst one by one.
+    fn cut(&self, port: &PlainPort, frame: &SuperFrame<'_>) {
+        let drops = &self.shared.drops;
+        match Segments::of(frame) {
+            Ok(segments) => {
+                let mut packet = Vec::new();
+                for index in 0..segments.count() {
+                    packet.resize(segments.frame_len(index), 0);
+                    segments.write(index, &mut packet);
+                    // What is not taken is counted.
+                    let _taken = deliver(drops, port, &packet);
+                }
+            }
+            Err(reason) => port.dropped(drops, reason, None),
+        }
+    }
+
+    /// Counts a frame of no plain network of this host.
+    fn strange(&self, vni: Vni) {
+        let network = self.shared.sealed.load().get(&vni).copied();
+        let reason = if network.is_some() { DropReason::SealedVni } else { DropReason::VniUnknown };
+        self.shared.drops.add(DropKey { reason: reason.as_str(), network, peer: None }, 1);
+    }
+}

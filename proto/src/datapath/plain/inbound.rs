@@ -1,0 +1,69 @@
+//! From the underlay into a plain network of this host. Nothing here was authenticated: an outer address is believed as far as
+//! the underlay keeps others from using it.
+//!
+//! 1. VTEP: a member of the network by its own word, or a static one.
+//! 2. Ethernet, source, MTU, destination of a member's frame: as if it were sealed ([`super::super::inbound()`]). The member whose
+//!    address it came from owns the source.
+//! 3. Of a static VTEP's frame: Ethernet; a source that no endpoint has, and what the frame says about it ([`claims`]);
+//!    it is learned; MTU; a local destination.
+//!
+//! An address that is a member's and a static VTEP's is the member's: it cannot speak as the other.
+
+use std::{net::IpAddr, time::Instant};
+
+use super::{PlainTable, Vtep};
+use crate::{
+    addr::NodeId,
+    datapath::{DropReason, SuperFrame, Verdict, claims, inbound, inbound::destination},
+    tables::Place,
+    wire::{Ethernet, ethernet},
+};
+
+/// Decides on a frame of the table's network that came from the outer address `from`. A super-frame is judged whole.
+///
+/// It came in clear: [`super::undone`] says what has to be done to it before it is delivered.
+pub fn plain_inbound<'t>(
+    plain: &'t PlainTable,
+    from: IpAddr,
+    frame: &SuperFrame<'_>,
+    now: Instant,
+) -> Verdict<'t, Vtep> {
+    if !plain.knows(from) {
+        return Verdict::Drop(DropReason::UnknownVtep); // 1
+    }
+    if let Some(node) = owner_at(plain, from, frame.bytes) {
+        return inbound(plain.table(), &node, frame.bytes); // 2
+    }
+    let judged = if plain.is_member(from) {
+        claims::ethernet(frame.bytes).and(Err(DropReason::SourceNotOwned))
+    } else {
+        station(plain, from, frame, now) // 3
+    };
+    judged.map_or_else(Verdict::Drop, |()| Verdict::Deliver)
+}
+
+/// The member that owns the frame's source, if the frame came from one of its addresses.
+fn owner_at(plain: &PlainTable, from: IpAddr, frame: &[u8]) -> Option<NodeId> {
+    let row = plain.table().fdb(Ethernet::parse(frame)?.source)?;
+    match &row.place {
+        Place::Remote(vtep) if vtep.has(from) => Some(row.key.node),
+        Place::Remote(_) | Place::Local => None,
+    }
+}
+
+fn station(
+    plain: &PlainTable,
+    from: IpAddr,
+    frame: &SuperFrame<'_>,
+    now: Instant,
+) -> Result<(), DropReason> {
+    let table = plain.table();
+    let eth = claims::ethernet(frame.bytes)?;
+    claims::check_station(table, &eth)?;
+    // A full table says so by its own counter: the frame itself is good.
+    let _room = plain.learned().learn(eth.source, from, now);
+    if frame.largest_frame()? > usize::from(table.spec().mtu) + ethernet::HEADER_LEN {
+        return Err(DropReason::TooBig);
+    }
+    destination(table, eth.destination)
+}

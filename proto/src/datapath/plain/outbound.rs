@@ -1,0 +1,96 @@
+//! From a plain network of this host to the underlay.
+//!
+//! The steps are those of [`super::super::outbound()`]. Where that knows no destination, the static VTEPs are left:
+//!
+//! 1. A question for an address that no endpoint has (ARP, neighbour solicitation) and an announcement go to all of them.
+//! 2. A frame to a MAC that no endpoint has goes to the one that it was learned from, else to all, as often as the limits allow.
+//! 3. What goes to every member goes to them, too.
+//!
+//! Members get none of 1 and 2: every address behind them is known by a claim.
+
+use std::{net::IpAddr, time::Instant};
+
+use super::{PlainTable, Vtep};
+use crate::{
+    addr::NodeId,
+    datapath::{DropReason, Scratch, SuperFrame, Verdict, claims, outbound, outbound::finish},
+    wire::ethernet,
+};
+
+/// The fate of a frame of a plain network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlainVerdict<'t> {
+    /// Send it to this VTEP.
+    Forward(IpAddr),
+    /// Send one copy to each of these.
+    Flood {
+        /// Members.
+        members: &'t [(NodeId, Vtep)],
+        /// Static VTEPs.
+        statics: &'t [IpAddr],
+    },
+    /// Write the answer in the [`Scratch`] back to where the frame came from.
+    Hairpin,
+    /// Count it and forget it.
+    Drop(DropReason),
+}
+
+/// Decides on a frame that the local network sent. If it goes on, its checksum is complete (that of a super-frame stays
+/// partial until it is cut).
+pub fn plain_outbound<'t>(
+    plain: &'t PlainTable,
+    frame: &mut SuperFrame<'_>,
+    scratch: &mut Scratch,
+    now: Instant,
+) -> PlainVerdict<'t> {
+    match outbound(plain.table(), frame, scratch, now) {
+        Verdict::Forward(vtep) => {
+            vtep.to().map_or(PlainVerdict::Drop(DropReason::VtepUnreachable), PlainVerdict::Forward)
+        }
+        Verdict::Flood(members) => PlainVerdict::Flood { members, statics: plain.statics() },
+        Verdict::Hairpin => PlainVerdict::Hairpin,
+        // `outbound` delivers nothing.
+        Verdict::Deliver => PlainVerdict::Drop(DropReason::LocalDestination),
+        Verdict::Drop(reason) => {
+            let judged = beyond(plain, frame, reason, now);
+            if judged.is_ok() && !finish(plain.table(), frame) {
+                return PlainVerdict::Drop(DropReason::BadOffload);
+            }
+            judged.unwrap_or_else(PlainVerdict::Drop)
+        }
+    }
+}
+
+/// What becomes of a frame that has no destination among members.
+fn beyond<'t>(
+    plain: &'t PlainTable,
+    frame: &SuperFrame<'_>,
+    reason: DropReason,
+    now: Instant,
+) -> Result<PlainVerdict<'t>, DropReason> {
+    use DropReason::{Announcement, FdbUnknown, NeighborUnknown, NoMembers};
+    let table = plain.table();
+    let lost = matches!(reason, Announcement | FdbUnknown | NeighborUnknown | NoMembers);
+    if !lost || plain.statics().is_empty() {
+        return Err(reason);
+    }
+    // These reasons are given only after the source was found to be true.
+    let eth = claims::ethernet(frame.bytes)?;
+    let row = table.fdb(eth.source).ok_or(DropReason::SourceUnknown)?;
+    if table.fdb(eth.destination).is_some() || eth.destination == table.spec().gateway.mac {
+        return Err(reason);
+    }
+    if frame.largest_frame()? > usize::from(table.spec().mtu) + ethernet::HEADER_LEN {
+        return Err(DropReason::TooBig);
+    }
+    if !eth.destination.is_group() {
+        let vtep = plain.learned().vtep_of(eth.destination, now);
+        if let Some(vtep) = vtep.filter(|vtep| plain.statics().contains(vtep)) {
+            return Ok(PlainVerdict::Forward(vtep));
+        }
+    }
+    if !table.admit_flood(row, now) {
+        return Err(DropReason::FloodLimited);
+    }
+    Ok(PlainVerdict::Flood { members: &[], statics: plain.statics() })
+}
