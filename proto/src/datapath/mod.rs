@@ -10,6 +10,7 @@
 mod claims;
 pub mod coalesce;
 mod inbound;
+mod judged;
 mod outbound;
 mod reason;
 mod segments;
@@ -17,6 +18,7 @@ mod superframe;
 pub mod vnet;
 
 pub use inbound::{Inbound, inbound, inbound_vxlan};
+pub use judged::Judged;
 pub use outbound::{Scratch, outbound};
 pub use reason::DropReason;
 pub use segments::Segments;
