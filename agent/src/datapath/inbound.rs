@@ -1,4 +1,4 @@
-//! The worker that takes datagrams in: UDP -> open -> `inbound` -> coalesce -> TAP.
+//! The workers that take datagrams in, each from its own socket: UDP -> open -> `inbound` -> coalesce -> TAP.
 //!
 //! One call takes a batch of datagrams. Data messages are opened where they lie, and what the packets of one flow are is put
 //! together and written with one call, from where it lies. Handshake messages go to the session thread through a bounded
@@ -38,19 +38,19 @@ use super::{
     port::{Port, Table},
     sessions::SessionInput,
     train::want,
-    udp::Batch,
+    udp::{Batch, UdpIo},
 };
 
 /// Batches taken before the worker looks whether it should stop.
 const BUDGET: usize = 16;
 
 /// Runs until the data path stops.
-pub(super) fn run(shared: &Shared) -> io::Result<()> {
+pub(super) fn run(shared: &Shared, udp: &UdpIo) -> io::Result<()> {
     let mut batch = Batch::default();
     let mut coalescer = Coalescer::default();
-    while wait(shared)? {
+    while wait(shared, udp)? {
         for _ in 0..BUDGET {
-            match shared.udp.recv(&mut batch) {
+            match udp.recv(&mut batch) {
                 Ok(()) => take_batch(shared, &mut batch, &mut coalescer),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // The kernel reports an ICMP error of an earlier datagram here; it says nothing about this socket.
@@ -62,9 +62,9 @@ pub(super) fn run(shared: &Shared) -> io::Result<()> {
 }
 
 /// Waits for datagrams; false when the data path stops.
-fn wait(shared: &Shared) -> io::Result<bool> {
+fn wait(shared: &Shared, udp: &UdpIo) -> io::Result<bool> {
     let mut fds = [
-        PollFd::new(shared.udp.as_fd(), PollFlags::POLLIN),
+        PollFd::new(udp.as_fd(), PollFlags::POLLIN),
         PollFd::new(shared.stop.as_fd(), PollFlags::POLLIN),
     ];
     match poll(&mut fds, PollTimeout::NONE) {
