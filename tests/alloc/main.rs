@@ -14,9 +14,9 @@ use etherparse::PacketBuilder;
 use vxmesh_proto::{
     addr::{NodeId, Vni},
     datapath::{
-        Gso, GsoKind, PartialChecksum, Scratch, Segments, SuperFrame, Verdict,
+        Gso, GsoKind, Judged, PartialChecksum, Scratch, Segments, SuperFrame, Verdict,
         coalesce::{Accepts, Coalescer},
-        inbound, outbound,
+        outbound,
     },
     session::{
         Config, Entropy, NoEntropy, Peer, PeerConfig, Psk, Sessions, noise,
@@ -148,7 +148,7 @@ fn the_way_of_a_frame_allocates_nothing() -> Result<()> {
         let segments = Segments::of(&frame).unwrap();
         let key = peers[0].sender(now).unwrap();
         let mut counters = key.reserve(u32::try_from(segments.count()).unwrap()).unwrap();
-        let mut begin = 0;
+        let (mut begin, mut judged) = (0, Judged::default());
         for packet in 0..segments.count() {
             let len = segments.frame_len(packet) + vxlan::HEADER_LEN + SEAL_OVERHEAD;
             let at = begin..begin + len;
@@ -162,7 +162,8 @@ fn the_way_of_a_frame_allocates_nothing() -> Result<()> {
             let opened = index.get(receiver).unwrap();
             let opened = opened.open(now, datagram).unwrap();
             let (_, frame) = vxlan::decap(opened.payload).unwrap();
-            assert_eq!(inbound(&pair.tables[1], &pair.nodes[0], frame), Verdict::Deliver);
+            let verdict = judged.inbound(&pair.tables[1], &pair.nodes[0], frame);
+            assert_eq!(verdict, Verdict::Deliver);
             coalescer.push(Vni::MAX, accepts, &arena, begin + frame_at..at.end - TAG_LEN);
             begin = at.end;
         }

@@ -10,8 +10,9 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 const LEN: usize = 64;
-/// Round trips that only warm caches and sessions up.
+/// Round trips that only warm caches and sessions up, or those of this part of the time if they are slow.
 const WARM_UP: u64 = 200;
+const WARM_UP_PART: u32 = 4;
 /// After this an answer is lost.
 const LOST: Duration = Duration::from_millis(200);
 
@@ -48,7 +49,9 @@ pub(crate) fn ping(to: SocketAddrV4, time: Duration) -> Result<Trips> {
             break;
         }
         match trip(&socket, number)? {
-            true if number >= WARM_UP => took.push(sent.elapsed()),
+            true if number >= WARM_UP || sent.duration_since(begin) > time / WARM_UP_PART => {
+                took.push(sent.elapsed());
+            }
             true => {}
             false => lost += 1,
         }

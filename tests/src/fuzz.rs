@@ -8,7 +8,7 @@ use etherparse::SlicedPacket;
 use vxmesh_proto::{
     addr::{MacAddr, Vni},
     datapath::{
-        DropReason, Gso, GsoKind, PartialChecksum, Scratch, SuperFrame, Verdict, inbound,
+        DropReason, Gso, GsoKind, Judged, PartialChecksum, Scratch, SuperFrame, Verdict, inbound,
         inbound_vxlan, outbound,
     },
     wire::{Ethernet, nd, vxlan},
@@ -116,6 +116,11 @@ pub fn inbound_frame(data: &[u8]) {
         Verdict::Forward(_) | Verdict::Flood(_) | Verdict::Hairpin => {
             unreachable_verdict("split horizon: nothing goes back into the mesh");
         }
+    }
+    let mut judged = Judged::default();
+    for _ in 0..2 {
+        let remembered = judged.inbound(table, &first, data);
+        assert_eq!(remembered, inbound(table, &first, data), "the same when it comes again");
     }
     // A host does not accept its own frames from elsewhere.
     assert_eq!(inbound(table, &second, data), Verdict::Drop(DropReason::NotAMember));

@@ -1,4 +1,4 @@
-//! The worker that takes datagrams in: UDP -> open -> `inbound` -> coalesce -> TAP.
+//! The workers that take datagrams in, each from its own socket: UDP -> open -> `inbound` -> coalesce -> TAP.
 //!
 //! One call takes a batch of datagrams. Data messages are opened where they lie, and what the packets of one flow are is put
 //! together and written with one call, from where it lies. Handshake messages go to the session thread through a bounded
@@ -14,6 +14,7 @@ use std::{
     time::Instant,
 };
 
+use arc_swap::Guard;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -21,9 +22,8 @@ use nix::{
 use vxmesh_proto::{
     addr::{NodeId, Vni},
     datapath::{
-        DropReason, Verdict,
-        coalesce::{Coalescer, Merged, PARTS},
-        inbound,
+        DropReason, Judged, Verdict,
+        coalesce::{Accepts, Coalescer, Merged, PARTS},
     },
     session::{
         Keypair, Peer, SessionDrop,
@@ -36,22 +36,22 @@ use super::{
     Shared, deliver,
     drops::{DropKey, Drops},
     offloads::Offloads,
-    port::Port,
+    port::{Port, Table},
     sessions::SessionInput,
     train::want,
-    udp::Batch,
+    udp::{Batch, UdpIo},
 };
 
 /// Batches taken before the worker looks whether it should stop.
 const BUDGET: usize = 16;
 
 /// Runs until the data path stops.
-pub(super) fn run(shared: &Shared) -> io::Result<()> {
+pub(super) fn run(shared: &Shared, udp: &UdpIo) -> io::Result<()> {
     let mut batch = Batch::default();
     let mut coalescer = Coalescer::default();
-    while wait(shared)? {
+    while wait(shared, udp)? {
         for _ in 0..BUDGET {
-            match shared.udp.recv(&mut batch) {
+            match udp.recv(&mut batch) {
                 Ok(()) => take_batch(shared, &mut batch, &mut coalescer),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // The kernel reports an ICMP error of an earlier datagram here; it says nothing about this socket.
@@ -63,9 +63,9 @@ pub(super) fn run(shared: &Shared) -> io::Result<()> {
 }
 
 /// Waits for datagrams; false when the data path stops.
-fn wait(shared: &Shared) -> io::Result<bool> {
+fn wait(shared: &Shared, udp: &UdpIo) -> io::Result<bool> {
     let mut fds = [
-        PollFd::new(shared.udp.as_fd(), PollFlags::POLLIN),
+        PollFd::new(udp.as_fd(), PollFlags::POLLIN),
         PollFd::new(shared.stop.as_fd(), PollFlags::POLLIN),
     ];
     match poll(&mut fds, PollTimeout::NONE) {
@@ -79,18 +79,30 @@ fn wait(shared: &Shared) -> io::Result<bool> {
 /// Who gets the frames of a number.
 type Ports = HashMap<Vni, Arc<Port>>;
 
-/// What one batch is taken with: snapshots, and the key of the datagram before, which is mostly that of the next.
+/// What one batch is taken with: snapshots, and the key and the way of the datagram before, which are mostly those of the next.
 struct Taker<'s> {
     shared: &'s Shared,
     ports: &'s Ports,
     now: Instant,
     keypair: Option<Arc<Keypair>>,
+    way: Option<Way<'s>>,
     coalescer: &'s mut Coalescer<Vni>,
+}
+
+/// From one node into one network.
+struct Way<'s> {
+    vni: Vni,
+    from: NodeId,
+    port: &'s Port,
+    accepts: Accepts,
+    table: Guard<Arc<Table>>,
+    judged: Judged,
 }
 
 fn take_batch(shared: &Shared, batch: &mut Batch, coalescer: &mut Coalescer<Vni>) {
     let ports = shared.ports.load();
-    let mut taker = Taker { shared, ports: &ports, now: Instant::now(), keypair: None, coalescer };
+    let mut taker =
+        Taker { shared, ports: &ports, now: Instant::now(), keypair: None, way: None, coalescer };
     for (from, train, stride) in batch.trains() {
         taker.train(from, batch.arena(), train, stride);
     }
@@ -189,18 +201,36 @@ impl Taker<'_> {
         let Ok((vni, frame)) = vxlan::decap(arena.get_mut(at.clone()).unwrap_or_default()) else {
             return self.lost(from, DropReason::MalformedVxlan);
         };
-        let Some(port) = self.ports.get(&vni) else {
-            return self.lost(from, DropReason::VniUnknown);
+        let Some(way) = self.way.as_mut().filter(|way| (way.vni, way.from) == (vni, from)) else {
+            return self.other_way(vni, from, peer, arena, at);
         };
-        match inbound(&port.table(), &from, frame) {
+        match way.judged.inbound(&way.table, &from, frame) {
             Verdict::Deliver => {
-                let accepts = self.shared.offloads.allow(port.device().accepts());
-                self.coalescer.push(vni, accepts, arena, at.start + vxlan::HEADER_LEN..at.end);
+                let frame = at.start + vxlan::HEADER_LEN..at.end;
+                self.coalescer.push(vni, way.accepts, arena, frame);
             }
-            Verdict::Drop(reason) => port.dropped(&self.shared.drops, reason, Some(from)),
+            Verdict::Drop(reason) => way.port.dropped(&self.shared.drops, reason, Some(from)),
             // `inbound` sends nothing back: nothing from the mesh returns into it.
             Verdict::Forward(_) | Verdict::Flood(_) | Verdict::Hairpin => {}
         }
+    }
+
+    /// Takes a packet that came another way than the one before.
+    fn other_way(
+        &mut self,
+        vni: Vni,
+        from: NodeId,
+        peer: &Peer,
+        arena: &mut [u8],
+        at: Range<usize>,
+    ) {
+        let Some(port) = self.ports.get(&vni) else {
+            return self.lost(from, DropReason::VniUnknown);
+        };
+        let accepts = self.shared.offloads.allow(port.device().accepts());
+        let (table, judged) = (port.table(), Judged::default());
+        self.way = Some(Way { vni, from, port, accepts, table, judged });
+        self.packet(peer, arena, at);
     }
 
     fn lost(&self, from: NodeId, reason: DropReason) {

@@ -3,7 +3,7 @@
 //! ```text
 //! thread   one per      waits on            owns
 //! out-VNI  network      TAP, stop           a frame buffer, a train of datagrams
-//! in       agent        data socket, stop   a batch of datagram buffers
+//! in-N     CPU          data socket, stop   its socket, a batch of datagram buffers
 //! session  agent        its queue, timers   the Noise sessions
 //! plain-in agent        plain socket, stop  a batch of datagram buffers; only while a plain network is here
 //! ```
@@ -28,11 +28,12 @@ use std::{
     collections::HashMap,
     io::{self, IoSlice},
     net::SocketAddr,
+    num::NonZero,
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{SyncSender, TrySendError, sync_channel},
     },
-    thread::{Builder, JoinHandle},
+    thread::{self, Builder, JoinHandle},
     time::Instant,
 };
 
@@ -44,7 +45,7 @@ use nix::{
 use ring::rand::{SecureRandom, SystemRandom};
 use thiserror::Error;
 use tokio::sync::oneshot;
-use tracing::{debug, error};
+use tracing::{debug, error, info};
 use vxmesh_proto::{
     addr::{NetworkId, NodeId, Vni},
     datapath::vnet,
@@ -60,8 +61,13 @@ use self::{
     udp::UdpIo,
 };
 
+/// Threads that take datagrams in: one for each CPU, but no more than this, since each has half a megabyte of buffers and
+/// its socket up to [`udp::SOCKET_BUFFER`] in the kernel.
+const MAX_RECEIVERS: usize = 8;
+
 /// What all threads of the data path see.
 struct Shared {
+    /// What sends, and the first that receives.
     udp: UdpIo,
     drops: Arc<Drops>,
     offloads: Arc<Offloads>,
@@ -190,12 +196,23 @@ impl Dataplane {
                 .name("session".into())
                 .spawn(move || sessions::run(sessions, &queue, &shared))?,
         );
-        let shared = Arc::clone(&plane.shared);
-        plane.threads.push(Builder::new().name("in".into()).spawn(move || {
-            if let Err(error) = inbound::run(&shared) {
-                error!(%error, "the data socket failed; restart the agent");
+        let receivers = thread::available_parallelism().map_or(1, NonZero::get).min(MAX_RECEIVERS);
+        let mut others = Vec::new();
+        for _ in 1..receivers {
+            match plane.shared.udp.share() {
+                Ok(socket) => others.push(Some(socket)),
+                Err(error) => info!(%error, "the data port is not shared; one thread receives"),
             }
-        })?);
+        }
+        for (number, socket) in [None].into_iter().chain(others).enumerate() {
+            let shared = Arc::clone(&plane.shared);
+            let receive = move || {
+                if let Err(error) = inbound::run(&shared, socket.as_ref().unwrap_or(&shared.udp)) {
+                    error!(%error, "the data socket failed; restart the agent");
+                }
+            };
+            plane.threads.push(Builder::new().name(format!("in-{number}")).spawn(receive)?);
+        }
         Ok(plane)
     }
 

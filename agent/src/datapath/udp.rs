@@ -1,8 +1,11 @@
 //! The data socket: sealed datagrams to and from the underlay.
 //!
-//! One dual-stack socket (`[::]`, IPv4 as mapped addresses; 0.0.0.0 where the host has no IPv6). Datagrams are never
+//! Dual-stack sockets (`[::]`, IPv4 as mapped addresses; 0.0.0.0 where the host has no IPv6). Datagrams are never
 //! fragmented: DF is set and what the path cannot carry comes back as an error. Receiving takes a batch per call and
 //! lets the kernel glue equal datagrams of one flow together (UDP_GRO); [`Batch`] takes them apart again.
+//!
+//! Several sockets may share the port, one for each receiving thread. The kernel gives what comes from one address and port always
+//! to the same one (SO_REUSEPORT), so what one peer sends stays in order.
 
 use std::{
     io::{self, IoSliceMut},
@@ -18,10 +21,10 @@ use nix::{
     sys::socket::{setsockopt, sockopt},
 };
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// Kernel buffers: 8 MiB hold about 50 ms of full-size datagrams at 1 Gbit/s while a worker is descheduled.
-const SOCKET_BUFFER: usize = 8 << 20;
+pub(super) const SOCKET_BUFFER: usize = 8 << 20;
 /// Datagram trains taken with one call. Each slot needs [`SLOT_LEN`] bytes, so a batch owns 512 KiB.
 const SLOTS: usize = 8;
 /// A train glued by UDP_GRO is never longer than one maximal IP packet.
@@ -57,18 +60,30 @@ impl UdpIo {
     }
 
     fn bind_with(port: u16, receive: usize) -> io::Result<Self> {
-        let open = |domain, addr: IpAddr| Self::open(domain, (addr, port).into(), receive);
-        let (socket, dual_stack) = match open(Domain::IPV6, Ipv6Addr::UNSPECIFIED.into()) {
-            Ok(socket) => (socket, true),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
-            Err(_) => (open(Domain::IPV4, Ipv4Addr::UNSPECIFIED.into())?, false),
-        };
-        let state = UdpSocketState::new((&socket).into())?;
-        Ok(Self { socket, state, dual_stack })
+        match Self::open(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into(), receive, false) {
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                Self::open(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into(), receive, false)
+            }
+            opened => opened,
+        }
     }
 
-    fn open(domain: Domain, addr: SocketAddr, receive: usize) -> io::Result<UdpSocket> {
+    /// Opens another socket that shares the port. The port was free when the first took it; nobody else who does not ask for
+    /// sharing gets it.
+    ///
+    /// # Errors
+    /// The host refuses the socket.
+    pub fn share(&self) -> io::Result<Self> {
+        SockRef::from(&self.socket).set_reuse_port(true)?;
+        let domain = if self.dual_stack { Domain::IPV6 } else { Domain::IPV4 };
+        Self::open(domain, self.local_addr()?, SOCKET_BUFFER, true)
+    }
+
+    fn open(domain: Domain, addr: SocketAddr, receive: usize, shares: bool) -> io::Result<Self> {
         let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+        if shares {
+            socket.set_reuse_port(true)?;
+        }
         if domain == Domain::IPV6 {
             socket.set_only_v6(false)?;
         }
@@ -80,7 +95,9 @@ impl UdpIo {
             socket.set_send_buffer_size(SOCKET_BUFFER)?;
         }
         socket.bind(&addr.into())?;
-        Ok(socket.into())
+        let socket = UdpSocket::from(socket);
+        let state = UdpSocketState::new((&socket).into())?;
+        Ok(Self { socket, state, dual_stack: domain == Domain::IPV6 })
     }
 
     /// Takes datagrams over IPv6 that have no checksum, too, as a tunnel may (RFC 6935).
@@ -225,6 +242,8 @@ pub fn canonical(addr: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{HashMap, HashSet};
+
     use super::*;
 
     fn recv_one(socket: &UdpIo) -> (SocketAddr, Vec<u8>) {
@@ -284,6 +303,37 @@ mod tests {
         let first = UdpIo::bind(0).unwrap();
         let error = UdpIo::bind(first.local_addr().unwrap().port()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn sockets_that_share_a_port_each_have_their_peers() {
+        let first = UdpIo::bind(0).unwrap();
+        let all = [first.share().unwrap(), first.share().unwrap(), first];
+        let to = all[0].local_addr().unwrap();
+        assert!(all.iter().all(|socket| socket.local_addr().unwrap() == to));
+        assert_eq!(UdpIo::bind(to.port()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, to.port()));
+        let peers: Vec<UdpIo> = (0..32).map(|_| UdpIo::bind(0).unwrap()).collect();
+        for number in 0..8u8 {
+            peers.iter().for_each(|peer| peer.send(to, &[number], None).unwrap());
+        }
+        let (mut batch, mut used, mut seen) = (Batch::default(), 0, HashSet::new());
+        for socket in &all {
+            let mut came: HashMap<SocketAddr, Vec<u8>> = HashMap::new();
+            while socket.recv(&mut batch).is_ok() {
+                for (from, bytes) in batch.datagrams() {
+                    came.entry(from).or_default().extend_from_slice(bytes);
+                }
+            }
+            for (from, numbers) in &came {
+                assert_eq!(*numbers, [0, 1, 2, 3, 4, 5, 6, 7], "{from}: whole and in order");
+                assert!(seen.insert(*from), "{from} at two sockets");
+            }
+            used += usize::from(!came.is_empty());
+        }
+        assert_eq!(seen.len(), peers.len());
+        assert!(used > 1, "all peers at one socket");
     }
 
     #[test]

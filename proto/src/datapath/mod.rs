@@ -11,6 +11,7 @@ mod claims;
 pub mod coalesce;
 mod inbound;
 mod isolation;
+mod judged;
 mod outbound;
 pub mod plain;
 mod reason;
@@ -19,6 +20,7 @@ mod superframe;
 pub mod vnet;
 
 pub use inbound::{Inbound, inbound, inbound_vxlan};
+pub use judged::Judged;
 pub use outbound::{Scratch, outbound};
 pub use reason::DropReason;
 pub use segments::Segments;

@@ -642,6 +642,66 @@ proptest! {
     }
 }
 
+/// Packets of few flows, mostly each a little different from the one before.
+fn any_train() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    let step = (any::<prop::sample::Index>(), any::<u8>(), 0usize..4, any::<bool>());
+    (any_frame(), prop::collection::vec((prop::option::weighted(0.2, any_frame()), step), 1..20))
+        .prop_map(|(first, steps)| {
+            let mut train = vec![first.clone()];
+            let mut last = first;
+            for (other, (at, value, longer, keep)) in steps {
+                let base = other.unwrap_or_else(|| last.clone());
+                let mut frame = [base.as_slice(), &[0; 4][..longer]].concat();
+                if let (Some(byte), false) = (frame.len().checked_sub(1), keep) {
+                    frame[at.index(byte + 1)] = value;
+                }
+                train.push(frame);
+                last = base;
+            }
+            train
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn what_is_remembered_of_a_packet_changes_no_verdict(train in any_train(), from in 0u8..4) {
+        let net = Net::new();
+        let mut judged = Judged::default();
+        for frame in train {
+            let verdict = judged.inbound(&net.table, &node(from), &frame);
+            prop_assert_eq!(verdict, net.inbound(from, &frame), "{:02x?}", frame);
+        }
+    }
+}
+
+/// Each byte of a packet changed after the packet itself was delivered.
+#[test]
+fn every_changed_byte_is_judged_as_if_it_came_first() {
+    let net = Net::new();
+    let to = mac(LOCAL);
+    for frame in [udp4(REMOTE, to, v4(REMOTE)), udp6(REMOTE, to, v6(REMOTE), (1, 2))] {
+        for at in 0..frame.len() {
+            for value in 0..=u8::MAX {
+                let mut judged = Judged::default();
+                assert_eq!(judged.inbound(&net.table, &node(1), &frame), Verdict::Deliver);
+                let mut changed = frame.clone();
+                changed[at] = value;
+                let verdict = judged.inbound(&net.table, &node(1), &changed);
+                assert_eq!(verdict, net.inbound(1, &changed), "byte {at} = {value}");
+            }
+        }
+        let mut judged = Judged::default();
+        assert_eq!(judged.inbound(&net.table, &node(1), &frame), Verdict::Deliver);
+        for len in 0..frame.len() + 2000 {
+            let mut cut = frame.clone();
+            cut.resize(len, 0);
+            assert_eq!(judged.inbound(&net.table, &node(1), &cut), net.inbound(1, &cut), "{len}");
+        }
+    }
+}
+
 #[test]
 fn a_router_carries_packets_of_its_own_nodes_endpoints_only() {
     let net = Net::new();
