@@ -6,7 +6,7 @@ DEMO_TOOLS := cc:gcc ping:iputils-ping iperf3:iperf3 tcpdump:tcpdump
 BENCH_TOOLS := cc:gcc ip:iproute2 iperf3:iperf3 ethtool:ethtool
 TEST_TOOLS := $(DEMO_TOOLS) ip:iproute2 ethtool:ethtool nft:nftables iptables:iptables ps:procps dig:dnsutils strace:strace dockerd:docker.io
 
-.PHONY: demo test lint bench bench-names full fuzz tools-bench tools-demo tools-test
+.PHONY: demo test lint bench bench-micro bench-names full fuzz tools-bench tools-demo tools-test
 
 ## demo: three hosts on this machine, one encrypted network, real traffic through it
 demo: tools-demo
@@ -42,6 +42,11 @@ bench: tools-bench
 	$(CARGO) build --release --locked --package vxmesh
 	$(CARGO) run --locked --package vxmesh-tests --bin vxmesh-bench -- --write docs --peers $(or $(PEERS),default) \
 		--rounds $(or $(ROUNDS),3) $(BENCH_ARGS)
+
+## bench-micro: single steps of a frame's way, and tables of all sizes; needs no root. BENCH_ARGS=look_up
+bench-micro:
+	$(CARGO) bench --locked --package vxmesh-proto --bench tables -- $(BENCH_ARGS)
+	$(CARGO) bench --locked --package vxmesh-tests --bench micro -- $(BENCH_ARGS)
 
 ## bench-names: how many questions about names one core answers, and how long an answer takes
 bench-names:

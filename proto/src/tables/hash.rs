@@ -10,8 +10,11 @@ use std::{
     sync::Arc,
 };
 
-/// Shards of a map. A change copies one: at 16 384 rows 256 of them; 64 pointers to clone cost less.
+/// Shards of an empty map. A change copies the pointers to all shards and the rows of one.
 const SHARDS: usize = 64;
+/// A map doubles its shards when one has more than this times as many rows as there are shards: so both parts of what a change
+/// copies grow with the square root of the rows.
+const ROWS_PER_SHARD: usize = 2;
 /// The first digits of the golden ratio, odd, as multiplicative hashing wants (Knuth, TAOCP 6.4).
 const FOLD: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -106,7 +109,14 @@ impl<K: Eq + Hash, V> Sharded<K, V> {
 
     fn shard_of(&self, key: &K) -> usize {
         // `HashMap` takes the lowest and the seven highest bits.
-        usize::try_from(self.seed.hash_one(key) >> 40).unwrap_or(0) % SHARDS
+        usize::try_from(self.seed.hash_one(key) >> 40).unwrap_or(0) % self.shards.len()
+    }
+
+    /// How many shards are not those of another map.
+    #[cfg(test)]
+    pub(crate) fn copied_since(&self, before: &Self) -> usize {
+        let shared = |shard: &Arc<_>| before.shards.iter().any(|other| Arc::ptr_eq(shard, other));
+        self.shards.iter().filter(|shard| !shared(shard)).count()
     }
 }
 
@@ -124,8 +134,22 @@ impl<K: Clone + Eq + Hash, V: Clone> Sharded<K, V> {
         reason = "`shard_of` is a remainder of the number of shards"
     )]
     pub fn entry(&mut self, key: K) -> Entry<'_, K, V> {
-        let at = self.shard_of(&key);
+        let mut at = self.shard_of(&key);
+        if self.shards[at].len() > ROWS_PER_SHARD * self.shards.len() {
+            self.split();
+            at = self.shard_of(&key);
+        }
         Arc::make_mut(&mut Arc::make_mut(&mut self.shards)[at]).entry(key)
+    }
+
+    /// Twice as many shards, all of them new. Until the next time there are four times as many rows.
+    fn split(&mut self) {
+        let empty = Arc::new(HashMap::with_hasher(self.seed));
+        let shards = vec![empty; self.shards.len() * 2].into();
+        let old = std::mem::replace(&mut self.shards, shards);
+        for (key, value) in old.iter().flat_map(|shard| shard.iter()) {
+            self.insert(key.clone(), value.clone());
+        }
     }
 
     /// Sets the value of a key and gives the one before.
@@ -180,13 +204,26 @@ mod tests {
         }
         let before = map.clone();
         map.insert(mac(5), 0);
-        let copied =
-            before.shards.iter().zip(map.shards.iter()).filter(|(a, b)| !Arc::ptr_eq(a, b)).count();
-        assert_eq!(copied, 1);
+        assert_eq!(map.copied_since(&before), 1);
         assert_eq!((before.get(&mac(5)), map.get(&mac(5))), (Some(&5), Some(&0)));
         let again = map.clone();
         assert_eq!(map.remove(&mac(20_000)), None);
         assert!(Arc::ptr_eq(&again.shards, &map.shards), "removing nothing copies nothing");
+    }
+
+    #[test]
+    fn shards_become_more_as_rows_do() {
+        let mut map = Sharded::new(Seeded(7));
+        for n in 0..60_000 {
+            map.insert(mac(n), n);
+            if n % 10_000 == 0 {
+                let longest = map.shards.iter().map(|shard| shard.len()).max().unwrap();
+                assert!(longest <= ROWS_PER_SHARD * map.shards.len() + 1, "{longest} at {n}");
+            }
+        }
+        assert!((256..=512).contains(&map.shards.len()), "{} shards", map.shards.len());
+        assert_eq!(map.len(), 60_000);
+        assert!((0..60_000).all(|n| map.get(&mac(n)) == Some(&n)));
     }
 
     #[test]

@@ -336,6 +336,19 @@ impl<P> NetworkTable<P> {
         self.rows.values().map(|known| &known.row)
     }
 
+    /// How many shards of rows, Fdb and NeighborTable are not those of another snapshot.
+    #[cfg(test)]
+    pub(crate) fn copied_since(&self, before: &Self) -> [usize; 3]
+    where
+        P: Clone,
+    {
+        [
+            self.rows.copied_since(&before.rows),
+            self.fdb.copied_since(&before.fdb),
+            self.neighbors.copied_since(&before.neighbors),
+        ]
+    }
+
     /// Whether the endpoint and the network may send one more frame to everybody. Asks the endpoint first,
     /// so that one that floods does not use up what belongs to the others.
     pub(crate) fn admit_flood(&self, row: &Row<P>, now: Instant) -> bool {

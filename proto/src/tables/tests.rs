@@ -71,6 +71,27 @@ fn lookups_of_one_row() {
     assert_eq!(empty().fdb(mac(5)), None, "a table is replaced, not edited (I2)");
 }
 
+#[test]
+fn a_change_of_one_row_copies_one_shard_of_each_index() {
+    let numbered = |n: u16, rank| {
+        let [high, low] = n.to_be_bytes();
+        let mut row = row(1, 1, Place::Remote(9));
+        let mut endpoint = [0; 16];
+        endpoint[..2].copy_from_slice(&[high, low]);
+        row.key.endpoint = EndpointId::from_random(endpoint);
+        (row.mac, row.rank) = (MacAddr([2, 0, 0, 1, high, low]), rank);
+        row.ips = vec![IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 1, n])];
+        TableUpdate::Put(row)
+    };
+    let before = empty().apply((0..20_000).map(|n| numbered(n, 0)));
+    assert_eq!(before.clone().copied_since(&before), [0, 0, 0]);
+    for n in [0, 7, 19_999] {
+        assert_eq!(before.apply([numbered(n, 1)]).copied_since(&before), [1, 1, 1]);
+    }
+    let fewer = before.apply([TableUpdate::Remove(before.rows().next().unwrap().key)]);
+    assert_eq!(fewer.copied_since(&before), [1, 1, 1]);
+}
+
 /// The order of claims by the rule as tables/mod.rs words it.
 fn precedence(row: &Row<u32>, address: &[u8]) -> (u64, NodeId, u64, EndpointId) {
     let claim = [b"vxmesh lot 1\0", address, row.key.node.as_str().as_bytes()].concat();
