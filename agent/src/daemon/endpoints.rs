@@ -26,6 +26,7 @@ use vxmesh_proto::{
 use super::{
     gateway::Ways,
     mesh::{Local, Mesh, failed, lock, store_failed},
+    rules::forget_addresses,
 };
 use crate::{
     admin::resolve,
@@ -407,6 +408,7 @@ impl Mesh {
         }
         if let Some(overlay) = hosted.overlays.get(&endpoint.network) {
             overlay.detach(endpoint.id).await?;
+            forget_addresses(overlay, &endpoint.ips);
         }
         let row = (Table::Endpoints, endpoint.id.to_string());
         self.forget((row.0, &row.1), endpoint.network, &endpoint.ips).map_err(store_failed)?;

@@ -325,6 +325,7 @@ impl Mesh {
                     tokio::spawn(Arc::clone(&self).keep_ways());
                     self.prefetch();
                     self.name_sandboxes();
+                    self.name_gateways();
                 }
                 _ = mend.tick() => {
                     // It may have to wait for the kernel; tables must not.

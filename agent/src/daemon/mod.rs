@@ -17,6 +17,7 @@ mod networks;
 mod peers;
 mod publish;
 mod reconcile;
+mod rules;
 mod sandboxes;
 mod subnets;
 mod sync;

@@ -73,6 +73,16 @@ impl Published {
         }
     }
 
+    /// As it was asked for.
+    const fn wanted(&self) -> Publish {
+        Publish {
+            protocol: self.protocol,
+            ip: self.ip,
+            port: Some(self.port),
+            sandbox_port: self.sandbox_port,
+        }
+    }
+
     /// The ways to the sandbox, of the IP versions that the host's side has.
     fn routes(&self, connected: &[Connected]) -> Vec<DefaultRoute> {
         let asked =
@@ -105,6 +115,24 @@ impl From<HoldError> for ApiError {
     }
 }
 
+/// Checks the ports as such.
+fn no_port_twice(wanted: &[Publish]) -> Result<(), ApiError> {
+    let usage = |message: String, hint: &str| Err(ApiError::new(ErrorCode::Usage, message, hint));
+    for (at, publish) in wanted.iter().enumerate() {
+        if publish.port == Some(0) || publish.sandbox_port == 0 {
+            return usage("0 is no port".to_owned(), "leave the host's port out for a free one");
+        }
+        if let Some(port) = publish.port
+            && wanted.iter().take(at).any(|other| other.meets(publish))
+        {
+            let protocol = publish.protocol.as_str();
+            let message = format!("port {port}/{protocol} is published twice");
+            return usage(message, "each port of the host leads to one place");
+        }
+    }
+    Ok(())
+}
+
 impl Mesh {
     /// Checks what shall be published for a sandbox in these networks and holds the ports. Nothing is changed yet.
     pub(super) fn hold_ports(
@@ -123,6 +151,7 @@ impl Mesh {
                 "publish 256 at most",
             ));
         }
+        no_port_twice(wanted)?;
         let mut networks = Vec::new();
         for connection in connections {
             let network = self.find_network(&connection.network)?;
@@ -153,8 +182,20 @@ impl Mesh {
                 "see `vxmesh doctor`",
             ));
         }
+        let sandboxes = self.stored_sandboxes()?;
         let held = wanted.iter().map(|publish| {
-            publish::hold(publish.protocol, publish.ip, publish.port).map_err(ApiError::from)
+            let held = publish::hold(publish.protocol, publish.ip, publish.port);
+            held.map_err(|error| {
+                let named = matches!(error, HoldError::Taken { .. });
+                let owner = sandboxes.iter().filter(|_| named).find(|sandbox| {
+                    sandbox.published.iter().any(|other| publish.meets(&other.wanted()))
+                });
+                let mut error = ApiError::from(error);
+                if let Some(owner) = owner {
+                    error.message += &format!(": sandbox `{}` publishes it", owner.name);
+                }
+                error
+            })
         });
         held.collect()
     }

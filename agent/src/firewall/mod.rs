@@ -7,11 +7,14 @@
 //! ```
 //!
 //! [`rule`] is the language, [`table`] a table as it shall be, [`socket`] the way to the kernel (netfilter netlink, one
-//! transaction per change). What a table shall be is computed by pure functions from what is wanted; whatever the kernel
+//! transaction per change), [`flows`] what the kernel remembers of rules that are gone,
+//! [`incoming`] whether others let in what agents send. What a table shall be is computed by pure functions from what is wanted; whatever the kernel
 //! has in its place is replaced.
 
+pub mod flows;
 pub mod foreign;
 pub mod host;
+pub mod incoming;
 pub mod network;
 pub mod rule;
 mod socket;
