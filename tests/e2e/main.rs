@@ -1,6 +1,7 @@
 //! Tests of the real binary and the real kernel; they need root.
 
 mod addresses;
+mod beside;
 mod churn;
 mod connect;
 mod demo;

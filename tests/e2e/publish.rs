@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use vxmesh::api::{Endpoint, Published, Sandbox};
 use vxmesh_tests::{
     lab::{Allowed, Lab, Plugged, wait_until},
@@ -13,7 +14,13 @@ use vxmesh_tests::{
 use crate::egress::{STRICT, host_ip, ip_of, settles, state};
 
 /// `run -d` with these ports published.
-fn publish(lab: &Lab, host: &str, network: &str, name: &str, ports: &[&str]) -> Result<Plugged> {
+pub(crate) fn publish(
+    lab: &Lab,
+    host: &str,
+    network: &str,
+    name: &str,
+    ports: &[&str],
+) -> Result<Plugged> {
     let mut run = vec!["run", "-d", "--name", name, "--network", network];
     for port in ports {
         run.extend(["--publish", port]);
@@ -27,7 +34,7 @@ fn publish(lab: &Lab, host: &str, network: &str, name: &str, ports: &[&str]) -> 
     Ok(Plugged { host: host.to_owned(), sandbox, endpoint, netns })
 }
 
-fn at(ip: IpAddr, port: u16) -> SocketAddr {
+pub(crate) fn at(ip: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(ip, port)
 }
 
@@ -145,11 +152,18 @@ fn what_cannot_be_published_changes_nothing() -> Result<()> {
         ("blue", "[::1]:6000:80", 2, "::1 cannot be published"),
         ("blue", "80/sctp", 2, "neither tcp nor udp"),
         ("blue", "192.0.2.7:6000:80", 125, "192.0.2.7 is no address of this host"),
+        ("blue", "0:80", 2, "is no port"),
+        ("blue", "6000:0", 2, "is no port"),
+        ("blue", "6000-6002:80-82", 125, "port 6001/tcp is published twice"),
         ("dark", "6000:80", 125, "internal"),
         ("four", "[fd13::1]:6000:80", 125, "no subnet of fd13::1's version"),
         ("nowhere", "6000:80", 125, "nowhere"),
     ] {
-        let run = ["run", "-d", "--network", network, "--publish", port, "--", "sleep", "60"];
+        let mut run = vec!["run", "-d", "--network", network, "--publish", port];
+        if says.contains("twice") {
+            run.extend(["--publish", "10.213.0.1:6001:90"]);
+        }
+        run.extend(["--", "sleep", "60"]);
         let output = lab.try_vxmesh("h1", &run)?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.code() == Some(status) && said.contains(says), "{port}: {output:?}");
@@ -164,7 +178,15 @@ fn what_cannot_be_published_changes_nothing() -> Result<()> {
     let run =
         ["run", "-d", "--name", "b", "--network", "blue", "--publish", "5000:80", "--", "true"];
     let output = lab.try_vxmesh("h1", &run)?;
+    let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(125), "{output:?}");
+    ensure!(said.contains("in use on this host: sandbox `a` publishes it"), "{said}");
+    // Whoever asks the agent directly is told the same.
+    let spec = json!({"protocol": "tcp", "port": 0, "sandbox_port": 80});
+    let spec = json!({"name": "c", "networks": [{"network": "blue"}], "publish": [spec], "command": ["true"]});
+    let refused = lab.api("h1").send::<Sandbox>("POST /v1/sandboxes", &spec).err();
+    let refused = format!("{:#}", refused.context("port 0 was published")?);
+    ensure!(refused.contains(" 400 ") && refused.contains("0 is no port"), "{refused}");
     let sandboxes: Vec<Sandbox> = lab.get("h1", "/v1/sandboxes")?;
     ensure!(sandboxes.len() == 1, "{sandboxes:?}");
     // Nobody else can take it.

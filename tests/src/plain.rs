@@ -57,6 +57,7 @@ fn network(creator: NodeId, gateways: &[IpAddr]) -> Option<Network> {
         mtu: spec.mtu,
         subnets: subnets.map(|(cidr, gateway)| Subnet::whole(*cidr, *gateway)).collect(),
         internal: false,
+        isolated: false,
         dns: Vec::new(),
         labels: Default::default(),
         blocks: Vec::new(),

@@ -10,7 +10,7 @@ use super::{gateway::Ways, mesh::Mesh};
 use crate::{
     api::{Diagnosis, Health},
     datapath::backend::{Backend, Grants},
-    firewall::table,
+    firewall::{incoming, table},
 };
 
 /// Tables of iptables-legacy; the file is there once its module is loaded.
@@ -119,6 +119,7 @@ impl Mesh {
         }];
         all.extend(self.grants.as_ref().map(data_path));
         all.extend(self.plain_diagnosis());
+        all.extend(self.incoming());
         let networks = self.network_list();
         // What is not sealed has that much more room.
         let sealed = |mtu: u16| mtu.saturating_sub(SEALED_MORE);
@@ -146,8 +147,42 @@ impl Mesh {
             let network = networks.iter().find(|network| network.id == id);
             network.map_or_else(|| id.short(), |network| network.name.to_string())
         };
-        all.extend(hosted.ways.diagnoses(name));
+        all.extend(hosted.ways.diagnoses(&name));
+        all.extend(self.name_servers.faults().into_iter().map(|(network, netns, ip, fault)| {
+            let hint = format!(
+                "end who has port 53 there (`nsenter --net={} ss -lnptu`); it is tried again every second",
+                netns.display()
+            );
+            let found = format!("names are not served on {ip}: {fault}");
+            check(&format!("network {}", name(network)), Health::Warn, found, &hint)
+        }));
         all
+    }
+}
+
+impl Mesh {
+    /// Whether other firewalls of the host let in what agents send.
+    fn incoming(&self) -> Vec<Diagnosis> {
+        let ports = [self.config.control_port, self.config.data_port];
+        let row = |health, found: String, hint: &str| check("incoming", health, found, hint);
+        let closed = match incoming::closed(&ports) {
+            Ok(closed) => closed,
+            Err(error) => return vec![row(Health::Warn, error.to_string(), "load nf_tables")],
+        };
+        if closed.is_empty() {
+            let found = format!("nothing is seen that keeps UDP {}, {} out", ports[0], ports[1]);
+            return vec![row(Health::Ok, found, "")];
+        }
+        let closed = closed.into_iter().map(|incoming::Closed { chain, ports, remedy }| {
+            let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+            let found = format!("{chain} accepts no UDP {}", ports.join(", "));
+            row(
+                Health::Warn,
+                found,
+                &format!("agents of other hosts cannot begin to speak: {remedy}"),
+            )
+        });
+        closed.collect()
     }
 }
 
@@ -160,6 +195,14 @@ impl Ways {
                 let hint = "it is tried again every ten seconds; the agent's log has more";
                 all.push(check(&check_name, Health::Fail, fault, hint));
             }
+            if way.rules.repairs() > 0 {
+                all.push(check(
+                    &check_name,
+                    Health::Ok,
+                    format!("the rules inside were put back {} times", way.rules.repairs()),
+                    "",
+                ));
+            }
             for (subnet, route) in way.overlaps() {
                 all.push(check(
                     &check_name,
@@ -170,24 +213,23 @@ impl Ways {
             }
         }
         if !self.is_idle() {
-            all.push(match self.host_fault() {
-                Some(fault) => {
-                    check("rules", Health::Fail, fault, "it is tried again every second")
-                }
-                None if self.admitted().is_empty() => check(
-                    "rules",
-                    Health::Ok,
-                    "inet vxmesh; no other chain drops what is forwarded",
-                    "",
-                ),
-                None => {
-                    let chains: Vec<String> =
-                        self.admitted().iter().map(ToString::to_string).collect();
-                    let found = format!("inet vxmesh; two rules each in {}", chains.join(", "));
-                    check("rules", Health::Ok, found, "")
-                }
-            });
+            all.push(self.host_rules());
         }
         all
+    }
+
+    fn host_rules(&self) -> Diagnosis {
+        if let Some(fault) = self.host_fault() {
+            return check("rules", Health::Fail, fault, "it is tried again every second");
+        }
+        let chains: Vec<String> = self.admitted().iter().map(ToString::to_string).collect();
+        let mut found = match chains.as_slice() {
+            [] => "inet vxmesh; no other chain drops what is forwarded".to_owned(),
+            chains => format!("inet vxmesh; two rules each in {}", chains.join(", ")),
+        };
+        if self.rules.repairs() > 0 {
+            found += &format!("; put back {} times", self.rules.repairs());
+        }
+        check("rules", Health::Ok, found, "")
     }
 }

@@ -27,6 +27,7 @@ use super::{
     gateway::Ways,
     mesh::{Local, Mesh, failed, lock, store_failed},
     plain::LocalTable,
+    rules::forget_addresses,
 };
 use crate::{
     admin::resolve,
@@ -445,6 +446,7 @@ impl Mesh {
         if let Some(overlay) = hosted.overlays.get(&endpoint.network) {
             overlay.detach(endpoint.id).await?;
             self.unguard_port(endpoint.network, endpoint.id);
+            forget_addresses(overlay, &endpoint.ips);
         }
         if self.macvlan_of(endpoint.network).is_some() {
             macvlan::detach(&endpoint.plug()).await?;

@@ -16,7 +16,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 use vxmesh_proto::{
     addr::{EndpointId, MacAddr, NetworkId},
     limits::CLAIM_ADDRESSES,
@@ -28,19 +28,16 @@ use super::{
     endpoints::Hosted,
     mesh::{Mesh, failed, store_failed},
     publish::HeldPorts,
+    rules::{Kept, forget_on_host},
 };
 use crate::{
     api::{self, ApiError},
-    firewall::{
-        FirewallError, foreign, host,
-        network::{self, Entrance, Interfaces},
-        table::{self, Table as Rules},
-    },
+    firewall::{FirewallError, foreign, host, table::Table as Rules},
     gateway::{
         sysctl,
         uplink::{self, Uplink},
     },
-    netlink::overlay::{self, Overlay},
+    netlink::overlay::Overlay,
     objects::unix_ms,
     store::Table,
 };
@@ -87,6 +84,8 @@ pub(super) struct Way {
     overlaps: Vec<(IpNet, IpNet)>,
     fault: Option<String>,
     tried: Option<Instant>,
+    /// The table inside.
+    pub(super) rules: Kept,
 }
 
 /// All ways of this host.
@@ -95,8 +94,10 @@ pub(super) struct Ways {
     open: BTreeMap<NetworkId, Way>,
     /// Published ports.
     pub(super) held: HeldPorts,
-    /// What the host's rules are meant to be, and the state of the kernel's when they last were so.
-    rules: Option<(Rules, u32)>,
+    /// The host's table.
+    pub(super) rules: Kept,
+    /// Whether nothing is left of it.
+    cleared: bool,
     fault: Option<String>,
     /// Chains of others that have rules of ours.
     admitted: Vec<foreign::ForeignChain>,
@@ -121,11 +122,6 @@ impl Ways {
     /// Chains of others that have rules of ours.
     pub(super) fn admitted(&self) -> &[foreign::ForeignChain] {
         &self.admitted
-    }
-
-    /// The cable of a network's way.
-    pub(super) fn uplink(&self, network: NetworkId) -> Option<&Uplink> {
-        self.open.get(&network)?.uplink.as_ref()
     }
 
     /// Why a network's way out does not work.
@@ -211,8 +207,14 @@ impl Mesh {
             let changed = self.keep_guard(id, &network);
             if due || changed && hosted.ways.open.contains_key(&id) {
                 self.mend_way(&mut hosted, id, &network).await;
-            } else if let Some(way) = hosted.ways.open.get_mut(&id) {
+            } else if let Hosted { overlays, ways, .. } = &mut *hosted
+                && let (Some(overlay), Some(way)) = (overlays.get(&id), ways.open.get_mut(&id))
+            {
                 follow_routes(way, &network).await;
+                if let Err(error) = self.keep_inside(overlay, way, id, &network) {
+                    warn!(network = %network.name, %error, "the network's rules are not as they should be");
+                    way.fault = Some(error.message);
+                }
             }
         }
         self.sync_host(&mut hosted);
@@ -257,10 +259,26 @@ impl Mesh {
         }
         let raised = uplink::ensure(id, self.me, overlay.netns(), network.mtu).await;
         let uplink = raised.map_err(|error| failed(error, "see `vxmesh doctor`"))?;
-        let entrances = self.entrances(id, &uplink)?;
         way.uplink = Some(uplink);
-        self.write_rules(overlay, id, network, &entrances)?;
+        self.keep_inside(overlay, way, id, network)?;
         missing.map_or(Ok(()), Err)
+    }
+
+    /// Brings the rules inside a network in step.
+    fn keep_inside(
+        &self,
+        overlay: &Overlay,
+        way: &mut Way,
+        id: NetworkId,
+        network: &object::Network,
+    ) -> Result<(), ApiError> {
+        let Some(uplink) = &way.uplink else { return Ok(()) };
+        let entrances = self.entrances(id, uplink)?;
+        // What replaced rules have counted goes with them.
+        if way.keep_rules(overlay, network, &entrances, || self.count_refused())? {
+            self.rules_replaced(id);
+        }
+        Ok(())
     }
 
     /// Brings the rules of a network and of the host in step with what is published.
@@ -270,12 +288,13 @@ impl Mesh {
             self.sync_host(hosted);
             return Ok(());
         };
-        let uplink = way.uplink.as_ref().ok_or_else(|| {
+        if way.uplink.is_none() {
             let fault = way.fault.clone().unwrap_or_else(|| "it is not open yet".to_owned());
-            failed(format!("the network has no way out: {fault}"), "see `vxmesh doctor`")
-        })?;
+            let message = format!("the network has no way out: {fault}");
+            return Err(failed(message, "see `vxmesh doctor`"));
+        }
         let Some((network, _state)) = self.network_object(id) else { return Ok(()) };
-        let written = self.write_rules(overlay, id, &network, &self.entrances(id, uplink)?);
+        let written = self.keep_inside(overlay, way, id, &network);
         if let Err(error) = &written {
             // Tried again with the rest.
             way.fault = Some(error.message.clone());
@@ -283,29 +302,6 @@ impl Mesh {
         written?;
         self.sync_host(hosted);
         hosted.ways.fault.clone().map_or(Ok(()), |fault| Err(failed(fault, "see `vxmesh doctor`")))
-    }
-
-    fn write_rules(
-        &self,
-        overlay: &Overlay,
-        id: NetworkId,
-        network: &object::Network,
-        entrances: &[Entrance],
-    ) -> Result<(), ApiError> {
-        let rules = network_rules(network, entrances);
-        let in_place = overlay.netns().run(|| Ok(rules.is_in_place().is_ok_and(|there| there)));
-        if in_place.is_ok_and(|there| there) {
-            return Ok(());
-        }
-        // What they counted goes with them.
-        self.count_refused();
-        overlay
-            .netns()
-            .run(|| Ok(rules.replace()))
-            .map_err(|error| failed(error, "see the agent's log"))?
-            .map_err(|error: FirewallError| failed(error, "does the kernel have nf_tables?"))?;
-        self.rules_replaced(id);
-        Ok(())
     }
 
     /// This node as an endpoint of a network, with one address of each subnet; and why one is missing, if so.
@@ -357,30 +353,31 @@ impl Mesh {
         let refused = |error: FirewallError| failed(error, hint);
         let uplinks: Vec<host::Uplink> = ways.open.values().filter_map(Way::host_uplink).collect();
         if uplinks.is_empty() {
-            if ways.rules.take().is_some() || !self.noted_settings()?.is_empty() {
+            // Also once after the start: the agent's last life may have left something.
+            if !ways.cleared || !self.noted_settings()?.is_empty() {
                 foreign::withdraw().map_err(refused)?;
-                Rules::remove().map_err(refused)?;
+                if Rules::remove().map_err(refused)? {
+                    forget_on_host(self.me, &[]).map_err(refused)?;
+                }
                 self.restore_settings()?;
+                (ways.rules, ways.cleared) = (Kept::default(), true);
+                ways.admitted.clear();
             }
             return Ok(());
         }
+        ways.cleared = false;
         let noted = self.forward()?;
         let unrouted = noted.unrouted().map(|(ifname, ipv4)| host::Unrouted { ifname, ipv4 });
         let unrouted: Vec<host::Unrouted> = unrouted.collect();
         let ports = self.host_ports(|id| ways.open.get(&id)?.uplink.clone())?;
         let wanted = host::table(uplink::ALL, &uplinks, &ports, &unrouted);
-        let generation = table::generation().map_err(refused)?;
-        if ways.rules.as_ref().is_some_and(|(rules, at)| *rules == wanted && *at == generation) {
-            return Ok(());
-        }
-        if !wanted.is_in_place().map_err(refused)? {
-            wanted.replace().map_err(refused)?;
-            debug!("the host's rules are written");
-        }
-        ways.admitted = foreign::admit(uplink::ALL).map_err(refused)?;
-        // A change in between raises the number once more, and all is looked at again.
-        ways.rules = Some((wanted, table::generation().map_err(refused)?));
-        Ok(())
+        let Ways { rules, admitted, .. } = ways;
+        let admit = || {
+            *admitted = foreign::admit(uplink::ALL)?;
+            Ok(())
+        };
+        let kept = rules.keep(wanted, || (), || forget_on_host(self.me, &ports), admit);
+        kept.map(drop).map_err(refused)
     }
 
     fn noted_settings(&self) -> Result<sysctl::Found, ApiError> {
@@ -455,11 +452,4 @@ async fn follow_routes(way: &mut Way, network: &object::Network) {
         }
         Err(error) => way.fault = Some(error.to_string()),
     }
-}
-
-fn network_rules(network: &object::Network, entrances: &[Entrance]) -> Rules {
-    let subnets: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
-    let interfaces =
-        Interfaces { bridge: overlay::GATEWAY, node: overlay::NODE, uplink: uplink::INSIDE };
-    network::table(interfaces, &subnets, network.isolated, entrances)
 }

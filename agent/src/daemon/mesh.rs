@@ -346,6 +346,7 @@ impl Mesh {
                     tokio::spawn(Arc::clone(&self).keep_ways());
                     self.prefetch();
                     self.reclaim_soon();
+                    self.name_gateways();
                 }
                 _ = mend.tick() => {
                     // It may have to wait for the kernel; tables must not.

@@ -23,6 +23,7 @@ mod plain;
 mod publish;
 mod reconcile;
 mod removal;
+mod rules;
 mod sandboxes;
 mod subnets;
 mod sync;

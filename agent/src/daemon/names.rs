@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -41,9 +41,18 @@ pub(super) struct NameServers {
     started: Instant,
     sandboxes: Mutex<BTreeMap<Name, Server>>,
     /// On the gateways of the networks that are here.
-    gateways: Mutex<BTreeMap<NetworkId, Vec<Server>>>,
+    gateways: Mutex<BTreeMap<NetworkId, Gateways>>,
     /// Sandboxes that could not be served, so that each is reported once.
     unserved: Mutex<BTreeSet<Name>>,
+}
+
+/// The servers on a network's gateway addresses.
+#[derive(Debug)]
+struct Gateways {
+    netns: PathBuf,
+    servers: BTreeMap<IpAddr, Server>,
+    /// Addresses that could not be served, and why.
+    faults: BTreeMap<IpAddr, String>,
 }
 
 impl Default for NameServers {
@@ -72,6 +81,17 @@ impl NameServers {
         there.filter(|table| unchanged && table.domain() == domain).unwrap_or_else(|| {
             Arc::new(NamesTable::new(id, domain.clone(), subnets.to_vec(), claims))
         })
+    }
+
+    /// Gateway addresses on which names are not served: the network, its namespace, and why.
+    pub(super) fn faults(&self) -> Vec<(NetworkId, PathBuf, IpAddr, String)> {
+        let gateways = lock(&self.gateways);
+        let of = |(id, one): (&NetworkId, &Gateways)| {
+            let (id, netns) = (*id, one.netns.clone());
+            let faults = one.faults.clone().into_iter();
+            faults.map(move |(ip, fault)| (id, netns.clone(), ip, fault)).collect::<Vec<_>>()
+        };
+        gateways.iter().flat_map(of).collect()
     }
 
     /// Ends the servers of a network.
@@ -160,29 +180,60 @@ impl Mesh {
 
     /// Serves a network's endpoints that are here on its gateway's addresses, for sandboxes that somebody else made.
     pub(super) fn name_network(&self, id: NetworkId, network: &Network, netns: &Path) {
-        let subnets: Vec<_> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
-        let scope =
-            Scope { networks: vec![id], upstreams: upstreams(std::slice::from_ref(network), &[]) };
-        let serve = |gateway: IpAddr| -> Result<Server, ApiError> {
-            let netns = Netns::open(netns).map_err(OverlayError::from)?;
-            let cannot = |error| failed(error, "restart the agent when this is mended");
-            let sockets =
-                Sockets::open(&netns, (gateway, IN_SANDBOX.port()).into()).map_err(cannot)?;
-            let names = Arc::clone(&self.name_servers.names);
-            let clients = Clients::of(subnets.clone());
-            Server::start(sockets, Desk::new(names, scope.clone(), Some(netns), clients))
-                .map_err(cannot)
-        };
-        let mut servers = Vec::new();
+        let (servers, faults) = (BTreeMap::new(), BTreeMap::new());
+        let mut gateways = Gateways { netns: netns.to_owned(), servers, faults };
+        self.name_gateways_of(id, network, &mut gateways);
+        lock(&self.name_servers.gateways).insert(id, gateways);
+    }
+
+    /// Tries once more to serve the gateway addresses that are not served.
+    pub(super) fn name_gateways(&self) {
+        // With the lock held all the time, so that no network comes back that is just closed.
+        for (id, gateways) in &mut *lock(&self.name_servers.gateways) {
+            if let Some((network, _state)) = self.network_object(*id) {
+                self.name_gateways_of(*id, &network, gateways);
+            }
+        }
+    }
+
+    fn name_gateways_of(&self, id: NetworkId, network: &Network, gateways: &mut Gateways) {
         for gateway in network.subnets.iter().map(|subnet| subnet.gateway) {
-            match serve(gateway) {
-                Ok(server) => servers.push(server),
+            if gateways.servers.contains_key(&gateway) {
+                continue;
+            }
+            match self.serve_gateway(id, network, &gateways.netns, gateway) {
+                Ok(server) => {
+                    gateways.servers.insert(gateway, server);
+                    if gateways.faults.remove(&gateway).is_some() {
+                        info!(network = %network.name, %gateway, "names are served on the gateway");
+                    }
+                }
                 Err(error) => {
-                    warn!(network = %network.name, %gateway, %error, "names are not served on the gateway");
+                    let told = gateways.faults.insert(gateway, error.message.clone());
+                    if told.is_none() {
+                        warn!(network = %network.name, %gateway, %error, "names are not served on the gateway; trying again");
+                    }
                 }
             }
         }
-        lock(&self.name_servers.gateways).insert(id, servers);
+    }
+
+    fn serve_gateway(
+        &self,
+        id: NetworkId,
+        network: &Network,
+        netns: &Path,
+        gateway: IpAddr,
+    ) -> Result<Server, ApiError> {
+        let subnets = network.subnets.iter().map(|subnet| subnet.cidr).collect();
+        let scope =
+            Scope { networks: vec![id], upstreams: upstreams(std::slice::from_ref(network), &[]) };
+        let netns = Netns::open(netns).map_err(OverlayError::from)?;
+        let cannot = |error| failed(error, "see `vxmesh doctor`");
+        let sockets = Sockets::open(&netns, (gateway, IN_SANDBOX.port()).into()).map_err(cannot)?;
+        let names = Arc::clone(&self.name_servers.names);
+        Server::start(sockets, Desk::new(names, scope, Some(netns), Clients::of(subnets)))
+            .map_err(cannot)
     }
 
     fn etc(&self, sandbox: &StoredSandbox, endpoints: &[&StoredEndpoint]) -> Etc {

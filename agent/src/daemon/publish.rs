@@ -11,8 +11,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use serde::{Deserialize, Serialize};
@@ -30,7 +29,7 @@ use super::{
 };
 use crate::{
     api::{self, ApiError, Connection, ErrorCode},
-    firewall::{flows, host::Port, network::Entrance, rule::Protocol},
+    firewall::{host::Port, network::Entrance, rule::Protocol},
     gateway::{
         publish::{self, Held, HoldError, PORTS, Publish},
         uplink::Uplink,
@@ -74,6 +73,16 @@ impl Published {
         }
     }
 
+    /// As it was asked for.
+    const fn wanted(&self) -> Publish {
+        Publish {
+            protocol: self.protocol,
+            ip: self.ip,
+            port: Some(self.port),
+            sandbox_port: self.sandbox_port,
+        }
+    }
+
     /// The ways to the sandbox, of the IP versions that the host's side has.
     fn routes(&self, connected: &[Connected]) -> Vec<DefaultRoute> {
         let asked =
@@ -92,68 +101,6 @@ impl Published {
     }
 }
 
-/// Where UDP ports of a sandbox do not lead any more, and where they lead now: flows that the kernel knows follow no rule that
-/// changes.
-#[derive(Debug, Default)]
-pub(super) struct Moved {
-    /// Of uplinks.
-    gone: BTreeSet<SocketAddr>,
-    /// Ports of the host, and of which address and IP version.
-    led: Vec<(Option<IpAddr>, u16, bool)>,
-}
-
-impl Moved {
-    /// For a sandbox that has endpoints in these networks and is connected by these.
-    pub(super) fn of(
-        hosted: &Hosted,
-        sandbox: &Stored,
-        connected: &[Connected],
-        networks: &BTreeSet<NetworkId>,
-    ) -> Self {
-        let mut moved = Self::default();
-        for published in sandbox.published.iter().filter(|it| it.protocol == Protocol::Udp) {
-            let routes = published.routes(connected);
-            let leads = |network, ip: IpAddr| {
-                let mut routes = routes.iter().filter(|route| route.network == network);
-                routes.any(|route| route.ip.is_ipv4() == ip.is_ipv4())
-            };
-            for network in networks {
-                let ips = hosted.ways.uplink(*network).map(Uplink::ips).unwrap_or_default();
-                let gone = ips.into_iter().filter(|ip| !leads(*network, *ip));
-                moved.gone.extend(gone.map(|ip| SocketAddr::new(ip, published.inner)));
-            }
-            let led = routes.iter().map(|it| (published.ip, published.port, it.ip.is_ipv4()));
-            moved.led.extend(led);
-        }
-        moved
-    }
-
-    /// Has the kernel decide anew about the flows of clients that go on sending.
-    fn forget(&self, hosted: &Hosted, networks: &BTreeSet<NetworkId>) {
-        if self.gone.is_empty() && self.led.is_empty() {
-            return;
-        }
-        let told = |forgotten: io::Result<usize>| {
-            if let Err(error) = forgotten {
-                debug!(%error, "flows of published ports are not looked at");
-            }
-        };
-        // Of one that began before its port was published nothing is rewritten.
-        told(flows::forget(|flow| {
-            let (plain, to) = (flow.is_plain(), flow.original.to);
-            let led = |(ip, port, ipv4): &(Option<IpAddr>, u16, bool)| {
-                let here = ip.is_none_or(|ip| ip.is_unspecified() || ip == to.ip());
-                here && *port == to.port() && *ipv4 == to.is_ipv4()
-            };
-            self.gone.contains(&flow.reply.from) || (plain && self.led.iter().any(led))
-        }));
-        for overlay in networks.iter().filter_map(|network| hosted.overlays.get(network)) {
-            let inside = || flows::forget(|flow| self.gone.contains(&flow.original.to));
-            told(overlay.netns().run(inside));
-        }
-    }
-}
-
 impl From<HoldError> for ApiError {
     fn from(error: HoldError) -> Self {
         let (code, hint) = match &error {
@@ -166,6 +113,24 @@ impl From<HoldError> for ApiError {
         };
         Self::new(code, error.to_string(), hint)
     }
+}
+
+/// Checks the ports as such.
+fn no_port_twice(wanted: &[Publish]) -> Result<(), ApiError> {
+    let usage = |message: String, hint: &str| Err(ApiError::new(ErrorCode::Usage, message, hint));
+    for (at, publish) in wanted.iter().enumerate() {
+        if publish.port == Some(0) || publish.sandbox_port == 0 {
+            return usage("0 is no port".to_owned(), "leave the host's port out for a free one");
+        }
+        if let Some(port) = publish.port
+            && wanted.iter().take(at).any(|other| other.meets(publish))
+        {
+            let protocol = publish.protocol.as_str();
+            let message = format!("port {port}/{protocol} is published twice");
+            return usage(message, "each port of the host leads to one place");
+        }
+    }
+    Ok(())
 }
 
 impl Mesh {
@@ -186,6 +151,7 @@ impl Mesh {
                 "publish 256 at most",
             ));
         }
+        no_port_twice(wanted)?;
         let mut networks = Vec::new();
         for connection in connections {
             let network = self.find_network(&connection.network)?;
@@ -217,8 +183,20 @@ impl Mesh {
                 "see `vxmesh doctor`",
             ));
         }
+        let sandboxes = self.stored_sandboxes()?;
         let held = wanted.iter().map(|publish| {
-            publish::hold(publish.protocol, publish.ip, publish.port).map_err(ApiError::from)
+            let held = publish::hold(publish.protocol, publish.ip, publish.port);
+            held.map_err(|error| {
+                let named = matches!(error, HoldError::Taken { .. });
+                let owner = sandboxes.iter().filter(|_| named).find(|sandbox| {
+                    sandbox.published.iter().any(|other| publish.meets(&other.wanted()))
+                });
+                let mut error = ApiError::from(error);
+                if let Some(owner) = owner {
+                    error.message += &format!(": sandbox `{}` publishes it", owner.name);
+                }
+                error
+            })
         });
         held.collect()
     }
@@ -274,7 +252,6 @@ impl Mesh {
                 Ok(()) => {}
             }
         }
-        Moved::of(hosted, sandbox, connected, &networks).forget(hosted, &networks);
         Ok(())
     }
 
@@ -283,7 +260,7 @@ impl Mesh {
         &self,
         hosted: &mut Hosted,
         sandbox: &Stored,
-        (networks, moved): (&BTreeSet<NetworkId>, &Moved),
+        networks: &BTreeSet<NetworkId>,
     ) {
         hosted.ways.held.remove(&sandbox.name);
         if sandbox.published.is_empty() {
@@ -294,7 +271,6 @@ impl Mesh {
                 warn!(sandbox = %sandbox.name, %error, "its published ports are not wholly gone; it is tried again");
             }
         }
-        moved.forget(hosted, networks);
     }
 
     /// Holds the ports of sandboxes of the agent's last life.

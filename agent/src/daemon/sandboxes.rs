@@ -25,7 +25,7 @@ use super::{
     endpoints::Hosted,
     mesh::{Mesh, failed, store_failed},
     modes::{Shared, Source, check_mode},
-    publish::{Moved, Published},
+    publish::Published,
 };
 use crate::{
     admin::resolve,
@@ -341,7 +341,6 @@ impl Mesh {
     ) -> Result<(), ApiError> {
         let own = self.endpoints_of(&sandbox.name)?;
         let networks = own.iter().map(|endpoint| endpoint.network).collect();
-        let moved = Moved::of(hosted, sandbox, &[], &networks);
         for endpoint in &own {
             self.detach_stored(hosted, endpoint.id).await?;
         }
@@ -352,7 +351,7 @@ impl Mesh {
             .map_err(|error| failed(error, "see the agent's log"))?;
         Netns::remove(&sandbox.netns).map_err(OverlayError::from)?;
         self.store.delete(Table::Sandboxes, sandbox.name.as_str()).map_err(store_failed)?;
-        self.unpublish(hosted, sandbox, (&networks, &moved));
+        self.unpublish(hosted, sandbox, &networks);
         Ok(())
     }
 

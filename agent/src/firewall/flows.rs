@@ -1,218 +1,135 @@
-//! Flows that the kernel tracks, of one network namespace (linux/netfilter/nfnetlink_conntrack.h): [`forget`].
+//! Flows as the kernel tracks them (ctnetlink, linux/netfilter/nfnetlink_conntrack.h), and how those are forgotten that
+//! rules of now would carry elsewhere.
 //!
-//! The kernel decides once per flow where it leads. Rules that change are not seen by a UDP client that goes on sending, until
-//! its flow is forgotten; of TCP the next connection is another flow.
+//! Address translation is decided by a flow's first packet. A client that never pauses keeps a UDP flow alive for good,
+//! and so on the way of rules that are gone: to a port that is published no more, or to whoever has a sandbox's address
+//! next. What is forgotten here is decided anew with its next packet.
 
 use std::{
     io,
     net::{IpAddr, SocketAddr},
 };
 
-use nix::{errno::Errno, libc};
+use netlink_bindings::{
+    conntrack::{Chained, IterableTupleAttrs, Nfgenmsg, OpGetDo, OpGetDump},
+    traits::{NetlinkChained, NetlinkRequest},
+    utils::{finalize_nested_header, push_header, push_nested_header},
+};
 
-use super::socket::Socket;
+use super::{FirewallError, rule::Protocol, socket::Socket};
 
-/// `NFNL_SUBSYS_CTNETLINK`, and of it `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE`.
-const GET: u16 = 1 << 8 | 1;
+/// `IPS_SEEN_REPLY`.
+const SEEN_REPLY: u32 = 1 << 1;
+/// `CTA_TUPLE_ORIG` and `CTA_ID`.
+const TUPLE: u16 = 1;
+const ID: u16 = 12;
+/// `NFNL_SUBSYS_CTNETLINK` and `IPCTNL_MSG_CT_DELETE`.
 const DELETE: u16 = 1 << 8 | 2;
-/// `CTA_TUPLE_ORIG` and `CTA_TUPLE_REPLY`.
-const ORIGINAL: u16 = 1;
-const REPLY: u16 = 2;
-/// In a tuple: `CTA_TUPLE_IP` and `CTA_TUPLE_PROTO`.
-const IP: u16 = 1;
-const PROTOCOL: u16 = 2;
-/// In `CTA_TUPLE_PROTO`: number and both ports.
-const NUMBER: u16 = 1;
-const SOURCE_PORT: u16 = 2;
-const DESTINATION_PORT: u16 = 3;
-/// Without `NLA_F_NESTED` and `NLA_F_NET_BYTEORDER`.
-const TYPE: u16 = 0x3fff;
-const ATTRIBUTE_LEN: usize = 4;
 
-/// A UDP flow of one direction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Direction {
-    /// Who sends.
-    pub from: SocketAddr,
-    /// To whom.
-    pub to: SocketAddr,
-}
-
-/// A UDP flow as the client sees it and as the server does.
+/// A flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// The client's packets as they came.
-    pub original: Direction,
-    /// The server's, before they are rewritten.
-    pub reply: Direction,
+    /// TCP or UDP; nothing for others, whose ports are 0.
+    pub protocol: Option<Protocol>,
+    /// Who began it.
+    pub from: SocketAddr,
+    /// Whom it was meant for.
+    pub to: SocketAddr,
+    /// Who gets it.
+    pub server: SocketAddr,
+    /// As whom the server sees who began it.
+    pub client: SocketAddr,
+    /// Whether there was an answer.
+    pub answered: bool,
 }
 
 impl Flow {
-    /// Whether no address of it is rewritten.
+    /// Whether it goes where it was meant for.
     #[must_use]
-    pub fn is_plain(&self) -> bool {
-        (self.reply.from, self.reply.to) == (self.original.to, self.original.from)
+    pub fn is_direct(&self) -> bool {
+        self.to == self.server
+    }
+
+    /// Whether nobody rewrites it, and nobody answered yet.
+    #[must_use]
+    pub fn is_bare(&self) -> bool {
+        self.is_direct() && self.from == self.client && !self.answered
+    }
+
+    /// Whether an address is one of its ends.
+    #[must_use]
+    pub fn touches(&self, ip: IpAddr) -> bool {
+        [self.from, self.to, self.server, self.client].iter().any(|end| end.ip() == ip)
     }
 }
 
-/// Forgets the UDP flows of the calling thread's network namespace that are stale; says how many.
+/// Has the kernel forget the flows of the calling thread's network namespace of which this is true; how many they were.
 ///
 /// # Errors
-/// The kernel does not track flows, or the rights are missing.
-pub fn forget(is_stale: impl Fn(&Flow) -> bool) -> io::Result<usize> {
-    let socket = Socket::open()?;
-    let dump = u16::try_from(libc::NLM_F_DUMP).unwrap_or_default();
-    let mut stale = Vec::new();
-    socket.exchange(&request(GET, dump, u8::default(), &[]), |body| {
-        if let Some((family, tuple)) = stale_tuple(body, &is_stale) {
-            stale.push((family, tuple));
+/// The kernel does not track flows, or refuses.
+pub fn forget(stale: impl Fn(&Flow) -> bool) -> Result<usize, FirewallError> {
+    let failed = |error| FirewallError::new("forget", "old flows", error);
+    let socket = Socket::open().map_err(failed)?;
+    let mut question = Chained::new(1);
+    question.request().op_get_dump(&Nfgenmsg::new());
+    let mut requests = Vec::new();
+    let asked = socket.ask_raw(question.finalize().payload(), |part| {
+        if let Some((flow, request)) = decode(part)
+            && stale(&flow)
+        {
+            requests.push(request);
         }
-    })?;
-    let acknowledge = u16::try_from(libc::NLM_F_ACK).unwrap_or_default();
-    for (family, tuple) in &stale {
-        match socket.exchange(&request(DELETE, acknowledge, *family, tuple), |_body| {}) {
+    });
+    asked.map_err(failed)?;
+    let mut count = 0;
+    for request in requests {
+        match socket.ask_raw(&request, |_none| {}) {
+            Ok(()) => count += 1,
             // It ended by itself.
-            Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {}
-            done => done?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
         }
     }
-    Ok(stale.len())
+    Ok(count)
 }
 
-/// A message with its `nlmsghdr`, its `nfgenmsg` and what follows.
-fn request(kind: u16, flags: u16, family: u8, attributes: &[u8]) -> Vec<u8> {
-    let flags = flags | u16::try_from(libc::NLM_F_REQUEST).unwrap_or_default();
-    let len = u32::try_from(20 + attributes.len()).unwrap_or(u32::MAX);
-    let mut message = len.to_ne_bytes().to_vec();
-    message.extend(kind.to_ne_bytes());
-    message.extend(flags.to_ne_bytes());
-    // Neither a number nor a port: one request at a time.
-    message.extend([0; 8]);
-    message.extend([family, 0, 0, 0]);
-    message.extend(attributes);
-    message
+/// A flow and the request to forget it. Those in zones are others'.
+fn decode(part: &[u8]) -> Option<(Flow, Vec<u8>)> {
+    let (header, flow) = OpGetDump::decode_reply(part);
+    if flow.get_zone().is_ok() {
+        return None;
+    }
+    let (orig, reply) = (flow.get_tuple_orig().ok()?, flow.get_tuple_reply().ok()?);
+    let request = request(&header, orig.get_buf(), flow.get_id().ok()?);
+    let number = orig.get_tuple_proto().ok()?.get_proto_num().ok()?;
+    let protocol = [Protocol::Tcp, Protocol::Udp].into_iter().find(|it| it.number() == number);
+    let ((from, to), (server, client)) = (ends(&orig)?, ends(&reply)?);
+    let answered = flow.get_status().is_ok_and(|status| status & SEEN_REPLY != 0);
+    Some((Flow { protocol, from, to, server, client, answered }, request))
 }
 
-/// The family and the attribute by which the kernel finds the flow again.
-fn stale_tuple(body: &[u8], is_stale: impl Fn(&Flow) -> bool) -> Option<(u8, Vec<u8>)> {
-    let (header, attributes) = body.split_first_chunk::<4>()?;
-    let [family, ..] = *header;
-    let (mut original, mut reply, mut tuple) = (None, None, None);
-    for (kind, value, whole) in Attributes(attributes) {
-        match kind {
-            ORIGINAL => (original, tuple) = (direction(value), Some(whole.to_vec())),
-            REPLY => reply = direction(value),
-            _ => {}
-        }
-    }
-    let flow = Flow { original: original?, reply: reply? };
-    is_stale(&flow).then_some((family, tuple?))
+/// Source and destination.
+fn ends(tuple: &IterableTupleAttrs<'_>) -> Option<(SocketAddr, SocketAddr)> {
+    let (ip, ports) = (tuple.get_tuple_ip().ok()?, tuple.get_tuple_proto().ok()?);
+    let either = |v4: Option<IpAddr>, v6: Option<IpAddr>| v4.or(v6);
+    let source =
+        either(ip.get_ip_v4_src().ok().map(IpAddr::V4), ip.get_ip_v6_src().ok().map(IpAddr::V6))?;
+    let destination =
+        either(ip.get_ip_v4_dst().ok().map(IpAddr::V4), ip.get_ip_v6_dst().ok().map(IpAddr::V6))?;
+    let source = (source, ports.get_proto_src_port().unwrap_or_default());
+    let destination = (destination, ports.get_proto_dst_port().unwrap_or_default());
+    Some((source.into(), destination.into()))
 }
 
-/// One direction, if it is one of UDP.
-fn direction(tuple: &[u8]) -> Option<Direction> {
-    let (mut ips, mut number) = (Vec::new(), None);
-    let (mut from, mut to) = (None, None);
-    for (kind, value, _) in Attributes(tuple) {
-        match kind {
-            // The source before the destination, of either IP version.
-            IP => ips.extend(Attributes(value).filter_map(|(_, value, _)| address(value))),
-            PROTOCOL => {
-                for (kind, value, _) in Attributes(value) {
-                    let port = || value.first_chunk().map(|port| u16::from_be_bytes(*port));
-                    match kind {
-                        NUMBER => number = value.first().copied(),
-                        SOURCE_PORT => from = port(),
-                        DESTINATION_PORT => to = port(),
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    let [source, destination] = *ips.first_chunk()?;
-    let is_udp = number.map(i32::from) == Some(libc::IPPROTO_UDP);
-    is_udp.then_some(Direction { from: (source, from?).into(), to: (destination, to?).into() })
-}
-
-fn address(bytes: &[u8]) -> Option<IpAddr> {
-    let v4 = || <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from);
-    v4().or_else(|| <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from))
-}
-
-/// Attributes of netlink: kind, value, and the whole with its header and padding.
-struct Attributes<'a>(&'a [u8]);
-
-impl<'a> Iterator for Attributes<'a> {
-    type Item = (u16, &'a [u8], &'a [u8]);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let len = usize::from(u16::from_ne_bytes(*self.0.first_chunk()?));
-        let kind = u16::from_ne_bytes(*self.0.get(2..)?.first_chunk()?) & TYPE;
-        let value = self.0.get(ATTRIBUTE_LEN..len)?;
-        let padded = len.next_multiple_of(4).min(self.0.len());
-        let (whole, rest) = self.0.split_at_checked(padded)?;
-        self.0 = rest;
-        Some((kind, value, whole))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let mut bytes = u16::try_from(4 + value.len()).unwrap().to_ne_bytes().to_vec();
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
-
-    fn tuple(kind: u16, number: u8, from: (u8, u16), to: (u8, u16)) -> Vec<u8> {
-        let nested = 0x8000;
-        let ip = |kind, last| attribute(kind, &[10, 0, 0, last]);
-        let ports = [
-            attribute(NUMBER, &[number]),
-            attribute(SOURCE_PORT, &from.1.to_be_bytes()),
-            attribute(DESTINATION_PORT, &to.1.to_be_bytes()),
-        ];
-        let ips = attribute(nested | IP, &[ip(1, from.0), ip(2, to.0)].concat());
-        let protocol = attribute(nested | PROTOCOL, &ports.concat());
-        attribute(nested | kind, &[ips, protocol].concat())
-    }
-
-    fn body(number: u8) -> Vec<u8> {
-        let original = tuple(ORIGINAL, number, (1, 4000), (2, 53));
-        let reply = tuple(REPLY, number, (3, 5353), (1, 4000));
-        [vec![2, 0, 0, 0], original, reply, attribute(18, &[0, 0])].concat()
-    }
-
-    #[test]
-    fn a_flow_is_read_and_found_again_by_what_the_client_sent() {
-        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
-        let flow = Flow {
-            original: Direction { from: at("10.0.0.1:4000"), to: at("10.0.0.2:53") },
-            reply: Direction { from: at("10.0.0.3:5353"), to: at("10.0.0.1:4000") },
-        };
-        let found = stale_tuple(&body(17), |it| *it == flow && !it.is_plain());
-        assert_eq!(found.unwrap(), (2, tuple(ORIGINAL, 17, (1, 4000), (2, 53))));
-        assert_eq!(stale_tuple(&body(17), |_| false), None);
-        assert_eq!(stale_tuple(&body(6), |_| true), None, "TCP is left alone");
-    }
-
-    #[test]
-    fn cut_answers_are_no_flows() {
-        let whole = body(17);
-        for len in 0..whole.len() {
-            // Whatever it says, it ends.
-            let _cut = stale_tuple(&whole[..len], |_| true);
-        }
-        for at in 4..whole.len() {
-            let mut odd = whole.clone();
-            odd[at] = 0xff;
-            let _odd = stale_tuple(&odd, |_| true);
-        }
-    }
+/// The bindings know how to ask for a flow, not how to delete one; the attributes are the same, and the id keeps a newer
+/// flow between the same ends out of it.
+fn request(header: &Nfgenmsg, tuple: &[u8], id: u32) -> Vec<u8> {
+    let mut body = Vec::new();
+    OpGetDo::encode_request(&mut body, header);
+    let at = push_nested_header(&mut body, TUPLE);
+    body.extend(tuple);
+    finalize_nested_header(&mut body, at);
+    push_header(&mut body, ID, 4);
+    body.extend(id.to_be_bytes());
+    super::socket::message(DELETE, &body)
 }

@@ -4,7 +4,7 @@
 //! another that drops (as Docker's, ufw's or firewalld's do). Such a chain gets two rules in front, one for each way,
 //! which carry [`COMMENT`]. They are written the way that iptables(8) reads, too. Tables of iptables-legacy are out of reach.
 
-use std::{collections::BTreeSet, io};
+use std::{collections::BTreeSet, ffi::CStr, io};
 
 use netlink_bindings::{
     nftables::{Chained, ExprOps, OpGetchainDump, OpGetruleDump, VerdictCode},
@@ -23,16 +23,28 @@ use super::{
 pub const COMMENT: &str = "vxmesh: to and from the uplinks of its networks";
 /// `NF_DROP`.
 const DROP: u32 = 0;
-const FAMILIES: [i32; 3] = [libc::NFPROTO_IPV4, libc::NFPROTO_IPV6, libc::NFPROTO_INET];
+pub(super) const FAMILIES: [i32; 3] = [libc::NFPROTO_IPV4, libc::NFPROTO_IPV6, libc::NFPROTO_INET];
 
 /// A chain of another program.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ForeignChain {
-    family: i32,
+    pub(super) family: i32,
     /// Its table.
     pub table: String,
     /// Its name.
     pub chain: String,
+}
+
+impl ForeignChain {
+    pub(super) fn new(family: i32, table: &CStr, chain: &CStr) -> Self {
+        let text = |name: &CStr| name.to_string_lossy().into_owned();
+        Self { family, table: text(table), chain: text(chain) }
+    }
+
+    /// Whether both are in one table.
+    pub(super) fn is_beside(&self, other: &Self) -> bool {
+        (self.family, &self.table) == (other.family, &other.table)
+    }
 }
 
 impl std::fmt::Display for ForeignChain {
@@ -66,10 +78,12 @@ pub fn admit(interfaces: &str) -> Result<Vec<ForeignChain>, FirewallError> {
     let mut batch = Batch::new();
     let mut changed = false;
     for chain in &hostile {
-        if found.iter().filter(|rule| rule.ours && rule.chain == *chain).count() == 2 {
+        let mut here = found.iter().filter(|rule| rule.chain == *chain);
+        let in_front = here.clone().take(2).filter(|rule| rule.ours).count();
+        if in_front == 2 && here.clone().filter(|rule| rule.ours).count() == 2 {
             continue;
         }
-        remove_ours(&mut batch, found.iter().filter(|rule| rule.chain == *chain));
+        remove_ours(&mut batch, here.by_ref());
         for clause in [output(interfaces), input(interfaces)] {
             // Without NLM_F_APPEND a rule is put in front.
             let mut request = batch.request().set_create().op_newrule_do(&header(chain.family));
@@ -114,36 +128,38 @@ fn remove_ours<'a>(batch: &mut Batch, found: impl Iterator<Item = &'a Found>) {
 
 /// Chains at the forward hook that drop: by their policy, or because a rule of their table does.
 fn hostile(found: &[Found]) -> Result<BTreeSet<ForeignChain>, FirewallError> {
+    let mut chains = base_chains(libc::NF_INET_FORWARD)?;
+    chains.retain(|(chain, policy_drops)| {
+        *policy_drops || found.iter().any(|rule| rule.drops && rule.chain.is_beside(chain))
+    });
+    Ok(chains.into_iter().map(|(chain, _)| chain).collect())
+}
+
+/// Filtering chains of others at a hook, and whether they drop by their policy.
+pub(super) fn base_chains(hook: i32) -> Result<Vec<(ForeignChain, bool)>, FirewallError> {
     let failed = |error| FirewallError::new("list", "chains", error);
-    let mut hostile = BTreeSet::new();
+    let mut chains = Vec::new();
     for family in FAMILIES {
         let mut question = Chained::new(1);
         question.request().op_getchain_dump(&header(family));
         let answered = Socket::open().map_err(failed)?.ask(question, |part| {
             let (_, chain) = OpGetchainDump::decode_reply(part);
-            let (Ok(table), Ok(name), Ok(hook)) =
+            let (Ok(table), Ok(name), Ok(base)) =
                 (chain.get_table(), chain.get_name(), chain.get_hook())
             else {
                 return;
             };
-            let forward = hook.get_num().is_ok_and(|hook| hook == libc::NF_INET_FORWARD as u32);
+            let here = base.get_num().is_ok_and(|number| i32::try_from(number) == Ok(hook));
             let filter = chain.get_type().is_ok_and(|kind| kind.to_bytes() == b"filter");
-            let this = ForeignChain {
-                family,
-                table: table.to_string_lossy().into_owned(),
-                chain: name.to_string_lossy().into_owned(),
-            };
-            let drops = chain.get_policy().is_ok_and(|policy| policy == DROP)
-                || found.iter().any(|rule| {
-                    rule.drops && rule.chain.family == family && rule.chain.table == this.table
-                });
-            if forward && filter && drops && this.table != TABLE {
-                hostile.insert(this);
+            let drops = chain.get_policy().is_ok_and(|policy| policy == DROP);
+            let this = ForeignChain::new(family, table, name);
+            if here && filter && this.table != TABLE {
+                chains.push((this, drops));
             }
         });
         absent_is_empty(answered).map_err(failed)?;
     }
-    Ok(hostile)
+    Ok(chains)
 }
 
 /// All rules of others' tables, and ours among them.
@@ -173,11 +189,7 @@ fn rules() -> Result<Vec<Found>, FirewallError> {
                 })
             });
             found.push(Found {
-                chain: ForeignChain {
-                    family,
-                    table: table.to_string_lossy().into_owned(),
-                    chain: chain.to_string_lossy().into_owned(),
-                },
+                chain: ForeignChain::new(family, table, chain),
                 handle,
                 ours: rule.get_userdata().is_ok_and(|data| data == ours),
                 drops,
@@ -190,7 +202,7 @@ fn rules() -> Result<Vec<Found>, FirewallError> {
 }
 
 /// A kernel without tables of a family says that it does not know it.
-fn absent_is_empty(answered: io::Result<()>) -> io::Result<()> {
+pub(super) fn absent_is_empty(answered: io::Result<()>) -> io::Result<()> {
     match answered {
         Err(error)
             if [Some(libc::ENOENT), Some(libc::EAFNOSUPPORT)].contains(&error.raw_os_error()) =>

@@ -13,6 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{
+    flows::Flow,
     rule::{
         Clause, Protocol, Rule, accept, clamp_mss, destination, destination_is_local,
         destination_not, destination_port, drop, established, input, is_ip, jump, masquerade,
@@ -60,6 +61,43 @@ const GUARD: &str = "guard";
 
 const fn version(ipv4: bool) -> u8 {
     if ipv4 { 4 } else { 6 }
+}
+
+/// Whether a flow goes another way than it would if it began now: to a port that is published no more or leads elsewhere,
+/// past one that was not published yet, or out of a network without having been rewritten. `is_uplink` knows the addresses
+/// of uplinks' insides, of now and of before, `is_local` the host's.
+#[must_use]
+pub fn is_stale(
+    flow: &Flow,
+    is_uplink: impl Fn(IpAddr) -> bool,
+    is_local: impl Fn(IpAddr) -> bool,
+    ports: &[Port],
+) -> bool {
+    let leads = |port: &Port| port.takes(flow) && port.to.contains(&flow.server);
+    if is_uplink(flow.server.ip()) && !flow.is_direct() {
+        return !ports.iter().any(leads);
+    }
+    let before = flow.protocol == Some(Protocol::Udp)
+        && flow.is_direct()
+        && flow.to.ip() != IpAddr::V6(Ipv6Addr::LOCALHOST)
+        && is_local(flow.to.ip())
+        && ports.iter().any(|port| port.takes(flow));
+    let between = flow.is_bare()
+        && is_uplink(flow.from.ip())
+        && !is_uplink(flow.to.ip())
+        && !is_local(flow.to.ip());
+    before || between
+}
+
+impl Port {
+    /// Whether a flow is meant for it.
+    fn takes(&self, flow: &Flow) -> bool {
+        let ip = flow.to.ip();
+        flow.protocol == Some(self.protocol)
+            && flow.to.port() == self.port
+            && self.ip.is_none_or(|own| own.is_unspecified() || own == ip)
+            && self.to.iter().any(|to| to.is_ipv4() == ip.is_ipv4())
+    }
 }
 
 fn loopback() -> IpNet {
@@ -160,4 +198,57 @@ fn sources(all: &str, uplinks: &[Uplink]) -> Vec<Rule> {
         }
     }
     rules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flow(from: &str, to: &str, server: &str, client: &str, answered: bool) -> Flow {
+        let [from, to, server, client] = [from, to, server, client].map(|it| it.parse().unwrap());
+        Flow { protocol: Some(Protocol::Udp), from, to, server, client, answered }
+    }
+
+    #[test]
+    fn flows_of_other_rules_are_stale() {
+        let port = |ip: Option<&str>, to: &str| Port {
+            protocol: Protocol::Udp,
+            ip: ip.map(|ip| ip.parse().unwrap()),
+            port: 53,
+            to: vec![to.parse().unwrap()],
+        };
+        let is_uplink = |ip: IpAddr| ip.to_string().starts_with("169.254.96.");
+        let is_local = |ip: IpAddr| ip.to_string() == "10.0.0.1";
+        let redirected =
+            flow("10.0.0.9:1000", "10.0.0.1:53", "169.254.96.1:53", "10.0.0.9:1000", true);
+        let past = flow("10.0.0.9:1000", "10.0.0.1:53", "10.0.0.1:53", "10.0.0.9:1000", true);
+        let through = flow("10.0.0.9:1000", "10.7.0.1:53", "10.7.0.1:53", "10.0.0.9:1000", true);
+        let bare =
+            flow("169.254.96.1:1000", "10.0.0.9:53", "10.0.0.9:53", "169.254.96.1:1000", false);
+        let masked = Flow { client: "10.0.0.1:1000".parse().unwrap(), ..bare };
+        let to_host = Flow {
+            to: "10.0.0.1:9".parse().unwrap(),
+            server: "10.0.0.1:9".parse().unwrap(),
+            ..bare
+        };
+        let docker = flow("10.0.0.9:1000", "10.0.0.1:53", "172.17.0.2:53", "10.0.0.9:1000", true);
+        let all = [redirected, past, through, bare, masked, to_host, docker];
+        let published = [port(None, "169.254.96.1:53")];
+        let elsewhere = [port(None, "169.254.96.3:53")];
+        let on_other = [port(Some("10.0.0.2"), "169.254.96.1:53")];
+        let on_own = [port(Some("10.0.0.1"), "169.254.96.1:53")];
+        let of_v6 = [port(None, "[fd00::1]:53")];
+        for (ports, stale) in [
+            (&[][..], vec![redirected, bare]),
+            (&published, vec![past, bare]),
+            (&elsewhere, vec![redirected, past, bare]),
+            (&on_other, vec![redirected, bare]),
+            (&on_own, vec![past, bare]),
+            (&of_v6, vec![redirected, bare]),
+        ] {
+            let stale_now = |flow: &Flow| is_stale(flow, is_uplink, is_local, ports);
+            let found: Vec<Flow> = all.into_iter().filter(stale_now).collect();
+            assert_eq!(found, stale, "{ports:?}");
+        }
+    }
 }

@@ -7,8 +7,9 @@
 //!                        bridge vxmesh what a sandbox may say, and as whom                           [`guard`], [`guarded`]
 //! ```
 //!
-//! [`flows`] are what the kernel decided by rules that were there before. [`rule`] and [`frame`] are the language, [`table`] a table as it shall be, [`socket`] the way to the kernel (netfilter netlink, one
-//! transaction per change). What a table shall be is computed by pure functions from what is wanted; whatever the kernel
+//! [`rule`] and [`frame`] are the language, [`table`] a table as it shall be, [`socket`] the way to the kernel (netfilter netlink, one
+//! transaction per change), [`flows`] what the kernel remembers of rules that are gone,
+//! [`incoming`] whether others let in what agents send. What a table shall be is computed by pure functions from what is wanted; whatever the kernel
 //! has in its place is replaced.
 
 pub mod flows;
@@ -17,6 +18,7 @@ pub mod frame;
 pub mod guard;
 pub mod guarded;
 pub mod host;
+pub mod incoming;
 pub mod network;
 pub mod rule;
 mod socket;

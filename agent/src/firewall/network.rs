@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use vxmesh_proto::datapath::DropReason;
 
 use super::{
+    flows::Flow,
     rule::{
         Protocol, Rule, accept, clamp_mss, destination, destination_port, drop, drop_as, input,
         input_not, is_ip, masquerade, output, output_not, published, redirect_to, source_not,
@@ -103,5 +104,56 @@ pub fn table(
         ],
         counters: vec![ISOLATED],
         ..Table::default()
+    }
+}
+
+/// Whether a flow goes another way than it would if it began now; see [`super::host::is_stale`].
+#[must_use]
+pub fn is_stale(flow: &Flow, subnets: &[IpNet], entrances: &[Entrance]) -> bool {
+    let at =
+        |entrance: &&Entrance| flow.protocol == Some(entrance.protocol) && flow.to == entrance.at;
+    let entrance = entrances.iter().find(at);
+    if !flow.is_direct() {
+        return entrance.is_none_or(|entrance| entrance.to != flow.server);
+    }
+    let within = |end: SocketAddr| subnets.iter().any(|net| net.contains(&end.ip()));
+    let before = flow.protocol == Some(Protocol::Udp) && entrance.is_some();
+    before || (flow.is_bare() && within(flow.from) != within(flow.to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flows_of_other_rules_are_stale() {
+        let [client, uplink, a, b] =
+            ["10.0.0.9:1000", "169.254.96.1:53", "10.5.0.2:53", "10.5.0.3:53"]
+                .map(|end| end.parse::<SocketAddr>().unwrap());
+        let to = |to| Entrance { protocol: Protocol::Udp, at: uplink, to };
+        let flow = |from, to, server, client, answered| Flow {
+            protocol: Some(Protocol::Udp),
+            from,
+            to,
+            server,
+            client,
+            answered,
+        };
+        let published = flow(client, uplink, a, client, true);
+        let past = flow(client, uplink, uplink, client, false);
+        let bare = flow(a, client, client, a, false);
+        let masked = flow(a, client, client, uplink, false);
+        let inner = flow(a, b, b, a, false);
+        let subnets = ["10.5.0.0/24".parse().unwrap()];
+        for (entrances, stale) in [
+            (&[][..], vec![published, bare]),
+            (&[to(a)], vec![past, bare]),
+            (&[to(b)], vec![published, past, bare]),
+        ] {
+            let all = [published, past, bare, masked, inner];
+            let found: Vec<Flow> =
+                all.into_iter().filter(|flow| is_stale(flow, &subnets, entrances)).collect();
+            assert_eq!(found, stale, "{entrances:?}");
+        }
     }
 }

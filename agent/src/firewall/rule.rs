@@ -120,7 +120,7 @@ impl Protocol {
         }
     }
 
-    fn number(self) -> u8 {
+    pub(super) fn number(self) -> u8 {
         // INVARIANT: protocol numbers have eight bits.
         u8::try_from(match self {
             Self::Tcp => libc::IPPROTO_TCP,

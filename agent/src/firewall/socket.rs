@@ -117,13 +117,13 @@ impl Socket {
         question: Chained<'static>,
         each: impl FnMut(&[u8]),
     ) -> io::Result<()> {
-        self.exchange(question.finalize().payload(), each)
+        self.ask_raw(question.finalize().payload(), each)
     }
 
-    /// Sends one request that is answered to its end, and hands each part of the answer to `each`.
-    pub(super) fn exchange(&self, request: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
+    /// As [`ask`](Self::ask), of another part of netfilter.
+    pub(super) fn ask_raw(&self, question: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
         self.forget_answers()?;
-        self.0.send(request)?;
+        self.0.send(question)?;
         let mut buffer = vec![0; PART];
         loop {
             let len = (&self.0).read(&mut buffer)?;
@@ -136,6 +136,15 @@ impl Socket {
             }
         }
     }
+}
+
+/// A request of this kind that the kernel acknowledges.
+pub(super) fn message(kind: u16, body: &[u8]) -> Vec<u8> {
+    let flags = u16::try_from(libc::NLM_F_REQUEST | libc::NLM_F_ACK).unwrap_or_default();
+    let len = u32::try_from(HEADER_LEN + body.len()).unwrap_or_default();
+    let (sequence, port) = (1u32, 0u32);
+    let head = [&len.to_ne_bytes()[..], &kind.to_ne_bytes(), &flags.to_ne_bytes()].concat();
+    [&head, &sequence.to_ne_bytes()[..], &port.to_ne_bytes(), body].concat()
 }
 
 struct Message<'a> {

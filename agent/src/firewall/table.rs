@@ -195,15 +195,15 @@ impl Table {
         Ok(true)
     }
 
-    /// Removes the table; none there is fine.
+    /// Removes the table; whether there was one.
     ///
     /// # Errors
     /// The kernel refuses it.
-    pub fn remove() -> Result<(), FirewallError> {
+    pub fn remove() -> Result<bool, FirewallError> {
         let failed = |error| FirewallError::new("remove", TABLE, error);
         // Where nf_tables was never used there is nothing to remove, and nothing to be loaded for it.
         if !is_there()? {
-            return Ok(());
+            return Ok(false);
         }
         let mut batch = Batch::new();
         batch
@@ -211,7 +211,8 @@ impl Table {
             .op_deltable_do(&Family::Inet.header())
             .encode()
             .push_name_bytes(TABLE.as_bytes());
-        Socket::open().map_err(failed)?.change(batch).map_err(failed)
+        Socket::open().map_err(failed)?.change(batch).map_err(failed)?;
+        Ok(true)
     }
 }
 

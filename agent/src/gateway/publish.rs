@@ -44,6 +44,24 @@ pub struct Publish {
     pub sandbox_port: u16,
 }
 
+impl Publish {
+    /// Whether both want one port of one address; free ports are chosen so that they do not.
+    #[must_use]
+    pub fn meets(&self, other: &Self) -> bool {
+        let covers = |one: Option<IpAddr>, two: Option<IpAddr>| match (one, two) {
+            (None, _) => true,
+            (Some(one), Some(two)) => {
+                one == two || (one.is_unspecified() && one.is_ipv4() == two.is_ipv4())
+            }
+            (Some(_), None) => false,
+        };
+        self.protocol == other.protocol
+            && self.port.is_some()
+            && self.port == other.port
+            && (covers(self.ip, other.ip) || covers(other.ip, self.ip))
+    }
+}
+
 /// Several ports to publish, as they are written in one word.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublishRange(pub Vec<Publish>);
@@ -302,6 +320,24 @@ mod tests {
         ] {
             let error = text.parse::<PublishRange>().unwrap_err().to_string();
             assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn who_meets() {
+        for (one, other, meet) in [
+            ("80", "80:81", true),
+            ("80", "80/udp", false),
+            ("80", "81:80", false),
+            ("80", "127.0.0.1:80", true),
+            ("0.0.0.0:80", "127.0.0.1:80", true),
+            ("0.0.0.0:80", "[fd00::1]:80", false),
+            ("[::]:80", "[fd00::1]:80", true),
+            ("10.0.0.1:80", "10.0.0.2:80", false),
+            (":80", ":80", false),
+        ] {
+            let (one, another) = (self::one(one), self::one(other));
+            assert_eq!((one.meets(&another), another.meets(&one)), (meet, meet), "{one:?} {other}");
         }
     }
 

@@ -7,7 +7,8 @@
 //!
 //! Switching forwarding writes other settings too (`inet_forward_change` and `addrconf_fixup_forwarding` of the
 //! kernel), so all that it touches is noted first. Nothing is noted where a version forwards already: then it is somebody
-//! else's, and stays.
+//! else's, and stays. The switch is set to [`ON`], which means the same as 1 to the kernel: whoever needs forwarding later,
+//! too, writes 1 (Docker does, and people), and by that it becomes theirs.
 
 use std::{fs, io, path::Path};
 
@@ -16,6 +17,8 @@ use serde::{Deserialize, Serialize};
 const ROOT: &str = "/proc/sys/net";
 const IPV4: &str = "ipv4/ip_forward";
 const IPV6: &str = "ipv6/conf/all/forwarding";
+/// On, by this program.
+const ON: &str = "2";
 
 /// A setting as it was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,12 +39,19 @@ impl Found {
         self.0.is_empty()
     }
 
-    /// Puts back what differs. Settings of interfaces that are gone are gone with them.
+    /// Puts back what differs, unless somebody else needs it by now. Settings of interfaces that are gone are gone with them.
     ///
     /// # Errors
     /// The kernel refuses a value.
     pub fn restore(&self) -> io::Result<()> {
+        let theirs = [(IPV4, "ipv4/"), (IPV6, "ipv6/")].map(|(switch, family)| {
+            let value = read(switch);
+            (family, value.is_some_and(|value| value != ON && value != "0"))
+        });
         for Setting { path, value } in &self.0 {
+            if theirs.iter().any(|(family, theirs)| *theirs && path.starts_with(family)) {
+                continue;
+            }
             match read(path) {
                 Some(now) if now != *value => write(path, value)?,
                 Some(_) | None => {}
@@ -79,11 +89,14 @@ pub fn look(known: &Found) -> Found {
     for (switch, settings) in
         [(IPV4, ["forwarding", "accept_redirects"]), (IPV6, ["forwarding", "accept_ra"])]
     {
+        let family = if switch == IPV4 { "ipv4" } else { "ipv6" };
+        if read(switch).is_some_and(|value| value == ON) {
+            continue;
+        }
+        found.0.retain(|setting| !setting.path.starts_with(family));
         if !off(switch) {
             continue;
         }
-        let family = if switch == IPV4 { "ipv4" } else { "ipv6" };
-        found.0.retain(|setting| !setting.path.starts_with(family));
         found.note(switch.to_owned());
         for interface in interfaces(family) {
             for setting in settings {
@@ -100,7 +113,7 @@ pub fn look(known: &Found) -> Found {
 /// The kernel refuses it.
 pub fn forward() -> io::Result<()> {
     if read(IPV4).is_some_and(|value| value == "0") {
-        write(IPV4, "1")?;
+        write(IPV4, ON)?;
     }
     if read(IPV6).is_some_and(|value| value == "0") {
         for interface in interfaces("ipv6") {
@@ -109,7 +122,7 @@ pub fn forward() -> io::Result<()> {
                 write(&path, "2")?;
             }
         }
-        write(IPV6, "1")?;
+        write(IPV6, ON)?;
     }
     Ok(())
 }

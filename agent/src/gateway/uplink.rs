@@ -83,6 +83,15 @@ pub fn is_uplink(interface: &str) -> bool {
         .is_some_and(|id| id.len() == 12 && id.bytes().all(|digit| digit.is_ascii_hexdigit()))
 }
 
+/// Whether an address may be that of an uplink's inside: of the pool, or unique-local as this program makes them.
+#[must_use]
+pub fn is_inside(node: NodeId, ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => u32::from(v4) & !(PAIRS * 2 - 1) == u32::from(POOL),
+        IpAddr::V6(v6) => v6.octets().starts_with(&global_id(node)),
+    }
+}
+
 /// Makes the cable with its addresses and the default routes inside, or adopts what is there.
 ///
 /// # Errors
@@ -235,12 +244,20 @@ fn free_pair(network: NetworkId, taken: &[IpNet]) -> Option<Ipv4Addr> {
     pairs.next()
 }
 
-fn unique_local(node: NodeId, network: NetworkId) -> Ipv6Addr {
+/// The first 48 bits of a node's unique-local addresses.
+fn global_id(node: NodeId) -> [u8; 6] {
     let hash = digest::digest(&digest::SHA256, node.as_str().as_bytes());
-    let mut octets = [0; 16];
-    octets[0] = 0xfd;
-    for (to, from) in octets.iter_mut().skip(1).take(5).zip(hash.as_ref()) {
+    let mut octets = [0xfd; 6];
+    for (to, from) in octets.iter_mut().skip(1).zip(hash.as_ref()) {
         *to = *from;
+    }
+    octets
+}
+
+fn unique_local(node: NodeId, network: NetworkId) -> Ipv6Addr {
+    let mut octets = [0; 16];
+    for (to, from) in octets.iter_mut().zip(global_id(node)) {
+        *to = from;
     }
     for (to, from) in octets.iter_mut().skip(8).zip(network.bytes()) {
         *to = *from;
@@ -292,6 +309,13 @@ mod tests {
             .collect();
         assert_eq!(all.len(), 3);
         assert!(all.iter().all(|ip| ip.is_unique_local()));
+        let own = all.iter().filter(|ip| is_inside(node(1), (**ip).into()));
+        assert_eq!(own.count(), 2);
+        for (ip, inside) in
+            [("169.254.96.1", true), ("169.254.127.255", true), ("169.254.128.0", false)]
+        {
+            assert_eq!(is_inside(node(1), ip.parse().unwrap()), inside, "{ip}");
+        }
     }
 
     #[test]

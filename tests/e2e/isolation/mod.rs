@@ -106,7 +106,8 @@ fn a_sandbox_cannot_speak_to_the_underlay_as_a_peer() -> Result<()> {
     let (me, to) = (Party::of(&attacker.endpoint)?, Party::of(&far.endpoint)?);
     let capture = Capture::start(&far.netns, "eth0")?;
     let frame = forgeries::udp4(me.mac, me.v4, to.mac, to.v4)?;
-    let plain = [vxmesh_proto::wire::vxlan::header(network.vni).to_vec(), frame].concat();
+    let plain = [vxmesh_proto::wire::vxlan::header(network.vni.context("no VNI")?).to_vec(), frame]
+        .concat();
     // To the host of the victim and to its own, sealed by nobody, and as the kernel's vxlan devices do.
     for host in ["h1", "h2"] {
         let number = host.trim_start_matches('h');

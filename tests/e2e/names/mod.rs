@@ -336,3 +336,24 @@ fn the_gateway_answers_its_own_network() -> Result<()> {
     // What h2 sealed for the agent before.
     lab.finish(Allowed { warnings: &["h1"], drops: &["unknown_index"] })
 }
+
+#[test]
+fn a_gateway_that_could_not_serve_names_does_so_once_it_can() -> Result<()> {
+    let lab = Lab::up(1)?;
+    let network = lab.network("h1", "blue")?;
+    let a = lab.sandbox("h1", "blue", "a")?;
+    let netns = lab.inner("h1", &format!("/run/vxmesh/netns/{}", network.id.short()))?;
+    lab.lab(&["kill", "h1"])?;
+    let taken = netns.run(|| Ok(std::net::UdpSocket::bind("0.0.0.0:53")?))?;
+    lab.lab(&["start", "h1"])?;
+    let told = || Ok(lab.vxmesh("h1", &["doctor"])?.contains("names are not served on"));
+    wait_until("doctor tells", told)?;
+    drop(taken);
+    wait_until("names are served", || Ok(!told()?))?;
+    let server =
+        network.subnets.iter().map(|subnet| subnet.gateway).find(std::net::IpAddr::is_ipv4);
+    let dig = format!("dig +short +tries=1 +time=5 @{} a.blue", server.context("no gateway")?);
+    let answer = vxmesh_tests::outside::sh(&a.netns, &dig)?;
+    ensure!(answer.parse::<std::net::IpAddr>().is_ok(), "{answer}");
+    lab.finish(Allowed { drops: &[], warnings: &["names are not served on the gateway"] })
+}

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use etherparse::PacketBuilder;
 use vxmesh_proto::{addr::Vni, wire::vxlan};
 use vxmesh_tests::{
@@ -45,11 +45,12 @@ fn i10_only_known_vteps_and_plain_networks_are_heard() -> Result<()> {
     let c = lab.sandbox("h1", "blue", "c")?;
     let inside = [Capture::start(&a.netns, "eth0")?, Capture::start(&c.netns, "eth0")?];
     let (mac, ip, vni) = ([2, 0, 0, 0, 0, 9], [10, 77, 0, 9], Vni::try_from(VNI)?);
-    let other = Vni::try_from(if blue.vni.get() == 4711 { 4712 } else { 4711 })?;
+    let sealed = blue.vni.context("no VNI")?;
+    let other = Vni::try_from(if sealed.get() == 4711 { 4712 } else { 4711 })?;
     let (short, no_flag) = (vec![8; 7], vec![0; 60]);
     for (reason, datagram) in [
         ("unknown_vtep", packet(vni, &a, mac, ip)?),
-        ("sealed_vni", packet(blue.vni, &c, mac, ip)?),
+        ("sealed_vni", packet(sealed, &c, mac, ip)?),
         ("vni_unknown", packet(other, &a, mac, ip)?),
         ("malformed_vxlan", short),
         ("malformed_vxlan", no_flag),

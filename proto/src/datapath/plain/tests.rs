@@ -37,6 +37,7 @@ fn network(encrypted: bool) -> Network {
         mtu: 1390,
         subnets: vec![Subnet::whole("10.0.0.0/24".parse().unwrap(), ip("10.0.0.1"))],
         internal: false,
+        isolated: false,
         dns: Vec::new(),
         labels: Default::default(),
         blocks: Vec::new(),

@@ -1,0 +1,126 @@
+//! Rules of the firewall as the mesh's keeper tends them, on the host and inside each network: written where they differ, and
+//! flows that rules of before began are forgotten.
+//!
+//! The kernel numbers its rulesets, one count for each namespace, and every change of anybody raises it. Only where it differs from when
+//! all was last found in place is anything looked at.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use nix::ifaddrs::getifaddrs;
+use tracing::{info, warn};
+use vxmesh_proto::{addr::NodeId, object};
+
+use super::{gateway::Way, mesh::failed};
+use crate::{
+    api::ApiError,
+    firewall::{
+        FirewallError, flows, host,
+        network::{self, Entrance, Interfaces},
+        table::{self, Table},
+    },
+    gateway::uplink,
+    netlink::overlay::{self, Overlay},
+};
+
+/// A table that is kept in the kernel.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    /// What it is meant to be, and the number of the kernel's ruleset when it last was found so.
+    known: Option<(Table, u32)>,
+    /// How often somebody else had changed it.
+    repairs: u64,
+}
+
+impl Kept {
+    /// Puts the table in place of what is there, where that differs, and says whether it did. `before` is done before new rules,
+    /// `forget` after them, `others` after every change of anybody; all is done again until it succeeds.
+    pub(super) fn keep(
+        &mut self,
+        wanted: Table,
+        before: impl FnOnce(),
+        forget: impl FnOnce() -> Result<usize, FirewallError>,
+        others: impl FnOnce() -> Result<(), FirewallError>,
+    ) -> Result<bool, FirewallError> {
+        // Asked for first: a change from here on is seen the next time, also our own.
+        let generation = table::generation()?;
+        let known = self.known.take_if(|(table, at)| *table != wanted || *at != generation);
+        if self.known.is_some() {
+            return Ok(false);
+        }
+        let written = !wanted.is_in_place()?;
+        if written {
+            before();
+            wanted.replace()?;
+            if known.as_ref().is_some_and(|(table, _)| *table == wanted) {
+                self.repairs += 1;
+                info!("somebody changed the table inet vxmesh; it is as before");
+            }
+        }
+        if written || known.is_none() {
+            match forget() {
+                Ok(_count) => {}
+                Err(error) => warn!(%error, "flows that began before go on as they did"),
+            }
+        }
+        others()?;
+        self.known = Some((wanted, generation));
+        Ok(written)
+    }
+
+    /// How often somebody else had changed it.
+    pub(super) const fn repairs(&self) -> u64 {
+        self.repairs
+    }
+}
+
+/// Has the kernel forget the host's flows that go elsewhere by now.
+pub(super) fn forget_on_host(node: NodeId, ports: &[host::Port]) -> Result<usize, FirewallError> {
+    let own = addresses();
+    let is_local = |ip: IpAddr| ip.is_loopback() || own.contains(&ip);
+    let is_uplink = |ip| uplink::is_inside(node, ip);
+    flows::forget(|flow| host::is_stale(flow, is_uplink, is_local, ports))
+}
+
+/// The host's addresses; none if it does not tell.
+fn addresses() -> Vec<IpAddr> {
+    let address = |interface: nix::ifaddrs::InterfaceAddress| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
+    };
+    getifaddrs().into_iter().flatten().filter_map(address).collect()
+}
+
+impl Way {
+    /// Brings the rules inside a network in step, and says whether there are new ones. `before` is done before that.
+    pub(super) fn keep_rules(
+        &mut self,
+        overlay: &Overlay,
+        network: &object::Network,
+        entrances: &[Entrance],
+        before: impl FnOnce() + Send,
+    ) -> Result<bool, ApiError> {
+        let subnets: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
+        let interfaces =
+            Interfaces { bridge: overlay::GATEWAY, node: overlay::NODE, uplink: uplink::INSIDE };
+        let wanted = network::table(interfaces, &subnets, network.isolated, entrances);
+        let forget = || flows::forget(|flow| network::is_stale(flow, &subnets, entrances));
+        let kept = overlay.netns().run(|| Ok(self.rules.keep(wanted, before, forget, || Ok(()))));
+        kept.map_err(|error| failed(error, "see the agent's log"))?
+            .map_err(|error| failed(error, "does the kernel have nf_tables?"))
+    }
+}
+
+/// Has the kernel forget the flows of addresses that nobody has any more.
+pub(super) fn forget_addresses(overlay: &Overlay, ips: &[IpNet]) {
+    let gone = |flow: &flows::Flow| ips.iter().any(|ip| flow.touches(ip.addr()));
+    match overlay.netns().run(|| Ok(flows::forget(gone))) {
+        Ok(Ok(_count)) => {}
+        Ok(Err(error)) => {
+            warn!(%error, "what is still on its way may reach the addresses' next owner");
+        }
+        // The namespace has gone with all it knew.
+        Err(_gone) => {}
+    }
+}

@@ -1,0 +1,105 @@
+//! Rules that a user flushes while there is traffic.
+
+use std::{
+    net::UdpSocket,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+use vxmesh_tests::{
+    lab::{Allowed, Lab, tell, wait_until},
+    netns::NetNs,
+    outside::{self, Outside, sh},
+    traffic::udp_to,
+};
+
+use crate::{
+    egress::{PORT, host_ip},
+    publish::publish,
+};
+
+/// Between a flush and the first answer; the aim is two seconds, and other tests are at work beside this one.
+const LIMIT: Duration = Duration::from_secs(10);
+
+#[test]
+fn flushed_rules_are_put_back_while_there_is_traffic() -> Result<()> {
+    let lab = Lab::up(1)?;
+    let outside = Outside::join(&lab)?;
+    let network = lab.network("h1", "blue")?;
+    let host = lab.host("h1")?;
+    let a = publish(&lab, "h1", "blue", "a", &["8080:80/udp"])?;
+    let inside = lab.inner("h1", &format!("/run/vxmesh/netns/{}", network.id.short()))?;
+    let servers = Servers::start(&a.netns, &outside.netns)?;
+    for (place, netns) in [("the host", &host), ("the network", &inside)] {
+        let before = sh(netns, "nft -s list ruleset")?;
+        let talk = Talk::start(&a.netns, &outside.netns)?;
+        talk.works("before", &servers)?;
+        sh(netns, "nft flush ruleset")?;
+        // What begins now begins without rules, and may not stay so.
+        let begun = Talk::start(&a.netns, &outside.netns)?;
+        let flushed = Instant::now();
+        talk.works(place, &servers)?;
+        begun.works(place, &servers)?;
+        let took = flushed.elapsed();
+        tell(&format!("whole again {took:?} after a flush of {place}'s rules"));
+        ensure!(took < LIMIT, "{place}: {took:?}");
+        ensure!(sh(netns, "nft -s list ruleset")? == before, "{place} has other rules");
+    }
+    let diagnoses: Vec<Value> = lab.json("h1", &["doctor"])?;
+    let found = |check: &str| {
+        let of = |row: &&Value| row.get("check").and_then(Value::as_str) == Some(check);
+        let rows: Vec<_> = diagnoses.iter().filter(of).map(ToString::to_string).collect();
+        rows.join("\n")
+    };
+    ensure!(found("rules").contains("put back 1 times"), "{diagnoses:?}");
+    ensure!(found("network blue").contains("put back 1 times"), "{diagnoses:?}");
+    lab.finish(Allowed::default())
+}
+
+/// Who answers outside, and behind the published port.
+struct Servers([UdpSocket; 2]);
+
+impl Servers {
+    fn start(sandbox: &NetNs, outside: &NetNs) -> Result<Self> {
+        let open = |netns: &NetNs, port: u16| {
+            let socket = netns.run(|| Ok(UdpSocket::bind(("0.0.0.0", port))?))?;
+            socket.set_nonblocking(true)?;
+            Ok::<_, anyhow::Error>(socket)
+        };
+        Ok(Self([open(outside, PORT)?, open(sandbox, 80)?]))
+    }
+}
+
+/// Two flows, out of a network and into it, that keep their ports.
+struct Talk([UdpSocket; 2]);
+
+impl Talk {
+    fn start(sandbox: &NetNs, outside: &NetNs) -> Result<Self> {
+        let open = |netns: &NetNs, to, port| {
+            let socket = netns.run(|| udp_to(to, port))?;
+            socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+            Ok::<_, anyhow::Error>(socket)
+        };
+        Ok(Self([open(sandbox, outside::IPV4, PORT)?, open(outside, host_ip(1, true)?, 8080)?]))
+    }
+
+    fn works(&self, what: &str, servers: &Servers) -> Result<()> {
+        for (client, server) in self.0.iter().zip(&servers.0) {
+            let mut buffer = [0; 8];
+            // Each call is another, so that an old answer is none.
+            let mut call = 0u64;
+            wait_until(what, || {
+                call += 1;
+                // Where nothing leads the kernel says so with the next call.
+                drop(client.send(&call.to_be_bytes()));
+                while let Ok((_len, from)) = server.recv_from(&mut buffer) {
+                    // Without rules it is somebody to whom there is no route.
+                    drop(server.send_to(&buffer, from));
+                }
+                Ok(client.recv(&mut buffer).is_ok() && buffer == call.to_be_bytes())
+            })?;
+        }
+        Ok(())
+    }
+}
