@@ -16,6 +16,7 @@ mod plain;
 mod publish;
 mod refusals;
 mod removal;
+mod scenarios;
 mod skeleton;
 mod streams;
 mod traces;

@@ -1,0 +1,57 @@
+//! The scenarios of `examples/scenarios`, run as a user would: a lab of four hosts, then the script.
+
+use std::{env, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use vxmesh_tests::{
+    lab::{Allowed, Lab},
+    program::{command, printed, vxmesh},
+};
+
+/// What sandboxes send while they are unplugged.
+const ALLOWED: Allowed<'_> = Allowed { drops: &["source_unknown"], warnings: &[] };
+
+fn scenario(name: &str) -> Result<()> {
+    let lab = Lab::up(4)?;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/scenarios").join(name);
+    let mut run = command(&script);
+    run.env("VXMESH", vxmesh()?).env("LAB", lab.name());
+    let said = printed(name, run.output().with_context(|| script.display().to_string())?)?;
+    ensure!(said.lines().filter(|line| line.starts_with("ok ")).count() >= 3, "{said}");
+    lab.finish(ALLOWED)
+}
+
+#[test]
+fn segmentation() -> Result<()> {
+    scenario("segmentation.sh")
+}
+
+#[test]
+fn rolling_replacement() -> Result<()> {
+    scenario("rolling.sh")
+}
+
+#[test]
+fn fixed_addresses_and_names() -> Result<()> {
+    scenario("addresses.sh")
+}
+
+#[test]
+fn connect_and_disconnect() -> Result<()> {
+    scenario("connect.sh")
+}
+
+#[test]
+fn published_ports() -> Result<()> {
+    scenario("publish.sh")
+}
+
+#[test]
+fn macvlan_and_its_vlan() -> Result<()> {
+    scenario("macvlan.sh")
+}
+
+#[test]
+fn none_host_and_shared_namespaces() -> Result<()> {
+    scenario("modes.sh")
+}
