@@ -8,8 +8,9 @@ use vxmesh_tests::{
     program::{command, printed, vxmesh},
 };
 
-/// What sandboxes send while they are unplugged.
-const ALLOWED: Allowed<'_> = Allowed { drops: &["source_unknown"], warnings: &[] };
+/// What is on its way from and to sandboxes while they are unplugged.
+const ALLOWED: Allowed<'_> =
+    Allowed { drops: &["source_unknown", "fdb_unknown", "not_local"], warnings: &[] };
 
 fn scenario(name: &str) -> Result<()> {
     let lab = Lab::up(4)?;

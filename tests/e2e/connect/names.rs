@@ -97,7 +97,8 @@ fn a_sandbox_finds_the_names_of_its_networks_and_is_found_in_them() -> Result<()
     ensure!(files.contains("search blue\n") && !files.contains("red"), "{files}");
     ensure!(inside(&lab, &a, &format!("dig +short -x {red_web}"))? != "web.red.");
     wait_until("its name is gone", || Ok(found(&lab, &in_red, "a")?.is_empty()))?;
-    let drops = &["dns_upstream_failed", "unknown_index", "source_unknown", "destination_unknown"];
+    let drops =
+        &["dns_upstream_failed", "unknown_index", "source_unknown", "fdb_unknown", "not_local"];
     lab.finish(Allowed { warnings: &["h1"], drops })
 }
 
@@ -226,5 +227,8 @@ fn an_alias_is_handed_over_without_a_failed_request() -> Result<()> {
     ensure!(failed.is_empty() && asked > 30, "of {asked} requests failed {failed:?}");
     tell(&format!("{asked} requests while an alias was handed over, none failed"));
     drop(webs);
-    lab.finish(Allowed { drops: &["source_unknown", "destination_unknown"], ..Allowed::default() })
+    lab.finish(Allowed {
+        drops: &["source_unknown", "fdb_unknown", "not_local"],
+        ..Allowed::default()
+    })
 }

@@ -73,5 +73,8 @@ fn the_application_reaches_both_sides_and_the_frontend_no_database() -> Result<(
     leads_by(&app.netns, &front)?;
     connect(&lab, &app, "back", &["--ifname", "db0"])?;
     ping(&app.netns, ip(&db.endpoint, true)?, 1)?;
-    lab.finish(Allowed { drops: &["destination_unknown", "source_unknown"], ..Allowed::default() })
+    lab.finish(Allowed {
+        drops: &["fdb_unknown", "not_local", "source_unknown"],
+        ..Allowed::default()
+    })
 }

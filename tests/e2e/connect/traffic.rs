@@ -70,7 +70,7 @@ fn networks_come_and_go_under_a_connection_that_stays() -> Result<()> {
         tell(&format!("networks came and went; the longest round trip beside took {longest:?}"));
     }
     // Sealed for the agent before.
-    let drops = &["unknown_index", "destination_unknown", "source_unknown"];
+    let drops = &["unknown_index", "fdb_unknown", "not_local", "source_unknown"];
     lab.finish(Allowed { warnings: &["h1"], drops })
 }
 
