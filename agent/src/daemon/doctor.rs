@@ -147,7 +147,7 @@ impl Mesh {
             let network = networks.iter().find(|network| network.id == id);
             network.map_or_else(|| id.short(), |network| network.name.to_string())
         };
-        all.extend(hosted.ways.diagnoses(&name));
+        all.extend(hosted.ways.diagnoses(name));
         all.extend(self.name_servers.faults().into_iter().map(|(network, netns, ip, fault)| {
             let hint = format!(
                 "end who has port 53 there (`nsenter --net={} ss -lnptu`); it is tried again every second",
