@@ -28,7 +28,7 @@ use super::{
     endpoints::Hosted,
     mesh::{Mesh, failed, store_failed},
     publish::HeldPorts,
-    rules::{Kept, forget_on_host},
+    rules::{Kept, forget_on_host, unrouted},
 };
 use crate::{
     api::{self, ApiError},
@@ -367,8 +367,7 @@ impl Mesh {
         }
         ways.cleared = false;
         let noted = self.forward()?;
-        let unrouted = noted.unrouted().map(|(ifname, ipv4)| host::Unrouted { ifname, ipv4 });
-        let unrouted: Vec<host::Unrouted> = unrouted.collect();
+        let unrouted = unrouted(&noted);
         let ports = self.host_ports(|id| ways.open.get(&id)?.uplink.clone())?;
         let wanted = host::table(uplink::ALL, &uplinks, &ports, &unrouted);
         let Ways { rules, admitted, .. } = ways;

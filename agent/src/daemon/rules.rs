@@ -4,12 +4,15 @@
 //! The kernel numbers its rulesets, one count for each namespace, and every change of anybody raises it. Only where it differs from when
 //! all was last found in place is anything looked at.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
 use tracing::{info, warn};
-use vxmesh_proto::{addr::NodeId, object};
+use vxmesh_proto::{
+    addr::{MacAddr, NodeId},
+    object,
+};
 
 use super::{gateway::Way, mesh::failed};
 use crate::{
@@ -19,7 +22,7 @@ use crate::{
         network::{self, Entrance, Interfaces},
         table::{self, Table},
     },
-    gateway::uplink,
+    gateway::{sysctl, uplink},
     netlink::overlay::{self, Overlay},
 };
 
@@ -90,6 +93,21 @@ fn addresses() -> Vec<IpAddr> {
         v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
     };
     getifaddrs().into_iter().flatten().filter_map(address).collect()
+}
+
+/// The host's interfaces that are guarded, of what was noted before it forwarded.
+pub(super) fn unrouted(noted: &sysctl::Found) -> Vec<host::Unrouted> {
+    let mac = |interface: nix::ifaddrs::InterfaceAddress| {
+        let mac = interface.address?.as_link_addr()?.addr()?;
+        Some((interface.interface_name, MacAddr(mac)))
+    };
+    let macs: BTreeMap<String, MacAddr> =
+        getifaddrs().into_iter().flatten().filter_map(mac).collect();
+    let guarded = noted.unrouted().map(|(ifname, ipv4)| {
+        let mac = macs.get(&ifname).copied();
+        host::Unrouted { ifname, ipv4, mac }
+    });
+    guarded.collect()
 }
 
 impl Way {

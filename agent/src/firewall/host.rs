@@ -3,7 +3,7 @@
 //! ```text
 //! uplink -> elsewhere           source becomes the host's address; MSS fits
 //! elsewhere -> uplink           only what belongs to such a connection, or to a published port
-//! elsewhere -> elsewhere        as before: between interfaces that did not forward nothing passes
+//! elsewhere -> elsewhere        as before: between interfaces that did not forward nothing passes, but for what a bridge switches
 //! anyone -> published port      destination becomes the network's uplink and a port there; the source stays, but for
 //!                               connections from the host's loopback and from the network itself
 //! ```
@@ -11,13 +11,15 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net};
+use vxmesh_proto::addr::MacAddr;
 
 use super::{
     flows::Flow,
+    frame::{DESTINATION, is_not},
     rule::{
         Clause, Protocol, Rule, accept, clamp_mss, destination, destination_is_local,
-        destination_not, destination_port, drop, established, input, is_ip, jump, masquerade,
-        output, output_not, published, redirect_to, source,
+        destination_not, destination_port, drop, established, from_bridge, input, is_ip, jump,
+        masquerade, output, output_not, published, redirect_to, source,
     },
     table::{Chain, Hook, Kind, Table},
 };
@@ -54,6 +56,8 @@ pub struct Unrouted {
     pub ifname: String,
     /// The IP version.
     pub ipv4: bool,
+    /// The MAC by which neighbours call the host there.
+    pub mac: Option<MacAddr>,
 }
 
 /// What stays closed though the host forwards.
@@ -122,13 +126,8 @@ pub fn table(all: &str, uplinks: &[Uplink], ports: &[Port], hosts: &[Unrouted]) 
             .and(output(all))
             .and(drop()),
     ];
-    forward.extend(hosts.iter().map(|Unrouted { ifname, ipv4 }| {
-        Rule::new(format!("from {ifname}, IP version {}", version(*ipv4)))
-            .and(input(ifname))
-            .and(is_ip(*ipv4))
-            .and(jump(GUARD))
-    }));
-    let guard = hosts.iter().map(|Unrouted { ifname, ipv4 }| {
+    forward.extend(hosts.iter().flat_map(Unrouted::guarded));
+    let guard = hosts.iter().map(|Unrouted { ifname, ipv4, .. }| {
         Rule::new(format!("{ifname} is no router of IP version {}", version(*ipv4)))
             .and(output(ifname))
             .and(is_ip(*ipv4))
@@ -146,6 +145,24 @@ pub fn table(all: &str, uplinks: &[Uplink], ports: &[Port], hosts: &[Unrouted]) 
             chain("postrouting", Kind::Nat, Hook::Postrouting, 100, sources(all, uplinks)),
         ],
         ..Table::default()
+    }
+}
+
+impl Unrouted {
+    /// With `br_netfilter`, frames that a bridge only switches come to this hook, too, as if from the bridge and to it. Those
+    /// that the host would route back go to the host's own MAC, and are guarded as all others.
+    fn guarded(&self) -> [Rule; 2] {
+        let Self { ifname, ipv4, mac } = self;
+        let from = |what: &str| {
+            Rule::new(format!("{what} {ifname}, IP version {}", version(*ipv4)))
+                .and(input(ifname))
+                .and(is_ip(*ipv4))
+        };
+        let to_others = mac.map(|mac| is_not(DESTINATION, &mac.0)).unwrap_or_default();
+        [
+            from("switched by").and(output(ifname)).and(from_bridge()).and(to_others).and(accept()),
+            from("from").and(jump(GUARD)),
+        ]
     }
 }
 
@@ -203,6 +220,29 @@ fn sources(all: &str, uplinks: &[Uplink]) -> Vec<Rule> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::firewall::frame::is;
+
+    #[test]
+    fn what_a_bridge_switches_passes_before_anything_is_guarded() {
+        let mac = MacAddr([2, 0, 0, 0, 0, 1]);
+        for mac in [Some(mac), None] {
+            let host = Unrouted { ifname: "br0".to_owned(), ipv4: true, mac };
+            let table = table("vxm*", &[], &[], &[host]);
+            let forward = table.chains.iter().find(|chain| chain.name == "forward").unwrap();
+            let of = |rule: &&Rule| rule.exprs.starts_with(&input("br0").0);
+            let rules: Vec<&Rule> = forward.rules.iter().filter(of).collect();
+            let [switched, guarded] = rules.as_slice() else { panic!("{rules:?}") };
+            let says = |rule: &Rule, clause: Clause| {
+                rule.exprs.windows(clause.0.len()).any(|exprs| exprs == clause.0)
+            };
+            assert!(says(switched, output("br0")) && says(switched, from_bridge()));
+            assert!(says(switched, accept()) && says(guarded, jump(GUARD)));
+            if let Some(mac) = mac {
+                assert!(says(switched, is_not(DESTINATION, &mac.0)));
+                assert!(!says(switched, is(DESTINATION, &mac.0)));
+            }
+        }
+    }
 
     fn flow(from: &str, to: &str, server: &str, client: &str, answered: bool) -> Flow {
         let [from, to, server, client] = [from, to, server, client].map(|it| it.parse().unwrap());

@@ -204,6 +204,12 @@ pub fn output_not(interface: &str) -> Clause {
     Clause(vec![Expr::Meta(MetaKeys::Oifname as u32), Expr::Differs(name(interface))])
 }
 
+/// The interface by which it came in is a bridge.
+#[must_use]
+pub fn from_bridge() -> Clause {
+    Clause(vec![Expr::Meta(MetaKeys::Iifkind as u32), Expr::Equal(name("bridge"))])
+}
+
 fn version(ipv4: bool) -> Vec<Expr> {
     let family = if ipv4 { libc::NFPROTO_IPV4 } else { libc::NFPROTO_IPV6 };
     let family = u8::try_from(family).unwrap_or_default();

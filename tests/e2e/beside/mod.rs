@@ -1,5 +1,6 @@
 //! Beside what else a host does with packets: other firewalls, users who flush rules, flows that began before.
 
+mod bridges;
 mod docker;
 mod firewalld;
 mod flows;
