@@ -37,6 +37,10 @@ pub const SESSION_STAMPS: usize = 4096;
 pub const FLOOD_PER_SECOND: u32 = 1000;
 /// How many such frames may come at once.
 pub const FLOOD_BURST: u32 = 200;
+/// How often an endpoint is told in a second that its packets are too large; each flow needs it once (RFC 4443 section 2.4 f).
+pub const ICMP_PER_SECOND: u32 = 100;
+/// How often at once.
+pub const ICMP_BURST: u32 = 20;
 /// Such frames that one endpoint may send in a second: a third of the network's, so that no one takes all.
 pub const FLOOD_ENDPOINT_PER_SECOND: u32 = 300;
 /// How many of them may come at once.

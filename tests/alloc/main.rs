@@ -10,7 +10,7 @@ use anyhow::Result;
 use vxmesh_proto::{
     addr::Vni,
     datapath::{
-        Judged, Scratch, Segments, SuperFrame, Verdict,
+        DropReason, Judged, Scratch, Segments, SuperFrame, Verdict,
         coalesce::{Accepts, Coalescer},
         outbound,
     },
@@ -106,5 +106,22 @@ fn the_way_of_a_frame_allocates_nothing() -> Result<()> {
     assert_eq!(joined, 11, "not put together");
     assert_eq!(asked, 0);
     assert_eq!(allocations(|| drop(black_box(Box::new(1)))), 1, "the counter does not count");
+    Ok(())
+}
+
+#[test]
+fn telling_a_sender_what_is_too_large_allocates_nothing() -> Result<()> {
+    let pair = Pair::new();
+    let (mut bytes, ..) = frame()?;
+    let (mut scratch, mut told) = (Scratch::new(), 0);
+    let asked = allocations(|| {
+        for _ in 0..10 {
+            let mut frame = SuperFrame::plain(&mut bytes);
+            let verdict = outbound(&pair.tables[0], &mut frame, &mut scratch, pair.start);
+            assert_eq!(verdict, Verdict::Drop(DropReason::TooBig));
+            told += usize::from(!scratch.reply().is_empty());
+        }
+    });
+    assert_eq!((told, asked), (10, 0));
     Ok(())
 }

@@ -8,7 +8,7 @@ use vxmesh_proto::addr::NetworkId;
 
 use super::{gateway::Ways, mesh::Mesh};
 use crate::{
-    api::{Diagnosis, Health},
+    api::{self, Diagnosis, Health},
     datapath::backend::{Backend, Grants},
     firewall::{incoming, table},
 };
@@ -103,6 +103,18 @@ fn data_path(grants: &Grants) -> Diagnosis {
 }
 
 impl Mesh {
+    /// The MTU that a network of the mesh asks of a path between nodes. What is not sealed leaves that much more room.
+    pub(super) fn sealed_mtu(&self, network: &api::Network) -> Option<u16> {
+        let more = if network.encrypted { 0 } else { SEALED_MORE };
+        (!self.is_local(network.id)).then(|| network.mtu.saturating_sub(more))
+    }
+
+    /// Peers whose path carries less than this, and how much.
+    pub(super) fn narrow_paths(&self, mtu: u16) -> impl Iterator<Item = (String, u16)> + '_ {
+        let peers = self.peers.rows().into_iter().filter(move |peer| peer.mtu < mtu);
+        peers.map(|peer| (self.node_name(peer.node_id), peer.mtu))
+    }
+
     /// What is known of this node's addresses, paths and ways out.
     pub(super) async fn diagnoses(&self) -> Vec<Diagnosis> {
         let addrs = self.own_addrs();
@@ -121,21 +133,17 @@ impl Mesh {
         all.extend(self.plain_diagnosis());
         all.extend(self.incoming());
         let networks = self.network_list();
-        // What is not sealed has that much more room.
-        let sealed = |mtu: u16| mtu.saturating_sub(SEALED_MORE);
-        let in_mesh = networks.iter().filter(|network| !self.is_local(network.id));
-        let sizes = in_mesh.map(|it| if it.encrypted { it.mtu } else { sealed(it.mtu) });
-        let largest = sizes.max();
-        for peer in self.peers.rows() {
-            if let Some(mtu) = largest.filter(|mtu| *mtu > peer.mtu) {
-                let node = self.node_name(peer.node_id);
-                all.push(check(
+        if let Some(largest) = networks.iter().filter_map(|it| self.sealed_mtu(it)).max() {
+            all.extend(self.narrow_paths(largest).map(|(node, mtu)| {
+                check(
                     "mtu",
                     Health::Warn,
-                    format!("the path to {node} carries {}, a network has {mtu}", peer.mtu),
-                    "make networks with a smaller --mtu, or raise that of the underlay",
-                ));
-            }
+                    format!("the path to {node} carries {mtu}, a network has {largest}"),
+                    &format!(
+                        "make networks with --mtu {mtu} or less, or raise that of the underlay"
+                    ),
+                )
+            }));
         }
         for (network, fault) in self.missing_parents().await {
             let hint =

@@ -225,7 +225,7 @@ impl Mesh {
         self.inspect_network(network.id.to_string().as_str())
     }
 
-    /// What users of a network should know of what its subnets overlap.
+    /// What users of a network should know: who reads it, what its subnets overlap, where it is too large for the underlay.
     pub(super) fn with_warnings(&self, network: api::Network) -> api::Network {
         let cidrs: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
         let list = self.network_list();
@@ -235,6 +235,14 @@ impl Mesh {
         let mut warnings = subnets::warnings(&cidrs, others, &hosts::routes());
         if !network.encrypted && !self.is_local(network.id) {
             warnings.insert(0, READABLE.to_owned());
+        }
+        if let Some(needed) = self.sealed_mtu(&network)
+            && let Some((node, mtu)) = self.narrow_paths(needed).min_by_key(|(_node, mtu)| *mtu)
+        {
+            let fits = mtu + (network.mtu - needed);
+            warnings.push(format!(
+                "what is larger than {fits} does not reach {node}: make it with --mtu {fits}, or raise that of the underlay"
+            ));
         }
         api::Network { warnings, ..network }
     }

@@ -90,7 +90,12 @@ impl Outbound {
             }
             // `outbound` delivers nothing: what is local stays on the bridge.
             Verdict::Deliver => {}
-            Verdict::Drop(reason) => self.port.dropped(&self.shared.drops, reason, None),
+            Verdict::Drop(reason) => {
+                self.port.dropped(&self.shared.drops, reason, None);
+                if !self.scratch.reply().is_empty() {
+                    let _taken = self.shared.deliver(&self.port, self.scratch.reply());
+                }
+            }
         }
     }
 }

@@ -36,6 +36,11 @@ const TAP: &str = "tap0";
 pub const NODE: &str = "node0";
 /// Its other end, a port of the bridge.
 const NODE_PORT: &str = "nodep";
+/// MTU of ports that lead to sandboxes, the largest of a veth: what a sandbox sends though it is too large for the network comes
+/// in, and is answered by the gateway or by the agent. The kernel would drop it without a word.
+const PORT_MTU: u16 = u16::MAX;
+/// The largest of a TAP: with the Ethernet header it is 65535.
+const TAP_MTU: u16 = u16::MAX - 14;
 /// The bridge's name for firewalls.
 pub const GATEWAY: &str = BRIDGE;
 /// `IFNAMSIZ` of linux/if.h, without the zero at the end.
@@ -239,7 +244,7 @@ impl Overlay {
     pub async fn open_tap(&self, backend: Backend) -> Result<Box<dyn Device>, OverlayError> {
         let tap = self.netns.run(|| backend.open(TAP)).map_err(OverlayError::Tap)?;
         self.links.set_port(TAP, BRIDGE, true).await?;
-        self.links.set_up(TAP, self.spec.mtu).await?;
+        self.links.set_up(TAP, TAP_MTU).await?;
         Ok(tap)
     }
 
@@ -339,7 +344,7 @@ impl Overlay {
         self.links.set_alias(outer, &plug.id.to_string()).await?;
         self.links.set_port(outer, BRIDGE, false).await?;
         self.links.set_fdb(outer, plug.mac).await?;
-        self.links.set_up(outer, self.spec.mtu).await?;
+        self.links.set_up(outer, PORT_MTU).await?;
         inside.bring_up("lo").await?;
         if plug.ips.iter().any(|ip| ip.addr().is_ipv6()) {
             // Container engines switch IPv6 off where they give no address.

@@ -17,6 +17,7 @@ pub mod plain;
 mod reason;
 mod segments;
 mod superframe;
+mod too_big;
 pub mod vnet;
 
 pub use inbound::{Inbound, inbound, inbound_vxlan};
@@ -39,7 +40,7 @@ pub enum Verdict<'t, P> {
     Hairpin,
     /// Write it to the local network.
     Deliver,
-    /// Count it and forget it.
+    /// Count it and forget it. What [`outbound()`] left in the [`Scratch`], if anything, tells the sender: write it back.
     Drop(DropReason),
 }
 

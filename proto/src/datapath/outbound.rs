@@ -4,7 +4,7 @@
 //! 2. Source: the MAC of a local endpoint; what the frame says about its source is true ([`super::claims`]).
 //! 3. Neighbours: ARP (RFC 826) and neighbour solicitations (RFC 4861) for remote endpoints are answered from the
 //!    table; none crosses the mesh.
-//! 4. MTU: each packet fits the network.
+//! 4. MTU: each packet fits the network; else its sender is told ([`super::too_big`]).
 //! 5. Destination: one peer by the Fdb, or every member for groups, as often as the limits allow. Where the network keeps
 //!    endpoints from each other, only a node itself ([`super::isolation`]).
 //! 6. Checksum: what leaves is complete, and still true about its source.
@@ -19,7 +19,7 @@ use std::{
 use super::{
     DropReason, SuperFrame, Verdict,
     claims::{self, Content},
-    isolation,
+    isolation, too_big,
 };
 use crate::{
     addr::MacAddr,
@@ -28,14 +28,15 @@ use crate::{
         Arp, Ethernet,
         arp::Operation,
         ethernet,
-        nd::{ADVERTISEMENT_LEN, Advertisement, Message},
+        nd::{Advertisement, Message},
     },
 };
 
-/// Where the answer of a [`Verdict::Hairpin`] is left. One per worker, used again for each frame.
+/// Where the answer of a [`Verdict::Hairpin`] is left, and what the sender of a frame that was dropped is told. One per worker,
+/// used again for each frame.
 #[derive(Debug)]
 pub struct Scratch {
-    bytes: [u8; ADVERTISEMENT_LEN],
+    bytes: [u8; too_big::LEN],
     len: usize,
 }
 
@@ -43,13 +44,23 @@ impl Scratch {
     /// An empty one.
     #[must_use]
     pub const fn new() -> Self {
-        Self { bytes: [0; ADVERTISEMENT_LEN], len: 0 }
+        Self { bytes: [0; too_big::LEN], len: 0 }
     }
 
-    /// The frame to write back.
+    /// The frame to write back; empty if there is none.
     #[must_use]
     pub fn reply(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or_default()
+    }
+
+    /// Has `build` write a frame, which says how long it is; none where it cannot.
+    pub(super) fn write(
+        &mut self,
+        build: impl FnOnce(&mut [u8]) -> Option<usize>,
+    ) -> Option<usize> {
+        let written = build(&mut self.bytes);
+        self.len = written.unwrap_or_default();
+        written
     }
 
     fn set(&mut self, frame: &[u8]) {
@@ -74,6 +85,7 @@ pub fn outbound<'t, P>(
     scratch: &mut Scratch,
     now: Instant,
 ) -> Verdict<'t, P> {
+    scratch.len = 0;
     let verdict = judge(table, frame, scratch, now).unwrap_or_else(Verdict::Drop);
     if matches!(verdict, Verdict::Forward(_) | Verdict::Flood(_)) && !finish(table, frame) {
         return Verdict::Drop(DropReason::BadOffload); // 6
@@ -113,6 +125,9 @@ fn judge<'t, P>(
     }
     let largest = frame.largest_frame()?; // 4
     if largest > usize::from(table.spec().mtu) + ethernet::HEADER_LEN {
+        if table.admit_error(row, now) {
+            too_big::answer(table.spec(), &eth, scratch);
+        }
         return Err(DropReason::TooBig);
     }
     if eth.destination.is_group() {

@@ -15,7 +15,10 @@ use ring::digest;
 use super::{Seeded, Sharded, TokenBucket};
 use crate::{
     addr::{EndpointId, MacAddr, NetworkId, NodeId, Vni},
-    limits::{FLOOD_BURST, FLOOD_ENDPOINT_BURST, FLOOD_ENDPOINT_PER_SECOND, FLOOD_PER_SECOND},
+    limits::{
+        FLOOD_BURST, FLOOD_ENDPOINT_BURST, FLOOD_ENDPOINT_PER_SECOND, FLOOD_PER_SECOND, ICMP_BURST,
+        ICMP_PER_SECOND,
+    },
     wire::ipv6::{is_link_local, link_local_of, mac_of_link_local},
 };
 
@@ -150,8 +153,24 @@ pub struct NetworkTable<P> {
 #[derive(Debug)]
 struct Known<P> {
     row: Row<P>,
-    /// Outlives the row's replacement, so that a change of it is no way around the limit.
-    flood: Arc<TokenBucket>,
+    /// Outlives the row's replacement, so that a change of it is no way around the limits.
+    shares: Arc<Shares>,
+}
+
+/// How often an endpoint may do what costs others.
+#[derive(Debug)]
+struct Shares {
+    flood: TokenBucket,
+    errors: TokenBucket,
+}
+
+impl Shares {
+    fn full(now: Instant) -> Self {
+        Self {
+            flood: TokenBucket::new(FLOOD_ENDPOINT_PER_SECOND, FLOOD_ENDPOINT_BURST, now),
+            errors: TokenBucket::new(ICMP_PER_SECOND, ICMP_BURST, now),
+        }
+    }
 }
 
 /// All claims to one address, the one that has it first.
@@ -200,13 +219,10 @@ impl<P: Clone> NetworkTable<P> {
     }
 
     fn put(&mut self, row: Row<P>) {
-        let flood = self.rows.get(&row.key).map(|known| Arc::clone(&known.flood));
+        let shares = self.rows.get(&row.key).map(|known| Arc::clone(&known.shares));
         self.remove(&row.key);
-        let flood = flood.unwrap_or_else(|| {
-            let (rate, burst) = (FLOOD_ENDPOINT_PER_SECOND, FLOOD_ENDPOINT_BURST);
-            Arc::new(TokenBucket::new(rate, burst, self.epoch))
-        });
-        let known = Arc::new(Known { row, flood });
+        let shares = shares.unwrap_or_else(|| Arc::new(Shares::full(self.epoch)));
+        let known = Arc::new(Known { row, shares });
         self.index(&known);
         self.rows.insert(known.row.key, known);
     }
@@ -349,10 +365,16 @@ impl<P> NetworkTable<P> {
         ]
     }
 
+    /// Whether the endpoint may be told of one more error.
+    pub(crate) fn admit_error(&self, row: &Row<P>, now: Instant) -> bool {
+        self.rows.get(&row.key).is_some_and(|known| known.shares.errors.take(now))
+    }
+
     /// Whether the endpoint and the network may send one more frame to everybody. Asks the endpoint first,
     /// so that one that floods does not use up what belongs to the others.
     pub(crate) fn admit_flood(&self, row: &Row<P>, now: Instant) -> bool {
-        self.rows.get(&row.key).is_some_and(|known| known.flood.take(now)) && self.flood.take(now)
+        self.rows.get(&row.key).is_some_and(|known| known.shares.flood.take(now))
+            && self.flood.take(now)
     }
 }
 

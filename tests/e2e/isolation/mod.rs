@@ -3,6 +3,7 @@
 
 mod apart;
 mod forgeries;
+mod mtu;
 
 use std::net::SocketAddr;
 

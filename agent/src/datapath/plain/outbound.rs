@@ -91,7 +91,12 @@ impl Outbound {
                 // What is not taken is counted.
                 let _taken = deliver(&shared.drops, port, scratch.reply());
             }
-            PlainVerdict::Drop(reason) => port.dropped(&shared.drops, reason, None),
+            PlainVerdict::Drop(reason) => {
+                port.dropped(&shared.drops, reason, None);
+                if !scratch.reply().is_empty() {
+                    let _taken = deliver(&shared.drops, port, scratch.reply());
+                }
+            }
         }
     }
 }

@@ -31,7 +31,7 @@ pub enum PlainVerdict<'t> {
     },
     /// Write the answer in the [`Scratch`] back to where the frame came from.
     Hairpin,
-    /// Count it and forget it.
+    /// Count it and forget it. What was left in the [`Scratch`], if anything, tells the sender: write it back.
     Drop(DropReason),
 }
 
