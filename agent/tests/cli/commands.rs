@@ -157,7 +157,7 @@ fn object_changes() -> Vec<Case> {
             "network_create",
             json!({ "name": "red", "driver": "overlay", "options": {},
                     "subnets": ["10.1.0.0/24", "fd00::/64"], "gateways": ["10.1.0.9"],
-                    "ip_ranges": ["10.1.0.128/25"], "aux_addresses": { "printer": "10.1.0.7" }, "mtu": 1400,
+                    "ip_ranges": ["10.1.0.128/25"], "aux_addresses": { "printer": "10.1.0.7" }, "encrypted": true, "vteps": [], "mtu": 1400,
                     "vni": 42, "dns": ["192.0.2.53"], "internal": false, "isolated": false, "labels": { "a": "b", "c": "" } }),
             network.clone(),
         ),

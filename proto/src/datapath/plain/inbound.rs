@@ -21,7 +21,7 @@ use crate::{
 
 /// Decides on a frame of the table's network that came from the outer address `from`. A super-frame is judged whole.
 ///
-/// It came in clear: [`super::undone`] says what has to be done to it before it is delivered.
+/// It came in clear: [`super::undone()`] says what has to be done to it before it is delivered.
 pub fn plain_inbound<'t>(
     plain: &'t PlainTable,
     from: IpAddr,
