@@ -1,7 +1,7 @@
 //! Endpoints of this node: plugged in, kept over restarts, unplugged.
 //!
 //! ```text
-//! attach : addresses -> store "attaching" -> publish -> all tables -> host -> store "attached"   undone backwards
+//! attach : addresses -> store "attaching" -> publish -> all tables -> host -> store "attached"   see `attach`
 //! detach : withdraw -> host -> store -> addresses rest, also over a restart
 //! start  : "attaching" is undone; "attached" is adopted, or plugged in again, or gone with its sandbox
 //! ```
@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use vxmesh_proto::{
     addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId},
     limits::ADDRESS_QUARANTINE,
-    object::{self, NetworkState},
+    object,
     record::{Claim, EndpointClaim, Key},
 };
 
@@ -163,53 +163,8 @@ impl Mesh {
         Ok(rows.into_iter().map(|(_id, endpoint)| endpoint).collect())
     }
 
-    /// Plugs a new endpoint in and tells the mesh.
-    pub(super) async fn attach(
-        self: &Arc<Self>,
-        spec: AttachSpec,
-    ) -> Result<api::Endpoint, ApiError> {
-        let mut hosted = self.lock_host().await?;
-        // Into sandboxes of ours leads `network connect`, which keeps their routes and names in step.
-        let spec = AttachSpec { sandbox: None, ..spec };
-        let endpoint = self.attach_stored(&mut hosted, spec, 0).await?;
-        drop(hosted);
-        self.reconcile().await;
-        resolve::one(&self.endpoint_list(), &endpoint.id.to_string()).cloned()
-    }
-
-    pub(super) async fn attach_stored(
-        self: &Arc<Self>,
-        hosted: &mut Hosted,
-        spec: AttachSpec,
-        gw_priority: i32,
-    ) -> Result<Stored, ApiError> {
-        self.check_member()?;
-        let row = self.find_network(&spec.network)?;
-        let (network, state) = self.network_object(row.id).ok_or_else(|| {
-            ApiError::new(ErrorCode::NotFound, "the network is gone", "see `vxmesh network ls`")
-        })?;
-        if let NetworkState::Conflict { with } = state {
-            let message = format!(
-                "network `{}` forwards nothing: {} has its name or VNI and is older",
-                row.name,
-                with.short()
-            );
-            return Err(conflict(message, "remove one of the two"));
-        }
-        let mut endpoint = Stored { gw_priority, ..self.draft(row.id, spec.clone())? };
-        endpoint.ips = self.allocate(&network, row.id, &spec.ips).await?;
-        match self.plug_in(hosted, &network, &mut endpoint).await {
-            Ok(()) => Ok(endpoint),
-            Err(error) => {
-                self.withdraw(endpoint.network, endpoint.id);
-                self.undo(hosted, &endpoint).await;
-                Err(error)
-            }
-        }
-    }
-
     /// Everything but the addresses.
-    fn draft(&self, network: NetworkId, spec: AttachSpec) -> Result<Stored, ApiError> {
+    pub(super) fn draft(&self, network: NetworkId, spec: AttachSpec) -> Result<Stored, ApiError> {
         let id = EndpointId::from_random(rand::random());
         let default_name = || format!("ep-{}", id.short()).parse();
         let name = spec
@@ -228,21 +183,7 @@ impl Mesh {
                 "choose a unicast address such as 02:00:00:00:00:01",
             ));
         }
-        for other in self.endpoint_list().iter().filter(|other| other.network == network) {
-            // Aliases may be shared: that is how one name leads to several.
-            if other.name == name {
-                return Err(conflict(
-                    format!("the network has an endpoint `{name}` already"),
-                    "choose another name; several endpoints can have one --alias",
-                ));
-            }
-            if other.mac == mac {
-                return Err(conflict(
-                    format!("endpoint `{}` has the MAC {mac}", other.name),
-                    "choose another, or leave --mac out",
-                ));
-            }
-        }
+        self.check_unique(network, Some(&name), Some(mac))?;
         Ok(Stored {
             id,
             network,
@@ -260,6 +201,35 @@ impl Mesh {
         })
     }
 
+    /// Refuses a name or a MAC that an endpoint of the network has, or one that is being attached here.
+    pub(super) fn check_unique(
+        &self,
+        network: NetworkId,
+        name: Option<&Name>,
+        mac: Option<MacAddr>,
+    ) -> Result<(), ApiError> {
+        let claims = self.gossip.get().map(|gossip| self.believed(gossip, network));
+        let claims = claims.unwrap_or_default().into_values().filter(|claim| !claim.router);
+        let stored = self.stored_endpoints()?.into_iter().filter(|own| own.network == network);
+        let others = claims.map(|claim| (claim.name, claim.mac));
+        for (other, its_mac) in others.chain(stored.map(|own| (own.name, own.mac))) {
+            // Aliases may be shared: that is how one name leads to several.
+            if name == Some(&other) {
+                return Err(conflict(
+                    format!("the network has an endpoint `{other}` already"),
+                    "choose another name; several endpoints can have one --alias",
+                ));
+            }
+            if mac == Some(its_mac) {
+                return Err(conflict(
+                    format!("endpoint `{other}` has the MAC {its_mac}"),
+                    "choose another, or leave --mac out",
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// A MAC that only this node may claim and that none of its endpoints has.
     pub(super) fn free_mac(&self, network: NetworkId) -> Result<MacAddr, ApiError> {
         let (stored, nodes) = (self.stored_endpoints()?, self.stored_nodes()?);
@@ -275,22 +245,28 @@ impl Mesh {
             .ok_or_else(|| failed("this node has no MAC left in the network", "detach endpoints"))
     }
 
-    async fn plug_in(
+    /// Makes what an endpoint needs of its network on this host.
+    pub(super) async fn prepare(
         self: &Arc<Self>,
         hosted: &mut Hosted,
         network: &object::Network,
-        endpoint: &mut Stored,
+        endpoint: &Stored,
     ) -> Result<(), ApiError> {
-        self.save(endpoint)?;
-        if let Some(macvlan) = self.macvlan_of(endpoint.network) {
-            return self.plug_macvlan(&macvlan, network, endpoint).await;
-        }
         if self.follow_subnets(hosted, endpoint.network, network).await? {
             self.open_way(hosted, endpoint.network, network).await;
         }
-        let overlay = self.host_network(hosted, endpoint.network, network).await?;
-        // All tables know it before its first frame: none is refused, and whoever asks for it gets an answer.
-        self.announce(&Claim::Endpoint(endpoint.claim())).await?;
+        self.host_network(hosted, endpoint.network, network).await.map(drop)
+    }
+
+    /// Lays the cable of an endpoint that all tables know.
+    pub(super) async fn plug_in(
+        &self,
+        hosted: &Hosted,
+        endpoint: &mut Stored,
+    ) -> Result<(), ApiError> {
+        let overlay = hosted.overlays.get(&endpoint.network);
+        let overlay =
+            overlay.ok_or_else(|| failed("the network's namespace is gone", "try again"))?;
         self.guard_port(endpoint)?;
         endpoint.ifname = Some(overlay.attach(&endpoint.plug()).await?);
         self.set_attached(endpoint, true)
@@ -401,7 +377,7 @@ impl Mesh {
     }
 
     /// Takes back a half-made endpoint; the error that caused it is told, others are logged.
-    async fn undo(self: &Arc<Self>, hosted: &mut Hosted, endpoint: &Stored) {
+    pub(super) async fn undo(self: &Arc<Self>, hosted: &mut Hosted, endpoint: &Stored) {
         if let Err(error) = self.unplug(hosted, endpoint).await {
             warn!(endpoint = %endpoint.id, %error, "a half-made endpoint is not wholly undone");
         }

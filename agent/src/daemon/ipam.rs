@@ -94,7 +94,12 @@ impl Mesh {
                 return Ok(ip);
             }
         }
+        // One block is enough for many who find none at once.
+        let _one_at_a_time = self.fetching.lock().await;
         for subnet in subnets {
+            if let Some(ip) = local(subnet)? {
+                return Ok(ip);
+            }
             if let Err(error) = self.fetch_block(id, *subnet).await {
                 tracing::debug!(network = %network.name, %subnet, %error, "no address block to be had");
                 continue;

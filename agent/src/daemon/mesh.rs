@@ -12,7 +12,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -98,10 +98,14 @@ pub(super) struct Mesh {
     pub(super) locals: Mutex<BTreeMap<NetworkId, Local>>,
     /// The ports of networks that are here. Changed under [`Self::host`].
     pub(super) guards: Mutex<BTreeMap<NetworkId, GuardedPorts>>,
-    /// Serialises what changes the host: attach, detach, sandboxes, leave.
+    /// Serialises what changes the host: plugging in and out, sandboxes, leave. Free while an endpoint waits for other nodes.
     pub(super) host: tokio::sync::Mutex<Hosted>,
-    /// Serialises reconciliation, which has two callers.
-    pub(super) reconciling: tokio::sync::Mutex<()>,
+    /// How often a reconciliation was asked for.
+    pub(super) reconciliations: AtomicU64,
+    /// Serialises reconciliation; how many of these are done.
+    pub(super) reconciling: tokio::sync::Mutex<u64>,
+    /// Held by who asks other nodes for address blocks.
+    pub(super) fetching: tokio::sync::Mutex<()>,
     pub(super) name_servers: NameServers,
     kick: Notify,
     /// Claims that are not believed, so that each is reported once.
@@ -223,7 +227,9 @@ impl Mesh {
             locals: Mutex::default(),
             guards: Mutex::default(),
             host: tokio::sync::Mutex::default(),
+            reconciliations: AtomicU64::new(0),
             reconciling: tokio::sync::Mutex::default(),
+            fetching: tokio::sync::Mutex::default(),
             name_servers: NameServers::default(),
             kick: Notify::new(),
             refused: Mutex::default(),

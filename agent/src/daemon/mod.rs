@@ -4,6 +4,7 @@
 //! agent serves its socket and waits for `init` or `join`. SIGTERM and SIGINT stop it: the admin socket first, then control;
 //! namespaces, cables and addresses stay for the next start.
 
+mod attach;
 mod backend;
 mod connections;
 mod doctor;

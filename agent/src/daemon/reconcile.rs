@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Instant,
 };
 
@@ -61,9 +61,20 @@ pub(super) fn changed_macs<P>(updates: &[TableUpdate<P>]) -> Vec<MacAddr> {
 }
 
 impl Mesh {
-    /// Brings peers and tables in step with what is known.
+    /// Brings peers and tables in step with what is known by now. Of many who ask meanwhile, one does it for all.
     pub(super) async fn reconcile(self: &Arc<Self>) {
-        let _one_at_a_time = self.reconciling.lock().await;
+        let own = self.reconciliations.fetch_add(1, Ordering::AcqRel) + 1;
+        let mut done = self.reconciling.lock().await;
+        // Else a round that began after this call was for it, too.
+        if *done < own {
+            let asked = self.reconciliations.load(Ordering::Acquire);
+            self.reconcile_now().await;
+            // Not before the end: who is cut short did nothing for anybody.
+            *done = asked;
+        }
+    }
+
+    async fn reconcile_now(self: &Arc<Self>) {
         let Some(gossip) = self.gossip.get() else { return };
         let hash = self.objects.read(ObjectSet::content_hash);
         gossip.set_objects_hash(&hash);

@@ -141,6 +141,88 @@ fn many_endpoints_come_and_go_on_all_hosts_at_once() -> Result<()> {
     lab.finish(Allowed { drops: &drops, ..Allowed::default() })
 }
 
+#[test]
+fn endpoints_attached_at_once_wait_together_for_a_node_that_hangs() -> Result<()> {
+    /// How long each waits for the node's acknowledgement.
+    const TOLD: Duration = Duration::from_millis(150);
+    const COUNT: u32 = 40;
+    let lab = Lab::up(2)?;
+    lab.network("h1", "crowd")?;
+    let count = usize::try_from(COUNT)?;
+    namespaces(&lab, count + 3)?;
+    let api = &lab.api("h1");
+    let mut all = vec![attach(api, "h1", "crowd", count)?];
+    lab.lab(&["cut", "h2"])?;
+    // Its connection counts until it was idle for long, so it is waited for: before and after what is measured.
+    let waits = |n: usize| -> Result<Endpoint> {
+        let start = Instant::now();
+        let alone = attach(api, "h1", "crowd", n)?;
+        ensure!(start.elapsed() >= TOLD, "nobody was waited for: {:?}", start.elapsed());
+        Ok(alone)
+    };
+    all.push(waits(count + 1)?);
+    let start = Instant::now();
+    let made = thread::scope(|scope| {
+        let mut jobs = Vec::new();
+        jobs.extend((0..count).map(|n| scope.spawn(move || attach(api, "h1", "crowd", n))));
+        let done = jobs.into_iter().map(|job| match job.join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        done.collect::<Result<Vec<_>>>()
+    })?;
+    let took = start.elapsed();
+    all.push(waits(count + 2)?);
+    all.extend(made);
+    no_address_twice(&all)?;
+    tell(&format!("{COUNT} at once beside a node that hangs: {took:.1?}"));
+    // One after the other they could not be faster than that.
+    ensure!(took < TOLD * COUNT, "{COUNT} endpoints took {took:?}");
+    lab.lab(&["heal"])?;
+    lab.all_know(&all.iter().collect::<Vec<_>>())
+}
+
+#[test]
+fn endpoints_detached_while_they_are_attached_leave_nothing() -> Result<()> {
+    const COUNT: usize = 8;
+    let lab = Lab::up(2)?;
+    let network = lab.network("h1", "crowd")?;
+    namespaces(&lab, COUNT)?;
+    let api = &lab.api("h1");
+    // Each is shown while it waits for this node, and then plugged in, if it is still there.
+    lab.lab(&["cut", "h2"])?;
+    let refused = thread::scope(|scope| -> Result<usize> {
+        let mut jobs = Vec::new();
+        jobs.extend((0..COUNT).map(|n| scope.spawn(move || attach(api, "h1", "crowd", n))));
+        let mut detached = BTreeSet::new();
+        wait_until("all are detached", || {
+            for endpoint in lab.get::<Vec<Endpoint>>("h1", "/v1/endpoints")? {
+                let path = format!("DELETE /v1/endpoints/{}", endpoint.id);
+                let _gone: Endpoint = api.send(&path, &Value::Null)?;
+                detached.insert(endpoint.id);
+            }
+            Ok(detached.len() == COUNT)
+        })?;
+        let mut refused = 0;
+        for job in jobs {
+            match job.join() {
+                Ok(Ok(endpoint)) => ensure!(detached.contains(&endpoint.id), "{endpoint:?}"),
+                Ok(Err(error)) => {
+                    let said = format!("{error:#}");
+                    ensure!(said.contains("removed while"), "{said}");
+                    refused += 1;
+                }
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        Ok(refused)
+    })?;
+    tell(&format!("{refused} of {COUNT} were detached before they were plugged in"));
+    let known: Vec<Endpoint> = lab.get("h1", "/v1/endpoints")?;
+    ensure!(known.is_empty(), "{known:?}");
+    nothing_is_left(&lab, "h1", &network)
+}
+
 /// Attaches on these hosts in turn until none gets an address any more.
 fn exhaust(lab: &Lab, hosts: &[&str]) -> Result<Vec<Endpoint>> {
     let mut made = Vec::new();

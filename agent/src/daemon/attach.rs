@@ -1,0 +1,174 @@
+//! Attaching an endpoint.
+//!
+//! ```text
+//! unlocked : addresses, perhaps of other nodes
+//! locked   : name and MAC are free -> row "attaching" in the store -> the network's namespace
+//! unlocked : published -> in the tables of all who are connected
+//! locked   : cable -> row "attached"
+//! ```
+//!
+//! Where the host is not locked, many endpoints are attached at once. The row keeps name, MAC and the network's namespace for its
+//! endpoint meanwhile; who removes it removes what there is of the endpoint, and whoever locks the host again looks for it.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use vxmesh_proto::{
+    addr::NetworkId,
+    object::{self, NetworkState},
+    record::Claim,
+};
+
+use super::{
+    endpoints::{Hosted, Stored, conflict, gone},
+    mesh::{Mesh, store_failed},
+};
+use crate::{
+    api::{self, ApiError, AttachSpec, ErrorCode},
+    store::Table,
+};
+
+impl Mesh {
+    /// Plugs a new endpoint in and tells the mesh.
+    pub(super) async fn attach(
+        self: &Arc<Self>,
+        spec: AttachSpec,
+    ) -> Result<api::Endpoint, ApiError> {
+        // Into sandboxes of ours leads `network connect`, which keeps their routes and names in step.
+        let spec = AttachSpec { sandbox: None, ..spec };
+        let (id, network) = self.usable_network(&spec.network)?;
+        let endpoint = if self.is_local(id) {
+            // Nobody else is told of it or asked.
+            let mut hosted = self.lock_host().await?;
+            self.attach_stored(&mut hosted, spec, 0).await?
+        } else {
+            // Before other nodes are asked for addresses that a refusal would put back.
+            self.check_unique(id, spec.name.as_ref(), spec.mac)?;
+            let ips = self.allocate(&network, id, &spec.ips).await?;
+            self.attach_at(id, spec, ips).await?
+        };
+        endpoint.row(self.me).ok_or_else(|| gone("the endpoint is gone"))
+    }
+
+    async fn attach_at(
+        self: &Arc<Self>,
+        id: NetworkId,
+        spec: AttachSpec,
+        ips: Vec<IpNet>,
+    ) -> Result<Stored, ApiError> {
+        let mut endpoint = match self.begin(id, spec, &ips).await {
+            Ok(endpoint) => endpoint,
+            Err(error) => {
+                ips.iter().for_each(|ip| self.addresses.put_back(id, *ip));
+                return Err(error);
+            }
+        };
+        if let Err(error) = self.complete(&mut endpoint).await {
+            // Also when the agent stops. A row that is gone took along what there was.
+            let mut hosted = self.host.lock().await;
+            self.withdraw(endpoint.network, endpoint.id);
+            if self.is_stored(&endpoint).unwrap_or(true) {
+                self.undo(&mut hosted, &endpoint).await;
+            }
+            return Err(error);
+        }
+        Ok(endpoint)
+    }
+
+    /// Writes an endpoint down. After a failure nothing is written, and the addresses are still the caller's.
+    async fn begin(
+        self: &Arc<Self>,
+        id: NetworkId,
+        spec: AttachSpec,
+        ips: &[IpNet],
+    ) -> Result<Stored, ApiError> {
+        let _host = self.lock_host().await?;
+        let _usable = self.usable_network(&id.to_string())?;
+        let mut endpoint = self.draft(id, spec)?;
+        endpoint.ips = ips.to_vec();
+        self.save(&endpoint)?;
+        Ok(endpoint)
+    }
+
+    async fn complete(self: &Arc<Self>, endpoint: &mut Stored) -> Result<(), ApiError> {
+        {
+            let mut hosted = self.lock_host().await?;
+            let network = self.check_begun(endpoint)?;
+            self.prepare(&mut hosted, &network, endpoint).await?;
+        }
+        // All tables know it before its first frame: none is refused, and whoever asks for it gets an answer.
+        self.announce(&Claim::Endpoint(endpoint.claim())).await?;
+        let hosted = self.lock_host().await?;
+        let _network = self.check_begun(endpoint)?;
+        self.plug_in(&hosted, endpoint).await
+    }
+
+    /// Refuses to go on with what somebody removed while the host was not locked.
+    fn check_begun(&self, endpoint: &Stored) -> Result<object::Network, ApiError> {
+        if !self.is_stored(endpoint)? {
+            return Err(gone("the endpoint was removed while it was attached"));
+        }
+        let (network, _state) = self
+            .network_object(endpoint.network)
+            .ok_or_else(|| gone("the network was removed while the endpoint was attached"))?;
+        Ok(network)
+    }
+
+    fn is_stored(&self, endpoint: &Stored) -> Result<bool, ApiError> {
+        let id = endpoint.id.to_string();
+        let stored = self.store.get::<Stored>(Table::Endpoints, &id).map_err(store_failed)?;
+        Ok(stored.is_some())
+    }
+
+    /// The same with the host locked all the time, for an endpoint that is one of several changes.
+    pub(super) async fn attach_stored(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        spec: AttachSpec,
+        gw_priority: i32,
+    ) -> Result<Stored, ApiError> {
+        let (id, network) = self.usable_network(&spec.network)?;
+        let mut endpoint = self.draft(id, spec.clone())?;
+        endpoint.gw_priority = gw_priority;
+        endpoint.ips = self.allocate(&network, id, &spec.ips).await?;
+        if let Err(error) = self.attach_locked(hosted, &network, &mut endpoint).await {
+            self.withdraw(endpoint.network, endpoint.id);
+            self.undo(hosted, &endpoint).await;
+            return Err(error);
+        }
+        Ok(endpoint)
+    }
+
+    async fn attach_locked(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        network: &object::Network,
+        endpoint: &mut Stored,
+    ) -> Result<(), ApiError> {
+        self.save(endpoint)?;
+        if let Some(macvlan) = self.macvlan_of(endpoint.network) {
+            return self.plug_macvlan(&macvlan, network, endpoint).await;
+        }
+        self.prepare(hosted, network, endpoint).await?;
+        self.announce(&Claim::Endpoint(endpoint.claim())).await?;
+        self.plug_in(hosted, endpoint).await
+    }
+
+    /// A network in which endpoints can be.
+    fn usable_network(&self, reference: &str) -> Result<(NetworkId, object::Network), ApiError> {
+        self.check_member()?;
+        let row = self.find_network(reference)?;
+        let (network, state) = self.network_object(row.id).ok_or_else(|| {
+            ApiError::new(ErrorCode::NotFound, "the network is gone", "see `vxmesh network ls`")
+        })?;
+        if let NetworkState::Conflict { with } = state {
+            let message = format!(
+                "network `{}` forwards nothing: {} has its name or VNI and is older",
+                row.name,
+                with.short()
+            );
+            return Err(conflict(message, "remove one of the two"));
+        }
+        Ok((row.id, network))
+    }
+}
