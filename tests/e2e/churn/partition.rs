@@ -179,5 +179,8 @@ fn a_network_goes_only_by_force_while_a_dead_node_is_in_it_which_is_unplugged_la
     })?;
     assert_eq!(lab.sh("h2", "ip -n a -o link | wc -l")?, "1", "only lo is left");
     // What the endpoints sent while they were unplugged.
-    lab.finish(Allowed { drops: &["source_unknown"], warnings: &["its network was deleted"] })
+    lab.finish(Allowed {
+        drops: &["source_unknown", "fdb_unknown", "not_local"],
+        warnings: &["its network was deleted"],
+    })
 }

@@ -141,5 +141,8 @@ fn ports_follow_the_default_route() -> Result<()> {
     reached("by red after all")?;
     lab.vxmesh("h1", &["sandbox", "rm", "a"])?;
     settles(&host, &before, "after the sandbox")?;
-    lab.finish(Allowed { drops: &["source_unknown"], ..Allowed::default() })
+    lab.finish(Allowed {
+        drops: &["source_unknown", "fdb_unknown", "not_local"],
+        ..Allowed::default()
+    })
 }

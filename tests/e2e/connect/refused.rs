@@ -109,7 +109,10 @@ fn what_is_refused_changes_nothing() -> Result<()> {
     let output = lab.try_vxmesh("h1", &detach)?;
     ensure!(output.status.code() == Some(4), "{output:?}");
     settles("all is as before", &before, whole)?;
-    lab.finish(Allowed { drops: &["source_unknown"], ..Allowed::default() })
+    lab.finish(Allowed {
+        drops: &["source_unknown", "fdb_unknown", "not_local"],
+        ..Allowed::default()
+    })
 }
 
 /// The last step fails: whatever was done before it is undone.
@@ -141,7 +144,7 @@ fn what_fails_half_way_is_undone() -> Result<()> {
         ensure!(seen()? != before, "{word} did nothing");
     }
     let warnings = &["is not wholly undone"];
-    lab.finish(Allowed { warnings, drops: &["source_unknown"] })
+    lab.finish(Allowed { warnings, drops: &["source_unknown", "fdb_unknown", "not_local"] })
 }
 
 /// Where nothing else happens, all that a machine has is compared.

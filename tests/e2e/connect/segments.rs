@@ -74,7 +74,7 @@ fn the_application_reaches_both_sides_and_the_frontend_no_database() -> Result<(
     connect(&lab, &app, "back", &["--ifname", "db0"])?;
     ping(&app.netns, ip(&db.endpoint, true)?, 1)?;
     lab.finish(Allowed {
-        drops: &["fdb_unknown", "not_local", "source_unknown"],
+        drops: &["fdb_unknown", "not_local", "source_unknown", "fdb_unknown", "not_local"],
         ..Allowed::default()
     })
 }
