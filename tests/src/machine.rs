@@ -32,7 +32,9 @@ echo links; for netns in $(ls /run/netns 2>/dev/null); do echo $netns; ip -n $ne
 echo namespaces; readlink /proc/[0-9]*/ns/* | sort -u
 echo mounts; cat /proc/self/mountinfo
 processes=$(ps -e -o args); echo processes; echo "$processes" | sort
-echo nft; nft list ruleset
+echo nft; nft list ruleset; iptables-save | grep -v '^#'; ip6tables-save | grep -v '^#'
+echo routes; for family in -4 -6; do ip $family rule; ip $family route show table all; done
+echo settings; sysctl -a 2>/dev/null | grep ^net | grep -v nf_conntrack_count | sort
 echo files; find /run /var/lib /etc /tmp -xdev -printf '%p %y %m %s %l\n' | sort
 "#;
 
@@ -104,7 +106,8 @@ impl Machine {
         })
     }
 
-    /// Everything that there is on the machine: links, namespaces, mounts, processes, nft tables, files.
+    /// Everything that there is on the machine: links, namespaces, mounts, processes, rules, routes,
+    /// settings, files.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! A real Docker engine on a lab's host, started after the agent's networks. Its policy for what is forwarded
+//! A real Docker engine on a lab's host, started before and after the agent's networks. Its policy for what is forwarded
 //! is DROP, and bridged frames pass its rules, too (`br_netfilter`).
 
 use std::{fs, path::PathBuf};
@@ -10,7 +10,7 @@ use vxmesh_tests::{
     outside::{self, Outside, sh},
 };
 
-use super::saved;
+use super::{Site, saved};
 
 /// The engine, with the machine's control groups below the directory of its own that it gets, and nothing of /etc.
 const START: &str = r#"cat > /run/engine.sh <<'EOS'
@@ -74,6 +74,50 @@ fn engine_works(lab: &Lab, host: &str, clients: &[(&NetNs, &str)], what: &str) -
         outside::IPV4
     );
     wait_until(&format!("{what}: out of the container"), || Ok(lab.sh(host, &ping).is_ok()))
+}
+
+#[test]
+fn docker_and_networks_work_side_by_side_in_any_order() -> Result<()> {
+    let lab = Lab::up(2)?;
+    let _groups = Groups(lab.name().to_owned());
+    start(&lab, "h1")?;
+    lab.sh("h1", CONTAINER)?;
+    let h1 = lab.host("h1")?;
+    let before = saved(&h1)?;
+    let site = Site::on(lab)?;
+    let lab = &site.lab;
+    let all_works = |what: &str| {
+        site.works(what)?;
+        let clients = [
+            (&site.outside.netns, "10.213.0.1"),
+            (&site.a.netns, "10.213.0.1"),
+            (&h1, "127.0.0.1"),
+        ];
+        engine_works(lab, "h1", &clients, what)
+    };
+    all_works("after Docker")?;
+    let shown = lab.vxmesh("h1", &["doctor"])?;
+    ensure!(shown.contains("two rules each in ip filter FORWARD"), "{shown}");
+    // A port that Docker publishes is taken, and nothing is left of the attempt.
+    let run =
+        ["run", "-d", "--name", "x", "--network", "blue", "--publish", "9090:80", "--", "true"];
+    let output = lab.try_vxmesh("h1", &run)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(125) && said.contains("port 9090/tcp"), "{output:?}");
+
+    let restart = || lab.sh("h1", STOP).and_then(|_| start(lab, "h1"));
+    restart()?;
+    all_works("after a restart of Docker")?;
+    lab.lab(&["kill", "h1"])?;
+    restart()?;
+    lab.lab(&["start", "h1"])?;
+    all_works("after a restart of both")?;
+    site.leaves(&before)?;
+    engine_works(lab, "h1", &[(&site.outside.netns, "10.213.0.1")], "alone again")?;
+    lab.sh("h1", "docker -H unix:///run/docker.sock rm -f box")?;
+    lab.sh("h1", STOP)?;
+    // What was sealed for the agent before.
+    site.lab.finish(Allowed { drops: &["unknown_index", "source_unknown"], warnings: &[] })
 }
 
 #[test]
