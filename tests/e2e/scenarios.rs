@@ -4,13 +4,12 @@ use std::{env, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use vxmesh_tests::{
-    lab::{Allowed, Lab},
+    lab::{Allowed, Lab, UNDERWAY},
     program::{command, printed, vxmesh},
 };
 
 /// What is on its way from and to sandboxes while they are unplugged.
-const ALLOWED: Allowed<'_> =
-    Allowed { drops: &["source_unknown", "fdb_unknown", "not_local"], warnings: &[] };
+const ALLOWED: Allowed<'_> = Allowed { drops: UNDERWAY, warnings: &[] };
 
 fn scenario(name: &str) -> Result<()> {
     let lab = Lab::up(4)?;

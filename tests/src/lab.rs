@@ -34,6 +34,9 @@ pub const MARKER: &[u8; 16] = b"VXMESH-PLAINTEXT";
 /// Where agents receive sealed frames.
 pub const DATA_PORT: u16 = 7761;
 
+/// Drop reasons of what is on its way from and to endpoints that are unplugged just then.
+pub const UNDERWAY: &[&str] = &["source_unknown", "fdb_unknown", "not_local"];
+
 /// How much of an agent's log a failed test shows.
 const LOG_LINES: usize = 60;
 

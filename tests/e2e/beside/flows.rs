@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use vxmesh_tests::{
-    lab::{Allowed, Lab, Plugged, wait_until},
+    lab::{Allowed, Lab, Plugged, UNDERWAY, wait_until},
     netns::NetNs,
     outside::{self, Outside, sh},
 };
@@ -72,7 +72,7 @@ fn a_flow_that_never_pauses_follows_its_published_port() -> Result<()> {
     }
     all_reach("the host's service at last", &h1, 8080)?;
     // The last frames of a sandbox that is just removed.
-    lab.finish(Allowed { drops: &["source_unknown", "fdb_unknown", "not_local"], warnings: &[] })
+    lab.finish(Allowed { drops: UNDERWAY, warnings: &[] })
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use vxmesh_tests::lab::Allowed;
+use vxmesh_tests::lab::{Allowed, UNDERWAY};
 
 use super::world::{Lab, ip, wait_until};
 
@@ -77,8 +77,5 @@ fn a_node_that_leaves_is_gone_and_may_come_back_as_another() -> Result<()> {
         lab.json("h2", &["node", "ls"])?.as_array().cloned().unwrap_or_default();
     assert_eq!(states.len(), 4, "{states:?}");
     // What sandboxes sent while they were unplugged.
-    lab.finish(Allowed {
-        drops: &["source_unknown", "fdb_unknown", "not_local"],
-        ..Allowed::default()
-    })
+    lab.finish(Allowed { drops: UNDERWAY, ..Allowed::default() })
 }

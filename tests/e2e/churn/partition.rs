@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, env, time::Duration};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use vxmesh_tests::lab::Allowed;
+use vxmesh_tests::lab::{Allowed, UNDERWAY};
 
 use super::world::{Lab, ip, tell, wait_until};
 
@@ -179,8 +179,5 @@ fn a_network_goes_only_by_force_while_a_dead_node_is_in_it_which_is_unplugged_la
     })?;
     assert_eq!(lab.sh("h2", "ip -n a -o link | wc -l")?, "1", "only lo is left");
     // What the endpoints sent while they were unplugged.
-    lab.finish(Allowed {
-        drops: &["source_unknown", "fdb_unknown", "not_local"],
-        warnings: &["its network was deleted"],
-    })
+    lab.finish(Allowed { drops: UNDERWAY, warnings: &["its network was deleted"] })
 }

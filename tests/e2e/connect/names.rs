@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use vxmesh_tests::{
-    lab::{Allowed, Lab, Plugged, tell, wait_until},
+    lab::{Allowed, Lab, Plugged, UNDERWAY, tell, wait_until},
     netns::NetNs,
     program::printed,
 };
@@ -133,10 +133,7 @@ fn files_are_whole_at_every_moment() -> Result<()> {
         ensure!(reads > 100, "read {reads} times only");
         changed
     })?;
-    lab.finish(Allowed {
-        drops: &["source_unknown", "fdb_unknown", "not_local"],
-        ..Allowed::default()
-    })
+    lab.finish(Allowed { drops: UNDERWAY, ..Allowed::default() })
 }
 
 /// A web server that has one answer.
@@ -230,8 +227,5 @@ fn an_alias_is_handed_over_without_a_failed_request() -> Result<()> {
     ensure!(failed.is_empty() && asked > 30, "of {asked} requests failed {failed:?}");
     tell(&format!("{asked} requests while an alias was handed over, none failed"));
     drop(webs);
-    lab.finish(Allowed {
-        drops: &["source_unknown", "fdb_unknown", "not_local"],
-        ..Allowed::default()
-    })
+    lab.finish(Allowed { drops: UNDERWAY, ..Allowed::default() })
 }

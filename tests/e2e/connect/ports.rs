@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use vxmesh::api::{Published, Sandbox};
 use vxmesh_tests::{
-    lab::{Allowed, Lab, Plugged, wait_until},
+    lab::{Allowed, Lab, Plugged, UNDERWAY, wait_until},
     netns::NetNs,
     outside::{self, Outside, call_tcp, call_udp, sh},
     traffic::{Echo, udp_to},
@@ -141,8 +141,5 @@ fn ports_follow_the_default_route() -> Result<()> {
     reached("by red after all")?;
     lab.vxmesh("h1", &["sandbox", "rm", "a"])?;
     settles(&host, &before, "after the sandbox")?;
-    lab.finish(Allowed {
-        drops: &["source_unknown", "fdb_unknown", "not_local"],
-        ..Allowed::default()
-    })
+    lab.finish(Allowed { drops: UNDERWAY, ..Allowed::default() })
 }

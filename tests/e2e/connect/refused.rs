@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use vxmesh::api::Endpoint;
 use vxmesh_tests::{
-    lab::{Allowed, Lab, wait_until},
+    lab::{Allowed, Lab, UNDERWAY, wait_until},
     machine::Machine,
     program::printed,
 };
@@ -109,10 +109,7 @@ fn what_is_refused_changes_nothing() -> Result<()> {
     let output = lab.try_vxmesh("h1", &detach)?;
     ensure!(output.status.code() == Some(4), "{output:?}");
     settles("all is as before", &before, whole)?;
-    lab.finish(Allowed {
-        drops: &["source_unknown", "fdb_unknown", "not_local"],
-        ..Allowed::default()
-    })
+    lab.finish(Allowed { drops: UNDERWAY, ..Allowed::default() })
 }
 
 /// The last step fails: whatever was done before it is undone.
@@ -144,7 +141,7 @@ fn what_fails_half_way_is_undone() -> Result<()> {
         ensure!(seen()? != before, "{word} did nothing");
     }
     let warnings = &["is not wholly undone"];
-    lab.finish(Allowed { warnings, drops: &["source_unknown", "fdb_unknown", "not_local"] })
+    lab.finish(Allowed { warnings, drops: UNDERWAY })
 }
 
 /// Where nothing else happens, all that a machine has is compared.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use vxmesh_tests::{
-    lab::{Allowed, Lab, tell, wait_until},
+    lab::{Allowed, Lab, UNDERWAY, tell, wait_until},
     outside::{self, Outside, call_tcp, sh},
     traffic::ping,
 };
@@ -123,10 +123,7 @@ fn without_any_network_a_sandbox_waits_for_one_and_can_be_removed() -> Result<()
     disconnect(&lab, &b, "blue")?;
     lab.vxmesh("h1", &["sandbox", "rm", "b"])?;
     settles(&host, &before, "after the other sandbox")?;
-    lab.finish(Allowed {
-        drops: &["source_unknown", "fdb_unknown", "not_local"],
-        ..Allowed::default()
-    })
+    lab.finish(Allowed { drops: UNDERWAY, ..Allowed::default() })
 }
 
 /// As `kill -9` hits it, at any step.
@@ -162,8 +159,5 @@ fn an_agent_that_dies_on_the_way_leaves_a_sandbox_in_the_network_or_out_of_it() 
         ensure!(status == Some(expected), "round {round}: {output:?}");
     }
     leads_by(&a.netns, &blue)?;
-    lab.finish(Allowed {
-        warnings: &["never wholly attached"],
-        drops: &["source_unknown", "fdb_unknown", "not_local"],
-    })
+    lab.finish(Allowed { warnings: &["never wholly attached"], drops: UNDERWAY })
 }
