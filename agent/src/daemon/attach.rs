@@ -66,6 +66,7 @@ impl Mesh {
         if let Err(error) = self.complete(&mut endpoint).await {
             // Also when the agent stops. A row that is gone took along what there was.
             let mut hosted = self.host.lock().await;
+            self.silence(&hosted, &endpoint).await;
             self.withdraw(endpoint.network, endpoint.id);
             if self.is_stored(&endpoint).unwrap_or(true) {
                 self.undo(&mut hosted, &endpoint).await;
@@ -132,6 +133,7 @@ impl Mesh {
         endpoint.gw_priority = gw_priority;
         endpoint.ips = self.allocate(&network, id, &spec.ips).await?;
         if let Err(error) = self.attach_locked(hosted, &network, &mut endpoint).await {
+            self.silence(hosted, &endpoint).await;
             self.withdraw(endpoint.network, endpoint.id);
             self.undo(hosted, &endpoint).await;
             return Err(error);

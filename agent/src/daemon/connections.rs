@@ -208,6 +208,7 @@ impl Mesh {
     ) -> Result<(), ApiError> {
         self.set_attached(&mut endpoint, false)?;
         let settled = self.settle(hosted, sandbox).await;
+        self.silence(hosted, &endpoint).await;
         self.withdraw_everywhere(endpoint.network, endpoint.id).await;
         self.unplug(hosted, &endpoint).await?;
         settled
@@ -226,12 +227,23 @@ impl Mesh {
         self.set_attached(&mut endpoint, true)?;
         let mut back = self.announce(&Claim::Endpoint(endpoint.claim())).await;
         if back.is_ok() {
+            back = self.mend_cable(hosted, &endpoint).await;
+        }
+        if back.is_ok() {
             back = self.settle(hosted, sandbox).await;
         }
         if let Err(undo) = back {
             warn!(sandbox = %sandbox.name, error = %undo, "a disconnection that failed is not wholly undone");
         }
         Err(error)
+    }
+
+    /// Brings the cable of an endpoint that stays to what it was.
+    async fn mend_cable(&self, hosted: &Hosted, endpoint: &StoredEndpoint) -> Result<(), ApiError> {
+        match hosted.overlays.get(&endpoint.network) {
+            Some(overlay) => Ok(overlay.attach(&endpoint.plug()).await.map(drop)?),
+            None => Ok(()),
+        }
     }
 
     async fn unplug_from(
@@ -242,6 +254,7 @@ impl Mesh {
     ) -> Result<(), ApiError> {
         // What goes out by another network from now on is not to be interrupted by what follows.
         self.settle(hosted, sandbox).await?;
+        self.silence(hosted, endpoint).await;
         // Nobody is led to it any more when its interface goes.
         self.withdraw_everywhere(endpoint.network, endpoint.id).await;
         self.unplug(hosted, endpoint).await

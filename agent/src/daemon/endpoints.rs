@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! attach : addresses -> store "attaching" -> publish -> all tables -> host -> store "attached"   see `attach`
-//! detach : withdraw -> host -> store -> addresses rest, also over a restart
+//! detach : silence -> withdraw -> host -> store -> addresses rest, also over a restart
 //! start  : "attaching" is undone; "attached" is adopted, or plugged in again, or gone with its sandbox
 //! ```
 
@@ -15,7 +15,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use vxmesh_proto::{
     addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId},
     limits::ADDRESS_QUARANTINE,
@@ -39,7 +39,10 @@ use crate::{
         overlay::{Overlay, OverlayError, OverlaySpec, Plug},
     },
     objects::unix_ms,
-    reconcile::{admit::Claims, tables::gateway_mac},
+    reconcile::{
+        admit::Claims,
+        tables::{gateway_mac, updates},
+    },
     store::{StoreError, Table},
 };
 
@@ -359,21 +362,34 @@ impl Mesh {
         network: &object::Network,
     ) -> Result<(), ApiError> {
         let tap = overlay.open_tap(self.config.tap).await?;
-        let table = match self.empty_plain_table(id, network).map(Arc::new) {
+        let claims = self.own_claims(id);
+        let table = match self.empty_plain_table(id, network) {
             Some(plain) => {
+                let own = updates(plain.table(), &Claims::new(), &claims, self.me, |_node| None);
+                let plain = Arc::new(plain.apply(own));
                 let connected = self.plane.plain().connect(Arc::clone(&plain), tap);
                 connected.map(|()| LocalTable::Plain(plain))
             }
             None => {
-                let table = Arc::new(self.empty_table(id, network));
+                let table = self.empty_table(id, network);
+                let own = updates(&table, &Claims::new(), &claims, self.me, |_node| None);
+                let table = Arc::new(table.apply(own));
                 let connected = self.plane.connect(Arc::clone(&table), tap);
                 connected.map(|()| LocalTable::Sealed(table))
             }
         };
         let table = table.map_err(|error| failed(error, "see the agent's log"))?;
-        lock(&self.locals)
-            .insert(id, Local { table, claims: Claims::new(), rivals: BTreeSet::new() });
+        lock(&self.locals).insert(id, Local { table, claims, rivals: BTreeSet::new() });
         Ok(())
+    }
+
+    /// What this node claims in a network. The cables of the agent's last life bring frames before the first reconciliation:
+    /// they must not look like forgeries.
+    fn own_claims(&self, network: NetworkId) -> Claims {
+        let Some(gossip) = self.gossip.get() else { return Claims::new() };
+        let mut claims = self.believed(gossip, network);
+        claims.retain(|key, _claim| key.node == self.me);
+        claims
     }
 
     /// Takes back a half-made endpoint; the error that caused it is told, others are logged.
@@ -416,6 +432,9 @@ impl Mesh {
             .iter()
             .any(|other| other.network == endpoint.network && other.id != endpoint.id);
         if last {
+            if let Some(overlay) = hosted.overlays.get(&endpoint.network) {
+                overlay.silence_node().await?;
+            }
             // Before anything is taken away here, so that nobody sends what cannot be delivered any more.
             self.forget_node(endpoint.network)?;
         }
@@ -519,8 +538,17 @@ impl Mesh {
         let stored: Option<Stored> =
             self.store.get(Table::Endpoints, &id.to_string()).map_err(store_failed)?;
         let Some(endpoint) = stored else { return Ok(()) };
+        self.silence(hosted, &endpoint).await;
         self.withdraw(endpoint.network, id);
         self.unplug(hosted, &endpoint).await
+    }
+
+    /// Takes nothing more from an endpoint that goes: what it sends once no table has it would be counted as a forgery.
+    pub(super) async fn silence(&self, hosted: &Hosted, endpoint: &Stored) {
+        let Some(overlay) = hosted.overlays.get(&endpoint.network) else { return };
+        if let Err(error) = overlay.silence(endpoint.id).await {
+            debug!(endpoint = %endpoint.name, %error, "its cable is not silenced");
+        }
     }
 
     /// Withdraws an endpoint and waits as long as for a new one until nobody is led to it any more.
@@ -663,6 +691,7 @@ impl Mesh {
         }
         warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; it is removed");
         lock(&self.unadopted).remove(&endpoint.id);
+        self.silence(hosted, endpoint).await;
         self.withdraw(endpoint.network, endpoint.id);
         self.undo(hosted, endpoint).await;
     }

@@ -194,6 +194,20 @@ impl Links {
         self.change(name, LinkMessageBuilder::up).await
     }
 
+    /// Takes an interface down; one that is not there is fine.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn take_down(&self, name: &str) -> Result<(), LinkError> {
+        let Some(link) = self.get(name).await? else { return Ok(()) };
+        let message = LinkUnspec::new_with_index(link.index).down().build();
+        match self.done("take down", name, self.handle.link().set(message).execute().await) {
+            // A cable goes with its other end, at any time.
+            Err(error) if error.is(Errno::ENODEV) => Ok(()),
+            done => done,
+        }
+    }
+
     /// Writes free text onto an interface.
     ///
     /// # Errors
@@ -221,7 +235,7 @@ impl Links {
         let Some(link) = self.get(name).await? else { return Ok(()) };
         match self.done("remove", name, self.handle.link().del(link.index).execute().await) {
             // A cable goes with its other end, at any time.
-            Err(error) if error.source.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(()),
+            Err(error) if error.is(Errno::ENODEV) => Ok(()),
             done => done,
         }
     }

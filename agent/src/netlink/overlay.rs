@@ -400,6 +400,22 @@ impl Overlay {
         plug.ips.iter().any(|ip| ip.contains(&gateway))
     }
 
+    /// Takes nothing more from an endpoint; a cable that is not there is fine.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn silence(&self, endpoint: EndpointId) -> Result<(), OverlayError> {
+        Ok(self.links.take_down(&port_name(endpoint)).await?)
+    }
+
+    /// Takes nothing more from this node's own interface; none is fine.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn silence_node(&self) -> Result<(), OverlayError> {
+        Ok(self.links.take_down(NODE_PORT).await?)
+    }
+
     /// Unplugs an endpoint; one that is not plugged in is fine.
     ///
     /// # Errors

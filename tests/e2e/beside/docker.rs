@@ -117,7 +117,7 @@ fn docker_and_networks_work_side_by_side_in_any_order() -> Result<()> {
     lab.sh("h1", "docker -H unix:///run/docker.sock rm -f box")?;
     lab.sh("h1", STOP)?;
     // What was sealed for the agent before.
-    site.lab.finish(Allowed { drops: &["unknown_index", "source_unknown"], warnings: &[] })
+    site.lab.finish(Allowed { drops: &["unknown_index"], warnings: &[] })
 }
 
 #[test]

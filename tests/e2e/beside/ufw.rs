@@ -45,5 +45,5 @@ fn networks_work_beside_ufw() -> Result<()> {
     let rules = ufw(&site.lab, "status")?;
     ensure!(rules.contains("7760/udp") && rules.contains("7761/udp"), "{rules}");
     // What was sealed for the agent before.
-    site.lab.finish(Allowed { drops: &["unknown_index", "source_unknown"], warnings: &[] })
+    site.lab.finish(Allowed { drops: &["unknown_index"], warnings: &[] })
 }
