@@ -35,6 +35,8 @@ pub(super) struct Entry {
     pub(super) mac: MacKey,
     pub(super) peer: Arc<Peer>,
     pub(super) attempt: Option<Attempt>,
+    /// The index of an initiation of ours that the peer's own handshake overtook: its response may still come, and is not needed.
+    pub(super) overtaken: Option<u32>,
     /// Initiations since the peer was last heard of.
     pub(super) tries: u32,
     /// No initiation before this moment; then one if it is still wanted.
@@ -74,6 +76,7 @@ impl Entry {
             config,
             peer,
             attempt: None,
+            overtaken: None,
             tries: 0,
             hold_until: None,
             next: None,

@@ -66,8 +66,9 @@ impl Sessions {
     /// Forgets an initiation that is under way.
     pub(super) fn abandon(&mut self, id: NodeId) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        if let Some(attempt) = entry.attempt.take() {
-            self.pending.remove(&attempt.local);
+        let attempt = entry.attempt.take().map(|attempt| attempt.local);
+        for local in attempt.into_iter().chain(entry.overtaken.take()) {
+            self.pending.remove(&local);
         }
         entry.peer.set_shaking(false);
     }
@@ -153,6 +154,9 @@ impl Sessions {
         let response = Response::parse(datagram, &self.mac)?;
         let id = *self.pending.get(&response.receiver).ok_or(SessionDrop::UnknownIndex)?;
         let entry = self.entries.get_mut(&id).ok_or(SessionDrop::UnknownIndex)?;
+        if entry.overtaken == Some(response.receiver) {
+            return Ok(());
+        }
         let attempt = entry.attempt.as_mut().ok_or(SessionDrop::UnknownIndex)?;
         let keys = attempt.state.finish(response.noise)?;
         let (suite, local, begun) = (attempt.suite, attempt.local, attempt.begun);
@@ -179,7 +183,11 @@ impl Sessions {
         let Some(next) = entry.promote(wins, &self.table) else { return };
         entry.peer.roam(next.from);
         entry.peer.add_rtt(next.key.age(now));
+        let overtaken = entry.attempt.take().map(|attempt| attempt.local);
         self.abandon(id);
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.overtaken = overtaken;
+        }
         self.established(id);
         self.flush(now, id);
     }

@@ -148,6 +148,9 @@ fn both_sides_at_once_converge() {
         assert_eq!(world.received(0), [b"from 1"], "seed {seed}");
         assert_eq!(world.received(1), [b"from 0"], "seed {seed}");
         most = most.max(world.nodes[0].inits_sent + world.nodes[1].inits_sent);
+        for node in &world.nodes {
+            assert!(node.drops.is_empty(), "seed {seed}: {:?}", node.drops);
+        }
         world.send(0, 1, b"again");
         world.send(1, 0, b"again");
         world.run(SECOND);
