@@ -4,6 +4,7 @@
 //! thread   one per      waits on            owns
 //! out-VNI  network      TAP, stop           a frame buffer, a train of datagrams
 //! in-N     CPU          data socket, stop   its socket, a batch of datagram buffers
+//! in-sparse agent       the socket of sparse flows, as in-N
 //! session  agent        its queue, timers   the Noise sessions
 //! plain-in agent        plain socket, stop  a batch of datagram buffers; only while a plain network is here
 //! ```
@@ -14,6 +15,7 @@ pub mod backend;
 pub mod device;
 pub mod drops;
 mod inbound;
+mod lanes;
 pub mod offload;
 mod offloads;
 mod outbound;
@@ -27,6 +29,7 @@ pub mod udp;
 use std::{
     collections::HashMap,
     io::{self, IoSlice},
+    iter,
     net::SocketAddr,
     num::NonZero,
     sync::{
@@ -48,7 +51,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, error, info};
 use vxmesh_proto::{
     addr::{NetworkId, NodeId, Vni},
-    datapath::vnet,
+    datapath::{Lane, vnet},
     session::{Config, Entropy, IndexTable, NoEntropy, Peer, PeerConfig, Sessions, SetPeerError},
 };
 
@@ -69,6 +72,8 @@ const MAX_RECEIVERS: usize = 8;
 struct Shared {
     /// What sends, and the first that receives.
     udp: UdpIo,
+    /// The socket of sparse flows, if the kernel tells their datagrams from others.
+    sparse: Option<UdpIo>,
     drops: Arc<Drops>,
     offloads: Arc<Offloads>,
     index: Arc<IndexTable>,
@@ -82,6 +87,14 @@ impl Shared {
     fn to_sessions(&self, input: SessionInput) {
         if let Err(TrySendError::Full(_input)) = self.sessions.try_send(input) {
             self.drops.unknown("session_queue_full");
+        }
+    }
+
+    /// From where the datagrams of a lane are sent.
+    fn socket(&self, lane: Lane) -> &UdpIo {
+        match (lane, &self.sparse) {
+            (Lane::Sparse, Some(sparse)) => sparse,
+            (Lane::Sparse, None) | (Lane::Bulk, _) => &self.udp,
         }
     }
 
@@ -173,6 +186,14 @@ impl Dataplane {
     pub fn start(port: u16, config: Config) -> Result<Self, StartError> {
         let udp = UdpIo::bind(port).map_err(|source| StartError::Bind { port, source })?;
         let local_addr = udp.local_addr()?;
+        let receivers = thread::available_parallelism().map_or(1, NonZero::get).min(MAX_RECEIVERS);
+        let (others, sparse) = match lanes::share(&udp, receivers) {
+            Ok((others, sparse)) => (others, Some(sparse)),
+            Err(error) => {
+                info!(%error, "the data port is not shared; one thread receives");
+                (Vec::new(), None)
+            }
+        };
         let sessions =
             Sessions::new(config, Box::new(SystemEntropy(SystemRandom::new())), Instant::now());
         let (drops, offloads) = (Arc::new(Drops::default()), Arc::new(Offloads::default()));
@@ -180,6 +201,7 @@ impl Dataplane {
         let (inputs, queue) = sync_channel(sessions::QUEUE);
         let shared = Arc::new(Shared {
             udp,
+            sparse,
             drops,
             offloads,
             index: sessions.index_table(),
@@ -196,24 +218,34 @@ impl Dataplane {
                 .name("session".into())
                 .spawn(move || sessions::run(sessions, &queue, &shared))?,
         );
-        let receivers = thread::available_parallelism().map_or(1, NonZero::get).min(MAX_RECEIVERS);
-        let mut others = Vec::new();
-        for _ in 1..receivers {
-            match plane.shared.udp.share() {
-                Ok(socket) => others.push(Some(socket)),
-                Err(error) => info!(%error, "the data port is not shared; one thread receives"),
-            }
-        }
-        for (number, socket) in [None].into_iter().chain(others).enumerate() {
+        let sockets = iter::once(None).chain(others.into_iter().map(Some)).enumerate();
+        for (number, socket) in sockets {
             let shared = Arc::clone(&plane.shared);
-            let receive = move || {
-                if let Err(error) = inbound::run(&shared, socket.as_ref().unwrap_or(&shared.udp)) {
-                    error!(%error, "the data socket failed; restart the agent");
-                }
-            };
-            plane.threads.push(Builder::new().name(format!("in-{number}")).spawn(receive)?);
+            plane.receive(format!("in-{number}"), move || {
+                inbound::run(&shared, socket.as_ref().unwrap_or(&shared.udp))
+            })?;
+        }
+        if plane.shared.sparse.is_some() {
+            let shared = Arc::clone(&plane.shared);
+            plane.receive("in-sparse".into(), move || {
+                shared.sparse.as_ref().map_or(Ok(()), |socket| inbound::run(&shared, socket))
+            })?;
         }
         Ok(plane)
+    }
+
+    fn receive(
+        &mut self,
+        name: String,
+        run: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> io::Result<()> {
+        let receive = move || {
+            if let Err(error) = run() {
+                error!(%error, "the data socket failed; restart the agent");
+            }
+        };
+        self.threads.push(Builder::new().name(name).spawn(receive)?);
+        Ok(())
     }
 
     /// Where sealed frames are received.

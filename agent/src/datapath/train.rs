@@ -12,10 +12,10 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 use nix::errno::Errno;
 use vxmesh_proto::{
     addr::Vni,
-    datapath::{Segments, SuperFrame},
+    datapath::{Lane, Segments, SuperFrame},
     session::{
         Peer, SessionDrop,
-        wire::{HEADER_LEN, SEAL_OVERHEAD, TAG_LEN},
+        wire::{FLAG_SPARSE, HEADER_LEN, SEAL_OVERHEAD, TAG_LEN},
     },
     wire::vxlan,
 };
@@ -33,6 +33,7 @@ const PLAIN_DESTINATIONS: usize = 1024;
 
 /// Sealed datagrams that are about to leave.
 pub(super) struct Train {
+    lane: Lane,
     buffer: Vec<u8>,
     used: usize,
     count: usize,
@@ -47,8 +48,9 @@ pub(super) struct Train {
 }
 
 impl Train {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(lane: Lane) -> Self {
         Self {
+            lane,
             buffer: vec![0; ROOM],
             used: 0,
             count: 0,
@@ -109,6 +111,10 @@ impl Train {
         };
         let addr = peer.addr().ok_or_else(|| all(SessionDrop::NoSession))?;
         let counters = u32::try_from(count).map_err(|_too_many| all(SessionDrop::BadLength))?;
+        let flags = match self.lane {
+            Lane::Sparse => FLAG_SPARSE,
+            Lane::Bulk => 0,
+        };
         let mut batch = keypair.reserve(counters).map_err(all)?;
         for index in 0..count {
             let len = vxlan::HEADER_LEN + segments.frame_len(index) + SEAL_OVERHEAD;
@@ -117,7 +123,7 @@ impl Train {
             let room = self.buffer.get_mut(self.used..self.used + len);
             let room = room.ok_or_else(|| lost(SessionDrop::BadLength))?;
             put_packet(room, vni, segments, index);
-            batch.seal(0, room).map_err(lost)?;
+            batch.seal(flags, room).map_err(lost)?;
             self.used += len;
             self.count += 1;
             self.ended = len < self.stride;
@@ -165,7 +171,8 @@ impl Train {
         // Noted first: an answer must not find that nothing was sent.
         peer.note_sent(self.began, u64::try_from(used).unwrap_or(u64::MAX), true);
         let segment = (count > 1).then_some(self.stride);
-        let Err(error) = shared.udp.send(*addr, bytes, segment) else { return };
+        let socket = shared.socket(self.lane);
+        let Err(error) = socket.send(*addr, bytes, segment) else { return };
         let refused = error.raw_os_error().map(Errno::from_raw);
         if segment.is_none() || !matches!(refused, Some(Errno::EIO | Errno::EINVAL)) {
             let lost = u64::try_from(count).unwrap_or(u64::MAX);

@@ -12,6 +12,7 @@ pub mod coalesce;
 mod inbound;
 mod isolation;
 mod judged;
+mod lanes;
 mod outbound;
 pub mod plain;
 mod reason;
@@ -22,6 +23,7 @@ pub mod vnet;
 
 pub use inbound::{Inbound, inbound, inbound_vxlan};
 pub use judged::Judged;
+pub use lanes::{Lane, Lanes};
 pub use outbound::{Scratch, outbound};
 pub use reason::DropReason;
 pub use segments::Segments;

@@ -28,8 +28,8 @@ pub const SEAL_OVERHEAD: usize = HEADER_LEN + TAG_LEN;
 
 /// Data flag: the payload is a list of TLVs between the agents; an empty one is a keepalive.
 pub const FLAG_CONTROL: u16 = 1;
-/// Data flag: the payload is several frames, each after its length.
-pub const FLAG_AGGREGATE: u16 = 2;
+/// Data flag: the frame is one of a flow that sends little, which may overtake others. A hint: a receiver may ignore it.
+pub const FLAG_SPARSE: u16 = 4;
 
 const MAC_LEN: usize = 16;
 const MACS_LEN: usize = 2 * MAC_LEN;
@@ -64,7 +64,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    const fn number(self) -> u8 {
+    /// The first byte of the datagram.
+    #[must_use]
+    pub const fn number(self) -> u8 {
         match self {
             Self::Init => 1,
             Self::Response => 2,
