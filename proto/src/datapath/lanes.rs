@@ -105,6 +105,7 @@ impl Flow {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "virtual time begins at some instant")]
 mod tests {
     use super::*;
 
