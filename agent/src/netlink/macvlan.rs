@@ -337,7 +337,7 @@ async fn configure(
     for ip in &plug.ips {
         inside.add_address(ifname, *ip).await?;
     }
-    for gateway in gateways {
+    for gateway in gateways.iter().filter(|_| plug.default_route) {
         if plug.ips.iter().any(|ip| ip.contains(gateway)) {
             inside.add_default_route(*gateway).await?;
         }

@@ -79,13 +79,28 @@ fn sandboxes_are_in_the_network_of_their_parent() -> Result<()> {
     let names = lab.vxmesh("h1", &["exec", "a", "--", "getent", "ahosts", "b"])?;
     ensure!(names.contains(&ip_of(&b, true)?.to_string()), "{names}");
 
+    // Another network with a higher priority has the default routes, before and after.
+    lab.network("h1", "blue")?;
+    let led = |via: &str| -> Result<()> {
+        let routes = sh(&b.netns, "ip route show default; ip -6 route show default")?;
+        ensure!(routes.lines().count() == 2, "one of each IP version: {routes}");
+        ensure!(routes.lines().all(|route| route.contains(via)), "not by {via}: {routes}");
+        Ok(())
+    };
+    led("dev eth0")?;
+    lab.vxmesh("h1", &["network", "connect", "--gw-priority", "1", "blue", "b"])?;
+    led("dev eth1")?;
+
     lab.lab(&["kill", "h1"])?;
     ping(&a.netns, ip_of(&b, true)?, 2)?;
     lab.lab(&["start", "h1"])?;
     wait_until("the endpoints are known", || {
-        Ok(lab.get::<Vec<Endpoint>>("h1", "/v1/endpoints")?.len() == 2)
+        Ok(lab.get::<Vec<Endpoint>>("h1", "/v1/endpoints")?.len() == 3)
     })?;
     ping(&a.netns, ip_of(&b, true)?, 2)?;
+    led("dev eth1")?;
+    lab.vxmesh("h1", &["network", "disconnect", "blue", "b"])?;
+    led("dev eth0")?;
     let run = ["run", "--network", "lan", "--publish", "80:80", "--", "true"];
     refused(&lab, &run, 125, &["macvlan"])?;
     refused(&lab, &["network", "rm", "lan"], 4, &["a (a)", "b (b)"])?;
