@@ -9,7 +9,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     addr::MacAddr,
-    datapath::{DropReason, Scratch, Segments, SuperFrame, Verdict, vnet::Offload},
+    datapath::{
+        DropReason, Gso, GsoKind, PartialChecksum, Scratch, Segments, SuperFrame, Verdict,
+        vnet::Offload,
+    },
     limits::{FLOOD_ENDPOINT_BURST, LEARNED_AGE, LEARNED_STATIONS},
     object::{Network, Subnet},
     tables::{
@@ -199,6 +202,22 @@ fn flooding_has_the_limits_of_every_network() {
     assert_eq!(sent.count(), usize::try_from(FLOOD_ENDPOINT_BURST).unwrap());
     let limited = PlainVerdict::Drop(DropReason::FloodLimited);
     assert_eq!(net.out_at(&from_local(mac(STATION)), Duration::ZERO), limited);
+}
+
+#[test]
+fn a_superframe_to_nobody_known_costs_as_much_as_its_packets() {
+    let net = Net::new();
+    let flood = |segment_size: u16| {
+        let mut bytes = from_local(mac(STATION));
+        bytes.resize(42 + 200, 0);
+        let gso = Some(Gso { kind: GsoKind::Udp, segment_size, header_len: 42 });
+        let checksum = Some(PartialChecksum { start: 34, offset: 6 });
+        let mut frame = SuperFrame { bytes: &mut bytes, gso, checksum };
+        plain_outbound(&net.plain, &mut frame, &mut Scratch::new(), net.start)
+    };
+    assert_eq!(flood(1), PlainVerdict::Drop(DropReason::FloodLimited), "200 packets");
+    assert_eq!(flood(2), net.statics_only(), "100 packets, and nothing was taken before");
+    assert_eq!(flood(200), PlainVerdict::Drop(DropReason::FloodLimited));
 }
 
 #[test]
