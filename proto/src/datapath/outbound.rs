@@ -245,10 +245,11 @@ fn flood<'t, P>(
     (eth, packets): (&Ethernet<'_>, usize),
     now: Instant,
 ) -> Result<Verdict<'t, P>, DropReason> {
+    // First: what has no members may still have somebody to send it to.
+    isolation::check(table, row, eth)?;
     if table.members().is_empty() {
         return Err(DropReason::NoMembers);
     }
-    isolation::check(table, row, eth)?;
     // Each is copied to every member.
     if !table.admit_flood(row, packets, now) {
         return Err(DropReason::FloodLimited);

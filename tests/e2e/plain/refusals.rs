@@ -99,6 +99,7 @@ fn vteps_are_for_plain_networks_only() -> Result<()> {
         &["--encrypted=true", "--vtep", "10.213.0.200"],
         &["--encrypted=false", "--vtep", "224.0.0.1"],
         &["--encrypted=false", "--vtep", "fe80::1"],
+        &["--encrypted=false", "--isolated", "--vtep", "10.213.0.200"],
         &["--encrypted=maybe"],
     ] {
         let output = lab.try_vxmesh("h1", &[&["network", "create", "n"], args].concat())?;
