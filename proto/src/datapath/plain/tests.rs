@@ -309,11 +309,22 @@ fn a_member_speaks_for_its_endpoints_only() {
 }
 
 #[test]
-fn an_address_of_both_is_the_members() {
+fn a_static_vtep_stays_one_whoever_claims_its_address() {
     let net = Net::new();
-    let net = Net { plain: net.plain.with_statics(&[ip(MEMBER)]), ..net };
-    assert_eq!(net.inbound(MEMBER, &from_station(mac(LOCAL))), Err(DropReason::SourceNotOwned));
-    assert_eq!(net.inbound(MEMBER, &udp(REMOTE, mac(LOCAL), [10, 0, 0, REMOTE])), Ok(()));
+    let liar = vtep(Some("192.0.2.2"), &["192.0.2.2", ONE]);
+    let claimed = net.plain.apply([
+        TableUpdate::Put(endpoint(2, 12, Place::Remote(liar.clone()))),
+        TableUpdate::PutMember(node(2), liar),
+    ]);
+    let net = Net { plain: claimed, ..net };
+    assert_eq!(net.inbound(ONE, &from_station(mac(LOCAL))), Ok(()));
+    assert_eq!(net.out(&from_local(mac(STATION))), PlainVerdict::Forward(ip(ONE)));
+    let taken = Err(DropReason::VtepSourceTaken);
+    assert_eq!(net.inbound(ONE, &udp(REMOTE, mac(LOCAL), [10, 0, 0, REMOTE])), taken);
+    assert_eq!(net.inbound(ONE, &udp(12, mac(LOCAL), [10, 0, 0, 12])), Ok(()), "it said so");
+    // The member's other address is a member's only.
+    let own = Err(DropReason::SourceNotOwned);
+    assert_eq!(net.inbound("192.0.2.2", &from_station(mac(LOCAL))), own);
 }
 
 #[test]
