@@ -58,7 +58,13 @@ impl Mesh {
         id: NetworkId,
         network: &object::Network,
     ) -> Option<PlainTable> {
-        PlainTable::new(network, spec_of(id, network), self.seed, Instant::now())
+        let plain = PlainTable::new(network, spec_of(id, network), self.seed, Instant::now())?;
+        Some(plain.with_statics(self.statics_of(network)))
+    }
+
+    /// The VTEPs without an agent that this node deals with: none once it was removed. They hear of no removal.
+    fn statics_of<'a>(&self, network: &'a object::Network) -> &'a [IpAddr] {
+        if self.is_removed() { &[] } else { &network.vteps }
     }
 
     /// Brings the snapshot of a plain network in step with its claims.
@@ -92,7 +98,7 @@ impl Mesh {
         let gone = moved_away.filter(|key| !claims.contains_key(key));
         updates.extend(gone.map(|key| TableUpdate::Remove(*key)));
         updates.splice(0..0, respecified(table, network));
-        let statics = network.map_or_else(|| plain.statics(), |network| &network.vteps);
+        let statics = network.map_or_else(|| plain.statics(), |network| self.statics_of(network));
         if updates.is_empty() && statics == plain.statics() {
             return;
         }
