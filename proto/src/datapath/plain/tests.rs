@@ -434,6 +434,23 @@ fn a_burst_is_cut_to_the_networks_mtu() {
     assert!(undone(&udp, 1390).gso.is_none(), "it is one datagram");
 }
 
+/// One datagram must not become 60,000 packets.
+#[test]
+fn a_burst_whose_headers_leave_no_room_is_not_cut() {
+    // With destination options (RFC 8200 section 4.6) of 1280 bytes: headers of 1354 in all.
+    let mut options = vec![0; 1280];
+    (options[0], options[1]) = (6, u8::try_from(1280 / 8 - 1).unwrap());
+    let [_, left] = finished_and_not(true, false, 5000);
+    let mut frame = [&left[..54], &options, &left[54..]].concat();
+    frame[20] = 60;
+    let len = u16::try_from(frame.len() - 54).unwrap();
+    frame[18..20].copy_from_slice(&len.to_be_bytes());
+    let fits = |mtu| undone(&frame, mtu).gso.map(|gso| gso.segment_size);
+    assert_eq!(fits(1340 + 512), Some(512));
+    assert_eq!(fits(1340 + 511), None);
+    assert_eq!(fits(1340 + 1), None);
+}
+
 proptest! {
     #[test]
     fn no_bytes_from_the_underlay_speak_for_an_endpoint(
