@@ -1,3 +1,5 @@
+mod reclaims;
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
