@@ -159,6 +159,7 @@ impl Mesh {
     async fn start_parts(self: &Arc<Self>) -> Result<(), ApiError> {
         self.objects.read(|set| self.addresses.follow(set));
         self.load_local_networks()?;
+        self.sweep_parents().await;
         // Before anybody can ask for space: an address in use is not to be given away (I12).
         self.adopt_addresses()?;
         for info in &self.credentials.membership.peers {

@@ -195,7 +195,11 @@ impl Parent {
             let vlan = LinkVlan::new(&self.name, index, *vid).up().build();
             let made = links.handle.link().add(vlan).execute().await;
             links.done("make the VLAN", &self.name, made).map_err(MacvlanError::Vlan)?;
-            links.set_alias(&self.name, MADE).await?;
+            if let Err(error) = links.set_alias(&self.name, MADE).await {
+                // Without its mark it would be taken for somebody else's, and stay for good.
+                links.delete(&self.name).await?;
+                return Err(error.into());
+            }
         }
         let link = links.get(&self.name).await?;
         link.ok_or_else(|| MacvlanError::Missing(self.name.clone()))
@@ -252,6 +256,24 @@ impl Parent {
             }
         }
     }
+}
+
+/// Removes the links that were made here for other parents than these, and says which: what was left when nobody could remove
+/// them.
+///
+/// # Errors
+/// The kernel does not answer, or keeps one.
+pub async fn sweep(parents: &[Parent]) -> Result<Vec<String>, MacvlanError> {
+    let links = here()?;
+    let mut swept = Vec::new();
+    for link in links.list().await? {
+        let used = parents.iter().any(|parent| parent.name == link.name);
+        if link.alias.as_deref() == Some(MADE) && !used {
+            links.delete(&link.name).await?;
+            swept.push(link.name);
+        }
+    }
+    Ok(swept)
 }
 
 /// The endpoint's interface in its sandbox, if it is there.

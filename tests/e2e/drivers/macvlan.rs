@@ -93,7 +93,13 @@ fn sandboxes_are_in_the_network_of_their_parent() -> Result<()> {
 
     lab.lab(&["kill", "h1"])?;
     ping(&a.netns, ip_of(&b, true)?, 2)?;
+    // What an agent that was killed left of a network; any kind of link does where the kernel has no VLANs.
+    sh(
+        &host,
+        "ip link add old0 type veth peer name old1 && ip link set old0 alias 'made by vxmesh'",
+    )?;
     lab.lab(&["start", "h1"])?;
+    ensure!(sh(&host, "ip link show old0").is_err(), "it is still there");
     wait_until("the endpoints are known", || {
         Ok(lab.get::<Vec<Endpoint>>("h1", "/v1/endpoints")?.len() == 3)
     })?;
@@ -179,6 +185,11 @@ fn a_tagged_parent_is_made_and_goes_with_its_last_network() -> Result<()> {
     create(&lab, &["theirs", "-o", "parent=wan0.10"])?;
     lab.vxmesh("h1", &["network", "rm", "theirs"])?;
     ensure!(links()?.contains("wan0.10"), "somebody else's link is gone");
+    // The next agent keeps what a network is upon, whoever made it.
+    create(&lab, &["kept", "-o", "parent=wan0.11"])?;
+    lab.lab(&["kill", "h1"])?;
+    lab.lab(&["start", "h1"])?;
+    ensure!(links()?.contains("wan0.10") && links()?.contains("wan0.11"), "{}", links()?);
     lab.finish(Allowed::default())
 }
 
