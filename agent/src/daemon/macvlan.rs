@@ -146,7 +146,7 @@ impl Mesh {
         let plug = endpoint.plug();
         // The number of a process may be another's by now: then the interface tells.
         if plug.netns.starts_with("/proc") {
-            let there = macvlan::find(&plug).await?;
+            let there = macvlan.parent.find(&plug).await?;
             return there.map(drop).ok_or_else(|| gone("its sandbox is gone"));
         }
         match macvlan.parent.attach((macvlan.mode, network.mtu), &macvlan.gateways, &plug).await {
