@@ -79,6 +79,11 @@ pub const OBJECTS_LEN: usize = 64 * 1024 * 1024;
 pub const OBJECTS_OF_MEMBERS: usize = 1024;
 /// See [`OBJECTS_OF_MEMBERS`].
 pub const OBJECTS_OF_MEMBERS_LEN: usize = 8 * 1024 * 1024;
+/// Of both, what only address blocks that were taken back from removed nodes may use. They may use no more: one that cut its
+/// addresses into thousands of blocks before it was removed fills nothing else, and keeps no other from being removed.
+pub const OBJECTS_OF_RECLAIMS: usize = OBJECTS / 4;
+/// See [`OBJECTS_OF_RECLAIMS`].
+pub const OBJECTS_OF_RECLAIMS_LEN: usize = 4 * 1024 * 1024;
 /// Mesh objects whose last version is by one author: a quarter, so that no one fills the set. The author of a network that
 /// has many static addresses signs one for each.
 pub const OBJECTS_PER_AUTHOR: usize = OBJECTS / 4;

@@ -211,33 +211,8 @@ impl Mesh {
         self.clear_sandboxes(&mut hosted).await?;
         self.detach_all(&mut hosted).await?;
         self.release_parents().await;
-        let mut last_words = Vec::new();
-        self.leaving.store(true, Ordering::Release);
-        // A removed node has nothing to hand over any more, and nobody would take it.
-        let heirs = if self.is_removed() { Vec::new() } else { self.live_nodes() };
-        if let Some(heir) = heirs.into_iter().find(|node| *node != self.me) {
-            for (network, transfer) in self.addresses.give_all(heir) {
-                match self.sign_transfer(network, transfer) {
-                    Ok(text) => last_words.push(text),
-                    Err(refusal) => {
-                        warn!(%network, reason = refusal.message, "addresses are not handed over");
-                    }
-                }
-            }
-        }
-        let id = object::ObjectId::Member(self.me);
-        let left = self.objects.publish::<ApiError>(|set, hlc| match set.get(&id) {
-            Some(member) => Ok(Draft { closed: true, ..member.edit(hlc) }),
-            None => {
-                let certificate = self.credentials.membership.certificate.clone();
-                Ok(Draft {
-                    closed: true,
-                    ..Draft::new(hlc, Content::Member(object::Member { certificate }))
-                })
-            }
-        })?;
+        let last_words = self.last_words()?;
         // Asked for, so that all of it is known before the connection closes: no copy stays here.
-        last_words.push(left.text().to_string());
         self.say_goodbye(&last_words).await;
         self.stop().await;
         for table in Table::ALL {
@@ -251,6 +226,46 @@ impl Mesh {
             }
         }
         identity::forget(&self.config.data_dir).map_err(ApiError::from)
+    }
+
+    /// Hands all addresses over and signs that this node has left. If that fails, it is a member as before.
+    fn last_words(&self) -> Result<Vec<String>, ApiError> {
+        let (mut last_words, mut kept) = (Vec::new(), Vec::new());
+        self.leaving.store(true, Ordering::Release);
+        // A removed node has nothing to hand over any more, and nobody would take it.
+        let heirs = if self.is_removed() { Vec::new() } else { self.live_nodes() };
+        if let Some(heir) = heirs.into_iter().find(|node| *node != self.me) {
+            for (network, transfer) in self.addresses.give_all(heir) {
+                match self.sign_transfer(network, transfer) {
+                    Ok(text) => last_words.push(text),
+                    Err(refusal) => {
+                        warn!(%network, reason = refusal.message, "addresses are not handed over");
+                        kept.push((network, transfer));
+                    }
+                }
+            }
+        }
+        let left = self.sign_departure().inspect_err(|_| {
+            self.addresses.take_back(&kept);
+            self.leaving.store(false, Ordering::Release);
+        })?;
+        last_words.push(left);
+        Ok(last_words)
+    }
+
+    fn sign_departure(&self) -> Result<String, ApiError> {
+        let id = object::ObjectId::Member(self.me);
+        let left = self.objects.publish::<ApiError>(|set, hlc| match set.get(&id) {
+            Some(member) => Ok(Draft { closed: true, ..member.edit(hlc) }),
+            None => {
+                let certificate = self.credentials.membership.certificate.clone();
+                Ok(Draft {
+                    closed: true,
+                    ..Draft::new(hlc, Content::Member(object::Member { certificate }))
+                })
+            }
+        })?;
+        Ok(left.text().to_string())
     }
 }
 

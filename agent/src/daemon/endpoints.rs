@@ -34,7 +34,6 @@ use crate::{
     api::{self, ApiError, AttachSpec, ErrorCode},
     firewall::guard::Port,
     netlink::{
-        macvlan,
         netns::{Netns, NetnsError},
         overlay::{Overlay, OverlayError, OverlaySpec, Plug},
     },
@@ -443,8 +442,8 @@ impl Mesh {
             self.unguard_port(endpoint.network, endpoint.id);
             forget_addresses(overlay, &endpoint.ips);
         }
-        if self.macvlan_of(endpoint.network).is_some() {
-            macvlan::detach(&endpoint.plug()).await?;
+        if let Some(macvlan) = self.macvlan_of(endpoint.network) {
+            macvlan.parent.detach(&endpoint.plug()).await?;
         }
         let row = (Table::Endpoints, endpoint.id.to_string());
         self.forget((row.0, &row.1), endpoint.network, &endpoint.ips).map_err(store_failed)?;

@@ -253,13 +253,14 @@ impl Mesh {
                 "detach them first; see `vxmesh endpoint ls`",
             ));
         }
-        let macvlan = self.macvlan_of(network.id);
-        self.forget_local(network.id)?;
-        if let Some(Macvlan { parent, .. }) = macvlan
-            && !self.local_networks.macvlans().iter().any(|(_, other)| other.parent == parent)
-        {
-            Handle::current().block_on(parent.release())?;
+        // The row goes last: while there is one, it can be tried again.
+        if let Some(Macvlan { parent, .. }) = self.macvlan_of(network.id) {
+            let macvlans = self.local_networks.macvlans();
+            if macvlans.iter().filter(|(_, other)| other.parent == parent).count() <= 1 {
+                Handle::current().block_on(parent.release())?;
+            }
         }
+        self.forget_local(network.id)?;
         self.kick();
         Ok(network)
     }

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
-use tracing::warn;
+use tracing::{info, warn};
 use vxmesh_proto::{addr::NetworkId, object, record::Claim};
 
 use super::{
@@ -146,7 +146,7 @@ impl Mesh {
         let plug = endpoint.plug();
         // The number of a process may be another's by now: then the interface tells.
         if plug.netns.starts_with("/proc") {
-            let there = macvlan::find(&plug).await?;
+            let there = macvlan.parent.find(&plug).await?;
             return there.map(drop).ok_or_else(|| gone("its sandbox is gone"));
         }
         match macvlan.parent.attach((macvlan.mode, network.mtu), &macvlan.gateways, &plug).await {
@@ -170,6 +170,17 @@ impl Mesh {
             missing.push((row.network.name.to_string(), fault));
         }
         missing
+    }
+
+    /// Removes the VLANs of networks that are gone, for the start: the last life of the agent may have ended in between.
+    pub(super) async fn sweep_parents(&self) {
+        let macvlans = self.local_networks.macvlans();
+        let parents: Vec<Parent> = macvlans.into_iter().map(|(_, it)| it.parent).collect();
+        match macvlan::sweep(&parents).await {
+            Ok(swept) if swept.is_empty() => {}
+            Ok(swept) => info!(links = swept.join(" "), "removed VLANs of networks that are gone"),
+            Err(error) => warn!(%error, "VLANs of networks that are gone may be left"),
+        }
     }
 
     /// Removes the VLANs that were made for networks of this host, for `leave`.

@@ -124,6 +124,8 @@ pub(super) struct Mesh {
     pub(super) reclaiming: tokio::sync::Mutex<()>,
     /// Whether the log says that this node was removed.
     pub(super) told_removed: Mutex<bool>,
+    /// Whether the log says that addresses of removed nodes cannot be taken back.
+    pub(super) told_unreclaimed: AtomicBool,
     pub(super) seed: u64,
     pub(super) stop: watch::Sender<bool>,
     task: Mutex<Option<JoinHandle<()>>>,
@@ -157,6 +159,7 @@ impl Mesh {
     async fn start_parts(self: &Arc<Self>) -> Result<(), ApiError> {
         self.objects.read(|set| self.addresses.follow(set));
         self.load_local_networks()?;
+        self.sweep_parents().await;
         // Before anybody can ask for space: an address in use is not to be given away (I12).
         self.adopt_addresses()?;
         for info in &self.credentials.membership.peers {
@@ -241,6 +244,7 @@ impl Mesh {
             roll: Mutex::default(),
             reclaiming: tokio::sync::Mutex::default(),
             told_removed: Mutex::default(),
+            told_unreclaimed: AtomicBool::new(false),
             seed: rand::random(),
             stop: watch::Sender::new(false),
             task: Mutex::default(),

@@ -321,6 +321,12 @@ fn check_vteps(spec: &NetworkSpec) -> Result<Vec<IpAddr>, ApiError> {
             "give --vtep together with --encrypted=false, or leave it out",
         ));
     }
+    if spec.isolated && !spec.vteps.is_empty() {
+        return Err(usage(
+            "an isolated network has no VTEPs without an agent: nobody there keeps endpoints apart",
+            "leave --isolated or --vtep out",
+        ));
+    }
     let mut vteps: Vec<IpAddr> = spec.vteps.iter().map(IpAddr::to_canonical).collect();
     vteps.sort_unstable();
     vteps.dedup();

@@ -2,7 +2,12 @@
 //!
 //! I10: a network's kind is settled once, when its TAP is opened, by the type of its snapshot.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Instant,
+};
 
 use vxmesh_gossip::membership::Gossip;
 use vxmesh_proto::{
@@ -53,7 +58,13 @@ impl Mesh {
         id: NetworkId,
         network: &object::Network,
     ) -> Option<PlainTable> {
-        PlainTable::new(network, spec_of(id, network), self.seed, Instant::now())
+        let plain = PlainTable::new(network, spec_of(id, network), self.seed, Instant::now())?;
+        Some(plain.with_statics(self.statics_of(network)))
+    }
+
+    /// The VTEPs without an agent that this node deals with: none once it was removed. They hear of no removal.
+    fn statics_of<'a>(&self, network: &'a object::Network) -> &'a [IpAddr] {
+        if self.is_removed() { &[] } else { &network.vteps }
     }
 
     /// Brings the snapshot of a plain network in step with its claims.
@@ -87,7 +98,7 @@ impl Mesh {
         let gone = moved_away.filter(|key| !claims.contains_key(key));
         updates.extend(gone.map(|key| TableUpdate::Remove(*key)));
         updates.splice(0..0, respecified(table, network));
-        let statics = network.map_or_else(|| plain.statics(), |network| &network.vteps);
+        let statics = network.map_or_else(|| plain.statics(), |network| self.statics_of(network));
         if updates.is_empty() && statics == plain.statics() {
             return;
         }
@@ -105,8 +116,7 @@ impl Mesh {
                 Some(Claim::Node(claim)) => claim,
                 Some(Claim::Endpoint(_) | Claim::Gone) | None => return Vtep::new(None, []),
             };
-            let to = reachable(&claim.vteps, &self.own_addrs()).map(|addr| addr.ip());
-            Vtep::new(to, claim.vteps.iter().map(|addr| addr.ip()))
+            vtep_at(&claim.vteps, &self.own_addrs())
         })
     }
 
@@ -149,5 +159,31 @@ impl Mesh {
             Some(fault) => check("plain port", Health::Fail, fault, hint),
             None => check("plain port", Health::Ok, format!("UDP {PLAIN_PORT} is open"), ""),
         })
+    }
+}
+
+/// A member by what it claims. It may claim anything: a group or this host itself gets no copy of a frame.
+fn vtep_at(claimed: &[SocketAddr], own: &[IpAddr]) -> Vtep {
+    let mut addrs = claimed.to_vec();
+    addrs.retain(|addr| object::may_be_vtep(&addr.ip()));
+    Vtep::new(reachable(&addrs, own).map(|addr| addr.ip()), addrs.iter().map(SocketAddr::ip))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_is_where_a_host_can_be() {
+        let at = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 7761);
+        let own = ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        let claimed =
+            ["239.1.1.1", "127.0.0.1", "0.0.0.0", "ff02::1", "::1", "192.0.2.7", "2001:db8::7"];
+        let vtep = vtep_at(&claimed.map(at), &own);
+        assert_eq!(vtep.to(), Some("192.0.2.7".parse().unwrap()));
+        let heard: Vec<&str> =
+            claimed.into_iter().filter(|ip| vtep.has(ip.parse().unwrap())).collect();
+        assert_eq!(heard, ["192.0.2.7", "2001:db8::7"]);
+        assert_eq!(vtep_at(&[at("255.255.255.255")], &own), Vtep::new(None, []));
     }
 }

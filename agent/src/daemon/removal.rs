@@ -8,7 +8,10 @@
 //! the node   : whoever it meets ends the connection with that word; it keeps its sandboxes and waits for `leave`
 //! ```
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tracing::{info, warn};
 use vxmesh_proto::{
@@ -290,10 +293,18 @@ impl Mesh {
             let content = Content::Reclaim(object::Transfer { network, cidr, from, to, epoch });
             match self.sign_issued(content) {
                 Ok(text) => texts.push(text),
+                Err(PublishError::Overtaken) => {}
+                // What keeps one from being signed keeps the others, and is the same at the next look, a second later.
                 Err(error) => {
-                    warn!(%network, %cidr, %error, "a block is not taken back; it is tried again");
+                    if !self.told_unreclaimed.swap(true, Ordering::Relaxed) {
+                        warn!(%network, %cidr, %error, "addresses of removed nodes are not taken back yet; it is tried again");
+                    }
+                    break;
                 }
             }
+        }
+        if !texts.is_empty() {
+            self.told_unreclaimed.store(false, Ordering::Relaxed);
         }
         self.objects.read(|set| self.addresses.follow(set));
         texts

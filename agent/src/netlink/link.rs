@@ -17,7 +17,7 @@ use rtnetlink::{
     RouteMessageBuilder,
     packet_route::{
         address::AddressHeaderFlags,
-        link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage},
+        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
         neighbour::{NeighbourFlags, NeighbourState},
         route::RouteScope,
     },
@@ -61,7 +61,9 @@ pub struct Link {
     pub name: String,
     /// The bridge that it is a port of.
     pub master: Option<u32>,
-    /// The other end of a cable, by its number in the namespace where that is.
+    /// Whether it shares another link, as a MAC-VLAN.
+    pub is_macvlan: bool,
+    /// The other end of a cable, or the link that it is upon, by its number in the namespace where that is.
     pub peer: Option<u32>,
     /// Its MAC address.
     pub mac: Option<MacAddr>,
@@ -332,6 +334,7 @@ fn parse(message: &LinkMessage) -> Link {
         index: message.header.index,
         name: String::new(),
         master: None,
+        is_macvlan: false,
         peer: None,
         mac: None,
         mtu: 0,
@@ -342,6 +345,9 @@ fn parse(message: &LinkMessage) -> Link {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Controller(index) => link.master = Some(*index),
+            LinkAttribute::LinkInfo(info) => {
+                link.is_macvlan = info.contains(&LinkInfo::Kind(InfoKind::MacVlan));
+            }
             LinkAttribute::Link(index) => link.peer = Some(*index),
             LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok().map(MacAddr),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,

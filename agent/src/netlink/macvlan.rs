@@ -18,7 +18,6 @@ use nix::errno::Errno;
 use rtnetlink::{LinkMacVlan, LinkVlan, packet_route::link::MacVlanMode};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use vxmesh_proto::addr::EndpointId;
 
 use super::{
     link::{Link, LinkError, Links},
@@ -195,7 +194,11 @@ impl Parent {
             let vlan = LinkVlan::new(&self.name, index, *vid).up().build();
             let made = links.handle.link().add(vlan).execute().await;
             links.done("make the VLAN", &self.name, made).map_err(MacvlanError::Vlan)?;
-            links.set_alias(&self.name, MADE).await?;
+            if let Err(error) = links.set_alias(&self.name, MADE).await {
+                // Without its mark it would be taken for somebody else's, and stay for good.
+                links.delete(&self.name).await?;
+                return Err(error.into());
+            }
         }
         let link = links.get(&self.name).await?;
         link.ok_or_else(|| MacvlanError::Missing(self.name.clone()))
@@ -232,7 +235,11 @@ impl Parent {
             return Err(OverlayError::NotASandbox(plug.netns.clone()).into());
         }
         let inside = Links::open(&sandbox)?;
-        if let Some(there) = own(&inside, plug.id).await? {
+        if let Some(there) = self.own(&inside, plug).await? {
+            let alias = plug.id.to_string();
+            if there.alias.as_ref() != Some(&alias) {
+                inside.set_alias(&there.name, &alias).await?;
+            }
             configure(&there.name, gateways, plug, (&sandbox, &inside)).await?;
             return Ok(there.name);
         }
@@ -252,34 +259,62 @@ impl Parent {
             }
         }
     }
-}
 
-/// The endpoint's interface in its sandbox, if it is there.
-///
-/// # Errors
-/// There is no such sandbox any more, or the kernel does not answer.
-pub async fn find(plug: &Plug) -> Result<Option<Link>, MacvlanError> {
-    let sandbox = Netns::open(&plug.netns).map_err(OverlayError::from)?;
-    own(&Links::open(&sandbox)?, plug.id).await
-}
-
-/// Unplugs an endpoint; one whose sandbox is gone is fine.
-///
-/// # Errors
-/// The kernel keeps it.
-pub async fn detach(plug: &Plug) -> Result<(), MacvlanError> {
-    let Ok(sandbox) = Netns::open(&plug.netns) else { return Ok(()) };
-    let inside = Links::open(&sandbox)?;
-    if let Some(there) = own(&inside, plug.id).await? {
-        inside.delete(&there.name).await?;
+    /// The endpoint's interface in its sandbox, if it is there.
+    ///
+    /// # Errors
+    /// There is no such sandbox any more, or the kernel does not answer.
+    pub async fn find(&self, plug: &Plug) -> Result<Option<Link>, MacvlanError> {
+        let sandbox = Netns::open(&plug.netns).map_err(OverlayError::from)?;
+        self.own(&Links::open(&sandbox)?, plug).await
     }
-    Ok(())
+
+    /// Unplugs an endpoint; one whose sandbox is gone is fine.
+    ///
+    /// # Errors
+    /// The kernel keeps it.
+    pub async fn detach(&self, plug: &Plug) -> Result<(), MacvlanError> {
+        let Ok(sandbox) = Netns::open(&plug.netns) else { return Ok(()) };
+        let inside = Links::open(&sandbox)?;
+        if let Some(there) = self.own(&inside, plug).await? {
+            inside.delete(&there.name).await?;
+        }
+        Ok(())
+    }
+
+    /// By its alias, and by its MAC where the sandbox has changed that: both are the sandbox's to change, the parent is not.
+    async fn own(&self, inside: &Links, plug: &Plug) -> Result<Option<Link>, MacvlanError> {
+        let parent = here()?.get(&self.name).await?;
+        let mut links = inside.list().await?;
+        // A parent that is not there may have another name by now.
+        links.retain(|link| {
+            let upon = parent.as_ref().is_none_or(|parent| link.peer == Some(parent.index));
+            link.is_macvlan && upon
+        });
+        let alias = plug.id.to_string();
+        let marked = links.iter().position(|link| link.alias.as_deref() == Some(&alias));
+        let same = |link: &Link| parent.is_some() && link.mac == Some(plug.mac);
+        let at = marked.or_else(|| links.iter().position(same));
+        Ok(at.map(|at| links.swap_remove(at)))
+    }
 }
 
-async fn own(inside: &Links, id: EndpointId) -> Result<Option<Link>, MacvlanError> {
-    let alias = id.to_string();
-    let links = inside.list().await?;
-    Ok(links.into_iter().find(|link| link.alias.as_deref() == Some(&alias)))
+/// Removes the links that were made here for other parents than these, and says which: what was left when nobody could remove
+/// them.
+///
+/// # Errors
+/// The kernel does not answer, or keeps one.
+pub async fn sweep(parents: &[Parent]) -> Result<Vec<String>, MacvlanError> {
+    let links = here()?;
+    let mut swept = Vec::new();
+    for link in links.list().await? {
+        let used = parents.iter().any(|parent| parent.name == link.name);
+        if link.alias.as_deref() == Some(MADE) && !used {
+            links.delete(&link.name).await?;
+            swept.push(link.name);
+        }
+    }
+    Ok(swept)
 }
 
 async fn make(
@@ -337,7 +372,7 @@ async fn configure(
     for ip in &plug.ips {
         inside.add_address(ifname, *ip).await?;
     }
-    for gateway in gateways {
+    for gateway in gateways.iter().filter(|_| plug.default_route) {
         if plug.ips.iter().any(|ip| ip.contains(gateway)) {
             inside.add_default_route(*gateway).await?;
         }

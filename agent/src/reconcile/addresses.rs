@@ -258,6 +258,18 @@ impl Addresses {
         given
     }
 
+    /// Takes back what [`Self::give_all`] gave and nobody was told of.
+    pub fn take_back(&self, given: &[(NetworkId, Transfer)]) {
+        let mut pools = self.lock();
+        for (network, transfer) in given {
+            for pool in pools.get_mut(network).into_iter().flatten() {
+                if pool.subnet().cidr().contains(&transfer.block) {
+                    pool.retract(transfer);
+                }
+            }
+        }
+    }
+
     /// All blocks of nodes that were removed, as transfers to this one.
     #[must_use]
     pub fn reclaimable(&self, is_removed: impl Fn(NodeId) -> bool) -> Vec<(NetworkId, Transfer)> {
@@ -383,5 +395,21 @@ mod tests {
         let allocated =
             addresses.allocate(network, cidr, None, &elsewhere, Instant::now()).unwrap();
         assert!(matches!(allocated, Err(AllocateError::Exhausted { .. })));
+    }
+
+    #[test]
+    fn what_was_given_by_who_does_not_leave_is_its_own_again() {
+        let network = NetworkId::from_random([1; 16]);
+        let cidr: IpNet = "10.1.0.0/24".parse().unwrap();
+        let addresses = addresses(network, "10.1.0.0/24");
+        let (me, heir) = (NodeId::of_public_key(ME), NodeId::of_public_key(b"heir"));
+        let (elsewhere, now) = (Elsewhere::new(), Instant::now());
+        let take = || addresses.allocate(network, cidr, None, &elsewhere, now).unwrap();
+        let before = take().unwrap();
+        let given = addresses.give_all(heir);
+        assert!(take().is_err());
+        addresses.take_back(&given);
+        assert!(addresses.holds(network, me, before));
+        assert_ne!(take().unwrap(), before, "it is in use still");
     }
 }

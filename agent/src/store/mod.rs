@@ -124,6 +124,12 @@ pub enum StoreError {
     /// A value has no JSON form.
     #[error("the value cannot be written as JSON: {0}")]
     Encode(#[source] serde_json::Error),
+    /// The disk said no before; redb then takes nothing more until it is opened again.
+    #[error(
+        "the disk of {0} had an error, and nothing is kept there until the agent starts again: see that the disk works and \
+         has room, then restart the agent"
+    )]
+    Stuck(PathBuf),
     /// The disk said no.
     #[error("{path}: {source}")]
     Io {
@@ -413,6 +419,7 @@ fn guard<R>(path: &Path, run: impl FnOnce() -> Result<R, redb::Error>) -> Result
 fn classify(path: &Path, error: redb::Error) -> StoreError {
     match error {
         redb::Error::DatabaseAlreadyOpen => StoreError::Locked(path.into()),
+        redb::Error::PreviousIo => StoreError::Stuck(path.into()),
         // redb reports a foreign or cut file as invalid data or as an early end.
         redb::Error::Io(e)
             if !matches!(e.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>

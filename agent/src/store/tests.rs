@@ -1,4 +1,10 @@
-use std::fs;
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use serde_json::{Value, json};
 
@@ -59,6 +65,60 @@ fn incarnations_only_grow() {
     assert_eq!(store.next_incarnation(5).unwrap(), 1002);
     drop(store);
     assert_eq!(Store::open(&path).unwrap().next_incarnation(5).unwrap(), 1003);
+}
+
+/// A disk that can be full.
+#[derive(Debug, Default)]
+struct Disk {
+    memory: InMemoryBackend,
+    full: Arc<AtomicBool>,
+}
+
+impl Disk {
+    fn room(&self) -> io::Result<()> {
+        let full = self.full.load(Ordering::Relaxed);
+        if full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+}
+
+impl StorageBackend for Disk {
+    fn len(&self) -> io::Result<u64> {
+        self.memory.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.memory.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.room()?;
+        self.memory.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.room()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.room()?;
+        self.memory.write(offset, data)
+    }
+}
+
+#[test]
+fn a_disk_that_was_full_is_not_a_damaged_file() {
+    let disk = Disk::default();
+    let full = Arc::clone(&disk.full);
+    let database = Database::builder().create_with_backend(disk).unwrap();
+    let store = Store { database, path: "state.redb".into() };
+    store.put(Table::Objects, "a", &1).unwrap();
+    full.store(true, Ordering::Relaxed);
+    let error = store.put(Table::Objects, "b", &2).unwrap_err();
+    assert!(matches!(error, StoreError::Io { .. }), "{error}");
+    full.store(false, Ordering::Relaxed);
+    let error = store.put(Table::Objects, "b", &2).unwrap_err();
+    assert!(matches!(error, StoreError::Stuck(_)), "{error}");
+    assert!(error.to_string().contains("restart the agent"), "{error}");
 }
 
 #[test]

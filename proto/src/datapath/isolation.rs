@@ -126,6 +126,8 @@ mod tests {
         let all = MacAddr::BROADCAST;
         let isolated = Verdict::Drop(DropReason::Isolated);
         assert_eq!(out(&apart, udp(HERE, all, HERE, 255)), isolated);
+        let alone = apart.apply([TableUpdate::RemoveMember(node(1))]);
+        assert_eq!(out(&alone, udp(HERE, all, HERE, 255)), isolated, "whoever there is");
         assert!(matches!(out(&apart, udp(HERE_NODE, all, HERE_NODE, 255)), Verdict::Flood(_)));
         assert_eq!(inbound(&apart, &node(1), &udp(THERE, all, THERE, 255)), isolated);
         let ask = |from: u8, target: u8| {

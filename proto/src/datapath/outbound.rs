@@ -5,7 +5,7 @@
 //! 3. Neighbours: ARP (RFC 826) and neighbour solicitations (RFC 4861) for remote endpoints are answered from the
 //!    table; none crosses the mesh.
 //! 4. MTU: each packet fits the network; else its sender is told ([`super::too_big`]).
-//! 5. Destination: one peer by the Fdb, or every member for groups, as often as the limits allow. Where the network keeps
+//! 5. Destination: one peer by the Fdb, or every member for groups, as many packets as the limits allow. Where the network keeps
 //!    endpoints from each other, only a node itself ([`super::isolation`]).
 //! 6. Checksum: what leaves is complete, and still true about its source.
 //!
@@ -131,7 +131,7 @@ fn judge<'t, P>(
         return Err(DropReason::TooBig);
     }
     if eth.destination.is_group() {
-        flood(table, row, &eth, now) // 5
+        flood(table, row, (&eth, frame.packets()), now) // 5
     } else {
         forward(table, row, &eth)
     }
@@ -242,14 +242,16 @@ fn remote_neighbor<P>(
 fn flood<'t, P>(
     table: &'t NetworkTable<P>,
     row: &Row<P>,
-    eth: &Ethernet<'_>,
+    (eth, packets): (&Ethernet<'_>, usize),
     now: Instant,
 ) -> Result<Verdict<'t, P>, DropReason> {
+    // First: what has no members may still have somebody to send it to.
+    isolation::check(table, row, eth)?;
     if table.members().is_empty() {
         return Err(DropReason::NoMembers);
     }
-    isolation::check(table, row, eth)?;
-    if !table.admit_flood(row, now) {
+    // Each is copied to every member.
+    if !table.admit_flood(row, packets, now) {
         return Err(DropReason::FloodLimited);
     }
     Ok(Verdict::Flood(table.members()))

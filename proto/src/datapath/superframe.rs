@@ -77,6 +77,13 @@ impl<'a> SuperFrame<'a> {
         Ok(self.bytes.len().min(header_len + usize::from(gso.segment_size)))
     }
 
+    /// How many packets it becomes.
+    pub(super) fn packets(&self) -> usize {
+        let Some(gso) = self.gso else { return 1 };
+        let payload = self.bytes.len().saturating_sub(usize::from(gso.header_len));
+        payload.div_ceil(usize::from(gso.segment_size).max(1)).max(1)
+    }
+
     /// Finishes the checksum of a frame that is one packet, and says where it is and what was there. Those of a
     /// super-frame are finished where it is cut.
     pub(super) fn finish_checksum(&mut self) -> Option<(usize, [u8; 2])> {

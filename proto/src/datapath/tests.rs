@@ -462,6 +462,28 @@ fn floods_are_limited_for_each_endpoint_and_for_the_network() {
     assert!(burst(LOCAL, later) > 0, "tokens come back: {FLOOD_PER_SECOND} in a second");
 }
 
+/// What becomes of 1000 bytes in segments of this size.
+fn flood(net: &Net, to: MacAddr, segment_size: u16) -> Verdict<'_, u32> {
+    let mut bytes = udp4(LOCAL, to, v4(LOCAL));
+    bytes.resize(42 + 1000, 0);
+    let gso = Some(Gso { kind: GsoKind::Udp, segment_size, header_len: 42 });
+    let checksum = Some(PartialChecksum { start: 34, offset: 6 });
+    let mut frame = SuperFrame { bytes: &mut bytes, gso, checksum };
+    outbound(&net.table, &mut frame, &mut Scratch::new(), net.start)
+}
+
+#[test]
+fn a_superframe_to_a_group_costs_as_much_as_its_packets() {
+    let net = Net::new();
+    assert!(matches!(flood(&net, MacAddr::BROADCAST, 25), Verdict::Flood(_)), "40 packets");
+    assert!(matches!(flood(&net, MacAddr::BROADCAST, 17), Verdict::Flood(_)), "59");
+    assert_eq!(flood(&net, MacAddr::BROADCAST, 500), drop(DropReason::FloodLimited), "2 of 1");
+    let net = Net::new();
+    assert_eq!(flood(&net, MacAddr::BROADCAST, 1), drop(DropReason::FloodLimited));
+    assert!(matches!(flood(&net, MacAddr::BROADCAST, 10), Verdict::Flood(_)), "it took nothing");
+    assert_eq!(flood(&net, mac(REMOTE), 1), Verdict::Forward(&1), "one member is no flood");
+}
+
 #[test]
 fn a_flood_that_nobody_gets_takes_no_token() {
     let net = Net::new();

@@ -147,6 +147,17 @@ impl Ownership {
         changed
     }
 
+    /// Takes back a transfer that nobody was told of. Says whether it was known.
+    pub fn retract(&mut self, transfer: &Transfer) -> bool {
+        let key = key_of(&transfer.block, transfer.from, transfer.epoch, self.v6);
+        let known = key.filter(|key| self.transfers.get(key) == Some(&transfer.to));
+        if let Some(key) = &known {
+            self.transfers.remove(key);
+            self.resolve();
+        }
+        known.is_some()
+    }
+
     /// Adds blocks that were taken back from removed nodes, as [`Self::extend`] does.
     pub fn reclaim(&mut self, reclaims: impl IntoIterator<Item = Transfer>) -> bool {
         let changed = add_all(&mut self.reclaims, reclaims, self.v6);

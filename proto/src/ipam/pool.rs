@@ -139,6 +139,11 @@ impl Pool {
         self.ownership.extend(transfers)
     }
 
+    /// Takes back a transfer that nobody was told of; see [`Ownership::retract`].
+    pub fn retract(&mut self, transfer: &Transfer) -> bool {
+        self.ownership.retract(transfer)
+    }
+
     /// Learns of blocks taken back from removed nodes; see [`Ownership::reclaim`].
     pub fn reclaim(&mut self, reclaims: impl IntoIterator<Item = Transfer>) -> bool {
         self.ownership.reclaim(reclaims)

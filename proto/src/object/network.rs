@@ -185,6 +185,9 @@ impl Network {
             "it has too many labels"
         } else if self.encrypted && !self.vteps.is_empty() {
             "it is encrypted and names static VTEPs"
+        } else if self.isolated && !self.vteps.is_empty() {
+            // What is behind them is no endpoint of a node, and nobody there keeps it apart.
+            "it is isolated and names static VTEPs"
         } else if self.vteps.len() > NETWORK_VTEPS || !self.vteps.iter().all(may_be_vtep) {
             "it has too many static VTEPs, or one that is no host's address"
         } else {

@@ -16,10 +16,21 @@ use crate::{
     addr::{NetworkId, NodeId},
     limits::{
         DELETED_KEPT, OBJECTS, OBJECTS_LEN, OBJECTS_OF_MEMBERS, OBJECTS_OF_MEMBERS_LEN,
-        OBJECTS_PER_AUTHOR, OBJECTS_PER_AUTHOR_LEN,
+        OBJECTS_OF_RECLAIMS, OBJECTS_OF_RECLAIMS_LEN, OBJECTS_PER_AUTHOR, OBJECTS_PER_AUTHOR_LEN,
     },
     record::{self, RecordError},
 };
+
+/// What is left of the whole without the room of reclaims.
+const REST: Share =
+    Share { objects: OBJECTS - OBJECTS_OF_RECLAIMS, bytes: OBJECTS_LEN - OBJECTS_OF_RECLAIMS_LEN };
+/// And without that of members.
+const COMMON: Share = Share {
+    objects: REST.objects - OBJECTS_OF_MEMBERS,
+    bytes: REST.bytes - OBJECTS_OF_MEMBERS_LEN,
+};
+const RECLAIMS: Share = Share { objects: OBJECTS_OF_RECLAIMS, bytes: OBJECTS_OF_RECLAIMS_LEN };
+const AUTHOR: Share = Share { objects: OBJECTS_PER_AUTHOR, bytes: OBJECTS_PER_AUTHOR_LEN };
 
 /// What became of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,11 +81,11 @@ impl Share {
     }
 
     /// Whether it holds the text in place of the one that is held.
-    const fn fits(self, text: usize, held: Option<usize>, objects: usize, bytes: usize) -> bool {
+    const fn fits(self, text: usize, held: Option<usize>, limit: Self) -> bool {
         match held {
             // What does not grow always fits: else nobody could delete.
-            Some(held) => text <= held || self.bytes - held + text <= bytes,
-            None => self.objects < objects && self.bytes + text <= bytes,
+            Some(held) => text <= held || self.bytes - held + text <= limit.bytes,
+            None => self.objects < limit.objects && self.bytes + text <= limit.bytes,
         }
     }
 }
@@ -86,7 +97,10 @@ pub struct ObjectSet {
     objects: BTreeMap<ObjectId, Arc<Object>>,
     keys: BTreeMap<NodeId, [u8; 32]>,
     clock: Clock,
-    whole: Share,
+    reclaims: Share,
+    /// All but reclaims.
+    rest: Share,
+    /// Of each author, but what it said with the CA's key: others decide how much of that is needed.
     shares: BTreeMap<NodeId, Share>,
     // Sum of the texts' hashes: takes a change in constant time and does not depend on order.
     sum: [u64; 4],
@@ -101,7 +115,8 @@ impl ObjectSet {
             objects: BTreeMap::new(),
             keys: BTreeMap::new(),
             clock: Clock::default(),
-            whole: Share::default(),
+            reclaims: Share::default(),
+            rest: Share::default(),
             shares: BTreeMap::new(),
             sum: [0; 4],
         }
@@ -196,22 +211,24 @@ impl ObjectSet {
     fn check_room(&self, object: &Object, held: Option<&Object>) -> Result<(), Refused> {
         let len = object.text.len();
         let held_len = held.map(|held| held.text.len());
-        let is_member = matches!(object.id, ObjectId::Member(_) | ObjectId::Removed(_));
-        let (objects, bytes) = if is_member {
-            (OBJECTS, OBJECTS_LEN)
-        } else {
-            (OBJECTS - OBJECTS_OF_MEMBERS, OBJECTS_LEN - OBJECTS_OF_MEMBERS_LEN)
+        let (room, limit) = match object.id {
+            ObjectId::Reclaim { .. } => (self.reclaims, RECLAIMS),
+            ObjectId::Member(_) | ObjectId::Removed(_) => (self.rest, REST),
+            _ => (self.rest, COMMON),
         };
-        if !self.whole.fits(len, held_len, objects, bytes) {
+        if !room.fits(len, held_len, limit) {
             return Err(Refused::Full);
+        }
+        if is_issued(&object.id) {
+            return Ok(());
         }
         let share = self.share_of(object.author);
         let own = held.filter(|held| held.author == object.author);
         let fits = match (own, held_len) {
             // Another's object: its text counts here from now on.
-            (None, Some(held_len)) if len > held_len => share.bytes + len <= OBJECTS_PER_AUTHOR_LEN,
+            (None, Some(held_len)) if len > held_len => share.bytes + len <= AUTHOR.bytes,
             (None, Some(_shrinks)) => true,
-            _ => share.fits(len, held_len, OBJECTS_PER_AUTHOR, OBJECTS_PER_AUTHOR_LEN),
+            _ => share.fits(len, held_len, AUTHOR),
         };
         if fits { Ok(()) } else { Err(Refused::Quota(object.author)) }
     }
@@ -224,9 +241,7 @@ impl ObjectSet {
     #[must_use]
     pub fn has_room(&self, author: NodeId) -> bool {
         const SMALL: usize = 1024;
-        let (objects, bytes) = (OBJECTS - OBJECTS_OF_MEMBERS, OBJECTS_LEN - OBJECTS_OF_MEMBERS_LEN);
-        self.whole.fits(SMALL, None, objects, bytes)
-            && self.share_of(author).fits(SMALL, None, OBJECTS_PER_AUTHOR, OBJECTS_PER_AUTHOR_LEN)
+        self.rest.fits(SMALL, None, COMMON) && self.share_of(author).fits(SMALL, None, AUTHOR)
     }
 
     /// Whether [`Self::collect`] would forget it.
@@ -287,8 +302,10 @@ impl ObjectSet {
     fn insert(&mut self, object: Object) -> Merge {
         let new = Arc::new(object);
         self.sum_up(&new, u64::wrapping_add);
-        self.whole.add(&new);
-        self.shares.entry(new.author).or_default().add(&new);
+        self.room_of(&new.id).add(&new);
+        if !is_issued(&new.id) {
+            self.shares.entry(new.author).or_default().add(&new);
+        }
         match self.objects.entry(new.id.clone()) {
             Entry::Vacant(vacant) => {
                 vacant.insert(Arc::clone(&new));
@@ -304,12 +321,19 @@ impl ObjectSet {
 
     fn uncount(&mut self, old: &Object) {
         self.sum_up(old, u64::wrapping_sub);
-        self.whole.remove(old);
-        if let Some(share) = self.shares.get_mut(&old.author) {
+        self.room_of(&old.id).remove(old);
+        if let Some(share) = self.shares.get_mut(&old.author).filter(|_| !is_issued(&old.id)) {
             share.remove(old);
             if *share == Share::default() {
                 self.shares.remove(&old.author);
             }
+        }
+    }
+
+    const fn room_of(&mut self, id: &ObjectId) -> &mut Share {
+        match id {
+            ObjectId::Reclaim { .. } => &mut self.reclaims,
+            _ => &mut self.rest,
         }
     }
 
@@ -428,6 +452,11 @@ impl KeyRing for ObjectSet {
     fn public_key(&self, node: NodeId) -> Option<[u8; 32]> {
         self.keys.get(&node).copied()
     }
+}
+
+/// Whether it is said with the CA's key.
+const fn is_issued(id: &ObjectId) -> bool {
+    matches!(id, ObjectId::Removed(_) | ObjectId::Reclaim { .. })
 }
 
 /// Says which field of a known network changed.

@@ -1,3 +1,5 @@
+mod reclaims;
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
@@ -239,8 +241,13 @@ fn who_may_say_what() {
 
 #[test]
 fn content_that_makes_no_sense_is_not_signed() {
-    let breaks: [Change; 13] = [
+    let breaks: [Change; 15] = [
         |n| n.mtu = 1279,
+        |n| n.vteps = vec!["192.0.2.8".parse().unwrap()],
+        |n| {
+            (n.encrypted, n.isolated) = (false, true);
+            n.vteps = vec!["192.0.2.8".parse().unwrap()];
+        },
         |n| n.subnets.clear(),
         |n| n.subnets.extend(vec![n.subnets[0].clone(); 8]),
         |n| n.subnets[0].range = Some("10.2.0.0/24".parse().unwrap()),

@@ -29,11 +29,18 @@ impl TokenBucket {
 
     /// Takes one token if there is one.
     pub fn take(&self, now: Instant) -> bool {
+        self.take_many(1, now)
+    }
+
+    /// Takes this many tokens, or none if there are fewer; so never more than a burst.
+    pub fn take_many(&self, count: usize, now: Instant) -> bool {
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        let cost = self.interval.saturating_mul(count);
         let since = now.saturating_duration_since(self.epoch);
         let now = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX / 2);
         self.full_at
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
-                let full_at = full_at.max(now) + self.interval;
+                let full_at = full_at.max(now).saturating_add(cost);
                 (full_at - now <= self.depth).then_some(full_at)
             })
             .is_ok()
@@ -59,6 +66,18 @@ mod tests {
         assert!(!bucket.take(start + Duration::from_millis(100)));
         let later = start + Duration::from_secs(30);
         assert_eq!((0..10).filter(|_| bucket.take(later)).count(), 3, "it never holds more");
+    }
+
+    #[test]
+    fn many_are_taken_at_once_or_none() {
+        let start = now();
+        let bucket = TokenBucket::new(10, 5, start);
+        assert!(!bucket.take_many(6, start), "more than it holds");
+        assert!(!bucket.take_many(usize::MAX, start));
+        assert!(bucket.take_many(3, start), "what was refused took nothing");
+        assert!(!bucket.take_many(3, start) && bucket.take_many(2, start));
+        assert!(!bucket.take(start));
+        assert!(bucket.take_many(3, start + Duration::from_millis(300)));
     }
 
     #[test]

@@ -370,11 +370,11 @@ impl<P> NetworkTable<P> {
         self.rows.get(&row.key).is_some_and(|known| known.shares.errors.take(now))
     }
 
-    /// Whether the endpoint and the network may send one more frame to everybody. Asks the endpoint first,
+    /// Whether the endpoint and the network may send this many more packets to everybody. Asks the endpoint first,
     /// so that one that floods does not use up what belongs to the others.
-    pub(crate) fn admit_flood(&self, row: &Row<P>, now: Instant) -> bool {
-        self.rows.get(&row.key).is_some_and(|known| known.shares.flood.take(now))
-            && self.flood.take(now)
+    pub(crate) fn admit_flood(&self, row: &Row<P>, packets: usize, now: Instant) -> bool {
+        self.rows.get(&row.key).is_some_and(|known| known.shares.flood.take_many(packets, now))
+            && self.flood.take_many(packets, now)
     }
 }
 

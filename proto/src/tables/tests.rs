@@ -231,7 +231,7 @@ fn replacing_a_row_does_not_refill_its_flood_limit() {
     let mut admitted = 0;
     for _ in 0..300 {
         let sender = table.fdb(mac(5)).unwrap();
-        admitted += u32::from(table.admit_flood(sender, start));
+        admitted += u32::from(table.admit_flood(sender, 1, start));
         table = table.apply([put()]);
     }
     assert_eq!(admitted, crate::limits::FLOOD_ENDPOINT_BURST);

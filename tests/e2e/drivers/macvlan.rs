@@ -79,13 +79,47 @@ fn sandboxes_are_in_the_network_of_their_parent() -> Result<()> {
     let names = lab.vxmesh("h1", &["exec", "a", "--", "getent", "ahosts", "b"])?;
     ensure!(names.contains(&ip_of(&b, true)?.to_string()), "{names}");
 
+    // Another network with a higher priority has the default routes, before and after.
+    lab.network("h1", "blue")?;
+    let led = |via: &str| -> Result<()> {
+        let routes = sh(&b.netns, "ip route show default; ip -6 route show default")?;
+        ensure!(routes.lines().count() == 2, "one of each IP version: {routes}");
+        ensure!(routes.lines().all(|route| route.contains(via)), "not by {via}: {routes}");
+        Ok(())
+    };
+    led("dev eth0")?;
+    lab.vxmesh("h1", &["network", "connect", "--gw-priority", "1", "blue", "b"])?;
+    led("dev eth1")?;
+
     lab.lab(&["kill", "h1"])?;
     ping(&a.netns, ip_of(&b, true)?, 2)?;
+    // What an agent that was killed left of a network; any kind of link does where the kernel has no VLANs.
+    sh(
+        &host,
+        "ip link add old0 type veth peer name old1 && ip link set old0 alias 'made by vxmesh'",
+    )?;
     lab.lab(&["start", "h1"])?;
+    ensure!(sh(&host, "ip link show old0").is_err(), "it is still there");
     wait_until("the endpoints are known", || {
-        Ok(lab.get::<Vec<Endpoint>>("h1", "/v1/endpoints")?.len() == 2)
+        Ok(lab.get::<Vec<Endpoint>>("h1", "/v1/endpoints")?.len() == 3)
     })?;
     ping(&a.netns, ip_of(&b, true)?, 2)?;
+    led("dev eth1")?;
+    // Its interface is found though the sandbox changed its mark, which is put back, and another has it.
+    let id = sh(&b.netns, "ip -o link show eth0")?;
+    ensure!(id.contains(&b.endpoint.id.to_string()), "{id}");
+    sh(
+        &b.netns,
+        &format!(
+            "ip link set eth0 alias mine; ip link add fake0 type veth peer name fake1 && ip link set fake0 alias {}",
+            b.endpoint.id
+        ),
+    )?;
+    lab.vxmesh("h1", &["network", "disconnect", "lan", "b"])?;
+    let links = sh(&b.netns, "ip -o link show")?;
+    ensure!(!links.contains(" eth0@") && links.contains("fake0"), "{links}");
+    lab.vxmesh("h1", &["network", "connect", "lan", "b"])?;
+    lab.vxmesh("h1", &["network", "disconnect", "blue", "b"])?;
     let run = ["run", "--network", "lan", "--publish", "80:80", "--", "true"];
     refused(&lab, &run, 125, &["macvlan"])?;
     refused(&lab, &["network", "rm", "lan"], 4, &["a (a)", "b (b)"])?;
@@ -164,6 +198,11 @@ fn a_tagged_parent_is_made_and_goes_with_its_last_network() -> Result<()> {
     create(&lab, &["theirs", "-o", "parent=wan0.10"])?;
     lab.vxmesh("h1", &["network", "rm", "theirs"])?;
     ensure!(links()?.contains("wan0.10"), "somebody else's link is gone");
+    // The next agent keeps what a network is upon, whoever made it.
+    create(&lab, &["kept", "-o", "parent=wan0.11"])?;
+    lab.lab(&["kill", "h1"])?;
+    lab.lab(&["start", "h1"])?;
+    ensure!(links()?.contains("wan0.10") && links()?.contains("wan0.11"), "{}", links()?);
     lab.finish(Allowed::default())
 }
 

@@ -8,11 +8,11 @@ use vxmesh_proto::{addr::Vni, wire::vxlan};
 use vxmesh_tests::{
     capture::{Capture, containing},
     lab::{Allowed, Lab, Options, Plugged, wait_until},
-    outside::Outside,
-    traffic::send_datagrams,
+    outside::{Outside, sh},
+    traffic::{ping, send_datagrams},
 };
 
-use super::world::{VNI, network};
+use super::world::{KERNEL, VNI, kernel_vtep, network};
 
 const FORGED: &[u8; 16] = b"FORGED-BYTES-ALL";
 
@@ -91,6 +91,32 @@ fn a_static_vtep_does_not_speak_for_endpoints() -> Result<()> {
     lab.finish(Allowed { drops: &["vtep_source_taken", "ip_spoofed"], warnings: &[] })
 }
 
+/// It is told of no removal, so the node itself has to stop.
+#[test]
+fn a_removed_node_and_a_static_vtep_are_strangers() -> Result<()> {
+    let lab = Lab::with(Options { hosts: 2, ..Options::default() })?;
+    let outside = Outside::join(&lab)?;
+    network(&lab, "plain", &["10.213.0.200"])?;
+    let b = lab.sandbox("h2", "plain", "b")?;
+    kernel_vtep(&outside.netns, "10.213.0.200", &["10.213.0.2"])?;
+    let kernel = KERNEL[0].parse()?;
+    ping(&b.netns, kernel, 2)?;
+    lab.vxmesh("h1", &["node", "rm", "--force", "h2"])?;
+    wait_until("it is reached no more", || Ok(ping(&b.netns, kernel, 1).is_err()))?;
+    let received =
+        || sh(&outside.netns, r#"ip -j -s link show vx0 | grep -o '"rx":{"bytes":[0-9]*'"#);
+    let before = received()?;
+    ensure!(ping(&b.netns, kernel, 1).is_err(), "it is reached again");
+    ensure!(received()? == before, "a frame came");
+    // The agent of a removed node still runs over a restart.
+    lab.lab(&["kill", "h2"])?;
+    lab.lab(&["start", "h2"])?;
+    ensure!(ping(&b.netns, kernel, 1).is_err(), "the next agent does");
+    drop(b);
+    let drops = &["unknown_vtep", "neighbor_unknown", "fdb_unknown", "no_members"];
+    lab.finish(Allowed { drops, warnings: &["this node was removed from the mesh"] })
+}
+
 #[test]
 fn vteps_are_for_plain_networks_only() -> Result<()> {
     let lab = Lab::with(Options { hosts: 1, ..Options::default() })?;
@@ -99,6 +125,7 @@ fn vteps_are_for_plain_networks_only() -> Result<()> {
         &["--encrypted=true", "--vtep", "10.213.0.200"],
         &["--encrypted=false", "--vtep", "224.0.0.1"],
         &["--encrypted=false", "--vtep", "fe80::1"],
+        &["--encrypted=false", "--isolated", "--vtep", "10.213.0.200"],
         &["--encrypted=maybe"],
     ] {
         let output = lab.try_vxmesh("h1", &[&["network", "create", "n"], args].concat())?;

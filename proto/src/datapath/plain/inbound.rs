@@ -7,7 +7,8 @@
 //! 3. Of a static VTEP's frame: Ethernet; a source that no endpoint has, and what the frame says about it ([`claims`]);
 //!    it is learned; MTU; a local destination.
 //!
-//! An address that is a member's and a static VTEP's is the member's: it cannot speak as the other.
+//! A static VTEP stays one, whoever claims its address: a member that did could silence it. What the member's endpoints send from
+//! there is still theirs.
 
 use std::{net::IpAddr, time::Instant};
 
@@ -34,7 +35,7 @@ pub fn plain_inbound<'t>(
     if let Some(node) = owner_at(plain, from, frame.bytes) {
         return inbound(plain.table(), &node, frame.bytes); // 2
     }
-    let judged = if plain.is_member(from) {
+    let judged = if plain.is_member(from) && !plain.statics().contains(&from) {
         claims::ethernet(frame.bytes).and(Err(DropReason::SourceNotOwned))
     } else {
         station(plain, from, frame, now) // 3

@@ -89,7 +89,7 @@ fn beyond<'t>(
             return Ok(PlainVerdict::Forward(vtep));
         }
     }
-    if !table.admit_flood(row, now) {
+    if !table.admit_flood(row, frame.packets(), now) {
         return Err(DropReason::FloodLimited);
     }
     Ok(PlainVerdict::Flood { members: &[], statics: plain.statics() })

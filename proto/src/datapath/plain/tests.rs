@@ -9,7 +9,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     addr::MacAddr,
-    datapath::{DropReason, Scratch, Segments, SuperFrame, Verdict, vnet::Offload},
+    datapath::{
+        DropReason, Gso, GsoKind, PartialChecksum, Scratch, Segments, SuperFrame, Verdict,
+        vnet::Offload,
+    },
     limits::{FLOOD_ENDPOINT_BURST, LEARNED_AGE, LEARNED_STATIONS},
     object::{Network, Subnet},
     tables::{
@@ -202,6 +205,22 @@ fn flooding_has_the_limits_of_every_network() {
 }
 
 #[test]
+fn a_superframe_to_nobody_known_costs_as_much_as_its_packets() {
+    let net = Net::new();
+    let flood = |segment_size: u16| {
+        let mut bytes = from_local(mac(STATION));
+        bytes.resize(42 + 200, 0);
+        let gso = Some(Gso { kind: GsoKind::Udp, segment_size, header_len: 42 });
+        let checksum = Some(PartialChecksum { start: 34, offset: 6 });
+        let mut frame = SuperFrame { bytes: &mut bytes, gso, checksum };
+        plain_outbound(&net.plain, &mut frame, &mut Scratch::new(), net.start)
+    };
+    assert_eq!(flood(1), PlainVerdict::Drop(DropReason::FloodLimited), "200 packets");
+    assert_eq!(flood(2), net.statics_only(), "100 packets, and nothing was taken before");
+    assert_eq!(flood(200), PlainVerdict::Drop(DropReason::FloodLimited));
+}
+
+#[test]
 fn a_station_is_learned_moves_and_is_forgotten() {
     let net = Net::new();
     let s = Duration::from_secs;
@@ -290,11 +309,22 @@ fn a_member_speaks_for_its_endpoints_only() {
 }
 
 #[test]
-fn an_address_of_both_is_the_members() {
+fn a_static_vtep_stays_one_whoever_claims_its_address() {
     let net = Net::new();
-    let net = Net { plain: net.plain.with_statics(&[ip(MEMBER)]), ..net };
-    assert_eq!(net.inbound(MEMBER, &from_station(mac(LOCAL))), Err(DropReason::SourceNotOwned));
-    assert_eq!(net.inbound(MEMBER, &udp(REMOTE, mac(LOCAL), [10, 0, 0, REMOTE])), Ok(()));
+    let liar = vtep(Some("192.0.2.2"), &["192.0.2.2", ONE]);
+    let claimed = net.plain.apply([
+        TableUpdate::Put(endpoint(2, 12, Place::Remote(liar.clone()))),
+        TableUpdate::PutMember(node(2), liar),
+    ]);
+    let net = Net { plain: claimed, ..net };
+    assert_eq!(net.inbound(ONE, &from_station(mac(LOCAL))), Ok(()));
+    assert_eq!(net.out(&from_local(mac(STATION))), PlainVerdict::Forward(ip(ONE)));
+    let taken = Err(DropReason::VtepSourceTaken);
+    assert_eq!(net.inbound(ONE, &udp(REMOTE, mac(LOCAL), [10, 0, 0, REMOTE])), taken);
+    assert_eq!(net.inbound(ONE, &udp(12, mac(LOCAL), [10, 0, 0, 12])), Ok(()), "it said so");
+    // The member's other address is a member's only.
+    let own = Err(DropReason::SourceNotOwned);
+    assert_eq!(net.inbound("192.0.2.2", &from_station(mac(LOCAL))), own);
 }
 
 #[test]
@@ -402,6 +432,23 @@ fn a_burst_is_cut_to_the_networks_mtu() {
     }
     let [_, udp] = finished_and_not(false, true, 5000);
     assert!(undone(&udp, 1390).gso.is_none(), "it is one datagram");
+}
+
+/// One datagram must not become 60,000 packets.
+#[test]
+fn a_burst_whose_headers_leave_no_room_is_not_cut() {
+    // With destination options (RFC 8200 section 4.6) of 1280 bytes: headers of 1354 in all.
+    let mut options = vec![0; 1280];
+    (options[0], options[1]) = (6, u8::try_from(1280 / 8 - 1).unwrap());
+    let [_, left] = finished_and_not(true, false, 5000);
+    let mut frame = [&left[..54], &options, &left[54..]].concat();
+    frame[20] = 60;
+    let len = u16::try_from(frame.len() - 54).unwrap();
+    frame[18..20].copy_from_slice(&len.to_be_bytes());
+    let fits = |mtu| undone(&frame, mtu).gso.map(|gso| gso.segment_size);
+    assert_eq!(fits(1340 + 512), Some(512));
+    assert_eq!(fits(1340 + 511), None);
+    assert_eq!(fits(1340 + 1), None);
 }
 
 proptest! {

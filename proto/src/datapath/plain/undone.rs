@@ -9,6 +9,10 @@ use crate::{
     wire::{Ethernet, Fragment, Ipv4, Ipv6, TCP, UDP, array, be16, checksum::Sum, ethernet, ipv6},
 };
 
+/// A burst that would be cut into smaller segments than these is none: headers that leave so little room were made to have one
+/// datagram cut into thousands.
+const SMALLEST_SEGMENT: usize = 512;
+
 /// What is undone of a frame that came in clear; where it is longer than the network's MTU allows, how to cut it.
 #[must_use]
 pub fn undone(frame: &[u8], mtu: u16) -> Offload {
@@ -57,7 +61,8 @@ fn look(frame: &[u8], mtu: u16) -> Option<Offload> {
         return Some(Offload { gso: None, checksum: Some(checksum) });
     }
     let header_len = vnet::header_len(kind, checksum, frame)?;
-    let room = longest.checked_sub(usize::from(header_len)).filter(|room| *room > 0)?;
+    let room = longest.checked_sub(usize::from(header_len));
+    let room = room.filter(|room| *room >= SMALLEST_SEGMENT)?;
     let gso = Gso { kind, segment_size: u16::try_from(room).ok()?, header_len };
     Some(Offload { gso: Some(gso), checksum: Some(checksum) })
 }
