@@ -602,6 +602,7 @@ impl Mesh {
     /// Takes over what the last life of the agent left.
     pub(super) async fn adopt(self: &Arc<Self>) -> Result<(), ApiError> {
         let mut hosted = self.host.lock().await;
+        hosted.ways.adopting = true;
         for endpoint in self.stored_endpoints()? {
             self.adopt_or_undo(&mut hosted, &endpoint).await;
         }

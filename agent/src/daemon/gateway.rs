@@ -98,6 +98,9 @@ pub(super) struct Ways {
     pub(super) rules: Kept,
     /// Whether nothing is left of it.
     cleared: bool,
+    /// Whether there are networks of the agent's last life whose ways are not known yet. Rules and flows of the host that are
+    /// theirs must stay meanwhile.
+    pub(super) adopting: bool,
     fault: Option<String>,
     /// Chains of others that have rules of ours.
     admitted: Vec<foreign::ForeignChain>,
@@ -182,6 +185,7 @@ impl Mesh {
             }
         }
         self.adopt_ports(hosted)?;
+        hosted.ways.adopting = false;
         self.sync_host(hosted);
         Ok(())
     }
@@ -336,8 +340,11 @@ impl Mesh {
         Ok((node, missing))
     }
 
-    /// Brings the host's rules and settings in step with the ways that are open.
+    /// Brings the host's rules and settings in step with the ways that are open, once all of them are known.
     fn sync_host(&self, hosted: &mut Hosted) {
+        if hosted.ways.adopting {
+            return;
+        }
         let done = self.sync_host_or(&mut hosted.ways);
         let fault = done.err().map(|error| error.message);
         if fault != hosted.ways.fault
