@@ -46,9 +46,15 @@ pub const GATEWAY: &str = BRIDGE;
 /// `IFNAMSIZ` of linux/if.h, without the zero at the end.
 const IFNAME_LEN: usize = 15;
 /// Gateway and node are two interfaces of one host on one link: each answers ARP for its own addresses only and
-/// asks with one of its own, a packet may come in by one and be answered by the other, and nobody is sent elsewhere.
-const IPV4_SETTINGS: [(&str, &str); 4] =
-    [("arp_ignore", "1"), ("arp_announce", "2"), ("rp_filter", "0"), ("send_redirects", "0")];
+/// asks with one of its own, a packet may come in by one and be answered by the other, and nobody is sent elsewhere. What is
+/// for a group on the link is for no single address (RFC 1122 section 3.3.6).
+const IPV4_SETTINGS: [(&str, &str); 5] = [
+    ("arp_ignore", "1"),
+    ("arp_announce", "2"),
+    ("rp_filter", "0"),
+    ("send_redirects", "0"),
+    ("drop_unicast_in_l2_multicast", "1"),
+];
 /// Interfaces that are tried when none is named: `eth0` to `eth63`.
 pub(super) const IFNAMES: u32 = 64;
 
@@ -343,6 +349,7 @@ impl Overlay {
     ) -> Result<(), OverlayError> {
         self.links.set_alias(outer, &plug.id.to_string()).await?;
         self.links.set_port(outer, BRIDGE, false).await?;
+        self.links.show_groups(outer).await?;
         self.links.set_fdb(outer, plug.mac).await?;
         self.links.set_up(outer, PORT_MTU).await?;
         inside.bring_up("lo").await?;
