@@ -192,6 +192,8 @@ impl Mesh {
 
     /// Puts back what somebody took away.
     pub(super) async fn keep_ways(self: Arc<Self>) {
+        // Whoever changes the host may wait long, for addresses of other nodes; ports are guarded meanwhile.
+        let changed = self.keep_guards();
         let Ok(mut hosted) = self.host.try_lock() else { return };
         if self.is_stopping() {
             return;
@@ -208,8 +210,7 @@ impl Mesh {
                     way.fault.is_some() && way.tried.is_none_or(|tried| tried.elapsed() >= RETRY)
                 });
             // Rules of the namespace go together, as with `nft flush ruleset`.
-            let changed = self.keep_guard(id, &network);
-            if due || changed && hosted.ways.open.contains_key(&id) {
+            if due || changed.contains(&id) && hosted.ways.open.contains_key(&id) {
                 self.mend_way(&mut hosted, id, &network).await;
             } else if let Hosted { overlays, ways, .. } = &mut *hosted
                 && let (Some(overlay), Some(way)) = (overlays.get(&id), ways.open.get_mut(&id))
