@@ -327,7 +327,7 @@ impl Mesh {
                 incarnation: self.store.next_incarnation(unix_ms()).map_err(store_failed)?,
             },
         };
-        let mut missing = None;
+        let (mut missing, known) = (None, node.ips.len());
         for subnet in network.subnets.iter().take(CLAIM_ADDRESSES) {
             if node.ips.iter().any(|ip| subnet.cidr.contains(&ip.addr())) {
                 continue;
@@ -337,7 +337,11 @@ impl Mesh {
                 Err(error) => missing = Some(error),
             }
         }
-        self.store.put(Table::Gateways, &key, &node).map_err(store_failed)?;
+        if let Err(error) = self.store.put(Table::Gateways, &key, &node) {
+            // Nobody uses them yet, and the next try takes others.
+            node.ips.iter().skip(known).for_each(|ip| self.addresses.put_back(id, *ip));
+            return Err(store_failed(error));
+        }
         Ok((node, missing))
     }
 
