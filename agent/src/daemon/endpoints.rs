@@ -442,9 +442,11 @@ impl Mesh {
             overlay.detach(endpoint.id).await?;
             self.unguard_port(endpoint.network, endpoint.id);
             forget_addresses(overlay, &endpoint.ips);
-        }
-        if self.macvlan_of(endpoint.network).is_some() {
+        } else if self.macvlan_of(endpoint.network).is_some() {
             macvlan::detach(&endpoint.plug()).await?;
+        } else {
+            // Its network was not adopted. An address must not be given to another while a cable has it.
+            Overlay::detach_left(&self.run_dir(), endpoint.network, endpoint.id).await?;
         }
         let row = (Table::Endpoints, endpoint.id.to_string());
         self.forget((row.0, &row.1), endpoint.network, &endpoint.ips).map_err(store_failed)?;
@@ -484,7 +486,9 @@ impl Mesh {
         hosted: &mut Hosted,
         network: NetworkId,
     ) -> Result<(), ApiError> {
-        let Some(overlay) = hosted.overlays.remove(&network) else { return Ok(()) };
+        let Some(overlay) = hosted.overlays.remove(&network) else {
+            return Ok(Overlay::sweep(&self.run_dir(), network).await?);
+        };
         let local = lock(&self.locals).remove(&network);
         if let Some(local) = local {
             let mesh = Arc::clone(self);

@@ -140,7 +140,7 @@ impl Overlay {
     /// # Errors
     /// The rights are missing or the kernel refuses a step; a namespace that was made for it is gone again.
     pub async fn ensure(run_dir: &Path, spec: OverlaySpec) -> Result<Self, OverlayError> {
-        let path = run_dir.join("netns").join(spec.id.short());
+        let path = path_of(run_dir, spec.id);
         let fresh = Netns::open(&path).is_err();
         let netns = Netns::create(&path)?;
         let built = Self::build(spec, path.clone(), netns).await;
@@ -431,12 +431,25 @@ impl Overlay {
         Ok(self.links.delete(&port_name(endpoint)).await?)
     }
 
+    /// Unplugs an endpoint of a network that a killed agent left and that could not be adopted; nothing there is fine.
+    ///
+    /// # Errors
+    /// The kernel keeps it.
+    pub async fn detach_left(
+        run_dir: &Path,
+        id: NetworkId,
+        endpoint: EndpointId,
+    ) -> Result<(), OverlayError> {
+        let Ok(netns) = Netns::open(&path_of(run_dir, id)) else { return Ok(()) };
+        Ok(Links::open(&netns)?.delete(&port_name(endpoint)).await?)
+    }
+
     /// Removes what a killed agent left of a network; nothing there is fine.
     ///
     /// # Errors
     /// The kernel keeps something.
     pub async fn sweep(run_dir: &Path, id: NetworkId) -> Result<(), OverlayError> {
-        let path = run_dir.join("netns").join(id.short());
+        let path = path_of(run_dir, id);
         // A pin without a namespace has no cables.
         if let Ok(netns) = Netns::open(&path) {
             clear(&Links::open(&netns)?).await?;
@@ -452,6 +465,11 @@ impl Overlay {
         clear(&self.links).await?;
         Ok(Netns::remove(&self.path)?)
     }
+}
+
+/// Where the namespace of a network is.
+fn path_of(run_dir: &Path, id: NetworkId) -> PathBuf {
+    run_dir.join("netns").join(id.short())
 }
 
 /// Whatever else keeps the namespace, no sandbox keeps an interface that leads nowhere; half-made cables included.
