@@ -481,6 +481,7 @@ impl Mesh {
         Ok(true)
     }
 
+    /// Ends what this host has of a network. What cannot be removed is tried again by the next start.
     async fn unhost(
         self: &Arc<Self>,
         hosted: &mut Hosted,
@@ -503,9 +504,9 @@ impl Mesh {
         // Their sockets would keep the namespace, unnamed.
         self.name_servers.close_network(network);
         self.unguard_network(network);
-        overlay.remove().await?;
+        let removed = overlay.remove().await;
         self.close_way(hosted, network);
-        Ok(())
+        Ok(removed?)
     }
 
     /// Unplugs the endpoint that a reference means, and tells the mesh.
