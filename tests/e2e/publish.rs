@@ -1,12 +1,17 @@
 //! Published ports: reached from everywhere with the client's own address, held, kept over the agent's end, and gone.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    thread,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use vxmesh::api::{Endpoint, Published, Sandbox};
 use vxmesh_tests::{
-    lab::{Allowed, Lab, Plugged, UNDERWAY, wait_until},
+    lab::{Allowed, DEADLINE, Lab, Plugged, UNDERWAY, wait_until},
     netns::NetNs,
     outside::{self, Outside, call_tcp, call_udp, sh},
 };
@@ -232,4 +237,89 @@ fn published_ports_outlive_the_agent_and_go_with_the_sandbox() -> Result<()> {
     }
     settles(&h1, &before, "after the last sandbox")?;
     lab.finish(Allowed { drops: UNDERWAY, ..Allowed::default() })
+}
+
+/// A connection to a published port, whose ends never pause.
+struct Call {
+    client: TcpStream,
+    server: TcpStream,
+    rounds: AtomicU32,
+}
+
+impl Call {
+    fn open(client: &NetNs, to: SocketAddr, sandbox: &NetNs, port: u16) -> Result<Self> {
+        let listener = sandbox.run(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?))?;
+        let client = client.run(|| Ok(TcpStream::connect_timeout(&to, DEADLINE)?))?;
+        let (server, _from) = listener.accept()?;
+        for end in [&client, &server] {
+            end.set_read_timeout(Some(DEADLINE))?;
+            end.set_nodelay(true)?;
+        }
+        Ok(Self { client, server, rounds: AtomicU32::new(0) })
+    }
+
+    /// Sends a byte there and back until it is told to stop.
+    fn talk(&self, stop: &AtomicBool) -> Result<()> {
+        let mut byte = [0];
+        while !stop.load(Ordering::Relaxed) {
+            for (mut from, mut to) in [(&self.client, &self.server), (&self.server, &self.client)] {
+                from.write_all(&byte)?;
+                to.read_exact(&mut byte)?;
+            }
+            self.rounds.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Waits until it has gone on for a while, unless it broke off.
+    fn goes_on(&self, is_over: impl Fn() -> bool) -> Result<()> {
+        let enough = self.rounds.load(Ordering::Relaxed) + 100;
+        wait_until("the connection goes on", || {
+            Ok(is_over() || self.rounds.load(Ordering::Relaxed) >= enough)
+        })
+    }
+}
+
+#[test]
+fn connections_to_ports_of_several_networks_outlive_the_agent() -> Result<()> {
+    let lab = Lab::up(1)?;
+    let outside = Outside::join(&lab)?;
+    let h1 = lab.host("h1")?;
+    let mut calls = Vec::new();
+    let mut sandboxes = Vec::new();
+    for (network, port) in [("blue", 8080), ("red", 8081), ("green", 8082)] {
+        lab.network("h1", network)?;
+        let sandbox = publish(&lab, "h1", network, network, &[&format!("{port}:80")])?;
+        for ipv4 in [true, false] {
+            let to = at(host_ip(1, ipv4)?, port);
+            calls.push(Call::open(&outside.netns, to, &sandbox.netns, 80)?);
+        }
+        sandboxes.push(sandbox);
+    }
+    // Their numbers tell whether they are the same still.
+    let tables = || sh(&h1, "nft -a list tables");
+    let before = tables()?;
+    ensure!(before.contains("vxmesh"), "{before}");
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let talks: Vec<_> = calls.iter().map(|call| scope.spawn(|| call.talk(&stop))).collect();
+        let restarted = (|| {
+            for call in &calls {
+                call.goes_on(|| talks.iter().any(thread::ScopedJoinHandle::is_finished))?;
+            }
+            lab.lab(&["kill", "h1"])?;
+            lab.lab(&["start", "h1"])?;
+            for call in &calls {
+                call.goes_on(|| talks.iter().any(thread::ScopedJoinHandle::is_finished))?;
+            }
+            Ok(())
+        })();
+        stop.store(true, Ordering::Relaxed);
+        let talked = talks.into_iter().try_for_each(|talk| {
+            talk.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        talked.and(restarted)
+    })?;
+    ensure!(tables()? == before, "the host's rules were replaced");
+    lab.finish(Allowed::default())
 }

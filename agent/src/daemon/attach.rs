@@ -115,7 +115,8 @@ impl Mesh {
         Ok(network)
     }
 
-    fn is_stored(&self, endpoint: &Stored) -> Result<bool, ApiError> {
+    /// Whether nobody removed it.
+    pub(super) fn is_stored(&self, endpoint: &Stored) -> Result<bool, ApiError> {
         let id = endpoint.id.to_string();
         let stored = self.store.get::<Stored>(Table::Endpoints, &id).map_err(store_failed)?;
         Ok(stored.is_some())

@@ -214,7 +214,7 @@ impl Mesh {
         settled
     }
 
-    /// Takes a sandbox out of a network; if that fails, it is in it as before.
+    /// Takes a sandbox out of a network; if that fails, it is in it as before, unless only the network's own end failed.
     async fn leave_network(
         self: &Arc<Self>,
         hosted: &mut Hosted,
@@ -223,7 +223,10 @@ impl Mesh {
     ) -> Result<(), ApiError> {
         self.set_attached(&mut endpoint, false)?;
         let Err(error) = self.unplug_from(hosted, sandbox, &endpoint).await else { return Ok(()) };
-        // The row is gone only if all else is.
+        // Without its row its addresses may be another's by now, and it is out of the network in any case.
+        if !matches!(self.is_stored(&endpoint), Ok(true)) {
+            return Err(error);
+        }
         self.set_attached(&mut endpoint, true)?;
         let mut back = self.announce(&Claim::Endpoint(endpoint.claim())).await;
         if back.is_ok() {

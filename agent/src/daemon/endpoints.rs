@@ -441,9 +441,11 @@ impl Mesh {
             overlay.detach(endpoint.id).await?;
             self.unguard_port(endpoint.network, endpoint.id);
             forget_addresses(overlay, &endpoint.ips);
-        }
-        if let Some(macvlan) = self.macvlan_of(endpoint.network) {
+        } else if let Some(macvlan) = self.macvlan_of(endpoint.network) {
             macvlan.parent.detach(&endpoint.plug()).await?;
+        } else {
+            // Its network was not adopted. An address must not be given to another while a cable has it.
+            Overlay::detach_left(&self.run_dir(), endpoint.network, endpoint.id).await?;
         }
         let row = (Table::Endpoints, endpoint.id.to_string());
         self.forget((row.0, &row.1), endpoint.network, &endpoint.ips).map_err(store_failed)?;
@@ -478,12 +480,15 @@ impl Mesh {
         Ok(true)
     }
 
+    /// Ends what this host has of a network. What cannot be removed is tried again by the next start.
     async fn unhost(
         self: &Arc<Self>,
         hosted: &mut Hosted,
         network: NetworkId,
     ) -> Result<(), ApiError> {
-        let Some(overlay) = hosted.overlays.remove(&network) else { return Ok(()) };
+        let Some(overlay) = hosted.overlays.remove(&network) else {
+            return Ok(Overlay::sweep(&self.run_dir(), network).await?);
+        };
         let local = lock(&self.locals).remove(&network);
         if let Some(local) = local {
             let mesh = Arc::clone(self);
@@ -498,9 +503,9 @@ impl Mesh {
         // Their sockets would keep the namespace, unnamed.
         self.name_servers.close_network(network);
         self.unguard_network(network);
-        overlay.remove().await?;
+        let removed = overlay.remove().await;
         self.close_way(hosted, network);
-        Ok(())
+        Ok(removed?)
     }
 
     /// Unplugs the endpoint that a reference means, and tells the mesh.
@@ -601,6 +606,7 @@ impl Mesh {
     /// Takes over what the last life of the agent left.
     pub(super) async fn adopt(self: &Arc<Self>) -> Result<(), ApiError> {
         let mut hosted = self.host.lock().await;
+        hosted.ways.adopting = true;
         for endpoint in self.stored_endpoints()? {
             self.adopt_or_undo(&mut hosted, &endpoint).await;
         }

@@ -98,6 +98,9 @@ pub(super) struct Ways {
     pub(super) rules: Kept,
     /// Whether nothing is left of it.
     cleared: bool,
+    /// Whether there are networks of the agent's last life whose ways are not known yet. Rules and flows of the host that are
+    /// theirs must stay meanwhile.
+    pub(super) adopting: bool,
     fault: Option<String>,
     /// Chains of others that have rules of ours.
     admitted: Vec<foreign::ForeignChain>,
@@ -182,12 +185,15 @@ impl Mesh {
             }
         }
         self.adopt_ports(hosted)?;
+        hosted.ways.adopting = false;
         self.sync_host(hosted);
         Ok(())
     }
 
     /// Puts back what somebody took away.
     pub(super) async fn keep_ways(self: Arc<Self>) {
+        // Whoever changes the host may wait long, for addresses of other nodes; ports are guarded meanwhile.
+        let changed = self.keep_guards();
         let Ok(mut hosted) = self.host.try_lock() else { return };
         if self.is_stopping() {
             return;
@@ -204,8 +210,7 @@ impl Mesh {
                     way.fault.is_some() && way.tried.is_none_or(|tried| tried.elapsed() >= RETRY)
                 });
             // Rules of the namespace go together, as with `nft flush ruleset`.
-            let changed = self.keep_guard(id, &network);
-            if due || changed && hosted.ways.open.contains_key(&id) {
+            if due || changed.contains(&id) && hosted.ways.open.contains_key(&id) {
                 self.mend_way(&mut hosted, id, &network).await;
             } else if let Hosted { overlays, ways, .. } = &mut *hosted
                 && let (Some(overlay), Some(way)) = (overlays.get(&id), ways.open.get_mut(&id))
@@ -322,7 +327,7 @@ impl Mesh {
                 incarnation: self.store.next_incarnation(unix_ms()).map_err(store_failed)?,
             },
         };
-        let mut missing = None;
+        let (mut missing, known) = (None, node.ips.len());
         for subnet in network.subnets.iter().take(CLAIM_ADDRESSES) {
             if node.ips.iter().any(|ip| subnet.cidr.contains(&ip.addr())) {
                 continue;
@@ -332,12 +337,19 @@ impl Mesh {
                 Err(error) => missing = Some(error),
             }
         }
-        self.store.put(Table::Gateways, &key, &node).map_err(store_failed)?;
+        if let Err(error) = self.store.put(Table::Gateways, &key, &node) {
+            // Nobody uses them yet, and the next try takes others.
+            node.ips.iter().skip(known).for_each(|ip| self.addresses.put_back(id, *ip));
+            return Err(store_failed(error));
+        }
         Ok((node, missing))
     }
 
-    /// Brings the host's rules and settings in step with the ways that are open.
+    /// Brings the host's rules and settings in step with the ways that are open, once all of them are known.
     fn sync_host(&self, hosted: &mut Hosted) {
+        if hosted.ways.adopting {
+            return;
+        }
         let done = self.sync_host_or(&mut hosted.ways);
         let fault = done.err().map(|error| error.message);
         if fault != hosted.ways.fault

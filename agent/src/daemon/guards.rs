@@ -1,6 +1,6 @@
 //! The guarded ports of the networks that are here: what a sandbox may say, and what was refused (`crate::firewall::guard`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::{debug, info, warn};
 use vxmesh_proto::{
@@ -67,21 +67,31 @@ impl Mesh {
         lock(&self.guards).remove(&id);
     }
 
-    /// Puts back what somebody took away. Whether anybody changed rules in the network's namespace.
-    pub(super) fn keep_guard(&self, id: NetworkId, network: &object::Network) -> bool {
+    /// Puts back what somebody took away, and says in which networks' namespaces anybody changed rules.
+    pub(super) fn keep_guards(&self) -> BTreeSet<NetworkId> {
         let mut guards = lock(&self.guards);
-        let Some(guarded) = guards.get_mut(&id) else { return false };
+        let changed = |(id, guarded): (&NetworkId, &mut GuardedPorts)| {
+            self.keep_guard(*id, guarded).then_some(*id)
+        };
+        guards.iter_mut().filter_map(changed).collect()
+    }
+
+    fn keep_guard(&self, id: NetworkId, guarded: &mut GuardedPorts) -> bool {
+        let name = || match self.network_object(id) {
+            Some((network, _state)) => network.name.to_string(),
+            None => id.to_string(),
+        };
         match guarded
             .is_stale()
             .and_then(|stale| if stale { guarded.mend().map(Some) } else { Ok(None) })
         {
             Ok(None) => return false,
             Ok(Some(true)) => {
-                info!(network = %network.name, "the rules that guard the network's ports were changed, and are back");
+                info!(network = %name(), "the rules that guard the network's ports were changed, and are back");
             }
             Ok(Some(false)) => {}
             Err(error) => {
-                warn!(network = %network.name, %error, "the network's ports are not guarded as they should be");
+                warn!(network = %name(), %error, "the network's ports are not guarded as they should be");
             }
         }
         true

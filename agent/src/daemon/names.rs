@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use tracing::{info, warn};
 use vxmesh_gossip::membership::Gossip;
 use vxmesh_proto::{
@@ -68,17 +69,20 @@ impl Default for NameServers {
 }
 
 impl NameServers {
-    /// The table of a network: the one that is there, or a new one if its claims or its name changed.
+    /// The table of a network: the one that is there, or a new one if its claims, its name or its subnets changed.
     pub(super) fn table(
         &self,
         id: NetworkId,
         domain: &Name,
-        subnets: &[ipnet::IpNet],
+        subnets: &[IpNet],
         claims: &Claims,
         unchanged: bool,
     ) -> Arc<NamesTable> {
         let there = self.names.snapshot().tables.get(&id).cloned();
-        there.filter(|table| unchanged && table.domain() == domain).unwrap_or_else(|| {
+        let same = |table: &Arc<NamesTable>| {
+            unchanged && table.domain() == domain && table.subnets() == subnets
+        };
+        there.filter(same).unwrap_or_else(|| {
             Arc::new(NamesTable::new(id, domain.clone(), subnets.to_vec(), claims))
         })
     }
@@ -186,7 +190,7 @@ impl Mesh {
         lock(&self.name_servers.gateways).insert(id, gateways);
     }
 
-    /// Tries once more to serve the gateway addresses that are not served.
+    /// Tries once more to serve the gateway addresses that are not served, and has those that are follow their networks.
     pub(super) fn name_gateways(&self) {
         // With the lock held all the time, so that no network comes back that is just closed.
         for (id, gateways) in &mut *lock(&self.name_servers.gateways) {
@@ -198,7 +202,9 @@ impl Mesh {
 
     fn name_gateways_of(&self, id: NetworkId, network: &Network, gateways: &mut Gateways) {
         for gateway in network.subnets.iter().map(|subnet| subnet.gateway) {
-            if gateways.servers.contains_key(&gateway) {
+            if let Some(server) = gateways.servers.get(&gateway) {
+                server.desk().set_scope(gateway_scope(id, network));
+                server.desk().set_subnets(cidrs(network));
                 continue;
             }
             match self.serve_gateway(id, network, &gateways.netns, gateway) {
@@ -225,15 +231,13 @@ impl Mesh {
         netns: &Path,
         gateway: IpAddr,
     ) -> Result<Server, ApiError> {
-        let subnets = network.subnets.iter().map(|subnet| subnet.cidr).collect();
-        let scope =
-            Scope { networks: vec![id], upstreams: upstreams(std::slice::from_ref(network), &[]) };
         let netns = Netns::open(netns).map_err(OverlayError::from)?;
         let cannot = |error| failed(error, "see `vxmesh doctor`");
         let sockets = Sockets::open(&netns, (gateway, IN_SANDBOX.port()).into()).map_err(cannot)?;
         let names = Arc::clone(&self.name_servers.names);
-        Server::start(sockets, Desk::new(names, scope, Some(netns), Clients::of(subnets)))
-            .map_err(cannot)
+        let clients = Clients::of(cidrs(network));
+        let desk = Desk::new(names, gateway_scope(id, network), Some(netns), clients);
+        Server::start(sockets, desk).map_err(cannot)
     }
 
     fn etc(&self, sandbox: &StoredSandbox, endpoints: &[&StoredEndpoint]) -> Etc {
@@ -285,6 +289,15 @@ impl Mesh {
     }
 }
 
+fn cidrs(network: &Network) -> Vec<IpNet> {
+    network.subnets.iter().map(|subnet| subnet.cidr).collect()
+}
+
+/// What whoever asks a network's gateway may see.
+fn gateway_scope(id: NetworkId, network: &Network) -> Scope {
+    Scope { networks: vec![id], upstreams: upstreams(std::slice::from_ref(network), &[]) }
+}
+
 /// Who answers a sandbox of these networks: those that the user gave it, else those of the networks, else the host's. A
 /// server that is itself in one of the networks is asked there; from internal networks no other one is.
 fn upstreams(networks: &[Network], given: &[IpAddr]) -> Upstreams {
@@ -315,7 +328,7 @@ mod tests {
     use super::*;
 
     fn network(cidr: &str, internal: bool, dns: &[&str]) -> Network {
-        let cidr: ipnet::IpNet = cidr.parse().unwrap();
+        let cidr: IpNet = cidr.parse().unwrap();
         Network {
             name: "n".parse().unwrap(),
             creator: NodeId::of_public_key(b"me"),

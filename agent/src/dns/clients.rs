@@ -7,6 +7,7 @@ use std::{
     time::Instant,
 };
 
+use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use tokio::sync::Semaphore;
 use vxmesh_proto::tables::TokenBucket;
@@ -30,7 +31,7 @@ pub enum Clients {
     /// Whoever comes is one client: the programs of a sandbox, which has many addresses of its own.
     One(Arc<Limits>),
     /// Each address of these subnets is one. Nobody else is answered, lest answers be sent to where somebody else wants them.
-    Of(Vec<IpNet>, Mutex<BTreeMap<IpAddr, Arc<Limits>>>),
+    Of(ArcSwap<Vec<IpNet>>, Mutex<BTreeMap<IpAddr, Arc<Limits>>>),
 }
 
 /// What limits one client.
@@ -60,8 +61,15 @@ impl Clients {
 
     /// The addresses of these subnets, each for itself.
     #[must_use]
-    pub const fn of(subnets: Vec<IpNet>) -> Self {
-        Self::Of(subnets, Mutex::new(BTreeMap::new()))
+    pub fn of(subnets: Vec<IpNet>) -> Self {
+        Self::Of(ArcSwap::from_pointee(subnets), Mutex::default())
+    }
+
+    /// The same clients, and those of subnets that were added.
+    pub(super) fn follow(&self, subnets: Vec<IpNet>) {
+        if let Self::Of(known, _) = self {
+            known.store(Arc::new(subnets));
+        }
     }
 
     /// What limits the client with this address, if it may ask.
@@ -70,7 +78,7 @@ impl Clients {
             Self::One(limits) => return Some(Arc::clone(limits)),
             Self::Of(subnets, known) => (subnets, known),
         };
-        if !subnets.iter().any(|subnet| subnet.contains(&client)) {
+        if !subnets.load().iter().any(|subnet| subnet.contains(&client)) {
             return None;
         }
         let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -102,5 +110,7 @@ mod tests {
         }
         let Clients::Of(_, known) = &clients else { panic!() };
         assert!(known.lock().unwrap().len() <= CLIENTS);
+        clients.follow(vec!["10.1.0.0/16".parse().unwrap(), "10.2.0.0/16".parse().unwrap()]);
+        assert!(limits("10.2.0.2").is_some() && limits("10.3.0.2").is_none());
     }
 }

@@ -23,6 +23,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use vxmesh_proto::{
     addr::{Name, NetworkId},
     dns::{NamesTable, Query, View},
@@ -123,6 +124,11 @@ impl Desk {
     /// Changes what the clients may see.
     pub fn set_scope(&self, scope: Scope) {
         self.scope.store(Arc::new(scope));
+    }
+
+    /// Answers the clients of these subnets, too, if it tells clients apart.
+    pub fn set_subnets(&self, subnets: Vec<IpNet>) {
+        self.clients.follow(subnets);
     }
 
     /// What the clients see now.

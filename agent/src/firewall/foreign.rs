@@ -17,6 +17,7 @@ use super::{
     rule::{Rule, accept, input, output},
     socket::{Batch, Socket},
     table::{header, write_rule},
+    user_data::comment,
 };
 
 /// The comment of these rules.
@@ -89,7 +90,7 @@ pub fn admit(interfaces: &str) -> Result<Vec<ForeignChain>, FirewallError> {
             let mut request = batch.request().set_create().op_newrule_do(&header(chain.family));
             let place = request.encode().push_table_bytes(chain.table.as_bytes());
             let rule = Rule::new(COMMENT).and(clause).and(accept());
-            write_rule(place.push_chain_bytes(chain.chain.as_bytes()), &rule);
+            write_rule(place.push_chain_bytes(chain.chain.as_bytes()), &rule, &comment(&rule));
         }
         changed = true;
     }
@@ -165,7 +166,7 @@ pub(super) fn base_chains(hook: i32) -> Result<Vec<(ForeignChain, bool)>, Firewa
 /// All rules of others' tables, and ours among them.
 fn rules() -> Result<Vec<Found>, FirewallError> {
     let failed = |error| FirewallError::new("list", "rules", error);
-    let ours = Rule::new(COMMENT).user_data();
+    let ours = comment(&Rule::new(COMMENT));
     let mut found = Vec::new();
     for family in FAMILIES {
         let mut question = Chained::new(1);

@@ -14,7 +14,8 @@
 //! Who may speak as whom stands in three sets of (port, address), so that a port comes and goes with a change of its keys. A port
 //! without keys is let say nothing. Options of neighbour discovery cannot be walked here: a message has none, or exactly the one
 //! that the systems send (RFC 4861 section 4.3 and 4.4, RFC 7527 section 4.2). The gateway, this node's own port and the TAP,
-//! behind which the agent has judged, are not guarded.
+//! behind which the agent has judged, are not guarded. A bridge hides frames for reserved groups from its rules unless a port is told
+//! otherwise (`Links::show_groups`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -7,7 +7,7 @@
 //!                        bridge vxmesh what a sandbox may say, and as whom                           [`guard`], [`guarded`]
 //! ```
 //!
-//! [`rule`] and [`frame`] are the language, [`table`] a table as it shall be, [`socket`] the way to the kernel (netfilter netlink, one
+//! [`rule`] and [`frame`] are the language, [`table`] a table as it shall be, [`user_data`] how a rule is known again, [`socket`] the way to the kernel (netfilter netlink, one
 //! transaction per change), [`flows`] what the kernel remembers of rules that are gone,
 //! [`incoming`] whether others let in what agents send. What a table shall be is computed by pure functions from what is wanted; whatever the kernel
 //! has in its place is replaced.
@@ -23,6 +23,7 @@ pub mod network;
 pub mod rule;
 mod socket;
 pub mod table;
+mod user_data;
 
 use std::io;
 

@@ -21,8 +21,6 @@ use nix::libc;
 const IFNAME_SIZE: usize = 16;
 /// Longest comment; nft(8) shows no longer one.
 const COMMENT_LEN: usize = 126;
-/// `NFTNL_UDATA_RULE_COMMENT`: how nft(8) and iptables(8) find a rule's comment.
-const COMMENT: u8 = 0;
 /// The states of a connection (`NF_CT_STATE_BIT` of linux/netfilter/nf_conntrack_common.h).
 const ESTABLISHED_OR_RELATED: u32 = 0b110;
 /// `IPS_DST_NAT`: the destination of the connection was rewritten.
@@ -87,7 +85,7 @@ pub(super) enum Expr {
     Goto(&'static str),
 }
 
-/// A rule with its comment, which tells what it is for and by which it is found again.
+/// A rule with its comment, which tells what it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     pub(super) comment: String,
@@ -159,12 +157,6 @@ impl Rule {
             Expr::Count(name) => Some(*name),
             _ => None,
         })
-    }
-
-    /// The comment as it is kept in the kernel.
-    pub(super) fn user_data(&self) -> Vec<u8> {
-        let len = u8::try_from(self.comment.len() + 1).unwrap_or(u8::MAX);
-        [&[COMMENT, len], self.comment.as_bytes(), &[0]].concat()
     }
 }
 

@@ -19,6 +19,7 @@ use super::{
     FirewallError, TABLE,
     rule::{Rule, encode},
     socket::{Batch, Socket},
+    user_data::fingerprinted,
 };
 
 /// `NF_ACCEPT`.
@@ -97,6 +98,15 @@ pub enum Kind {
     Nat,
 }
 
+impl Kind {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Filter => "filter",
+            Self::Nat => "nat",
+        }
+    }
+}
+
 /// Where packets meet a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Base {
@@ -106,6 +116,15 @@ pub struct Base {
     pub hook: Hook,
     /// Its place among chains at the hook; smaller ones come first.
     pub priority: i32,
+}
+
+impl Base {
+    /// Its fields one after the other.
+    pub(super) fn bytes(self) -> Vec<u8> {
+        let Self { kind, hook, priority } = self;
+        let numbers = [hook.number().to_be_bytes(), priority.to_be_bytes()].concat();
+        [kind.as_str().as_bytes(), &numbers].concat()
+    }
 }
 
 /// A chain; what no rule decides is let through.
@@ -181,7 +200,8 @@ impl Table {
             .chains
             .iter()
             .flat_map(|chain| {
-                chain.rules.iter().map(|rule| (chain.name.to_owned(), rule.user_data()))
+                let data = |rule| (chain.name.to_owned(), fingerprinted(rule, chain.base));
+                chain.rules.iter().map(data)
             })
             .collect();
         if rules(socket, &self.family.header())? != wanted {
@@ -234,28 +254,25 @@ impl Chain {
         match self.base {
             None => drop(chain),
             Some(Base { kind, hook, priority }) => {
-                let kind = match kind {
-                    Kind::Filter => "filter",
-                    Kind::Nat => "nat",
-                };
                 let hook = chain.nested_hook().push_num(hook.number()).push_priority(priority);
                 let chain = hook.end_nested().push_policy(ACCEPT);
-                drop(chain.push_type_bytes(kind.as_bytes()));
+                drop(chain.push_type_bytes(kind.as_str().as_bytes()));
             }
         }
         drop(request);
         for rule in &self.rules {
             let mut request = batch.request().set_create().set_append().op_newrule_do(family);
             let place = request.encode().push_table_bytes(TABLE.as_bytes());
-            write_rule(place.push_chain_bytes(self.name.as_bytes()), rule);
+            let data = fingerprinted(rule, self.base);
+            write_rule(place.push_chain_bytes(self.name.as_bytes()), rule, &data);
         }
     }
 }
 
-/// The rest of a request for a rule, once its place is written.
-pub(super) fn write_rule<P: Pusher>(place: PushRuleAttrs<P>, rule: &Rule) {
+/// The rest of a request for a rule, once its place is written; by its user data it is found again.
+pub(super) fn write_rule<P: Pusher>(place: PushRuleAttrs<P>, rule: &Rule, user_data: &[u8]) {
     let rest = encode(place.nested_expressions(), &rule.exprs);
-    drop(rest.push_userdata(&rule.user_data()));
+    drop(rest.push_userdata(user_data));
 }
 
 /// An empty table in place of what is there.

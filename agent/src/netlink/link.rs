@@ -27,6 +27,9 @@ use vxmesh_proto::addr::MacAddr;
 
 use super::netns::Netns;
 
+/// A bit for each of the groups 01:80:c2:00:00:00 to 0f, but for the one that pauses senders: the kernel drops what is for that.
+const RESERVED_GROUPS: u16 = !0b10;
+
 /// What the kernel refused, and about which interface.
 #[derive(Debug, Error)]
 #[error("cannot {what} {name}: {source}")]
@@ -177,6 +180,17 @@ impl Links {
         self.change(name, |link| link.controller(bridge)).await?;
         let index = self.index("set up the port", name).await?;
         let port = LinkBridgePort::new(index).learning(false).flood(flood).build();
+        self.done("set up the port", name, self.handle.link().set_port(port).execute().await)
+    }
+
+    /// Has a port treat frames for the groups that bridges keep to themselves (IEEE 802.1Q-2022 table 8-1) as all others. The
+    /// kernel would take them in as if they came to the port itself, past all rules for bridges.
+    ///
+    /// # Errors
+    /// It is no port.
+    pub async fn show_groups(&self, name: &str) -> Result<(), LinkError> {
+        let index = self.index("set up the port", name).await?;
+        let port = LinkBridgePort::new(index).group_fwd_mask(RESERVED_GROUPS).build();
         self.done("set up the port", name, self.handle.link().set_port(port).execute().await)
     }
 

@@ -46,9 +46,15 @@ pub const GATEWAY: &str = BRIDGE;
 /// `IFNAMSIZ` of linux/if.h, without the zero at the end.
 const IFNAME_LEN: usize = 15;
 /// Gateway and node are two interfaces of one host on one link: each answers ARP for its own addresses only and
-/// asks with one of its own, a packet may come in by one and be answered by the other, and nobody is sent elsewhere.
-const IPV4_SETTINGS: [(&str, &str); 4] =
-    [("arp_ignore", "1"), ("arp_announce", "2"), ("rp_filter", "0"), ("send_redirects", "0")];
+/// asks with one of its own, a packet may come in by one and be answered by the other, and nobody is sent elsewhere. What is
+/// for a group on the link is for no single address (RFC 1122 section 3.3.6).
+const IPV4_SETTINGS: [(&str, &str); 5] = [
+    ("arp_ignore", "1"),
+    ("arp_announce", "2"),
+    ("rp_filter", "0"),
+    ("send_redirects", "0"),
+    ("drop_unicast_in_l2_multicast", "1"),
+];
 /// Interfaces that are tried when none is named: `eth0` to `eth63`.
 pub(super) const IFNAMES: u32 = 64;
 
@@ -134,7 +140,7 @@ impl Overlay {
     /// # Errors
     /// The rights are missing or the kernel refuses a step; a namespace that was made for it is gone again.
     pub async fn ensure(run_dir: &Path, spec: OverlaySpec) -> Result<Self, OverlayError> {
-        let path = run_dir.join("netns").join(spec.id.short());
+        let path = path_of(run_dir, spec.id);
         let fresh = Netns::open(&path).is_err();
         let netns = Netns::create(&path)?;
         let built = Self::build(spec, path.clone(), netns).await;
@@ -343,6 +349,7 @@ impl Overlay {
     ) -> Result<(), OverlayError> {
         self.links.set_alias(outer, &plug.id.to_string()).await?;
         self.links.set_port(outer, BRIDGE, false).await?;
+        self.links.show_groups(outer).await?;
         self.links.set_fdb(outer, plug.mac).await?;
         self.links.set_up(outer, PORT_MTU).await?;
         inside.bring_up("lo").await?;
@@ -424,12 +431,25 @@ impl Overlay {
         Ok(self.links.delete(&port_name(endpoint)).await?)
     }
 
+    /// Unplugs an endpoint of a network that a killed agent left and that could not be adopted; nothing there is fine.
+    ///
+    /// # Errors
+    /// The kernel keeps it.
+    pub async fn detach_left(
+        run_dir: &Path,
+        id: NetworkId,
+        endpoint: EndpointId,
+    ) -> Result<(), OverlayError> {
+        let Ok(netns) = Netns::open(&path_of(run_dir, id)) else { return Ok(()) };
+        Ok(Links::open(&netns)?.delete(&port_name(endpoint)).await?)
+    }
+
     /// Removes what a killed agent left of a network; nothing there is fine.
     ///
     /// # Errors
     /// The kernel keeps something.
     pub async fn sweep(run_dir: &Path, id: NetworkId) -> Result<(), OverlayError> {
-        let path = run_dir.join("netns").join(id.short());
+        let path = path_of(run_dir, id);
         // A pin without a namespace has no cables.
         if let Ok(netns) = Netns::open(&path) {
             clear(&Links::open(&netns)?).await?;
@@ -445,6 +465,11 @@ impl Overlay {
         clear(&self.links).await?;
         Ok(Netns::remove(&self.path)?)
     }
+}
+
+/// Where the namespace of a network is.
+fn path_of(run_dir: &Path, id: NetworkId) -> PathBuf {
+    run_dir.join("netns").join(id.short())
 }
 
 /// Whatever else keeps the namespace, no sandbox keeps an interface that leads nowhere; half-made cables included.

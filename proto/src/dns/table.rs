@@ -112,6 +112,12 @@ impl NamesTable {
         &self.domain
     }
 
+    /// The network's subnets.
+    #[must_use]
+    pub fn subnets(&self) -> &[IpNet] {
+        &self.subnets
+    }
+
     /// The endpoints that have this name, in lower case and without the network's.
     #[must_use]
     pub fn lookup(&self, name: &str) -> Option<Vec<&NamedEndpoint>> {

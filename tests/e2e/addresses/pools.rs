@@ -146,6 +146,33 @@ fn fill(lab: &Lab, host: &str, network: &str) -> Result<(Vec<String>, String)> {
     }
 }
 
+/// The name servers of old and new gateways answer endpoints of old and new subnets.
+fn names_follow(lab: &Lab, network: &Value, far: &Value) -> Result<()> {
+    let answer = ip(far)?.to_string();
+    for (from, subnet) in [("e0", 0), ("e0", 1), ("new", 0), ("new", 1)] {
+        let gateway = network["subnets"][subnet]["gateway"].as_str().context("no gateway")?;
+        let dig = format!("ip netns exec {from} dig +short +tries=1 +time=1 @{gateway} far A");
+        wait_until(&format!("{from} gets a name from {gateway}"), || {
+            let output = lab.exec("h1", &["sh", "-c", &dig])?;
+            Ok(String::from_utf8_lossy(&output.stdout).trim() == answer)
+        })?;
+    }
+    Ok(())
+}
+
+/// What comes from a new subnet leaves, by either host.
+fn ways_follow(lab: &Lab) -> Result<()> {
+    for (host, from) in [("h1", "new"), ("h2", "far")] {
+        for to in ["10.213.0.1", "10.213.0.2"] {
+            let ping = format!("ip netns exec {from} ping -n -c1 -W1 {to} > /dev/null");
+            wait_until(&format!("{from} reaches {to}"), || {
+                Ok(lab.exec(host, &["sh", "-c", &ping])?.status.success())
+            })?;
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn a_network_grows_while_endpoints_are_in_it() -> Result<()> {
     let lab = Lab::up(2)?;
@@ -191,6 +218,8 @@ fn a_network_grows_while_endpoints_are_in_it() -> Result<()> {
     wait_until("old and new on one host", || ping("h1", "e0", &new))?;
     wait_until("old to new across hosts", || ping("h1", "e1", &far))?;
     wait_until("new to old across hosts", || ping("h2", "far", &old))?;
+    names_follow(&lab, &grown, &far)?;
+    ways_follow(&lab)?;
 
     // Two hosts extend at once, apart from each other.
     lab.lab(&["cut", "h2"])?;

@@ -224,3 +224,33 @@ fn down_removes_everything_though_all_was_killed() -> Result<()> {
     assert_eq!(links()?, before);
     lab.finish(Allowed::default())
 }
+
+#[test]
+fn an_endpoint_goes_with_its_cable_where_its_network_was_not_adopted() -> Result<()> {
+    let lab = Lab::up(1)?;
+    lab.vx("h1", &["network", "create", "blue"])?;
+    for name in ["one", "two"] {
+        lab.attach("h1", "blue", name)?;
+    }
+    let pins = lab.pins("h1")?;
+    ensure!(pins.len() == 1, "{pins:?}");
+    lab.lab(&["kill", "h1"])?;
+    for pin in &pins {
+        lab.sh(
+            "h1",
+            &format!("nsenter --net=/run/vxmesh/netns/{pin} ip link add tap0 type bridge"),
+        )?;
+    }
+    lab.lab(&["start", "h1"])?;
+    wait_until("it is not adopted", || Ok(lab.log("h1")?.contains("endpoint not adopted")))?;
+    let links = |name: &str| lab.sh("h1", &format!("ip -n {name} -o link"));
+    for name in ["one", "two"] {
+        ensure!(links(name)?.contains("eth0"), "a sandbox keeps its interface: {}", links(name)?);
+    }
+    for name in ["one", "two"] {
+        lab.vx("h1", &["endpoint", "detach", name])?;
+        ensure!(!links(name)?.contains("eth0"), "its address may be another's: {}", links(name)?);
+    }
+    ensure!(lab.pins("h1")?.is_empty(), "{:?}", lab.pins("h1")?);
+    lab.finish(Allowed { warnings: &["endpoint not adopted"], ..Allowed::default() })
+}

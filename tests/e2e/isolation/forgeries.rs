@@ -56,6 +56,7 @@ pub(super) fn all(me: Party, to: Party, other: Party, gateway: Party) -> Result<
         discovery(me, to, other)?,
         tags(me, to)?,
         servers(me, to)?,
+        groups(me, to, other, gateway)?,
     ];
     let mut all: Vec<Forgery> = attempts.into_iter().flatten().collect();
     for forgery in &mut all {
@@ -232,6 +233,31 @@ fn servers(me: Party, to: Party) -> Result<Vec<Forgery>> {
         forgery("DHCP offer to all", "dhcp_server", offered((BROADCAST, [255; 4]))?),
         forgery("DHCPv6 advertise", "dhcp_server", ports6(v6, (to.mac, to.v6), (547, 546))?),
         forgery("no IP", "malformed_ip", versionless),
+    ])
+}
+
+/// The name server's port.
+const DNS: u16 = 53;
+
+/// What bridges keep to themselves, and the gateway must not take in past the rules: its answer would go to `other`.
+fn groups(me: Party, to: Party, other: Party, gateway: Party) -> Result<Vec<Forgery>> {
+    let question = |group: u8| -> Result<Vec<u8>> {
+        let name = u8::try_from(FORGED.len())?;
+        let (head, tail) = ([0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, name], [0, 0, 1, 0, 1]);
+        let question = [head.as_slice(), FORGED, tail.as_slice()].concat();
+        let mut frame = Vec::new();
+        let builder = PacketBuilder::ethernet2(me.mac, [0x01, 0x80, 0xc2, 0, 0, group]);
+        let builder = builder.ipv4(other.v4, gateway.v4, 64).udp(UDP_PORT, DNS);
+        builder.write(&mut frame, &question)?;
+        Ok(frame)
+    };
+    let refused = |what, frame| forgery(what, "reserved_group", frame);
+    Ok(vec![
+        refused("DNS question in a BPDU's place", question(0x00)?),
+        refused("DNS question in LACP's place", question(0x02)?),
+        refused("DNS question in 802.1X's place", question(0x03)?),
+        refused("DNS question in LLDP's place", question(0x0e)?),
+        refused("in LLDP's place", udp4(me.mac, me.v4, [0x01, 0x80, 0xc2, 0, 0, 0x0e], to.v4)?),
     ])
 }
 

@@ -30,6 +30,7 @@ const CAUGHT: &[&str] = &[
     "malformed_ip",
     "vlan_unsupported",
     "llc_unsupported",
+    "reserved_group",
     "dhcp_server",
     "router_advertisement",
     "redirect",
