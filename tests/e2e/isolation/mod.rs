@@ -5,10 +5,14 @@ mod apart;
 mod forgeries;
 mod mtu;
 
-use std::net::SocketAddr;
+use std::{fs, net::SocketAddr, process::Stdio};
 
 use anyhow::{Context, Result, ensure};
-use vxmesh::api::{DropRow, Network};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use vxmesh::api::{DropRow, Network, NetworkPools, Status};
 use vxmesh_tests::{
     capture::{Capture, containing},
     lab::{Allowed, DATA_PORT, Lab, Plugged, wait_until},
@@ -173,4 +177,59 @@ fn the_rules_outlive_the_agent_and_a_flush() -> Result<()> {
     ensure!(!after.contains(&third.endpoint.mac.to_string()), "the keys of its port stay: {after}");
     honest(&attacker, &near)?;
     lab.finish(Allowed { drops: &["ip_spoofed"], ..Allowed::default() })
+}
+
+/// An agent that answers nobody for a while.
+struct Frozen(Pid);
+
+impl Frozen {
+    fn agent(lab: &Lab, host: &str) -> Result<Self> {
+        let record = fs::read(lab.dir(host).join("agent.json"))?;
+        let record: serde_json::Value = serde_json::from_slice(&record)?;
+        let pid = Pid::from_raw(i32::try_from(record["pid"].as_i64().context("no pid")?)?);
+        kill(pid, Signal::SIGSTOP)?;
+        Ok(Self(pid))
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // One that is gone needs it no more.
+        let _gone = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+#[test]
+fn the_rules_come_back_while_another_host_is_asked_for_an_address() -> Result<()> {
+    let lab = Lab::up(2)?;
+    let network = lab.network("h1", "blue")?;
+    let _here = lab.sandbox("h1", "blue", "a")?;
+    let rules = inside(&lab, "h1", &network)?;
+    let owner = lab.json::<Status>("h2", &["status"])?.node_id.context("no node")?;
+    let mut theirs = None;
+    wait_until("h2 has addresses", || {
+        let pools: NetworkPools = lab.json("h1", &["ipam", "inspect", "blue"])?;
+        let mut blocks = pools.pools.iter().flat_map(|pool| &pool.blocks);
+        let block = blocks.find(|block| block.owner == owner && block.cidr.addr().is_ipv4());
+        theirs = block.and_then(|block| block.cidr.hosts().nth(2));
+        Ok(theirs.is_some())
+    })?;
+    let connection = format!("name=blue,ip={}", theirs.context("no address")?);
+    let frozen = Frozen::agent(&lab, "h2")?;
+    let run = ["exec", "h1", "--", "vxmesh", "run", "-d", "--network", &connection];
+    let run = [&run[..], &["--", "sleep", "3600"]].concat();
+    let mut asking = lab.command(&run)?.stdout(Stdio::null()).spawn()?;
+    // Once may have been before it began to wait.
+    for _ in 0..2 {
+        sh(&rules, "nft flush ruleset")?;
+        wait_until(
+            "the rules are back",
+            || Ok(sh(&rules, "nft list table bridge vxmesh").is_ok()),
+        )?;
+    }
+    let still = asking.try_wait()?.is_none();
+    drop(frozen);
+    ensure!(asking.wait()?.success(), "it did not get the address");
+    ensure!(still, "the rules came back only after the answer");
+    lab.finish(Allowed { warnings: &["this node was starved", "h2"], ..Allowed::default() })
 }
