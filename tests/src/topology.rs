@@ -343,7 +343,7 @@ fn carry(tap: &dyn Device, others: &[Arc<dyn Device>], seen: &Mutex<Vec<Vec<u8>>
     let mut buffer = vec![0; 1 << 16];
     while tap.wait()? {
         loop {
-            let len = match tap.recv(&mut buffer) {
+            let len = match tap.recv(0, &mut buffer) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 received => received?.len,
             };

@@ -360,24 +360,25 @@ impl Mesh {
         id: NetworkId,
         network: &object::Network,
     ) -> Result<(), ApiError> {
-        let tap = overlay.open_tap(self.config.tap).await?;
         let claims = self.own_claims(id);
         let table = match self.empty_plain_table(id, network) {
             Some(plain) => {
+                let tap = overlay.open_tap(self.config.tap, 1).await?;
                 let own = updates(plain.table(), &Claims::new(), &claims, self.me, |_node| None);
                 let plain = Arc::new(plain.apply(own));
                 let connected = self.plane.plain().connect(Arc::clone(&plain), tap);
-                connected.map(|()| LocalTable::Plain(plain))
+                connected.map_err(|error| failed(error, "see the agent's log"))?;
+                LocalTable::Plain(plain)
             }
             None => {
+                let tap = overlay.open_tap(self.config.tap, self.plane.queues()).await?;
                 let table = self.empty_table(id, network);
                 let own = updates(&table, &Claims::new(), &claims, self.me, |_node| None);
                 let table = Arc::new(table.apply(own));
-                let connected = self.plane.connect(Arc::clone(&table), tap);
-                connected.map(|()| LocalTable::Sealed(table))
+                self.plane.connect(Arc::clone(&table), tap);
+                LocalTable::Sealed(table)
             }
         };
-        let table = table.map_err(|error| failed(error, "see the agent's log"))?;
         lock(&self.locals).insert(id, Local { table, claims, rivals: BTreeSet::new() });
         Ok(())
     }

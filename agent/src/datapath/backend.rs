@@ -38,13 +38,13 @@ impl Backend {
         }
     }
 
-    /// Makes a TAP in the calling thread's network namespace.
+    /// Makes a TAP in the calling thread's network namespace, with up to so many queues.
     ///
     /// # Errors
     /// There is no /dev/net/tun, the name is taken, or the rights are missing; or the kernel does not grant the backend.
-    pub fn open(self, name: &str) -> io::Result<Box<dyn Device>> {
+    pub fn open(self, name: &str, queues: usize) -> io::Result<Box<dyn Device>> {
         let plain = || Tap::open(name).map(|tap| Box::new(tap) as Box<dyn Device>);
-        let offload = || OffloadTap::open(name).map(|tap| Box::new(tap) as Box<dyn Device>);
+        let offload = || OffloadTap::open(name, queues).map(|tap| Box::new(tap) as Box<dyn Device>);
         match self {
             Self::TunTap => plain(),
             Self::Offload => offload(),
@@ -65,7 +65,7 @@ impl Backend {
     pub fn probe(self) -> io::Result<Grants> {
         let probe = move || {
             unshare(CloneFlags::CLONE_NEWNET)?;
-            self.open(PROBE).map(|device| device.grants())
+            self.open(PROBE, 2).map(|device| device.grants())
         };
         let thread = thread::Builder::new().name("probe".into()).spawn(probe)?;
         thread.join().map_err(|_panic| io::Error::other("the probe of the TAP panicked"))?

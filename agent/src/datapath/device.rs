@@ -1,6 +1,9 @@
 //! What the workers need of a TAP, whatever backend drives it.
 
-use std::io::{self, IoSlice};
+use std::{
+    io::{self, IoSlice},
+    os::fd::BorrowedFd,
+};
 
 use vxmesh_proto::datapath::{coalesce::Accepts, vnet};
 
@@ -11,17 +14,23 @@ pub const MAX_SUPER_FRAME: usize = 65_535 + 18;
 
 /// A TAP of one network. Workers share it; no call needs a lock.
 pub trait Device: Send + Sync + std::fmt::Debug {
-    /// Waits for a frame; false once [`stop`](Self::stop) was called.
+    /// How many queues of frames it has. The frames of a flow are all in one.
+    fn queues(&self) -> usize;
+
+    /// What becomes readable when a queue has a frame.
+    fn queue(&self, queue: usize) -> Option<BorrowedFd<'_>>;
+
+    /// Waits for a frame in the first queue; false once [`stop`](Self::stop) was called.
     ///
     /// # Errors
     /// The device is gone.
     fn wait(&self) -> io::Result<bool>;
 
-    /// Takes one frame into `buffer` without waiting.
+    /// Takes one frame of a queue into `buffer` without waiting.
     ///
     /// # Errors
     /// `WouldBlock` when there is none.
-    fn recv(&self, buffer: &mut [u8]) -> io::Result<Received>;
+    fn recv(&self, queue: usize, buffer: &mut [u8]) -> io::Result<Received>;
 
     /// Gives one frame, the parts one after another, to the kernel without waiting. `vnet` says how it is to be cut.
     ///

@@ -15,10 +15,7 @@ use std::{
 };
 
 use arc_swap::Guard;
-use nix::{
-    errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-};
+use nix::poll::{PollFd, PollFlags, poll};
 use vxmesh_proto::{
     addr::{NodeId, Vni},
     datapath::{
@@ -27,9 +24,12 @@ use vxmesh_proto::{
     },
     session::{
         Keypair, Peer, SessionDrop,
-        wire::{DataHeader, FLAG_CONTROL, HEADER_LEN, Kind},
+        wire::{DataHeader, FLAG_AGGREGATE, FLAG_CONTROL, HEADER_LEN, Kind},
     },
-    wire::vxlan,
+    wire::{
+        aggregate::{self, Overlong},
+        vxlan,
+    },
 };
 
 use super::{
@@ -40,6 +40,7 @@ use super::{
     sessions::SessionInput,
     train::want,
     udp::{Batch, UdpIo},
+    waiter::Waiter,
 };
 
 /// Batches taken before the worker looks whether it should stop.
@@ -49,10 +50,20 @@ const BUDGET: usize = 16;
 pub(super) fn run(shared: &Shared, udp: &UdpIo) -> io::Result<()> {
     let mut batch = Batch::default();
     let mut coalescer = Coalescer::default();
-    while wait(shared, udp)? {
+    let mut waiter = Waiter::new();
+    // One datagram at a time is a question or an answer, whose next is worth waiting for.
+    let mut eager = false;
+    while wait(shared, udp, eager, &mut waiter)? {
+        eager = true;
         for _ in 0..BUDGET {
             match udp.recv(&mut batch) {
-                Ok(()) => take_batch(shared, &mut batch, &mut coalescer),
+                Ok(()) => {
+                    eager &= batch.is_single();
+                    if !eager {
+                        shared.bulk.note(Instant::now());
+                    }
+                    take_batch(shared, &mut batch, &mut coalescer);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // The kernel reports an ICMP error of an earlier datagram here; it says nothing about this socket.
                 Err(_icmp) => {}
@@ -63,15 +74,15 @@ pub(super) fn run(shared: &Shared, udp: &UdpIo) -> io::Result<()> {
 }
 
 /// Waits for datagrams; false when the data path stops.
-fn wait(shared: &Shared, udp: &UdpIo) -> io::Result<bool> {
+fn wait(shared: &Shared, udp: &UdpIo, eager: bool, waiter: &mut Waiter) -> io::Result<bool> {
     let mut fds = [
         PollFd::new(udp.as_fd(), PollFlags::POLLIN),
         PollFd::new(shared.stop.as_fd(), PollFlags::POLLIN),
     ];
-    match poll(&mut fds, PollTimeout::NONE) {
-        Ok(_) | Err(Errno::EINTR) => {}
-        Err(errno) => return Err(errno.into()),
-    }
+    waiter.wait(&shared.bulk, eager, |timeout| {
+        let ready = poll(&mut fds, timeout)?;
+        Ok(usize::try_from(ready).unwrap_or_default())
+    })?;
     let [_udp, stop] = &fds;
     Ok(!stop.any().unwrap_or(false))
 }
@@ -189,10 +200,27 @@ impl Taker<'_> {
         if opened.refresh {
             want(self.shared, peer);
         }
-        if is_data {
-            self.packet(peer, arena, payload);
+        match opened.flags {
+            _ if !is_data => {}
+            flags if flags & FLAG_AGGREGATE != 0 => self.packets(peer, arena, payload),
+            _ => self.packet(peer, arena, payload),
         }
         Ok(())
+    }
+
+    /// Takes several packets that were sealed as one.
+    fn packets(&mut self, peer: &Peer, arena: &mut [u8], list: Range<usize>) {
+        let mut at = list.start;
+        loop {
+            match aggregate::packet(arena.get(..list.end).unwrap_or_default(), at) {
+                Ok(Some(packet)) => {
+                    at = packet.end;
+                    self.packet(peer, arena, packet);
+                }
+                Ok(None) => return,
+                Err(Overlong) => return self.lost(peer.id(), DropReason::MalformedAggregate),
+            }
+        }
     }
 
     /// Takes an opened VXLAN packet.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! thread   one per      waits on            owns
-//! out-VNI  network      TAP, stop           a frame buffer, a train of datagrams
+//! out-N    CPU          its queues of the TAPs, a bell   frame buffers, a train of datagrams for each lane
 //! in-N     CPU          data socket, stop   its socket, a batch of datagram buffers
 //! in-sparse agent       the socket of sparse flows, as in-N
 //! session  agent        its queue, timers   the Noise sessions
@@ -22,14 +22,16 @@ mod outbound;
 pub mod plain;
 pub mod port;
 mod sessions;
+mod steering;
 pub mod tap;
 mod train;
 pub mod udp;
+mod waiter;
+mod workers;
 
 use std::{
     collections::HashMap,
     io::{self, IoSlice},
-    iter,
     net::SocketAddr,
     num::NonZero,
     sync::{
@@ -62,18 +64,23 @@ use self::{
     port::{Port, Table},
     sessions::SessionInput,
     udp::UdpIo,
+    waiter::Bulk,
+    workers::Workers,
 };
 
-/// Threads that take datagrams in: one for each CPU, but no more than this, since each has half a megabyte of buffers and
+/// Threads of either direction: one for each CPU, but no more than this, since each has half a megabyte of buffers and
 /// its socket up to [`udp::SOCKET_BUFFER`] in the kernel.
-const MAX_RECEIVERS: usize = 8;
+const MAX_THREADS: usize = 8;
 
 /// What all threads of the data path see.
 struct Shared {
-    /// What sends, and the first that receives.
+    /// The data socket of the first threads, and of all where the port cannot be shared.
     udp: UdpIo,
+    /// Those of the other threads, in either direction.
+    others: Vec<UdpIo>,
     /// The socket of sparse flows, if the kernel tells their datagrams from others.
     sparse: Option<UdpIo>,
+    bulk: Bulk,
     drops: Arc<Drops>,
     offloads: Arc<Offloads>,
     index: Arc<IndexTable>,
@@ -90,11 +97,16 @@ impl Shared {
         }
     }
 
-    /// From where the datagrams of a lane are sent.
-    fn socket(&self, lane: Lane) -> &UdpIo {
+    /// The data socket of a thread with this number.
+    fn socket(&self, number: usize) -> &UdpIo {
+        number.checked_sub(1).and_then(|other| self.others.get(other)).unwrap_or(&self.udp)
+    }
+
+    /// From where a thread sends the datagrams of a lane.
+    fn sender(&self, lane: Lane, number: usize) -> &UdpIo {
         match (lane, &self.sparse) {
             (Lane::Sparse, Some(sparse)) => sparse,
-            (Lane::Sparse, None) | (Lane::Bulk, _) => &self.udp,
+            (Lane::Sparse, None) | (Lane::Bulk, _) => self.socket(number),
         }
     }
 
@@ -161,15 +173,11 @@ pub enum StartError {
 pub struct Dataplane {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    workers: Mutex<HashMap<NetworkId, Worker>>,
+    workers: Workers,
+    /// All networks with a TAP here, also those that another has the number of.
+    ports: Mutex<HashMap<NetworkId, Arc<Port>>>,
     local_addr: SocketAddr,
     plain: plain::Plain,
-}
-
-/// A network's TAP and the thread that reads it.
-struct Worker {
-    port: Arc<Port>,
-    thread: JoinHandle<()>,
 }
 
 impl std::fmt::Debug for Dataplane {
@@ -186,8 +194,8 @@ impl Dataplane {
     pub fn start(port: u16, config: Config) -> Result<Self, StartError> {
         let udp = UdpIo::bind(port).map_err(|source| StartError::Bind { port, source })?;
         let local_addr = udp.local_addr()?;
-        let receivers = thread::available_parallelism().map_or(1, NonZero::get).min(MAX_RECEIVERS);
-        let (others, sparse) = match lanes::share(&udp, receivers) {
+        let count = thread::available_parallelism().map_or(1, NonZero::get).min(MAX_THREADS);
+        let (others, sparse) = match lanes::share(&udp, count) {
             Ok((others, sparse)) => (others, Some(sparse)),
             Err(error) => {
                 info!(%error, "the data port is not shared; one thread receives");
@@ -201,7 +209,9 @@ impl Dataplane {
         let (inputs, queue) = sync_channel(sessions::QUEUE);
         let shared = Arc::new(Shared {
             udp,
+            others,
             sparse,
+            bulk: Bulk::new(),
             drops,
             offloads,
             index: sessions.index_table(),
@@ -210,19 +220,19 @@ impl Dataplane {
             stop: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
                 .map_err(io::Error::from)?,
         });
-        let (threads, workers) = (Vec::new(), Mutex::default());
-        let mut plane = Self { shared, threads, workers, local_addr, plain };
+        let workers = Workers::start(&shared, count)?;
+        let (threads, ports) = (Vec::new(), Mutex::default());
+        let mut plane = Self { shared, threads, workers, ports, local_addr, plain };
         let shared = Arc::clone(&plane.shared);
         plane.threads.push(
             Builder::new()
                 .name("session".into())
                 .spawn(move || sessions::run(sessions, &queue, &shared))?,
         );
-        let sockets = iter::once(None).chain(others.into_iter().map(Some)).enumerate();
-        for (number, socket) in sockets {
+        for number in 0..=plane.shared.others.len() {
             let shared = Arc::clone(&plane.shared);
             plane.receive(format!("in-{number}"), move || {
-                inbound::run(&shared, socket.as_ref().unwrap_or(&shared.udp))
+                inbound::run(&shared, shared.socket(number))
             })?;
         }
         if plane.shared.sparse.is_some() {
@@ -306,49 +316,45 @@ impl Dataplane {
         }
     }
 
-    /// Connects a network's TAP and starts its worker. The device is given up again if no thread can be had.
-    ///
-    /// # Errors
-    /// The system gives no thread.
-    pub fn connect(&self, table: Arc<Table>, device: Box<dyn Device>) -> io::Result<()> {
+    /// How many queues a TAP is of use with.
+    #[must_use]
+    pub const fn queues(&self) -> usize {
+        self.workers.count()
+    }
+
+    /// Connects a network's TAP and has its frames carried.
+    pub fn connect(&self, table: Arc<Table>, device: Box<dyn Device>) {
         let port = Arc::new(Port::new(table, device));
-        let vni = port.vni();
-        let worker = outbound::Outbound::new(Arc::clone(&self.shared), Arc::clone(&port));
-        let thread = Builder::new().name(format!("out-{vni}")).spawn(move || {
-            if let Err(error) = worker.run() {
-                error!(%vni, %error, "the network's TAP failed; restart the agent");
-            }
-        })?;
-        self.edit_ports(|ports| ports.insert(vni, Arc::clone(&port)));
-        self.workers().insert(port.id(), Worker { port, thread });
-        Ok(())
+        self.workers.connect(&port);
+        self.edit_ports(|ports| ports.insert(port.vni(), Arc::clone(&port)));
+        self.ports().insert(port.id(), port);
     }
 
     /// Gives the workers of a network a new snapshot; without its TAP there is none to give it to.
     pub fn publish(&self, table: Arc<Table>) {
-        if let Some(worker) = self.workers().get(&table.spec().id) {
-            worker.port.publish(table);
+        if let Some(port) = self.ports().get(&table.spec().id) {
+            port.publish(table);
         }
     }
 
     /// Says which networks get the frames that come with their number: of those that claim one number the active one.
     pub fn serve(&self, is_active: impl Fn(NetworkId) -> bool) {
-        let workers = self.workers();
-        let served = || workers.values().filter(|worker| is_active(worker.port.id()));
+        let all = self.ports();
+        let served = || all.values().filter(|port| is_active(port.id()));
         let ports = self.shared.ports.load();
         let same = |port: &Arc<Port>| ports.get(&port.vni()).is_some_and(|is| is.id() == port.id());
-        if ports.len() != served().count() || !served().all(|worker| same(&worker.port)) {
-            let served = served().map(|worker| (worker.port.vni(), Arc::clone(&worker.port)));
+        if ports.len() != served().count() || !served().all(same) {
+            let served = served().map(|port| (port.vni(), Arc::clone(port)));
             self.shared.ports.store(Arc::new(served.collect()));
         }
     }
 
-    /// Stops a network's worker and gives its TAP up.
+    /// Gives a network's TAP up.
     pub fn disconnect(&self, network: NetworkId) {
-        let Some(Worker { port, thread }) = self.workers().remove(&network) else { return };
-        self.edit_ports(|ports| ports.retain(|_vni, other| other.id() != network));
-        port.device().stop();
-        join(thread);
+        if self.ports().remove(&network).is_some() {
+            self.edit_ports(|ports| ports.retain(|_vni, other| other.id() != network));
+            self.workers.disconnect(network);
+        }
     }
 
     fn edit_ports<R>(&self, edit: impl Fn(&mut HashMap<Vni, Arc<Port>>) -> R) {
@@ -359,14 +365,14 @@ impl Dataplane {
         });
     }
 
-    fn workers(&self) -> std::sync::MutexGuard<'_, HashMap<NetworkId, Worker>> {
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ports(&self) -> std::sync::MutexGuard<'_, HashMap<NetworkId, Arc<Port>>> {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Dataplane {
     fn drop(&mut self) {
-        let networks: Vec<NetworkId> = self.workers().keys().copied().collect();
+        let networks: Vec<NetworkId> = self.ports().keys().copied().collect();
         for network in networks {
             self.disconnect(network);
         }

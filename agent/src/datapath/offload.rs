@@ -7,7 +7,7 @@
 use std::{
     fs::File,
     io::{self, IoSlice, IoSliceMut},
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     os::unix::fs::OpenOptionsExt,
 };
 
@@ -18,6 +18,7 @@ use nix::{
         uio::{readv, writev},
     },
 };
+use tracing::debug;
 use vxmesh_proto::datapath::{
     coalesce::{Accepts, PARTS},
     vnet,
@@ -26,6 +27,7 @@ use vxmesh_proto::datapath::{
 use super::{
     backend::{Backend, Grants},
     device::{Device, Received},
+    steering,
     tap::wait,
 };
 
@@ -42,39 +44,74 @@ const UDP: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 /// A TAP with a virtio header.
 #[derive(Debug)]
 pub struct OffloadTap {
-    file: File,
+    /// One for each queue.
+    files: Vec<File>,
     stop: EventFd,
     udp: bool,
 }
 
 impl OffloadTap {
-    /// Makes the interface in the calling thread's network namespace.
+    /// Makes the interface in the calling thread's network namespace, with up to so many queues.
     ///
     /// # Errors
     /// The kernel grants no offloads, there is no /dev/net/tun, the name is taken, or the rights are missing.
-    pub fn open(name: &str) -> io::Result<Self> {
-        let file =
-            File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(CONTROL)?;
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
-        ioctl::set_iff(&file, name, flags)?;
-        ioctl::set_vnet_header(&file, vnet::LEN)?;
-        let udp = ioctl::set_offload(&file, TCP | UDP).is_ok();
+    pub fn open(name: &str, queues: usize) -> io::Result<Self> {
+        let steering = if queues > 1 { steering::program() } else { Ok(None) };
+        let steering = steering.unwrap_or_else(|error| {
+            debug!(%error, "a TAP has one queue: the kernel takes no program that keeps flows in order");
+            None
+        });
+        let queues = if steering.is_some() { queues } else { 1 };
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        let flags = if queues > 1 { flags | libc::IFF_MULTI_QUEUE } else { flags };
+        let first = attach(name, flags | libc::IFF_TUN_EXCL)?;
+        if let Some(program) = &steering {
+            ioctl::set_steering(&first, program.as_fd())?;
+        }
+        let udp = ioctl::set_offload(&first, TCP | UDP).is_ok();
         if !udp {
-            ioctl::set_offload(&file, TCP)?;
+            ioctl::set_offload(&first, TCP)?;
+        }
+        let mut files = vec![first];
+        for _ in 1..queues {
+            files.push(attach(name, flags)?);
         }
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { file, stop, udp })
+        Ok(Self { files, stop, udp })
+    }
+
+    /// All queues take what is written; there is one at least.
+    fn first(&self) -> io::Result<&File> {
+        self.files.first().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 
+/// One queue of the interface.
+fn attach(name: &str, flags: libc::c_int) -> io::Result<File> {
+    let file =
+        File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(CONTROL)?;
+    ioctl::set_iff(&file, name, flags)?;
+    ioctl::set_vnet_header(&file, vnet::LEN)?;
+    Ok(file)
+}
+
 impl Device for OffloadTap {
-    fn wait(&self) -> io::Result<bool> {
-        wait(self.file.as_fd(), &self.stop)
+    fn queues(&self) -> usize {
+        self.files.len()
     }
 
-    fn recv(&self, buffer: &mut [u8]) -> io::Result<Received> {
+    fn queue(&self, queue: usize) -> Option<BorrowedFd<'_>> {
+        self.files.get(queue).map(File::as_fd)
+    }
+
+    fn wait(&self) -> io::Result<bool> {
+        wait(self.first()?.as_fd(), &self.stop)
+    }
+
+    fn recv(&self, queue: usize, buffer: &mut [u8]) -> io::Result<Received> {
         let mut vnet = vnet::PLAIN;
-        let read = readv(&self.file, &mut [IoSliceMut::new(&mut vnet), IoSliceMut::new(buffer)])?;
+        let file = self.files.get(queue).ok_or(io::ErrorKind::NotFound)?;
+        let read = readv(file, &mut [IoSliceMut::new(&mut vnet), IoSliceMut::new(buffer)])?;
         let len = read.checked_sub(vnet::LEN).ok_or(io::ErrorKind::UnexpectedEof)?;
         Ok(Received { vnet, len })
     }
@@ -85,7 +122,7 @@ impl Device for OffloadTap {
         for (to, from) in all.iter_mut().zip([IoSlice::new(vnet)].iter().chain(parts)) {
             *to = *from;
         }
-        writev(&self.file, all)?;
+        writev(self.first()?, all)?;
         Ok(())
     }
 
@@ -95,7 +132,9 @@ impl Device for OffloadTap {
 
     fn grants(&self) -> Grants {
         let udp: &[&str] = if self.udp { &["uso4", "uso6"] } else { &[] };
-        let offloads = ["csum", "tso4", "tso6", "tso_ecn"].iter().chain(udp).copied().collect();
+        let queues: &[&str] = if self.files.len() > 1 { &["multi_queue"] } else { &[] };
+        let tcp = ["csum", "tso4", "tso6", "tso_ecn"].iter();
+        let offloads = tcp.chain(udp).chain(queues).copied().collect();
         Grants { backend: Backend::Offload, offloads }
     }
 
@@ -108,7 +147,7 @@ impl Device for OffloadTap {
 
 /// The calls of linux/if_tun.h.
 mod ioctl {
-    use super::{AsRawFd, File, io, libc};
+    use super::{AsRawFd, BorrowedFd, File, io, libc};
 
     /// Makes the interface.
     #[expect(unsafe_code, reason = "ioctl(2) takes a pointer")]
@@ -147,6 +186,16 @@ mod ioctl {
         let offloads = libc::c_ulong::from(offloads);
         // SAFETY: TUNSETOFFLOAD takes a number, no pointer.
         let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, offloads) };
+        check(done)
+    }
+
+    /// Has a program choose the queue of each frame.
+    #[expect(unsafe_code, reason = "ioctl(2) takes a pointer")]
+    pub(super) fn set_steering(file: &File, program: BorrowedFd<'_>) -> io::Result<()> {
+        let program = program.as_raw_fd();
+        let code = libc::_IOR::<libc::c_int>(u32::from(b'T'), 224);
+        // SAFETY: TUNSETSTEERINGEBPF reads one `int`, to which the pointer is.
+        let done = unsafe { libc::ioctl(file.as_raw_fd(), code, &raw const program) };
         check(done)
     }
 

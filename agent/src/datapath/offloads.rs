@@ -2,13 +2,20 @@
 //! the traffic goes on without.
 
 use std::{
+    collections::HashSet,
     io,
     net::SocketAddr,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use tracing::info;
 use vxmesh_proto::datapath::{GsoKind, coalesce::Accepts};
+
+/// Destinations that are remembered; who comes when there are more is told once more.
+const DESTINATIONS: usize = 1024;
 
 /// What happened to the offloads.
 #[derive(Debug, Default)]
@@ -16,6 +23,8 @@ pub(super) struct Offloads {
     tcp4: AtomicBool,
     tcp6: AtomicBool,
     udp: AtomicBool,
+    /// Where datagrams go that are not cut on the way.
+    singly: Mutex<HashSet<SocketAddr>>,
     refused: AtomicU64,
 }
 
@@ -42,8 +51,15 @@ impl Offloads {
         }
     }
 
-    /// The interface to a destination refused datagrams that it was to cut, and took them one by one.
+    /// The interface to a destination refused datagrams that it was to cut, and took them one by one. Each thread finds out by itself.
     pub(super) fn refuse_segments(&self, to: SocketAddr, error: &io::Error) {
+        let mut singly = self.singly.lock().unwrap_or_else(PoisonError::into_inner);
+        if singly.len() >= DESTINATIONS {
+            singly.clear();
+        }
+        if !singly.insert(to) {
+            return;
+        }
         self.refused.fetch_add(1, Ordering::Relaxed);
         info!(%to, %error, "the underlay's interface does not cut datagrams; they are sent singly");
     }

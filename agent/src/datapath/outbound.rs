@@ -1,10 +1,15 @@
-//! The worker that carries frames of one network out: TAP -> `outbound` -> cut, seal -> UDP.
+//! A worker that carries frames out: TAPs -> `outbound` -> cut, seal -> UDP.
 //!
-//! One OS thread per TAP queue. It takes what the TAP has; frames of sparse flows leave at once, those of bulk flows in turn,
-//! and between two of them it looks for new ones. When nothing is left it waits.
+//! It takes what its queues of the TAPs have; frames of sparse flows leave at once, those of bulk flows in turn, one network after the
+//! other, and between two turns it looks for new ones. When nothing is left it waits.
 
-use std::{collections::VecDeque, io, sync::Arc, time::Instant};
+use std::{collections::VecDeque, io, mem, sync::Arc, time::Instant};
 
+use nix::{
+    poll::PollTimeout,
+    sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
+};
+use tracing::error;
 use vxmesh_proto::datapath::{Lane, Lanes, Scratch, SuperFrame, Verdict, outbound, vnet::Offload};
 
 use super::{
@@ -12,165 +17,280 @@ use super::{
     device::{MAX_SUPER_FRAME, Received},
     port::Port,
     train::Train,
+    waiter::{Waiter, checked},
+    workers::{Inbox, Order},
 };
 
-/// Frames taken from the TAP before the worker looks whether it should stop.
-const BUDGET: usize = 4096;
-/// Frames of bulk flows that wait here, up to half a megabyte. More stay in the TAP's queue, and sparse ones behind them.
+/// TAPs with frames that are told at once; others are in turn the next time.
+const READY: usize = 64;
+/// Frames taken from one TAP before the others have their turn.
+const BUDGET: usize = 64;
+/// Frames of bulk flows of one network that wait here, up to half a megabyte. More stay in the TAP's queue, and sparse ones behind them.
 const HELD: usize = 8;
-/// Bytes of bulk that are sealed before the TAP is looked at again.
+/// Bytes of one network's bulk that are sealed in one turn.
 const TURN: usize = 64 * 1024;
+/// Buffers of frames that are kept though nothing is in them.
+const SPARE: usize = HELD + 1;
+/// What the bell is called among the seats.
+const BELL: u64 = u64::MAX;
 
 /// The state of one worker.
 pub(super) struct Outbound {
     shared: Arc<Shared>,
-    port: Arc<Port>,
-    lanes: Lanes,
-    /// A place for each frame that waits, and one for that which comes.
-    places: Vec<u8>,
-    /// Those without a frame; the last one used is taken first, so that memory is not touched without need.
-    free: Vec<usize>,
-    held: VecDeque<(usize, Received)>,
-    scratch: Scratch,
-    sparse: Train,
-    bulk: Train,
-    /// The last wake-up brought one frame: what comes next is probably alone, too, and leaves before another is looked for.
+    inbox: Inbox,
+    poll: Epoll,
+    /// The networks at their numbers. A place that was given up is taken again.
+    seats: Vec<Option<Seat>>,
+    /// Those with frames that wait, in the order in which they are served.
+    turns: VecDeque<usize>,
+    /// The last one used is taken first, so that memory is not touched without need.
+    spare: Vec<Place>,
+    way: Way,
+    waiter: Waiter,
+    /// The last frame came alone and was sparse: the next is probably alone, too, and leaves before another is looked for.
     lonely: bool,
 }
 
+/// Room for one frame.
+type Place = Box<[u8]>;
+
+/// A queue of a network's TAP.
+struct Seat {
+    port: Arc<Port>,
+    queue: usize,
+    held: VecDeque<(Place, Received)>,
+}
+
+/// What a frame meets on its way out.
+struct Way {
+    lanes: Lanes,
+    scratch: Scratch,
+    sparse: Train,
+    bulk: Train,
+}
+
 impl Outbound {
-    pub(super) fn new(shared: Arc<Shared>, port: Arc<Port>) -> Self {
-        Self {
+    pub(super) fn new(shared: Arc<Shared>, number: usize, inbox: Inbox) -> io::Result<Self> {
+        let poll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        poll.add(&inbox.bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
+        Ok(Self {
             shared,
-            port,
-            lanes: Lanes::new(rand::random()),
-            places: vec![0; (HELD + 1) * MAX_SUPER_FRAME],
-            free: (0..=HELD).rev().collect(),
-            held: VecDeque::with_capacity(HELD),
-            scratch: Scratch::new(),
-            sparse: Train::new(Lane::Sparse),
-            bulk: Train::new(Lane::Bulk),
+            inbox,
+            poll,
+            seats: Vec::new(),
+            turns: VecDeque::new(),
+            spare: Vec::with_capacity(SPARE),
+            way: Way {
+                lanes: Lanes::new(rand::random()),
+                scratch: Scratch::new(),
+                sparse: Train::new(Lane::Sparse, number),
+                bulk: Train::new(Lane::Bulk, number),
+            },
+            waiter: Waiter::new(),
             lonely: true,
-        }
+        })
     }
 
-    /// Runs until the device is stopped or fails for good.
+    /// Runs until it is told to stop.
     pub(super) fn run(mut self) -> io::Result<()> {
-        while self.port.device().wait()? {
-            let worked = self.work();
-            self.bulk.flush(&self.shared);
-            worked?;
-        }
-        Ok(())
-    }
-
-    /// Carries out what is there.
-    fn work(&mut self) -> io::Result<()> {
-        let mut budget = BUDGET;
+        let mut events = [EpollEvent::empty(); READY];
         loop {
-            let taken = self.take(&mut budget);
-            self.sparse.flush(&self.shared);
-            taken?;
-            if self.held.is_empty() {
+            let ready = self.wait(&mut events)?;
+            let alone = self.lonely && ready == 1 && self.turns.is_empty();
+            let (mut taken, mut rung) = (0, false);
+            for event in events.iter().take(ready) {
+                match usize::try_from(event.data()) {
+                    Ok(seat) if event.data() != BELL => taken += self.take(seat, alone),
+                    _ => rung = true,
+                }
+            }
+            if taken > 0 {
+                self.lonely = taken == 1 && self.turns.is_empty();
+            }
+            self.way.sparse.flush(&self.shared);
+            match self.turns.pop_front() {
+                Some(seat) => self.turn(seat),
+                None => self.way.bulk.flush(&self.shared),
+            }
+            if rung && !self.obey()? {
                 return Ok(());
             }
-            self.turn();
         }
     }
 
-    /// Takes frames from the TAP while there are some and there is room.
-    fn take(&mut self, budget: &mut usize) -> io::Result<()> {
+    /// Waits for frames; looks only whether there are some while others wait to leave.
+    fn wait(&mut self, events: &mut [EpollEvent]) -> io::Result<usize> {
+        let poll = &self.poll;
+        let mut ready = |timeout: PollTimeout| poll.wait(events, timeout);
+        if self.turns.is_empty() && self.way.bulk.is_empty() {
+            self.waiter.wait(&self.shared.bulk, self.lonely, ready)
+        } else {
+            checked(ready(PollTimeout::ZERO))
+        }
+    }
+
+    /// Takes frames of one TAP while there are some and there is room, and gives how many there were.
+    fn take(&mut self, number: usize, alone: bool) -> usize {
+        let Some(Some(seat)) = self.seats.get_mut(number) else { return 0 };
+        let waited = !seat.held.is_empty();
         let mut frames = 0;
-        while self.held.len() < HELD && *budget > 0 {
-            let Some(place) = self.free.pop() else { return Ok(()) };
-            match self.port.device().recv(place_of(&mut self.places, place)) {
+        while frames < BUDGET && seat.held.len() < HELD {
+            let mut place =
+                self.spare.pop().unwrap_or_else(|| vec![0; MAX_SUPER_FRAME].into_boxed_slice());
+            match seat.port.device().recv(seat.queue, &mut place) {
                 Ok(received) => {
                     frames += 1;
-                    *budget -= 1;
-                    self.sort(place, received, frames);
+                    let kept = self.way.sort(&self.shared, seat, place, received);
+                    self.spare.extend(kept);
+                    if alone && frames == 1 {
+                        self.way.sparse.flush(&self.shared);
+                    }
                 }
                 Err(error) => {
-                    self.free.push(place);
+                    self.spare.push(place);
                     match error.kind() {
-                        io::ErrorKind::WouldBlock => {
-                            self.lonely = frames <= 1;
-                            return Ok(());
-                        }
+                        io::ErrorKind::WouldBlock => break,
                         io::ErrorKind::Interrupted => {}
-                        _ => return Err(error),
+                        _ => {
+                            let vni = seat.port.vni();
+                            error!(%vni, %error, "the network's TAP failed; restart the agent");
+                            self.leave(number);
+                            return frames;
+                        }
                     }
                 }
             }
         }
-        self.lonely = false;
-        Ok(())
-    }
-
-    /// Sends a frame of a sparse flow, and keeps one of a bulk flow for its turn.
-    fn sort(&mut self, place: usize, received: Received, frames: usize) {
-        let now = Instant::now();
-        let bytes = place_of(&mut self.places, place).get(..received.len).unwrap_or_default();
-        match self.lanes.of(bytes, now) {
-            Lane::Bulk => self.held.push_back((place, received)),
-            Lane::Sparse => {
-                self.frame(place, received, Lane::Sparse, now);
-                self.free.push(place);
-                if self.lonely && frames == 1 {
-                    self.sparse.flush(&self.shared);
-                }
-            }
+        if !waited && !seat.held.is_empty() {
+            self.turns.push_back(number);
         }
+        frames
     }
 
-    /// Seals the next frames of bulk flows.
-    fn turn(&mut self) {
+    /// Seals the next frames of a network's bulk flows.
+    fn turn(&mut self, number: usize) {
+        let Some(Some(seat)) = self.seats.get_mut(number) else { return };
+        self.shared.bulk.note(Instant::now());
         let mut sealed = 0;
         while sealed < TURN
-            && let Some((place, received)) = self.held.pop_front()
+            && let Some((mut place, received)) = seat.held.pop_front()
         {
-            self.frame(place, received, Lane::Bulk, Instant::now());
-            self.free.push(place);
+            self.way.frame(&self.shared, &seat.port, &mut place, received, Lane::Bulk);
             sealed += received.len;
+            if self.spare.len() < SPARE {
+                self.spare.push(place);
+            }
+        }
+        if !seat.held.is_empty() {
+            self.turns.push_back(number);
         }
     }
 
-    fn frame(&mut self, place: usize, Received { vnet, len }: Received, lane: Lane, now: Instant) {
-        let table = self.port.table();
-        let train = match lane {
-            Lane::Sparse => &mut self.sparse,
-            Lane::Bulk => &mut self.bulk,
-        };
-        let bytes = place_of(&mut self.places, place).get_mut(..len).unwrap_or_default();
-        let offload = match Offload::parse(&vnet, bytes) {
-            Ok(offload) => offload,
-            Err(reason) => return self.port.dropped(&self.shared.drops, reason, None),
-        };
-        let mut frame = SuperFrame { bytes, gso: offload.gso, checksum: offload.checksum };
-        match outbound(&table, &mut frame, &mut self.scratch, now) {
-            Verdict::Forward(peer) => {
-                train.carry(&self.shared, &self.port, [peer], &frame, now);
-            }
-            Verdict::Flood(members) => {
-                let peers = members.iter().map(|(_node, peer)| peer);
-                train.carry(&self.shared, &self.port, peers, &frame, now);
-            }
-            Verdict::Hairpin => {
-                // What is not taken is counted.
-                let _taken = self.shared.deliver(&self.port, self.scratch.reply());
-            }
-            // `outbound` delivers nothing: what is local stays on the bridge.
-            Verdict::Deliver => {}
-            Verdict::Drop(reason) => {
-                self.port.dropped(&self.shared.drops, reason, None);
-                if !self.scratch.reply().is_empty() {
-                    let _taken = self.shared.deliver(&self.port, self.scratch.reply());
+    /// Does as it is told; false if that is to end.
+    fn obey(&mut self) -> io::Result<bool> {
+        self.inbox.bell.read()?;
+        while let Ok(order) = self.inbox.orders.try_recv() {
+            match order {
+                Order::Connect(port, queue) => self.join(port, queue),
+                Order::Disconnect(network, _given_up) => {
+                    for number in 0..self.seats.len() {
+                        let seat = self.seats.get(number).and_then(Option::as_ref);
+                        if seat.is_some_and(|seat| seat.port.id() == network) {
+                            self.leave(number);
+                        }
+                    }
                 }
+                Order::Stop => return Ok(false),
             }
+        }
+        Ok(true)
+    }
+
+    fn join(&mut self, port: Arc<Port>, queue: usize) {
+        let number = self.seats.iter().position(Option::is_none).unwrap_or(self.seats.len());
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, u64::try_from(number).unwrap_or(BELL));
+        let joined = port.device().queue(queue).map(|queue| self.poll.add(queue, event));
+        if let Some(Err(error)) = joined {
+            let vni = port.vni();
+            error!(%vni, %error, "the network's TAP cannot be watched; restart the agent");
+        }
+        let seat = Some(Seat { port, queue, held: VecDeque::with_capacity(HELD) });
+        match self.seats.get_mut(number) {
+            Some(free) => *free = seat,
+            None => self.seats.push(seat),
+        }
+    }
+
+    fn leave(&mut self, number: usize) {
+        let Some(Some(seat)) = self.seats.get_mut(number).map(mem::take) else { return };
+        self.turns.retain(|other| *other != number);
+        if let Some(Err(error)) =
+            seat.port.device().queue(seat.queue).map(|fd| self.poll.delete(fd))
+        {
+            error!(vni = %seat.port.vni(), %error, "a TAP is still watched");
         }
     }
 }
 
-fn place_of(places: &mut [u8], place: usize) -> &mut [u8] {
-    let begin = place * MAX_SUPER_FRAME;
-    places.get_mut(begin..begin + MAX_SUPER_FRAME).unwrap_or_default()
+impl Way {
+    /// Sends a frame of a sparse flow, and keeps one of a bulk flow for its turn. Gives the room back if it is free again.
+    fn sort(
+        &mut self,
+        shared: &Shared,
+        seat: &mut Seat,
+        mut place: Place,
+        received: Received,
+    ) -> Option<Place> {
+        let bytes = place.get(..received.len).unwrap_or_default();
+        match self.lanes.of(seat.port.vni(), bytes, Instant::now()) {
+            Lane::Bulk => {
+                seat.held.push_back((place, received));
+                None
+            }
+            Lane::Sparse => {
+                self.frame(shared, &seat.port, &mut place, received, Lane::Sparse);
+                Some(place)
+            }
+        }
+    }
+
+    fn frame(
+        &mut self,
+        shared: &Shared,
+        port: &Port,
+        place: &mut [u8],
+        Received { vnet, len }: Received,
+        lane: Lane,
+    ) {
+        let (table, now) = (port.table(), Instant::now());
+        let train = match lane {
+            Lane::Sparse => &mut self.sparse,
+            Lane::Bulk => &mut self.bulk,
+        };
+        let bytes = place.get_mut(..len).unwrap_or_default();
+        let offload = match Offload::parse(&vnet, bytes) {
+            Ok(offload) => offload,
+            Err(reason) => return port.dropped(&shared.drops, reason, None),
+        };
+        let mut frame = SuperFrame { bytes, gso: offload.gso, checksum: offload.checksum };
+        match outbound(&table, &mut frame, &mut self.scratch, now) {
+            Verdict::Forward(peer) => train.carry(shared, port, [peer], &frame, now),
+            Verdict::Flood(members) => {
+                let peers = members.iter().map(|(_node, peer)| peer);
+                train.carry(shared, port, peers, &frame, now);
+            }
+            Verdict::Hairpin => {
+                // What is not taken is counted.
+                let _taken = shared.deliver(port, self.scratch.reply());
+            }
+            // `outbound` delivers nothing: what is local stays on the bridge.
+            Verdict::Deliver => {}
+            Verdict::Drop(reason) => {
+                port.dropped(&shared.drops, reason, None);
+                if !self.scratch.reply().is_empty() {
+                    let _taken = shared.deliver(port, self.scratch.reply());
+                }
+            }
+        }
+    }
 }

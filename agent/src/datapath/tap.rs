@@ -53,11 +53,19 @@ impl Tap {
 }
 
 impl Device for Tap {
+    fn queues(&self) -> usize {
+        1
+    }
+
+    fn queue(&self, queue: usize) -> Option<BorrowedFd<'_>> {
+        (queue == 0).then(|| self.fd())
+    }
+
     fn wait(&self) -> io::Result<bool> {
         wait(self.fd(), &self.stop)
     }
 
-    fn recv(&self, buffer: &mut [u8]) -> io::Result<Received> {
+    fn recv(&self, _only: usize, buffer: &mut [u8]) -> io::Result<Received> {
         Ok(Received { vnet: vnet::PLAIN, len: self.iface.recv(buffer)? })
     }
 

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! | header 16 | VXLAN 8 | frame | tag 16 | header 16 | VXLAN 8 | frame | tag 16 | ...     UDP_SEGMENT = length of the first
+//! | header 16 | list of small packets: VXLAN 8, frame   | tag 16 | ...
 //! ```
 //!
-//! All have the same length but the last, which may be shorter. Each frame is cut to where it is sealed and sealed there. A
-//! train leaves when the next frame does not fit, and whenever the worker has nothing more to read: nothing waits.
+//! All have the same length but the last, which may be shorter. Each frame is cut to where it is sealed and sealed there. Small
+//! frames that follow one another share a datagram, whatever their networks and lengths. A train leaves when the next frame does
+//! not fit, and whenever the worker has nothing more to read: nothing waits.
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
@@ -14,10 +16,13 @@ use vxmesh_proto::{
     addr::Vni,
     datapath::{Lane, Segments, SuperFrame},
     session::{
-        Peer, SessionDrop,
-        wire::{FLAG_SPARSE, HEADER_LEN, SEAL_OVERHEAD, TAG_LEN},
+        Keypair, Peer, SessionDrop,
+        wire::{FLAG_AGGREGATE, FLAG_SPARSE, HEADER_LEN, SEAL_OVERHEAD, TAG_LEN},
     },
-    wire::vxlan,
+    wire::{
+        aggregate::{List, PACKET_LEN, PAYLOAD_LEN},
+        vxlan,
+    },
 };
 
 use super::{Shared, drops::DropKey, port::Port, sessions::SessionInput};
@@ -26,14 +31,16 @@ use super::{Shared, drops::DropKey, port::Port, sessions::SessionInput};
 const ROOM: usize = 65_507;
 /// Datagrams that the kernel cuts from one (`UDP_MAX_SEGMENTS`; 128 in newer ones).
 const MAX_DATAGRAMS: usize = 64;
-/// Where the frame is in a datagram.
-const FRAME_AT: usize = HEADER_LEN + vxlan::HEADER_LEN;
+/// The longest datagram that small packets share.
+const SHARED_LEN: usize = PAYLOAD_LEN + SEAL_OVERHEAD;
 /// Destinations that do without segmentation. One that comes when this is full tries again what did not work.
 const PLAIN_DESTINATIONS: usize = 1024;
 
 /// Sealed datagrams that are about to leave.
 pub(super) struct Train {
     lane: Lane,
+    /// Which of the data sockets it leaves from.
+    socket: usize,
     buffer: Vec<u8>,
     used: usize,
     count: usize,
@@ -41,6 +48,8 @@ pub(super) struct Train {
     stride: usize,
     /// The last is shorter: nothing can follow.
     ended: bool,
+    /// Behind them one that is not sealed yet: small packets, and the key that they will be sealed with.
+    open: Option<(Arc<Keypair>, List)>,
     to: Option<(Arc<Peer>, SocketAddr)>,
     began: Instant,
     /// Where the interface cannot cut datagrams.
@@ -48,14 +57,16 @@ pub(super) struct Train {
 }
 
 impl Train {
-    pub(super) fn new(lane: Lane) -> Self {
+    pub(super) fn new(lane: Lane, socket: usize) -> Self {
         Self {
             lane,
+            socket,
             buffer: vec![0; ROOM],
             used: 0,
             count: 0,
             stride: 0,
             ended: false,
+            open: None,
             to: None,
             began: Instant::now(),
             plain: Vec::new(),
@@ -91,8 +102,7 @@ impl Train {
         now: Instant,
     ) {
         if let Err((reason, lost)) = self.try_push(shared, peer, vni, segments, now) {
-            let key = DropKey { reason: reason.as_str(), network: None, peer: Some(peer.id()) };
-            shared.drops.add(key, u64::try_from(lost).unwrap_or(u64::MAX));
+            not_sealed(shared, peer, reason, lost);
         }
     }
 
@@ -105,28 +115,34 @@ impl Train {
         now: Instant,
     ) -> Result<(), (SessionDrop, usize)> {
         let count = segments.count();
+        let is_small = count == 1 && vxlan::HEADER_LEN + segments.frame_len(0) <= PACKET_LEN;
+        if is_small && self.share(peer, vni, segments) {
+            return Ok(());
+        }
+        self.close(shared, is_small && self.is_to(peer));
         let all = |reason| (reason, count);
         let Some(keypair) = peer.sender(now) else {
             return stage(shared, peer, vni, segments);
         };
         let addr = peer.addr().ok_or_else(|| all(SessionDrop::NoSession))?;
+        if is_small {
+            self.make_room(shared, (peer, addr), None, now);
+            self.open = Some((keypair, List::default()));
+            let fits = self.share(peer, vni, segments);
+            return fits.then_some(()).ok_or_else(|| all(SessionDrop::BadLength));
+        }
         let counters = u32::try_from(count).map_err(|_too_many| all(SessionDrop::BadLength))?;
-        let flags = match self.lane {
-            Lane::Sparse => FLAG_SPARSE,
-            Lane::Bulk => 0,
-        };
         let mut batch = keypair.reserve(counters).map_err(all)?;
         for index in 0..count {
             let len = vxlan::HEADER_LEN + segments.frame_len(index) + SEAL_OVERHEAD;
             let lost = |reason| (reason, count - index);
-            self.make_room(shared, (peer, addr), len, now);
+            self.make_room(shared, (peer, addr), Some(len), now);
             let room = self.buffer.get_mut(self.used..self.used + len);
             let room = room.ok_or_else(|| lost(SessionDrop::BadLength))?;
-            put_packet(room, vni, segments, index);
-            batch.seal(flags, room).map_err(lost)?;
-            self.used += len;
-            self.count += 1;
-            self.ended = len < self.stride;
+            let end = len - TAG_LEN;
+            put_packet(room.get_mut(HEADER_LEN..end).unwrap_or_default(), vni, segments, index);
+            batch.seal(flags(self.lane), room).map_err(lost)?;
+            self.sealed(len);
         }
         if keypair.wants_rekey(now) {
             want(shared, peer);
@@ -134,34 +150,84 @@ impl Train {
         Ok(())
     }
 
-    /// Sends what is there if a datagram of `len` bytes cannot follow it.
+    /// Adds a small packet to those that are not sealed yet. False if there are none for its peer, or no room.
+    fn share(&mut self, peer: &Arc<Peer>, vni: Vni, segments: &Segments<'_>) -> bool {
+        let is_to = self.is_to(peer);
+        let Some((_, list)) = self.open.as_mut().filter(|_| is_to) else { return false };
+        let begin = self.used + HEADER_LEN;
+        let room = self.buffer.get_mut(begin..begin + PAYLOAD_LEN).unwrap_or_default();
+        let place = list.add(room, vxlan::HEADER_LEN + segments.frame_len(0));
+        place.map(|packet| put_packet(packet, vni, segments, 0)).is_some()
+    }
+
+    /// Seals the packets that share a datagram. Where more of them follow (`is_full`) it gets the length of the next ones.
+    fn close(&mut self, shared: &Shared, is_full: bool) {
+        let Some((keypair, mut list)) = self.open.take() else { return };
+        let shares = list.packets() > 1;
+        if is_full && shares && (self.count == 0 || self.stride == SHARED_LEN) {
+            let begin = self.used + HEADER_LEN;
+            list.fill(self.buffer.get_mut(begin..begin + PAYLOAD_LEN).unwrap_or_default());
+        }
+        let len = list.len() + SEAL_OVERHEAD;
+        if self.count > 0 && len > self.stride {
+            let at = self.used;
+            self.leave(shared);
+            self.buffer.copy_within(at..at + len, 0);
+        }
+        let flags = flags(self.lane) | if shares { FLAG_AGGREGATE } else { 0 };
+        let room = self.buffer.get_mut(self.used..self.used + len).unwrap_or_default();
+        match keypair.reserve(1).and_then(|mut counter| counter.seal(flags, room)) {
+            Ok(()) => self.sealed(len),
+            Err(reason) => not_sealed(shared, keypair.peer(), reason, list.packets()),
+        }
+        if keypair.wants_rekey(self.began) {
+            want(shared, keypair.peer());
+        }
+    }
+
+    /// Sends what is there if a datagram cannot follow it: one of this length, or one for small packets.
     fn make_room(
         &mut self,
         shared: &Shared,
         (peer, addr): (&Arc<Peer>, SocketAddr),
-        len: usize,
+        len: Option<usize>,
         now: Instant,
     ) {
         let same = self.to.as_ref().is_some_and(|(is, at)| Arc::ptr_eq(is, peer) && *at == addr);
         let fits = same
             && !self.ended
-            && len <= self.stride
+            && len.is_none_or(|len| len <= self.stride)
             && self.count < MAX_DATAGRAMS
-            && self.used + len <= ROOM
+            && self.used + len.unwrap_or(SHARED_LEN) <= ROOM
             && !self.is_plain(addr);
         if self.count > 0 && fits {
             return;
         }
-        self.flush(shared);
-        self.stride = len;
+        self.leave(shared);
         self.began = now;
         if !same {
             self.to = Some((Arc::clone(peer), addr));
         }
     }
 
+    /// Counts a datagram of this length in, behind the others.
+    fn sealed(&mut self, len: usize) {
+        if self.count == 0 {
+            self.stride = len;
+        }
+        self.used += len;
+        self.count += 1;
+        self.ended = len < self.stride;
+    }
+
     /// Sends what is there.
     pub(super) fn flush(&mut self, shared: &Shared) {
+        self.close(shared, false);
+        self.leave(shared);
+    }
+
+    /// Sends what is sealed.
+    fn leave(&mut self, shared: &Shared) {
         let (count, used) = (self.count, self.used);
         (self.count, self.used, self.ended) = (0, 0, false);
         let (Some((peer, addr)), Some(bytes)) = (&self.to, self.buffer.get(..used)) else { return };
@@ -171,7 +237,7 @@ impl Train {
         // Noted first: an answer must not find that nothing was sent.
         peer.note_sent(self.began, u64::try_from(used).unwrap_or(u64::MAX), true);
         let segment = (count > 1).then_some(self.stride);
-        let socket = shared.socket(self.lane);
+        let socket = shared.sender(self.lane, self.socket);
         let Err(error) = socket.send(*addr, bytes, segment) else { return };
         let refused = error.raw_os_error().map(Errno::from_raw);
         if segment.is_none() || !matches!(refused, Some(Errno::EIO | Errno::EINVAL)) {
@@ -191,18 +257,38 @@ impl Train {
         }
     }
 
+    /// Whether nothing waits to leave.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.count == 0 && self.open.is_none()
+    }
+
+    fn is_to(&self, peer: &Arc<Peer>) -> bool {
+        self.to.as_ref().is_some_and(|(is, _)| Arc::ptr_eq(is, peer))
+    }
+
     fn is_plain(&self, addr: SocketAddr) -> bool {
         self.plain.contains(&addr)
     }
 }
 
-/// Writes a packet to where it is to be sealed: room for the header, VXLAN header, frame, room for the tag.
-fn put_packet(datagram: &mut [u8], vni: Vni, segments: &Segments<'_>, index: usize) {
-    let end = datagram.len().saturating_sub(TAG_LEN);
-    if let Some(header) = datagram.get_mut(HEADER_LEN..FRAME_AT) {
-        header.copy_from_slice(&vxlan::header(vni));
+const fn flags(lane: Lane) -> u16 {
+    match lane {
+        Lane::Sparse => FLAG_SPARSE,
+        Lane::Bulk => 0,
     }
-    segments.write(index, datagram.get_mut(FRAME_AT..end).unwrap_or_default());
+}
+
+fn not_sealed(shared: &Shared, peer: &Peer, reason: SessionDrop, packets: usize) {
+    let key = DropKey { reason: reason.as_str(), network: None, peer: Some(peer.id()) };
+    shared.drops.add(key, u64::try_from(packets).unwrap_or(u64::MAX));
+}
+
+/// Writes a packet to where it is to be sealed: VXLAN header, frame.
+fn put_packet(packet: &mut [u8], vni: Vni, segments: &Segments<'_>, index: usize) {
+    if let Some((header, frame)) = packet.split_at_mut_checked(vxlan::HEADER_LEN) {
+        header.copy_from_slice(&vxlan::header(vni));
+        segments.write(index, frame);
+    }
 }
 
 /// Keeps packets until there is a key.
@@ -214,12 +300,9 @@ fn stage(
 ) -> Result<(), (SessionDrop, usize)> {
     let mut lost = None;
     for index in 0..segments.count() {
-        let len = vxlan::HEADER_LEN + segments.frame_len(index) + SEAL_OVERHEAD;
-        let mut datagram = vec![0; len];
-        put_packet(&mut datagram, vni, segments, index);
-        datagram.truncate(len - TAG_LEN);
-        datagram.drain(..HEADER_LEN);
-        if let Err(reason) = peer.stage(datagram) {
+        let mut packet = vec![0; vxlan::HEADER_LEN + segments.frame_len(index)];
+        put_packet(&mut packet, vni, segments, index);
+        if let Err(reason) = peer.stage(packet) {
             let (_, before) = lost.unwrap_or((reason, 0));
             lost = Some((reason, before + 1));
         }

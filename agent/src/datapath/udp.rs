@@ -226,6 +226,11 @@ impl Default for Batch {
 }
 
 impl Batch {
+    /// Whether it is one datagram.
+    pub fn is_single(&self) -> bool {
+        matches!(self.metas.get(..self.filled), Some([meta]) if meta.len <= meta.stride)
+    }
+
     /// The buffers of all slots, one after another.
     pub fn arena(&mut self) -> &mut [u8] {
         &mut self.buffers

@@ -9,17 +9,22 @@ use std::{
     pin::pin,
 };
 
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::{
     Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
     RouteMessageBuilder,
+    packet_core::{
+        NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    },
     packet_route::{
+        RouteNetlinkMessage,
         address::AddressHeaderFlags,
         link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
         neighbour::{NeighbourFlags, NeighbourState},
         route::RouteScope,
+        tc::{TcAttribute, TcHandle, TcMessage},
     },
 };
 use thiserror::Error;
@@ -200,6 +205,30 @@ impl Links {
     /// It is not there.
     pub async fn set_up(&self, name: &str, mtu: u16) -> Result<(), LinkError> {
         self.change(name, |link| link.mtu(mtu.into()).up()).await
+    }
+
+    /// Has what an interface sends reach its driver at once. To be done before it comes up, for then the kernel makes queues.
+    ///
+    /// # Errors
+    /// It is not there, or the kernel cannot do without queues.
+    pub async fn set_no_queue(&self, name: &str) -> Result<(), LinkError> {
+        let mut message = TcMessage::default();
+        message.header.index = self.index("change", name).await?.try_into().unwrap_or_default();
+        message.header.parent = TcHandle::ROOT;
+        message.attributes.push(TcAttribute::Kind("noqueue".to_owned()));
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(message));
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+        let mut handle = self.handle.clone();
+        let fail = |error| LinkError::new("change the queue of", name, system(error));
+        let mut answers = handle.request(request).map_err(fail)?;
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::Error(error) = answer.payload
+                && error.code.is_some()
+            {
+                return Err(fail(rtnetlink::Error::NetlinkError(error)));
+            }
+        }
+        Ok(())
     }
 
     /// Brings an interface up as it is.

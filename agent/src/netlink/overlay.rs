@@ -243,12 +243,18 @@ impl Overlay {
         Ok(added)
     }
 
-    /// Opens the TAP as a port of the bridge. It ends with its descriptor, so there is one at a time.
+    /// Opens the TAP as a port of the bridge, with up to so many queues. It ends with its descriptors, so there is one at a time.
     ///
     /// # Errors
     /// There is one already, or the kernel refuses it.
-    pub async fn open_tap(&self, backend: Backend) -> Result<Box<dyn Device>, OverlayError> {
-        let tap = self.netns.run(|| backend.open(TAP)).map_err(OverlayError::Tap)?;
+    pub async fn open_tap(
+        &self,
+        backend: Backend,
+        queues: usize,
+    ) -> Result<Box<dyn Device>, OverlayError> {
+        let tap = self.netns.run(|| backend.open(TAP, queues)).map_err(OverlayError::Tap)?;
+        // The TAP has a queue of its own. Of those in front of it the kernel would make one for each of the 256 queues that it may have.
+        self.links.set_no_queue(TAP).await?;
         self.links.set_port(TAP, BRIDGE, true).await?;
         self.links.set_up(TAP, TAP_MTU).await?;
         Ok(tap)

@@ -15,6 +15,7 @@ use std::{
 };
 
 use crate::{
+    addr::Vni,
     tables::Seeded,
     wire::{TCP, UDP, array, be16, ethernet, ipv4, ipv6},
 };
@@ -60,9 +61,10 @@ impl Lanes {
         Self { seed: Seeded(seed), flows: vec![Flow::default(); FLOWS].into() }
     }
 
-    /// The lane of a frame that came now.
-    pub fn of(&mut self, frame: &[u8], now: Instant) -> Lane {
-        let place = usize::try_from(self.flow(frame) % FLOWS as u64).unwrap_or_default();
+    /// The lane of a frame of this network that came now.
+    pub fn of(&mut self, vni: Vni, frame: &[u8], now: Instant) -> Lane {
+        let flow = self.seed.hash_one((vni, self.flow(frame)));
+        let place = usize::try_from(flow % FLOWS as u64).unwrap_or_default();
         let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
         self.flows.get_mut(place).map_or(Lane::Bulk, |flow| flow.take(len, now))
     }
@@ -124,25 +126,25 @@ mod tests {
         let (mut lanes, begin) = (Lanes::new(7), Instant::now());
         for n in 0..10_000 {
             let now = begin + Duration::from_micros(100 * n);
-            let bulk = lanes.of(&frame(60_000, 1), now);
+            let bulk = lanes.of(Vni::MAX, &frame(60_000, 1), now);
             assert_eq!(bulk, Lane::Bulk, "{n}");
             // 120 bytes each 100 us: 1.2 MB/s.
-            assert_eq!(lanes.of(&frame(120, 2), now), Lane::Sparse, "{n}");
+            assert_eq!(lanes.of(Vni::MAX, &frame(120, 2), now), Lane::Sparse, "{n}");
         }
     }
 
     #[test]
     fn a_flow_that_sends_much_is_bulk_until_it_pauses() {
         let (mut lanes, mut now) = (Lanes::new(7), Instant::now());
-        let first: Vec<Lane> = (0..20).map(|_| lanes.of(&frame(1400, 1), now)).collect();
+        let first: Vec<Lane> = (0..20).map(|_| lanes.of(Vni::MAX, &frame(1400, 1), now)).collect();
         assert!(first.starts_with(&[Lane::Sparse; 11]) && first.ends_with(&[Lane::Bulk; 9]));
         // Little does not make it sparse again while it goes on: it would overtake its own.
         for _ in 0..100 {
             now += PAUSE;
-            assert_eq!(lanes.of(&frame(100, 1), now), Lane::Bulk);
+            assert_eq!(lanes.of(Vni::MAX, &frame(100, 1), now), Lane::Bulk);
         }
         now += PAUSE + Duration::from_millis(1);
-        assert_eq!(lanes.of(&frame(100, 1), now), Lane::Sparse);
+        assert_eq!(lanes.of(Vni::MAX, &frame(100, 1), now), Lane::Sparse);
     }
 
     #[test]
@@ -154,7 +156,7 @@ mod tests {
                 if let Some(field) = frame.get_mut(12..14) {
                     field.copy_from_slice(&kind.to_be_bytes());
                 }
-                lanes.of(&frame, Instant::now());
+                lanes.of(Vni::MAX, &frame, Instant::now());
             }
         }
     }

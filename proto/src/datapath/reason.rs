@@ -94,6 +94,8 @@ drop_reasons! {
     FloodLimited = "flood_limited", lost;
     /// What was sealed is no VXLAN packet.
     MalformedVxlan = "malformed_vxlan", lost;
+    /// What was sealed is no list of packets although it says so.
+    MalformedAggregate = "malformed_aggregate", lost;
     /// Of a network that this host does not have.
     VniUnknown = "vni_unknown", lost;
     /// From a node that has no part in the network.

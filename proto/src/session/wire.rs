@@ -28,6 +28,8 @@ pub const SEAL_OVERHEAD: usize = HEADER_LEN + TAG_LEN;
 
 /// Data flag: the payload is a list of TLVs between the agents; an empty one is a keepalive.
 pub const FLAG_CONTROL: u16 = 1;
+/// Data flag: the payload is a list of packets ([`crate::wire::aggregate`]), not one.
+pub const FLAG_AGGREGATE: u16 = 2;
 /// Data flag: the frame is one of a flow that sends little, which may overtake others. A hint: a receiver may ignore it.
 pub const FLAG_SPARSE: u16 = 4;
 

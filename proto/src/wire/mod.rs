@@ -8,6 +8,7 @@
 //! Bytes come from the network and from endpoints, neither of which is trusted: nothing here panics, loops
 //! without bound, or allocates (I7).
 
+pub mod aggregate;
 pub mod arp;
 pub mod checksum;
 pub mod ethernet;

@@ -30,7 +30,7 @@ fn is_to(frame: &[u8], mac: MacAddr) -> bool {
 async fn the_tap_gets_what_is_unknown_here_and_nothing_local() -> Result<()> {
     let topology = Topology::new()?;
     let overlay = host(&topology, "h1").await?;
-    let wire = Wire::open(overlay.open_tap(Backend::TunTap).await?);
+    let wire = Wire::open(overlay.open_tap(Backend::TunTap, 1).await?);
     let a = sandbox(&topology, &overlay, 11).await?;
     let b = sandbox(&topology, &overlay, 12).await?;
     let at_b = Capture::start(&topology, &b.netns, "eth0", "")?;
@@ -140,8 +140,10 @@ async fn frames_reach_the_agent_cut_and_with_whole_checksums() -> Result<()> {
     let topology = Topology::new()?;
     let one = host(&topology, "h1").await?;
     let other = host(&topology, "h2").await?;
-    let wire =
-        Wire::join(one.open_tap(Backend::TunTap).await?, other.open_tap(Backend::TunTap).await?);
+    let wire = Wire::join(
+        one.open_tap(Backend::TunTap, 1).await?,
+        other.open_tap(Backend::TunTap, 1).await?,
+    );
     let a = sandbox(&topology, &one, 11).await?;
     let b = sandbox(&topology, &other, 12).await?;
     let filter = "tcp or udp";

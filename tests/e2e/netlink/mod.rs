@@ -1,10 +1,11 @@
 //! The host's side of networks against the real kernel. [`namespaces`]: pins; [`lifecycle`]: one network from nothing to
-//! nothing (I8, I9); [`plugs`]: endpoints; [`frames`]: who sees which frame, and how whole it is.
+//! nothing (I8, I9); [`plugs`]: endpoints; [`frames`]: who sees which frame, and how whole it is; [`queues`]: the queues of a TAP.
 
 mod frames;
 mod lifecycle;
 mod namespaces;
 mod plugs;
+mod queues;
 
 use anyhow::{Context, Result};
 use vxmesh::netlink::{

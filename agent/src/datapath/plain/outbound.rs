@@ -61,7 +61,7 @@ impl Outbound {
     pub(super) fn run(mut self) -> io::Result<()> {
         while self.port.device().wait()? {
             for _ in 0..BUDGET {
-                match self.port.device().recv(&mut self.buffer) {
+                match self.port.device().recv(0, &mut self.buffer) {
                     Ok(received) => self.frame(received),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -1,0 +1,116 @@
+//! Which queue of a TAP a frame goes to: a program of the kernel's ([`program`]) that depends on nothing but the frame's flow.
+//!
+//! Without one the kernel has a flow follow the queue that its answers were written to, and flows that pause move: a flow's frames could
+//! overtake each other.
+
+use std::{
+    io,
+    os::fd::{FromRawFd, OwnedFd},
+};
+
+use nix::libc;
+
+/// Any but the kernel's own would do: the program calls nothing of it.
+const LICENSE: &[u8] = b"MIT\0";
+/// linux/bpf.h
+const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
+
+/// One instruction (RFC 9669 section 3).
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Step {
+    code: u8,
+    /// The source in the upper half, the destination in the lower.
+    registers: u8,
+    offset: i16,
+    value: i32,
+}
+
+/// The beginning of `union bpf_attr` for BPF_PROG_LOAD; what is missing is zero.
+#[repr(C)]
+struct Load {
+    kind: u32,
+    count: u32,
+    steps: u64,
+    license: u64,
+}
+
+/// Loads the program; nothing where this machine's bytes are the other way round.
+///
+/// # Errors
+/// The kernel has no bpf(2), or does not take it from us.
+pub(super) fn program() -> io::Result<Option<OwnedFd>> {
+    if cfg!(target_endian = "big") {
+        return Ok(None);
+    }
+    let steps = steps();
+    let load = Load {
+        kind: BPF_PROG_TYPE_SOCKET_FILTER,
+        count: u32::try_from(steps.len()).map_err(io::Error::other)?,
+        steps: steps.as_ptr() as u64,
+        license: LICENSE.as_ptr() as u64,
+    };
+    #[expect(unsafe_code, reason = "nobody wraps bpf(2) without a loader of its own")]
+    // SAFETY: the kernel reads so many bytes of `load`, and the steps and the text that it points to, which outlive the call.
+    let fd =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) };
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    #[expect(unsafe_code, reason = "a new descriptor is ours")]
+    // SAFETY: the call gave it, and nobody else has it.
+    let program = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(Some(program))
+}
+
+/// Sums up addresses, and ports where a frame surely has them, and spreads the bits. A frame that is too short for a load goes to the first queue.
+fn steps() -> Vec<Step> {
+    const CONTEXT: u8 = 6;
+    const SUM: u8 = 7;
+    let step = |code, to: u8, from: u8, offset, value| Step {
+        code,
+        registers: from << 4 | to,
+        offset,
+        value,
+    };
+    let byte = |at| step(0x30, 0, 0, 0, at);
+    let half = |at| step(0x28, 0, 0, 0, at);
+    // A word of the frame, added to the sum.
+    let add = |at| [step(0x20, 0, 0, 0, at), step(0x0f, SUM, 0, 0, 0)];
+    let is = |value, skip| step(0x15, 0, 0, skip, value);
+    let is_not = |value, skip| step(0x55, 0, 0, skip, value);
+    let has = |bits, skip| step(0x45, 0, 0, skip, bits);
+    let skip = |steps| step(0x05, 0, 0, steps, 0);
+
+    let ports4 = add(34);
+    let ipv4 = [
+        &add(26)[..],
+        &add(30),
+        &[byte(14), is_not(0x45, 7), half(20), has(0x3fff, 5), byte(23), is(6, 1), is_not(17, 2)],
+        &ports4,
+    ]
+    .concat();
+    let addresses6 = [22, 26, 30, 34, 38, 42, 46, 50].map(add).concat();
+    let ipv6 = [&addresses6[..], &[byte(20), is(6, 1), is_not(17, 2)], &add(54)].concat();
+    let len = |steps: &[Step]| i16::try_from(steps.len()).unwrap_or(i16::MAX);
+    let begin = [
+        step(0xbf, CONTEXT, 1, 0, 0),
+        step(0xb7, SUM, 0, 0, 0),
+        half(12),
+        is(0x0800, 2),
+        is(0x86dd, 2 + len(&ipv4)),
+        skip(len(&ipv4) + 1 + len(&ipv6)),
+    ];
+    let end = [
+        // Carries and the lower 32 bits, times the golden ratio as in `proto`'s tables; the upper bits are the mixed ones.
+        step(0xbf, 0, SUM, 0, 0),
+        step(0x77, 0, 0, 0, 32),
+        step(0x0f, 0, SUM, 0, 0),
+        step(0x24, 0, 0, 0, -0x61c8_864f),
+        step(0x74, 0, 0, 0, 16),
+        step(0x95, 0, 0, 0, 0),
+    ];
+    [&begin[..], &ipv4, &[skip(len(&ipv6))], &ipv6, &end].concat()
+}

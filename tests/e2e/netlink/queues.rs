@@ -1,0 +1,91 @@
+//! Frames of one flow are all in one queue of a TAP, and flows are in all queues.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr, UdpSocket},
+};
+
+use anyhow::{Context, Result, ensure};
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use vxmesh::datapath::{
+    backend::Backend,
+    device::{Device, MAX_SUPER_FRAME},
+};
+use vxmesh_tests::topology::{Topology, ok, wait_until};
+
+use super::{host, mac, sandbox};
+
+const QUEUES: usize = 2;
+const FLOWS: u16 = 32;
+/// More than a packet holds, so that its last part has no ports.
+const LONG: usize = 3000;
+
+/// What was seen of a flow: in which queues, and how many packets.
+type Flows = BTreeMap<(bool, u16), (BTreeSet<usize>, usize)>;
+
+/// Puts down in which queue each packet was.
+fn drain(tap: &dyn Device, flows: &mut Flows) -> Result<()> {
+    let mut buffer = vec![0; MAX_SUPER_FRAME];
+    for queue in 0..QUEUES {
+        while let Ok(received) = tap.recv(queue, &mut buffer) {
+            let packet = SlicedPacket::from_ethernet(&buffer[..received.len])?;
+            let (is_ipv4, is_part) = match &packet.net {
+                Some(NetSlice::Ipv4(ip)) => (true, ip.header().is_fragmenting_payload()),
+                Some(NetSlice::Ipv6(ip)) => (false, ip.is_payload_fragmented()),
+                _ => continue,
+            };
+            let port = match &packet.transport {
+                _ if is_part => 0,
+                Some(TransportSlice::Udp(udp)) => udp.source_port(),
+                _ => continue,
+            };
+            let (queues, packets) = flows.entry((is_ipv4, port)).or_default();
+            queues.insert(queue);
+            *packets += 1;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flows_stay_in_one_queue_and_use_all() -> Result<()> {
+    let topology = Topology::new()?;
+    let overlay = host(&topology, "h1").await?;
+    let tap = overlay.open_tap(Backend::Offload, QUEUES).await?;
+    assert_eq!(tap.queues(), QUEUES);
+    assert!(tap.grants().offloads.contains(&"multi_queue"));
+    let a = sandbox(&topology, &overlay, 11).await?;
+    let afar = mac(0x99);
+    let mut flows = Flows::new();
+    for to in ["10.10.0.99", "fd10::99"] {
+        ok(&a.netns, &format!("ip neigh replace {to} lladdr {afar} dev eth0 nud permanent"))?;
+        let to = SocketAddr::new(to.parse::<IpAddr>()?, 9);
+        let sockets = a.netns.run(|| {
+            let from = SocketAddr::new(to.ip(), 0);
+            let any = if from.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            (0..FLOWS).map(|_| UdpSocket::bind(any)).collect::<std::io::Result<Vec<_>>>()
+        })?;
+        for _ in 0..10 {
+            for socket in &sockets {
+                socket.send_to(b"one of ten", to)?;
+            }
+            sockets.first().context("no socket")?.send_to(&[7; LONG], to)?;
+        }
+        let ports = || sockets.iter().map(|socket| Ok(socket.local_addr()?.port()));
+        wait_until("all datagrams are in the TAP", || {
+            drain(tap.as_ref(), &mut flows)?;
+            let ports = ports().collect::<Result<Vec<_>>>()?;
+            let came = |port: u16| flows.get(&(to.is_ipv4(), port)).map_or(0, |(_, count)| *count);
+            Ok(ports.into_iter().all(|port| came(port) == 10) && came(0) == 30)
+        })?;
+    }
+    let split: Vec<_> = flows.iter().filter(|(_, (queues, _))| queues.len() > 1).collect();
+    ensure!(split.is_empty(), "in two queues: {split:?}");
+    for is_ipv4 in [true, false] {
+        let of = flows.iter().filter(|((ipv4, _), _)| *ipv4 == is_ipv4);
+        let used: BTreeSet<usize> = of.flat_map(|(_, (queues, _))| queues.clone()).collect();
+        ensure!(used.len() == QUEUES, "IPv4 {is_ipv4}: only {used:?}");
+    }
+    overlay.remove().await?;
+    Ok(())
+}
