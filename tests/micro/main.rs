@@ -25,6 +25,8 @@ use vxmesh_tests::{
 
 /// Where the frame is in a datagram.
 const FRAME_AT: usize = HEADER_LEN + vxlan::HEADER_LEN;
+/// Payloads of a small packet, a middle one and the largest.
+const PAYLOADS: [usize; 3] = [64, 256, 1438];
 const ALL: Accepts = Accepts { tcp4: true, tcp6: true, udp: true };
 
 fn main() {
@@ -146,6 +148,33 @@ fn open(bencher: Bencher<'_, '_>) {
     };
     bencher.counter(packets).with_inputs(fresh).bench_local_values(|mut sealed| {
         open_all(&index, now, &mut sealed);
+        sealed
+    });
+}
+
+/// One packet with such a payload, which was not sealed yet.
+fn datagram(payload: usize) -> Sealed {
+    let whole = 0..payload + SEAL_OVERHEAD;
+    (vec![0; whole.len()], vec![whole])
+}
+
+#[divan::bench(args = PAYLOADS, sample_size = 100)]
+fn seal_payload(bencher: Bencher<'_, '_>, payload: usize) {
+    let way = Way::new();
+    let mut datagram = datagram(payload);
+    bencher.bench_local(|| way.seal(&mut datagram));
+}
+
+#[divan::bench(args = PAYLOADS, sample_size = 100)]
+fn open_payload(bencher: Bencher<'_, '_>, payload: usize) {
+    let way = Way::new();
+    let sealed = || {
+        let mut sealed = datagram(payload);
+        way.seal(&mut sealed);
+        sealed
+    };
+    bencher.with_inputs(sealed).bench_local_values(|mut sealed| {
+        open_all(&way.index, way.now, &mut sealed);
         sealed
     });
 }

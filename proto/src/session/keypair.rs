@@ -26,7 +26,7 @@ use super::{
     peer::Peer,
     reason::SessionDrop,
     replay::{COUNTERS, ReplayWindow, Replayed},
-    wire::{DataHeader, HEADER_LEN, SEAL_OVERHEAD, TAG_LEN},
+    wire::{DataHeader, FLAG_SPARSE, HEADER_LEN, SEAL_OVERHEAD, TAG_LEN},
 };
 
 /// After how many packets a key is replaced, and refused.
@@ -64,7 +64,9 @@ pub struct Keypair {
     created: Instant,
     /// The next counter that nobody has.
     counter: AtomicU64,
-    window: ReplayWindow,
+    /// That of bulk flows and that of sparse ones, whose packets overtake as many of the others as wait at the receiver: more than a
+    /// window is wide. The packet says in which flow it is and is authenticated, so no counter is accepted in both.
+    windows: [ReplayWindow; 2],
     /// Whether the peer has shown that it holds the keys, too.
     proven: AtomicBool,
     closed: AtomicBool,
@@ -128,7 +130,7 @@ impl Keypair {
             remote: agreed.remote,
             created: agreed.created,
             counter: AtomicU64::new(0),
-            window: ReplayWindow::default(),
+            windows: Default::default(),
             proven: AtomicBool::new(agreed.initiator),
             closed: AtomicBool::new(false),
             peer,
@@ -168,13 +170,15 @@ impl Keypair {
         if self.age(now) >= REJECT_AFTER || header.counter >= self.limits.reject_after {
             return Err(SessionDrop::KeyExpired);
         }
-        self.window.peek(header.counter).map_err(|Replayed| SessionDrop::Replay)?;
+        let (window, other) = self.windows(header.flags);
+        window.peek(header.counter).map_err(|Replayed| SessionDrop::Replay)?;
         let (aad, sealed) = datagram.split_at_mut(HEADER_LEN);
         let payload = self
             .receive
             .open_in_place(nonce(self.suite, header.counter), Aad::from(aad), sealed)
             .map_err(|_unspecified| SessionDrop::AuthFailed)?;
-        let newest = self.window.commit(header.counter).map_err(|Replayed| SessionDrop::Replay)?;
+        let newest = window.commit(header.counter).map_err(|Replayed| SessionDrop::Replay)?
+            && !other.is_past(header.counter);
         let confirms =
             !self.proven.load(Ordering::Relaxed) && !self.proven.swap(true, Ordering::AcqRel);
         let refresh = self.initiator && self.age(now) >= REFRESH_AFTER;
@@ -249,6 +253,12 @@ impl Keypair {
     /// From here on it neither seals nor opens, whoever still holds it.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
+    }
+
+    /// The window for a packet of these flags, and the other one.
+    const fn windows(&self, flags: u16) -> (&ReplayWindow, &ReplayWindow) {
+        let [bulk, sparse] = &self.windows;
+        if flags & FLAG_SPARSE == 0 { (bulk, sparse) } else { (sparse, bulk) }
     }
 
     fn check_open(&self) -> Result<(), SessionDrop> {
@@ -468,6 +478,39 @@ mod tests {
         }
         assert_eq!(batch.seal(0, &mut room(b"")), Err(SessionDrop::KeyExpired));
         assert_eq!(a.reserve(1).unwrap().seal(0, &mut [0; 31]), Err(SessionDrop::BadLength));
+    }
+
+    /// A socket of 8 MiB holds more packets than these even if they come alone.
+    #[test]
+    fn packets_of_sparse_flows_make_no_waiting_packet_old() {
+        let start = now();
+        let (a, b) = pair(Suite::AesGcm, KeyLimits::AES_GCM, start);
+        let mut waiting = Vec::new();
+        for packet in 0..20_000 {
+            let sparse = packet % 1000 == 999;
+            let mut datagram = room(b"");
+            let flags = if sparse { FLAG_SPARSE } else { 0 };
+            a.reserve(1).unwrap().seal(flags, &mut datagram).unwrap();
+            if sparse {
+                let mut again = datagram.clone();
+                assert!(b.open(start, &mut datagram).unwrap().newest);
+                assert!(matches!(b.open(start, &mut again), Err(SessionDrop::Replay)));
+                // The lane cannot be changed on the way, so nothing is accepted in both.
+                again[2] ^= FLAG_SPARSE.to_le_bytes()[0];
+                assert!(b.open(start, &mut again).is_err());
+            } else {
+                waiting.push(datagram);
+            }
+        }
+        for (at, datagram) in waiting.iter_mut().enumerate() {
+            let mut again = datagram.clone();
+            let newest = b.open(start, datagram).unwrap().newest;
+            assert!(
+                !newest,
+                "{at}: an address is believed of the newest packet of either lane only"
+            );
+            assert!(matches!(b.open(start, &mut again), Err(SessionDrop::Replay)));
+        }
     }
 
     #[test]

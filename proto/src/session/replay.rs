@@ -2,28 +2,31 @@
 //! never shifted), shared by all workers without a lock.
 //!
 //! RFC 6479 clears the words between the old and the new top. Two workers cannot do that without a lock: one may
-//! set a bit in a word that the other is about to clear. So each word carries, above its 16 bits, the number of the
+//! set a bit in a word that the other is about to clear. So each word carries, above its 32 bits, the number of the
 //! lap around the ring that they belong to, and a bit of a newer lap replaces word and lap in one compare-exchange:
 //!
 //! ```text
-//! counter: lap (51 bits, 48 kept) | word in ring (9 bits) | bit (4 bits)
-//! word:    lap (48 bits) | accepted (16 bits)
+//! counter: lap (32 bits) | word in ring (8 bits) | bit (5 bits)
+//! word:    lap (32 bits) | accepted (32 bits)
 //! ```
 //!
 //! Whether a counter was accepted is thus decided by one atomic word, exactly once however many threads ask, and a
-//! jump of any size costs the same as a step. 48 bits of lap suffice for the 2^61 counters below [`COUNTERS`].
+//! jump of any size costs the same as a step. Laps of 32 bits end the counters at [`COUNTERS`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bits in the ring.
 const RING: u64 = 8192;
-const WORDS: usize = 512;
-const LAP_SHIFT: u32 = 16;
+/// Counters that share a word.
+const BITS: u64 = 32;
+const WORDS: usize = 256;
+const LAP_SHIFT: u32 = 32;
 
 /// How far behind the newest counter one may come and still be accepted.
 pub const WINDOW: u64 = RING - 64;
-/// Counters from here on do not exist; keys retire long before.
-pub const COUNTERS: u64 = 1 << 61;
+/// Counters from here on do not exist; keys retire long before, because of their age: this many packets in a key's three minutes
+/// are 195 thousand million a second.
+pub const COUNTERS: u64 = 1 << 45;
 
 /// The counters that were accepted.
 #[derive(Debug)]
@@ -77,15 +80,20 @@ impl ReplayWindow {
         Ok(self.top.fetch_max(counter + 1, Ordering::Relaxed) <= counter)
     }
 
+    /// Whether a counter greater than this one was accepted.
+    pub(super) fn is_past(&self, counter: u64) -> bool {
+        self.top.load(Ordering::Relaxed) > counter + 1
+    }
+
     fn place(&self, counter: u64) -> Result<(&AtomicU64, u64, u64), Replayed> {
         if counter >= COUNTERS || counter.saturating_add(WINDOW) < self.top.load(Ordering::Relaxed)
         {
             return Err(Replayed);
         }
-        let index = (counter % RING) / 16;
+        let index = (counter % RING) / BITS;
         let word =
             usize::try_from(index).ok().and_then(|index| self.words.get(index)).ok_or(Replayed)?;
-        Ok((word, counter / RING, 1 << (counter % 16)))
+        Ok((word, counter / RING, 1 << (counter % BITS)))
     }
 }
 
@@ -171,8 +179,8 @@ mod tests {
             (&[0], COUNTERS - 1, true),
             (&[0], COUNTERS, false),
             (&[0], u64::MAX, false),
-            (&[5, 1 << 50], (1 << 50) - WINDOW, false),
-            (&[5, 1 << 50], (1 << 50) - WINDOW + 1, true),
+            (&[5, 1 << 44], (1 << 44) - WINDOW, false),
+            (&[5, 1 << 44], (1 << 44) - WINDOW + 1, true),
         ];
         for (before, asked, answer) in cases {
             let window = ReplayWindow::default();

@@ -1,18 +1,19 @@
-//! A fast hash for the keys of the tables (MAC and IP addresses, row keys), and maps in shards.
+//! A fast hash for the keys of the tables (MAC and IP addresses, row keys), and sets in shards.
 //!
 //! SipHash costs more than the rest of a lookup. This one folds 8 bytes at a time with a 64 by 64 bit
 //! multiplication, keyed with a random seed that the caller gives, so that a member who chooses addresses
 //! cannot choose collisions without knowing the seed. It is for maps of one process and for nothing else.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
     hash::{BuildHasher, Hash, Hasher},
     sync::Arc,
 };
 
-/// Shards of an empty map. A change copies the pointers to all shards and the rows of one.
-const SHARDS: usize = 64;
-/// A map doubles its shards when one has more than this times as many rows as there are shards: so both parts of what a change
+use hashbrown::HashTable;
+
+/// Shards of an empty set. A change copies the pointers to all shards and the rows of one.
+const SHARDS: usize = 4;
+/// A set doubles its shards when one has more than this times as many rows as there are shards: so both parts of what a change
 /// copies grow with the square root of the rows.
 const ROWS_PER_SHARD: usize = 2;
 /// The first digits of the golden ratio, odd, as multiplicative hashing wants (Knuth, TAOCP 6.4).
@@ -70,26 +71,37 @@ impl Hasher for Folding {
     }
 }
 
-/// A map whose clone is cheap and whose change copies one shard of it.
+/// A set of entries whose clone is cheap and whose change copies one shard of it. An entry is found by the hash of a key and
+/// a test that tells it from others of the same hash; so that a key need not be stored twice.
 #[derive(Clone, Debug)]
-pub struct Sharded<K, V> {
+pub struct Sharded<T> {
     seed: Seeded,
-    shards: Arc<[Arc<HashMap<K, V, Seeded>>]>,
+    /// A power of two of them.
+    shards: Arc<[Arc<Shard<T>>]>,
 }
 
-impl<K: Eq + Hash, V> Sharded<K, V> {
-    /// The value of a key.
-    #[must_use]
-    pub fn get(&self, key: &K) -> Option<&V> {
-        self.shards.get(self.shard_of(key))?.get(key)
+/// Entries with their hashes, half of which is enough.
+type Shard<T> = HashTable<(u32, T)>;
+
+/// The bits of a hash that a shard uses: the seven highest of 64, and the lowest, which must not be those that chose the shard.
+fn within_shard(hash: u32) -> u64 {
+    (u64::from(hash) << 32) | u64::from(hash >> 12)
+}
+
+impl<T> Sharded<T> {
+    /// The entry of a key.
+    pub fn find(&self, key: &impl Hash, is: impl Fn(&T) -> bool) -> Option<&T> {
+        let hash = self.hash(key);
+        let shard = self.shards.get(self.shard_of(hash))?;
+        shard.find(within_shard(hash), |(held, entry)| *held == hash && is(entry)).map(|(_, it)| it)
     }
 
-    /// All values, in no order.
-    pub fn values(&self) -> impl Iterator<Item = &V> {
-        self.shards.iter().flat_map(|shard| shard.values())
+    /// All entries, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.shards.iter().flat_map(|shard| shard.iter()).map(|(_, entry)| entry)
     }
 
-    /// How many keys there are.
+    /// How many entries there are.
     #[must_use]
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.len()).sum()
@@ -107,12 +119,15 @@ impl<K: Eq + Hash, V> Sharded<K, V> {
         self.seed
     }
 
-    fn shard_of(&self, key: &K) -> usize {
-        // `HashMap` takes the lowest and the seven highest bits.
-        usize::try_from(self.seed.hash_one(key) >> 40).unwrap_or(0) % self.shards.len()
+    fn hash(&self, key: &impl Hash) -> u32 {
+        u32::try_from(self.seed.hash_one(key) >> 32).unwrap_or_default()
     }
 
-    /// How many shards are not those of another map.
+    fn shard_of(&self, hash: u32) -> usize {
+        hash as usize & (self.shards.len() - 1)
+    }
+
+    /// How many shards are not those of another set.
     #[cfg(test)]
     pub(crate) fn copied_since(&self, before: &Self) -> usize {
         let shared = |shard: &Arc<_>| before.shards.iter().any(|other| Arc::ptr_eq(shard, other));
@@ -120,65 +135,87 @@ impl<K: Eq + Hash, V> Sharded<K, V> {
     }
 }
 
-impl<K: Clone + Eq + Hash, V: Clone> Sharded<K, V> {
-    /// An empty map.
+impl<T: Clone> Sharded<T> {
+    /// An empty set.
     #[must_use]
     pub fn new(seed: Seeded) -> Self {
-        let empty = Arc::new(HashMap::with_hasher(seed));
+        let empty = Arc::new(HashTable::new());
         Self { seed, shards: vec![empty; SHARDS].into() }
     }
 
-    /// The entry of a key; copies the shard if another clone of the map holds it.
-    #[expect(
-        clippy::indexing_slicing,
-        reason = "`shard_of` is a remainder of the number of shards"
-    )]
-    pub fn entry(&mut self, key: K) -> Entry<'_, K, V> {
-        let mut at = self.shard_of(&key);
-        if self.shards[at].len() > ROWS_PER_SHARD * self.shards.len() {
-            self.split();
-            at = self.shard_of(&key);
-        }
-        Arc::make_mut(&mut Arc::make_mut(&mut self.shards)[at]).entry(key)
-    }
-
-    /// Twice as many shards, all of them new. Until the next time there are four times as many rows.
-    fn split(&mut self) {
-        let empty = Arc::new(HashMap::with_hasher(self.seed));
-        let shards = vec![empty; self.shards.len() * 2].into();
-        let old = std::mem::replace(&mut self.shards, shards);
-        for (key, value) in old.iter().flat_map(|shard| shard.iter()) {
-            self.insert(key.clone(), value.clone());
-        }
-    }
-
-    /// Sets the value of a key and gives the one before.
-    pub fn insert(&mut self, key: K, value: V) -> Option<V> {
-        match self.entry(key) {
-            Entry::Occupied(mut entry) => Some(entry.insert(value)),
-            Entry::Vacant(entry) => {
-                entry.insert(value);
+    /// Sets the entry of a key and gives the one before.
+    pub fn put(&mut self, key: &impl Hash, entry: T, is: impl Fn(&T) -> bool) -> Option<T> {
+        let hash = self.hash(key);
+        let shard = self.shard_mut(hash);
+        match shard.find_mut(within_shard(hash), |(held, it)| *held == hash && is(it)) {
+            Some((_, it)) => Some(std::mem::replace(it, entry)),
+            None => {
+                insert(shard, hash, entry);
+                let full = shard.len() > ROWS_PER_SHARD * self.shards.len();
+                if full {
+                    self.split();
+                }
                 None
             }
         }
     }
 
-    /// Keeps the values for which this is true; copies the shards that lose one.
-    pub fn retain(&mut self, keep: impl Fn(&V) -> bool) {
+    /// Takes the entry of a key out; copies nothing if it is not there.
+    pub fn take(&mut self, key: &impl Hash, is: impl Fn(&T) -> bool) -> Option<T> {
+        self.find(key, &is)?;
+        let hash = self.hash(key);
+        let found = self
+            .shard_mut(hash)
+            .find_entry(within_shard(hash), |(held, it)| *held == hash && is(it));
+        Some(found.ok()?.remove().0.1)
+    }
+
+    /// Keeps the entries for which this is true; copies the shards that lose one.
+    pub fn retain(&mut self, keep: impl Fn(&T) -> bool) {
         for shard in Arc::make_mut(&mut self.shards) {
-            if !shard.values().all(&keep) {
-                Arc::make_mut(shard).retain(|_key, value| keep(value));
+            if !shard.iter().all(|(_, entry)| keep(entry)) {
+                Arc::make_mut(shard).retain(|(_, entry)| keep(entry));
             }
         }
     }
 
+    #[expect(clippy::indexing_slicing, reason = "`shard_of` is less than the number of shards")]
+    fn shard_mut(&mut self, hash: u32) -> &mut Shard<T> {
+        let at = self.shard_of(hash);
+        Arc::make_mut(&mut Arc::make_mut(&mut self.shards)[at])
+    }
+
+    /// Twice as many shards, all of them new. Until the next time there are four times as many rows.
+    fn split(&mut self) {
+        let empty = Arc::new(HashTable::new());
+        let shards = vec![empty; self.shards.len() * 2].into();
+        let old = std::mem::replace(&mut self.shards, shards);
+        for (hash, entry) in old.iter().flat_map(|shard| shard.iter()) {
+            insert(self.shard_mut(*hash), *hash, entry.clone());
+        }
+    }
+}
+
+fn insert<T>(shard: &mut Shard<T>, hash: u32, entry: T) {
+    shard.insert_unique(within_shard(hash), (hash, entry), |(hash, _)| within_shard(*hash));
+}
+
+/// A map: entries with their keys.
+impl<K: Clone + Eq + Hash, V: Clone> Sharded<(K, V)> {
+    /// The value of a key.
+    #[must_use]
+    pub fn get(&self, key: &K) -> Option<&V> {
+        self.find(key, |(other, _)| other == key).map(|(_, value)| value)
+    }
+
+    /// Sets the value of a key and gives the one before.
+    pub fn insert(&mut self, key: K, value: V) -> Option<V> {
+        self.put(&key.clone(), (key.clone(), value), |(other, _)| *other == key).map(|(_, it)| it)
+    }
+
     /// Takes a key out; copies nothing if it is not there.
     pub fn remove(&mut self, key: &K) -> Option<V> {
-        self.get(key)?;
-        match self.entry(key.clone()) {
-            Entry::Occupied(entry) => Some(entry.remove()),
-            Entry::Vacant(_) => None,
-        }
+        self.take(key, |(other, _)| other == key).map(|(_, value)| value)
     }
 }
 
@@ -236,9 +273,12 @@ mod tests {
             for shard in map.shards.iter() {
                 assert!((40..=200).contains(&shard.len()), "{} of 100, seed {seed}", shard.len());
             }
-            let low: BTreeSet<_> =
-                (0..6400).map(|n| Seeded(seed).hash_one(mac(n)) & 0xffff).collect();
-            assert!(low.len() > 5500, "{} of 6400 low halves differ, seed {seed}", low.len());
+            // What a shard finds an entry by: the bucket and the tag.
+            let within = (0..6400).map(|n| within_shard(map.hash(&mac(n))));
+            let (low, high): (BTreeSet<_>, BTreeSet<_>) =
+                within.map(|bits| (bits & 0xffff, bits >> 48)).unzip();
+            assert!(low.len() > 5500, "{} of 6400 low parts differ, seed {seed}", low.len());
+            assert!(high.len() > 5500, "{} of 6400 high parts differ, seed {seed}", high.len());
         }
     }
 
@@ -258,7 +298,7 @@ mod tests {
             for (key, value) in &model {
                 prop_assert_eq!(map.get(key), Some(value));
             }
-            let mut values: Vec<_> = map.values().copied().collect();
+            let mut values: Vec<_> = map.iter().map(|(_, value)| *value).collect();
             let mut expected: Vec<_> = model.into_values().collect();
             values.sort_unstable();
             expected.sort_unstable();

@@ -18,7 +18,9 @@
 
 mod bucket;
 mod hash;
+mod index;
 mod network;
+mod slab;
 
 pub use bucket::TokenBucket;
 pub use hash::{Seeded, Sharded};

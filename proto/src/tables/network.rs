@@ -2,17 +2,18 @@
 
 use std::{
     cmp::Ordering,
-    collections::hash_map::Entry,
-    hash::Hash,
     net::{IpAddr, Ipv6Addr},
     sync::Arc,
     time::Instant,
 };
 
 use ipnet::IpNet;
-use ring::digest;
 
-use super::{Seeded, Sharded, TokenBucket};
+use super::{
+    Seeded, Sharded, TokenBucket,
+    index::{Address, Index},
+    slab::Slab,
+};
 use crate::{
     addr::{EndpointId, MacAddr, NetworkId, NodeId, Vni},
     limits::{
@@ -21,8 +22,6 @@ use crate::{
     },
     wire::ipv6::{is_link_local, link_local_of, mac_of_link_local},
 };
-
-const LOT_DOMAIN: &[u8] = b"vxmesh lot 1\0";
 
 /// What is the same on every node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,33 +94,6 @@ impl<P> Row<P> {
     }
 }
 
-/// An address with which a node draws against others that claim it, too: a number that no node can choose, because its
-/// id is what it is. It differs from address to address, so that no id wins everywhere.
-trait Address: Clone + Eq + Hash {
-    fn bytes(&self) -> Vec<u8>;
-
-    fn lot(&self, node: NodeId) -> u64 {
-        let claim = [LOT_DOMAIN, self.bytes().as_slice(), node.as_str().as_bytes()].concat();
-        let hash = digest::digest(&digest::SHA256, &claim);
-        hash.as_ref().first_chunk().copied().map_or(0, u64::from_be_bytes)
-    }
-}
-
-impl Address for MacAddr {
-    fn bytes(&self) -> Vec<u8> {
-        self.0.to_vec()
-    }
-}
-
-impl Address for IpAddr {
-    fn bytes(&self) -> Vec<u8> {
-        match self {
-            Self::V4(v4) => v4.octets().to_vec(),
-            Self::V6(v6) => v6.octets().to_vec(),
-        }
-    }
-}
-
 /// One change of a table. Changes of different rows and members commute.
 #[derive(Clone, Debug)]
 pub enum TableUpdate<P> {
@@ -141,20 +113,22 @@ pub enum TableUpdate<P> {
 #[derive(Clone, Debug)]
 pub struct NetworkTable<P> {
     spec: Arc<NetworkSpec>,
-    rows: Sharded<RowKey, Arc<Known<P>>>,
-    fdb: Sharded<MacAddr, Claims<P>>,
-    neighbors: Sharded<IpAddr, Claims<P>>,
+    rows: Slab<Known<P>>,
+    /// Where the row of a key is.
+    keys: Sharded<u32>,
+    fdb: Index<MacAddr>,
+    neighbors: Index<IpAddr>,
     members: Arc<[(NodeId, P)]>,
     flood: Arc<TokenBucket>,
     epoch: Instant,
 }
 
 /// A row with what this node keeps about it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Known<P> {
     row: Row<P>,
-    /// Outlives the row's replacement, so that a change of it is no way around the limits.
-    shares: Arc<Shares>,
+    /// Of a row that is or was local. Outlives the row's replacement, so that a change of it is no way around the limits.
+    shares: Option<Arc<Shares>>,
 }
 
 /// How often an endpoint may do what costs others.
@@ -173,19 +147,6 @@ impl Shares {
     }
 }
 
-/// All claims to one address, the one that has it first.
-#[derive(Debug)]
-struct Claims<P> {
-    winner: Arc<Known<P>>,
-    others: Vec<Arc<Known<P>>>,
-}
-
-impl<P> Clone for Claims<P> {
-    fn clone(&self) -> Self {
-        Self { winner: Arc::clone(&self.winner), others: self.others.clone() }
-    }
-}
-
 impl<P: Clone> NetworkTable<P> {
     /// A network without endpoints and members. `seed` is random and the same for all tables of a process.
     #[must_use]
@@ -193,9 +154,10 @@ impl<P: Clone> NetworkTable<P> {
         let seed = Seeded(seed);
         Self {
             spec: Arc::new(spec),
-            rows: Sharded::new(seed),
-            fdb: Sharded::new(seed),
-            neighbors: Sharded::new(seed),
+            rows: Slab::new(),
+            keys: Sharded::new(seed),
+            fdb: Index::new(seed),
+            neighbors: Index::new(seed),
             members: Arc::new([]),
             flood: Arc::new(TokenBucket::new(FLOOD_PER_SECOND, FLOOD_BURST, now)),
             epoch: now,
@@ -219,30 +181,47 @@ impl<P: Clone> NetworkTable<P> {
     }
 
     fn put(&mut self, row: Row<P>) {
-        let shares = self.rows.get(&row.key).map(|known| Arc::clone(&known.shares));
-        self.remove(&row.key);
-        let shares = shares.unwrap_or_else(|| Arc::new(Shares::full(self.epoch)));
-        let known = Arc::new(Known { row, shares });
-        self.index(&known);
-        self.rows.insert(known.row.key, known);
+        let key = row.key;
+        let full = matches!(row.place, Place::Local).then(|| Arc::new(Shares::full(self.epoch)));
+        if let Some(number) = self.number(&key) {
+            self.withdraw(number);
+            if let Some(known) = self.rows.get_mut(number) {
+                let shares = known.shares.take().or(full);
+                *known = Known { row, shares };
+            }
+            self.claim(number);
+        } else {
+            let number = self.rows.insert(Known { row, shares: full });
+            self.keys.put(&key, number, |_| false);
+            self.claim(number);
+        }
     }
 
     fn remove(&mut self, key: &RowKey) {
-        let Some(known) = self.rows.remove(key) else { return };
-        withdraw(&mut self.fdb, known.row.mac, key);
-        for ip in &known.row.ips {
-            withdraw(&mut self.neighbors, *ip, key);
+        let Some(number) = self.number(key) else { return };
+        self.withdraw(number);
+        self.keys.take(key, |other| *other == number);
+        self.rows.remove(number);
+    }
+
+    /// Puts the row into the indices, as far as it may have what it claims.
+    fn claim(&mut self, number: u32) {
+        let Some(Known { row, .. }) = self.rows.get(number) else { return };
+        if self.spec.admits_mac(row.mac) && row.mac.may_be_of(row.key.node) {
+            self.fdb.add(&row.mac, number, |other| self.rows.precedes(other, row, &row.mac));
+        }
+        for ip in &row.ips {
+            if self.spec.admits_ip(*ip) {
+                self.neighbors.add(ip, number, |other| self.rows.precedes(other, row, ip));
+            }
         }
     }
 
-    fn index(&mut self, known: &Arc<Known<P>>) {
-        if self.spec.admits_mac(known.row.mac) && known.row.mac.may_be_of(known.row.key.node) {
-            claim(&mut self.fdb, known.row.mac, known);
-        }
-        for ip in &known.row.ips {
-            if self.spec.admits_ip(*ip) {
-                claim(&mut self.neighbors, *ip, known);
-            }
+    fn withdraw(&mut self, number: u32) {
+        let Some(Known { row, .. }) = self.rows.get(number) else { return };
+        self.fdb.remove(&row.mac, number);
+        for ip in &row.ips {
+            self.neighbors.remove(ip, number);
         }
     }
 
@@ -266,12 +245,12 @@ impl<P: Clone> NetworkTable<P> {
     }
 
     fn replace_spec(&mut self, spec: NetworkSpec) {
-        let seed = self.rows.seed();
+        let seed = self.keys.seed();
         self.spec = Arc::new(spec);
-        self.fdb = Sharded::new(seed);
-        self.neighbors = Sharded::new(seed);
-        for known in self.rows.clone().values() {
-            self.index(known);
+        self.fdb = Index::new(seed);
+        self.neighbors = Index::new(seed);
+        for (number, _row) in self.rows.clone().iter() {
+            self.claim(number);
         }
     }
 }
@@ -286,7 +265,7 @@ impl<P> NetworkTable<P> {
     /// The Fdb: who has this MAC.
     #[must_use]
     pub fn fdb(&self, mac: MacAddr) -> Option<&Row<P>> {
-        self.fdb.get(&mac).map(|claims| &claims.winner.row)
+        self.numbered(self.fdb.winner(&mac)?)
     }
 
     /// The NeighborTable: who has this address. Link-local addresses made from a MAC belong to it.
@@ -297,7 +276,7 @@ impl<P> NetworkTable<P> {
         {
             return self.fdb(mac);
         }
-        self.neighbors.get(&ip).map(|claims| &claims.winner.row)
+        self.numbered(self.neighbors.winner(&ip)?)
     }
 
     /// Whether the row has this address; a claim that lost does not.
@@ -308,10 +287,7 @@ impl<P> NetworkTable<P> {
 
     /// All rows that claim a MAC and may, the one that has it first.
     pub fn claims_to(&self, mac: MacAddr) -> impl Iterator<Item = &Row<P>> {
-        let claims = self.fdb.get(&mac).into_iter();
-        claims
-            .flat_map(|claims| std::iter::once(&claims.winner).chain(&claims.others))
-            .map(|known| &known.row)
+        self.fdb.claims(&mac).filter_map(|number| self.numbered(number))
     }
 
     /// The row of another node that has the MAC which this one claims, too.
@@ -344,12 +320,12 @@ impl<P> NetworkTable<P> {
     /// The claim of this key.
     #[must_use]
     pub fn row(&self, key: &RowKey) -> Option<&Row<P>> {
-        self.rows.get(key).map(|known| &known.row)
+        self.numbered(self.number(key)?)
     }
 
     /// All claims, those that have nothing too, in no order.
     pub fn rows(&self) -> impl Iterator<Item = &Row<P>> {
-        self.rows.values().map(|known| &known.row)
+        self.rows.iter().map(|(_number, known)| &known.row)
     }
 
     /// How many shards of rows, Fdb and NeighborTable are not those of another snapshot.
@@ -365,16 +341,37 @@ impl<P> NetworkTable<P> {
         ]
     }
 
-    /// Whether the endpoint may be told of one more error.
+    /// Whether the endpoint, a local one, may be told of one more error.
     pub(crate) fn admit_error(&self, row: &Row<P>, now: Instant) -> bool {
-        self.rows.get(&row.key).is_some_and(|known| known.shares.errors.take(now))
+        self.shares(row).is_some_and(|shares| shares.errors.take(now))
     }
 
-    /// Whether the endpoint and the network may send this many more packets to everybody. Asks the endpoint first,
-    /// so that one that floods does not use up what belongs to the others.
+    /// Whether the endpoint, a local one, and the network may send this many more packets to everybody. Asks the endpoint
+    /// first, so that one that floods does not use up what belongs to the others.
     pub(crate) fn admit_flood(&self, row: &Row<P>, packets: usize, now: Instant) -> bool {
-        self.rows.get(&row.key).is_some_and(|known| known.shares.flood.take_many(packets, now))
+        self.shares(row).is_some_and(|shares| shares.flood.take_many(packets, now))
             && self.flood.take_many(packets, now)
+    }
+
+    fn shares(&self, row: &Row<P>) -> Option<&Shares> {
+        self.rows.get(self.number(&row.key)?)?.shares.as_deref()
+    }
+
+    fn number(&self, key: &RowKey) -> Option<u32> {
+        let is = |number: &u32| self.numbered(*number).is_some_and(|row| row.key == *key);
+        self.keys.find(key, is).copied()
+    }
+
+    fn numbered(&self, number: u32) -> Option<&Row<P>> {
+        self.rows.get(number).map(|known| &known.row)
+    }
+}
+
+impl<P> Slab<Known<P>> {
+    /// Whether a row has an address rather than another row.
+    fn precedes(&self, number: u32, other: &Row<P>, address: &impl Address) -> bool {
+        self.get(number)
+            .is_some_and(|known| known.row.order(other, |node| address.lot(node)) == Ordering::Less)
     }
 }
 
@@ -405,57 +402,4 @@ fn is_host_of(subnet: &IpNet, ip: IpAddr) -> bool {
         && ip != subnet.network()
         && (ip.is_ipv6() || ip != subnet.broadcast())
         && ip != IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-}
-
-fn claim<K: Address, P>(index: &mut Sharded<K, Claims<P>>, address: K, known: &Arc<Known<P>>) {
-    match index.entry(address.clone()) {
-        Entry::Vacant(entry) => {
-            entry.insert(Claims { winner: Arc::clone(known), others: Vec::new() });
-        }
-        Entry::Occupied(mut entry) => entry.get_mut().add(known, &address),
-    }
-}
-
-fn withdraw<K: Address, P>(index: &mut Sharded<K, Claims<P>>, address: K, key: &RowKey) {
-    if index.get(&address).is_none() {
-        return;
-    }
-    if let Entry::Occupied(mut entry) = index.entry(address)
-        && !entry.get_mut().take(key)
-    {
-        entry.remove();
-    }
-}
-
-impl<P> Claims<P> {
-    fn add(&mut self, known: &Arc<Known<P>>, address: &impl Address) {
-        let order = |one: &Known<P>, two: &Known<P>| one.row.order(&two.row, |n| address.lot(n));
-        let mut loser = match order(known, &self.winner) {
-            Ordering::Less => std::mem::replace(&mut self.winner, Arc::clone(known)),
-            // A row that names an address twice.
-            Ordering::Equal => return,
-            Ordering::Greater => Arc::clone(known),
-        };
-        for other in &mut self.others {
-            match order(&loser, other) {
-                Ordering::Less => std::mem::swap(other, &mut loser),
-                Ordering::Equal => return,
-                Ordering::Greater => {}
-            }
-        }
-        self.others.push(loser);
-    }
-
-    /// Takes a claim out; false if none is left.
-    fn take(&mut self, key: &RowKey) -> bool {
-        if self.winner.row.key != *key {
-            self.others.retain(|other| other.row.key != *key);
-            return true;
-        }
-        if self.others.is_empty() {
-            return false;
-        }
-        self.winner = self.others.remove(0);
-        true
-    }
 }

@@ -36,7 +36,7 @@ struct Station {
 /// The learned addresses of one network.
 #[derive(Debug)]
 pub struct Learned {
-    stations: ArcSwap<Sharded<MacAddr, Arc<Station>>>,
+    stations: ArcSwap<Sharded<(MacAddr, Arc<Station>)>>,
     epoch: Instant,
     swept: AtomicU64,
     refused: AtomicU64,
@@ -85,11 +85,11 @@ impl Learned {
     pub fn expire(&self, now: Instant) {
         self.swept.store(self.millis(now), Ordering::Relaxed);
         let stations = self.stations.load();
-        if stations.values().all(|station| self.is_fresh(station, now)) {
+        if stations.iter().all(|(_, station)| self.is_fresh(station, now)) {
             return;
         }
         let mut next = Sharded::clone(&stations);
-        next.retain(|station| self.is_fresh(station, now));
+        next.retain(|(_, station)| self.is_fresh(station, now));
         self.stations.store(Arc::new(next));
     }
 
