@@ -2,14 +2,18 @@
 //! is told to end.
 
 use std::{
+    env,
     ffi::OsStr,
     fs,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -21,6 +25,9 @@ use crate::Underlay;
 
 /// The labs that stand, for the thread that waits for signals: program, name, directory.
 static STANDING: Mutex<Vec<(PathBuf, String, PathBuf)>> = Mutex::new(Vec::new());
+
+/// How long a network may take to reach a host by itself.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Hosts `h1` to `hN` with one running agent each, on an IPv4 underlay.
 #[derive(Debug)]
@@ -93,6 +100,29 @@ impl Lab {
         Ok(self.command(host, words).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
     }
 
+    /// Starts a program in a host that is spoken with.
+    pub(crate) fn start(&self, host: &str, words: &[&str]) -> Result<Child> {
+        let mut command = self.command(host, words);
+        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        piped.spawn().with_context(|| format!("{words:?}"))
+    }
+
+    /// Makes a place with an endpoint of the network on a host and gives its address.
+    pub(crate) fn attach(&self, host: &str, network: &str, netns: &str) -> Result<Ipv4Addr> {
+        self.sh(host, &format!("ip netns add {netns}"))?;
+        let deadline = Instant::now() + PATIENCE;
+        let attach = ["endpoint", "attach", network, "--netns", netns, "--name", host];
+        let endpoint = loop {
+            match self.cli(host, &attach) {
+                Ok(endpoint) => break endpoint,
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => thread::yield_now(),
+            }
+        };
+        let ip = endpoint["ips"][0].as_str().context("no address")?.split('/').next();
+        Ok(ip.context("no address")?.parse()?)
+    }
+
     /// Process ids of the agents.
     pub(crate) fn agents(&self) -> Result<Vec<u64>> {
         let said = self.lab(&["--format".as_ref(), "json".as_ref(), "status".as_ref()])?;
@@ -156,7 +186,7 @@ pub(crate) fn take_down_on_signals() -> Result<()> {
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
     signals.thread_block()?;
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         let _which = signals.wait();
         // Held on: the main thread must not raise another while this one ends the program.
         standing(|labs| {
@@ -186,6 +216,12 @@ fn take_down(vxmesh: &Path, name: &str) {
     if !down.is_ok_and(|status| status.success()) {
         eprintln!("{} lab --name {name} down failed; run it again", vxmesh.display());
     }
+}
+
+/// This program, which runs in hosts, too.
+pub(crate) fn own_path() -> Result<String> {
+    let path = env::current_exe()?;
+    path.into_os_string().into_string().map_err(|path| anyhow::anyhow!("odd path {path:?}"))
 }
 
 #[expect(clippy::disallowed_methods, reason = "the benchmark starts programs")]

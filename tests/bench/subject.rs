@@ -1,18 +1,17 @@
 //! What is measured: two places on two hosts and what lies between them.
 
 use std::{
-    env,
     net::Ipv4Addr,
     process::Child,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::{
     flood::Flooded,
-    lab::Lab,
+    lab::{Lab, own_path},
     load::{self, FloodRun, Tcp, TcpRun},
     peer::Peer,
     pingpong::Trips,
@@ -87,23 +86,9 @@ impl<'l> Subject<'l> {
             "h1",
             &["network", "create", "bench", "--subnet", "10.98.0.0/24", "--mtu", &MTU.to_string()],
         )?;
-        let mut server = None;
-        for host in ["h1", "h2"] {
-            lab.sh(host, "ip netns add tunnel")?;
-            let deadline = Instant::now() + PATIENCE;
-            let attach = ["endpoint", "attach", "bench", "--netns", "tunnel", "--name", host];
-            // The network reaches the second host by itself.
-            let endpoint = loop {
-                match lab.cli(host, &attach) {
-                    Ok(endpoint) => break endpoint,
-                    Err(error) if Instant::now() > deadline => return Err(error),
-                    Err(_) => thread::yield_now(),
-                }
-            };
-            let ip = endpoint["ips"][0].as_str().context("no address")?.split('/').next();
-            server = Some(ip.context("no address")?.parse()?);
-        }
-        Self::start(lab, label, Some("tunnel"), server.context("no address")?, Programs::Agents)
+        lab.attach("h1", "bench", "tunnel")?;
+        let server = lab.attach("h2", "bench", "tunnel")?;
+        Self::start(lab, label, Some("tunnel"), server, Programs::Agents)
     }
 
     /// Another tunnel between the same hosts.
@@ -256,9 +241,4 @@ impl Drop for Subject<'_> {
             }
         }
     }
-}
-
-fn own_path() -> Result<String> {
-    let path = env::current_exe()?;
-    path.into_os_string().into_string().map_err(|path| anyhow::anyhow!("odd path {path:?}"))
 }

@@ -20,6 +20,11 @@ impl Table {
         Self { reference, subjects: Vec::new(), metrics: Vec::new(), values: BTreeMap::new() }
     }
 
+    /// Whether nothing was measured.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.metrics.is_empty()
+    }
+
     /// Adds the value of the next round.
     pub(crate) fn add(&mut self, subject: &str, metric: Metric, value: f64) {
         if !self.subjects.iter().any(|known| known == subject) {
