@@ -2,6 +2,7 @@
 //! is told to end.
 
 use std::{
+    collections::BTreeSet,
     env,
     ffi::OsStr,
     fs,
@@ -180,6 +181,33 @@ impl Drop for Lab {
     }
 }
 
+/// What the labs are called in tables: the first is the tunnel, the others have as much of their programs' paths as tells
+/// them apart.
+pub(crate) fn labels(labs: &[Lab]) -> Vec<String> {
+    let paths: Vec<&Path> = labs.iter().skip(1).map(Lab::vxmesh).collect();
+    [vec!["tunnel".to_owned()], ends(&paths)].concat()
+}
+
+fn ends(paths: &[&Path]) -> Vec<String> {
+    let end = |path: &Path, parts: usize| {
+        let all: Vec<_> = path.components().collect();
+        let end: PathBuf = all.iter().skip(all.len().saturating_sub(parts)).collect();
+        end.display().to_string()
+    };
+    let longest = paths.iter().map(|path| path.components().count()).max().unwrap_or_default();
+    // A name that every build has says nothing.
+    let first = if paths.iter().any(|path| path.ends_with("vxmesh")) { 2 } else { 1 };
+    for parts in first..longest {
+        let ends: Vec<_> = paths.iter().map(|path| end(path, parts)).collect();
+        if ends.iter().collect::<BTreeSet<_>>().len() == ends.len() {
+            return ends;
+        }
+    }
+    // The same one twice.
+    let numbered = paths.iter().enumerate();
+    numbered.map(|(at, path)| format!("{} {}", end(path, first), at + 1)).collect()
+}
+
 /// Ctrl-C and SIGTERM end the program after its labs. To be called before any other thread runs.
 pub(crate) fn take_down_on_signals() -> Result<()> {
     let mut signals = SigSet::empty();
@@ -229,4 +257,26 @@ pub(crate) fn program(path: &Path) -> Command {
     let mut command = Command::new(path);
     command.stdin(Stdio::null());
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(paths: &[&str]) -> Vec<String> {
+        ends(&paths.iter().map(Path::new).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn builds_are_called_by_what_differs() {
+        assert_eq!(of(&[]), [""; 0]);
+        assert_eq!(of(&["/a/before"]), ["before"]);
+        assert_eq!(of(&["/a/before", "/a/between"]), ["before", "between"]);
+        assert_eq!(of(&["/src/release/vxmesh"]), ["release/vxmesh"]);
+        assert_eq!(
+            of(&["/a/release/vxmesh", "/b/release/vxmesh"]),
+            ["a/release/vxmesh", "b/release/vxmesh"]
+        );
+        assert_eq!(of(&["/a/vxmesh", "/a/vxmesh"]), ["a/vxmesh 1", "a/vxmesh 2"]);
+    }
 }

@@ -26,7 +26,7 @@ mod stream;
 mod subject;
 mod table;
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{mem, net::Ipv4Addr, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
@@ -164,7 +164,7 @@ fn main() -> Result<()> {
 fn measure(args: &Args, loads: &[Load], text: &mut String) -> Result<Vec<(String, Table)>> {
     let labs = [&args.vxmesh].into_iter().chain(&args.against);
     let labs = labs.map(|binary| Lab::up(binary, 2)).collect::<Result<Vec<_>>>()?;
-    let subjects = subjects(&labs, &args.peers, text)?;
+    let mut subjects = subjects(&labs, &args.peers, text)?;
     let mut tables = Vec::new();
     for underlay in args.underlays() {
         for lab in &labs {
@@ -173,14 +173,20 @@ fn measure(args: &Args, loads: &[Load], text: &mut String) -> Result<Vec<(String
         let name = underlay.name();
         let mut table = Table::new("kernel");
         for round in 1..=args.rounds {
-            for subject in &subjects {
+            for subject in mem::take(&mut subjects) {
                 eprint_step(&format!("{name}, round {round}, {}", subject.label()));
-                for load in loads {
-                    turn(subject, *load, args.seconds, &mut table)?;
-                }
-                if let Some(megabytes) = subject.resident()? {
-                    let metric = Metric { name: "resident after load", unit: "MB a host" };
-                    table.add(subject.label(), metric, megabytes);
+                let turns = loads
+                    .iter()
+                    .try_for_each(|load| turn(&subject, *load, args.seconds, &mut table));
+                match turns.and_then(|()| resident(&subject, &mut table)) {
+                    Ok(()) => subjects.push(subject),
+                    Err(error) if subject.is_peer() => {
+                        let label = subject.label();
+                        let gone = format!("{label} failed in round {round} of {name}: {error:#}");
+                        eprint_step(&gone);
+                        text.push_str(&format!("\n{}\n", table::one_line(&gone)));
+                    }
+                    Err(error) => return Err(error),
                 }
             }
         }
@@ -193,21 +199,30 @@ fn measure(args: &Args, loads: &[Load], text: &mut String) -> Result<Vec<(String
 /// Everything that takes its turn in a round. A peer that does not come up is left out and told.
 fn subjects<'l>(labs: &'l [Lab], peers: &[String], text: &mut String) -> Result<Vec<Subject<'l>>> {
     let peers = peer::chosen(peers)?;
-    let (first, others) = labs.split_first().context("no lab")?;
+    let first = labs.first().context("no lab")?;
     let mut subjects = vec![
         Subject::bare(first, Ipv4Addr::new(10, 213, 0, 2))?,
         Subject::kernel(first)?,
         Subject::tunnel(first, "tunnel")?,
     ];
-    for lab in others {
-        subjects.push(Subject::tunnel(lab, &lab.vxmesh().display().to_string())?);
+    for (lab, label) in labs.iter().zip(lab::labels(labs)).skip(1) {
+        subjects.push(Subject::tunnel(lab, &label)?);
+    }
+    for subject in &subjects {
+        eprint_step(&format!("{}: a random stream keeps its SHA-256", subject.label()));
+        subject.check_stream()?;
     }
     if !peers.is_empty() {
         text.push_str("\n| peer | version | carries | sealed with |\n|---|---|---|---|\n");
     }
     for peer in peers {
         eprint_step(&format!("{}: brought up", peer.name()));
-        let up = peer.install().and_then(|version| Ok((version, Subject::peer(first, peer)?)));
+        let up = peer.install().and_then(|version| {
+            let subject = Subject::peer(first, peer)?;
+            eprint_step(&format!("{}: a random stream keeps its SHA-256", peer.name()));
+            subject.check_stream()?;
+            Ok((version, subject))
+        });
         match up {
             Ok((version, subject)) => {
                 let row = [peer.name(), &version, peer.carries(), peer.cipher].join(" | ");
@@ -216,15 +231,21 @@ fn subjects<'l>(labs: &'l [Lab], peers: &[String], text: &mut String) -> Result<
             }
             Err(error) => {
                 eprint_step(&format!("{} is left out: {error:#}", peer.name()));
-                text.push_str(&format!("| {} | not measured | | |\n", peer.name()));
+                let why = table::one_line(&format!("not measured: {error:#}"));
+                text.push_str(&format!("| {} | {why} | | |\n", peer.name()));
             }
         }
     }
-    for subject in &subjects {
-        eprint_step(&format!("{}: a random stream keeps its SHA-256", subject.label()));
-        subject.check_stream()?;
-    }
     Ok(subjects)
+}
+
+/// What its programs have in memory after a round.
+fn resident(subject: &Subject<'_>, table: &mut Table) -> Result<()> {
+    if let Some(megabytes) = subject.resident()? {
+        let metric = Metric { name: "resident after load", unit: "MB a host" };
+        table.add(subject.label(), metric, megabytes);
+    }
+    Ok(())
 }
 
 /// One subject's measurements of one round.

@@ -6,7 +6,7 @@ use crate::{
     Args, Load,
     bulk::Way,
     eprint_step,
-    lab::Lab,
+    lab::{self, Lab},
     load::Metric,
     star::{Carrier, Star, Total},
     table::Table,
@@ -87,11 +87,7 @@ pub(crate) fn measure(args: &Args, loads: &[Load]) -> Result<String> {
     let labs = [&args.vxmesh].into_iter().chain(&args.against);
     let labs = labs.map(|binary| Lab::up(binary, HOSTS)).collect::<Result<Vec<_>>>()?;
     let mut subjects = Vec::new();
-    for (at, lab) in labs.iter().enumerate() {
-        let label = match at {
-            0 => "tunnel".to_owned(),
-            _ => lab.vxmesh().display().to_string(),
-        };
+    for (at, (lab, label)) in labs.iter().zip(lab::labels(&labs)).enumerate() {
         let carriers = [("kernel".to_owned(), Carrier::Kernel), (label, Carrier::Agents)];
         for (label, carrier) in carriers.into_iter().skip(at.min(1)) {
             eprint_step(&format!("{label}: brought up on {HOSTS} hosts"));

@@ -19,6 +19,8 @@ use crate::{
 
 /// MTU inside all tunnels: the default of a network.
 pub(crate) const MTU: u16 = vxmesh_proto::limits::DEFAULT_MTU;
+/// Seconds that iperf3 may take beside those that it sends. It waits for ever where a tunnel has died.
+const SLACK: u32 = 20;
 /// Ports of the servers in the second place.
 const PONG_PORT: u16 = 7001;
 const SOURCE_PORT: u16 = 7002;
@@ -133,13 +135,19 @@ impl<'l> Subject<'l> {
         &self.label
     }
 
+    /// Whether it is another tunnel, without which a run goes on.
+    pub(crate) const fn is_peer(&self) -> bool {
+        matches!(self.programs, Programs::Peer(_))
+    }
+
     /// Sends TCP for some seconds.
     pub(crate) fn tcp(&self, tcp: Tcp, seconds: u32) -> Result<TcpRun> {
         let agents = self.programs()?;
+        let limit = seconds.saturating_add(SLACK).to_string();
         let (address, seconds) = (self.server.to_string(), seconds.to_string());
         let streams = tcp.streams.to_string();
-        let mut words =
-            vec!["iperf3", "--json", "-c", &address, "--time", &seconds, "--parallel", &streams];
+        let mut words = vec!["timeout", &limit, "iperf3", "--json", "-c", &address];
+        words.extend(["--time", &seconds, "--parallel", &streams]);
         if tcp.reverse {
             words.push("--reverse");
         }
