@@ -74,9 +74,12 @@ impl Lab {
     pub(crate) fn exec(&self, host: &str, words: &[&str]) -> Result<String> {
         let mut command = self.command(host, words);
         let output = command.output().with_context(|| format!("{words:?}"))?;
+        // Of lines of sh none tells more than what they said.
+        let words: Vec<_> = words.iter().filter(|word| !word.contains('\n')).copied().collect();
         ensure!(
             output.status.success(),
-            "{words:?} on {host}: {}\n{}{}",
+            "{} on {host}: {}\n{}{}",
+            words.join(" "),
             output.status,
             String::from_utf8_lossy(&output.stdout),
             String::from_utf8_lossy(&output.stderr)

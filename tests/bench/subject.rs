@@ -146,7 +146,9 @@ impl<'l> Subject<'l> {
         let limit = seconds.saturating_add(SLACK).to_string();
         let (address, seconds) = (self.server.to_string(), seconds.to_string());
         let streams = tcp.streams.to_string();
-        let mut words = vec!["timeout", &limit, "iperf3", "--json", "-c", &address];
+        // Told to end in another way, it waits on for the other end.
+        let mut words = vec!["timeout", "--signal", "KILL", &limit];
+        words.extend(["iperf3", "--json", "-c", &address]);
         words.extend(["--time", &seconds, "--parallel", &streams]);
         if tcp.reverse {
             words.push("--reverse");
