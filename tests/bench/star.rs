@@ -117,12 +117,12 @@ impl<'l> Star<'l> {
     /// Waits until every host takes TCP from the middle and gives it.
     fn wait(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        for host in 2..=self.lab.hosts() {
-            for way in [Way::In, Way::Out] {
-                while let Err(error) = self.tcp(&[host], way, 1) {
-                    if Instant::now() > deadline {
-                        bail!("{} does not reach h{host}: {error:#}", self.netns);
-                    }
+        let others: Vec<u8> = (2..=self.lab.hosts()).collect();
+        for way in [Way::In, Way::Out] {
+            // Of no length: that bytes move is enough.
+            while let Err(error) = self.tcp(&others, way, 0) {
+                if Instant::now() > deadline {
+                    bail!("{} does not reach all hosts: {error:#}", self.netns);
                 }
             }
         }
