@@ -4,10 +4,10 @@
 //! connection and is asked by one byte.
 
 use std::{
-    io::{ErrorKind, IoSliceMut, Read, Write},
+    io::{self, ErrorKind, IoSliceMut, Read, Write},
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -80,7 +80,19 @@ fn take(socket: &UdpSocket, count: &AtomicU64) -> Result<()> {
     }
 }
 
-/// Sends datagrams of `len` bytes for this long.
+/// What ends a flood before its time.
+static TOLD: AtomicBool = AtomicBool::new(false);
+
+/// The end of this program's input ends a flood.
+pub(crate) fn listen() {
+    thread::spawn(|| {
+        // An error is an end, too.
+        drop(io::copy(&mut io::stdin(), &mut io::sink()));
+        TOLD.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Sends datagrams of `len` bytes for this long, or until it is told to end.
 pub(crate) fn flood(to: SocketAddrV4, len: usize, time: Duration) -> Result<Flooded> {
     let mut receiver = TcpStream::connect_timeout(&to.into(), PATIENCE)?;
     receiver.set_read_timeout(Some(PATIENCE))?;
@@ -90,7 +102,7 @@ pub(crate) fn flood(to: SocketAddrV4, len: usize, time: Duration) -> Result<Floo
     socket.connect(to)?;
     let payload = vec![0x5a; len];
     let (mut sent, begin) = (0, Instant::now());
-    while begin.elapsed() < time {
+    while begin.elapsed() < time && !TOLD.load(Ordering::Relaxed) {
         for _ in 0..AT_ONCE {
             match socket.send(&payload) {
                 Ok(_) => sent += 1,

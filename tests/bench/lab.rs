@@ -2,14 +2,19 @@
 //! is told to end.
 
 use std::{
+    collections::BTreeSet,
+    env,
     ffi::OsStr,
     fs,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -21,6 +26,9 @@ use crate::Underlay;
 
 /// The labs that stand, for the thread that waits for signals: program, name, directory.
 static STANDING: Mutex<Vec<(PathBuf, String, PathBuf)>> = Mutex::new(Vec::new());
+
+/// How long a network may take to reach a host by itself.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Hosts `h1` to `hN` with one running agent each, on an IPv4 underlay.
 #[derive(Debug)]
@@ -66,9 +74,12 @@ impl Lab {
     pub(crate) fn exec(&self, host: &str, words: &[&str]) -> Result<String> {
         let mut command = self.command(host, words);
         let output = command.output().with_context(|| format!("{words:?}"))?;
+        // Of lines of sh none tells more than what they said.
+        let words: Vec<_> = words.iter().filter(|word| !word.contains('\n')).copied().collect();
         ensure!(
             output.status.success(),
-            "{words:?} on {host}: {}\n{}{}",
+            "{} on {host}: {}\n{}{}",
+            words.join(" "),
             output.status,
             String::from_utf8_lossy(&output.stdout),
             String::from_utf8_lossy(&output.stderr)
@@ -91,6 +102,29 @@ impl Lab {
     /// Starts a program in a host that runs on until the lab goes.
     pub(crate) fn spawn(&self, host: &str, words: &[&str]) -> Result<Child> {
         Ok(self.command(host, words).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
+    }
+
+    /// Starts a program in a host that is spoken with.
+    pub(crate) fn start(&self, host: &str, words: &[&str]) -> Result<Child> {
+        let mut command = self.command(host, words);
+        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        piped.spawn().with_context(|| format!("{words:?}"))
+    }
+
+    /// Makes a place with an endpoint of the network on a host and gives its address.
+    pub(crate) fn attach(&self, host: &str, network: &str, netns: &str) -> Result<Ipv4Addr> {
+        self.sh(host, &format!("ip netns add {netns}"))?;
+        let deadline = Instant::now() + PATIENCE;
+        let attach = ["endpoint", "attach", network, "--netns", netns, "--name", host];
+        let endpoint = loop {
+            match self.cli(host, &attach) {
+                Ok(endpoint) => break endpoint,
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => thread::yield_now(),
+            }
+        };
+        let ip = endpoint["ips"][0].as_str().context("no address")?.split('/').next();
+        Ok(ip.context("no address")?.parse()?)
     }
 
     /// Process ids of the agents.
@@ -150,13 +184,40 @@ impl Drop for Lab {
     }
 }
 
+/// What the labs are called in tables: the first is the tunnel, the others have as much of their programs' paths as tells
+/// them apart.
+pub(crate) fn labels(labs: &[Lab]) -> Vec<String> {
+    let paths: Vec<&Path> = labs.iter().skip(1).map(Lab::vxmesh).collect();
+    [vec!["tunnel".to_owned()], ends(&paths)].concat()
+}
+
+fn ends(paths: &[&Path]) -> Vec<String> {
+    let end = |path: &Path, parts: usize| {
+        let all: Vec<_> = path.components().collect();
+        let end: PathBuf = all.iter().skip(all.len().saturating_sub(parts)).collect();
+        end.display().to_string()
+    };
+    let longest = paths.iter().map(|path| path.components().count()).max().unwrap_or_default();
+    // A name that every build has says nothing.
+    let first = if paths.iter().any(|path| path.ends_with("vxmesh")) { 2 } else { 1 };
+    for parts in first..longest {
+        let ends: Vec<_> = paths.iter().map(|path| end(path, parts)).collect();
+        if ends.iter().collect::<BTreeSet<_>>().len() == ends.len() {
+            return ends;
+        }
+    }
+    // The same one twice.
+    let numbered = paths.iter().enumerate();
+    numbered.map(|(at, path)| format!("{} {}", end(path, first), at + 1)).collect()
+}
+
 /// Ctrl-C and SIGTERM end the program after its labs. To be called before any other thread runs.
 pub(crate) fn take_down_on_signals() -> Result<()> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
     signals.thread_block()?;
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         let _which = signals.wait();
         // Held on: the main thread must not raise another while this one ends the program.
         standing(|labs| {
@@ -188,9 +249,37 @@ fn take_down(vxmesh: &Path, name: &str) {
     }
 }
 
+/// This program, which runs in hosts, too.
+pub(crate) fn own_path() -> Result<String> {
+    let path = env::current_exe()?;
+    path.into_os_string().into_string().map_err(|path| anyhow::anyhow!("odd path {path:?}"))
+}
+
 #[expect(clippy::disallowed_methods, reason = "the benchmark starts programs")]
 pub(crate) fn program(path: &Path) -> Command {
     let mut command = Command::new(path);
     command.stdin(Stdio::null());
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(paths: &[&str]) -> Vec<String> {
+        ends(&paths.iter().map(Path::new).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn builds_are_called_by_what_differs() {
+        assert_eq!(of(&[]), [""; 0]);
+        assert_eq!(of(&["/a/before"]), ["before"]);
+        assert_eq!(of(&["/a/before", "/a/between"]), ["before", "between"]);
+        assert_eq!(of(&["/src/release/vxmesh"]), ["release/vxmesh"]);
+        assert_eq!(
+            of(&["/a/release/vxmesh", "/b/release/vxmesh"]),
+            ["a/release/vxmesh", "b/release/vxmesh"]
+        );
+        assert_eq!(of(&["/a/vxmesh", "/a/vxmesh"]), ["a/vxmesh 1", "a/vxmesh 2"]);
+    }
 }

@@ -1,6 +1,6 @@
 //! TCP by iperf3, and what the machine and the agents spent on it.
 
-use std::fs;
+use std::{collections::BTreeMap, ffi::OsString, fs};
 
 use anyhow::{Context, Result};
 use nix::unistd::{SysconfVar, sysconf};
@@ -98,7 +98,42 @@ pub(crate) fn resident_kilobytes(pid: u64) -> Result<f64> {
     Ok(number.parse()?)
 }
 
+/// How often each thread of a process has waited for something so far.
+pub(crate) fn waits(pid: u64) -> Result<BTreeMap<OsString, f64>> {
+    let mut waits = BTreeMap::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let thread = thread?;
+        // One that has ended meanwhile does not count.
+        let Ok(status) = fs::read_to_string(thread.path().join("status")) else { continue };
+        waits.insert(thread.file_name(), voluntary(&status)?);
+    }
+    Ok(waits)
+}
+
+/// Of a thread's status: proc_pid_status(5).
+fn voluntary(status: &str) -> Result<f64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    Ok(line.context("no voluntary_ctxt_switches")?.trim().parse()?)
+}
+
 fn ticks_per_second() -> Result<f64> {
     let ticks = sysconf(SysconfVar::CLK_TCK)?.context("no clock tick")?;
     Ok(f64::from(u32::try_from(ticks)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_thread_waits_for_by_itself_counts() {
+        let status = "Name:\tx\nvoluntary_ctxt_switches:\t150\nnonvoluntary_ctxt_switches:\t545\n";
+        assert_eq!(voluntary(status).unwrap(), 150.0);
+        assert!(voluntary("Name:\tx\nnonvoluntary_ctxt_switches:\t545\n").is_err());
+    }
+
+    #[test]
+    fn the_threads_of_a_process_are_found() {
+        assert!(!waits(std::process::id().into()).unwrap().is_empty());
+    }
 }

@@ -10,30 +10,31 @@
 //! change of the machine's load meets them all, and a ratio is always that of two neighbours in time. Nothing that is
 //! measured is kept beyond the run, and the lab goes however it ends.
 
+mod bulk;
 mod flood;
 mod footprint;
 mod lab;
 mod load;
+mod many;
 mod names;
+mod part;
 mod peer;
 mod pingpong;
 mod report;
+mod star;
 mod stream;
 mod subject;
 mod table;
 
-use std::{
-    net::{Ipv4Addr, SocketAddrV4},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{mem, net::Ipv4Addr, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, ValueEnum};
 
 use self::{
     lab::Lab,
     load::{Metric, Tcp},
+    part::Part,
     subject::Subject,
     table::Table,
 };
@@ -58,7 +59,7 @@ struct Args {
     /// Underlays to measure on [default: both]
     #[arg(long)]
     underlay: Vec<Underlay>,
-    /// Loads to measure [default: all]
+    /// Loads to measure [default: all but overload]
     #[arg(long)]
     load: Vec<Load>,
     /// Other tunnels to measure: their names, `default`, `all` or `none`; what is missing is installed
@@ -94,67 +95,61 @@ enum Load {
     Ping,
     /// Round trips beside one TCP stream
     LoadedPing,
+    /// TCP of several peers at once, on five hosts
+    Many,
+    /// TCP beside a flood of datagrams, on five hosts
+    Overload,
 }
 
 impl Load {
-    const ALL: [Self; 4] = [Self::Tcp, Self::Udp, Self::Ping, Self::LoadedPing];
+    const DEFAULT: [Self; 5] = [Self::Tcp, Self::Udp, Self::Ping, Self::LoadedPing, Self::Many];
+
+    /// Whether two hosts are enough, as they are for other tunnels.
+    const fn is_of_two(self) -> bool {
+        match self {
+            Self::Tcp | Self::Udp | Self::Ping | Self::LoadedPing => true,
+            Self::Many | Self::Overload => false,
+        }
+    }
 }
 
-/// Another measurement, and parts that the program runs in the sandboxes.
-#[derive(Debug, Subcommand)]
-enum Part {
-    /// Measures how many questions about names one core answers; needs no root
-    Names(names::Options),
-    /// Answers each datagram with itself
-    #[command(hide = true)]
-    Pong { port: u16 },
-    /// Measures round trips
-    #[command(hide = true)]
-    Ping { to: SocketAddrV4, seconds: u32 },
-    /// Counts datagrams
-    #[command(hide = true)]
-    Drain { port: u16 },
-    /// Sends datagrams without a pause
-    #[command(hide = true)]
-    Flood { to: SocketAddrV4, len: usize, seconds: u32 },
-    /// Sends random bytes to all who connect, and their digest
-    #[command(hide = true)]
-    Source { port: u16, mebibytes: u32 },
-    /// Reads and compares with the digest
-    #[command(hide = true)]
-    Sink { from: SocketAddrV4 },
+impl Underlay {
+    /// As it is written in tables and names of files.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Offload => "offload",
+            Self::Wire => "wire",
+        }
+    }
+}
+
+impl Args {
+    fn underlays(&self) -> &[Underlay] {
+        match self.underlay.as_slice() {
+            [] => &[Underlay::Offload, Underlay::Wire],
+            some => some,
+        }
+    }
 }
 
 #[expect(clippy::print_stdout, reason = "the tables are what the program is for")]
 fn main() -> Result<()> {
     let args = Args::parse();
-    match args.part {
-        Some(Part::Names(options)) => {
-            println!("{}\n\n{}", table::machine()?, names::measure(options)?);
-            return Ok(());
-        }
-        Some(Part::Pong { port }) => return pingpong::pong(port),
-        Some(Part::Ping { to, seconds }) => {
-            let trips = pingpong::ping(to, Duration::from_secs(seconds.into()))?;
-            println!("{}", serde_json::to_string(&trips)?);
-            return Ok(());
-        }
-        Some(Part::Drain { port }) => return flood::drain(port),
-        Some(Part::Flood { to, len, seconds }) => {
-            let flooded = flood::flood(to, len, Duration::from_secs(seconds.into()))?;
-            println!("{}", serde_json::to_string(&flooded)?);
-            return Ok(());
-        }
-        Some(Part::Source { port, mebibytes }) => return stream::source(port, mebibytes),
-        Some(Part::Sink { from }) => return stream::sink(from),
-        None => {}
+    if let Some(part) = args.part {
+        println!("{}", part.run()?);
+        return Ok(());
     }
     ensure!(nix::unistd::geteuid().is_root(), "namespaces need root: sudo make bench");
     lab::take_down_on_signals()?;
 
     let mut text =
         format!("{}, `--rounds {} --seconds {}`.\n", table::machine()?, args.rounds, args.seconds);
-    let tables = measure(&args, &mut text)?;
+    let loads = if args.load.is_empty() { Load::DEFAULT.as_slice() } else { &args.load };
+    let (of_two, of_five): (Vec<Load>, Vec<Load>) = loads.iter().partition(|load| load.is_of_two());
+    let tables = if of_two.is_empty() { Vec::new() } else { measure(&args, &of_two, &mut text)? };
+    if !of_five.is_empty() {
+        text.push_str(&many::measure(&args, &of_five)?);
+    }
     if !args.no_footprint {
         text.push_str(&format!("\n{}", footprint::measure(&args.vxmesh)?));
     }
@@ -166,36 +161,37 @@ fn main() -> Result<()> {
 }
 
 /// All tables with the names of their underlays; `text` becomes what there is to say.
-fn measure(args: &Args, text: &mut String) -> Result<Vec<(String, Table)>> {
+fn measure(args: &Args, loads: &[Load], text: &mut String) -> Result<Vec<(String, Table)>> {
     let labs = [&args.vxmesh].into_iter().chain(&args.against);
     let labs = labs.map(|binary| Lab::up(binary, 2)).collect::<Result<Vec<_>>>()?;
-    let subjects = subjects(&labs, &args.peers, text)?;
-    let underlays = match args.underlay.as_slice() {
-        [] => &[Underlay::Offload, Underlay::Wire],
-        some => some,
-    };
-    let loads = if args.load.is_empty() { &Load::ALL } else { args.load.as_slice() };
+    let mut subjects = subjects(&labs, &args.peers, text)?;
     let mut tables = Vec::new();
-    for underlay in underlays {
+    for underlay in args.underlays() {
         for lab in &labs {
             lab.set_underlay(*underlay)?;
         }
-        let name = format!("{underlay:?}").to_lowercase();
+        let name = underlay.name();
         let mut table = Table::new("kernel");
         for round in 1..=args.rounds {
-            for subject in &subjects {
+            for subject in mem::take(&mut subjects) {
                 eprint_step(&format!("{name}, round {round}, {}", subject.label()));
-                for load in loads {
-                    turn(subject, *load, args.seconds, &mut table)?;
-                }
-                if let Some(megabytes) = subject.resident()? {
-                    let metric = Metric { name: "resident after load", unit: "MB a host" };
-                    table.add(subject.label(), metric, megabytes);
+                let turns = loads
+                    .iter()
+                    .try_for_each(|load| turn(&subject, *load, args.seconds, &mut table));
+                match turns.and_then(|()| resident(&subject, &mut table)) {
+                    Ok(()) => subjects.push(subject),
+                    Err(error) if subject.is_peer() => {
+                        let label = subject.label();
+                        let gone = format!("{label} failed in round {round} of {name}: {error:#}");
+                        eprint_step(&gone);
+                        text.push_str(&format!("\n{}\n", table::one_line(&gone)));
+                    }
+                    Err(error) => return Err(error),
                 }
             }
         }
         text.push_str(&format!("\nUnderlay {name}:\n\n{table}"));
-        tables.push((name, table));
+        tables.push((name.to_owned(), table));
     }
     Ok(tables)
 }
@@ -203,21 +199,30 @@ fn measure(args: &Args, text: &mut String) -> Result<Vec<(String, Table)>> {
 /// Everything that takes its turn in a round. A peer that does not come up is left out and told.
 fn subjects<'l>(labs: &'l [Lab], peers: &[String], text: &mut String) -> Result<Vec<Subject<'l>>> {
     let peers = peer::chosen(peers)?;
-    let (first, others) = labs.split_first().context("no lab")?;
+    let first = labs.first().context("no lab")?;
     let mut subjects = vec![
         Subject::bare(first, Ipv4Addr::new(10, 213, 0, 2))?,
         Subject::kernel(first)?,
         Subject::tunnel(first, "tunnel")?,
     ];
-    for lab in others {
-        subjects.push(Subject::tunnel(lab, &lab.vxmesh().display().to_string())?);
+    for (lab, label) in labs.iter().zip(lab::labels(labs)).skip(1) {
+        subjects.push(Subject::tunnel(lab, &label)?);
+    }
+    for subject in &subjects {
+        eprint_step(&format!("{}: a random stream keeps its SHA-256", subject.label()));
+        subject.check_stream()?;
     }
     if !peers.is_empty() {
         text.push_str("\n| peer | version | carries | sealed with |\n|---|---|---|---|\n");
     }
     for peer in peers {
         eprint_step(&format!("{}: brought up", peer.name()));
-        let up = peer.install().and_then(|version| Ok((version, Subject::peer(first, peer)?)));
+        let up = peer.install().and_then(|version| {
+            let subject = Subject::peer(first, peer)?;
+            eprint_step(&format!("{}: a random stream keeps its SHA-256", peer.name()));
+            subject.check_stream()?;
+            Ok((version, subject))
+        });
         match up {
             Ok((version, subject)) => {
                 let row = [peer.name(), &version, peer.carries(), peer.cipher].join(" | ");
@@ -226,15 +231,21 @@ fn subjects<'l>(labs: &'l [Lab], peers: &[String], text: &mut String) -> Result<
             }
             Err(error) => {
                 eprint_step(&format!("{} is left out: {error:#}", peer.name()));
-                text.push_str(&format!("| {} | not measured | | |\n", peer.name()));
+                let why = table::one_line(&format!("not measured: {error:#}"));
+                text.push_str(&format!("| {} | {why} | | |\n", peer.name()));
             }
         }
     }
-    for subject in &subjects {
-        eprint_step(&format!("{}: a random stream keeps its SHA-256", subject.label()));
-        subject.check_stream()?;
-    }
     Ok(subjects)
+}
+
+/// What its programs have in memory after a round.
+fn resident(subject: &Subject<'_>, table: &mut Table) -> Result<()> {
+    if let Some(megabytes) = subject.resident()? {
+        let metric = Metric { name: "resident after load", unit: "MB a host" };
+        table.add(subject.label(), metric, megabytes);
+    }
+    Ok(())
 }
 
 /// One subject's measurements of one round.
@@ -274,6 +285,8 @@ fn turn(subject: &Subject<'_>, load: Load, seconds: u32, table: &mut Table) -> R
             add("RTT p50 beside TCP", "us", trips.p50_us);
             add("RTT p99 beside TCP", "us", trips.p99_us);
         }
+        // On hosts of their own: see `many`.
+        Load::Many | Load::Overload => {}
     }
     Ok(())
 }

@@ -276,7 +276,7 @@ impl Peer {
             let host = format!("h{me}");
             let start = format!("readlink /proc/self/ns/pid\n{}", self.start);
             let start = self.script(&dir, me, &start)?;
-            let said = lab.exec(&host, &["sh", "-ec", &start])?;
+            let said = lab.exec(&host, &["sh", "-ec", &start]).with_context(|| log(&dir, me))?;
             let mut words = said.split_whitespace();
             let namespace = words.next().context("no process namespace")?;
             for word in words {
@@ -371,7 +371,10 @@ fn outside(namespace: &str, id: &str) -> Result<u64> {
 fn log(dir: &Path, me: u8) -> String {
     let log = fs::read_to_string(dir.join(format!("log{me}"))).unwrap_or_default();
     let lines: Vec<_> = log.lines().collect();
-    lines.get(lines.len().saturating_sub(LOG_LINES)..).unwrap_or_default().join("\n")
+    match lines.get(lines.len().saturating_sub(LOG_LINES)..).unwrap_or_default() {
+        [] => "it logged nothing".to_owned(),
+        last => format!("it logged: {}", last.join("\n")),
+    }
 }
 
 fn run(command: &mut Command) -> Result<String> {

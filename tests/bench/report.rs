@@ -20,6 +20,8 @@ const DRAWN: [(&str, bool); 6] = [
 const WIDTH: usize = 860;
 const LABELS: usize = 130;
 const NUMBERS: usize = 90;
+/// Characters of a name that fit beside its bar.
+const NAME: usize = 18;
 const ROW: usize = 18;
 const TITLE: usize = 30;
 /// Columns of panels.
@@ -51,7 +53,7 @@ fn replaced(page: &str, text: &str) -> Result<String> {
 /// One panel of bars for each metric that is drawn.
 fn draw(table: &Table) -> String {
     let panels: Vec<_> =
-        DRAWN.iter().filter_map(|(metric, less)| Some((table.medians(metric)?, *less))).collect();
+        DRAWN.iter().filter_map(|(metric, less)| Some((drawn(table, metric)?, *less))).collect();
     let height = TITLE + ROW * panels.iter().map(|((_, bars), _)| bars.len()).max().unwrap_or(0);
     let rows = panels.len().div_ceil(COLUMNS);
     let mut svg = format!(
@@ -68,6 +70,22 @@ fn draw(table: &Table) -> String {
     svg + "</svg>\n"
 }
 
+/// The bars of a metric. Who has nothing of it, as the kernel has no agents, has none.
+fn drawn(table: &Table, metric: &str) -> Option<(String, Vec<(String, f64)>)> {
+    let (title, mut bars) = table.medians(metric)?;
+    bars.retain(|(_, value)| *value > 0.0);
+    (!bars.is_empty()).then_some((title, bars))
+}
+
+/// A name as it can stand in an SVG; of a long one its end, which tells builds apart.
+fn fitted(name: &str) -> String {
+    let skipped = name.chars().count().saturating_sub(NAME);
+    let dots = if skipped > 0 { "..." } else { "" };
+    let kept: String =
+        name.chars().skip(if skipped > 0 { skipped + dots.len() } else { 0 }).collect();
+    format!("{dots}{kept}").replace('&', "&amp;").replace('<', "&lt;")
+}
+
 fn panel((left, top): (usize, usize), title: &str, bars: &[(String, f64)]) -> String {
     let longest = bars.iter().map(|(_, value)| *value).fold(f64::MIN_POSITIVE, f64::max);
     let room = u16::try_from(WIDTH / COLUMNS - LABELS - NUMBERS).map_or(0.0, f64::from);
@@ -82,10 +100,11 @@ fn panel((left, top): (usize, usize), title: &str, bars: &[(String, f64)]) -> St
         let len = value / longest * room;
         let fill = if name == "tunnel" { "#c2410c" } else { "#64748b" };
         svg.push_str(&format!(
-            "<text x=\"{}\" y=\"{text}\" text-anchor=\"end\">{name}</text>\
+            "<text x=\"{}\" y=\"{text}\" text-anchor=\"end\">{}</text>\
              <rect x=\"{begin}\" y=\"{}\" width=\"{len:.1}\" height=\"13\" fill=\"{fill}\"/>\
              <text x=\"{:.1}\" y=\"{text}\">{}</text>\n",
             begin - 6,
+            fitted(name),
             y + 1,
             f64::from(u32::try_from(begin).unwrap_or_default()) + len + 5.0,
             crate::table::short(*value),
@@ -118,5 +137,27 @@ mod tests {
         assert!(svg.contains("TCP 1, Gbit/s (more is better)"), "{svg}");
         assert!(svg.contains("width=\"210.0\"") && svg.contains("width=\"105.0\""), "{svg}");
         assert!(svg.ends_with("</svg>\n"), "{svg}");
+    }
+
+    #[test]
+    fn names_fit_their_column() {
+        assert_eq!(fitted("wireguard-go"), "wireguard-go");
+        assert_eq!(fitted(&"n".repeat(NAME)), "n".repeat(NAME));
+        assert_eq!(
+            fitted(&("n".repeat(NAME) + "after")),
+            format!("...{}after", "n".repeat(NAME - 8))
+        );
+        assert_eq!(fitted("a<b&c"), "a&lt;b&amp;c");
+    }
+
+    #[test]
+    fn who_has_none_has_no_bar() {
+        let metric = Metric { name: "agents", unit: "CPU s/GB" };
+        let mut table = Table::new("kernel");
+        table.add("kernel", metric, 0.0);
+        assert!(!draw(&table).contains("agents"), "a panel without bars");
+        table.add("tunnel", metric, 3.0);
+        let svg = draw(&table);
+        assert!(svg.contains(">tunnel<") && !svg.contains(">kernel<"), "{svg}");
     }
 }

@@ -1,18 +1,17 @@
 //! What is measured: two places on two hosts and what lies between them.
 
 use std::{
-    env,
     net::Ipv4Addr,
     process::Child,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::{
     flood::Flooded,
-    lab::Lab,
+    lab::{Lab, own_path},
     load::{self, FloodRun, Tcp, TcpRun},
     peer::Peer,
     pingpong::Trips,
@@ -20,6 +19,8 @@ use crate::{
 
 /// MTU inside all tunnels: the default of a network.
 pub(crate) const MTU: u16 = vxmesh_proto::limits::DEFAULT_MTU;
+/// Seconds that iperf3 may take beside those that it sends. It waits for ever where a tunnel has died.
+const SLACK: u32 = 20;
 /// Ports of the servers in the second place.
 const PONG_PORT: u16 = 7001;
 const SOURCE_PORT: u16 = 7002;
@@ -87,23 +88,9 @@ impl<'l> Subject<'l> {
             "h1",
             &["network", "create", "bench", "--subnet", "10.98.0.0/24", "--mtu", &MTU.to_string()],
         )?;
-        let mut server = None;
-        for host in ["h1", "h2"] {
-            lab.sh(host, "ip netns add tunnel")?;
-            let deadline = Instant::now() + PATIENCE;
-            let attach = ["endpoint", "attach", "bench", "--netns", "tunnel", "--name", host];
-            // The network reaches the second host by itself.
-            let endpoint = loop {
-                match lab.cli(host, &attach) {
-                    Ok(endpoint) => break endpoint,
-                    Err(error) if Instant::now() > deadline => return Err(error),
-                    Err(_) => thread::yield_now(),
-                }
-            };
-            let ip = endpoint["ips"][0].as_str().context("no address")?.split('/').next();
-            server = Some(ip.context("no address")?.parse()?);
-        }
-        Self::start(lab, label, Some("tunnel"), server.context("no address")?, Programs::Agents)
+        lab.attach("h1", "bench", "tunnel")?;
+        let server = lab.attach("h2", "bench", "tunnel")?;
+        Self::start(lab, label, Some("tunnel"), server, Programs::Agents)
     }
 
     /// Another tunnel between the same hosts.
@@ -148,13 +135,21 @@ impl<'l> Subject<'l> {
         &self.label
     }
 
+    /// Whether it is another tunnel, without which a run goes on.
+    pub(crate) const fn is_peer(&self) -> bool {
+        matches!(self.programs, Programs::Peer(_))
+    }
+
     /// Sends TCP for some seconds.
     pub(crate) fn tcp(&self, tcp: Tcp, seconds: u32) -> Result<TcpRun> {
         let agents = self.programs()?;
+        let limit = seconds.saturating_add(SLACK).to_string();
         let (address, seconds) = (self.server.to_string(), seconds.to_string());
         let streams = tcp.streams.to_string();
-        let mut words =
-            vec!["iperf3", "--json", "-c", &address, "--time", &seconds, "--parallel", &streams];
+        // Told to end in another way, it waits on for the other end.
+        let mut words = vec!["timeout", "--signal", "KILL", &limit];
+        words.extend(["iperf3", "--json", "-c", &address]);
+        words.extend(["--time", &seconds, "--parallel", &streams]);
         if tcp.reverse {
             words.push("--reverse");
         }
@@ -256,9 +251,4 @@ impl Drop for Subject<'_> {
             }
         }
     }
-}
-
-fn own_path() -> Result<String> {
-    let path = env::current_exe()?;
-    path.into_os_string().into_string().map_err(|path| anyhow::anyhow!("odd path {path:?}"))
 }

@@ -6,6 +6,9 @@ use anyhow::Result;
 
 use crate::load::Metric;
 
+/// Characters of an error that a table tells.
+const LONGEST: usize = 200;
+
 /// What was measured: subject and metric -> one value per round.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -18,6 +21,11 @@ pub(crate) struct Table {
 impl Table {
     pub(crate) const fn new(reference: &'static str) -> Self {
         Self { reference, subjects: Vec::new(), metrics: Vec::new(), values: BTreeMap::new() }
+    }
+
+    /// Whether nothing was measured.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.metrics.is_empty()
     }
 
     /// Adds the value of the next round.
@@ -100,6 +108,16 @@ pub(crate) fn short(value: f64) -> String {
     }
 }
 
+/// Text that was written for a screen as part of a table: in one line, and not too long.
+pub(crate) fn one_line(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let line = words.join(" ").replace('|', "/");
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}...", line.get(..end).unwrap_or_default()),
+        None => line,
+    }
+}
+
 /// The machine in one line.
 pub(crate) fn machine() -> Result<String> {
     let cpus = fs::read_to_string("/proc/cpuinfo")?;
@@ -125,6 +143,13 @@ mod tests {
         assert_eq!(spread(&[2.0]), Some((2.0, 2.0, 2.0)));
         assert_eq!(spread(&[3.0, 1.0]), Some((1.0, 2.0, 3.0)));
         assert_eq!(spread(&[9.0, 1.0, 2.0]), Some((1.0, 2.0, 9.0)));
+    }
+
+    #[test]
+    fn an_error_fits_a_cell() {
+        assert_eq!(one_line(" no\n  way | out "), "no way / out");
+        assert_eq!(one_line(&"\u{e4}".repeat(LONGEST)), "\u{e4}".repeat(LONGEST));
+        assert_eq!(one_line(&"\u{e4}".repeat(LONGEST + 1)), "\u{e4}".repeat(LONGEST) + "...");
     }
 
     #[test]
