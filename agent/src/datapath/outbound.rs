@@ -1,7 +1,7 @@
 //! A worker that carries frames out: TAPs -> `outbound` -> cut, seal -> UDP.
 //!
 //! It takes what its queues of the TAPs have; frames of sparse flows leave at once, those of bulk flows in turn, one network after the
-//! other, and between two turns it looks for new ones. When nothing is left it waits.
+//! other and in each one flow after the other, and between two turns it looks for new ones. When nothing is left it waits.
 
 use std::{collections::VecDeque, io, mem, sync::Arc, time::Instant};
 
@@ -10,7 +10,9 @@ use nix::{
     sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
 };
 use tracing::error;
-use vxmesh_proto::datapath::{Lane, Lanes, Scratch, SuperFrame, Verdict, outbound, vnet::Offload};
+use vxmesh_proto::datapath::{
+    DropReason, Fair, Lane, Lanes, PER_FRAME, Scratch, SuperFrame, Verdict, outbound, vnet::Offload,
+};
 
 use super::{
     Shared,
@@ -25,12 +27,16 @@ use super::{
 const READY: usize = 64;
 /// Frames taken from one TAP before the others have their turn.
 const BUDGET: usize = 64;
-/// Frames of bulk flows of one network that wait here, up to half a megabyte. More stay in the TAP's queue, and sparse ones behind them.
-const HELD: usize = 8;
-/// Bytes of one network's bulk that are sealed in one turn.
+/// Large frames of bulk flows of one network that wait here, up to half a megabyte. More stay in the TAP's queue, and all others behind them.
+const LARGE: usize = 8;
+/// Frames of any length that wait here, as many as in the TAP's queue. When more come, those of the flow that has most are lost.
+const HELD: usize = 1024;
+/// Frames that are kept in so many bytes.
+const SMALL: usize = 2048;
+/// Bytes of one network's bulk that are sealed in one turn, each frame counted as [`PER_FRAME`] more.
 const TURN: usize = 64 * 1024;
-/// Buffers of frames that are kept though nothing is in them.
-const SPARE: usize = HELD + 1;
+/// Buffers of large and of small frames that are kept though nothing is in them.
+const SPARE: (usize, usize) = (LARGE + 1, 256);
 /// What the bell is called among the seats.
 const BELL: u64 = u64::MAX;
 
@@ -43,22 +49,30 @@ pub(super) struct Outbound {
     seats: Vec<Option<Seat>>,
     /// Those with frames that wait, in the order in which they are served.
     turns: VecDeque<usize>,
-    /// The last one used is taken first, so that memory is not touched without need.
-    spare: Vec<Place>,
+    spare: Spare,
     way: Way,
     waiter: Waiter,
     /// The last frame came alone and was sparse: the next is probably alone, too, and leaves before another is looked for.
     lonely: bool,
 }
 
-/// Room for one frame.
+/// Room for one frame, [`SMALL`] or [`MAX_SUPER_FRAME`].
 type Place = Box<[u8]>;
+
+/// Rooms without a frame. The last one used is taken first, so that memory is not touched without need.
+#[derive(Default)]
+struct Spare {
+    large: Vec<Place>,
+    small: Vec<Place>,
+}
 
 /// A queue of a network's TAP.
 struct Seat {
     port: Arc<Port>,
     queue: usize,
-    held: VecDeque<(Place, Received)>,
+    held: Fair<(Place, Received)>,
+    /// How many of them are large.
+    large: usize,
 }
 
 /// What a frame meets on its way out.
@@ -79,7 +93,7 @@ impl Outbound {
             poll,
             seats: Vec::new(),
             turns: VecDeque::new(),
-            spare: Vec::with_capacity(SPARE),
+            spare: Spare::default(),
             way: Way {
                 lanes: Lanes::new(rand::random()),
                 scratch: Scratch::new(),
@@ -134,20 +148,18 @@ impl Outbound {
         let Some(Some(seat)) = self.seats.get_mut(number) else { return 0 };
         let waited = !seat.held.is_empty();
         let mut frames = 0;
-        while frames < BUDGET && seat.held.len() < HELD {
-            let mut place =
-                self.spare.pop().unwrap_or_else(|| vec![0; MAX_SUPER_FRAME].into_boxed_slice());
+        while frames < BUDGET && seat.large < LARGE {
+            let mut place = self.spare.large();
             match seat.port.device().recv(seat.queue, &mut place) {
                 Ok(received) => {
                     frames += 1;
-                    let kept = self.way.sort(&self.shared, seat, place, received);
-                    self.spare.extend(kept);
+                    self.way.sort(&self.shared, &mut self.spare, seat, (place, received));
                     if alone && frames == 1 {
                         self.way.sparse.flush(&self.shared);
                     }
                 }
                 Err(error) => {
-                    self.spare.push(place);
+                    self.spare.put(place);
                     match error.kind() {
                         io::ErrorKind::WouldBlock => break,
                         io::ErrorKind::Interrupted => {}
@@ -173,13 +185,11 @@ impl Outbound {
         self.shared.bulk.note(Instant::now());
         let mut sealed = 0;
         while sealed < TURN
-            && let Some((mut place, received)) = seat.held.pop_front()
+            && let Some((mut place, received)) = seat.held.pop()
         {
             self.way.frame(&self.shared, &seat.port, &mut place, received, Lane::Bulk);
-            sealed += received.len;
-            if self.spare.len() < SPARE {
-                self.spare.push(place);
-            }
+            sealed += received.len + PER_FRAME;
+            seat.free(&mut self.spare, place);
         }
         if !seat.held.is_empty() {
             self.turns.push_back(number);
@@ -214,7 +224,7 @@ impl Outbound {
             let vni = port.vni();
             error!(%vni, %error, "the network's TAP cannot be watched; restart the agent");
         }
-        let seat = Some(Seat { port, queue, held: VecDeque::with_capacity(HELD) });
+        let seat = Some(Seat { port, queue, held: Fair::default(), large: 0 });
         match self.seats.get_mut(number) {
             Some(free) => *free = seat,
             None => self.seats.push(seat),
@@ -232,24 +242,79 @@ impl Outbound {
     }
 }
 
+impl Seat {
+    /// Keeps a frame of a bulk flow; if these are too many, one of the flow that has most is lost.
+    fn keep(
+        &mut self,
+        shared: &Shared,
+        spare: &mut Spare,
+        flow: u64,
+        (place, received): (Place, Received),
+    ) {
+        let kept = spare.fit(place, received.len);
+        self.large += usize::from(kept.len() > SMALL);
+        self.held.push(flow, received.len, (kept, received));
+        if self.held.count() > HELD
+            && let Some((lost, _)) = self.held.shed()
+        {
+            self.port.dropped(&shared.drops, DropReason::QueueFull, None);
+            self.free(spare, lost);
+        }
+    }
+
+    /// Gives back the room of a frame that was kept.
+    fn free(&mut self, spare: &mut Spare, place: Place) {
+        self.large -= usize::from(place.len() > SMALL);
+        spare.put(place);
+    }
+}
+
+impl Spare {
+    /// Room for any frame.
+    fn large(&mut self) -> Place {
+        self.large.pop().unwrap_or_else(|| vec![0; MAX_SUPER_FRAME].into())
+    }
+
+    /// The frame in no more room than it needs.
+    fn fit(&mut self, place: Place, len: usize) -> Place {
+        let Some(frame) = place.get(..len).filter(|frame| frame.len() <= SMALL) else {
+            return place;
+        };
+        let mut small = self.small.pop().unwrap_or_else(|| vec![0; SMALL].into());
+        if let Some(room) = small.get_mut(..len) {
+            room.copy_from_slice(frame);
+        }
+        self.put(place);
+        small
+    }
+
+    fn put(&mut self, place: Place) {
+        let (to, most) = if place.len() > SMALL {
+            (&mut self.large, SPARE.0)
+        } else {
+            (&mut self.small, SPARE.1)
+        };
+        if to.len() < most {
+            to.push(place);
+        }
+    }
+}
+
 impl Way {
-    /// Sends a frame of a sparse flow, and keeps one of a bulk flow for its turn. Gives the room back if it is free again.
+    /// Sends a frame of a sparse flow, and keeps one of a bulk flow for its turn.
     fn sort(
         &mut self,
         shared: &Shared,
+        spare: &mut Spare,
         seat: &mut Seat,
-        mut place: Place,
-        received: Received,
-    ) -> Option<Place> {
+        (mut place, received): (Place, Received),
+    ) {
         let bytes = place.get(..received.len).unwrap_or_default();
         match self.lanes.of(seat.port.vni(), bytes, Instant::now()) {
-            Lane::Bulk => {
-                seat.held.push_back((place, received));
-                None
-            }
-            Lane::Sparse => {
+            (Lane::Bulk, flow) => seat.keep(shared, spare, flow, (place, received)),
+            (Lane::Sparse, _) => {
                 self.frame(shared, &seat.port, &mut place, received, Lane::Sparse);
-                Some(place)
+                spare.put(place);
             }
         }
     }

@@ -61,12 +61,12 @@ impl Lanes {
         Self { seed: Seeded(seed), flows: vec![Flow::default(); FLOWS].into() }
     }
 
-    /// The lane of a frame of this network that came now.
-    pub fn of(&mut self, vni: Vni, frame: &[u8], now: Instant) -> Lane {
+    /// The lane of a frame of this network that came now, and a number of its flow.
+    pub fn of(&mut self, vni: Vni, frame: &[u8], now: Instant) -> (Lane, u64) {
         let flow = self.seed.hash_one((vni, self.flow(frame)));
         let place = usize::try_from(flow % FLOWS as u64).unwrap_or_default();
         let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
-        self.flows.get_mut(place).map_or(Lane::Bulk, |flow| flow.take(len, now))
+        (self.flows.get_mut(place).map_or(Lane::Bulk, |flow| flow.take(len, now)), flow)
     }
 
     fn flow(&self, frame: &[u8]) -> u64 {
@@ -126,25 +126,26 @@ mod tests {
         let (mut lanes, begin) = (Lanes::new(7), Instant::now());
         for n in 0..10_000 {
             let now = begin + Duration::from_micros(100 * n);
-            let bulk = lanes.of(Vni::MAX, &frame(60_000, 1), now);
+            let bulk = lanes.of(Vni::MAX, &frame(60_000, 1), now).0;
             assert_eq!(bulk, Lane::Bulk, "{n}");
             // 120 bytes each 100 us: 1.2 MB/s.
-            assert_eq!(lanes.of(Vni::MAX, &frame(120, 2), now), Lane::Sparse, "{n}");
+            assert_eq!(lanes.of(Vni::MAX, &frame(120, 2), now).0, Lane::Sparse, "{n}");
         }
     }
 
     #[test]
     fn a_flow_that_sends_much_is_bulk_until_it_pauses() {
         let (mut lanes, mut now) = (Lanes::new(7), Instant::now());
-        let first: Vec<Lane> = (0..20).map(|_| lanes.of(Vni::MAX, &frame(1400, 1), now)).collect();
+        let first: Vec<Lane> =
+            (0..20).map(|_| lanes.of(Vni::MAX, &frame(1400, 1), now).0).collect();
         assert!(first.starts_with(&[Lane::Sparse; 11]) && first.ends_with(&[Lane::Bulk; 9]));
         // Little does not make it sparse again while it goes on: it would overtake its own.
         for _ in 0..100 {
             now += PAUSE;
-            assert_eq!(lanes.of(Vni::MAX, &frame(100, 1), now), Lane::Bulk);
+            assert_eq!(lanes.of(Vni::MAX, &frame(100, 1), now).0, Lane::Bulk);
         }
         now += PAUSE + Duration::from_millis(1);
-        assert_eq!(lanes.of(Vni::MAX, &frame(100, 1), now), Lane::Sparse);
+        assert_eq!(lanes.of(Vni::MAX, &frame(100, 1), now).0, Lane::Sparse);
     }
 
     #[test]
@@ -156,7 +157,7 @@ mod tests {
                 if let Some(field) = frame.get_mut(12..14) {
                     field.copy_from_slice(&kind.to_be_bytes());
                 }
-                lanes.of(Vni::MAX, &frame, Instant::now());
+                let _lane = lanes.of(Vni::MAX, &frame, Instant::now());
             }
         }
     }

@@ -9,6 +9,7 @@
 
 mod claims;
 pub mod coalesce;
+mod fair;
 mod inbound;
 mod isolation;
 mod judged;
@@ -21,6 +22,7 @@ mod superframe;
 mod too_big;
 pub mod vnet;
 
+pub use fair::{Fair, PER_FRAME};
 pub use inbound::{Inbound, inbound, inbound_vxlan};
 pub use judged::Judged;
 pub use lanes::{Lane, Lanes};

@@ -88,6 +88,8 @@ drop_reasons! {
     LocalDestination = "local_destination", benign;
     /// From one endpoint to another, in a network that keeps them apart.
     Isolated = "isolated", lost;
+    /// Of a flow that sends more than this host can carry, while others want their share.
+    QueueFull = "queue_full", lost;
     /// To everybody, where nobody else is.
     NoMembers = "no_members", benign;
     /// To everybody, more often than the endpoint or the network may.
