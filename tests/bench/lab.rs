@@ -185,30 +185,35 @@ impl Drop for Lab {
 }
 
 /// What the labs are called in tables: the first is the tunnel, the others have as much of their programs' paths as tells
-/// them apart.
+/// all apart.
 pub(crate) fn labels(labs: &[Lab]) -> Vec<String> {
-    let paths: Vec<&Path> = labs.iter().skip(1).map(Lab::vxmesh).collect();
-    [vec!["tunnel".to_owned()], ends(&paths)].concat()
+    let paths: Vec<&Path> = labs.iter().map(Lab::vxmesh).collect();
+    let mut labels = distinct(&paths);
+    if let Some(first) = labels.first_mut() {
+        "tunnel".clone_into(first);
+    }
+    labels
 }
 
-fn ends(paths: &[&Path]) -> Vec<String> {
-    let end = |path: &Path, parts: usize| {
-        let all: Vec<_> = path.components().collect();
-        let end: PathBuf = all.iter().skip(all.len().saturating_sub(parts)).collect();
-        end.display().to_string()
-    };
-    let longest = paths.iter().map(|path| path.components().count()).max().unwrap_or_default();
-    // A name that every build has says nothing.
-    let first = if paths.iter().any(|path| path.ends_with("vxmesh")) { 2 } else { 1 };
-    for parts in first..longest {
-        let ends: Vec<_> = paths.iter().map(|path| end(path, parts)).collect();
-        if ends.iter().collect::<BTreeSet<_>>().len() == ends.len() {
-            return ends;
+fn distinct(paths: &[&Path]) -> Vec<String> {
+    let parts: Vec<Vec<_>> = paths.iter().map(|path| path.iter().rev().collect()).collect();
+    let at = |place: usize| parts.iter().map(move |parts| parts.get(place));
+    let longest = parts.iter().map(Vec::len).max().unwrap_or_default();
+    // Where builds stand in their trees says nothing if it is the same for all.
+    let same = (0..longest).take_while(|place| at(*place).collect::<BTreeSet<_>>().len() == 1);
+    let same = same.count();
+    for end in same + 1..=longest {
+        let names = parts.iter().map(|parts| {
+            let name = parts.get(same..end.min(parts.len())).unwrap_or_default();
+            name.iter().rev().collect::<PathBuf>().display().to_string()
+        });
+        let names: Vec<String> = names.collect();
+        if names.iter().collect::<BTreeSet<_>>().len() == names.len() {
+            return names;
         }
     }
-    // The same one twice.
-    let numbered = paths.iter().enumerate();
-    numbered.map(|(at, path)| format!("{} {}", end(path, first), at + 1)).collect()
+    // One of them twice.
+    (0..paths.len()).map(|at| format!("build {at}")).collect()
 }
 
 /// Ctrl-C and SIGTERM end the program after its labs. To be called before any other thread runs.
@@ -267,19 +272,15 @@ mod tests {
     use super::*;
 
     fn of(paths: &[&str]) -> Vec<String> {
-        ends(&paths.iter().map(Path::new).collect::<Vec<_>>())
+        distinct(&paths.iter().map(Path::new).collect::<Vec<_>>())
     }
 
     #[test]
     fn builds_are_called_by_what_differs() {
         assert_eq!(of(&[]), [""; 0]);
-        assert_eq!(of(&["/a/before"]), ["before"]);
-        assert_eq!(of(&["/a/before", "/a/between"]), ["before", "between"]);
-        assert_eq!(of(&["/src/release/vxmesh"]), ["release/vxmesh"]);
-        assert_eq!(
-            of(&["/a/release/vxmesh", "/b/release/vxmesh"]),
-            ["a/release/vxmesh", "b/release/vxmesh"]
-        );
-        assert_eq!(of(&["/a/vxmesh", "/a/vxmesh"]), ["a/vxmesh 1", "a/vxmesh 2"]);
+        assert_eq!(of(&["/a/now", "/a/before", "/a/between"]), ["now", "before", "between"]);
+        assert_eq!(of(&["/now/release/vxmesh", "/old/release/vxmesh"]), ["now", "old"]);
+        assert_eq!(of(&["/a/b/vxmesh", "/c/b/vxmesh", "/c/d/vxmesh"]), ["a/b", "c/b", "c/d"]);
+        assert_eq!(of(&["/a/vxmesh", "/a/vxmesh"]), ["build 0", "build 1"]);
     }
 }

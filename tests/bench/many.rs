@@ -163,3 +163,33 @@ impl Subject<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_meeting_has_rows_of_its_own() {
+        let rows = MEETINGS
+            .iter()
+            .flat_map(|meeting| [meeting.alone, meeting.beside, meeting.left, meeting.flooded]);
+        let mut rows: Vec<Metric> = rows.collect();
+        let all = rows.len();
+        rows.sort_unstable();
+        rows.dedup();
+        assert_eq!(rows.len(), all);
+    }
+
+    #[test]
+    fn everybody_who_meets_is_there() {
+        for meeting in &MEETINGS {
+            let (from, to) = meeting.flood;
+            for host in [from, to, meeting.tcp.0] {
+                assert!((1..=HOSTS).contains(&host), "h{host}");
+            }
+            assert_ne!(from, to);
+            assert_ne!(meeting.tcp.0, 1, "h1 is the other end");
+        }
+        assert!(OTHERS.iter().all(|host| (2..=HOSTS).contains(host)));
+    }
+}

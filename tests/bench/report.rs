@@ -128,6 +128,21 @@ mod tests {
     }
 
     #[test]
+    fn the_page_shows_the_pictures_that_are_written() {
+        let docs = tempfile::tempdir().unwrap();
+        let page = docs.path().join("performance.md");
+        fs::write(&page, format!("before\n{BEGIN}\nold\n{END}\n")).unwrap();
+        let mut table = Table::new("kernel");
+        table.add("tunnel", Metric { name: "TCP 1", unit: "Gbit/s" }, 5.0);
+        write(docs.path(), "figures\n", &[("wire".to_owned(), table)]).unwrap();
+        let page = fs::read_to_string(page).unwrap();
+        assert!(page.contains("figures\n") && !page.contains("old"), "{page}");
+        assert!(page.contains("](img/bench-wire.svg)\n"), "{page}");
+        let svg = fs::read_to_string(docs.path().join("img/bench-wire.svg")).unwrap();
+        assert!(svg.contains("TCP 1"), "{svg}");
+    }
+
+    #[test]
     fn the_longest_bar_fills_the_room() {
         let metric = Metric { name: "TCP 1", unit: "Gbit/s" };
         let mut table = Table::new("kernel");
