@@ -33,8 +33,9 @@ mod world;
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::backend::Agent;
 use crate::{
@@ -47,11 +48,22 @@ use crate::{
 /// How long an agent without an identity waits between two attempts to join.
 const REJOIN: Duration = Duration::from_secs(2);
 
+/// Lets the agent have as many file descriptors as it may: each network takes about a dozen, and the usual limit is for
+/// programs that use select(2).
+fn raise_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        debug!(%error, "the limit of file descriptors stays");
+    }
+}
+
 /// Runs the agent until it is told to stop.
 ///
 /// # Errors
 /// It cannot start; nothing is left running.
 pub async fn run(config: Config) -> Result<(), ApiError> {
+    raise_descriptors();
     make_private(&config.data_dir)?;
     fs::create_dir_all(&config.run_dir).map_err(|error| cannot_make(&config.run_dir, &error))?;
     let socket = AdminSocket::bind(&config.socket).await?;

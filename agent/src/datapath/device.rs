@@ -14,7 +14,7 @@ pub const MAX_SUPER_FRAME: usize = 65_535 + 18;
 
 /// A TAP of one network. Workers share it; no call needs a lock.
 pub trait Device: Send + Sync + std::fmt::Debug {
-    /// How many queues of frames it has. The frames of a flow are all in one.
+    /// How many queues of frames it has. The frames of a flow are all in one; fragments of its packets may be in another.
     fn queues(&self) -> usize;
 
     /// What becomes readable when a queue has a frame.

@@ -119,7 +119,7 @@ impl Shared {
         sent.is_ok()
     }
 
-    /// Counts datagrams that did not go.
+    /// Counts packets that did not go.
     fn not_sent(&self, to: SocketAddr, error: &io::Error, peer: Option<NodeId>, count: u64) {
         debug!(%to, %error, "datagram not sent");
         self.drops.add(DropKey { reason: refused_because(error), network: None, peer }, count);
@@ -351,10 +351,11 @@ impl Dataplane {
 
     /// Gives a network's TAP up.
     pub fn disconnect(&self, network: NetworkId) {
-        if self.ports().remove(&network).is_some() {
-            self.edit_ports(|ports| ports.retain(|_vni, other| other.id() != network));
-            self.workers.disconnect(network);
-        }
+        let Some(port) = self.ports().remove(&network) else { return };
+        self.edit_ports(|ports| ports.retain(|_vni, other| other.id() != network));
+        self.workers.disconnect(network);
+        // Last: the TAP goes with it, and no thread that carries frames is to wait for that.
+        drop(port);
     }
 
     fn edit_ports<R>(&self, edit: impl Fn(&mut HashMap<Vni, Arc<Port>>) -> R) {

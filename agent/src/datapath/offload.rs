@@ -41,6 +41,9 @@ const TCP: libc::c_uint =
 /// UDP segmentation, since Linux 6.2.
 const UDP: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
+/// A TAP, frames without a header of the TUN driver's own but with that of virtio.
+const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+
 /// A TAP with a virtio header.
 #[derive(Debug)]
 pub struct OffloadTap {
@@ -56,25 +59,31 @@ impl OffloadTap {
     /// # Errors
     /// The kernel grants no offloads, there is no /dev/net/tun, the name is taken, or the rights are missing.
     pub fn open(name: &str, queues: usize) -> io::Result<Self> {
-        let steering = if queues > 1 { steering::program() } else { Ok(None) };
-        let steering = steering.unwrap_or_else(|error| {
-            debug!(%error, "a TAP has one queue: the kernel takes no program that keeps flows in order");
-            None
-        });
-        let queues = if steering.is_some() { queues } else { 1 };
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        let flags = if queues > 1 { flags | libc::IFF_MULTI_QUEUE } else { flags };
+        if queues > 1
+            && let Some(program) = steering::program()
+        {
+            match Self::with_queues(name, queues, program) {
+                Ok(tap) => return Ok(tap),
+                Err(error) => debug!(%error, "no TAP with several queues"),
+            }
+        }
+        Self::with(vec![attach(name, FLAGS | libc::IFF_TUN_EXCL)?])
+    }
+
+    /// With as many queues as can be had.
+    fn with_queues(name: &str, queues: usize, program: BorrowedFd<'_>) -> io::Result<Self> {
+        let flags = FLAGS | libc::IFF_MULTI_QUEUE;
         let first = attach(name, flags | libc::IFF_TUN_EXCL)?;
-        if let Some(program) = &steering {
-            ioctl::set_steering(&first, program.as_fd())?;
-        }
-        let udp = ioctl::set_offload(&first, TCP | UDP).is_ok();
+        ioctl::set_steering(&first, program)?;
+        let others = (1..queues).map_while(|_| attach(name, flags).ok());
+        Self::with([first].into_iter().chain(others).collect())
+    }
+
+    fn with(files: Vec<File>) -> io::Result<Self> {
+        let first = files.first().ok_or(io::ErrorKind::NotFound)?;
+        let udp = ioctl::set_offload(first, TCP | UDP).is_ok();
         if !udp {
-            ioctl::set_offload(&first, TCP)?;
-        }
-        let mut files = vec![first];
-        for _ in 1..queues {
-            files.push(attach(name, flags)?);
+            ioctl::set_offload(first, TCP)?;
         }
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         Ok(Self { files, stop, udp })

@@ -3,7 +3,12 @@
 //! It takes what its queues of the TAPs have; frames of sparse flows leave at once, those of bulk flows in turn, one network after the
 //! other and in each one flow after the other, and between two turns it looks for new ones. When nothing is left it waits.
 
-use std::{collections::VecDeque, io, mem, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    io, mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use nix::{
     poll::PollTimeout,
@@ -35,8 +40,12 @@ const HELD: usize = 1024;
 const SMALL: usize = 2048;
 /// Bytes of one network's bulk that are sealed in one turn, each frame counted as [`PER_FRAME`] more.
 const TURN: usize = 64 * 1024;
+/// How long sealed datagrams may wait for more while other networks have their turn.
+const LATE: Duration = Duration::from_millis(1);
+/// Buffers of large frames of all networks together. When all are taken, frames stay in the TAPs.
+const PLACES: usize = 128;
 /// Buffers of large and of small frames that are kept though nothing is in them.
-const SPARE: (usize, usize) = (LARGE + 1, 256);
+const SPARE: (usize, usize) = (32, 256);
 /// What the bell is called among the seats.
 const BELL: u64 = u64::MAX;
 
@@ -64,12 +73,15 @@ type Place = Box<[u8]>;
 struct Spare {
     large: Vec<Place>,
     small: Vec<Place>,
+    /// Large ones that are in use.
+    lent: usize,
 }
 
 /// A queue of a network's TAP.
 struct Seat {
     port: Arc<Port>,
     queue: usize,
+    lanes: Lanes,
     held: Fair<(Place, Received)>,
     /// How many of them are large.
     large: usize,
@@ -77,7 +89,6 @@ struct Seat {
 
 /// What a frame meets on its way out.
 struct Way {
-    lanes: Lanes,
     scratch: Scratch,
     sparse: Train,
     bulk: Train,
@@ -95,7 +106,6 @@ impl Outbound {
             turns: VecDeque::new(),
             spare: Spare::default(),
             way: Way {
-                lanes: Lanes::new(rand::random()),
                 scratch: Scratch::new(),
                 sparse: Train::new(Lane::Sparse, number),
                 bulk: Train::new(Lane::Bulk, number),
@@ -126,6 +136,11 @@ impl Outbound {
                 Some(seat) => self.turn(seat),
                 None => self.way.bulk.flush(&self.shared),
             }
+            // Frames of others that are lost do not push it on.
+            if Instant::now().checked_sub(LATE).is_some_and(|time| self.way.bulk.waits_since(time))
+            {
+                self.way.bulk.flush(&self.shared);
+            }
             if rung && !self.obey()? {
                 return Ok(());
             }
@@ -148,12 +163,16 @@ impl Outbound {
         let Some(Some(seat)) = self.seats.get_mut(number) else { return 0 };
         let waited = !seat.held.is_empty();
         let mut frames = 0;
-        while frames < BUDGET && seat.large < LARGE {
-            let mut place = self.spare.large();
+        let mut sent = 0;
+        while frames < BUDGET
+            && sent < TURN
+            && seat.large < LARGE
+            && let Some(mut place) = self.spare.large()
+        {
             match seat.port.device().recv(seat.queue, &mut place) {
                 Ok(received) => {
                     frames += 1;
-                    self.way.sort(&self.shared, &mut self.spare, seat, (place, received));
+                    sent += self.way.sort(&self.shared, &mut self.spare, seat, (place, received));
                     if alone && frames == 1 {
                         self.way.sparse.flush(&self.shared);
                     }
@@ -224,7 +243,8 @@ impl Outbound {
             let vni = port.vni();
             error!(%vni, %error, "the network's TAP cannot be watched; restart the agent");
         }
-        let seat = Some(Seat { port, queue, held: Fair::default(), large: 0 });
+        let lanes = Lanes::new(rand::random());
+        let seat = Some(Seat { port, queue, lanes, held: Fair::default(), large: 0 });
         match self.seats.get_mut(number) {
             Some(free) => *free = seat,
             None => self.seats.push(seat),
@@ -270,9 +290,13 @@ impl Seat {
 }
 
 impl Spare {
-    /// Room for any frame.
-    fn large(&mut self) -> Place {
-        self.large.pop().unwrap_or_else(|| vec![0; MAX_SUPER_FRAME].into())
+    /// Room for any frame, unless too much is in use.
+    fn large(&mut self) -> Option<Place> {
+        if self.lent >= PLACES {
+            return None;
+        }
+        self.lent += 1;
+        Some(self.large.pop().unwrap_or_else(|| vec![0; MAX_SUPER_FRAME].into()))
     }
 
     /// The frame in no more room than it needs.
@@ -290,6 +314,7 @@ impl Spare {
 
     fn put(&mut self, place: Place) {
         let (to, most) = if place.len() > SMALL {
+            self.lent -= 1;
             (&mut self.large, SPARE.0)
         } else {
             (&mut self.small, SPARE.1)
@@ -301,20 +326,24 @@ impl Spare {
 }
 
 impl Way {
-    /// Sends a frame of a sparse flow, and keeps one of a bulk flow for its turn.
+    /// Sends a frame of a sparse flow, and keeps one of a bulk flow for its turn. Gives how many bytes were sent.
     fn sort(
         &mut self,
         shared: &Shared,
         spare: &mut Spare,
         seat: &mut Seat,
         (mut place, received): (Place, Received),
-    ) {
+    ) -> usize {
         let bytes = place.get(..received.len).unwrap_or_default();
-        match self.lanes.of(seat.port.vni(), bytes, Instant::now()) {
-            (Lane::Bulk, flow) => seat.keep(shared, spare, flow, (place, received)),
+        match seat.lanes.of(bytes, Instant::now()) {
+            (Lane::Bulk, flow) => {
+                seat.keep(shared, spare, flow, (place, received));
+                0
+            }
             (Lane::Sparse, _) => {
                 self.frame(shared, &seat.port, &mut place, received, Lane::Sparse);
                 spare.put(place);
+                received.len
             }
         }
     }

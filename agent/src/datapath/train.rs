@@ -48,6 +48,8 @@ pub(super) struct Train {
     stride: usize,
     /// The last is shorter: nothing can follow.
     ended: bool,
+    /// Packets in all of them.
+    packets: usize,
     /// Behind them one that is not sealed yet: small packets, and the key that they will be sealed with.
     open: Option<(Arc<Keypair>, List)>,
     to: Option<(Arc<Peer>, SocketAddr)>,
@@ -66,6 +68,7 @@ impl Train {
             count: 0,
             stride: 0,
             ended: false,
+            packets: 0,
             open: None,
             to: None,
             began: Instant::now(),
@@ -142,7 +145,7 @@ impl Train {
             let end = len - TAG_LEN;
             put_packet(room.get_mut(HEADER_LEN..end).unwrap_or_default(), vni, segments, index);
             batch.seal(flags(self.lane), room).map_err(lost)?;
-            self.sealed(len);
+            self.sealed(len, 1);
         }
         if keypair.wants_rekey(now) {
             want(shared, peer);
@@ -177,7 +180,7 @@ impl Train {
         let flags = flags(self.lane) | if shares { FLAG_AGGREGATE } else { 0 };
         let room = self.buffer.get_mut(self.used..self.used + len).unwrap_or_default();
         match keypair.reserve(1).and_then(|mut counter| counter.seal(flags, room)) {
-            Ok(()) => self.sealed(len),
+            Ok(()) => self.sealed(len, list.packets()),
             Err(reason) => not_sealed(shared, keypair.peer(), reason, list.packets()),
         }
         if keypair.wants_rekey(self.began) {
@@ -210,13 +213,14 @@ impl Train {
         }
     }
 
-    /// Counts a datagram of this length in, behind the others.
-    fn sealed(&mut self, len: usize) {
+    /// Counts a datagram of this length and with so many packets in, behind the others.
+    fn sealed(&mut self, len: usize, packets: usize) {
         if self.count == 0 {
             self.stride = len;
         }
         self.used += len;
         self.count += 1;
+        self.packets += packets;
         self.ended = len < self.stride;
     }
 
@@ -228,8 +232,8 @@ impl Train {
 
     /// Sends what is sealed.
     fn leave(&mut self, shared: &Shared) {
-        let (count, used) = (self.count, self.used);
-        (self.count, self.used, self.ended) = (0, 0, false);
+        let (count, used, packets) = (self.count, self.used, self.packets);
+        (self.count, self.used, self.packets, self.ended) = (0, 0, 0, false);
         let (Some((peer, addr)), Some(bytes)) = (&self.to, self.buffer.get(..used)) else { return };
         if count == 0 {
             return;
@@ -241,20 +245,28 @@ impl Train {
         let Err(error) = socket.send(*addr, bytes, segment) else { return };
         let refused = error.raw_os_error().map(Errno::from_raw);
         if segment.is_none() || !matches!(refused, Some(Errno::EIO | Errno::EINVAL)) {
-            let lost = u64::try_from(count).unwrap_or(u64::MAX);
+            let lost = u64::try_from(packets).unwrap_or(u64::MAX);
             return shared.not_sent(*addr, &error, Some(peer.id()), lost);
         }
         // An interface without checksum offload refuses trains (EIO), others refuse this one (EINVAL).
         let addr = *addr;
         let mut carried = false;
         for datagram in bytes.chunks(self.stride) {
-            carried |= shared.send(addr, datagram, Some(peer.id()));
+            match socket.send(addr, datagram, None) {
+                Ok(()) => carried = true,
+                Err(error) => shared.not_sent(addr, &error, Some(peer.id()), 1),
+            }
         }
         if carried {
             shared.offloads.refuse_segments(addr, &error);
             self.plain.truncate(PLAIN_DESTINATIONS - 1);
             self.plain.push(addr);
         }
+    }
+
+    /// Whether something waits to leave that came before this time.
+    pub(super) fn waits_since(&self, time: Instant) -> bool {
+        !self.is_empty() && self.began < time
     }
 
     /// Whether nothing waits to leave.

@@ -9,6 +9,7 @@
 //! slept for less than SHORT  -> looks for up to LOOK, then sleeps
 //! CPU gone for over TAKEN    -> sleeps at once for the next PAUSE
 //! bulk within RECENT         -> sleeps at once
+//! looked IN_VAIN times       -> sleeps at once for the next REST
 //! ```
 
 use std::{
@@ -29,6 +30,10 @@ const TAKEN: Duration = Duration::from_millis(1);
 /// How long nobody looks after the CPU was gone.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// After so many looks in vain, one after the other, what comes does not come soon enough.
+const IN_VAIN: u32 = 3;
+/// For how long.
+const REST: Duration = Duration::from_millis(20);
 /// How long bulk that was carried keeps everybody from looking.
 const RECENT: Duration = Duration::from_millis(2);
 
@@ -71,12 +76,13 @@ pub(super) struct Waiter {
     short: bool,
     /// Not before then.
     after: Instant,
+    in_vain: u32,
 }
 
 impl Waiter {
     /// Sleeps at first.
     pub(super) fn new() -> Self {
-        Self { short: false, after: Instant::now() }
+        Self { short: false, after: Instant::now(), in_vain: 0 }
     }
 
     /// Waits until `ready` finds something, and gives how much. It is asked with the time for which it may sleep; `eager` says whether
@@ -108,6 +114,7 @@ impl Waiter {
         while last.duration_since(begin) < LOOK {
             let found = ready()?;
             if found > 0 {
+                self.in_vain = 0;
                 return Ok(found);
             }
             thread::yield_now();
@@ -117,6 +124,11 @@ impl Waiter {
                 return Ok(0);
             }
             last = now;
+        }
+        self.in_vain += 1;
+        if self.in_vain >= IN_VAIN {
+            self.in_vain = 0;
+            self.after = last + REST;
         }
         Ok(0)
     }
@@ -181,7 +193,11 @@ mod tests {
             Ok(0)
         });
         assert_eq!(found.unwrap(), 0);
-        assert!(looked > 0 && begin.elapsed() >= LOOK);
+        assert!(looked > 0 && begin.elapsed() >= LOOK.min(TAKEN));
+        for _ in 1..IN_VAIN {
+            waiter.look(Instant::now(), || Ok(0)).unwrap();
+        }
+        assert!(waiter.after > Instant::now(), "it goes on looking in vain");
     }
 
     #[test]

@@ -254,7 +254,9 @@ impl Overlay {
     ) -> Result<Box<dyn Device>, OverlayError> {
         let tap = self.netns.run(|| backend.open(TAP, queues)).map_err(OverlayError::Tap)?;
         // The TAP has a queue of its own. Of those in front of it the kernel would make one for each of the 256 queues that it may have.
-        self.links.set_no_queue(TAP).await?;
+        if let Err(error) = self.links.set_no_queue(TAP).await {
+            debug!(%error, "the TAP has queues in front of it");
+        }
         self.links.set_port(TAP, BRIDGE, true).await?;
         self.links.set_up(TAP, TAP_MTU).await?;
         Ok(tap)

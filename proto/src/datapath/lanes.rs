@@ -15,13 +15,12 @@ use std::{
 };
 
 use crate::{
-    addr::Vni,
     tables::Seeded,
     wire::{TCP, UDP, array, be16, ethernet, ipv4, ipv6},
 };
 
 /// Flows that are told apart. Two that share a place are one for this purpose: an overtaking less, never one too many.
-const FLOWS: usize = 1024;
+const FLOWS: usize = 256;
 /// Bytes that a flow may send at once and stay sparse: a few questions, or the first flight of a connection (RFC 6928).
 const BURST: u32 = 16 * 1024;
 /// Bytes per microsecond, beyond which a flow is no longer sparse: 32 Mbit/s, more than any call or terminal takes.
@@ -38,7 +37,7 @@ pub enum Lane {
     Bulk,
 }
 
-/// What flows sent of late. One worker's own.
+/// What the flows of one network sent of late. One worker's own.
 #[derive(Debug)]
 pub struct Lanes {
     seed: Seeded,
@@ -61,9 +60,9 @@ impl Lanes {
         Self { seed: Seeded(seed), flows: vec![Flow::default(); FLOWS].into() }
     }
 
-    /// The lane of a frame of this network that came now, and a number of its flow.
-    pub fn of(&mut self, vni: Vni, frame: &[u8], now: Instant) -> (Lane, u64) {
-        let flow = self.seed.hash_one((vni, self.flow(frame)));
+    /// The lane of a frame that came now, and a number of its flow.
+    pub fn of(&mut self, frame: &[u8], now: Instant) -> (Lane, u64) {
+        let flow = self.flow(frame);
         let place = usize::try_from(flow % FLOWS as u64).unwrap_or_default();
         let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
         (self.flows.get_mut(place).map_or(Lane::Bulk, |flow| flow.take(len, now)), flow)
@@ -126,26 +125,25 @@ mod tests {
         let (mut lanes, begin) = (Lanes::new(7), Instant::now());
         for n in 0..10_000 {
             let now = begin + Duration::from_micros(100 * n);
-            let bulk = lanes.of(Vni::MAX, &frame(60_000, 1), now).0;
+            let bulk = lanes.of(&frame(60_000, 1), now).0;
             assert_eq!(bulk, Lane::Bulk, "{n}");
             // 120 bytes each 100 us: 1.2 MB/s.
-            assert_eq!(lanes.of(Vni::MAX, &frame(120, 2), now).0, Lane::Sparse, "{n}");
+            assert_eq!(lanes.of(&frame(120, 2), now).0, Lane::Sparse, "{n}");
         }
     }
 
     #[test]
     fn a_flow_that_sends_much_is_bulk_until_it_pauses() {
         let (mut lanes, mut now) = (Lanes::new(7), Instant::now());
-        let first: Vec<Lane> =
-            (0..20).map(|_| lanes.of(Vni::MAX, &frame(1400, 1), now).0).collect();
+        let first: Vec<Lane> = (0..20).map(|_| lanes.of(&frame(1400, 1), now).0).collect();
         assert!(first.starts_with(&[Lane::Sparse; 11]) && first.ends_with(&[Lane::Bulk; 9]));
         // Little does not make it sparse again while it goes on: it would overtake its own.
         for _ in 0..100 {
             now += PAUSE;
-            assert_eq!(lanes.of(Vni::MAX, &frame(100, 1), now).0, Lane::Bulk);
+            assert_eq!(lanes.of(&frame(100, 1), now).0, Lane::Bulk);
         }
         now += PAUSE + Duration::from_millis(1);
-        assert_eq!(lanes.of(Vni::MAX, &frame(100, 1), now).0, Lane::Sparse);
+        assert_eq!(lanes.of(&frame(100, 1), now).0, Lane::Sparse);
     }
 
     #[test]
@@ -157,7 +155,7 @@ mod tests {
                 if let Some(field) = frame.get_mut(12..14) {
                     field.copy_from_slice(&kind.to_be_bytes());
                 }
-                let _lane = lanes.of(Vni::MAX, &frame, Instant::now());
+                let _lane = lanes.of(&frame, Instant::now());
             }
         }
     }

@@ -61,9 +61,10 @@ async fn flows_stay_in_one_queue_and_use_all() -> Result<()> {
         ok(&a.netns, &format!("ip neigh replace {to} lladdr {afar} dev eth0 nud permanent"))?;
         let to = SocketAddr::new(to.parse::<IpAddr>()?, 9);
         let sockets = a.netns.run(|| {
-            let from = SocketAddr::new(to.ip(), 0);
-            let any = if from.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-            (0..FLOWS).map(|_| UdpSocket::bind(any)).collect::<std::io::Result<Vec<_>>>()
+            let any = if to.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
+            // As connect(2) gives them.
+            let even = (0..FLOWS).map(|number| 20_000 + 2 * number);
+            even.map(|port| UdpSocket::bind((any, port))).collect::<std::io::Result<Vec<_>>>()
         })?;
         for _ in 0..10 {
             for socket in &sockets {
