@@ -3,6 +3,7 @@
 //! The interfaces of the sandboxes believe no checksum that they did not compute, so that a wrong one is counted.
 
 mod refused;
+mod small;
 mod underlays;
 
 use std::collections::BTreeMap;
