@@ -252,8 +252,11 @@ impl Outbound {
     }
 
     fn leave(&mut self, number: usize) {
-        let Some(Some(seat)) = self.seats.get_mut(number).map(mem::take) else { return };
+        let Some(Some(mut seat)) = self.seats.get_mut(number).map(mem::take) else { return };
         self.turns.retain(|other| *other != number);
+        while let Some((place, _lost)) = seat.held.pop() {
+            seat.free(&mut self.spare, place);
+        }
         if let Some(Err(error)) =
             seat.port.device().queue(seat.queue).map(|fd| self.poll.delete(fd))
         {
