@@ -51,14 +51,14 @@ pub(super) fn run(shared: &Shared, udp: &UdpIo) -> io::Result<()> {
     let mut batch = Batch::default();
     let mut coalescer = Coalescer::default();
     let mut waiter = Waiter::new();
-    // One datagram at a time is a question or an answer, whose next is worth waiting for.
+    // A few datagrams at a time are questions and answers, whose next are worth looking for.
     let mut eager = false;
     while wait(shared, udp, eager, &mut waiter)? {
         eager = true;
         for _ in 0..BUDGET {
             match udp.recv(&mut batch) {
                 Ok(()) => {
-                    eager &= batch.is_single();
+                    eager &= !batch.is_bulk();
                     if !eager {
                         shared.bulk.note(Instant::now());
                     }

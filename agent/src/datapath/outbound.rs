@@ -16,7 +16,10 @@ use nix::{
 };
 use tracing::error;
 use vxmesh_proto::datapath::{
-    DropReason, Fair, Lane, Lanes, PER_FRAME, Scratch, SuperFrame, Verdict, outbound, vnet::Offload,
+    DropReason, Lane, Lanes, Scratch, SuperFrame, Verdict,
+    fair::{Fair, cost},
+    outbound,
+    vnet::{self, Offload},
 };
 
 use super::{
@@ -30,20 +33,24 @@ use super::{
 
 /// TAPs with frames that are told at once; others are in turn the next time.
 const READY: usize = 64;
+/// The same while frames wait to leave: so that the kernel goes through all TAPs in turn, and reading does not displace sealing.
+const READY_BUSY: usize = 8;
 /// Frames taken from one TAP before the others have their turn.
 const BUDGET: usize = 64;
+/// Frames lost to others of their network, after which the rest is left to the TAP: what the kernel drops costs nothing here.
+const SHED: usize = 8;
 /// Large frames of bulk flows of one network that wait here, up to half a megabyte. More stay in the TAP's queue, and all others behind them.
 const LARGE: usize = 8;
 /// Frames of any length that wait here, as many as in the TAP's queue. When more come, those of the flow that has most are lost.
 const HELD: usize = 1024;
 /// Frames that are kept in so many bytes.
 const SMALL: usize = 2048;
-/// Bytes of one network's bulk that are sealed in one turn, each frame counted as [`PER_FRAME`] more.
+/// What one network's frames may [`cost`] in one turn.
 const TURN: usize = 64 * 1024;
 /// How long sealed datagrams may wait for more while other networks have their turn.
 const LATE: Duration = Duration::from_millis(1);
-/// Buffers of large frames of all networks together. When all are taken, frames stay in the TAPs.
-const PLACES: usize = 128;
+/// Buffers of large and of small frames of all networks together. When all are taken, a network has one of its own, and sheds.
+const PLACES: (usize, usize) = (128, 16 * 1024);
 /// Buffers of large and of small frames that are kept though nothing is in them.
 const SPARE: (usize, usize) = (32, 256);
 /// What the bell is called among the seats.
@@ -73,8 +80,8 @@ type Place = Box<[u8]>;
 struct Spare {
     large: Vec<Place>,
     small: Vec<Place>,
-    /// Large ones that are in use.
-    lent: usize,
+    /// How many large and small ones are in use.
+    lent: (usize, usize),
 }
 
 /// A queue of a network's TAP.
@@ -129,7 +136,7 @@ impl Outbound {
                 }
             }
             if taken > 0 {
-                self.lonely = taken == 1 && self.turns.is_empty();
+                self.lonely = taken == 1 && self.spare.lent.0 == 0;
             }
             self.way.sparse.flush(&self.shared);
             match self.turns.pop_front() {
@@ -150,11 +157,11 @@ impl Outbound {
     /// Waits for frames; looks only whether there are some while others wait to leave.
     fn wait(&mut self, events: &mut [EpollEvent]) -> io::Result<usize> {
         let poll = &self.poll;
-        let mut ready = |timeout: PollTimeout| poll.wait(events, timeout);
         if self.turns.is_empty() && self.way.bulk.is_empty() {
-            self.waiter.wait(&self.shared.bulk, self.lonely, ready)
+            self.waiter.wait(&self.shared.bulk, self.lonely, |timeout| poll.wait(events, timeout))
         } else {
-            checked(ready(PollTimeout::ZERO))
+            let some = events.get_mut(..READY_BUSY).unwrap_or_default();
+            checked(poll.wait(some, PollTimeout::ZERO))
         }
     }
 
@@ -162,17 +169,35 @@ impl Outbound {
     fn take(&mut self, number: usize, alone: bool) -> usize {
         let Some(Some(seat)) = self.seats.get_mut(number) else { return 0 };
         let waited = !seat.held.is_empty();
-        let mut frames = 0;
-        let mut sent = 0;
+        let now = Instant::now();
+        let (mut frames, mut sent, mut shed) = (0, 0, 0);
         while frames < BUDGET
             && sent < TURN
+            && shed < SHED
             && seat.large < LARGE
-            && let Some(mut place) = self.spare.large()
+            && let Some(mut place) = self.spare.large(seat.large == 0)
         {
             match seat.port.device().recv(seat.queue, &mut place) {
                 Ok(received) => {
                     frames += 1;
-                    sent += self.way.sort(&self.shared, &mut self.spare, seat, (place, received));
+                    let bytes = place.get(..received.len).unwrap_or_default();
+                    match seat.lane(bytes, now) {
+                        (Lane::Sparse, _) => {
+                            sent += Seat::cost(received);
+                            self.way.frame(
+                                &self.shared,
+                                &seat.port,
+                                (&mut place, received),
+                                Lane::Sparse,
+                                now,
+                            );
+                            self.spare.put(place);
+                        }
+                        (Lane::Bulk, flow) => {
+                            let kept = (place, received);
+                            shed += seat.keep(&self.shared, &mut self.spare, flow, kept);
+                        }
+                    }
                     if alone && frames == 1 {
                         self.way.sparse.flush(&self.shared);
                     }
@@ -201,13 +226,17 @@ impl Outbound {
     /// Seals the next frames of a network's bulk flows.
     fn turn(&mut self, number: usize) {
         let Some(Some(seat)) = self.seats.get_mut(number) else { return };
-        self.shared.bulk.note(Instant::now());
-        let mut sealed = 0;
-        while sealed < TURN
+        let now = Instant::now();
+        // A single small frame is a question or an answer of a connection that once sent more.
+        if seat.large > 0 || seat.held.count() > 1 {
+            self.shared.bulk.note(now);
+        }
+        let mut spent = 0;
+        while spent < TURN
             && let Some((mut place, received)) = seat.held.pop()
         {
-            self.way.frame(&self.shared, &seat.port, &mut place, received, Lane::Bulk);
-            sealed += received.len + PER_FRAME;
+            spent += Seat::cost(received);
+            self.way.frame(&self.shared, &seat.port, (&mut place, received), Lane::Bulk, now);
             seat.free(&mut self.spare, place);
         }
         if !seat.held.is_empty() {
@@ -266,23 +295,37 @@ impl Outbound {
 }
 
 impl Seat {
-    /// Keeps a frame of a bulk flow; if these are too many, one of the flow that has most is lost.
+    /// How a frame travels that came now, and a number of its flow. While others of its flow wait, it waits behind them.
+    fn lane(&mut self, frame: &[u8], now: Instant) -> (Lane, u64) {
+        match self.lanes.of(frame, now) {
+            (Lane::Sparse, flow) if self.held.holds(flow) => (Lane::Bulk, flow),
+            lane => lane,
+        }
+    }
+
+    fn cost(Received { vnet, len }: Received) -> usize {
+        cost(len, vnet::packets(&vnet, len))
+    }
+
+    /// Keeps a frame of a bulk flow; if these are too many, one of the flow that has most is lost. How many were lost.
     fn keep(
         &mut self,
         shared: &Shared,
         spare: &mut Spare,
         flow: u64,
         (place, received): (Place, Received),
-    ) {
+    ) -> usize {
         let kept = spare.fit(place, received.len);
         self.large += usize::from(kept.len() > SMALL);
-        self.held.push(flow, received.len, (kept, received));
-        if self.held.count() > HELD
+        self.held.push(flow, Self::cost(received), (kept, received));
+        if (self.held.count() > HELD || spare.lent.1 > PLACES.1)
             && let Some((lost, _)) = self.held.shed()
         {
             self.port.dropped(&shared.drops, DropReason::QueueFull, None);
             self.free(spare, lost);
+            return 1;
         }
+        0
     }
 
     /// Gives back the room of a frame that was kept.
@@ -293,12 +336,12 @@ impl Seat {
 }
 
 impl Spare {
-    /// Room for any frame, unless too much is in use.
-    fn large(&mut self) -> Option<Place> {
-        if self.lent >= PLACES {
+    /// Room for any frame; unless too much is in use, but then for who has none.
+    fn large(&mut self, has_none: bool) -> Option<Place> {
+        if self.lent.0 >= PLACES.0 && !has_none {
             return None;
         }
-        self.lent += 1;
+        self.lent.0 += 1;
         Some(self.large.pop().unwrap_or_else(|| vec![0; MAX_SUPER_FRAME].into()))
     }
 
@@ -307,6 +350,7 @@ impl Spare {
         let Some(frame) = place.get(..len).filter(|frame| frame.len() <= SMALL) else {
             return place;
         };
+        self.lent.1 += 1;
         let mut small = self.small.pop().unwrap_or_else(|| vec![0; SMALL].into());
         if let Some(room) = small.get_mut(..len) {
             room.copy_from_slice(frame);
@@ -317,9 +361,10 @@ impl Spare {
 
     fn put(&mut self, place: Place) {
         let (to, most) = if place.len() > SMALL {
-            self.lent -= 1;
+            self.lent.0 -= 1;
             (&mut self.large, SPARE.0)
         } else {
+            self.lent.1 -= 1;
             (&mut self.small, SPARE.1)
         };
         if to.len() < most {
@@ -329,37 +374,15 @@ impl Spare {
 }
 
 impl Way {
-    /// Sends a frame of a sparse flow, and keeps one of a bulk flow for its turn. Gives how many bytes were sent.
-    fn sort(
-        &mut self,
-        shared: &Shared,
-        spare: &mut Spare,
-        seat: &mut Seat,
-        (mut place, received): (Place, Received),
-    ) -> usize {
-        let bytes = place.get(..received.len).unwrap_or_default();
-        match seat.lanes.of(bytes, Instant::now()) {
-            (Lane::Bulk, flow) => {
-                seat.keep(shared, spare, flow, (place, received));
-                0
-            }
-            (Lane::Sparse, _) => {
-                self.frame(shared, &seat.port, &mut place, received, Lane::Sparse);
-                spare.put(place);
-                received.len
-            }
-        }
-    }
-
     fn frame(
         &mut self,
         shared: &Shared,
         port: &Port,
-        place: &mut [u8],
-        Received { vnet, len }: Received,
+        (place, Received { vnet, len }): (&mut [u8], Received),
         lane: Lane,
+        now: Instant,
     ) {
-        let (table, now) = (port.table(), Instant::now());
+        let table = port.table();
         let train = match lane {
             Lane::Sparse => &mut self.sparse,
             Lane::Bulk => &mut self.bulk,

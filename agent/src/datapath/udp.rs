@@ -28,6 +28,8 @@ use tracing::debug;
 pub(super) const SOCKET_BUFFER: usize = 8 << 20;
 /// Datagram trains taken with one call. Each slot needs [`SLOT_LEN`] bytes, so a batch owns 512 KiB.
 const SLOTS: usize = 8;
+/// So many datagrams at once are no bulk.
+const FEW: usize = 3;
 /// A train glued by UDP_GRO is never longer than one maximal IP packet.
 const SLOT_LEN: usize = 65_536;
 /// linux/udp.h: accept zero checksums over IPv6.
@@ -226,9 +228,10 @@ impl Default for Batch {
 }
 
 impl Batch {
-    /// Whether it is one datagram.
-    pub fn is_single(&self) -> bool {
-        matches!(self.metas.get(..self.filled), Some([meta]) if meta.len <= meta.stride)
+    /// Whether it is more than a few questions and answers.
+    pub fn is_bulk(&self) -> bool {
+        let trains = self.metas.iter().take(self.filled);
+        self.filled > FEW || trains.into_iter().any(|meta| meta.len > meta.stride)
     }
 
     /// The buffers of all slots, one after another.

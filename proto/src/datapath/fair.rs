@@ -1,17 +1,24 @@
 //! Frames of bulk flows that wait for their turn ([`Fair`]): each flow gets the same share of the worker's time.
 //!
-//! Deficit round robin (Shreedhar and Varghese, 1995) over flows, as in fq_codel (RFC 8290), where a frame costs what it takes to carry it: its bytes, and as much as
-//! [`PER_FRAME`] bytes for being a frame. When too many wait, the flow loses one whose frames would take the longest. A flood of
+//! Deficit round robin (Shreedhar and Varghese, 1995) over flows, as in fq_codel (RFC 8290), where a frame costs what it takes to carry it ([`cost`]). When too many wait, the flow loses one whose frames would take the longest. A flood of
 //! small frames so loses its own, and a stream beside it keeps half of the time.
 
 use std::collections::VecDeque;
 
-/// What each frame costs beside its bytes: to seal a small frame takes as long as this many bytes of a large one.
-pub const PER_FRAME: usize = 2048;
-/// What a flow may spend in a round: its largest frame.
-const QUANTUM: usize = 65_535 + 18 + PER_FRAME;
+/// What each frame costs beside its bytes: to take and judge a small one takes as long as this many bytes of a large one.
+const PER_FRAME: usize = 2048;
+/// What each packet costs that a frame is cut into: headers, checksums, a seal of its own.
+const PER_PACKET: usize = 384;
+/// What a flow may spend in a round: a large frame of packets of usual length.
+const QUANTUM: usize = 96 * 1024;
 /// Flows that are told apart. Two that share a place share a flow's time.
 const FLOWS: usize = 64;
+
+/// What it takes to carry a frame of so many bytes that stands for so many packets, in bytes of a large one.
+#[must_use]
+pub const fn cost(len: usize, packets: usize) -> usize {
+    len.saturating_add(PER_FRAME).saturating_add(packets.saturating_mul(PER_PACKET))
+}
 
 /// The frames of one network.
 #[derive(Debug)]
@@ -49,18 +56,23 @@ impl<T> Fair<T> {
         self.count == 0
     }
 
+    /// Whether frames of a flow wait, or of another with the same place.
+    #[must_use]
+    pub fn holds(&self, flow: u64) -> bool {
+        self.flows.get(place(flow)).is_some_and(|flow| !flow.frames.is_empty())
+    }
+
     /// Adds a frame of a flow behind the others of it.
-    pub fn push(&mut self, flow: u64, len: usize, frame: T) {
+    pub fn push(&mut self, flow: u64, cost: usize, frame: T) {
         if self.flows.is_empty() {
             // Most networks never have any.
             self.flows.resize_with(FLOWS, || Flow { frames: VecDeque::new(), cost: 0, deficit: 0 });
         }
-        let at = usize::try_from(flow % FLOWS as u64).unwrap_or_default();
+        let at = place(flow);
         let Some(flow) = self.flows.get_mut(at) else { return };
         if flow.frames.is_empty() {
             self.active.push_back(at);
         }
-        let cost = len + PER_FRAME;
         flow.frames.push_back((cost, frame));
         flow.cost += cost;
         self.count += 1;
@@ -106,6 +118,10 @@ impl<T> Fair<T> {
     }
 }
 
+fn place(flow: u64) -> usize {
+    usize::try_from(flow % FLOWS as u64).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
@@ -118,15 +134,15 @@ mod tests {
     fn a_flood_of_small_frames_leaves_a_stream_its_half() {
         let mut fair = Fair::default();
         for _ in 0..1000 {
-            fair.push(1, 106, 106);
+            fair.push(1, cost(106, 1), 106);
         }
         for _ in 0..8 {
-            fair.push(2, 64_000, 64_000);
+            fair.push(2, cost(64_000, 45), 64_000);
         }
         let mut spent = HashMap::new();
-        for _ in 0..200 {
+        for _ in 0..300 {
             let len = fair.pop().unwrap();
-            *spent.entry(len).or_insert(0) += len + PER_FRAME;
+            *spent.entry(len).or_insert(0) += cost(len, if len == 106 { 1 } else { 45 });
         }
         let (small, large) = (spent[&106], spent[&64_000]);
         assert!(small.abs_diff(large) < 2 * QUANTUM, "{small} and {large}");
@@ -137,15 +153,18 @@ mod tests {
     fn who_has_most_sheds() {
         let mut fair = Fair::default();
         for number in 0..100 {
-            fair.push(1, 64, (1, number));
+            fair.push(1, cost(64, 1), (1, number));
         }
-        fair.push(2, 64_000, (2, 0));
+        assert!(fair.holds(1) && !fair.holds(2));
+        fair.push(2, cost(64_000, 45), (2, 0));
         assert_eq!(fair.shed(), Some((1, 99)), "the newest of the flood");
-        for _ in 0..4 {
-            fair.push(2, 64_000, (2, 1));
+        for _ in 0..3 {
+            fair.push(2, cost(64_000, 45), (2, 1));
         }
-        assert_eq!(fair.shed(), Some((2, 1)), "five super-frames cost more than 99 small ones");
-        assert_eq!(fair.count(), 103);
+        assert_eq!(fair.shed(), Some((2, 1)), "four super-frames cost more than 99 small ones");
+        assert_eq!(fair.count(), 102);
+        let tiny = cost(64_000, 744);
+        assert!(tiny > 3 * cost(64_000, 45), "tiny segments are not for nothing");
         while fair.shed().is_some() {}
         assert!(fair.is_empty() && fair.pop().is_none());
     }
@@ -153,7 +172,7 @@ mod tests {
     proptest! {
         #[test]
         fn each_flow_stays_in_order_and_nothing_is_lost(
-            frames in prop::collection::vec((0..100u64, 0..65_553usize), 0..300),
+            frames in prop::collection::vec((0..100u64, 0..5_000_000usize), 0..300),
         ) {
             let mut fair = Fair::default();
             for (number, (flow, len)) in frames.iter().enumerate() {

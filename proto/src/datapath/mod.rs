@@ -9,7 +9,7 @@
 
 mod claims;
 pub mod coalesce;
-mod fair;
+pub mod fair;
 mod inbound;
 mod isolation;
 mod judged;
@@ -22,7 +22,6 @@ mod superframe;
 mod too_big;
 pub mod vnet;
 
-pub use fair::{Fair, PER_FRAME};
 pub use inbound::{Inbound, inbound, inbound_vxlan};
 pub use judged::Judged;
 pub use lanes::{Lane, Lanes};

@@ -12,6 +12,9 @@
 use super::{DropReason, Gso, GsoKind, SuperFrame, vnet};
 use crate::wire::{array, be16, checksum::Sum, ethernet, ipv6};
 
+/// Packets of one frame: more than TCP makes of 64 KB with the smallest segments that can be asked for (`TCP_MIN_MSS`, 88).
+const MAX_PACKETS: usize = 2048;
+
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
@@ -53,6 +56,9 @@ impl<'a> Segments<'a> {
         let Some(gso) = frame.gso else { return Ok(Self { frame: bytes, cut: None, count: 1 }) };
         let cut = Cut::of(frame, gso).ok_or(DropReason::BadOffload)?;
         let count = (bytes.len() - cut.header_len).div_ceil(cut.size);
+        if count > MAX_PACKETS {
+            return Err(DropReason::BadOffload);
+        }
         Ok(Self { frame: bytes, cut: Some(cut), count })
     }
 

@@ -87,6 +87,14 @@ impl Offload {
     }
 }
 
+/// How many packets the header says that a frame of this length stands for, at most.
+#[must_use]
+pub fn packets(header: &[u8; LEN], len: usize) -> usize {
+    let [_, kind, _, _, size_0, size_1, ..] = *header;
+    let size = usize::from(u16::from_ne_bytes([size_0, size_1]));
+    if kind == NO_GSO || size == 0 { 1 } else { len.div_ceil(size) }
+}
+
 /// Bytes of all headers of a super-frame, if the frame is what `kind` says and its checksum is where that has it.
 pub(super) fn header_len(kind: GsoKind, checksum: PartialChecksum, frame: &[u8]) -> Option<u16> {
     let eth = Ethernet::parse(frame)?;
