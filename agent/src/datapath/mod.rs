@@ -1,12 +1,12 @@
 //! The data path's shell: the data socket, the TAPs and the threads between them.
 //!
 //! ```text
-//! thread   one per      waits on            owns
-//! out-N    CPU          its queues of the TAPs, a bell   frame buffers, a train of datagrams for each lane
-//! in-N     CPU          data socket, stop   its socket, a batch of datagram buffers
-//! in-sparse agent       the socket of sparse flows, as in-N
-//! session  agent        its queue, timers   the Noise sessions
-//! plain-in agent        plain socket, stop  a batch of datagram buffers; only while a plain network is here
+//! thread     one per  waits on                        owns
+//! out-N      CPU      its queues of the TAPs, a bell  frames that wait, a train of datagrams for each lane
+//! in-N       CPU      data socket, stop               its socket, a batch of datagram buffers
+//! in-sparse  agent    the socket of sparse flows      as in-N
+//! session    agent    its queue, timers               the Noise sessions
+//! plain-in   agent    plain socket, stop              a batch of datagram buffers; only while a plain network is here
 //! ```
 //!
 //! What they share is [`Shared`]: snapshots and atomics, no lock on the way of a frame. Decisions are `vxmesh_proto`'s.

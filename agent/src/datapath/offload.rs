@@ -2,7 +2,7 @@
 //!
 //! Of what the kernel offers everything is asked for that it grants: checksums left open, TCP and, since Linux 6.2, UDP
 //! segmentation. In front of each frame stands a `virtio_net_hdr` of 10 bytes. Like every TAP it lives in the network
-//! namespace in which it was opened and ends with its descriptor.
+//! namespace in which it was opened and ends with its descriptors, one for each queue ([`super::steering`]).
 
 use std::{
     fs::File,

@@ -4,8 +4,8 @@
 //! fragmented: DF is set and what the path cannot carry comes back as an error. Receiving takes a batch per call and
 //! lets the kernel glue equal datagrams of one flow together (UDP_GRO); [`Batch`] takes them apart again.
 //!
-//! Several sockets may share the port, one for each receiving thread. The kernel gives what comes from one address and port always
-//! to the same one (SO_REUSEPORT), so what one peer sends stays in order.
+//! Several sockets may share the port (SO_REUSEPORT), one for each thread and one for sparse flows; which of them gets a datagram
+//! is decided by [`super::lanes`].
 
 use std::{
     io::{self, IoSliceMut},
