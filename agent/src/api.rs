@@ -7,6 +7,7 @@ mod driver;
 mod ipam;
 mod mode;
 mod network;
+mod sandbox;
 
 use std::{
     collections::BTreeMap,
@@ -24,8 +25,8 @@ pub use self::ipam::{
     AddressBlock, AddressOwner, AddressPool, NetworkPools, PoolDetail, RestingAddress,
 };
 pub use self::network::{ExtendSpec, Network, NetworkSpec, Overlap, Plain, Subnet, Way};
+pub use self::sandbox::{HostEntry, Published, Sandbox, SandboxSpec, SandboxStarted};
 pub use self::{driver::Driver, mode::Mode};
-use crate::{firewall::rule::Protocol, gateway::publish::Publish};
 
 /// What kind of failure an [`ApiError`] is; each has its own exit status and HTTP status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -238,144 +239,6 @@ pub struct AttachSpec {
     /// The sandbox it belongs to, when the agent made the namespace.
     #[serde(default)]
     pub sandbox: Option<String>,
-}
-
-/// `vxmesh sandbox ls|inspect`: a network namespace made for `vxmesh run`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sandbox {
-    /// Its name, unique on this node.
-    pub name: Name,
-    /// Path of its network namespace.
-    pub netns: String,
-    /// Process that runs its command, once there is one.
-    pub pid: Option<u32>,
-    /// `created`, `running`, `exited`.
-    pub state: String,
-    /// The command.
-    pub command: Vec<String>,
-    /// Grows with each new sandbox of this node, by which it is told from another one of its name.
-    #[serde(default)]
-    pub incarnation: u64,
-    /// Its endpoints, in the order of its networks.
-    pub endpoints: Vec<EndpointId>,
-    /// Its networks: the highest `gw_priority` first, then by name. So they have the default routes and are asked for names.
-    #[serde(default)]
-    pub networks: Vec<SandboxNetwork>,
-    /// Directory of the `resolv.conf` and `hosts` that its programs see.
-    #[serde(default)]
-    pub etc: Option<String>,
-    /// Ports of the host that lead to it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub published: Vec<Published>,
-    /// Whose namespace it has, where it is in no network.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mode: Option<Mode>,
-}
-
-/// A port of the host that leads to an endpoint.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Published {
-    /// TCP or UDP.
-    pub protocol: Protocol,
-    /// The host's address; all of them otherwise.
-    pub ip: Option<IpAddr>,
-    /// The host's port.
-    pub port: u16,
-    /// The sandbox's port.
-    pub sandbox_port: u16,
-    /// The endpoint, in the network that has the sandbox's default route; none while no network has it.
-    pub endpoint: Option<EndpointId>,
-}
-
-impl fmt::Display for Published {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.ip {
-            Some(ip) => write!(f, "{}", SocketAddr::new(ip, self.port))?,
-            None => write!(f, "*:{}", self.port)?,
-        }
-        write!(f, "->{}/{}", self.sandbox_port, self.protocol.as_str())?;
-        if self.endpoint.is_none() { f.write_str(" (leads nowhere)") } else { Ok(()) }
-    }
-}
-
-/// Makes a sandbox with an endpoint in each network; its command is started by the caller.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SandboxSpec {
-    /// Its name; chosen otherwise.
-    #[serde(default)]
-    pub name: Option<Name>,
-    /// The networks, and what it shall be in each.
-    #[serde(default)]
-    pub networks: Vec<Connection>,
-    /// Instead of networks: whose namespace it gets.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mode: Option<Mode>,
-    /// Name servers for names that are not the mesh's; those of its networks otherwise.
-    #[serde(default)]
-    pub dns: Vec<IpAddr>,
-    /// Names that get an address in its /etc/hosts.
-    #[serde(default)]
-    pub hosts: Vec<HostEntry>,
-    /// Ports to publish: they lead through the networks that have the default routes.
-    #[serde(default)]
-    pub publish: Vec<Publish>,
-    /// The command, for `sandbox ls`.
-    pub command: Vec<String>,
-}
-
-/// A name and its address, written `NAME:IP`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct HostEntry {
-    /// The name: labels of letters, digits, `-` and `_` with dots between.
-    pub name: String,
-    /// The address.
-    pub ip: IpAddr,
-}
-
-impl FromStr for HostEntry {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, ip) = text.split_once(':').ok_or("write NAME:IP")?;
-        let known = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_');
-        let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(known);
-        if name.len() > 253 || !name.split('.').all(label) {
-            return Err(format!("`{name}` is not a host's name"));
-        }
-        let ip = ip.trim_start_matches('[').trim_end_matches(']');
-        let ip = ip.parse().map_err(|_fault| format!("`{ip}` is not an IP address"))?;
-        Ok(Self { name: name.into(), ip })
-    }
-}
-
-impl fmt::Display for HostEntry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.name, self.ip)
-    }
-}
-
-impl TryFrom<String> for HostEntry {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<HostEntry> for String {
-    fn from(entry: HostEntry) -> Self {
-        entry.to_string()
-    }
-}
-
-/// Tells the agent which process runs in a sandbox.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SandboxStarted {
-    /// The process.
-    pub pid: u32,
 }
 
 /// `vxmesh drops`: frames that were not delivered.

@@ -1,7 +1,8 @@
 //! The words of the command line. Which command does what is DESIGN's table; help texts say it in one line.
 
+mod sandbox;
+
 use std::{
-    ffi::OsString,
     net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -11,11 +12,11 @@ use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use vxmesh_proto::addr::{Alias, MacAddr, Name, Vni};
 
+pub(super) use self::sandbox::{Exec, Run, Sandbox, Supervise};
 use crate::{
-    api::{self, Address, ConnectionError, Connections, DnsType, Driver, HostEntry},
+    api::{Address, DnsType, Driver},
     config,
     datapath::backend::Backend,
-    gateway::publish::{PublishError, PublishRange},
     lab,
 };
 
@@ -428,68 +429,6 @@ pub(super) struct Wanted {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Run {
-    /// Go on in the background; prints the sandbox's name
-    #[arg(short, long)]
-    pub(super) detach: bool,
-    /// With -d: append the command's output to this file [default: it is thrown away]
-    #[arg(long, requires = "detach", value_name = "FILE", value_parser = absolute)]
-    pub(super) log: Option<PathBuf>,
-    /// Name of the sandbox [default: chosen]
-    #[arg(long)]
-    pub(super) name: Option<Name>,
-    /// Networks to be in; more than once, also as name=NET,ip=IP,mac=MAC,alias=NAME,ifname=IF,gw-priority=N
-    ///
-    /// The network with the highest gw-priority that is not internal has the default route; of equal ones, the first by name.
-    /// --ip and --mac are for the first network that is named, --alias is for all. Instead of networks: none, host,
-    /// sandbox:NAME or container:NAME.
-    #[arg(long, required = true, value_name = "NET[,NET]|name=NET[,KEY=VALUE]", value_parser = connections)]
-    pub(super) network: Vec<Connections>,
-    #[command(flatten)]
-    pub(super) wanted: Wanted,
-    /// Name server for names outside the mesh; up to three [default: those of the networks]
-    #[arg(long, value_name = "IP")]
-    pub(super) dns: Vec<IpAddr>,
-    /// A name for an address in /etc/hosts; may be given more than once
-    #[arg(long, value_name = "NAME:IP")]
-    pub(super) add_host: Vec<HostEntry>,
-    /// Lead ports of this host here, such as 8080:80, :80 (a free port), 127.0.0.1:53:53/udp or 8000-8009:80-89
-    #[arg(long, value_name = "[IP:]HOST[:SANDBOX][/tcp|udp]", value_parser = publish)]
-    pub(super) publish: Vec<PublishRange>,
-    /// The command with its arguments
-    #[arg(last = true, required = true, value_name = "CMD")]
-    pub(super) command: Vec<OsString>,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Exec {
-    /// Name of the sandbox
-    #[arg(value_parser = reference)]
-    pub(super) sandbox: String,
-    /// The command with its arguments
-    #[arg(last = true, required = true, value_name = "CMD")]
-    pub(super) command: Vec<OsString>,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum Sandbox {
-    /// List the sandboxes
-    Ls,
-    /// Show one with its networks
-    Inspect {
-        /// Its name
-        #[arg(value_parser = reference)]
-        sandbox: String,
-    },
-    /// End the command of a sandbox and remove it
-    Rm {
-        /// Its name
-        #[arg(value_parser = reference)]
-        sandbox: String,
-    },
-}
-
-#[derive(Debug, Args)]
 pub(super) struct Locate {
     /// MAC or IP address
     #[arg(value_name = "MAC|IP")]
@@ -527,34 +466,12 @@ pub(super) enum Map {
     },
 }
 
-#[derive(Debug, Args)]
-pub(super) struct Supervise {
-    #[arg(long, value_parser = sandbox)]
-    pub(super) sandbox: api::Sandbox,
-    #[arg(long)]
-    pub(super) log: Option<PathBuf>,
-    #[arg(last = true, required = true)]
-    pub(super) command: Vec<OsString>,
-}
-
-fn sandbox(text: &str) -> Result<api::Sandbox, serde_json::Error> {
-    serde_json::from_str(text)
-}
-
 fn absolute(text: &str) -> Result<PathBuf, String> {
     std::path::absolute(text).map_err(|why| why.to_string())
 }
 
 fn netns(text: &str) -> Result<PathBuf, String> {
     if text.contains('/') { absolute(text) } else { Ok(Path::new("/run/netns").join(text)) }
-}
-
-fn publish(text: &str) -> Result<PublishRange, String> {
-    text.parse().map_err(|why: PublishError| why.to_string())
-}
-
-fn connections(text: &str) -> Result<Connections, String> {
-    text.parse().map_err(|why: ConnectionError| why.to_string())
 }
 
 fn reference(text: &str) -> Result<String, String> {

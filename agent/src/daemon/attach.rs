@@ -20,7 +20,8 @@ use vxmesh_proto::{
 };
 
 use super::{
-    endpoints::{Hosted, Stored, conflict, gone},
+    endpoints::{Stored, conflict, gone},
+    hosting::Hosted,
     mesh::{Mesh, store_failed},
 };
 use crate::{

@@ -23,11 +23,7 @@ use vxmesh_proto::{
     sandbox::{self, Connected, DefaultRoute},
 };
 
-use super::{
-    endpoints::{Hosted, Stored as StoredEndpoint},
-    mesh::Mesh,
-    sandboxes::Stored,
-};
+use super::{endpoints::Stored as StoredEndpoint, hosting::Hosted, mesh::Mesh, sandboxes::Stored};
 use crate::{
     admin::resolve,
     api::{self, ApiError, AttachSpec, Connection, ErrorCode, SandboxNetwork},

@@ -3,30 +3,28 @@
 //! ```text
 //! attach : addresses -> store "attaching" -> publish -> all tables -> host -> store "attached"   see `attach`
 //! detach : silence -> withdraw -> host -> store -> addresses rest, also over a restart
-//! start  : "attaching" is undone; "attached" is adopted, or plugged in again, or gone with its sandbox
+//! start  : see `adopt`
 //! ```
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 use vxmesh_proto::{
     addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId},
     limits::ADDRESS_QUARANTINE,
-    object,
     record::{Claim, EndpointClaim, Key},
 };
 
 use super::{
-    gateway::Ways,
-    mesh::{Local, Mesh, failed, lock, store_failed},
-    plain::LocalTable,
+    hosting::Hosted,
+    mesh::{Mesh, failed, store_failed},
     rules::forget_addresses,
 };
 use crate::{
@@ -34,23 +32,13 @@ use crate::{
     api::{self, ApiError, AttachSpec, ErrorCode},
     firewall::guard::Port,
     netlink::{
-        netns::{Netns, NetnsError},
-        overlay::{Overlay, OverlayError, OverlaySpec, Plug},
+        netns::NetnsError,
+        overlay::{Overlay, OverlayError, Plug},
     },
     objects::unix_ms,
-    reconcile::{
-        admit::Claims,
-        tables::{gateway_mac, updates},
-    },
+    reconcile::tables::gateway_mac,
     store::{StoreError, Table},
 };
-
-/// What of the mesh is on this host: the namespaces of networks that have endpoints here.
-#[derive(Debug, Default)]
-pub(super) struct Hosted {
-    pub(super) overlays: BTreeMap<NetworkId, Overlay>,
-    pub(super) ways: Ways,
-}
 
 /// An endpoint as the store keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,6 +102,38 @@ impl Stored {
     pub(super) const fn is_attached(&self) -> bool {
         self.attached
     }
+
+    /// The namespace that it is plugged into.
+    pub(super) fn netns(&self) -> &Path {
+        &self.netns
+    }
+
+    /// What the endpoint is plugged into.
+    pub(super) fn place(&self) -> String {
+        self.sandbox.clone().unwrap_or_else(|| self.netns.display().to_string())
+    }
+
+    /// As the API shows it; nothing while it is half made.
+    pub(super) fn row(&self, node: NodeId) -> Option<api::Endpoint> {
+        self.attached.then(|| api::Endpoint {
+            id: self.id,
+            name: self.name.clone(),
+            network: self.network,
+            node,
+            sandbox: Some(self.place()),
+            ifname: self.ifname.clone(),
+            mac: self.mac,
+            ips: self.ips.clone(),
+            aliases: self.aliases.clone(),
+            incarnation: self.incarnation,
+            published: Vec::new(),
+        })
+    }
+
+    /// The interface inside.
+    pub(super) fn ifname(&self) -> Option<&str> {
+        self.ifname.as_deref()
+    }
 }
 
 impl From<OverlayError> for ApiError {
@@ -140,13 +160,7 @@ impl From<OverlayError> for ApiError {
     }
 }
 
-/// The gateway's addresses with the length of their subnets' prefixes.
-fn gateways_of(network: &object::Network) -> Vec<IpNet> {
-    let subnets = network.subnets.iter();
-    subnets.map(|subnet| IpNet::new_assert(subnet.gateway, subnet.cidr.prefix_len())).collect()
-}
-
-fn quarantine_ms() -> u64 {
+pub(super) fn quarantine_ms() -> u64 {
     u64::try_from(ADDRESS_QUARANTINE.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -247,19 +261,6 @@ impl Mesh {
             .ok_or_else(|| failed("this node has no MAC left in the network", "detach endpoints"))
     }
 
-    /// Makes what an endpoint needs of its network on this host.
-    pub(super) async fn prepare(
-        self: &Arc<Self>,
-        hosted: &mut Hosted,
-        network: &object::Network,
-        endpoint: &Stored,
-    ) -> Result<(), ApiError> {
-        if self.follow_subnets(hosted, endpoint.network, network).await? {
-            self.open_way(hosted, endpoint.network, network).await;
-        }
-        self.host_network(hosted, endpoint.network, network).await.map(drop)
-    }
-
     /// Lays the cable of an endpoint that all tables know.
     pub(super) async fn plug_in(
         &self,
@@ -303,93 +304,6 @@ impl Mesh {
         self.reconcile().await;
         self.spread_and_wait(&record).await;
         Ok(())
-    }
-
-    /// The network's namespace with its TAP and worker, made if this is the first endpoint here.
-    async fn host_network<'h>(
-        self: &Arc<Self>,
-        hosted: &'h mut Hosted,
-        id: NetworkId,
-        network: &object::Network,
-    ) -> Result<&'h Overlay, ApiError> {
-        let there = hosted.overlays.contains_key(&id);
-        if !there {
-            let overlay = self.make_overlay(id, network).await?;
-            self.name_network(id, network, overlay.path());
-            hosted.overlays.insert(id, overlay);
-            self.open_way(hosted, id, network).await;
-        }
-        let gone = || failed("the network's namespace is gone", "try again");
-        hosted.overlays.get(&id).ok_or_else(gone)
-    }
-
-    async fn make_overlay(
-        &self,
-        id: NetworkId,
-        network: &object::Network,
-    ) -> Result<Overlay, ApiError> {
-        let spec = OverlaySpec {
-            id,
-            gateway_mac: gateway_mac(id),
-            gateways: gateways_of(network),
-            mtu: network.mtu,
-            routed: !network.internal,
-        };
-        let overlay = Overlay::ensure(&self.run_dir(), spec).await?;
-        let connected = match self.guard_network(&overlay, id, network) {
-            Ok(()) if self.is_local(id) => Ok(()),
-            Ok(()) => self.connect(&overlay, id, network).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = connected {
-            self.unguard_network(id);
-            // Without cables in it nobody would ever remove the namespace.
-            if !self.stored_endpoints()?.iter().any(|other| other.network == id && other.attached) {
-                overlay.remove().await?;
-            }
-            return Err(error);
-        }
-        info!(network = %network.name, "hosting the network");
-        Ok(overlay)
-    }
-
-    /// Opens a network's TAP and starts its worker.
-    async fn connect(
-        &self,
-        overlay: &Overlay,
-        id: NetworkId,
-        network: &object::Network,
-    ) -> Result<(), ApiError> {
-        let claims = self.own_claims(id);
-        let table = match self.empty_plain_table(id, network) {
-            Some(plain) => {
-                let tap = overlay.open_tap(self.config.tap, 1).await?;
-                let own = updates(plain.table(), &Claims::new(), &claims, self.me, |_node| None);
-                let plain = Arc::new(plain.apply(own));
-                let connected = self.plane.plain().connect(Arc::clone(&plain), tap);
-                connected.map_err(|error| failed(error, "see the agent's log"))?;
-                LocalTable::Plain(plain)
-            }
-            None => {
-                let tap = overlay.open_tap(self.config.tap, self.plane.queues()).await?;
-                let table = self.empty_table(id, network);
-                let own = updates(&table, &Claims::new(), &claims, self.me, |_node| None);
-                let table = Arc::new(table.apply(own));
-                self.plane.connect(Arc::clone(&table), tap);
-                LocalTable::Sealed(table)
-            }
-        };
-        lock(&self.locals).insert(id, Local { table, claims, rivals: BTreeSet::new() });
-        Ok(())
-    }
-
-    /// What this node claims in a network. The cables of the agent's last life bring frames before the first reconciliation:
-    /// they must not look like forgeries.
-    fn own_claims(&self, network: NetworkId) -> Claims {
-        let Some(gossip) = self.gossip.get() else { return Claims::new() };
-        let mut claims = self.believed(gossip, network);
-        claims.retain(|key, _claim| key.node == self.me);
-        claims
     }
 
     /// Takes back a half-made endpoint; the error that caused it is told, others are logged.
@@ -458,55 +372,6 @@ impl Mesh {
             self.unhost(hosted, endpoint.network).await?;
         }
         Ok(())
-    }
-
-    /// Brings a hosted network in step with the subnets that were added to it: the gateway gets its addresses there, and
-    /// sandboxes routes. Whether there was one.
-    pub(super) async fn follow_subnets(
-        &self,
-        hosted: &mut Hosted,
-        id: NetworkId,
-        network: &object::Network,
-    ) -> Result<bool, ApiError> {
-        let Some(overlay) = hosted.overlays.get_mut(&id) else { return Ok(false) };
-        if !overlay.add_gateways(gateways_of(network)).await? {
-            return Ok(false);
-        }
-        let endpoints = self.stored_endpoints()?.into_iter();
-        for endpoint in endpoints.filter(|endpoint| endpoint.network == id && endpoint.attached) {
-            if let Err(error) = overlay.follow(&endpoint.plug()).await {
-                warn!(endpoint = %endpoint.name, %error, "the sandbox has no route to the network's new subnets");
-            }
-        }
-        Ok(true)
-    }
-
-    /// Ends what this host has of a network. What cannot be removed is tried again by the next start.
-    async fn unhost(
-        self: &Arc<Self>,
-        hosted: &mut Hosted,
-        network: NetworkId,
-    ) -> Result<(), ApiError> {
-        let Some(overlay) = hosted.overlays.remove(&network) else {
-            return Ok(Overlay::sweep(&self.run_dir(), network).await?);
-        };
-        let local = lock(&self.locals).remove(&network);
-        if let Some(local) = local {
-            let mesh = Arc::clone(self);
-            // Waits for the worker to end.
-            let stop = move || match local.table {
-                LocalTable::Sealed(table) => mesh.plane.disconnect(table.spec().id),
-                LocalTable::Plain(plain) => mesh.plane.plain().disconnect(plain.spec().id),
-            };
-            let stopped = tokio::task::spawn_blocking(stop).await;
-            stopped.map_err(|error| failed(error, "see the agent's log"))?;
-        }
-        // Their sockets would keep the namespace, unnamed.
-        self.name_servers.close_network(network);
-        self.unguard_network(network);
-        let removed = overlay.remove().await;
-        self.close_way(hosted, network);
-        Ok(removed?)
     }
 
     /// Unplugs the endpoint that a reference means, and tells the mesh.
@@ -582,194 +447,11 @@ impl Mesh {
         }
     }
 
-    /// Takes over the addresses of the last life of the agent: before anybody can ask for one of them.
-    pub(super) fn adopt_addresses(&self) -> Result<(), ApiError> {
-        for endpoint in self.stored_endpoints()? {
-            endpoint.ips.iter().for_each(|ip| self.addresses.adopt(endpoint.network, *ip));
-        }
-        for node in self.stored_nodes()? {
-            node.ips.iter().for_each(|ip| self.addresses.adopt(node.network, *ip));
-        }
-        let (now, wall) = (Instant::now(), unix_ms());
-        for (key, until) in self.store.list::<u64>(Table::Resting).map_err(store_failed)? {
-            let address = key.split_once('/');
-            let address =
-                address.and_then(|(network, ip)| Some((network.parse().ok()?, ip.parse().ok()?)));
-            // A clock that was set back makes nothing rest longer.
-            let left = until.saturating_sub(wall).min(quarantine_ms());
-            if let Some((network, ip)) = address.filter(|_| left > 0) {
-                self.addresses.rest(network, ip, now + Duration::from_millis(left));
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes over what the last life of the agent left.
-    pub(super) async fn adopt(self: &Arc<Self>) -> Result<(), ApiError> {
-        let mut hosted = self.host.lock().await;
-        hosted.ways.adopting = true;
-        for endpoint in self.stored_endpoints()? {
-            self.adopt_or_undo(&mut hosted, &endpoint).await;
-        }
-        self.sweep(&hosted).await?;
-        self.adopt_ways(&mut hosted)?;
-        self.adopt_routes().await
-    }
-
-    /// Unplugs the endpoints of networks that were deleted elsewhere while this node was away: nothing carries their frames any
-    /// more but the bridge between two of them. Tries once more to adopt what could not be adopted.
-    pub(super) async fn mend(self: &Arc<Self>) {
-        let is_deleted = |network| {
-            let id = object::ObjectId::Network(network);
-            self.objects.read(|set| set.get(&id).is_some_and(|object| object.closed()))
-        };
-        let stored = match self.stored_endpoints() {
-            Ok(stored) => stored,
-            Err(error) => return warn!(%error, "endpoints cannot be looked at"),
-        };
-        let unadopted = lock(&self.unadopted).clone();
-        let (orphans, rest): (Vec<_>, Vec<_>) =
-            stored.into_iter().partition(|endpoint| is_deleted(endpoint.network));
-        let late: Vec<_> = rest.into_iter().filter(|e| unadopted.contains(&e.id)).collect();
-        if orphans.is_empty() && late.is_empty() {
-            return;
-        }
-        // Whoever changes the host now may change just this; there is a next time.
-        let Ok(mut hosted) = self.host.try_lock() else { return };
-        if *self.stop.borrow() {
-            return;
-        }
-        let changed = orphans.iter().chain(&late);
-        let sandboxes = changed.filter_map(|endpoint| endpoint.sandbox.clone()).collect();
-        for endpoint in orphans {
-            match self.detach_stored(&mut hosted, endpoint.id).await {
-                Ok(()) => {
-                    warn!(endpoint = %endpoint.name, network = %endpoint.network, "endpoint unplugged: its network was deleted");
-                }
-                Err(error) => {
-                    warn!(endpoint = %endpoint.name, %error, "endpoint of a deleted network not unplugged; it is tried again");
-                }
-            }
-        }
-        for endpoint in late {
-            self.adopt_or_undo(&mut hosted, &endpoint).await;
-        }
-        self.settle_all(&mut hosted, &sandboxes).await;
-        drop(hosted);
-        self.kick();
-    }
-
-    /// A network's last endpoint, or the network, may have gone just before the last life of the agent ended.
-    async fn sweep(&self, hosted: &Hosted) -> Result<(), ApiError> {
-        // A network that could not be adopted keeps its namespace: the cables in it are those of live sandboxes (I9).
-        let kept: BTreeSet<NetworkId> =
-            self.stored_endpoints()?.iter().map(|endpoint| endpoint.network).collect();
-        let networks: Vec<NetworkId> = self.objects.read(|set| {
-            let ids = set.objects().filter_map(|object| match object.id() {
-                object::ObjectId::Network(id) => Some(*id),
-                _ => None,
-            });
-            let ids = ids.chain(self.local_networks.ids());
-            ids.filter(|id| !hosted.overlays.contains_key(id) && !kept.contains(id)).collect()
-        });
-        for network in networks {
-            Overlay::sweep(&self.run_dir(), network).await?;
-        }
-        Ok(())
-    }
-
-    async fn adopt_or_undo(self: &Arc<Self>, hosted: &mut Hosted, endpoint: &Stored) {
-        let error = match self.adopt_one(hosted, endpoint).await {
-            Ok(()) => {
-                if lock(&self.unadopted).remove(&endpoint.id) {
-                    info!(endpoint = %endpoint.name, "endpoint adopted after all");
-                }
-                return;
-            }
-            Err(error) => error,
-        };
-        // The sandbox may still have interface and address (I9).
-        if error.code == ErrorCode::Failed {
-            if lock(&self.unadopted).insert(endpoint.id) {
-                warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; it is tried again");
-            }
-            return;
-        }
-        warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; it is removed");
-        lock(&self.unadopted).remove(&endpoint.id);
-        self.silence(hosted, endpoint).await;
-        self.withdraw(endpoint.network, endpoint.id);
-        self.undo(hosted, endpoint).await;
-    }
-
-    /// [`ErrorCode::Failed`] means that the endpoint may still be there; any other error, that it cannot be.
-    async fn adopt_one(
-        self: &Arc<Self>,
-        hosted: &mut Hosted,
-        endpoint: &Stored,
-    ) -> Result<(), ApiError> {
-        let Some((network, _state)) = self.network_object(endpoint.network) else {
-            return Err(gone("its network is gone"));
-        };
-        if let Some(macvlan) = self.macvlan_of(endpoint.network).filter(|_| endpoint.attached) {
-            return self.adopt_macvlan(&macvlan, &network, endpoint).await;
-        }
-        if !endpoint.attached && self.macvlan_of(endpoint.network).is_some() {
-            return Err(gone("it was never wholly attached"));
-        }
-        if !endpoint.attached {
-            // The namespace may have been made for it.
-            self.host_network(hosted, endpoint.network, &network).await?;
-            return Err(gone("it was never wholly attached"));
-        }
-        // Whatever follows, undoing it takes the namespace away after the last endpoint.
-        let overlay = self.host_network(hosted, endpoint.network, &network).await?;
-        // The number of a process may be another's by now, and its namespace outlive it: then the cable tells.
-        if endpoint.netns.starts_with("/proc") {
-            let plugged = overlay.plugged().await?.contains(&endpoint.id);
-            return if plugged { Ok(()) } else { Err(gone("its sandbox is gone")) };
-        }
-        Netns::open(&endpoint.netns).map_err(OverlayError::from)?;
-        self.guard_port(endpoint)?;
-        // Mends what is plugged in, and plugs in what is not.
-        overlay.attach(&endpoint.plug()).await?;
-        Ok(())
-    }
-
     /// Removes every endpoint and namespace from this host, for `leave`.
     pub(super) async fn detach_all(self: &Arc<Self>, hosted: &mut Hosted) -> Result<(), ApiError> {
         for endpoint in self.stored_endpoints()? {
             self.detach_stored(hosted, endpoint.id).await?;
         }
         Ok(())
-    }
-}
-
-impl Stored {
-    /// What the endpoint is plugged into.
-    pub(super) fn place(&self) -> String {
-        self.sandbox.clone().unwrap_or_else(|| self.netns.display().to_string())
-    }
-
-    /// As the API shows it; nothing while it is half made.
-    pub(super) fn row(&self, node: NodeId) -> Option<api::Endpoint> {
-        self.attached.then(|| api::Endpoint {
-            id: self.id,
-            name: self.name.clone(),
-            network: self.network,
-            node,
-            sandbox: Some(self.place()),
-            ifname: self.ifname.clone(),
-            mac: self.mac,
-            ips: self.ips.clone(),
-            aliases: self.aliases.clone(),
-            incarnation: self.incarnation,
-            published: Vec::new(),
-        })
-    }
-
-    /// The interface inside.
-    pub(super) fn ifname(&self) -> Option<&str> {
-        self.ifname.as_deref()
     }
 }

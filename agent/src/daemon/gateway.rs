@@ -25,7 +25,7 @@ use vxmesh_proto::{
 };
 
 use super::{
-    endpoints::Hosted,
+    hosting::Hosted,
     mesh::{Mesh, failed, store_failed},
     publish::HeldPorts,
     rules::{Kept, forget_on_host, unrouted},

@@ -36,7 +36,7 @@ use vxmesh_proto::{
 use zeroize::Zeroizing;
 
 use super::{
-    endpoints::Hosted,
+    hosting::Hosted,
     local::LocalNetworks,
     names::NameServers,
     peers::{Ca, Peers, reachable},

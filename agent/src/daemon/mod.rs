@@ -4,6 +4,7 @@
 //! agent serves its socket and waits for `init` or `join`. SIGTERM and SIGINT stop it: the admin socket first, then control;
 //! namespaces, cables and addresses stay for the next start.
 
+mod adopt;
 mod attach;
 mod backend;
 mod connections;
@@ -11,6 +12,7 @@ mod doctor;
 mod endpoints;
 mod gateway;
 mod guards;
+mod hosting;
 mod ipam;
 mod local;
 mod macvlan;

@@ -23,7 +23,7 @@ use vxmesh_proto::{
 
 use super::{
     connections::default_routes,
-    endpoints::Hosted,
+    hosting::Hosted,
     mesh::{Mesh, failed},
     sandboxes::Stored,
 };

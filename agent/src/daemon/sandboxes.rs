@@ -22,7 +22,7 @@ use vxmesh_proto::{addr::Name, sandbox::Connected};
 
 use super::{
     connections::{ifnames, network_rows},
-    endpoints::Hosted,
+    hosting::Hosted,
     mesh::{Mesh, failed, store_failed},
     modes::{Shared, Source, check_mode},
     publish::Published,
