@@ -38,6 +38,9 @@ impl Mesh {
         // Into sandboxes of ours leads `network connect`, which keeps their routes and names in step.
         let spec = AttachSpec { sandbox: None, ..spec };
         let (id, network) = self.usable_network(&spec.network)?;
+        if let Some(name) = &spec.name {
+            self.end_if_vanished(|other| other.network == id && other.name == *name).await;
+        }
         let endpoint = if self.is_local(id) {
             // Nobody else is told of it or asked.
             let mut hosted = self.lock_host().await?;

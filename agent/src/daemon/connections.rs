@@ -300,6 +300,20 @@ impl Mesh {
         Ok(())
     }
 
+    /// Gives these sandboxes their default routes anew.
+    pub(super) async fn route_sandboxes(&self, names: &BTreeSet<String>) -> Result<(), ApiError> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let all = self.all_connected()?;
+        for sandbox in self.stored_sandboxes()?.iter().filter(|it| names.contains(it.name.as_str()))
+        {
+            let connected = all.get(sandbox.name.as_str()).map(Vec::as_slice).unwrap_or_default();
+            self.route_sandbox(sandbox, connected).await?;
+        }
+        Ok(())
+    }
+
     async fn route_sandbox(
         &self,
         sandbox: &Stored,

@@ -156,6 +156,7 @@ impl Mesh {
             network.map_or_else(|| id.short(), |network| network.name.to_string())
         };
         all.extend(hosted.ways.diagnoses(name));
+        all.extend(self.mended(name));
         all.extend(self.name_servers.faults().into_iter().map(|(network, netns, ip, fault)| {
             let hint = format!(
                 "end who has port 53 there (`nsenter --net={} ss -lnptu`); it is tried again every second",

@@ -282,7 +282,9 @@ impl Mesh {
         attached: bool,
     ) -> Result<(), ApiError> {
         endpoint.attached = attached;
-        self.save(endpoint)
+        self.save(endpoint)?;
+        self.watching.place(endpoint);
+        Ok(())
     }
 
     pub(super) fn save(&self, endpoint: &Stored) -> Result<(), ApiError> {

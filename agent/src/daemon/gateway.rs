@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! open  : node's addresses -> store -> publish -> node0 -> uplink, routes -> rules inside -> the host's rules
-//! keep  : each second: what somebody took away is put back, what the host's routes allow is followed
+//! keep  : what somebody took away is put back, what the host's routes allow is followed (`watch`)
 //! close : withdraw -> store -> addresses rest; the cable goes with the namespace -> the host's rules, its settings
 //! ```
 //!
@@ -26,6 +26,7 @@ use vxmesh_proto::{
 
 use super::{
     hosting::Hosted,
+    mend::View,
     mesh::{Mesh, failed, store_failed},
     publish::HeldPorts,
     rules::{Kept, forget_on_host, unrouted},
@@ -127,6 +128,19 @@ impl Ways {
         &self.admitted
     }
 
+    /// A network's uplink.
+    pub(super) fn uplink_of(&self, network: NetworkId) -> Option<&Uplink> {
+        self.open.get(&network)?.uplink.as_ref()
+    }
+
+    /// Whether what failed of a network's way is to be tried again.
+    pub(super) fn is_due(&self, network: NetworkId) -> bool {
+        let is_due = |way: &Way| {
+            way.fault.is_some() && way.tried.is_none_or(|tried| tried.elapsed() >= RETRY)
+        };
+        self.open.get(&network).is_some_and(is_due)
+    }
+
     /// Why a network's way out does not work.
     pub(super) fn fault_of(&self, network: NetworkId) -> Option<&str> {
         let way = self.open.get(&network)?;
@@ -139,6 +153,11 @@ impl Mesh {
     pub(super) fn stored_nodes(&self) -> Result<Vec<Node>, ApiError> {
         let rows = self.store.list::<Node>(Table::Gateways).map_err(store_failed)?;
         Ok(rows.into_iter().map(|(_network, node)| node).collect())
+    }
+
+    /// This node as an endpoint of a network, as the store has it.
+    pub(super) fn stored_node(&self, id: NetworkId) -> Result<Option<Node>, ApiError> {
+        self.store.get::<Node>(Table::Gateways, &id.to_string()).map_err(store_failed)
     }
 
     /// Opens the way of a network that was just made here, unless it is internal.
@@ -190,41 +209,37 @@ impl Mesh {
         Ok(())
     }
 
-    /// Puts back what somebody took away.
-    pub(super) async fn keep_ways(self: Arc<Self>) {
-        // Whoever changes the host may wait long, for addresses of other nodes; ports are guarded meanwhile.
-        let changed = self.keep_guards();
-        let Ok(mut hosted) = self.host.try_lock() else { return };
-        if self.is_stopping() {
+    /// Brings the way of a network in step with the host's routes, its own subnets and what is published.
+    pub(super) async fn keep_way(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        (id, network): (NetworkId, &object::Network),
+        view: &View,
+        grown: bool,
+    ) {
+        if grown || hosted.ways.is_due(id) {
+            return self.mend_way(hosted, id, network).await;
+        }
+        let Hosted { overlays, ways, .. } = hosted;
+        let (Some(overlay), Some(way)) = (overlays.get(&id), ways.open.get_mut(&id)) else {
             return;
+        };
+        follow_routes(way, network, view).await;
+        if let Err(error) = self.keep_inside(overlay, way, id, network) {
+            warn!(network = %network.name, %error, "the network's rules are not as they should be");
+            way.fault = Some(error.message);
         }
-        let ids: Vec<NetworkId> = hosted.overlays.keys().copied().collect();
-        for id in ids {
-            let Some((network, _state)) = self.network_object(id) else { continue };
-            let grown = self.follow_subnets(&mut hosted, id, &network).await;
-            if let Err(error) = &grown {
-                warn!(network = %network.name, %error, "this host does not follow the network's new subnets");
-            }
-            let due = matches!(grown, Ok(true))
-                || hosted.ways.open.get(&id).is_some_and(|way| {
-                    way.fault.is_some() && way.tried.is_none_or(|tried| tried.elapsed() >= RETRY)
-                });
-            // Rules of the namespace go together, as with `nft flush ruleset`.
-            if due || changed.contains(&id) && hosted.ways.open.contains_key(&id) {
-                self.mend_way(&mut hosted, id, &network).await;
-            } else if let Hosted { overlays, ways, .. } = &mut *hosted
-                && let (Some(overlay), Some(way)) = (overlays.get(&id), ways.open.get_mut(&id))
-            {
-                follow_routes(way, &network).await;
-                if let Err(error) = self.keep_inside(overlay, way, id, &network) {
-                    warn!(network = %network.name, %error, "the network's rules are not as they should be");
-                    way.fault = Some(error.message);
-                }
-            }
-        }
-        self.sync_host(&mut hosted);
-        drop(hosted);
-        self.count_refused();
+    }
+
+    /// Brings the cable to the host and what leads over it to what it was.
+    pub(super) async fn ensure_uplink(
+        &self,
+        overlay: &Overlay,
+        id: NetworkId,
+        network: &object::Network,
+    ) -> Result<Uplink, ApiError> {
+        let raised = uplink::ensure(id, self.me, overlay.netns(), network.mtu).await;
+        raised.map_err(|error| failed(error, "see `vxmesh doctor`"))
     }
 
     async fn mend_way(
@@ -237,8 +252,16 @@ impl Mesh {
         let Some(way) = hosted.ways.open.get_mut(&id) else { return };
         way.tried = Some(Instant::now());
         let mended = self.raise(overlay, way, id, network).await;
-        follow_routes(way, network).await;
-        let fault = mended.err().map(|error| error.message);
+        let mut fault = mended.err().map(|error| error.message);
+        // At the start of an agent all ways are looked at together a moment later, and the host's routes are there.
+        if !hosted.ways.adopting {
+            let Some(way) = hosted.ways.open.get_mut(&id) else { return };
+            match View::now(self).await {
+                Ok(view) => follow_routes(way, network, &view).await,
+                Err(error) => fault = fault.or(Some(error.message)),
+            }
+        }
+        let Some(way) = hosted.ways.open.get_mut(&id) else { return };
         if fault != way.fault {
             match &fault {
                 Some(fault) => {
@@ -262,9 +285,7 @@ impl Mesh {
             self.announce(&Claim::Endpoint(node.claim()?)).await?;
             overlay.set_node(node.mac, &node.ips).await?;
         }
-        let raised = uplink::ensure(id, self.me, overlay.netns(), network.mtu).await;
-        let uplink = raised.map_err(|error| failed(error, "see `vxmesh doctor`"))?;
-        way.uplink = Some(uplink);
+        way.uplink = Some(self.ensure_uplink(overlay, id, network).await?);
         self.keep_inside(overlay, way, id, network)?;
         missing.map_or(Ok(()), Err)
     }
@@ -346,7 +367,7 @@ impl Mesh {
     }
 
     /// Brings the host's rules and settings in step with the ways that are open, once all of them are known.
-    fn sync_host(&self, hosted: &mut Hosted) {
+    pub(super) fn sync_host(&self, hosted: &mut Hosted) {
         if hosted.ways.adopting {
             return;
         }
@@ -450,10 +471,10 @@ impl Way {
     }
 }
 
-async fn follow_routes(way: &mut Way, network: &object::Network) {
+async fn follow_routes(way: &mut Way, network: &object::Network, view: &View) {
     let Some(uplink) = &way.uplink else { return };
     let subnets: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
-    match uplink::follow_routes(uplink, &subnets).await {
+    match uplink::follow_routes(uplink, &subnets, (&view.links, &view.state)).await {
         Ok(overlaps) => {
             let known: BTreeSet<_> = way.overlaps.iter().copied().collect();
             for (subnet, route) in overlaps.iter().filter(|overlap| !known.contains(overlap)) {

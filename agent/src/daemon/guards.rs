@@ -67,13 +67,13 @@ impl Mesh {
         lock(&self.guards).remove(&id);
     }
 
-    /// Puts back what somebody took away, and says in which networks' namespaces anybody changed rules.
-    pub(super) fn keep_guards(&self) -> BTreeSet<NetworkId> {
+    /// Puts back what somebody took away in these networks, and says in which of their namespaces anybody changed rules.
+    pub(super) fn keep_guards(&self, is_asked: impl Fn(&NetworkId) -> bool) -> BTreeSet<NetworkId> {
         let mut guards = lock(&self.guards);
         let changed = |(id, guarded): (&NetworkId, &mut GuardedPorts)| {
             self.keep_guard(*id, guarded).then_some(*id)
         };
-        guards.iter_mut().filter_map(changed).collect()
+        guards.iter_mut().filter(|(id, _)| is_asked(id)).filter_map(changed).collect()
     }
 
     fn keep_guard(&self, id: NetworkId, guarded: &mut GuardedPorts) -> bool {

@@ -104,7 +104,7 @@ impl Mesh {
     }
 
     /// Opens a network's TAP and starts its worker.
-    async fn connect(
+    pub(super) async fn connect(
         &self,
         overlay: &Overlay,
         id: NetworkId,

@@ -41,6 +41,7 @@ use super::{
     names::NameServers,
     peers::{Ca, Peers, reachable},
     plain::LocalTable,
+    watch::Watching,
     world::{Outlook, PUSHES},
 };
 use crate::{
@@ -107,6 +108,7 @@ pub(super) struct Mesh {
     /// Held by who asks other nodes for address blocks.
     pub(super) fetching: tokio::sync::Mutex<()>,
     pub(super) name_servers: NameServers,
+    pub(super) watching: Watching,
     kick: Notify,
     /// Claims that are not believed, so that each is reported once.
     pub(super) refused: Mutex<BTreeSet<RowKey>>,
@@ -187,6 +189,7 @@ impl Mesh {
         self.adopt().await?;
         self.reconcile().await;
         self.name_sandboxes();
+        tokio::spawn(Arc::clone(self).watch());
         let task = tokio::spawn(Arc::clone(self).keep());
         *lock(&self.task) = Some(task);
         Ok(())
@@ -234,6 +237,7 @@ impl Mesh {
             reconciling: tokio::sync::Mutex::default(),
             fetching: tokio::sync::Mutex::default(),
             name_servers: NameServers::default(),
+            watching: Watching::default(),
             kick: Notify::new(),
             refused: Mutex::default(),
             unadopted: Mutex::default(),
@@ -348,15 +352,20 @@ impl Mesh {
         loop {
             tokio::select! {
                 () = gossip.changed() => {}
-                changed = objects.changed() => if changed.is_err() { return },
+                changed = objects.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.watching.mark(|dirty| dirty.subnets = true);
+                    self.name_gateways(true);
+                }
                 () = self.kick.notified() => {}
                 _ = tick.tick() => {
                     self.follow_host(gossip);
                     self.name_sandboxes();
-                    tokio::spawn(Arc::clone(&self).keep_ways());
                     self.prefetch();
                     self.reclaim_soon();
-                    self.name_gateways();
+                    self.name_gateways(false);
                 }
                 _ = mend.tick() => {
                     // It may have to wait for the kernel; tables must not.
@@ -389,6 +398,17 @@ impl Mesh {
             let (_, _, state) = set.networks().into_iter().find(|(network, ..)| *network == id)?;
             Some((set.extended(id)?, state))
         })
+    }
+
+    /// The same without a word on whether another one has its name.
+    pub(super) fn network_of(&self, id: NetworkId) -> Option<object::Network> {
+        let local = self.local_networks.get(id).map(|local| local.network);
+        local.or_else(|| self.objects.read(|set| set.extended(id)))
+    }
+
+    /// A network's name, or its number while it has none.
+    pub(super) fn network_name(&self, id: NetworkId) -> String {
+        self.network_of(id).map_or_else(|| id.short(), |network| network.name.to_string())
     }
 
     /// Keeps where a node was reached, until its own claim says better.

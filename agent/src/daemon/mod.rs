@@ -16,6 +16,7 @@ mod hosting;
 mod ipam;
 mod local;
 mod macvlan;
+mod mend;
 mod mesh;
 mod modes;
 mod name_records;
@@ -30,7 +31,9 @@ mod rules;
 mod sandboxes;
 mod subnets;
 mod sync;
+mod vanished;
 mod views;
+mod watch;
 mod world;
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};

@@ -190,11 +190,15 @@ impl Mesh {
         lock(&self.name_servers.gateways).insert(id, gateways);
     }
 
-    /// Tries once more to serve the gateway addresses that are not served, and has those that are follow their networks.
-    pub(super) fn name_gateways(&self) {
+    /// Tries once more to serve the gateway addresses that are not served, and, where objects changed, has those that are
+    /// follow their networks.
+    pub(super) fn name_gateways(&self, changed: bool) {
         // With the lock held all the time, so that no network comes back that is just closed.
         for (id, gateways) in &mut *lock(&self.name_servers.gateways) {
-            if let Some((network, _state)) = self.network_object(*id) {
+            if !changed && gateways.faults.is_empty() {
+                continue;
+            }
+            if let Some(network) = self.network_of(*id) {
                 self.name_gateways_of(*id, &network, gateways);
             }
         }

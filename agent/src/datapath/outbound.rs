@@ -14,7 +14,7 @@ use nix::{
     poll::PollTimeout,
     sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
 };
-use tracing::error;
+use tracing::{error, info};
 use vxmesh_proto::datapath::{
     DropReason, Lane, Lanes, Scratch, SuperFrame, Verdict,
     fair::{Fair, cost},
@@ -208,8 +208,7 @@ impl Outbound {
                         io::ErrorKind::WouldBlock => break,
                         io::ErrorKind::Interrupted => {}
                         _ => {
-                            let vni = seat.port.vni();
-                            error!(%vni, %error, "the network's TAP failed; restart the agent");
+                            tap_failed(seat.port.vni(), &error);
                             self.leave(number);
                             return frames;
                         }
@@ -291,6 +290,15 @@ impl Outbound {
         {
             error!(vni = %seat.port.vni(), %error, "a TAP is still watched");
         }
+    }
+}
+
+/// A TAP that somebody deleted is opened anew by who watches the network's links.
+pub(super) fn tap_failed(vni: vxmesh_proto::addr::Vni, error: &io::Error) {
+    if error.raw_os_error() == Some(nix::libc::EBADFD) {
+        info!(%vni, "the network's TAP is gone");
+    } else {
+        error!(%vni, %error, "the network's TAP failed; restart the agent");
     }
 }
 

@@ -14,3 +14,4 @@
 pub mod publish;
 pub mod sysctl;
 pub mod uplink;
+pub mod whole;

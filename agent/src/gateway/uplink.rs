@@ -18,6 +18,8 @@ use vxmesh_proto::addr::{MacAddr, NetworkId, NodeId};
 use crate::netlink::{
     link::{LinkError, Links},
     netns::Netns,
+    overlay::write_setting,
+    whole::State,
 };
 
 /// The end in the network's namespace.
@@ -30,8 +32,8 @@ pub const ALL: &str = "vxm*";
 /// 4096 pairs from 169.254.96.0 on. What clouds serve at link-local addresses lies elsewhere (169.254.169.0/24 and neighbours).
 const POOL: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 0);
 const PAIRS: u32 = 4096;
-const HOST_LL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
-const INSIDE_LL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
+pub(super) const HOST_LL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+pub(super) const INSIDE_LL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
 
 /// Why there is no way out.
 #[derive(Debug, Error)]
@@ -119,11 +121,10 @@ pub async fn ensure(
     let v6 = Path::new("/proc/sys/net/ipv6").exists();
     if v6 {
         // Before an interface is up it has not chosen an address.
-        ipv6_settings(&host_netns, &name)?;
         ipv6_settings(netns, INSIDE)?;
     }
+    host_netns.run(|| set_all(&host_settings(&name, v6)))?;
     host.add_link_address(&name, pair_net(here)).await?;
-    host_netns.sysctl(&format!("ipv4/conf/{name}/route_localnet"), "1")?;
     host.set_up(&name, mtu).await?;
     inside.add_address(INSIDE, pair_net(there)).await?;
     inside.set_up(INSIDE, mtu).await?;
@@ -154,13 +155,24 @@ async fn cable(
     inside.create_veth(INSIDE, (name, mac), host_netns, mtu).await
 }
 
+/// The settings of the host's end, below /proc/sys/net.
+pub(super) fn host_settings(name: &str, ipv6: bool) -> Vec<(String, &'static str)> {
+    let mut settings = vec![(format!("ipv4/conf/{name}/route_localnet"), "1")];
+    settings.extend(ipv6_values(name).into_iter().filter(|_| ipv6));
+    settings
+}
+
+fn ipv6_values(name: &str) -> [(String, &'static str); 4] {
+    [("addr_gen_mode", "1"), ("accept_ra", "0"), ("accept_dad", "0"), ("disable_ipv6", "0")]
+        .map(|(setting, value)| (format!("ipv6/conf/{name}/{setting}"), value))
+}
+
 fn ipv6_settings(netns: &Netns, name: &str) -> std::io::Result<()> {
-    for (setting, value) in
-        [("addr_gen_mode", "1"), ("accept_ra", "0"), ("accept_dad", "0"), ("disable_ipv6", "0")]
-    {
-        netns.sysctl(&format!("ipv6/conf/{name}/{setting}"), value)?;
-    }
-    Ok(())
+    netns.run(|| set_all(&ipv6_values(name)))
+}
+
+fn set_all(settings: &[(String, &str)]) -> std::io::Result<()> {
+    settings.iter().try_for_each(|(path, value)| write_setting(path, value))
 }
 
 /// Both ends have fixed link-local addresses, by which each is the other's router.
@@ -174,17 +186,17 @@ async fn ipv6((host, name): (&Links, &str), inside: &Links, ip: Ipv6Addr) -> Res
 }
 
 /// Brings the host's routes to a network in step: to each subnet that no other route of the host touches. Says which
-/// subnets are left out, and for which route.
+/// subnets are left out, and for which route. `now` is the host's state.
 ///
 /// # Errors
 /// The kernel refuses a step.
 pub async fn follow_routes(
     uplink: &Uplink,
     subnets: &[IpNet],
+    (host, now): (&Links, &State),
 ) -> Result<Vec<(IpNet, IpNet)>, UplinkError> {
-    let host = Links::open(&Netns::current().map_err(std::io::Error::other)?)?;
-    let own = host.get(&uplink.ifname).await?.map(|link| link.index);
-    let routes = host.routes().await?;
+    let own = now.link(&uplink.ifname).map(|link| link.index);
+    let routes = &now.routes;
     let others: Vec<IpNet> = routes
         .iter()
         .filter(|route| route.interface != own)
@@ -222,7 +234,7 @@ fn overlapping(subnet: &IpNet, routes: &[IpNet]) -> Option<IpNet> {
     routes.iter().find(touches).copied()
 }
 
-fn pair_net(ip: Ipv4Addr) -> IpNet {
+pub(super) fn pair_net(ip: Ipv4Addr) -> IpNet {
     IpNet::new_assert(ip.into(), 31)
 }
 

@@ -21,7 +21,10 @@ use rtnetlink::{
     packet_route::{
         RouteNetlinkMessage,
         address::AddressHeaderFlags,
-        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        link::{
+            InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, LinkAttribute, LinkFlags,
+            LinkInfo, LinkMessage,
+        },
         neighbour::{NeighbourFlags, NeighbourState},
         route::RouteScope,
         tc::{TcAttribute, TcHandle, TcMessage},
@@ -81,6 +84,8 @@ pub struct Link {
     pub up: bool,
     /// Free text; the outer end of a veth carries its endpoint's id here.
     pub alias: Option<String>,
+    /// Of a bridge's port, whether it learns addresses, and whether it takes unicast frames for unknown ones.
+    pub port: Option<(bool, bool)>,
 }
 
 /// The interfaces of one network namespace.
@@ -372,7 +377,7 @@ impl Links {
     }
 }
 
-fn parse(message: &LinkMessage) -> Link {
+pub(super) fn parse(message: &LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
         name: String::new(),
@@ -383,6 +388,7 @@ fn parse(message: &LinkMessage) -> Link {
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
         alias: None,
+        port: None,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -390,6 +396,7 @@ fn parse(message: &LinkMessage) -> Link {
             LinkAttribute::Controller(index) => link.master = Some(*index),
             LinkAttribute::LinkInfo(info) => {
                 link.is_macvlan = info.contains(&LinkInfo::Kind(InfoKind::MacVlan));
+                link.port = info.iter().find_map(port_of);
             }
             LinkAttribute::Link(index) => link.peer = Some(*index),
             LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok().map(MacAddr),
@@ -399,6 +406,12 @@ fn parse(message: &LinkMessage) -> Link {
         }
     }
     link
+}
+
+fn port_of(info: &LinkInfo) -> Option<(bool, bool)> {
+    let LinkInfo::PortData(InfoPortData::BridgePort(settings)) = info else { return None };
+    let has = |setting| settings.contains(&setting);
+    Some((has(InfoBridgePort::Learning(true)), has(InfoBridgePort::UnicastFlood(true))))
 }
 
 /// The system's own error where there is one.

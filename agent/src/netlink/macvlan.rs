@@ -181,6 +181,14 @@ impl Parent {
         links.get(base).await?.ok_or_else(|| MacvlanError::Missing(base.clone()))
     }
 
+    /// Whether the link itself is there.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub async fn exists(&self) -> Result<bool, MacvlanError> {
+        Ok(here()?.get(&self.name).await?.is_some())
+    }
+
     /// Makes the VLAN's link if it is missing, and gives the parent.
     ///
     /// # Errors

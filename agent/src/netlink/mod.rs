@@ -1,7 +1,8 @@
 //! Network namespaces and interfaces over rtnetlink; no other program is started.
 //!
 //! [`netns`] owns namespaces, [`link`] the interfaces of one namespace, [`overlay`] this host's side of one network,
-//! [`macvlan`] interfaces that share a link of the host.
+//! [`macvlan`] interfaces that share a link of the host, [`watch`] what the kernel tells of changes, [`whole`] what of a network's
+//! side is not as it should be.
 
 pub mod hosts;
 pub mod link;
@@ -9,6 +10,8 @@ pub mod macvlan;
 pub mod netns;
 pub mod overlay;
 pub mod route;
+pub mod watch;
+pub mod whole;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},

@@ -115,15 +115,24 @@ impl Netns {
     /// There is no namespace at `from`, or the rights are missing.
     pub fn share(from: &Path, path: &Path) -> Result<Self, NetnsError> {
         let shared = Self::open(from)?;
+        shared.pin(path)?;
+        Ok(shared)
+    }
+
+    /// Pins this namespace at one more path.
+    ///
+    /// # Errors
+    /// The rights are missing.
+    pub fn pin(&self, path: &Path) -> Result<(), NetnsError> {
         let change = |source| NetnsError::Change { what: "share", path: path.into(), source };
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(change)?;
         }
         File::options().write(true).create(true).truncate(false).open(path).map_err(change)?;
         // By the open file, so that the pin is of what was looked at.
-        let source = PathBuf::from(format!("/proc/self/fd/{}", shared.file.as_raw_fd()));
+        let source = PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
         match mount(Some(&source), path, NONE, MsFlags::MS_BIND, NONE) {
-            Ok(()) => Ok(shared),
+            Ok(()) => Ok(()),
             Err(errno) => {
                 Self::remove(path)?;
                 Err(change(errno.into()))
@@ -152,6 +161,12 @@ impl Netns {
     #[must_use]
     pub fn is(&self, other: &Self) -> bool {
         self.identity == other.identity
+    }
+
+    /// Whether a file is this namespace.
+    #[must_use]
+    pub fn is_at(&self, path: &Path) -> bool {
+        fs::metadata(path).is_ok_and(|file| (file.dev(), file.ino()) == self.identity)
     }
 
     /// Runs work on a thread of its own inside the namespace and waits for it.

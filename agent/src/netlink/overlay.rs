@@ -12,7 +12,7 @@
 //! (I9), and a failed attachment is undone (I8). The host's own rules and routes do not reach into the namespace.
 
 use std::{
-    io,
+    fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -29,18 +29,18 @@ use super::{
 use crate::datapath::{backend::Backend, device::Device};
 
 /// The bridge.
-const BRIDGE: &str = "br0";
+pub(super) const BRIDGE: &str = "br0";
 /// The TAP.
-const TAP: &str = "tap0";
+pub(super) const TAP: &str = "tap0";
 /// This node's own interface in the network, from which the host's and routed packets come.
 pub const NODE: &str = "node0";
 /// Its other end, a port of the bridge.
-const NODE_PORT: &str = "nodep";
+pub(super) const NODE_PORT: &str = "nodep";
 /// MTU of ports that lead to sandboxes, the largest of a veth: what a sandbox sends though it is too large for the network comes
 /// in, and is answered by the gateway or by the agent. The kernel would drop it without a word.
-const PORT_MTU: u16 = u16::MAX;
+pub(super) const PORT_MTU: u16 = u16::MAX;
 /// The largest of a TAP: with the Ethernet header it is 65535.
-const TAP_MTU: u16 = u16::MAX - 14;
+pub(super) const TAP_MTU: u16 = u16::MAX - 14;
 /// The bridge's name for firewalls.
 pub const GATEWAY: &str = BRIDGE;
 /// `IFNAMSIZ` of linux/if.h, without the zero at the end.
@@ -48,12 +48,18 @@ const IFNAME_LEN: usize = 15;
 /// Gateway and node are two interfaces of one host on one link: each answers ARP for its own addresses only and
 /// asks with one of its own, a packet may come in by one and be answered by the other, and nobody is sent elsewhere. What is
 /// for a group on the link is for no single address (RFC 1122 section 3.3.6).
-const IPV4_SETTINGS: [(&str, &str); 5] = [
+pub(super) const IPV4_SETTINGS: [(&str, &str); 5] = [
     ("arp_ignore", "1"),
     ("arp_announce", "2"),
     ("rp_filter", "0"),
     ("send_redirects", "0"),
     ("drop_unicast_in_l2_multicast", "1"),
+];
+/// The bridge speaks IPv6 by the gateway's addresses alone, and at once.
+pub(super) const BRIDGE_SETTINGS: [(&str, &str); 3] = [
+    ("ipv6/conf/br0/addr_gen_mode", "1"),
+    ("ipv6/conf/br0/accept_dad", "0"),
+    ("ipv6/conf/br0/disable_ipv6", "0"),
 ];
 /// Interfaces that are tried when none is named: `eth0` to `eth63`.
 pub(super) const IFNAMES: u32 = 64;
@@ -128,10 +134,10 @@ pub struct Plug {
 /// This host's side of one network.
 #[derive(Debug)]
 pub struct Overlay {
-    spec: OverlaySpec,
-    path: PathBuf,
-    netns: Netns,
-    links: Links,
+    pub(super) spec: OverlaySpec,
+    pub(super) path: PathBuf,
+    pub(super) netns: Netns,
+    pub(super) links: Links,
 }
 
 impl Overlay {
@@ -152,45 +158,69 @@ impl Overlay {
 
     async fn build(spec: OverlaySpec, path: PathBuf, netns: Netns) -> Result<Self, OverlayError> {
         let links = Links::open(&netns)?;
-        // A new namespace takes after the host, which forwards where Docker runs (devconf_inherit_init_net).
-        let forwards = if spec.routed { "1" } else { "0" };
-        netns.sysctl("ipv4/ip_forward", forwards)?;
-        netns.sysctl("ipv6/conf/all/forwarding", forwards)?;
-        for conf in ["all", "default"] {
-            for (setting, value) in IPV4_SETTINGS {
-                netns.sysctl(&format!("ipv4/conf/{conf}/{setting}"), value)?;
-            }
-        }
-        for version in ["arptables", "iptables", "ip6tables"] {
-            // Frames that are switched are no business of our rules. Not every kernel has these.
-            match netns.sysctl(&format!("bridge/bridge-nf-call-{version}"), "0") {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-                Ok(()) | Err(_) => {}
-            }
-        }
-        // Only the bridge speaks IPv6, and only from the gateway's address: ports and TAP would announce themselves.
-        netns.sysctl("ipv6/conf/default/disable_ipv6", "1")?;
-        netns.sysctl("ipv6/conf/default/accept_ra", "0")?;
-        links.bring_up("lo").await?;
-        links.create_bridge(BRIDGE, spec.gateway_mac, spec.mtu).await?;
-        netns.sysctl("ipv6/conf/br0/addr_gen_mode", "1")?;
-        netns.sysctl("ipv6/conf/br0/accept_dad", "0")?;
-        netns.sysctl("ipv6/conf/br0/disable_ipv6", "0")?;
         let overlay = Self { spec, path, netns, links };
+        overlay.furnish().await?;
         if overlay.links.get(NODE).await?.is_none() {
             overlay.route_by_bridge(&[]).await?;
         }
         Ok(overlay)
     }
 
+    /// Settings and bridge.
+    pub(super) async fn furnish(&self) -> Result<(), OverlayError> {
+        let Self { spec, links, .. } = self;
+        let settings = self.settings();
+        self.netns.run(|| {
+            for (path, value) in &settings {
+                write_setting(path, value)?;
+            }
+            for version in ["arptables", "iptables", "ip6tables"] {
+                // Frames that are switched are no business of our rules. Not every kernel has these.
+                match write_setting(&format!("bridge/bridge-nf-call-{version}"), "0") {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    Ok(()) | Err(_) => {}
+                }
+            }
+            Ok(())
+        })?;
+        links.bring_up("lo").await?;
+        links.create_bridge(BRIDGE, spec.gateway_mac, spec.mtu).await?;
+        self.netns.run(|| {
+            BRIDGE_SETTINGS.into_iter().try_for_each(|(path, value)| write_setting(path, value))
+        })?;
+        Ok(())
+    }
+
+    /// What the namespace's settings shall be.
+    pub(super) fn settings(&self) -> Vec<(String, &'static str)> {
+        // A new namespace takes after the host, which forwards where Docker runs (devconf_inherit_init_net).
+        let forwards = if self.spec.routed { "1" } else { "0" };
+        let mut settings = vec![
+            ("ipv4/ip_forward".to_owned(), forwards),
+            ("ipv6/conf/all/forwarding".to_owned(), forwards),
+        ];
+        for conf in ["all", "default"] {
+            for (setting, value) in IPV4_SETTINGS {
+                settings.push((format!("ipv4/conf/{conf}/{setting}"), value));
+            }
+        }
+        // Only the bridge speaks IPv6, and only from the gateway's address: ports and TAP would announce themselves.
+        settings.push(("ipv6/conf/default/disable_ipv6".to_owned(), "1"));
+        settings.push(("ipv6/conf/default/accept_ra".to_owned(), "0"));
+        settings
+    }
+
     /// Gives the bridge the gateway's addresses; it leads to the subnets in which this node has no address of its own.
-    async fn route_by_bridge(&self, own: &[IpNet]) -> Result<(), OverlayError> {
+    pub(super) async fn route_by_bridge(&self, own: &[IpNet]) -> Result<(), OverlayError> {
+        Ok(self.links.set_addresses(BRIDGE, &self.bridge_addresses(own)).await?)
+    }
+
+    pub(super) fn bridge_addresses(&self, own: &[IpNet]) -> Vec<IpNet> {
         let address = |gateway: &IpNet| {
             let elsewhere = own.iter().any(|ip| ip.contains(&gateway.addr()));
             if elsewhere { IpNet::from(gateway.addr()) } else { *gateway }
         };
-        let addresses: Vec<IpNet> = self.spec.gateways.iter().map(address).collect();
-        Ok(self.links.set_addresses(BRIDGE, &addresses).await?)
+        self.spec.gateways.iter().map(address).collect()
     }
 
     /// Plugs this node in as an endpoint with this MAC and these addresses, by which it then routes; mends what is there.
@@ -205,11 +235,18 @@ impl Overlay {
         self.links.set_port(NODE_PORT, BRIDGE, false).await?;
         self.links.set_fdb(NODE_PORT, mac).await?;
         self.links.set_up(NODE_PORT, self.spec.mtu).await?;
-        for (setting, value) in
-            [("addr_gen_mode", "0"), ("accept_dad", "0"), ("accept_ra", "0"), ("disable_ipv6", "0")]
-        {
-            self.netns.sysctl(&format!("ipv6/conf/{NODE}/{setting}"), value)?;
-        }
+        self.netns.run(|| {
+            let settings = [
+                ("addr_gen_mode", "0"),
+                ("accept_dad", "0"),
+                ("accept_ra", "0"),
+                ("disable_ipv6", "0"),
+            ];
+            let mut settings = settings.into_iter();
+            settings.try_for_each(|(setting, value)| {
+                write_setting(&format!("ipv6/conf/{NODE}/{setting}"), value)
+            })
+        })?;
         self.links.set_up(NODE, self.spec.mtu).await?;
         self.links.set_addresses(NODE, ips).await?;
         self.route_by_bridge(ips).await
@@ -257,9 +294,13 @@ impl Overlay {
         if let Err(error) = self.links.set_no_queue(TAP).await {
             debug!(%error, "the TAP has queues in front of it");
         }
-        self.links.set_port(TAP, BRIDGE, true).await?;
-        self.links.set_up(TAP, TAP_MTU).await?;
+        self.set_tap().await?;
         Ok(tap)
+    }
+
+    pub(super) async fn set_tap(&self) -> Result<(), OverlayError> {
+        self.links.set_port(TAP, BRIDGE, true).await?;
+        Ok(self.links.set_up(TAP, TAP_MTU).await?)
     }
 
     /// The endpoints whose cable is plugged in here.
@@ -356,10 +397,7 @@ impl Overlay {
         (sandbox, inside): (&Netns, &Links),
     ) -> Result<(), OverlayError> {
         self.links.set_alias(outer, &plug.id.to_string()).await?;
-        self.links.set_port(outer, BRIDGE, false).await?;
-        self.links.show_groups(outer).await?;
-        self.links.set_fdb(outer, plug.mac).await?;
-        self.links.set_up(outer, PORT_MTU).await?;
+        self.set_endpoint_port(outer, plug.mac).await?;
         inside.bring_up("lo").await?;
         if plug.ips.iter().any(|ip| ip.addr().is_ipv6()) {
             // Container engines switch IPv6 off where they give no address.
@@ -378,6 +416,17 @@ impl Overlay {
             }
         }
         self.route_beside(plug, ifname, inside).await
+    }
+
+    pub(super) async fn set_endpoint_port(
+        &self,
+        port: &str,
+        mac: MacAddr,
+    ) -> Result<(), OverlayError> {
+        self.links.set_port(port, BRIDGE, false).await?;
+        self.links.show_groups(port).await?;
+        self.links.set_fdb(port, mac).await?;
+        Ok(self.links.set_up(port, PORT_MTU).await?)
     }
 
     /// Leads a sandbox whose endpoint is plugged in to subnets that were added since.
@@ -486,6 +535,16 @@ async fn clear(links: &Links) -> Result<(), OverlayError> {
         links.delete(&cable.name).await?;
     }
     Ok(links.delete(BRIDGE).await?)
+}
+
+/// Writes a kernel setting of the calling thread's namespace, below `/proc/sys/net`; where it is so already nothing is written.
+pub(crate) fn write_setting(path: &str, value: &str) -> io::Result<()> {
+    let file = format!("/proc/sys/net/{path}");
+    match fs::read_to_string(&file) {
+        Ok(now) if now.trim() == value => Ok(()),
+        Ok(_) | Err(_) => fs::write(&file, value)
+            .map_err(|error| io::Error::new(error.kind(), format!("net/{path}: {error}"))),
+    }
 }
 
 /// The outer end of an endpoint's cable: 12 characters of the 15 that a name may have.

@@ -220,7 +220,7 @@ fn route_message(to: IpNet, via: Option<IpAddr>, index: u32) -> RouteMessage {
     }
 }
 
-fn address_of(message: &AddressMessage) -> Option<IpNet> {
+pub(super) fn address_of(message: &AddressMessage) -> Option<IpNet> {
     let of = |local: bool| {
         message.attributes.iter().find_map(|attribute| match attribute {
             AddressAttribute::Local(ip) if local => Some(*ip),
@@ -234,7 +234,7 @@ fn address_of(message: &AddressMessage) -> Option<IpNet> {
 }
 
 /// The router of a route and its interface.
-fn router_of(message: &RouteMessage) -> (Option<IpAddr>, Option<u32>) {
+pub(super) fn router_of(message: &RouteMessage) -> (Option<IpAddr>, Option<u32>) {
     let router = message.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Gateway(RouteAddress::Inet(ip)) => Some(IpAddr::from(*ip)),
         RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => Some(IpAddr::from(*ip)),
@@ -247,7 +247,7 @@ fn router_of(message: &RouteMessage) -> (Option<IpAddr>, Option<u32>) {
     (router, interface)
 }
 
-fn route_of(message: &RouteMessage) -> Option<Route> {
+pub(super) fn route_of(message: &RouteMessage) -> Option<Route> {
     let mut destination: Option<IpAddr> = None;
     let mut interface = None;
     for attribute in &message.attributes {

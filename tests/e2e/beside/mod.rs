@@ -4,7 +4,9 @@ mod bridges;
 mod docker;
 mod firewalld;
 mod flows;
+mod idle;
 mod lifecycle;
+mod mend;
 mod repair;
 mod ufw;
 

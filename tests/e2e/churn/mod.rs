@@ -3,4 +3,5 @@
 mod departure;
 mod partition;
 mod restart;
+mod vanished;
 pub(crate) mod world;

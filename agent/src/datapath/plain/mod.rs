@@ -33,7 +33,9 @@ use vxmesh_proto::{
 };
 
 use self::socket::Sockets;
-use super::{device::Device, drops::Drops, join, offloads::Offloads, port::PlainPort};
+use super::{
+    device::Device, drops::Drops, join, offloads::Offloads, outbound::tap_failed, port::PlainPort,
+};
 
 /// What the threads of plain networks see.
 struct Shared {
@@ -102,7 +104,7 @@ impl Plain {
         let worker = outbound::Outbound::new(Arc::clone(&self.shared), Arc::clone(&port));
         let thread = Builder::new().name(format!("out-{vni}")).spawn(move || {
             if let Err(error) = worker.run() {
-                error!(%vni, %error, "the network's TAP failed; restart the agent");
+                tap_failed(vni, &error);
             }
         })?;
         let mut state = self.lock();

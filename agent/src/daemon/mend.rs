@@ -1,0 +1,375 @@
+//! What the agent made on this host, put back where somebody took it away (`watch` says where to look).
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use ipnet::IpNet;
+use tracing::{debug, info, warn};
+use vxmesh_proto::{
+    addr::{MacAddr, NetworkId},
+    object,
+};
+
+use super::{
+    doctor::check,
+    endpoints::Stored,
+    hosting::Hosted,
+    mesh::{Mesh, failed, lock},
+    plain::LocalTable,
+    watch::Dirty,
+};
+use crate::{
+    api::{ApiError, Diagnosis, Health},
+    gateway::{uplink::Uplink, whole},
+    netlink::{
+        link::Links,
+        netns::Netns,
+        overlay::{Overlay, OverlayError},
+        whole::{Faults, State, Wanted},
+    },
+};
+
+/// What a look needs of the host and the store.
+pub(super) struct View {
+    pub(super) links: Links,
+    pub(super) state: State,
+    endpoints: Vec<Stored>,
+}
+
+impl View {
+    /// What they have now.
+    pub(super) async fn now(mesh: &Mesh) -> Result<Self, ApiError> {
+        let netns = Netns::current().map_err(OverlayError::from)?;
+        let links = Links::open(&netns).map_err(OverlayError::from)?;
+        let state = State::of(&links).await.map_err(OverlayError::from)?;
+        Ok(Self { links, state, endpoints: mesh.stored_endpoints()? })
+    }
+}
+
+impl Mesh {
+    /// Looks at what may be different, puts it back, and ends what is gone. Whether it changed something.
+    pub(super) async fn look(self: &Arc<Self>, dirty: Dirty) -> bool {
+        // Whoever changes the host may wait long, for addresses of other nodes; ports are guarded meanwhile.
+        let changed = self.keep_guards(|id| dirty.all || dirty.rules.contains(id));
+        let mut hosted = self.host.lock().await;
+        if self.is_stopping() {
+            return false;
+        }
+        let is_due = |id: &&NetworkId| changed.contains(*id) || self.is_due(&hosted, &dirty, **id);
+        let due: BTreeSet<NetworkId> = hosted.overlays.keys().filter(is_due).copied().collect();
+        let acted = if due.is_empty() && !dirty.is_about_places() {
+            false
+        } else {
+            let acted = self.look_closely(&mut hosted, &dirty, &due).await;
+            if acted.is_none() {
+                self.watching.mark(|again| *again = Dirty { all: true, ..dirty.clone() });
+                return true;
+            }
+            acted.unwrap_or_default()
+        };
+        if dirty.all || dirty.host || acted {
+            self.sync_host(&mut hosted);
+        }
+        drop(hosted);
+        if dirty.settings {
+            // Before somebody flushes the rules that counted.
+            self.count_refused();
+        }
+        if acted {
+            self.reconcile().await;
+        }
+        acted
+    }
+
+    /// Looks at these networks and at where endpoints are plugged in; nothing if the host cannot be looked at.
+    async fn look_closely(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        dirty: &Dirty,
+        due: &BTreeSet<NetworkId>,
+    ) -> Option<bool> {
+        let mut view = match View::now(self).await {
+            Ok(view) => view,
+            Err(error) => {
+                warn!(%error, "this host cannot be looked at; it is tried again");
+                return None;
+            }
+        };
+        self.register(hosted, &view.links, &view.endpoints).await;
+        self.number_uplinks(&view.state);
+        let mut acted = self.end_vanished(hosted, dirty, &view.endpoints).await;
+        if acted {
+            let mut left = self.stored_endpoints().unwrap_or_default();
+            left.retain(|endpoint| view.endpoints.iter().any(|it| it.id == endpoint.id));
+            view.endpoints = left;
+        }
+        acted |= self.mend_macvlans(hosted, dirty, &view.endpoints).await;
+        // Networks may have gone with their last endpoints.
+        let ids: Vec<NetworkId> = hosted.overlays.keys().copied().collect();
+        for id in ids {
+            let is_due = due.contains(&id);
+            let Some(network) = self.network_of(id).filter(|_| is_due || dirty.subnets) else {
+                continue;
+            };
+            if is_due {
+                acted |= self.look_at_network(hosted, (id, &network), &view).await;
+            } else {
+                self.follow_grown(hosted, id, &network).await;
+            }
+        }
+        Some(acted)
+    }
+
+    /// Whether a network is to be looked at.
+    fn is_due(&self, hosted: &Hosted, dirty: &Dirty, id: NetworkId) -> bool {
+        let Some(overlay) = hosted.overlays.get(&id) else { return false };
+        let uplink = hosted.ways.uplink_of(id);
+        let is_set = || uplink.is_none_or(|it| whole::setting_faults(it, false).is_empty());
+        dirty.all
+            || dirty.networks.contains(&id)
+            || dirty.rules.contains(&id)
+            || dirty.pins && !overlay.is_pinned()
+            || dirty.settings && (self.has_fault(hosted, id) || !is_set())
+            || !dirty.routes.is_empty() && self.is_touched(uplink, dirty, id)
+    }
+
+    /// Whether a route of the host that changed has to do with a network.
+    fn is_touched(&self, uplink: Option<&Uplink>, dirty: &Dirty, id: NetworkId) -> bool {
+        let Some(network) = self.network_of(id) else { return false };
+        let own = uplink.into_iter().flat_map(Uplink::ips).map(IpNet::from);
+        let mut ours = network.subnets.iter().map(|subnet| subnet.cidr).chain(own);
+        let meets = |one: &IpNet, other: &IpNet| one.contains(other) || other.contains(one);
+        ours.any(|ours| dirty.routes.iter().any(|to| to.prefix_len() > 0 && meets(&ours, to)))
+    }
+
+    /// Whether something of it failed and is tried again.
+    fn has_fault(&self, hosted: &Hosted, id: NetworkId) -> bool {
+        let mended = lock(&self.watching.mended);
+        mended.get(&id).is_some_and(|it| it.fault.is_some()) || hosted.ways.is_due(id)
+    }
+
+    fn number_uplinks(&self, state: &State) {
+        let mut places = lock(&self.watching.places);
+        let numbers = places.uplinks.iter();
+        let numbers = numbers.filter_map(|(name, id)| Some((state.link(name)?.index, *id)));
+        places.uplink_numbers = numbers.collect();
+    }
+
+    async fn look_at_network(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        (id, network): (NetworkId, &object::Network),
+        view: &View,
+    ) -> bool {
+        let mended = self.mend_network(hosted, (id, network), view).await;
+        let grown = self.follow_grown(hosted, id, network).await;
+        // The state of the host is not as it was if something was mended.
+        let fresh = if mended.is_ok_and(|mended| !mended) && !grown {
+            None
+        } else {
+            View::now(self).await.ok()
+        };
+        self.keep_way(hosted, (id, network), fresh.as_ref().unwrap_or(view), grown).await;
+        fresh.is_some()
+    }
+
+    /// Has the network's side of this host follow its subnets. Whether there were new ones.
+    async fn follow_grown(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        id: NetworkId,
+        network: &object::Network,
+    ) -> bool {
+        match self.follow_subnets(hosted, id, network).await {
+            Ok(grown) => {
+                if grown {
+                    self.watching.mark(|dirty| {
+                        dirty.networks.insert(id);
+                    });
+                }
+                grown
+            }
+            Err(error) => {
+                warn!(network = %network.name, %error, "this host does not follow the network's new subnets");
+                false
+            }
+        }
+    }
+
+    /// Puts back what is missing in a network's namespace and of its uplink. Whether something was.
+    async fn mend_network(
+        self: &Arc<Self>,
+        hosted: &Hosted,
+        (id, network): (NetworkId, &object::Network),
+        view: &View,
+    ) -> Result<bool, ApiError> {
+        let done = self.mend_links(hosted, (id, network), view).await;
+        let mut mended = lock(&self.watching.mended);
+        let known = mended.entry(id).or_default();
+        match &done {
+            Ok(said) if said.is_empty() => known.fault = None,
+            Ok(said) => {
+                (known.times, known.fault) = (known.times + 1, None);
+                let what = said.join(", ");
+                info!(network = %network.name, what, "somebody changed the network's links on this host; they are as before");
+            }
+            Err(error) => {
+                if known.fault.as_ref() != Some(&error.message) {
+                    warn!(network = %network.name, %error, "the network's links on this host are not as they should be; it is tried again");
+                }
+                known.fault = Some(error.message.clone());
+            }
+        }
+        done.map(|said| !said.is_empty())
+    }
+
+    async fn mend_links(
+        self: &Arc<Self>,
+        hosted: &Hosted,
+        (id, network): (NetworkId, &object::Network),
+        view: &View,
+    ) -> Result<Vec<String>, ApiError> {
+        let Some(overlay) = hosted.overlays.get(&id) else { return Ok(Vec::new()) };
+        let mut said = Vec::new();
+        if overlay.pin_again().map_err(OverlayError::from)? {
+            said.push("the namespace's pin was gone".to_owned());
+        }
+        let wanted = self.wanted(id, &view.endpoints)?;
+        let state = overlay.state().await?;
+        let faults = overlay.faults(&state, &wanted).await?;
+        if !faults.is_none() {
+            self.mend_inside(overlay, (id, network), (&faults, &wanted), &view.endpoints).await?;
+            said.extend(faults.said);
+        }
+        if let Some(uplink) = hosted.ways.uplink_of(id) {
+            let faults = whole::faults(uplink, network.mtu, &view.state, &state);
+            if !faults.is_empty() {
+                // Routes that the kernel made with an address come back with the link.
+                whole::take_down(uplink, &view.links, overlay.links())
+                    .await
+                    .map_err(OverlayError::from)?;
+                self.ensure_uplink(overlay, id, network).await?;
+                said.extend(faults);
+            }
+        }
+        Ok(said)
+    }
+
+    fn wanted(&self, id: NetworkId, endpoints: &[Stored]) -> Result<Wanted, ApiError> {
+        let node = self.stored_node(id)?.filter(|node| !node.ips.is_empty());
+        // One that could not be adopted is another's work.
+        let unadopted = lock(&self.unadopted).clone();
+        let own = endpoints
+            .iter()
+            .filter(|it| it.network == id && it.is_attached() && !unadopted.contains(&it.id));
+        let ports: Vec<(_, MacAddr)> = own.map(|it| (it.id, it.mac)).collect();
+        Ok(Wanted {
+            node: node.map(|node| (node.mac, node.ips)),
+            ports,
+            tap: lock(&self.locals).contains_key(&id),
+        })
+    }
+
+    async fn mend_inside(
+        self: &Arc<Self>,
+        overlay: &Overlay,
+        (id, network): (NetworkId, &object::Network),
+        (faults, wanted): (&Faults, &Wanted),
+        endpoints: &[Stored],
+    ) -> Result<(), ApiError> {
+        overlay.mend(faults, wanted).await?;
+        if faults.tap_gone {
+            self.reopen_tap(overlay, id, network).await?;
+        }
+        let mut failure = Ok(());
+        for endpoint in endpoints.iter().filter(|it| faults.unplugged.contains(&it.id)) {
+            // It may have gone since the view was taken.
+            if !self.is_stored(endpoint)? {
+                continue;
+            }
+            if let Err(error) = overlay.attach(&endpoint.plug()).await {
+                failure = Err(error);
+            }
+        }
+        let sandboxes: BTreeSet<String> = endpoints
+            .iter()
+            .filter(|it| faults.unplugged.contains(&it.id))
+            .filter_map(|it| it.sandbox.clone())
+            .collect();
+        self.route_sandboxes(&sandboxes).await?;
+        Ok(failure?)
+    }
+
+    /// Opens the TAP anew that somebody deleted.
+    async fn reopen_tap(
+        self: &Arc<Self>,
+        overlay: &Overlay,
+        id: NetworkId,
+        network: &object::Network,
+    ) -> Result<(), ApiError> {
+        let is_plain = match lock(&self.locals).get(&id).map(|local| &local.table) {
+            Some(LocalTable::Plain(_)) => true,
+            Some(LocalTable::Sealed(_)) => false,
+            None => return Ok(()),
+        };
+        let mesh = Arc::clone(self);
+        // Waits for the worker to end.
+        let stop = move || {
+            if is_plain { mesh.plane.plain().disconnect(id) } else { mesh.plane.disconnect(id) }
+        };
+        let stopped = tokio::task::spawn_blocking(stop).await;
+        stopped.map_err(|error| failed(error, "see the agent's log"))?;
+        self.connect(overlay, id, network).await?;
+        // What is known of the others is put in by the next reconciliation.
+        self.kick();
+        Ok(())
+    }
+
+    /// Plugs in anew what went with a parent that is back.
+    async fn mend_macvlans(&self, hosted: &Hosted, dirty: &Dirty, endpoints: &[Stored]) -> bool {
+        if !(dirty.all || dirty.parents) {
+            return false;
+        }
+        let mut acted = false;
+        for endpoint in endpoints.iter().filter(|it| it.is_attached()) {
+            let Some(macvlan) = self.macvlan_of(endpoint.network) else { continue };
+            let (Some(network), Ok(true)) =
+                (self.network_of(endpoint.network), self.is_stored(endpoint))
+            else {
+                continue;
+            };
+            if hosted.overlays.contains_key(&endpoint.network)
+                || !matches!(macvlan.parent.find(&endpoint.plug()).await, Ok(None))
+            {
+                continue;
+            }
+            match self.adopt_macvlan(&macvlan, &network, endpoint).await {
+                Ok(()) => {
+                    acted = true;
+                    info!(endpoint = %endpoint.name, network = %network.name, "plugged in again: the parent is back");
+                }
+                Err(error) => debug!(endpoint = %endpoint.name, %error, "not plugged in again yet"),
+            }
+        }
+        acted
+    }
+
+    /// What was put back of the links of networks, and what could not be.
+    pub(super) fn mended(&self, name: impl Fn(NetworkId) -> String) -> Vec<Diagnosis> {
+        let mended = lock(&self.watching.mended).clone();
+        let row = |(id, it): (NetworkId, super::watch::Mended)| {
+            let name = format!("network {}", name(id));
+            match it.fault {
+                Some(fault) => {
+                    let hint = "it is tried again every five seconds; the agent's log has more";
+                    Some(check(&name, Health::Fail, fault, hint))
+                }
+                None if it.times > 0 => {
+                    let found = format!("its links on this host were put back {} times", it.times);
+                    Some(check(&name, Health::Ok, found, ""))
+                }
+                None => None,
+            }
+        };
+        mended.into_iter().filter_map(row).collect()
+    }
+}

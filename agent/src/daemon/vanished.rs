@@ -1,0 +1,249 @@
+//! Endpoints whose namespace, process or interface is gone: they end, and their names can be had again.
+//!
+//! An error while looking ends nothing: only what is seen to be gone is gone.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    os::unix::fs::MetadataExt,
+    sync::Arc,
+};
+
+use tracing::{debug, info, warn};
+use vxmesh_proto::addr::EndpointId;
+
+use super::{
+    endpoints::Stored,
+    hosting::Hosted,
+    mesh::{Mesh, lock},
+    watch::{Dirty, Place, is_gone},
+};
+use crate::{
+    api::ApiError,
+    gateway::uplink,
+    netlink::{
+        link::Links,
+        netns::Netns,
+        watch::{Process, process_of},
+    },
+};
+
+const PROCESS_ENDED: &str = "its process ended";
+
+/// What is seen of where an endpoint is plugged in.
+enum Seen {
+    Here,
+    /// And why.
+    Gone(&'static str),
+}
+
+/// Whether the namespace is the one that it was.
+fn look_at(place: &Place) -> io::Result<Seen> {
+    // The first thread of a process may end before the process: who waits for its end knows better.
+    if place.process {
+        return Ok(Seen::Here);
+    }
+    match fs::metadata(&place.netns) {
+        Ok(now) if (now.dev(), now.ino()) == place.identity => Ok(Seen::Here),
+        Ok(_) => Ok(Seen::Gone("its namespace was removed or replaced")),
+        Err(error) if is_gone(&error) => Ok(Seen::Gone("its namespace is gone")),
+        Err(error) => Err(error),
+    }
+}
+
+impl Mesh {
+    /// Learns where to hear of what: of each network that is here, and of where its endpoints are plugged in.
+    pub(super) async fn register(
+        self: &Arc<Self>,
+        hosted: &Hosted,
+        host: &Links,
+        endpoints: &[Stored],
+    ) {
+        let known: BTreeMap<_, _> = {
+            let mut places = lock(&self.watching.places);
+            places.networks.retain(|_, id| hosted.overlays.contains_key(id));
+            places.uplinks = hosted.overlays.keys().map(|id| (uplink::ifname(*id), *id)).collect();
+            places.endpoints.retain(|id, _| endpoints.iter().any(|endpoint| endpoint.id == *id));
+            lock(&self.watching.processes).retain(|id, task| {
+                let stays = places.endpoints.contains_key(id);
+                if !stays {
+                    task.abort();
+                }
+                stays
+            });
+            places.networks.iter().map(|(number, id)| (*id, *number)).collect()
+        };
+        for (id, overlay) in hosted.overlays.iter().filter(|(id, _)| !known.contains_key(id)) {
+            match host.number(overlay.netns()).await {
+                Ok(number) => {
+                    lock(&self.watching.places).networks.insert(number, *id);
+                    // What happened until now was not heard.
+                    self.watching.mark(|dirty| {
+                        dirty.networks.insert(*id);
+                        dirty.rules.insert(*id);
+                    });
+                }
+                Err(error) => {
+                    debug!(network = %id, %error, "changes in the network's namespace are not heard of")
+                }
+            }
+        }
+        for endpoint in endpoints.iter().filter(|endpoint| self.is_watchable(hosted, endpoint)) {
+            let place = lock(&self.watching.places).endpoints.get(&endpoint.id).cloned();
+            if place.is_none_or(|place| !place.heard) {
+                self.register_endpoint(host, endpoint).await;
+            }
+        }
+    }
+
+    /// Whether it is plugged in, as far as the agent knows.
+    fn is_watchable(&self, hosted: &Hosted, endpoint: &Stored) -> bool {
+        endpoint.is_attached()
+            && !lock(&self.unadopted).contains(&endpoint.id)
+            && (hosted.overlays.contains_key(&endpoint.network)
+                || self.macvlan_of(endpoint.network).is_some())
+    }
+
+    async fn register_endpoint(self: &Arc<Self>, host: &Links, endpoint: &Stored) {
+        self.watching.place(endpoint);
+        let place = lock(&self.watching.places).endpoints.get(&endpoint.id).cloned();
+        let Some(Place { netns, .. }) = place else { return };
+        let mut number = None;
+        if let Ok(netns) = Netns::open(&netns) {
+            match host.number(&netns).await {
+                Ok(given) => number = Some(given),
+                Err(error) => {
+                    debug!(endpoint = %endpoint.name, %error, "changes in its namespace are not heard of");
+                }
+            }
+        }
+        let process = process_of(&netns).map(Process::open);
+        let process = process.and_then(|opened| match opened {
+            Ok(process) => Some(process),
+            Err(error) => {
+                debug!(endpoint = %endpoint.name, %error, "the end of its process is not heard of");
+                None
+            }
+        });
+        let waits = process.is_some();
+        if let Some(process) = process {
+            self.await_end(endpoint.id, process);
+        }
+        if let Some(place) = lock(&self.watching.places).endpoints.get_mut(&endpoint.id) {
+            (place.number, place.process, place.heard) = (number, waits, true);
+        }
+    }
+
+    fn await_end(self: &Arc<Self>, id: EndpointId, process: Process) {
+        let mesh = Arc::downgrade(self);
+        let task = tokio::spawn(async move {
+            let ended = process.ended().await;
+            if let (Ok(()), Some(mesh)) = (ended, mesh.upgrade()) {
+                mesh.watching.mark(|dirty| {
+                    dirty.gone.insert(id, PROCESS_ENDED);
+                });
+            }
+        });
+        if let Some(before) = lock(&self.watching.processes).insert(id, task.abort_handle()) {
+            before.abort();
+        }
+    }
+
+    /// Ends the endpoints that are gone. Whether there was one.
+    pub(super) async fn end_vanished(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        dirty: &Dirty,
+        endpoints: &[Stored],
+    ) -> bool {
+        let mut gone = Vec::new();
+        for endpoint in endpoints {
+            match self.is_vanished(hosted, dirty, endpoint).await {
+                Ok(Seen::Here) => {}
+                Ok(Seen::Gone(why)) => gone.push((endpoint, why)),
+                Err(error) => {
+                    debug!(endpoint = %endpoint.name, %error, "it is not known whether it is there");
+                }
+            }
+        }
+        let sandboxes: BTreeSet<String> =
+            gone.iter().filter_map(|(endpoint, _)| endpoint.sandbox.clone()).collect();
+        for (endpoint, why) in &gone {
+            let ended = self.detach_stored(hosted, endpoint.id).await;
+            match ended {
+                Ok(()) => {
+                    let network = self.network_name(endpoint.network);
+                    info!(endpoint = %endpoint.name, %network, why, "endpoint ended");
+                }
+                Err(error) => {
+                    warn!(endpoint = %endpoint.name, why, %error, "an endpoint that is gone is not removed; it is tried again");
+                    self.watching.mark(|dirty| {
+                        dirty.gone.insert(endpoint.id, why);
+                    });
+                }
+            }
+        }
+        self.settle_all(hosted, &sandboxes).await;
+        !gone.is_empty()
+    }
+
+    async fn is_vanished(
+        &self,
+        hosted: &Hosted,
+        dirty: &Dirty,
+        endpoint: &Stored,
+    ) -> Result<Seen, ApiError> {
+        let place = lock(&self.watching.places).endpoints.get(&endpoint.id).cloned();
+        let Some(place) = place else { return Ok(Seen::Here) };
+        let said = dirty.gone.get(&endpoint.id).copied();
+        if said == Some(PROCESS_ENDED) {
+            return Ok(Seen::Gone(PROCESS_ENDED));
+        }
+        if dirty.all || dirty.endpoints || said.is_some() {
+            let seen = look_at(&place);
+            if let Seen::Gone(why) = seen.map_err(|error| super::mesh::failed(error, ""))? {
+                return Ok(Seen::Gone(if process_of(&place.netns).is_some() {
+                    PROCESS_ENDED
+                } else {
+                    why
+                }));
+            }
+        }
+        if !dirty.all && said.is_none() && !dirty.ports.contains(&place.port) {
+            return Ok(Seen::Here);
+        }
+        if let Some(macvlan) = self.macvlan_of(endpoint.network) {
+            // It went with its parent, and comes back with it.
+            let there = said.is_none()
+                || !macvlan.parent.exists().await?
+                || macvlan.parent.find(&endpoint.plug()).await?.is_some();
+            return Ok(if there {
+                Seen::Here
+            } else {
+                Seen::Gone("its interface was deleted or moved away")
+            });
+        }
+        let Some(overlay) = hosted.overlays.get(&endpoint.network) else { return Ok(Seen::Here) };
+        Ok(match overlay.is_plugged(&endpoint.plug()).await? {
+            Some(false) => Seen::Gone("its interface was moved away"),
+            // Cut here: it is plugged in again.
+            None if said.is_none() => Seen::Here,
+            None => Seen::Gone(said.unwrap_or_default()),
+            Some(true) => Seen::Here,
+        })
+    }
+
+    /// Ends an endpoint of this node that has this name in this network, if it is gone: who comes next may have the name.
+    pub(super) async fn end_if_vanished(self: &Arc<Self>, is_it: impl Fn(&Stored) -> bool) {
+        let is_there = self.stored_endpoints().is_ok_and(|all| all.iter().any(&is_it));
+        if !is_there {
+            return;
+        }
+        let Ok(mut hosted) = self.lock_host().await else { return };
+        let Ok(mut endpoints) = self.stored_endpoints() else { return };
+        endpoints.retain(is_it);
+        let gone = endpoints.iter().map(|endpoint| (endpoint.id, "its interface is gone"));
+        let dirty = Dirty { endpoints: true, gone: gone.collect(), ..Dirty::default() };
+        self.end_vanished(&mut hosted, &dirty, &endpoints).await;
+    }
+}

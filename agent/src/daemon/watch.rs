@@ -1,0 +1,420 @@
+//! What happens on this host to what the agent made, learned as it happens.
+//!
+//! ```text
+//! netlink, mounts, ends of processes ──> Dirty: what may be different ──> look: what is (`mend`, `vanished`)
+//! ```
+//!
+//! Events only say where to look; what is found there decides. So events of the agent's own changes cost a look and cause no
+//! change, and one that was lost costs time, never the truth: all is looked at when the kernel says that it lost some, and
+//! once a minute. What the kernel tells nobody, some settings, is looked at every five seconds.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io, mem,
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use nix::errno::Errno;
+use tokio::{sync::Notify, time::Instant};
+use tracing::{debug, warn};
+use vxmesh_proto::addr::{EndpointId, MacAddr, NetworkId};
+
+use super::{
+    endpoints::Stored,
+    mesh::{Mesh, lock},
+};
+use crate::netlink::{
+    overlay::port_name,
+    watch::{Change, Event, Heard, Mounts, Watch},
+};
+
+/// Changes seldom come alone; what follows within this time is looked at together.
+const SETTLE: Duration = Duration::from_millis(100);
+/// After a look that put something back, the next one waits: another program may insist.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How often settings are looked at that change without a word, and what failed is tried again.
+const SETTINGS: Duration = Duration::from_secs(5);
+/// All is looked at after so many of these.
+const SWEEP: u32 = 12;
+/// Routes that are looked at one by one; more are all.
+const ROUTES: usize = 256;
+
+/// An endpoint that is plugged in here.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// Its port in the network's namespace.
+    pub(super) port: String,
+    pub(super) mac: MacAddr,
+    pub(super) netns: PathBuf,
+    /// Which namespace that was.
+    pub(super) identity: (u64, u64),
+    /// Its number.
+    pub(super) number: Option<i32>,
+    /// Whether the end of the process that it is named after is waited for.
+    pub(super) process: bool,
+    /// Whether it is known how to hear of it.
+    pub(super) heard: bool,
+}
+
+impl Place {
+    /// That of an endpoint as it is now. The namespace has no identity where there is none.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    fn of(endpoint: &Stored) -> io::Result<Self> {
+        let netns = endpoint.plug().netns;
+        let identity = match fs::metadata(&netns) {
+            Ok(now) => (now.dev(), now.ino()),
+            Err(error) if is_gone(&error) => (0, 0),
+            Err(error) => return Err(error),
+        };
+        let (port, mac) = (port_name(endpoint.id), endpoint.mac);
+        Ok(Self { port, mac, netns, identity, number: None, process: false, heard: false })
+    }
+}
+
+/// Whether an error says that there is nothing. `ESRCH` is what /proc says of a process that just ended.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    let gone = [Errno::ENOENT, Errno::ESRCH].map(|errno| errno as i32);
+    error.raw_os_error().is_some_and(|errno| gone.contains(&errno))
+}
+
+/// Where events come from.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    /// Networks' namespaces by number.
+    pub(super) networks: BTreeMap<i32, NetworkId>,
+    pub(super) endpoints: BTreeMap<EndpointId, Place>,
+    /// The host's ends of uplinks.
+    pub(super) uplinks: BTreeMap<String, NetworkId>,
+    /// The same by the numbers of interfaces.
+    pub(super) uplink_numbers: BTreeMap<u32, NetworkId>,
+}
+
+impl Places {
+    fn knows(&self, namespace: Option<i32>) -> bool {
+        namespace.is_none_or(|number| {
+            self.networks.contains_key(&number)
+                || self.endpoints.values().any(|place| place.number == Some(number))
+        })
+    }
+}
+
+/// What may be different from what it should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Dirty {
+    /// Everything.
+    pub(super) all: bool,
+    /// The host's rules and settings.
+    pub(super) host: bool,
+    /// Settings of the host's ends of uplinks, and what failed before.
+    pub(super) settings: bool,
+    /// Links of the host upon which there may be interfaces of endpoints.
+    pub(super) parents: bool,
+    /// Namespaces that endpoints are plugged into.
+    pub(super) endpoints: bool,
+    /// Subnets of networks.
+    pub(super) subnets: bool,
+    /// The pins of networks' namespaces.
+    pub(super) pins: bool,
+    pub(super) networks: BTreeSet<NetworkId>,
+    /// Rules in networks' namespaces.
+    pub(super) rules: BTreeSet<NetworkId>,
+    /// Routes of the host.
+    pub(super) routes: Vec<IpNet>,
+    /// Ports whose links are different.
+    pub(super) ports: BTreeSet<String>,
+    /// Endpoints whose cable ended here, and not in the sandbox.
+    pub(super) cut: BTreeSet<EndpointId>,
+    /// Endpoints of which the kernel said that they are gone, and how.
+    pub(super) gone: BTreeMap<EndpointId, &'static str>,
+}
+
+impl Dirty {
+    pub(super) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether it is about more than what networks and the host are looked at for by themselves.
+    pub(super) const fn is_about_places(&self) -> bool {
+        self.all
+            || self.endpoints
+            || self.parents
+            || self.subnets
+            || !self.networks.is_empty()
+            || !self.ports.is_empty()
+            || !self.gone.is_empty()
+    }
+
+    /// Takes an event in; the order of events tells at which end a cable was cut.
+    fn note(&mut self, places: &Places, event: Event) {
+        let Some(number) = event.namespace else { return self.note_host(places, event.change) };
+        if let Some(network) = places.networks.get(&number) {
+            match &event.change {
+                Change::Rules => {
+                    self.rules.insert(*network);
+                    return;
+                }
+                Change::Link(name) => {
+                    self.ports.insert(name.clone());
+                }
+                Change::LinkGone { name, .. } => {
+                    let of_port = places.endpoints.iter().find(|(_, place)| place.port == *name);
+                    self.cut.extend(
+                        of_port.map(|(id, _)| *id).filter(|id| !self.gone.contains_key(id)),
+                    );
+                }
+                _ => {}
+            }
+            self.networks.insert(*network);
+            return;
+        }
+        let in_it = places.endpoints.iter().filter(|(_, place)| place.number == Some(number));
+        match event.change {
+            Change::Link(_) => self.ports.extend(in_it.map(|(_, place)| place.port.clone())),
+            Change::LinkGone { mac, .. } => {
+                for (id, place) in in_it {
+                    self.ports.insert(place.port.clone());
+                    if mac == Some(place.mac) && !self.cut.contains(id) {
+                        self.gone.insert(*id, "its interface was deleted or moved away");
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn note_host(&mut self, places: &Places, change: Change) {
+        match change {
+            Change::Route(to) if self.routes.len() < ROUTES => self.routes.push(to),
+            Change::Route(_) => self.all = true,
+            Change::Address(index) => {
+                self.host = true;
+                self.networks.extend(places.uplink_numbers.get(&index));
+            }
+            Change::Link(name) | Change::LinkGone { name, .. } => {
+                // Interfaces of endpoints may be upon it.
+                (self.host, self.parents) = (true, true);
+                self.networks.extend(places.uplinks.get(&name));
+            }
+            Change::Rules | Change::Setting => self.host = true,
+            Change::NamespaceGone(number) => {
+                let in_it = places.endpoints.iter();
+                let in_it = in_it.filter(|(_, place)| place.number == Some(number));
+                self.gone.extend(in_it.map(|(id, _)| (*id, "its namespace is gone")));
+            }
+            Change::Fdb => {}
+        }
+    }
+}
+
+/// The watcher's state.
+#[derive(Debug, Default)]
+pub(super) struct Watching {
+    dirty: Mutex<Dirty>,
+    wake: Notify,
+    pub(super) places: Mutex<Places>,
+    /// Tasks that wait for the ends of processes.
+    pub(super) processes: Mutex<BTreeMap<EndpointId, tokio::task::AbortHandle>>,
+    /// What was put back of a network, and what could not be.
+    pub(super) mended: Mutex<BTreeMap<NetworkId, Mended>>,
+}
+
+/// How it is with the links of a network.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Mended {
+    pub(super) times: u64,
+    pub(super) fault: Option<String>,
+}
+
+impl Watching {
+    /// Has something looked at soon.
+    pub(super) fn mark(&self, edit: impl FnOnce(&mut Dirty)) {
+        edit(&mut lock(&self.dirty));
+        self.wake.notify_one();
+    }
+
+    /// Notes where an endpoint that came, goes or is different is plugged in.
+    pub(super) fn place(&self, endpoint: &Stored) {
+        match Place::of(endpoint) {
+            Ok(place) if endpoint.is_attached() => {
+                lock(&self.places).endpoints.entry(endpoint.id).or_insert(place);
+            }
+            Ok(_) => {
+                lock(&self.places).endpoints.remove(&endpoint.id);
+            }
+            Err(error) => {
+                debug!(endpoint = %endpoint.name, %error, "its namespace cannot be looked at")
+            }
+        }
+        self.mark(|dirty| {
+            dirty.ports.insert(port_name(endpoint.id));
+        });
+    }
+
+    fn note(&self, heard: Heard) {
+        let places = lock(&self.places);
+        self.mark(|dirty| match heard {
+            Heard::Events(events) => {
+                events.into_iter().for_each(|event| dirty.note(&places, event))
+            }
+            Heard::Lost => dirty.all = true,
+        });
+    }
+}
+
+impl Mesh {
+    /// Hears of changes until the agent stops.
+    pub(super) async fn watch(self: Arc<Self>) {
+        let mut stop = self.stop.subscribe();
+        tokio::spawn(Arc::clone(&self).look_on());
+        tokio::select! {
+            () = self.hear() => {}
+            _ = stop.changed() => {}
+        }
+        for (_, task) in mem::take(&mut *lock(&self.watching.processes)) {
+            task.abort();
+        }
+    }
+
+    async fn hear(&self) {
+        let opened = Watch::open().and_then(|watch| Ok((watch, Mounts::open()?)));
+        let (watch, mounts) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                warn!(%error, "the kernel does not tell of changes; they are looked for once a minute");
+                return std::future::pending().await;
+            }
+        };
+        // What happened before is looked at, too.
+        self.watching.mark(|dirty| dirty.all = true);
+        loop {
+            let is_asked = |number| lock(&self.watching.places).knows(number);
+            let failed = tokio::select! {
+                heard = watch.hear(is_asked) => match heard {
+                    Ok(heard) => {
+                        self.watching.note(heard);
+                        continue;
+                    }
+                    Err(error) => error,
+                },
+                changed = mounts.changed() => match changed {
+                    Ok(()) => {
+                        self.watching.mark(|dirty| {
+                            (dirty.endpoints, dirty.pins) = (true, true);
+                        });
+                        continue;
+                    }
+                    Err(error) => error,
+                },
+            };
+            debug!(error = %failed, "an event was not heard");
+            self.watching.mark(|dirty| dirty.all = true);
+            tokio::time::sleep(SETTINGS).await;
+        }
+    }
+
+    /// Looks where something may be different. What was begun is not cut short by the agent's end.
+    async fn look_on(self: Arc<Self>) {
+        let mut stop = self.stop.subscribe();
+        let mut ticks = 0u32;
+        let mut tick = tokio::time::interval_at(Instant::now() + SETTINGS, SETTINGS);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.watching.wake.notified() => tokio::time::sleep(SETTLE).await,
+                _ = tick.tick() => {
+                    ticks = ticks.wrapping_add(1);
+                    let mut dirty = lock(&self.watching.dirty);
+                    dirty.settings = true;
+                    dirty.host = true;
+                    dirty.all |= ticks.is_multiple_of(SWEEP);
+                }
+                _ = stop.changed() => return,
+            }
+            let dirty = mem::take(&mut *lock(&self.watching.dirty));
+            if !dirty.is_empty() && self.look(dirty).await {
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places() -> (Places, EndpointId, NetworkId) {
+        let (endpoint, network) =
+            (EndpointId::from_random([1; 16]), NetworkId::from_random([2; 16]));
+        let mut places = Places::default();
+        places.networks.insert(7, network);
+        places.uplinks.insert("vxm1".into(), network);
+        places.uplink_numbers.insert(3, network);
+        let place = Place {
+            port: "v1".into(),
+            mac: MacAddr([2; 6]),
+            netns: PathBuf::new(),
+            identity: (0, 0),
+            number: Some(8),
+            process: false,
+            heard: true,
+        };
+        places.endpoints.insert(endpoint, place);
+        (places, endpoint, network)
+    }
+
+    fn noted(places: &Places, events: &[(Option<i32>, Change)]) -> Dirty {
+        let mut dirty = Dirty::default();
+        for (namespace, change) in events {
+            dirty.note(places, Event { namespace: *namespace, change: change.clone() });
+        }
+        dirty
+    }
+
+    #[test]
+    fn a_cable_ended_where_it_was_cut_first() {
+        let (places, endpoint, _) = places();
+        let here = (Some(7), Change::LinkGone { name: "v1".into(), mac: Some(MacAddr([9; 6])) });
+        let there = (Some(8), Change::LinkGone { name: "eth0".into(), mac: Some(MacAddr([2; 6])) });
+        let dirty = noted(&places, &[here.clone(), there.clone()]);
+        assert_eq!((dirty.cut.len(), dirty.gone.len()), (1, 0));
+        let dirty = noted(&places, &[there, here]);
+        assert_eq!((dirty.cut.len(), dirty.gone.contains_key(&endpoint)), (0, true));
+        let dirty = noted(&places, &[(None, Change::NamespaceGone(8))]);
+        assert!(dirty.gone.contains_key(&endpoint));
+    }
+
+    #[test]
+    fn only_what_an_event_is_about_is_looked_at() {
+        let (places, _, network) = places();
+        for (namespace, change, is_network) in [
+            (Some(7), Change::Fdb, true),
+            (Some(7), Change::Address(1), true),
+            (Some(7), Change::Rules, false),
+            (Some(8), Change::Address(1), false),
+            (None, Change::Address(3), true),
+            (None, Change::Address(4), false),
+            (None, Change::Link("vxm1".into()), true),
+            (None, Change::Link("eth0".into()), false),
+            (None, Change::Fdb, false),
+        ] {
+            let dirty = noted(&places, &[(namespace, change.clone())]);
+            assert_eq!(dirty.networks.contains(&network), is_network, "{change:?}");
+            assert!(!dirty.all, "{change:?}");
+        }
+        assert!(noted(&places, &[(None, Change::Fdb)]).is_empty());
+    }
+
+    #[test]
+    fn a_flood_of_routes_is_bounded() {
+        let (places, ..) = places();
+        let route = (None, Change::Route("10.0.0.0/8".parse().unwrap()));
+        let dirty = noted(&places, &vec![route; 2 * ROUTES]);
+        assert_eq!((dirty.routes.len(), dirty.all), (ROUTES, true));
+    }
+}

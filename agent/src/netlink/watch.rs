@@ -1,0 +1,421 @@
+//! What the kernel says of changes, as it happens: [`Watch`].
+//!
+//! ```text
+//! rtnetlink : links, addresses, routes, neighbours (a bridge's FDB is among them), settings, numbers of namespaces
+//! nf_tables : any rule, set or table
+//! ```
+//!
+//! One socket of each kind hears of the namespace in which it was opened and of all namespaces that have a number there
+//! (`NETLINK_LISTEN_ALL_NSID`), so a hundred networks need no more descriptors than one. [`Links::number`] gives a namespace
+//! its number, which ends with it. The kernel drops what does not fit into a socket's queue and says so: [`Heard::Lost`].
+
+use std::{
+    fs::File,
+    io::{self, IoSliceMut},
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    path::Path,
+};
+
+use futures_util::StreamExt;
+use ipnet::IpNet;
+use nix::{
+    errno::Errno,
+    libc,
+    sys::socket::{
+        ControlMessageOwned, MsgFlags, NetlinkAddr, recvmsg, setsockopt, sockopt::RcvBufForce,
+    },
+};
+use rtnetlink::{
+    packet_core::{
+        NLM_F_ACK, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+        NetlinkPayload,
+    },
+    packet_route::{
+        RouteNetlinkMessage,
+        nsid::{NsidAttribute, NsidMessage},
+    },
+    sys::{Socket, protocols},
+};
+use tokio::io::{Interest, unix::AsyncFd};
+use vxmesh_proto::addr::MacAddr;
+
+use super::{
+    link::{Links, parse, system},
+    netns::Netns,
+    route::route_of,
+};
+
+/// Groups of rtnetlink (`RTNLGRP_*` of linux/rtnetlink.h): links, neighbours, addresses and routes of both IP versions,
+/// their settings, numbers of namespaces.
+const ROUTE_GROUPS: [u32; 9] = [1, 3, 5, 7, 9, 11, 24, 25, 28];
+/// `NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h.
+const RULE_GROUPS: [u32; 1] = [7];
+/// Room for what comes while nobody reads.
+const QUEUE: usize = 4 << 20;
+/// The largest datagram that the kernel makes of one change.
+const DATAGRAM: usize = 1 << 16;
+/// Datagrams that are read before what they say is looked at.
+const AT_ONCE: usize = 1024;
+const HEADER_LEN: usize = 16;
+const SOL_NETLINK: libc::c_int = 270;
+/// `NETLINK_LISTEN_ALL_NSID`, also the kind of the control message with the number.
+const NUMBER: libc::c_int = 8;
+/// Message types of linux/rtnetlink.h.
+const NEW_LINK: u16 = 16;
+const DEL_LINK: u16 = 17;
+const NEW_ADDRESS: u16 = 20;
+const DEL_ADDRESS: u16 = 21;
+const NEW_ROUTE: u16 = 24;
+const DEL_ROUTE: u16 = 25;
+const NEW_NEIGHBOUR: u16 = 28;
+const DEL_NEIGHBOUR: u16 = 29;
+const NEW_SETTING: u16 = 80;
+const DEL_SETTING: u16 = 81;
+const DEL_NUMBER: u16 = 89;
+/// The neighbours of a bridge.
+const AF_BRIDGE: u8 = 7;
+
+/// What changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// An interface was made or is different.
+    Link(String),
+    /// An interface is gone, from here or for good.
+    LinkGone {
+        /// Its name.
+        name: String,
+        /// Its MAC address.
+        mac: Option<MacAddr>,
+    },
+    /// An address of the interface with this number.
+    Address(u32),
+    /// A bridge's table.
+    Fdb,
+    /// A route to here.
+    Route(IpNet),
+    /// Rules of nf_tables.
+    Rules,
+    /// A setting of the kernel that it tells of, such as forwarding.
+    Setting,
+    /// A namespace with this number is gone.
+    NamespaceGone(i32),
+}
+
+/// Something that happened in a namespace: that of the socket, or one with a number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The number.
+    pub namespace: Option<i32>,
+    /// What.
+    pub change: Change,
+}
+
+/// What there was to hear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// These, in the order in which they happened where they are of one kind of socket.
+    Events(Vec<Event>),
+    /// More than could be kept: anything may have changed.
+    Lost,
+}
+
+/// The sockets.
+#[derive(Debug)]
+pub struct Watch {
+    routes: AsyncFd<OwnedFd>,
+    rules: AsyncFd<OwnedFd>,
+}
+
+impl Watch {
+    /// Listens in the calling thread's namespace. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The kernel gives no such socket.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self {
+            routes: registered(
+                listen(protocols::NETLINK_ROUTE, &ROUTE_GROUPS)?,
+                Interest::READABLE,
+            )?,
+            rules: registered(
+                listen(protocols::NETLINK_NETFILTER, &RULE_GROUPS)?,
+                Interest::READABLE,
+            )?,
+        })
+    }
+
+    /// Waits until something happened in a namespace that is asked for. Can be dropped at any time.
+    ///
+    /// # Errors
+    /// A socket failed.
+    pub async fn hear(&self, is_asked: impl Fn(Option<i32>) -> bool) -> io::Result<Heard> {
+        loop {
+            let (mut ready, kind): (_, fn(&[u8], &mut Vec<Change>)) = tokio::select! {
+                ready = self.routes.readable() => (ready?, route_changes),
+                ready = self.rules.readable() => (ready?, rule_changes),
+            };
+            let mut events = Vec::new();
+            let read = ready.try_io(|socket| {
+                match read(socket.get_ref(), &is_asked, kind, &mut events) {
+                    // What was read before is to be looked at first.
+                    Err(error)
+                        if error.kind() == io::ErrorKind::WouldBlock && !events.is_empty() =>
+                    {
+                        Ok(())
+                    }
+                    read => read,
+                }
+            });
+            match read {
+                Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    return Ok(Heard::Lost);
+                }
+                Ok(Err(error)) => return Err(error),
+                Ok(Ok(())) if !events.is_empty() => return Ok(Heard::Events(events)),
+                Ok(Ok(())) | Err(_) => {}
+            }
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "the runtime knows no safe way to watch a descriptor")]
+fn registered(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an owned descriptor stays the same and open as long as its owner, which goes into what is made here.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+fn listen(protocol: isize, groups: &[u32]) -> io::Result<OwnedFd> {
+    let mut socket = Socket::new(protocol)?;
+    setsockopt(&socket.as_fd(), RcvBufForce, &QUEUE)?;
+    socket.set_listen_all_namespaces(true)?;
+    socket.set_non_blocking(true)?;
+    socket.bind_auto()?;
+    for group in groups {
+        socket.add_membership(*group)?;
+    }
+    socket.as_fd().try_clone_to_owned()
+}
+
+/// Reads until nothing is left; the same change is noted once.
+fn read(
+    socket: &OwnedFd,
+    is_asked: impl Fn(Option<i32>) -> bool,
+    changes: fn(&[u8], &mut Vec<Change>),
+    events: &mut Vec<Event>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; DATAGRAM];
+    let mut control = nix::cmsg_space!(libc::c_int, libc::c_int);
+    for _ in 0..AT_ONCE {
+        let mut into = [IoSliceMut::new(&mut buffer)];
+        let received = recvmsg::<NetlinkAddr>(
+            socket.as_raw_fd(),
+            &mut into,
+            Some(&mut control),
+            MsgFlags::MSG_DONTWAIT,
+        )?;
+        let number = received.cmsgs()?.find_map(number_of);
+        let len = received.bytes;
+        if !is_asked(number) {
+            continue;
+        }
+        let mut found = Vec::new();
+        changes(buffer.get(..len).unwrap_or_default(), &mut found);
+        for change in found {
+            let event = Event { namespace: number, change };
+            if events.last() != Some(&event) {
+                events.push(event);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn number_of(message: ControlMessageOwned) -> Option<i32> {
+    let ControlMessageOwned::Unknown(message) = message else { return None };
+    let header = message.cmsg_header;
+    let ours = header.cmsg_level == SOL_NETLINK && header.cmsg_type == NUMBER;
+    ours.then(|| message.data_bytes.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes)))?
+}
+
+fn rule_changes(_datagram: &[u8], changes: &mut Vec<Change>) {
+    changes.push(Change::Rules);
+}
+
+fn route_changes(datagram: &[u8], changes: &mut Vec<Change>) {
+    let mut rest = datagram;
+    while let Some((header, len)) = header_of(rest) {
+        let Some(body) = rest.get(HEADER_LEN..len) else { return };
+        changes.extend(change_of(&header, body));
+        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+}
+
+/// The header of the first message, and the message's length.
+fn header_of(bytes: &[u8]) -> Option<(NetlinkHeader, usize)> {
+    let mut header = NetlinkHeader::default();
+    header.length = u32::from_ne_bytes(*bytes.first_chunk()?);
+    header.message_type = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
+    Some((header, usize::try_from(header.length).ok()?))
+}
+
+fn change_of(header: &NetlinkHeader, body: &[u8]) -> Option<Change> {
+    let family = body.first().copied()?;
+    match header.message_type {
+        NEW_SETTING | DEL_SETTING => return Some(Change::Setting),
+        NEW_NEIGHBOUR | DEL_NEIGHBOUR => return (family == AF_BRIDGE).then_some(Change::Fdb),
+        NEW_LINK | DEL_LINK | NEW_ADDRESS | DEL_ADDRESS | NEW_ROUTE | DEL_ROUTE | DEL_NUMBER => {}
+        _ => return None,
+    }
+    match RouteNetlinkMessage::deserialize(header, body).ok()? {
+        // Of a bridge's port that is one no more, the kernel says that the bridge's link is gone.
+        RouteNetlinkMessage::DelLink(link) if family != AF_BRIDGE => {
+            let link = parse(&link);
+            Some(Change::LinkGone { name: link.name, mac: link.mac })
+        }
+        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
+            Some(Change::Link(parse(&link).name))
+        }
+        RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
+            Some(Change::Address(address.header.index))
+        }
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+            Some(Change::Route(route_of(&route)?.destination))
+        }
+        RouteNetlinkMessage::DelNsId(message) => id_in(&message).map(Change::NamespaceGone),
+        _ => None,
+    }
+}
+
+fn id_in(message: &NsidMessage) -> Option<i32> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NsidAttribute::Id(id) if *id >= 0 => Some(*id),
+        _ => None,
+    })
+}
+
+impl Links {
+    /// The number of another namespace in this one, given to it if it has none.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn number(&self, netns: &Netns) -> io::Result<i32> {
+        let fd = NsidAttribute::Fd(netns.as_fd().as_raw_fd().unsigned_abs());
+        let mut wanted = NsidMessage::default();
+        // Any that is free.
+        wanted.attributes = vec![NsidAttribute::Id(-1), fd.clone()];
+        let given = self.ask(RouteNetlinkMessage::NewNsId(wanted), NLM_F_REQUEST | NLM_F_ACK).await;
+        match given {
+            Err(error) if error.raw_os_error() != Some(Errno::EEXIST as i32) => return Err(error),
+            Ok(_) | Err(_) => {}
+        }
+        let mut question = NsidMessage::default();
+        question.attributes = vec![fd];
+        let answer = self.ask(RouteNetlinkMessage::GetNsId(question), NLM_F_REQUEST).await?;
+        answer.ok_or_else(|| io::Error::other("the namespace has no number"))
+    }
+
+    async fn ask(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Option<i32>> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = flags;
+        let mut answers = self.handle.clone().request(request).map_err(system)?;
+        let mut number = None;
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::Error(error) if error.code.is_some() => {
+                    return Err(system(rtnetlink::Error::NetlinkError(error)));
+                }
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNsId(message)) => {
+                    number = id_in(&message);
+                }
+                _ => {}
+            }
+        }
+        Ok(number)
+    }
+}
+
+/// The mounts of this process's mount namespace: pins of network namespaces are among them.
+#[derive(Debug)]
+pub struct Mounts(AsyncFd<OwnedFd>);
+
+impl Mounts {
+    /// Watches from now on. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// `/proc` is not there.
+    pub fn open() -> io::Result<Self> {
+        let file = File::open("/proc/self/mountinfo")?;
+        Ok(Self(registered(file.into(), Interest::PRIORITY)?))
+    }
+
+    /// Waits until one came or went (proc_pid_mountinfo(5)).
+    ///
+    /// # Errors
+    /// The file cannot be watched.
+    pub async fn changed(&self) -> io::Result<()> {
+        self.0.ready(Interest::PRIORITY).await?.clear_ready();
+        Ok(())
+    }
+}
+
+/// A process, whose end can be waited for.
+#[derive(Debug)]
+pub struct Process(AsyncFd<OwnedFd>);
+
+impl Process {
+    /// The process with this number. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// There is none (`ESRCH`), or it cannot be watched.
+    #[expect(unsafe_code, reason = "pidfd_open(2), which nix does not know")]
+    pub fn open(pid: i32) -> io::Result<Self> {
+        // SAFETY: the call takes two numbers and touches no memory of ours.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        let fd = Errno::result(fd)?;
+        let fd = i32::try_from(fd).map_err(io::Error::other)?;
+        // SAFETY: the kernel just gave this descriptor, and nobody else knows it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self(registered(fd, Interest::READABLE)?))
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// It cannot be watched.
+    pub async fn ended(&self) -> io::Result<()> {
+        self.0.readable().await.map(drop)
+    }
+}
+
+/// The number of the process that a path such as `/proc/PID/ns/net` names.
+#[must_use]
+pub fn process_of(path: &Path) -> Option<i32> {
+    let rest = path.to_str()?.strip_prefix("/proc/")?;
+    rest.split_once('/')?.0.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_a_datagram_says_nothing() {
+        let mut changes = Vec::new();
+        for datagram in [&[][..], &[1], &[255; 16], &[20, 0, 0, 0, 16, 0, 0, 0], &[0; 64]] {
+            route_changes(datagram, &mut changes);
+        }
+        assert_eq!(changes, []);
+    }
+
+    #[test]
+    fn a_path_names_a_process() {
+        for (path, pid) in [
+            ("/proc/12/ns/net", Some(12)),
+            ("/proc/self/ns/net", None),
+            ("/run/netns/12", None),
+            ("/proc/12", None),
+        ] {
+            assert_eq!(process_of(Path::new(path)), pid, "{path}");
+        }
+    }
+}

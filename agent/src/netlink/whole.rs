@@ -1,0 +1,345 @@
+//! What of a network's side of this host is not as it should be, and how it is put back: somebody took a link down, deleted
+//! it, pulled it out of the bridge, flushed the bridge's table, changed a setting.
+//!
+//! Looking changes nothing, so that what the kernel says of a change (`super::watch`) is not answered with another one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::IpAddr,
+};
+
+use futures_util::TryStreamExt;
+use ipnet::IpNet;
+use rtnetlink::packet_route::{
+    AddressFamily,
+    address::AddressMessage,
+    neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage},
+    route::RouteMessage,
+};
+use vxmesh_proto::addr::{EndpointId, MacAddr};
+
+use super::{
+    link::{Link, LinkError, Links, system},
+    netns::Netns,
+    overlay::{
+        BRIDGE, BRIDGE_SETTINGS, NODE, NODE_PORT, Overlay, OverlayError, PORT_MTU, Plug, TAP,
+        TAP_MTU, port_name,
+    },
+    route::{Route, address_of, router_of},
+};
+
+/// The links, addresses and routes of a namespace at one moment.
+#[derive(Clone, Debug)]
+pub struct State {
+    links: Vec<Link>,
+    addresses: Vec<(u32, IpNet)>,
+    /// The unicast routes of the main table.
+    pub routes: Vec<Route>,
+    defaults: Vec<(bool, Option<IpAddr>, Option<u32>)>,
+}
+
+impl State {
+    /// That of now.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub async fn of(links: &Links) -> Result<Self, LinkError> {
+        let addresses = links.handle.address().get().execute().try_collect::<Vec<_>>().await;
+        let addresses: Vec<AddressMessage> =
+            addresses.map_err(|error| LinkError::new("list", "the addresses", system(error)))?;
+        let address = |message: &AddressMessage| Some((message.header.index, address_of(message)?));
+        let mut defaults = Vec::new();
+        for ipv4 in [true, false] {
+            let default = |route: &RouteMessage| {
+                let (router, interface) = router_of(route);
+                (ipv4, router, interface)
+            };
+            defaults.extend(links.default_routes(ipv4).await?.iter().map(default));
+        }
+        Ok(Self {
+            links: links.list().await?,
+            addresses: addresses.iter().filter_map(address).collect(),
+            routes: links.routes().await?,
+            defaults,
+        })
+    }
+
+    /// An interface.
+    #[must_use]
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.links.iter().find(|link| link.name == name)
+    }
+
+    /// Whether an interface has an address.
+    #[must_use]
+    pub fn has_address(&self, link: &Link, address: &IpNet) -> bool {
+        self.addresses.iter().any(|(index, it)| *index == link.index && it == address)
+    }
+
+    /// Whether there is a route to here by an interface.
+    #[must_use]
+    pub fn has_route(&self, link: &Link, to: IpNet) -> bool {
+        self.routes.iter().any(|it| it.interface == Some(link.index) && it.destination == to)
+    }
+
+    /// Whether the route is missing that the kernel makes with an address.
+    fn lacks_route(&self, link: &Link, address: &IpNet) -> bool {
+        address.prefix_len() < address.max_prefix_len() && !self.has_route(link, address.trunc())
+    }
+
+    /// Whether there is a default route by this router on an interface.
+    #[must_use]
+    pub fn leads(&self, link: &Link, router: IpAddr) -> bool {
+        self.defaults.contains(&(router.is_ipv4(), Some(router), Some(link.index)))
+    }
+}
+
+/// What shall be in a network's namespace beside the bridge.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// This node's own MAC and addresses.
+    pub node: Option<(MacAddr, Vec<IpNet>)>,
+    /// The endpoints that are plugged in, and their MACs.
+    pub ports: Vec<(EndpointId, MacAddr)>,
+    /// Whether there is a TAP.
+    pub tap: bool,
+}
+
+/// What is not as it should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// In words.
+    pub said: Vec<String>,
+    /// There is no TAP: only who carries the frames can open one.
+    pub tap_gone: bool,
+    /// Endpoints without a port: their cables are gone.
+    pub unplugged: BTreeSet<EndpointId>,
+    bridge: bool,
+    tap: bool,
+    node: bool,
+    ports: BTreeMap<EndpointId, MacAddr>,
+}
+
+impl Faults {
+    /// Whether all is as it should be.
+    #[must_use]
+    pub const fn is_none(&self) -> bool {
+        self.said.is_empty()
+    }
+
+    fn say(&mut self, what: impl Into<String>) -> bool {
+        self.said.push(what.into());
+        true
+    }
+}
+
+/// A port of the bridge as it shall be.
+struct Port<'a> {
+    name: &'a str,
+    mtu: u16,
+    flood: bool,
+    mac: Option<MacAddr>,
+}
+
+impl Overlay {
+    /// Looks for what is not as it should be.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub async fn faults(&self, state: &State, wanted: &Wanted) -> Result<Faults, OverlayError> {
+        let fdb = self.fdb().await?;
+        let mut faults = Faults::default();
+        for what in self.bridge_faults(state, wanted)? {
+            faults.bridge = faults.say(what);
+        }
+        let bridge = state.link(BRIDGE).map(|link| link.index);
+        let port_fault = |port: &Port<'_>| port_fault(state, bridge, &fdb, port);
+        if wanted.tap {
+            let tap = Port { name: TAP, mtu: TAP_MTU, flood: true, mac: None };
+            if let Some(what) = port_fault(&tap) {
+                faults.tap = faults.say(what);
+                faults.tap_gone = state.link(TAP).is_none();
+            }
+        }
+        if let Some((mac, ips)) = &wanted.node {
+            let port = Port { name: NODE_PORT, mtu: self.spec.mtu, flood: false, mac: Some(*mac) };
+            let port = port_fault(&port);
+            if let Some(what) = port.or_else(|| node_fault(state, *mac, ips)) {
+                faults.node = faults.say(what);
+            }
+        }
+        for (id, mac) in &wanted.ports {
+            let name = port_name(*id);
+            let port = Port { name: &name, mtu: PORT_MTU, flood: false, mac: Some(*mac) };
+            let Some(what) = port_fault(&port) else { continue };
+            faults.say(what);
+            if state.link(&name).is_some() {
+                faults.ports.insert(*id, *mac);
+            } else {
+                faults.unplugged.insert(*id);
+            }
+        }
+        Ok(faults)
+    }
+
+    /// Puts back what is not as it should be, but for what only others can: see [`Faults`].
+    ///
+    /// # Errors
+    /// The kernel refuses a step.
+    pub async fn mend(&self, faults: &Faults, wanted: &Wanted) -> Result<(), OverlayError> {
+        if faults.bridge {
+            self.furnish().await?;
+            // Routes that the kernel made with an address come back with it.
+            self.links.set_addresses(BRIDGE, &[]).await?;
+            let own = wanted.node.as_ref().map(|(_mac, ips)| ips.as_slice());
+            self.route_by_bridge(own.unwrap_or_default()).await?;
+        }
+        if faults.tap && !faults.tap_gone {
+            self.set_tap().await?;
+        }
+        if let Some((mac, ips)) = wanted.node.as_ref().filter(|_| faults.node) {
+            if self.links.get(NODE).await?.is_some() {
+                // Routes that the kernel made with an address come back with it.
+                self.links.set_addresses(NODE, &[]).await?;
+            }
+            self.set_node(*mac, ips).await?;
+        }
+        for (id, mac) in &faults.ports {
+            self.set_endpoint_port(&port_name(*id), *mac).await?;
+        }
+        Ok(())
+    }
+
+    /// What the namespace has.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub async fn state(&self) -> Result<State, OverlayError> {
+        Ok(State::of(&self.links).await?)
+    }
+
+    /// Whether an endpoint's cable leads into its sandbox, or nothing if it has none.
+    ///
+    /// # Errors
+    /// The sandbox cannot be entered, or the kernel does not answer.
+    pub async fn is_plugged(&self, plug: &Plug) -> Result<Option<bool>, OverlayError> {
+        let Some(port) = self.links.get(&port_name(plug.id)).await? else { return Ok(None) };
+        let inside = Links::open(&Netns::open(&plug.netns)?)?.list().await?;
+        let inner = |link: &Link| port.peer == Some(link.index) && link.peer == Some(port.index);
+        Ok(Some(inside.iter().any(inner)))
+    }
+
+    /// Whether the namespace has its pin.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.netns.is_at(&self.path)
+    }
+
+    /// The namespace's interfaces.
+    #[must_use]
+    pub const fn links(&self) -> &Links {
+        &self.links
+    }
+
+    /// Makes the pin anew that somebody took away: without it nothing would keep the namespace when the agent ends. Whether it
+    /// was missing.
+    ///
+    /// # Errors
+    /// The rights are missing.
+    pub fn pin_again(&self) -> Result<bool, OverlayError> {
+        if self.is_pinned() {
+            return Ok(false);
+        }
+        self.netns.pin(&self.path)?;
+        Ok(true)
+    }
+
+    fn bridge_faults(&self, state: &State, wanted: &Wanted) -> Result<Vec<String>, OverlayError> {
+        let mut settings = self.settings();
+        settings.extend(BRIDGE_SETTINGS.map(|(path, value)| (path.to_owned(), value)));
+        let Some(bridge) = state.link(BRIDGE) else {
+            return Ok(vec![format!("{BRIDGE} is gone")]);
+        };
+        let mut said = Vec::new();
+        if !bridge.up {
+            said.push(format!("{BRIDGE} is down"));
+        }
+        if bridge.mac != Some(self.spec.gateway_mac) || bridge.mtu != u32::from(self.spec.mtu) {
+            said.push(format!("{BRIDGE} has another MAC address or MTU"));
+        }
+        let own = wanted.node.as_ref().map(|(_mac, ips)| ips.as_slice());
+        for address in self.bridge_addresses(own.unwrap_or_default()) {
+            if !state.has_address(bridge, &address) {
+                said.push(format!("{BRIDGE} has lost {address}"));
+            } else if state.lacks_route(bridge, &address) {
+                said.push(format!("{BRIDGE} has lost its route to {}", address.trunc()));
+            }
+        }
+        // Without IPv6 in the kernel there are no settings of it.
+        let differs = |(path, value): &(String, &str)| {
+            let now = fs::read_to_string(format!("/proc/sys/net/{path}"));
+            now.is_ok_and(|now| now.trim() != *value)
+        };
+        let changed = self
+            .netns
+            .run(|| Ok(settings.iter().filter(|setting| differs(setting)).collect::<Vec<_>>()))?;
+        said.extend(changed.iter().map(|(path, _)| format!("the setting net/{path} was changed")));
+        Ok(said)
+    }
+
+    /// The entries of the bridge's table: port and MAC.
+    async fn fdb(&self) -> Result<BTreeSet<(u32, MacAddr)>, LinkError> {
+        let neighbours = self.links.handle.neighbours().get();
+        let request = neighbours.set_address_family(AddressFamily::Bridge);
+        let found: Vec<NeighbourMessage> = request
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|error| LinkError::new("list", "the bridge's table", system(error)))?;
+        let entry = |message: &NeighbourMessage| {
+            let mac = message.attributes.iter().find_map(|attribute| match attribute {
+                NeighbourAttribute::LinkLayerAddress(mac) => mac.as_slice().try_into().ok(),
+                _ => None,
+            });
+            // Those of the port itself are others.
+            let of_bridge = message.header.flags.contains(NeighbourFlags::Controller)
+                || message
+                    .attributes
+                    .iter()
+                    .any(|attribute| matches!(attribute, NeighbourAttribute::Controller(_)));
+            Some((message.header.ifindex, MacAddr(mac?))).filter(|_| of_bridge)
+        };
+        Ok(found.iter().filter_map(entry).collect())
+    }
+}
+
+fn port_fault(
+    state: &State,
+    bridge: Option<u32>,
+    fdb: &BTreeSet<(u32, MacAddr)>,
+    port: &Port<'_>,
+) -> Option<String> {
+    let name = port.name;
+    let Some(link) = state.link(name) else { return Some(format!("{name} is gone")) };
+    if !link.up {
+        return Some(format!("{name} is down"));
+    }
+    if link.master.is_none() || link.master != bridge {
+        return Some(format!("{name} is out of {BRIDGE}"));
+    }
+    if link.mtu != u32::from(port.mtu) || link.port.is_some_and(|is| is != (false, port.flood)) {
+        return Some(format!("{name} has other settings"));
+    }
+    let known = port.mac.is_none_or(|mac| fdb.contains(&(link.index, mac)));
+    (!known).then(|| format!("{BRIDGE} does not know who is behind {name}"))
+}
+
+fn node_fault(state: &State, mac: MacAddr, ips: &[IpNet]) -> Option<String> {
+    let Some(node) = state.link(NODE) else { return Some(format!("{NODE} is gone")) };
+    if !node.up || node.mac != Some(mac) {
+        return Some(format!("{NODE} is down or has another MAC address"));
+    }
+    let lost = |ip: &&IpNet| !state.has_address(node, ip) || state.lacks_route(node, ip);
+    Some(format!("{NODE} has lost {}, or its route", ips.iter().find(lost)?))
+}

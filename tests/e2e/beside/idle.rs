@@ -1,0 +1,79 @@
+//! What many networks on one host cost while nothing happens.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use vxmesh_tests::lab::{Allowed, DEADLINE, Lab, tell, wait_until};
+
+/// How long an idle agent is looked at.
+const WINDOW: Duration = Duration::from_secs(3);
+/// Ten times the aim: of a core, more than what one network costs.
+const MORE: f64 = 0.10;
+/// Ten times the aim, for a hundred networks.
+const START: Duration = Duration::from_secs(10);
+
+fn agent(lab: &Lab) -> Result<i64> {
+    let record: Value = serde_json::from_slice(&fs::read(lab.dir("h1").join("agent.json"))?)?;
+    record.get("pid").and_then(Value::as_i64).context("no pid")
+}
+
+/// Ticks of a hundredth of a second that the agent used so far.
+fn used(pid: i64) -> Result<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_name, rest) = stat.rsplit_once(')').context("no name")?;
+    let mut fields = rest.split_whitespace().skip(11);
+    let mut next = || fields.next().context("too short")?.parse::<u32>().context("no number");
+    Ok(next()? + next()?)
+}
+
+/// The share of a core that an agent takes once all is done.
+fn idle(lab: &Lab) -> Result<f64> {
+    let pid = agent(lab)?;
+    let mut least = f64::MAX;
+    // Others are at work beside this test, and what was begun goes on for a while.
+    for _ in 0..3 {
+        let (begun, before) = (Instant::now(), used(pid)?);
+        wait_until("the window is over", || Ok(begun.elapsed() >= WINDOW))?;
+        let ticks = f64::from(used(pid)? - before);
+        least = least.min(ticks / 100.0 / begun.elapsed().as_secs_f64());
+    }
+    Ok(least)
+}
+
+#[test]
+fn many_networks_cost_an_idle_host_hardly_more_than_one() -> Result<()> {
+    let many = if std::env::var_os("VXMESH_FULL").is_some() { 100 } else { 8 };
+    let lab = Lab::up(1)?;
+    let add = |from: u32, to: u32| {
+        let script = format!(
+            "for n in $(seq {from} {to}); do ip netns add b$n && vxmesh network create n$n && \
+             vxmesh endpoint attach n$n --netns b$n --name e || exit 1; done"
+        );
+        lab.sh("h1", &script)
+    };
+    add(1, 1)?;
+    let one = idle(&lab)?;
+    add(2, many)?;
+    let all = idle(&lab)?;
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", agent(&lab)?))?.count();
+    lab.lab(&["kill", "h1"])?;
+    let begun = Instant::now();
+    lab.lab(&["start", "h1"])?;
+    wait_until("all are back", || {
+        let rows: Vec<Value> = lab.get("h1", "/v1/endpoints")?;
+        Ok(rows.len() == usize::try_from(many)?)
+    })?;
+    let start = begun.elapsed();
+    tell(&format!(
+        "{many} networks: {:.2} % of a core idle (one: {:.2} %), {descriptors} descriptors, start {start:?}",
+        all * 100.0,
+        one * 100.0
+    ));
+    ensure!(all - one < MORE, "{all} of a core, one network {one}");
+    ensure!(start < START.min(DEADLINE), "{start:?}");
+    lab.finish(Allowed::default())
+}
