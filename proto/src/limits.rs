@@ -46,6 +46,9 @@ pub const FLOOD_ENDPOINT_PER_SECOND: u32 = 300;
 /// How many of them may come at once.
 pub const FLOOD_ENDPOINT_BURST: u32 = 100;
 
+/// Addresses of one network of which a node remembers with which MAC it announced them; when there are more it forgets all.
+pub const ANNOUNCED: usize = 65_536;
+
 /// Longest name of a node, network, endpoint or service: one DNS label (RFC 1035 section 2.3.4).
 pub const NAME_LEN: usize = 63;
 /// Longest other name of an endpoint: a name in DNS with its dots (RFC 1035 section 2.3.4), less room for the network's.

@@ -1,9 +1,6 @@
 //! Networks on this host: the namespace, the TAP and its worker, from a network's first endpoint here to its last.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use ipnet::IpNet;
 use tracing::{info, warn};
@@ -129,7 +126,7 @@ impl Mesh {
                 LocalTable::Sealed(table)
             }
         };
-        lock(&self.locals).insert(id, Local { table, claims, rivals: BTreeSet::new() });
+        lock(&self.locals).insert(id, Local::new(table, claims));
         Ok(())
     }
 

@@ -28,6 +28,7 @@ use vxmesh_gossip::membership::{Config as GossipConfig, Gossip};
 use vxmesh_proto::{
     addr::{EndpointId, NetworkId, NodeId},
     control::{MemberInfo, Push},
+    datapath::announce::Heard,
     object::{self, Content, Draft, NetworkState, RollCall},
     record::{Claim, NodeClaim, SignedRecord},
     session::{Config as SessionConfig, Psk},
@@ -73,6 +74,15 @@ pub(super) struct Local {
     pub(super) claims: Claims,
     /// Claims to a MAC that a claim of another node has, so that each is reported once.
     pub(super) rivals: BTreeSet<RowKey>,
+    /// What its endpoints were told of others' addresses.
+    pub(super) heard: Heard,
+}
+
+impl Local {
+    /// Nothing was heard of others.
+    pub(super) fn new(table: LocalTable, claims: Claims) -> Self {
+        Self { table, claims, rivals: BTreeSet::new(), heard: Heard::default() }
+    }
 }
 
 /// A running member of a mesh.

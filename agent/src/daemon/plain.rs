@@ -12,7 +12,10 @@ use std::{
 use vxmesh_gossip::membership::Gossip;
 use vxmesh_proto::{
     addr::{NetworkId, NodeId, Vni},
-    datapath::plain::{PlainTable, Vtep},
+    datapath::{
+        announce::touched,
+        plain::{PlainTable, Vtep},
+    },
     limits::PLAIN_PORT,
     object::{self, Content},
     record::{Claim, Key},
@@ -102,9 +105,11 @@ impl Mesh {
         if updates.is_empty() && statics == plain.statics() {
             return;
         }
-        let macs = changed_macs(&updates);
+        let (macs, touched) = (changed_macs(&updates), touched(table, &updates));
         let next = Arc::new(plain.apply(updates).with_statics(statics));
         self.plane.plain().publish(Arc::clone(&next));
+        let news = local.heard.changes(next.table(), touched);
+        self.plane.plain().announce(next.spec().id, &news);
         report_rivals(next.table(), &mut local.rivals, &macs);
         local.table = LocalTable::Plain(next);
     }

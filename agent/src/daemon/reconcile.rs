@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use vxmesh_gossip::{directory::MeshEvent, membership::Gossip};
 use vxmesh_proto::{
     addr::{MacAddr, NetworkId, NodeId},
+    datapath::announce::touched,
     object::{self, ObjectSet},
     record::{Claim, Key, NodeClaim},
     tables::{NetworkTable, RowKey, TableUpdate},
@@ -205,8 +206,10 @@ impl Mesh {
             _ => None,
         });
         let (met, macs) = (met.collect(), changed_macs(&updates));
+        let touched = touched(table, &updates);
         let next = Arc::new(table.apply(updates));
         self.plane.publish(Arc::clone(&next));
+        self.plane.announce(next.spec().id, &local.heard.changes(&next, touched));
         report_rivals(&next, &mut local.rivals, &macs);
         local.table = LocalTable::Sealed(next);
         met

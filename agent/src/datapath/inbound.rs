@@ -21,6 +21,7 @@ use vxmesh_proto::{
     datapath::{
         DropReason, Judged, Verdict,
         coalesce::{Accepts, Coalescer, Merged, PARTS},
+        ecn::{self, Ecn},
     },
     session::{
         Keypair, Peer, SessionDrop,
@@ -39,7 +40,7 @@ use super::{
     port::{Port, Table},
     sessions::SessionInput,
     train::want,
-    udp::{Batch, UdpIo},
+    udp::{Arrival, Batch, UdpIo},
     waiter::Waiter,
 };
 
@@ -97,6 +98,8 @@ struct Taker<'s> {
     now: Instant,
     keypair: Option<Arc<Keypair>>,
     way: Option<Way<'s>>,
+    /// The mark of the datagram.
+    ecn: Ecn,
     coalescer: &'s mut Coalescer<Vni>,
 }
 
@@ -112,10 +115,11 @@ struct Way<'s> {
 
 fn take_batch(shared: &Shared, batch: &mut Batch, coalescer: &mut Coalescer<Vni>) {
     let ports = shared.ports.load();
-    let mut taker =
-        Taker { shared, ports: &ports, now: Instant::now(), keypair: None, way: None, coalescer };
-    for (from, train, stride) in batch.trains() {
-        taker.train(from, batch.arena(), train, stride);
+    let now = Instant::now();
+    let (keypair, way, ecn) = (None, None, Ecn::NotEct);
+    let mut taker = Taker { shared, ports: &ports, now, keypair, way, ecn, coalescer };
+    for arrival in batch.arrivals() {
+        taker.train(arrival, batch.arena());
     }
     let arena = &*batch.arena();
     for frame in taker.coalescer.frames(arena) {
@@ -128,7 +132,9 @@ fn take_batch(shared: &Shared, batch: &mut Batch, coalescer: &mut Coalescer<Vni>
 
 impl Taker<'_> {
     /// Takes datagrams that the kernel glued together.
-    fn train(&mut self, from: SocketAddr, arena: &mut [u8], train: Range<usize>, stride: usize) {
+    fn train(&mut self, arrival: Arrival, arena: &mut [u8]) {
+        let Arrival { from, at: train, stride, ecn } = arrival;
+        self.ecn = ecn;
         // An empty datagram has no part, and yet it came.
         let mut begin = train.start;
         loop {
@@ -233,10 +239,13 @@ impl Taker<'_> {
             return self.other_way(vni, from, peer, arena, at);
         };
         match way.judged.inbound(&way.table, &from, frame) {
-            Verdict::Deliver => {
-                let frame = at.start + vxlan::HEADER_LEN..at.end;
-                self.coalescer.push(vni, way.accepts, arena, frame);
-            }
+            Verdict::Deliver => match ecn::arrive(frame, self.ecn) {
+                Ok(()) => {
+                    let frame = at.start + vxlan::HEADER_LEN..at.end;
+                    self.coalescer.push(vni, way.accepts, arena, frame);
+                }
+                Err(reason) => way.port.dropped(&self.shared.drops, reason, Some(from)),
+            },
             Verdict::Drop(reason) => way.port.dropped(&self.shared.drops, reason, Some(from)),
             // `inbound` sends nothing back: nothing from the mesh returns into it.
             Verdict::Forward(_) | Verdict::Flood(_) | Verdict::Hairpin => {}

@@ -73,7 +73,7 @@ mod tests {
         poll::{PollFd, PollFlags, PollTimeout, poll},
         sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg},
     };
-    use vxmesh_proto::session::wire::FLAG_CONTROL;
+    use vxmesh_proto::{datapath::ecn::Ecn, session::wire::FLAG_CONTROL};
 
     use super::*;
     use crate::datapath::udp::Batch;
@@ -105,12 +105,12 @@ mod tests {
             (init, 3),
             (vec![Kind::Data.number()], 0),
         ] {
-            sender.send(to, &datagram, None).unwrap();
+            sender.send(to, &datagram, None, Ecn::NotEct).unwrap();
             let mut fds = sockets.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN));
             assert_eq!(poll(&mut fds, PollTimeout::from(5_000u16)).unwrap(), 1, "{datagram:?}");
             let came = fds.iter().position(|fd| fd.any().unwrap()).unwrap();
             assert_eq!(came, lane, "{datagram:?}");
-            let mut batch = Batch::default();
+            let mut batch: Batch = Batch::default();
             sockets[came].recv(&mut batch).unwrap();
             assert_eq!(batch.datagrams().next().unwrap().1, datagram);
         }
@@ -123,8 +123,16 @@ mod tests {
         let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let to = receiver.local_addr().unwrap();
         setsockopt(&receiver, sockopt::IpRecvTos, &true).unwrap();
-        for (socket, expected) in [(&first, 0), (&sparse, 0x48)] {
-            socket.send(to, b"marked?", None).unwrap();
+        for (socket, ecn, expected) in [
+            (&first, Ecn::NotEct, 0),
+            (&first, Ecn::Ect0, 2),
+            (&first, Ecn::Ce, 3),
+            (&sparse, Ecn::NotEct, 0x48),
+            (&sparse, Ecn::Ect0, 0x4a),
+            (&sparse, Ecn::Ect1, 0x49),
+            (&sparse, Ecn::Ce, 0x4b),
+        ] {
+            socket.send(to, b"marked?", None, ecn).unwrap();
             let mut bytes = [0; 16];
             let mut slices = [IoSliceMut::new(&mut bytes)];
             let mut room = nix::cmsg_space!(u8);

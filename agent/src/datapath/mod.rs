@@ -11,6 +11,7 @@
 //!
 //! What they share is [`Shared`]: snapshots and atomics, no lock on the way of a frame. Decisions are `vxmesh_proto`'s.
 
+mod announce;
 pub mod backend;
 pub mod device;
 pub mod drops;
@@ -53,7 +54,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, error, info};
 use vxmesh_proto::{
     addr::{NetworkId, NodeId, Vni},
-    datapath::{Lane, vnet},
+    datapath::{Lane, announce::Announcement, ecn::Ecn, vnet},
     session::{Config, Entropy, IndexTable, NoEntropy, Peer, PeerConfig, Sessions, SetPeerError},
 };
 
@@ -112,7 +113,7 @@ impl Shared {
 
     /// Sends a sealed datagram, or counts why it did not go. True if it went.
     fn send(&self, to: SocketAddr, datagram: &[u8], peer: Option<NodeId>) -> bool {
-        let sent = self.udp.send(to, datagram, None);
+        let sent = self.udp.send(to, datagram, None, Ecn::NotEct);
         if let Err(error) = &sent {
             self.not_sent(to, error, peer, 1);
         }
@@ -334,6 +335,13 @@ impl Dataplane {
     pub fn publish(&self, table: Arc<Table>) {
         if let Some(port) = self.ports().get(&table.spec().id) {
             port.publish(table);
+        }
+    }
+
+    /// Tells the local endpoints of a network, and this node itself, which MACs these addresses have by now.
+    pub fn announce(&self, network: NetworkId, news: &[Announcement]) {
+        if let Some(port) = self.ports().get(&network) {
+            announce::announce(&self.shared.drops, port, news);
         }
     }
 

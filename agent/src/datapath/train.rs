@@ -5,8 +5,8 @@
 //! | header 16 | list of small packets: VXLAN 8, frame   | tag 16 | ...
 //! ```
 //!
-//! All have the same length but the last, which may be shorter. Each frame is cut to where it is sealed and sealed there. Small
-//! frames that follow one another share a datagram, whatever their networks and lengths. A train leaves when the next frame does
+//! All have the same length but the last, which may be shorter, and the congestion mark of what is inside ([`Ecn`]). Each frame is cut to where it is sealed and sealed there. Small
+//! frames that follow one another share a datagram, whatever their networks and lengths, if their marks are the same. A train leaves when the next frame does
 //! not fit, and whenever the worker has nothing more to read: nothing waits.
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
@@ -14,7 +14,7 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 use nix::errno::Errno;
 use vxmesh_proto::{
     addr::Vni,
-    datapath::{Lane, Segments, SuperFrame},
+    datapath::{Lane, Segments, SuperFrame, ecn::Ecn},
     session::{
         Keypair, Peer, SessionDrop,
         wire::{FLAG_AGGREGATE, FLAG_SPARSE, HEADER_LEN, SEAL_OVERHEAD, TAG_LEN},
@@ -53,6 +53,8 @@ pub(super) struct Train {
     /// Behind them one that is not sealed yet: small packets, and the key that they will be sealed with.
     open: Option<(Arc<Keypair>, List)>,
     to: Option<(Arc<Peer>, SocketAddr)>,
+    /// The mark of all of them.
+    ecn: Ecn,
     began: Instant,
     /// Where the interface cannot cut datagrams.
     plain: Vec<SocketAddr>,
@@ -71,6 +73,7 @@ impl Train {
             packets: 0,
             open: None,
             to: None,
+            ecn: Ecn::NotEct,
             began: Instant::now(),
             plain: Vec::new(),
         }
@@ -122,14 +125,15 @@ impl Train {
         if is_small && self.share(peer, vni, segments) {
             return Ok(());
         }
-        self.close(shared, is_small && self.is_to(peer));
+        let ecn = segments.ecn();
+        self.close(shared, is_small && self.is_to(peer, ecn));
         let all = |reason| (reason, count);
         let Some(keypair) = peer.sender(now) else {
             return stage(shared, peer, vni, segments);
         };
         let addr = peer.addr().ok_or_else(|| all(SessionDrop::NoSession))?;
         if is_small {
-            self.make_room(shared, (peer, addr), None, now);
+            self.make_room(shared, (peer, addr, ecn), None, now);
             self.open = Some((keypair, List::default()));
             let fits = self.share(peer, vni, segments);
             return fits.then_some(()).ok_or_else(|| all(SessionDrop::BadLength));
@@ -139,7 +143,7 @@ impl Train {
         for index in 0..count {
             let len = vxlan::HEADER_LEN + segments.frame_len(index) + SEAL_OVERHEAD;
             let lost = |reason| (reason, count - index);
-            self.make_room(shared, (peer, addr), Some(len), now);
+            self.make_room(shared, (peer, addr, ecn), Some(len), now);
             let room = self.buffer.get_mut(self.used..self.used + len);
             let room = room.ok_or_else(|| lost(SessionDrop::BadLength))?;
             let end = len - TAG_LEN;
@@ -155,7 +159,7 @@ impl Train {
 
     /// Adds a small packet to those that are not sealed yet. False if there are none for its peer, or no room.
     fn share(&mut self, peer: &Arc<Peer>, vni: Vni, segments: &Segments<'_>) -> bool {
-        let is_to = self.is_to(peer);
+        let is_to = self.is_to(peer, segments.ecn());
         let Some((_, list)) = self.open.as_mut().filter(|_| is_to) else { return false };
         let begin = self.used + HEADER_LEN;
         let room = self.buffer.get_mut(begin..begin + PAYLOAD_LEN).unwrap_or_default();
@@ -192,11 +196,11 @@ impl Train {
     fn make_room(
         &mut self,
         shared: &Shared,
-        (peer, addr): (&Arc<Peer>, SocketAddr),
+        (peer, addr, ecn): (&Arc<Peer>, SocketAddr, Ecn),
         len: Option<usize>,
         now: Instant,
     ) {
-        let same = self.to.as_ref().is_some_and(|(is, at)| Arc::ptr_eq(is, peer) && *at == addr);
+        let same = self.is_to(peer, ecn) && self.to.as_ref().is_some_and(|(_, at)| *at == addr);
         let fits = same
             && !self.ended
             && len.is_none_or(|len| len <= self.stride)
@@ -210,6 +214,7 @@ impl Train {
         self.began = now;
         if !same {
             self.to = Some((Arc::clone(peer), addr));
+            self.ecn = ecn;
         }
     }
 
@@ -242,7 +247,7 @@ impl Train {
         peer.note_sent(self.began, u64::try_from(used).unwrap_or(u64::MAX), true);
         let segment = (count > 1).then_some(self.stride);
         let socket = shared.sender(self.lane, self.socket);
-        let Err(error) = socket.send(*addr, bytes, segment) else { return };
+        let Err(error) = socket.send(*addr, bytes, segment, self.ecn) else { return };
         let refused = error.raw_os_error().map(Errno::from_raw);
         if segment.is_none() || !matches!(refused, Some(Errno::EIO | Errno::EINVAL)) {
             let lost = u64::try_from(packets).unwrap_or(u64::MAX);
@@ -252,7 +257,7 @@ impl Train {
         let addr = *addr;
         let mut carried = false;
         for datagram in bytes.chunks(self.stride) {
-            match socket.send(addr, datagram, None) {
+            match socket.send(addr, datagram, None, self.ecn) {
                 // One shorter than the others may be all that the path carries.
                 Ok(()) => carried |= datagram.len() == self.stride,
                 Err(error) => shared.not_sent(addr, &error, Some(peer.id()), 1),
@@ -275,8 +280,9 @@ impl Train {
         self.count == 0 && self.open.is_none()
     }
 
-    fn is_to(&self, peer: &Arc<Peer>) -> bool {
-        self.to.as_ref().is_some_and(|(is, _)| Arc::ptr_eq(is, peer))
+    /// Whether the datagrams are for this peer and have this mark.
+    fn is_to(&self, peer: &Arc<Peer>, ecn: Ecn) -> bool {
+        self.ecn == ecn && self.to.as_ref().is_some_and(|(is, _)| Arc::ptr_eq(is, peer))
     }
 
     fn is_plain(&self, addr: SocketAddr) -> bool {

@@ -8,7 +8,7 @@
 //! is decided by [`super::lanes`].
 
 use std::{
-    io::{self, IoSliceMut},
+    io::{self, IoSlice, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     ops::Range,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
@@ -20,9 +20,10 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{setsockopt, sockopt},
 };
-use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
+use socket2::{Domain, MsgHdr, Protocol, SockAddr, SockRef, Socket, Type};
 use tracing::debug;
+use vxmesh_proto::datapath::ecn::Ecn;
 
 /// Kernel buffers: 8 MiB hold about 50 ms of full-size datagrams at 1 Gbit/s while a worker is descheduled.
 pub(super) const SOCKET_BUFFER: usize = 8 << 20;
@@ -35,7 +36,10 @@ const SLOT_LEN: usize = 65_536;
 /// linux/udp.h: accept zero checksums over IPv6.
 const UDP_NO_CHECK6_RX: libc::c_int = 102;
 /// DSCP AF21, low-latency data, as it stands in the header.
-const LOW_LATENCY: u32 = 0x48;
+const LOW_LATENCY: u8 = 0x48;
+/// The length of a control message that holds an `int`, and the room it takes.
+const CONTROL_LEN: usize = size_of::<libc::cmsghdr>() + size_of::<libc::c_int>();
+const CONTROL_SPACE: usize = CONTROL_LEN.next_multiple_of(size_of::<usize>());
 /// How long a sender waits for room in the socket's buffer before it gives a datagram up.
 const SEND_WAIT_MS: u16 = 10;
 
@@ -90,7 +94,8 @@ impl UdpIo {
     pub fn mark_sparse(&mut self) {
         self.marked = true;
         let socket = SockRef::from(&self.socket);
-        for marked in [socket.set_tos_v4(LOW_LATENCY), socket.set_tclass_v6(LOW_LATENCY)] {
+        let class = u32::from(LOW_LATENCY);
+        for marked in [socket.set_tos_v4(class), socket.set_tclass_v6(class)] {
             if let Err(error) = marked {
                 debug!(%error, "datagrams of sparse flows are not marked");
             }
@@ -116,6 +121,19 @@ impl UdpIo {
         let socket = UdpSocket::from(socket);
         let state = UdpSocketState::new((&socket).into())?;
         Ok(Self { socket, state, dual_stack: domain == Domain::IPV6, marked: false })
+    }
+
+    /// Has the kernel give each datagram alone. What it glues together may be several datagrams (UDP_GRO), but also one of a tunnel
+    /// whose payload is a burst; then it says how the payload is to be cut, and nothing tells the two apart.
+    ///
+    /// # Errors
+    /// The kernel does not do so.
+    pub fn receive_singly(&self) -> io::Result<()> {
+        match setsockopt(&self.socket, sockopt::UdpGroSegment, &false) {
+            // A kernel that does not know the option glues nothing.
+            Ok(()) | Err(Errno::ENOPROTOOPT) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Takes datagrams over IPv6 that have no checksum, too, as a tunnel may (RFC 6935).
@@ -156,44 +174,60 @@ impl UdpIo {
         send.into_iter().chain(receive)
     }
 
-    /// Sends one datagram, or with `segment` a train of datagrams of that length (the last may be shorter).
+    /// Sends one datagram, or with `segment` a train of datagrams of that length (the last may be shorter), all with this mark.
     ///
     /// # Errors
     /// The path cannot carry the length (`EMSGSIZE`), there is no route, or the socket stays full.
-    pub fn send(&self, to: SocketAddr, contents: &[u8], segment: Option<usize>) -> io::Result<()> {
+    pub fn send(
+        &self,
+        to: SocketAddr,
+        contents: &[u8],
+        segment: Option<usize>,
+        ecn: Ecn,
+    ) -> io::Result<()> {
         let transmit = Transmit {
             destination: self.to_socket(to),
-            ecn: None,
+            ecn: EcnCodepoint::from_bits(ecn.bits()),
             contents,
             segment_size: segment,
             src_ip: None,
         };
-        match self.try_send(&transmit) {
+        match self.try_send(&transmit, ecn) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
                 poll(&mut fds, PollTimeout::from(SEND_WAIT_MS))?;
-                self.try_send(&transmit)
+                self.try_send(&transmit, ecn)
             }
             result => result,
         }
     }
 
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+    fn try_send(&self, transmit: &Transmit<'_>, ecn: Ecn) -> io::Result<()> {
         // `quinn_udp` says the mark of each datagram anew, and knows only that of ECN.
-        if self.marked && transmit.segment_size.is_none() {
-            return self.socket.send_to(transmit.contents, transmit.destination).map(drop);
+        match (self.marked && transmit.segment_size.is_none(), ecn) {
+            (false, _) => self.state.try_send((&self.socket).into(), transmit),
+            (true, Ecn::NotEct) => {
+                self.socket.send_to(transmit.contents, transmit.destination).map(drop)
+            }
+            (true, ecn) => {
+                let control = control(transmit.destination.ip(), LOW_LATENCY | ecn.bits());
+                let (to, parts) =
+                    (SockAddr::from(transmit.destination), [IoSlice::new(transmit.contents)]);
+                let message =
+                    MsgHdr::new().with_addr(&to).with_buffers(&parts).with_control(&control);
+                SockRef::from(&self.socket).sendmsg(&message, 0).map(drop)
+            }
         }
-        self.state.try_send((&self.socket).into(), transmit)
     }
 
     /// Takes what is there without waiting.
     ///
     /// # Errors
     /// `WouldBlock` when there is nothing.
-    pub fn recv(&self, batch: &mut Batch) -> io::Result<()> {
+    pub fn recv<const N: usize>(&self, batch: &mut Batch<N>) -> io::Result<()> {
         batch.filled = 0;
         let mut slices = batch.buffers.chunks_mut(SLOT_LEN).map(IoSliceMut::new);
-        let mut slots: [IoSliceMut<'_>; SLOTS] =
+        let mut slots: [IoSliceMut<'_>; N] =
             std::array::from_fn(|_| slices.next().unwrap_or_else(|| IoSliceMut::new(&mut [])));
         batch.filled = self.state.recv((&self.socket).into(), &mut slots, &mut batch.metas)?;
         Ok(())
@@ -213,21 +247,51 @@ impl AsFd for UdpIo {
     }
 }
 
+/// The control message (cmsg(3)) that has a datagram leave with this TOS or traffic class.
+fn control(to: IpAddr, class: u8) -> [u8; CONTROL_SPACE] {
+    let over_v4 = matches!(to.to_canonical(), IpAddr::V4(_));
+    let (level, kind) = if over_v4 {
+        (libc::IPPROTO_IP, libc::IP_TOS)
+    } else {
+        (libc::IPPROTO_IPV6, libc::IPV6_TCLASS)
+    };
+    let numbers = [level, kind, libc::c_int::from(class)].map(libc::c_int::to_ne_bytes);
+    let fields = CONTROL_LEN.to_ne_bytes().into_iter().chain(numbers.into_iter().flatten());
+    let mut message = [0; CONTROL_SPACE];
+    for (to, byte) in message.iter_mut().zip(fields) {
+        *to = byte;
+    }
+    message
+}
+
 /// Buffers for one call of [`UdpIo::recv`].
 #[derive(Debug)]
-pub struct Batch {
+pub struct Batch<const N: usize = SLOTS> {
     buffers: Vec<u8>,
-    metas: [RecvMeta; SLOTS],
+    metas: [RecvMeta; N],
     filled: usize,
 }
 
-impl Default for Batch {
+/// What the kernel gave as one: a datagram, or several that it glued together.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// Who sent it.
+    pub from: SocketAddr,
+    /// Where in the arena.
+    pub at: Range<usize>,
+    /// How long each datagram is but the last.
+    pub stride: usize,
+    /// The mark of all of them.
+    pub ecn: Ecn,
+}
+
+impl<const N: usize> Default for Batch<N> {
     fn default() -> Self {
-        Self { buffers: vec![0; SLOTS * SLOT_LEN], metas: [RecvMeta::default(); SLOTS], filled: 0 }
+        Self { buffers: vec![0; N * SLOT_LEN], metas: [RecvMeta::default(); N], filled: 0 }
     }
 }
 
-impl Batch {
+impl<const N: usize> Batch<N> {
     /// Whether it is more than a few questions and answers.
     pub fn is_bulk(&self) -> bool {
         let trains = self.metas.iter().take(self.filled);
@@ -239,12 +303,17 @@ impl Batch {
         &mut self.buffers
     }
 
-    /// What the kernel put into each slot: the sender, where in the arena, and how long each datagram is but the last.
-    pub fn trains(&self) -> impl Iterator<Item = (SocketAddr, Range<usize>, usize)> + use<> {
+    /// What the kernel put into each slot.
+    pub fn arrivals(&self) -> impl Iterator<Item = Arrival> + use<N> {
         let (metas, filled) = (self.metas, self.filled);
         metas.into_iter().take(filled).enumerate().map(|(slot, meta)| {
             let begin = slot * SLOT_LEN;
-            (canonical(meta.addr), begin..begin + meta.len.min(SLOT_LEN), meta.stride.max(1))
+            Arrival {
+                from: canonical(meta.addr),
+                at: begin..begin + meta.len.min(SLOT_LEN),
+                stride: meta.stride.max(1),
+                ecn: Ecn::from_bits(meta.ecn.map_or(0, |ecn| ecn as u8)),
+            }
         })
     }
 
@@ -279,7 +348,7 @@ mod tests {
     use super::*;
 
     fn recv_one(socket: &UdpIo) -> (SocketAddr, Vec<u8>) {
-        let mut batch = Batch::default();
+        let mut batch: Batch = Batch::default();
         let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
         assert_eq!(poll(&mut fds, PollTimeout::from(5_000u16)).unwrap(), 1, "nothing came");
         socket.recv(&mut batch).unwrap();
@@ -292,7 +361,7 @@ mod tests {
         let (a, b) = (UdpIo::bind(0).unwrap(), UdpIo::bind(0).unwrap());
         let (port_a, port_b) = (a.local_addr().unwrap().port(), b.local_addr().unwrap().port());
         for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
-            a.send((ip, port_b).into(), b"over", None).unwrap();
+            a.send((ip, port_b).into(), b"over", None, Ecn::NotEct).unwrap();
             let (from, bytes) = recv_one(&b);
             assert_eq!(bytes, b"over");
             assert_eq!(from, SocketAddr::from((ip, port_a)));
@@ -303,7 +372,7 @@ mod tests {
     fn an_empty_datagram_arrives() {
         let (a, b) = (UdpIo::bind(0).unwrap(), UdpIo::bind(0).unwrap());
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, b.local_addr().unwrap().port()));
-        a.send(to, &[], None).unwrap();
+        a.send(to, &[], None, Ecn::NotEct).unwrap();
         assert_eq!(recv_one(&b).1, b"");
     }
 
@@ -312,10 +381,10 @@ mod tests {
         let (a, b) = (UdpIo::bind(0).unwrap(), UdpIo::bind(0).unwrap());
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, b.local_addr().unwrap().port()));
         let sent: Vec<u8> = (0..250u8).collect();
-        a.send(to, &sent, Some(100)).unwrap();
+        a.send(to, &sent, Some(100), Ecn::NotEct).unwrap();
 
         let mut got: Vec<Vec<u8>> = Vec::new();
-        let mut batch = Batch::default();
+        let mut batch: Batch = Batch::default();
         while got.len() < 3 {
             let mut fds = [PollFd::new(b.as_fd(), PollFlags::POLLIN)];
             assert_eq!(
@@ -348,9 +417,9 @@ mod tests {
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, to.port()));
         let peers: Vec<UdpIo> = (0..32).map(|_| UdpIo::bind(0).unwrap()).collect();
         for number in 0..8u8 {
-            peers.iter().for_each(|peer| peer.send(to, &[number], None).unwrap());
+            peers.iter().for_each(|peer| peer.send(to, &[number], None, Ecn::NotEct).unwrap());
         }
-        let (mut batch, mut used, mut seen) = (Batch::default(), 0, HashSet::new());
+        let (mut batch, mut used, mut seen) = (Batch::<SLOTS>::default(), 0, HashSet::new());
         for socket in &all {
             let mut came: HashMap<SocketAddr, Vec<u8>> = HashMap::new();
             while socket.recv(&mut batch).is_ok() {

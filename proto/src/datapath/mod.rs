@@ -7,8 +7,10 @@
 //! What a device takes for one frame may be many packets of the mesh: [`SuperFrame`] is judged whole, [`Segments`] cuts
 //! it, and [`coalesce`] puts packets together again. Sealing and file descriptors are not here.
 
+pub mod announce;
 mod claims;
 pub mod coalesce;
+pub mod ecn;
 pub mod fair;
 mod inbound;
 mod isolation;

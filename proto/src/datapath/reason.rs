@@ -112,6 +112,8 @@ drop_reasons! {
     VtepUnreachable = "vtep_unreachable", lost;
     /// Of a plain network, while the host's plain port is not open.
     PlainClosed = "plain_closed", lost;
+    /// A router marked it as congested, and its transport does not know of marks: who marked it would have dropped it (RFC 6040).
+    CongestedNotEct = "congested_not_ect", lost;
     /// To a MAC that no endpoint of this host has.
     NotLocal = "not_local", lost;
 }

@@ -9,7 +9,7 @@
 //! UDP  : length, checksum
 //! ```
 
-use super::{DropReason, Gso, GsoKind, SuperFrame, vnet};
+use super::{DropReason, Gso, GsoKind, SuperFrame, ecn::Ecn, vnet};
 use crate::wire::{array, be16, checksum::Sum, ethernet, ipv6};
 
 /// Packets of one frame: more than TCP makes of 64 KB with the smallest segments that can be asked for (`TCP_MIN_MSS`, 88).
@@ -66,6 +66,12 @@ impl<'a> Segments<'a> {
     #[must_use]
     pub const fn count(&self) -> usize {
         self.count
+    }
+
+    /// The congestion mark, which all of them have.
+    #[must_use]
+    pub fn ecn(&self) -> Ecn {
+        Ecn::of(self.frame)
     }
 
     /// Bytes of the packet at `index`, Ethernet header included.

@@ -2,6 +2,7 @@
 //!
 //! The interfaces of the sandboxes believe no checksum that they did not compute, so that a wrong one is counted.
 
+mod marks;
 mod refused;
 mod small;
 mod underlays;

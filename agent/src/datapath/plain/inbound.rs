@@ -1,4 +1,6 @@
 //! The worker that takes plain frames in: UDP -> `plain_inbound` -> coalesce -> TAP.
+//!
+//! One datagram is one VXLAN packet, whatever the kernel says of how it may be cut: see [`super::socket`].
 
 use std::{
     collections::HashMap,
@@ -20,16 +22,25 @@ use vxmesh_proto::{
     datapath::{
         DropReason, Segments, SuperFrame, Verdict,
         coalesce::Coalescer,
+        ecn::{self, Ecn},
         plain::{finish_received, plain_inbound, undone},
     },
     wire::vxlan,
 };
 
 use super::{Shared, socket::Sockets};
-use crate::datapath::{deliver, drops::DropKey, inbound::write, port::PlainPort, udp::Batch};
+use crate::datapath::{
+    deliver,
+    drops::DropKey,
+    inbound::write,
+    port::PlainPort,
+    udp::{Arrival, Batch},
+};
 
 /// Batches taken before the worker looks whether it should stop.
 const BUDGET: usize = 16;
+/// Datagrams taken with one call, as many as `quinn_udp` takes: each comes alone.
+pub(super) const SLOTS: usize = 32;
 /// How often what was learned is looked through for what is too old.
 const EXPIRE_EVERY: Duration = Duration::from_secs(10);
 /// The same for the kernel, which counts in milliseconds.
@@ -37,7 +48,7 @@ const WAIT_MS: u16 = 10_000;
 
 /// Runs until it is told to stop.
 pub(super) fn run(shared: &Shared, sockets: &Sockets, stop: &EventFd) -> io::Result<()> {
-    let mut batch = Batch::default();
+    let mut batch = Batch::<SLOTS>::default();
     let mut coalescer = Coalescer::default();
     let mut expired = Instant::now();
     while wait(sockets, stop)? {
@@ -80,20 +91,11 @@ struct Taker<'s> {
     coalescer: &'s mut Coalescer<Vni>,
 }
 
-fn take_batch(shared: &Shared, batch: &mut Batch, coalescer: &mut Coalescer<Vni>) {
+fn take_batch(shared: &Shared, batch: &mut Batch<SLOTS>, coalescer: &mut Coalescer<Vni>) {
     let ports = shared.ports.load();
     let mut taker = Taker { shared, ports: &ports, now: Instant::now(), coalescer };
-    for (from, train, stride) in batch.trains() {
-        // An empty datagram has no part, and yet it came.
-        let mut begin = train.start;
-        loop {
-            let end = (begin + stride).min(train.end);
-            taker.datagram(from.ip(), batch.arena(), begin..end);
-            begin = end;
-            if begin >= train.end {
-                break;
-            }
-        }
+    for Arrival { from, at, ecn, .. } in batch.arrivals() {
+        taker.datagram(from.ip(), ecn, batch.arena(), at);
     }
     let arena = &*batch.arena();
     for frame in taker.coalescer.frames(arena) {
@@ -105,7 +107,7 @@ fn take_batch(shared: &Shared, batch: &mut Batch, coalescer: &mut Coalescer<Vni>
 }
 
 impl Taker<'_> {
-    fn datagram(&mut self, from: IpAddr, arena: &mut [u8], at: Range<usize>) {
+    fn datagram(&mut self, from: IpAddr, outer: Ecn, arena: &mut [u8], at: Range<usize>) {
         let drops = &self.shared.drops;
         let Ok((vni, frame)) = vxlan::decap(arena.get_mut(at.clone()).unwrap_or_default()) else {
             return drops.unknown(DropReason::MalformedVxlan.as_str());
@@ -116,7 +118,13 @@ impl Taker<'_> {
         let table = port.table();
         let offload = undone(frame, table.spec().mtu);
         let mut frame = SuperFrame { bytes: frame, gso: offload.gso, checksum: offload.checksum };
-        match plain_inbound(&table, from, &frame, self.now) {
+        let mut verdict = plain_inbound(&table, from, &frame, self.now);
+        if matches!(verdict, Verdict::Deliver)
+            && let Err(reason) = ecn::arrive(frame.bytes, outer)
+        {
+            verdict = Verdict::Drop(reason);
+        }
+        match verdict {
             Verdict::Deliver if frame.gso.is_some() => self.cut(port, &frame),
             Verdict::Deliver => {
                 finish_received(&mut frame);

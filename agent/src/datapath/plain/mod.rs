@@ -28,13 +28,14 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tracing::{error, info, warn};
 use vxmesh_proto::{
     addr::{NetworkId, Vni},
-    datapath::plain::PlainTable,
+    datapath::{announce::Announcement, plain::PlainTable},
     limits::PLAIN_PORT,
 };
 
 use self::socket::Sockets;
 use super::{
-    device::Device, drops::Drops, join, offloads::Offloads, outbound::tap_failed, port::PlainPort,
+    announce::announce, device::Device, drops::Drops, join, offloads::Offloads,
+    outbound::tap_failed, port::PlainPort,
 };
 
 /// What the threads of plain networks see.
@@ -120,6 +121,13 @@ impl Plain {
     pub fn publish(&self, table: Arc<PlainTable>) {
         if let Some(worker) = self.lock().workers.get(&table.spec().id) {
             worker.port.publish(table);
+        }
+    }
+
+    /// Tells the local endpoints of a network, and this node itself, which MACs these addresses have by now.
+    pub fn announce(&self, network: NetworkId, news: &[Announcement]) {
+        if let Some(worker) = self.lock().workers.get(&network) {
+            announce(&self.shared.drops, &worker.port, news);
         }
     }
 

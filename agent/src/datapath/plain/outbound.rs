@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use vxmesh_proto::{
     datapath::{
         DropReason, Scratch, Segments, SuperFrame,
+        ecn::Ecn,
         plain::{PlainVerdict, flow_hash, plain_outbound},
         vnet::Offload,
     },
@@ -114,6 +115,7 @@ struct Leaving<'a> {
     port: &'a PlainPort,
     sockets: &'a Sockets,
     flow: u64,
+    ecn: Ecn,
     /// Length of the first datagram.
     stride: usize,
 }
@@ -137,7 +139,7 @@ impl Train {
         };
         let flow = flow_hash(shared.seed, frame.bytes);
         let stride = vxlan::HEADER_LEN + segments.frame_len(0);
-        let leaving = Leaving { shared, port, sockets, flow, stride };
+        let leaving = Leaving { shared, port, sockets, flow, ecn: segments.ecn(), stride };
         let (mut used, mut count) = (0, 0);
         for index in 0..segments.count() {
             let len = vxlan::HEADER_LEN + segments.frame_len(index);
@@ -169,7 +171,7 @@ impl Train {
                 leaving.send_singly(vtep, datagrams);
                 continue;
             }
-            let Err(error) = leaving.sockets.send(leaving.flow, vtep, datagrams, segment) else {
+            let Err(error) = leaving.send(vtep, datagrams, segment) else {
                 continue;
             };
             let refused = error.raw_os_error().map(Errno::from_raw);
@@ -189,11 +191,15 @@ impl Train {
 }
 
 impl Leaving<'_> {
+    fn send(&self, vtep: IpAddr, datagrams: &[u8], segment: Option<usize>) -> io::Result<()> {
+        self.sockets.send(self.flow, vtep, datagrams, segment, self.ecn)
+    }
+
     /// True if one of them went.
     fn send_singly(&self, vtep: IpAddr, datagrams: &[u8]) -> bool {
         let mut carried = false;
         for datagram in datagrams.chunks(self.stride) {
-            match self.sockets.send(self.flow, vtep, datagram, None) {
+            match self.send(vtep, datagram, None) {
                 Ok(()) => carried = true,
                 Err(error) => self.lost(vtep, &error, 1),
             }

@@ -2,6 +2,10 @@
 //!
 //! RFC 7348 section 5 asks for a source port out of 49152..=65535 that is a hash of the inner packet, so that routers spread
 //! flows over paths. A socket has one port, so there are [`FLOWS`] of them. Nothing is read there.
+//!
+//! The plain port is without UDP_GRO. A burst of a program behind a kernel's VTEP on the same machine reaches it uncut, as one VXLAN
+//! packet with a super-frame inside, and there the kernel reports the length of the *inner* datagrams. Cut by that, the payload would
+//! be read as VXLAN packets: any program could put frames into any plain network. Without UDP_GRO the kernel cuts it itself.
 
 use std::{
     io,
@@ -10,7 +14,7 @@ use std::{
 };
 
 use rand::RngExt;
-use vxmesh_proto::limits::PLAIN_PORT;
+use vxmesh_proto::{datapath::ecn::Ecn, limits::PLAIN_PORT};
 
 use crate::datapath::udp::{Batch, UdpIo};
 
@@ -32,26 +36,29 @@ impl Sockets {
     pub(super) fn open() -> io::Result<Self> {
         let listener = UdpIo::bind(PLAIN_PORT)?;
         listener.accept_no_checksum()?;
+        listener.receive_singly()?;
         let senders = (0..FLOWS).map(|_| free_port()).collect::<io::Result<_>>()?;
         Ok(Self { listener, senders })
     }
 
-    pub(super) fn recv(&self, batch: &mut Batch) -> io::Result<()> {
+    pub(super) fn recv<const N: usize>(&self, batch: &mut Batch<N>) -> io::Result<()> {
         self.listener.recv(batch)
     }
 
-    /// Sends one datagram of a flow, or with `segment` a train of datagrams of that length (the last may be shorter).
+    /// Sends one datagram of a flow, or with `segment` a train of datagrams of that length (the last may be shorter), all with this
+    /// mark.
     pub(super) fn send(
         &self,
         flow: u64,
         to: IpAddr,
         datagrams: &[u8],
         segment: Option<usize>,
+        ecn: Ecn,
     ) -> io::Result<()> {
         let count = u64::try_from(self.senders.len()).unwrap_or(u64::MAX).max(1);
         let at = usize::try_from(flow % count).unwrap_or_default();
         let sender = self.senders.get(at).ok_or(io::ErrorKind::NotConnected)?;
-        sender.send(SocketAddr::new(to, PLAIN_PORT), datagrams, segment)
+        sender.send(SocketAddr::new(to, PLAIN_PORT), datagrams, segment, ecn)
     }
 }
 
