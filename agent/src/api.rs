@@ -250,8 +250,14 @@ pub struct DropRow {
     pub network: Option<NetworkId>,
     /// The peer, where one was authenticated.
     pub peer: Option<NodeId>,
+    /// The endpoint of this host that sent them or was to get them, where that is to blame.
+    #[serde(default)]
+    pub endpoint: Option<EndpointId>,
     /// How many.
     pub count: u64,
+    /// Whether a healthy network shows this too, and nobody misses them.
+    #[serde(default)]
+    pub normal: bool,
 }
 
 /// How one thing is.

@@ -19,3 +19,4 @@ pub mod topology;
 pub mod traffic;
 pub mod untrusted;
 pub mod upstream;
+pub mod xdp;

@@ -152,14 +152,17 @@ impl Row for Diagnosis {
 }
 
 impl Row for DropRow {
-    const HEAD: &'static [&'static str] = &["REASON", "NETWORK", "PEER", "COUNT"];
+    const HEAD: &'static [&'static str] =
+        &["REASON", "NETWORK", "ENDPOINT", "PEER", "COUNT", "NORMAL"];
 
     fn cells(&self, words: &Words) -> Vec<String> {
         vec![
             self.reason.clone(),
             or_dash(self.network.map(|id| words.network(&id)).as_ref()),
+            or_dash(self.endpoint.map(|id| words.endpoint(&id)).as_ref()),
             or_dash(self.peer.map(|id| words.node(&id)).as_ref()),
             self.count.to_string(),
+            if self.normal { "yes" } else { "no" }.to_owned(),
         ]
     }
 }

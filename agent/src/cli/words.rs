@@ -2,19 +2,20 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use vxmesh_proto::addr::{Name, NetworkId, NodeId};
+use vxmesh_proto::addr::{EndpointId, Name, NetworkId, NodeId};
 
 use super::{client::Client, output::Output};
-use crate::api::{Network, Node};
+use crate::api::{Endpoint, Network, Node};
 
 /// Characters of a shortened id.
 const SHORT: usize = 12;
 
-/// Names of nodes and networks.
+/// Names of nodes, networks and endpoints.
 #[derive(Debug, Default)]
 pub(super) struct Words {
     nodes: BTreeMap<NodeId, Name>,
     networks: BTreeMap<NetworkId, Name>,
+    endpoints: BTreeMap<EndpointId, Name>,
 }
 
 impl Words {
@@ -25,7 +26,9 @@ impl Words {
         }
         let nodes: Vec<Node> = client.get("/v1/nodes").await.unwrap_or_default();
         let networks: Vec<Network> = client.get("/v1/networks").await.unwrap_or_default();
+        let endpoints: Vec<Endpoint> = client.get("/v1/endpoints").await.unwrap_or_default();
         Self {
+            endpoints: endpoints.into_iter().map(|it| (it.id, it.name)).collect(),
             nodes: nodes.into_iter().map(|node| (node.id, node.name)).collect(),
             networks: networks.into_iter().map(|network| (network.id, network.name)).collect(),
         }
@@ -37,6 +40,10 @@ impl Words {
 
     pub(super) fn network(&self, id: &NetworkId) -> String {
         self.networks.get(id).map_or_else(|| id.short(), Name::to_string)
+    }
+
+    pub(super) fn endpoint(&self, id: &EndpointId) -> String {
+        self.endpoints.get(id).map_or_else(|| id.short(), Name::to_string)
     }
 }
 

@@ -469,7 +469,7 @@ impl Backend for Agent {
     }
 
     async fn drops(&self) -> Result<Vec<DropRow>, ApiError> {
-        Ok(self.mesh().await?.drop_rows())
+        Ok(self.mesh().await?.drop_rows().await)
     }
 
     async fn locate(&self, address: Address) -> Result<Vec<Location>, ApiError> {

@@ -418,6 +418,7 @@ impl Mesh {
     /// Takes nothing more from an endpoint that goes: what it sends once no table has it would be counted as a forgery.
     pub(super) async fn silence(&self, hosted: &Hosted, endpoint: &Stored) {
         let Some(overlay) = hosted.overlays.get(&endpoint.network) else { return };
+        self.count_losses(Some(endpoint.network)).await;
         if let Err(error) = overlay.silence(endpoint.id).await {
             debug!(endpoint = %endpoint.name, %error, "its cable is not silenced");
         }

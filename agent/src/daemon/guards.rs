@@ -117,7 +117,7 @@ impl Mesh {
             for (name, count) in dropped {
                 if let Some(reason) = DropReason::ALL.iter().find(|reason| reason.as_str() == name)
                 {
-                    let key = DropKey { reason: reason.as_str(), network: Some(*id), peer: None };
+                    let key = DropKey::of(reason.as_str()).in_network(*id);
                     self.plane.drops().add(key, count);
                 }
             }

@@ -52,7 +52,7 @@ use crate::{
     datapath::{Dataplane, backend::Grants},
     firewall::guarded::GuardedPorts,
     identity::{self, Credentials},
-    netlink,
+    netlink::{self, losses::Losses},
     objects::{Objects, PublishError, unix_ms},
     reconcile::{addresses::Addresses, admit::Claims},
     store::{Store, Table},
@@ -109,6 +109,8 @@ pub(super) struct Mesh {
     pub(super) locals: Mutex<BTreeMap<NetworkId, Local>>,
     /// The ports of networks that are here. Changed under [`Self::host`].
     pub(super) guards: Mutex<BTreeMap<NetworkId, GuardedPorts>>,
+    /// What the kernel lost in the networks that are here.
+    pub(super) losses: tokio::sync::Mutex<BTreeMap<NetworkId, Losses>>,
     /// Serialises what changes the host: plugging in and out, sandboxes, leave. Free while an endpoint waits for other nodes.
     pub(super) host: tokio::sync::Mutex<Hosted>,
     /// How often a reconciliation was asked for.
@@ -242,6 +244,7 @@ impl Mesh {
             addrs: Mutex::default(),
             locals: Mutex::default(),
             guards: Mutex::default(),
+            losses: tokio::sync::Mutex::default(),
             host: tokio::sync::Mutex::default(),
             reconciliations: AtomicU64::new(0),
             reconciling: tokio::sync::Mutex::default(),

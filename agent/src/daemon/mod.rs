@@ -15,6 +15,7 @@ mod guards;
 mod hosting;
 mod ipam;
 mod local;
+mod losses;
 mod macvlan;
 mod mend;
 mod mesh;

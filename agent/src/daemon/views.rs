@@ -11,6 +11,7 @@ use vxmesh_gossip::directory::Entry;
 use vxmesh_proto::{
     addr::{EndpointId, Name, NetworkId, NodeId},
     control::{Request, Response},
+    datapath::DropReason,
     object::{Content, ObjectSet},
     record::{Claim, EndpointClaim, Key},
 };
@@ -20,6 +21,11 @@ use crate::{
     admin::resolve,
     api::{self, Address, ApiError, DropRow, ErrorCode, Location, MapDiffRow, MapRow, Node},
 };
+
+/// Whether a healthy network drops for this reason, too.
+fn is_normal(reason: &str) -> bool {
+    DropReason::ALL.iter().any(|known| known.as_str() == reason && known.is_benign())
+}
 
 impl Mesh {
     /// Nodes that are up, this one included.
@@ -213,18 +219,34 @@ impl Mesh {
         Ok(differences(self.map_rows(), there))
     }
 
-    /// `drops`
-    pub(super) fn drop_rows(&self) -> Vec<DropRow> {
-        self.count_refused();
+    /// `drops`: all that this host lost, the agent's share and the kernel's.
+    pub(super) async fn drop_rows(&self) -> Vec<DropRow> {
+        self.count_drops().await;
         let questions = self.name_servers.names.drops().rows();
         let rows = self.plane.drops().rows().into_iter().chain(questions);
         rows.map(|(key, count)| DropRow {
             reason: key.reason.to_owned(),
             network: key.network,
             peer: key.peer,
+            endpoint: key.endpoint,
             count,
+            normal: is_normal(key.reason),
         })
         .collect()
+    }
+
+    /// Brings the counters up to date: with what the kernel counts, and without networks and endpoints that are gone.
+    pub(super) async fn count_drops(&self) {
+        self.count_refused();
+        self.count_losses(None).await;
+        let networks: BTreeSet<NetworkId> =
+            self.network_list().iter().map(|network| network.id).collect();
+        let Ok(endpoints) = self.stored_endpoints() else { return };
+        let endpoints: BTreeSet<EndpointId> =
+            endpoints.iter().map(|endpoint| endpoint.id).collect();
+        for drops in [self.plane.drops(), self.name_servers.names.drops()] {
+            drops.forget_gone(|id| networks.contains(&id), |id| endpoints.contains(&id));
+        }
     }
 
     /// `status`, as far as the mesh knows it.

@@ -160,8 +160,7 @@ impl Taker<'_> {
             Kind::Data => {
                 let keypair = self.keypair(DataHeader::parse(datagram)?.receiver)?;
                 if let Err(reason) = self.open(&keypair, from, arena, at) {
-                    let peer = Some(keypair.peer().id());
-                    let key = DropKey { reason: reason.as_str(), network: None, peer };
+                    let key = DropKey::of(reason.as_str()).with_peer(keypair.peer().id());
                     self.shared.drops.add(key, 1);
                 }
             }
@@ -271,7 +270,7 @@ impl Taker<'_> {
     }
 
     fn lost(&self, from: NodeId, reason: DropReason) {
-        let key = DropKey { reason: reason.as_str(), network: None, peer: Some(from) };
+        let key = DropKey::of(reason.as_str()).with_peer(from);
         self.shared.drops.add(key, 1);
     }
 }

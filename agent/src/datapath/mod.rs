@@ -123,7 +123,7 @@ impl Shared {
     /// Counts packets that did not go.
     fn not_sent(&self, to: SocketAddr, error: &io::Error, peer: Option<NodeId>, count: u64) {
         debug!(%to, %error, "datagram not sent");
-        self.drops.add(DropKey { reason: refused_because(error), network: None, peer }, count);
+        self.drops.add(DropKey::of(refused_because(error)).with_peer(peer), count);
     }
 
     /// Writes a frame to a network's TAP, or counts why it was not taken. True if it was.
@@ -147,7 +147,7 @@ fn deliver<T>(drops: &Drops, port: &Port<T>, frame: &[u8]) -> bool {
     let taken = port.device().send(&vnet::PLAIN, &[IoSlice::new(frame)]);
     if let Err(error) = &taken {
         debug!(network = %port.id(), %error, "frame not delivered");
-        drops.add(DropKey { reason: "tap_error", network: Some(port.id()), peer: None }, 1);
+        drops.add(DropKey::of("tap_error").in_network(port.id()), 1);
     }
     taken.is_ok()
 }

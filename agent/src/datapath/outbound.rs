@@ -327,9 +327,10 @@ impl Seat {
         self.large += usize::from(kept.len() > SMALL);
         self.held.push(flow, Self::cost(received), (kept, received));
         if (self.held.count() > HELD || spare.lent.1 > PLACES.1)
-            && let Some((lost, _)) = self.held.shed()
+            && let Some((lost, Received { len, .. })) = self.held.shed()
         {
-            self.port.dropped(&shared.drops, DropReason::QueueFull, None);
+            let sender = self.port.table().sender_of(lost.get(..len).unwrap_or_default());
+            self.port.dropped_of(&shared.drops, DropReason::QueueFull, sender);
             self.free(spare, lost);
             return 1;
         }
@@ -414,7 +415,7 @@ impl Way {
             // `outbound` delivers nothing: what is local stays on the bridge.
             Verdict::Deliver => {}
             Verdict::Drop(reason) => {
-                port.dropped(&shared.drops, reason, None);
+                port.dropped_of(&shared.drops, reason, table.sender_of(frame.bytes));
                 if !self.scratch.reply().is_empty() {
                     let _taken = shared.deliver(port, self.scratch.reply());
                 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use vxmesh_proto::{
-    addr::{NetworkId, NodeId, Vni},
+    addr::{EndpointId, NetworkId, NodeId, Vni},
     datapath::{DropReason, plain::PlainTable},
     session::Peer,
     tables::NetworkTable,
@@ -74,7 +74,20 @@ impl<T> Port<T> {
         self.device.as_ref()
     }
 
+    /// Counts a frame of which no endpoint of this host is known.
     pub(super) fn dropped(&self, drops: &Drops, reason: DropReason, peer: Option<NodeId>) {
-        drops.add(DropKey { reason: reason.as_str(), network: Some(self.id), peer }, 1);
+        let key = DropKey::of(reason.as_str()).in_network(self.id);
+        drops.add(key.with_peer(peer), 1);
+    }
+
+    /// Counts a frame that an endpoint of this host sent, if it is known.
+    pub(super) fn dropped_of(
+        &self,
+        drops: &Drops,
+        reason: DropReason,
+        endpoint: Option<EndpointId>,
+    ) {
+        let key = DropKey::of(reason.as_str()).in_network(self.id);
+        drops.add(key.with_endpoint(endpoint), 1);
     }
 }

@@ -88,7 +88,7 @@ fn report(event: SessionEvent, shared: &Shared) {
         SessionEvent::Unreachable { peer } => warn!(%peer, "peer does not answer handshakes"),
         SessionEvent::Failed { peer, reason } => warn!(%peer, %reason, "handshake cannot begin"),
         SessionEvent::Dropped { peer, reason, count } => {
-            let key = DropKey { reason: reason.as_str(), network: None, peer: Some(peer) };
+            let key = DropKey::of(reason.as_str()).with_peer(peer);
             shared.drops.add(key, u64::try_from(count).unwrap_or(u64::MAX));
         }
     }

@@ -298,7 +298,7 @@ const fn flags(lane: Lane) -> u16 {
 }
 
 fn not_sealed(shared: &Shared, peer: &Peer, reason: SessionDrop, packets: usize) {
-    let key = DropKey { reason: reason.as_str(), network: None, peer: Some(peer.id()) };
+    let key = DropKey::of(reason.as_str()).with_peer(peer.id());
     shared.drops.add(key, u64::try_from(packets).unwrap_or(u64::MAX));
 }
 

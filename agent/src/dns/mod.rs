@@ -206,7 +206,7 @@ impl Desk {
         let count = u64::try_from(count).unwrap_or(u64::MAX);
         if count > 0 {
             let network = self.scope.load().networks.first().copied();
-            self.names.drops.add(DropKey { reason, network, peer: None }, count);
+            self.names.drops.add(DropKey::of(reason).in_network(network), count);
         }
     }
 }

@@ -86,6 +86,8 @@ pub struct Link {
     pub alias: Option<String>,
     /// Of a bridge's port, whether it learns addresses, and whether it takes unicast frames for unknown ones.
     pub port: Option<(bool, bool)>,
+    /// Frames that it did not take in, and that it did not give away, as far as the kernel counts them.
+    pub dropped: (u64, u64),
 }
 
 /// The interfaces of one network namespace.
@@ -389,6 +391,7 @@ pub(super) fn parse(message: &LinkMessage) -> Link {
         up: message.header.flags.contains(LinkFlags::Up),
         alias: None,
         port: None,
+        dropped: (0, 0),
     };
     for attribute in &message.attributes {
         match attribute {
@@ -399,6 +402,7 @@ pub(super) fn parse(message: &LinkMessage) -> Link {
                 link.port = info.iter().find_map(port_of);
             }
             LinkAttribute::Link(index) => link.peer = Some(*index),
+            LinkAttribute::Stats64(stats) => link.dropped = (stats.rx_dropped, stats.tx_dropped),
             LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok().map(MacAddr),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),

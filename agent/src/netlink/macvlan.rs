@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{
+    announce::announce,
     link::{Link, LinkError, Links},
     netns::Netns,
     overlay::{IFNAMES, OverlayError, Plug, is_ifname},
@@ -257,7 +258,10 @@ impl Parent {
         }
         let ifname = make((&parent, mode, mtu), plug, (&sandbox, &inside)).await?;
         match configure(&ifname, gateways, plug, (&sandbox, &inside)).await {
-            Ok(()) => Ok(ifname),
+            Ok(()) => {
+                announce(sandbox, &ifname, plug);
+                Ok(ifname)
+            }
             Err(error) => {
                 // The first error is the one to tell.
                 if let Err(undo) = inside.delete(&ifname).await {

@@ -4,8 +4,10 @@
 //! [`macvlan`] interfaces that share a link of the host, [`watch`] what the kernel tells of changes, [`whole`] what of a network's
 //! side is not as it should be.
 
+mod announce;
 pub mod hosts;
 pub mod link;
+pub mod losses;
 pub mod macvlan;
 pub mod netns;
 pub mod overlay;

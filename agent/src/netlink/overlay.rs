@@ -23,6 +23,7 @@ use tracing::debug;
 use vxmesh_proto::addr::{EndpointId, MacAddr, NetworkId};
 
 use super::{
+    announce::announce,
     link::{Link, LinkError, Links},
     netns::{Netns, NetnsError},
 };
@@ -36,9 +37,13 @@ pub(super) const TAP: &str = "tap0";
 pub const NODE: &str = "node0";
 /// Its other end, a port of the bridge.
 pub(super) const NODE_PORT: &str = "nodep";
-/// MTU of ports that lead to sandboxes, the largest of a veth: what a sandbox sends though it is too large for the network comes
-/// in, and is answered by the gateway or by the agent. The kernel would drop it without a word.
-pub(super) const PORT_MTU: u16 = u16::MAX;
+/// MTU of ports that lead to sandboxes. It is larger than the network's: what a sandbox sends though it is too large for the network
+/// comes in, and is answered by the gateway or by the agent. The kernel would drop it without a word. It is the largest with which a
+/// sandbox can attach a native XDP program to its interface (`veth_xdp_set`): a page of 4096 bytes less 256 of headroom, 320 for the
+/// kernel's notes, an Ethernet header, and 2 where headers are aligned.
+const PORT_MTU: u16 = 4096 - 256 - 320 - 14 - 2;
+/// That of the ports of a network whose own is larger, the largest of a veth.
+const LARGE_PORT_MTU: u16 = u16::MAX;
 /// The largest of a TAP: with the Ethernet header it is 65535.
 pub(super) const TAP_MTU: u16 = u16::MAX - 14;
 /// The bridge's name for firewalls.
@@ -258,6 +263,11 @@ impl Overlay {
         &self.netns
     }
 
+    /// Its interfaces.
+    pub(super) const fn links(&self) -> &Links {
+        &self.links
+    }
+
     /// Where the namespace is.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -333,7 +343,10 @@ impl Overlay {
         }
         let ifname = self.cable(plug, &outer, &sandbox, &inside).await?;
         match self.configure(plug, &outer, &ifname, (&sandbox, &inside)).await {
-            Ok(()) => Ok(ifname),
+            Ok(()) => {
+                announce(sandbox, &ifname, plug);
+                Ok(ifname)
+            }
             Err(error) => {
                 // The first error is the one to tell; the cable is gone with either end.
                 if let Err(undo) = self.links.delete(&outer).await {
@@ -418,6 +431,11 @@ impl Overlay {
         self.route_beside(plug, ifname, inside).await
     }
 
+    /// MTU of ports that lead to sandboxes.
+    pub(super) const fn port_mtu(&self) -> u16 {
+        if self.spec.mtu <= PORT_MTU { PORT_MTU } else { LARGE_PORT_MTU }
+    }
+
     pub(super) async fn set_endpoint_port(
         &self,
         port: &str,
@@ -426,7 +444,7 @@ impl Overlay {
         self.links.set_port(port, BRIDGE, false).await?;
         self.links.show_groups(port).await?;
         self.links.set_fdb(port, mac).await?;
-        Ok(self.links.set_up(port, PORT_MTU).await?)
+        Ok(self.links.set_up(port, self.port_mtu()).await?)
     }
 
     /// Leads a sandbox whose endpoint is plugged in to subnets that were added since.

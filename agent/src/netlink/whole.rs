@@ -23,8 +23,8 @@ use super::{
     link::{Link, LinkError, Links, system},
     netns::Netns,
     overlay::{
-        BRIDGE, BRIDGE_SETTINGS, NODE, NODE_PORT, Overlay, OverlayError, PORT_MTU, Plug, TAP,
-        TAP_MTU, port_name,
+        BRIDGE, BRIDGE_SETTINGS, NODE, NODE_PORT, Overlay, OverlayError, Plug, TAP, TAP_MTU,
+        port_name,
     },
     route::{Route, address_of, router_of},
 };
@@ -171,7 +171,7 @@ impl Overlay {
         }
         for (id, mac) in &wanted.ports {
             let name = port_name(*id);
-            let port = Port { name: &name, mtu: PORT_MTU, flood: false, mac: Some(*mac) };
+            let port = Port { name: &name, mtu: self.port_mtu(), flood: false, mac: Some(*mac) };
             let Some(what) = port_fault(&port) else { continue };
             faults.say(what);
             if state.link(&name).is_some() {

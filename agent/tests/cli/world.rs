@@ -367,12 +367,21 @@ pub(crate) fn diagnoses() -> Vec<Diagnosis> {
 
 pub(crate) fn drops() -> Vec<DropRow> {
     vec![
-        DropRow { reason: "replayed".into(), network: None, peer: Some(node_id(2)), count: 3 },
+        DropRow {
+            reason: "replayed".into(),
+            network: None,
+            peer: Some(node_id(2)),
+            endpoint: None,
+            count: 3,
+            normal: false,
+        },
         DropRow {
             reason: "no_such_mac".into(),
             network: Some(networks()[0].id),
             peer: None,
+            endpoint: None,
             count: 1,
+            normal: true,
         },
     ]
 }

@@ -53,6 +53,11 @@ impl Scratch {
         self.bytes.get(..self.len).unwrap_or_default()
     }
 
+    /// Holds nothing.
+    pub(super) const fn clear(&mut self) {
+        self.len = 0;
+    }
+
     /// Has `build` write a frame, which says how long it is; none where it cannot.
     pub(super) fn write(
         &mut self,
@@ -85,7 +90,7 @@ pub fn outbound<'t, P>(
     scratch: &mut Scratch,
     now: Instant,
 ) -> Verdict<'t, P> {
-    scratch.len = 0;
+    scratch.clear();
     let verdict = judge(table, frame, scratch, now).unwrap_or_else(Verdict::Drop);
     if matches!(verdict, Verdict::Forward(_) | Verdict::Flood(_)) && !finish(table, frame) {
         return Verdict::Drop(DropReason::BadOffload); // 6

@@ -16,6 +16,7 @@ use etherparse::{
 
 use super::outbound::Scratch;
 use crate::{
+    addr::MacAddr,
     tables::NetworkSpec,
     wire::{Ethernet, Fragment, ICMP, ICMPV6, Ipv4, Ipv6, Upper, ethernet, ipv4, ipv6},
 };
@@ -32,19 +33,34 @@ const ERRORS: [u8; 5] = [3, 4, 5, 11, 12];
 const FIRST_INFORMATIONAL: u8 = 128;
 const REDIRECT: u8 = 137;
 
-/// Leaves the answer in the scratch, if there is one.
+/// Leaves the answer to an endpoint in the scratch, if there is one.
 pub(super) fn answer(spec: &NetworkSpec, eth: &Ethernet<'_>, scratch: &mut Scratch) {
+    answer_from(spec, spec.gateway.mac, eth, scratch);
+}
+
+/// Leaves the answer in the scratch, if there is one, as a frame from this MAC.
+pub(super) fn answer_from(
+    spec: &NetworkSpec,
+    mac: MacAddr,
+    eth: &Ethernet<'_>,
+    scratch: &mut Scratch,
+) {
     if !eth.destination.is_group() {
         let written = match eth.ethertype {
-            ethernet::IPV4 => answer_v4(spec, eth, scratch),
-            ethernet::IPV6 => answer_v6(spec, eth, scratch),
+            ethernet::IPV4 => answer_v4(spec, mac, eth, scratch),
+            ethernet::IPV6 => answer_v6(spec, mac, eth, scratch),
             _ => None,
         };
         debug_assert!(written.is_none_or(|len| len <= LEN));
     }
 }
 
-fn answer_v4(spec: &NetworkSpec, eth: &Ethernet<'_>, scratch: &mut Scratch) -> Option<usize> {
+fn answer_v4(
+    spec: &NetworkSpec,
+    mac: MacAddr,
+    eth: &Ethernet<'_>,
+    scratch: &mut Scratch,
+) -> Option<usize> {
     let ip = Ipv4::parse(eth.payload)?;
     let single = !ip.source.is_unspecified()
         && !ip.destination.is_multicast()
@@ -54,13 +70,18 @@ fn answer_v4(spec: &NetworkSpec, eth: &Ethernet<'_>, scratch: &mut Scratch) -> O
     }
     let IpAddr::V4(from) = gateway(spec, ip.source.into())? else { return None };
     let kind = Unreachable::FragmentationNeeded { next_hop_mtu: spec.mtu };
-    let builder = PacketBuilder::ethernet2(spec.gateway.mac.0, eth.source.0)
+    let builder = PacketBuilder::ethernet2(mac.0, eth.source.0)
         .ipv4(from.octets(), ip.source.octets(), 64)
         .icmpv4(Icmpv4Type::DestinationUnreachable(kind));
     scratch.write(|room| builder.write_to_slice(room, quote(eth, QUOTE_V4)).ok())
 }
 
-fn answer_v6(spec: &NetworkSpec, eth: &Ethernet<'_>, scratch: &mut Scratch) -> Option<usize> {
+fn answer_v6(
+    spec: &NetworkSpec,
+    mac: MacAddr,
+    eth: &Ethernet<'_>,
+    scratch: &mut Scratch,
+) -> Option<usize> {
     let ip = Ipv6::parse(eth.payload)?;
     let single = !ip.source.is_unspecified() && !ip.destination.is_multicast();
     let is_error = |kind| kind < FIRST_INFORMATIONAL || kind == REDIRECT;
@@ -68,7 +89,7 @@ fn answer_v6(spec: &NetworkSpec, eth: &Ethernet<'_>, scratch: &mut Scratch) -> O
         return None;
     }
     let IpAddr::V6(from) = gateway(spec, ip.source.into())? else { return None };
-    let builder = PacketBuilder::ethernet2(spec.gateway.mac.0, eth.source.0)
+    let builder = PacketBuilder::ethernet2(mac.0, eth.source.0)
         .ipv6(from.octets(), ip.source.octets(), 64)
         .icmpv6(Icmpv6Type::PacketTooBig { mtu: spec.mtu.into() });
     scratch.write(|room| builder.write_to_slice(room, quote(eth, QUOTE_V6)).ok())

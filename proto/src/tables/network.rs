@@ -20,7 +20,10 @@ use crate::{
         FLOOD_BURST, FLOOD_ENDPOINT_BURST, FLOOD_ENDPOINT_PER_SECOND, FLOOD_PER_SECOND, ICMP_BURST,
         ICMP_PER_SECOND,
     },
-    wire::ipv6::{is_link_local, link_local_of, mac_of_link_local},
+    wire::{
+        Ethernet,
+        ipv6::{is_link_local, link_local_of, mac_of_link_local},
+    },
 };
 
 /// What is the same on every node.
@@ -266,6 +269,13 @@ impl<P> NetworkTable<P> {
     #[must_use]
     pub fn fdb(&self, mac: MacAddr) -> Option<&Row<P>> {
         self.numbered(self.fdb.winner(&mac)?)
+    }
+
+    /// The endpoint of this host that a frame is from, if it is one's.
+    #[must_use]
+    pub fn sender_of(&self, frame: &[u8]) -> Option<EndpointId> {
+        let row = self.fdb(Ethernet::parse(frame)?.source)?;
+        matches!(row.place, Place::Local).then_some(row.key.endpoint)
     }
 
     /// The NeighborTable: who has this address. Link-local addresses made from a MAC belong to it.

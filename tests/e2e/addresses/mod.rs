@@ -1,4 +1,5 @@
 //! Addresses as users ask for them: ranges, reserved ones, more subnets, rest, and what happens when there are none.
 
 mod churn;
+mod moves;
 mod pools;

@@ -2,6 +2,7 @@
 
 mod bursts;
 mod interop;
+mod losses;
 mod port;
 mod refusals;
 mod world;

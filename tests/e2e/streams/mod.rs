@@ -6,6 +6,7 @@ mod marks;
 mod refused;
 mod small;
 mod underlays;
+mod xdp;
 
 use std::collections::BTreeMap;
 

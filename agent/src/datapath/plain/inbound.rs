@@ -20,10 +20,10 @@ use nix::{
 use vxmesh_proto::{
     addr::Vni,
     datapath::{
-        DropReason, Segments, SuperFrame, Verdict,
+        DropReason, Scratch, Segments, SuperFrame, Verdict,
         coalesce::Coalescer,
         ecn::{self, Ecn},
-        plain::{finish_received, plain_inbound, undone},
+        plain::{finish_received, plain_inbound, tell_station, undone},
     },
     wire::vxlan,
 };
@@ -34,6 +34,7 @@ use crate::datapath::{
     drops::DropKey,
     inbound::write,
     port::PlainPort,
+    refused_because,
     udp::{Arrival, Batch},
 };
 
@@ -41,6 +42,8 @@ use crate::datapath::{
 const BUDGET: usize = 16;
 /// Datagrams taken with one call, as many as `quinn_udp` takes: each comes alone.
 pub(super) const SLOTS: usize = 32;
+/// Room for what a sender is told, an ICMPv6 error of the largest length (RFC 4443 section 3.2), behind a VXLAN header.
+const MAX_REPLY: usize = vxlan::HEADER_LEN + 14 + 1280;
 /// How often what was learned is looked through for what is too old.
 const EXPIRE_EVERY: Duration = Duration::from_secs(10);
 /// The same for the kernel, which counts in milliseconds.
@@ -49,12 +52,12 @@ const WAIT_MS: u16 = 10_000;
 /// Runs until it is told to stop.
 pub(super) fn run(shared: &Shared, sockets: &Sockets, stop: &EventFd) -> io::Result<()> {
     let mut batch = Batch::<SLOTS>::default();
-    let mut coalescer = Coalescer::default();
+    let (mut coalescer, mut scratch) = (Coalescer::default(), Scratch::new());
     let mut expired = Instant::now();
     while wait(sockets, stop)? {
         for _ in 0..BUDGET {
             match sockets.recv(&mut batch) {
-                Ok(()) => take_batch(shared, &mut batch, &mut coalescer),
+                Ok(()) => take_batch((shared, sockets), &mut batch, &mut coalescer, &mut scratch),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // The kernel reports an ICMP error of an earlier datagram here; it says nothing about this socket.
                 Err(_icmp) => {}
@@ -87,13 +90,21 @@ fn wait(sockets: &Sockets, stop: &EventFd) -> io::Result<bool> {
 struct Taker<'s> {
     shared: &'s Shared,
     ports: &'s HashMap<Vni, Arc<PlainPort>>,
+    sockets: &'s Sockets,
     now: Instant,
+    scratch: &'s mut Scratch,
     coalescer: &'s mut Coalescer<Vni>,
 }
 
-fn take_batch(shared: &Shared, batch: &mut Batch<SLOTS>, coalescer: &mut Coalescer<Vni>) {
+fn take_batch(
+    (shared, sockets): (&Shared, &Sockets),
+    batch: &mut Batch<SLOTS>,
+    coalescer: &mut Coalescer<Vni>,
+    scratch: &mut Scratch,
+) {
     let ports = shared.ports.load();
-    let mut taker = Taker { shared, ports: &ports, now: Instant::now(), coalescer };
+    let mut taker =
+        Taker { shared, ports: &ports, sockets, now: Instant::now(), scratch, coalescer };
     for Arrival { from, at, ecn, .. } in batch.arrivals() {
         taker.datagram(from.ip(), ecn, batch.arena(), at);
     }
@@ -131,9 +142,36 @@ impl Taker<'_> {
                 let accepts = self.shared.offloads.allow(port.device().accepts());
                 self.coalescer.push(vni, accepts, arena, at.start + vxlan::HEADER_LEN..at.end);
             }
-            Verdict::Drop(reason) => port.dropped(drops, reason, None),
+            Verdict::Drop(reason) => {
+                port.dropped(drops, reason, None);
+                if reason == DropReason::TooBig {
+                    tell_station(&table, from, frame.bytes, self.scratch, self.now);
+                    self.tell(port, from);
+                }
+            }
             // `plain_inbound` sends nothing back.
             Verdict::Forward(_) | Verdict::Flood(_) | Verdict::Hairpin => {}
+        }
+    }
+
+    /// Sends a station what it is to be told.
+    fn tell(&self, port: &PlainPort, vtep: IpAddr) {
+        let reply = self.scratch.reply();
+        let (mut datagram, len) = ([0; MAX_REPLY], vxlan::HEADER_LEN + reply.len());
+        let Some((header, frame)) =
+            datagram.get_mut(..len).and_then(|room| room.split_at_mut_checked(vxlan::HEADER_LEN))
+        else {
+            return;
+        };
+        if reply.is_empty() {
+            return;
+        }
+        header.copy_from_slice(&vxlan::header(port.vni()));
+        frame.copy_from_slice(reply);
+        let told = datagram.get(..len).unwrap_or_default();
+        if let Err(error) = self.sockets.send(0, vtep, told, None, Ecn::NotEct) {
+            let key = DropKey::of(refused_because(&error)).in_network(port.id());
+            self.shared.drops.add(key, 1);
         }
     }
 
@@ -158,6 +196,6 @@ impl Taker<'_> {
     fn strange(&self, vni: Vni) {
         let network = self.shared.sealed.load().get(&vni).copied();
         let reason = if network.is_some() { DropReason::SealedVni } else { DropReason::VniUnknown };
-        self.shared.drops.add(DropKey { reason: reason.as_str(), network, peer: None }, 1);
+        self.shared.drops.add(DropKey::of(reason.as_str()).in_network(network), 1);
     }
 }

@@ -93,7 +93,8 @@ impl Outbound {
                 let _taken = deliver(&shared.drops, port, scratch.reply());
             }
             PlainVerdict::Drop(reason) => {
-                port.dropped(&shared.drops, reason, None);
+                let sender = table.table().sender_of(frame.bytes);
+                port.dropped_of(&shared.drops, reason, sender);
                 if !scratch.reply().is_empty() {
                     let _taken = deliver(&shared.drops, port, scratch.reply());
                 }
@@ -211,6 +212,6 @@ impl Leaving<'_> {
         tracing::debug!(%vtep, %error, "datagram not sent");
         let (reason, network) = (refused_because(error), Some(self.port.id()));
         let count = u64::try_from(count).unwrap_or(u64::MAX);
-        self.shared.drops.add(DropKey { reason, network, peer: None }, count);
+        self.shared.drops.add(DropKey::of(reason).in_network(network), count);
     }
 }

@@ -15,7 +15,9 @@ use std::{net::IpAddr, time::Instant};
 use super::{PlainTable, Vtep};
 use crate::{
     addr::NodeId,
-    datapath::{DropReason, SuperFrame, Verdict, claims, inbound, inbound::destination},
+    datapath::{
+        DropReason, Scratch, SuperFrame, Verdict, claims, inbound, inbound::destination, too_big,
+    },
     tables::Place,
     wire::{Ethernet, ethernet},
 };
@@ -41,6 +43,28 @@ pub fn plain_inbound<'t>(
         station(plain, from, frame, now) // 3
     };
     judged.map_or_else(Verdict::Drop, |()| Verdict::Deliver)
+}
+
+/// Leaves in the scratch what the sender of a frame is told that was too large, if it is behind a static VTEP and may be told. A member
+/// looks itself. The answer comes from the MAC that the frame was for: the gateway's never leaves a host.
+pub fn tell_station(
+    plain: &PlainTable,
+    from: IpAddr,
+    frame: &[u8],
+    scratch: &mut Scratch,
+    now: Instant,
+) {
+    scratch.clear();
+    let table = plain.table();
+    let Some(eth) = Ethernet::parse(frame) else { return };
+    let to = table.fdb(eth.destination).filter(|row| matches!(row.place, Place::Local));
+    let is_station = plain.statics().contains(&from) && table.fdb(eth.source).is_none();
+    if let Some(to) = to
+        && is_station
+        && table.admit_error(to, now)
+    {
+        too_big::answer_from(table.spec(), eth.destination, &eth, scratch);
+    }
 }
 
 /// The member that owns the frame's source, if the frame came from one of its addresses.

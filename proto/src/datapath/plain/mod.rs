@@ -21,7 +21,7 @@ use std::{net::IpAddr, sync::Arc, time::Instant};
 
 pub use self::{
     flow::flow_hash,
-    inbound::plain_inbound,
+    inbound::{plain_inbound, tell_station},
     learned::Learned,
     outbound::{PlainVerdict, plain_outbound},
     undone::{finish_received, undone},
