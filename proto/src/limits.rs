@@ -33,18 +33,26 @@ pub const SESSION_EVENTS: usize = 4096;
 /// Timestamps of peers that were removed, kept against replays for when they are set again.
 pub const SESSION_STAMPS: usize = 4096;
 
-/// Broadcast, unknown-unicast and multicast frames that one network accepts from this host in a second.
+/// Broadcast, unknown-unicast and multicast frames that one network accepts from this host in a second, unless the network says
+/// otherwise.
 pub const FLOOD_PER_SECOND: u32 = 1000;
-/// How many such frames may come at once.
-pub const FLOOD_BURST: u32 = 200;
+/// How many such frames may come at once: a fifth of that, whatever it is.
+pub const FLOOD_BURST: u32 = FLOOD_PER_SECOND / FLOOD_BURST_PART;
+/// See [`FLOOD_BURST`].
+pub const FLOOD_BURST_PART: u32 = 5;
 /// How often an endpoint is told in a second that its packets are too large; each flow needs it once (RFC 4443 section 2.4 f).
 pub const ICMP_PER_SECOND: u32 = 100;
 /// How often at once.
 pub const ICMP_BURST: u32 = 20;
-/// Such frames that one endpoint may send in a second: a third of the network's, so that no one takes all.
+/// Such frames that one endpoint may send in a second, unless the network says otherwise: a third of the network's, so that no one
+/// takes all.
 pub const FLOOD_ENDPOINT_PER_SECOND: u32 = 300;
-/// How many of them may come at once.
-pub const FLOOD_ENDPOINT_BURST: u32 = 100;
+/// How many of them may come at once: a third of that, whatever it is.
+pub const FLOOD_ENDPOINT_BURST: u32 = FLOOD_ENDPOINT_PER_SECOND / FLOOD_ENDPOINT_BURST_PART;
+/// See [`FLOOD_ENDPOINT_BURST`].
+pub const FLOOD_ENDPOINT_BURST_PART: u32 = 3;
+/// The most that a network may say of either: each frame is copied to every host.
+pub const FLOOD_MOST: u32 = 1_000_000;
 
 /// Addresses of one network of which a node remembers with which MAC it announced them; when there are more it forgets all.
 pub const ANNOUNCED: usize = 65_536;

@@ -58,6 +58,7 @@ fn network(creator: NodeId, gateways: &[IpAddr]) -> Option<Network> {
         subnets: subnets.map(|(cidr, gateway)| Subnet::whole(*cidr, *gateway)).collect(),
         internal: false,
         isolated: false,
+        multicast: Default::default(),
         dns: Vec::new(),
         labels: Default::default(),
         blocks: Vec::new(),

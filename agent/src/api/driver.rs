@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Driver {
-    /// All hosts of the mesh: sealed VXLAN between them
+    /// All hosts of the mesh: sealed VXLAN between them [-o multicast_rate=N] [-o multicast_host_rate=N]
     #[default]
     Overlay,
     /// This host only
@@ -33,7 +33,8 @@ impl Driver {
     #[must_use]
     pub const fn options(self) -> &'static [&'static str] {
         match self {
-            Self::Overlay | Self::Bridge => &[],
+            Self::Overlay => &["multicast_rate", "multicast_host_rate"],
+            Self::Bridge => &[],
             Self::Macvlan => &["parent", "macvlan_mode"],
         }
     }

@@ -145,6 +145,8 @@ impl Mesh {
                 )
             }));
         }
+        self.count_drops().await;
+        all.extend(self.limits_met(&networks));
         for (network, fault) in self.missing_parents().await {
             let hint =
                 "bring it back; endpoints whose interface went with it must be plugged in again";

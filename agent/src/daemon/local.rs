@@ -202,6 +202,7 @@ impl Mesh {
                 vteps: Vec::new(),
                 internal: spec.internal,
                 isolated: spec.isolated,
+                multicast: Default::default(),
                 labels: spec.labels.clone(),
                 blocks: Vec::new(),
             },

@@ -14,6 +14,7 @@ mod gateway;
 mod guards;
 mod hosting;
 mod ipam;
+mod limits;
 mod local;
 mod losses;
 mod macvlan;

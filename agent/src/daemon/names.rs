@@ -344,6 +344,7 @@ mod tests {
             subnets: vec![Subnet::whole(cidr, cidr.addr())],
             internal,
             isolated: false,
+            multicast: Default::default(),
             dns: dns.iter().map(|ip| ip.parse().unwrap()).collect(),
             labels: BTreeMap::new(),
             blocks: Vec::new(),

@@ -15,6 +15,7 @@ use vxmesh_proto::{
 };
 
 use super::{
+    limits::{multicast_of, options},
     local::{check_mesh_name, check_options},
     mesh::{Mesh, failed},
     subnets::{self, Wanted, free_subnets},
@@ -105,6 +106,7 @@ impl Mesh {
             return Err(usage(format!("an MTU of {mtu} does not do"), "choose 1280 to 8894"));
         }
         check_dns(spec)?;
+        let multicast = multicast_of(spec)?;
         let live = self.live_nodes();
         let object = self.objects.publish::<ApiError>(|set, hlc| {
             let networks = set.networks();
@@ -131,6 +133,7 @@ impl Mesh {
                 dns: spec.dns.clone(),
                 internal: spec.internal,
                 isolated: spec.isolated,
+                multicast,
                 labels: spec.labels.clone(),
                 blocks,
             };
@@ -405,7 +408,7 @@ pub(super) fn row(id: NetworkId, network: &object::Network, state: NetworkState)
             })
             .collect(),
         internal: network.internal,
-        options: Default::default(),
+        options: options(network.multicast),
         isolated: network.isolated,
         way: None,
         endpoints: Vec::new(),

@@ -47,7 +47,7 @@ pub use self::{
     departure::{Comparison, Removal, RollCall},
     extension::{Extension, SubnetOf, SubnetState},
     hlc::{Clock, Hlc, TooFarAhead},
-    network::{Block, Network, Subnet, may_be_vtep},
+    network::{Block, Multicast, Network, Subnet, may_be_vtep},
     set::{Merge, NetworkState, ObjectSet},
 };
 use crate::{

@@ -10,8 +10,8 @@ use super::{Hlc, Refused};
 use crate::{
     addr::{Name, NetworkId, NodeId, Vni},
     limits::{
-        MAX_MTU, MIN_MTU, NAME_LEN, NETWORK_DNS, NETWORK_LABELS, NETWORK_SUBNETS, NETWORK_VTEPS,
-        SUBNET_AUX,
+        FLOOD_ENDPOINT_PER_SECOND, FLOOD_MOST, FLOOD_PER_SECOND, MAX_MTU, MIN_MTU, NAME_LEN,
+        NETWORK_DNS, NETWORK_LABELS, NETWORK_SUBNETS, NETWORK_VTEPS, SUBNET_AUX,
     },
 };
 
@@ -80,6 +80,35 @@ pub struct Block {
     pub owner: NodeId,
 }
 
+/// How many packets for everybody (broadcast, multicast, in a plain network for unknown addresses) a network carries in a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Multicast {
+    /// From one endpoint, where it is not [`FLOOD_ENDPOINT_PER_SECOND`].
+    #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<u32>,
+    /// From all endpoints of one host, where it is not [`FLOOD_PER_SECOND`].
+    #[serde(rename = "h", default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<u32>,
+}
+
+impl Multicast {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What one endpoint may send in a second.
+    #[must_use]
+    pub fn of_endpoint(self) -> u32 {
+        self.endpoint.unwrap_or(FLOOD_ENDPOINT_PER_SECOND)
+    }
+
+    /// What all endpoints of one host may send in a second: no less than one of them.
+    #[must_use]
+    pub fn of_host(self) -> u32 {
+        self.host.unwrap_or_else(|| FLOOD_PER_SECOND.max(self.of_endpoint()))
+    }
+}
+
 /// A network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
@@ -116,6 +145,9 @@ pub struct Network {
     /// VTEPs without an agent that have a part in it, where it is plain.
     #[serde(rename = "e", default, skip_serializing_if = "Vec::is_empty")]
     pub vteps: Vec<IpAddr>,
+    /// How much its endpoints may send to everybody. A node that does not know the field keeps to the defaults.
+    #[serde(rename = "l", default, skip_serializing_if = "Multicast::is_default")]
+    pub multicast: Multicast,
     /// Free-form labels.
     #[serde(rename = "t", default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -181,6 +213,12 @@ impl Network {
             "two subnets overlap"
         } else if self.dns.len() > NETWORK_DNS {
             "it has too many name servers"
+        } else if [self.multicast.endpoint, self.multicast.host]
+            .into_iter()
+            .flatten()
+            .any(|rate| !(1..=FLOOD_MOST).contains(&rate))
+        {
+            "its limit of multicast is out of range"
         } else if self.labels.len() > NETWORK_LABELS {
             "it has too many labels"
         } else if self.encrypted && !self.vteps.is_empty() {
@@ -223,4 +261,18 @@ pub(super) fn overlap(nets: impl Iterator<Item = IpNet>) -> bool {
     // In this order a prefix stands right before the first prefix inside it.
     nets.sort_by_key(|net| (net.network(), net.prefix_len()));
     nets.iter().zip(nets.iter().skip(1)).any(|(a, b)| a.contains(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_that_nobody_changed_are_not_said() {
+        let text = |multicast: Multicast| serde_json::to_string(&multicast).unwrap();
+        assert!(Multicast::default().is_default() && text(Multicast::default()) == "{}");
+        let more = Multicast { endpoint: Some(5000), host: None };
+        assert_eq!(text(more), r#"{"e":5000}"#);
+        assert_eq!(serde_json::from_str::<Multicast>(r#"{"e":5000,"new":1}"#).unwrap(), more);
+    }
 }

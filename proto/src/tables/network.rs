@@ -16,10 +16,8 @@ use super::{
 };
 use crate::{
     addr::{EndpointId, MacAddr, NetworkId, NodeId, Vni},
-    limits::{
-        FLOOD_BURST, FLOOD_ENDPOINT_BURST, FLOOD_ENDPOINT_PER_SECOND, FLOOD_PER_SECOND, ICMP_BURST,
-        ICMP_PER_SECOND,
-    },
+    limits::{FLOOD_BURST_PART, FLOOD_ENDPOINT_BURST_PART, ICMP_BURST, ICMP_PER_SECOND},
+    object::Multicast,
     wire::{
         Ethernet,
         ipv6::{is_link_local, link_local_of, mac_of_link_local},
@@ -41,6 +39,8 @@ pub struct NetworkSpec {
     pub subnets: Vec<IpNet>,
     /// Whether endpoints are kept from each other.
     pub isolated: bool,
+    /// How much endpoints may send to everybody. Fixed.
+    pub multicast: Multicast,
 }
 
 /// The anycast gateway: the same on every host, so nothing of it crosses the wire.
@@ -142,9 +142,10 @@ struct Shares {
 }
 
 impl Shares {
-    fn full(now: Instant) -> Self {
+    fn full(multicast: Multicast, now: Instant) -> Self {
+        let rate = multicast.of_endpoint();
         Self {
-            flood: TokenBucket::new(FLOOD_ENDPOINT_PER_SECOND, FLOOD_ENDPOINT_BURST, now),
+            flood: TokenBucket::new(rate, rate / FLOOD_ENDPOINT_BURST_PART, now),
             errors: TokenBucket::new(ICMP_PER_SECOND, ICMP_BURST, now),
         }
     }
@@ -154,7 +155,7 @@ impl<P: Clone> NetworkTable<P> {
     /// A network without endpoints and members. `seed` is random and the same for all tables of a process.
     #[must_use]
     pub fn new(spec: NetworkSpec, seed: u64, now: Instant) -> Self {
-        let seed = Seeded(seed);
+        let (seed, rate) = (Seeded(seed), spec.multicast.of_host());
         Self {
             spec: Arc::new(spec),
             rows: Slab::new(),
@@ -162,7 +163,7 @@ impl<P: Clone> NetworkTable<P> {
             fdb: Index::new(seed),
             neighbors: Index::new(seed),
             members: Arc::new([]),
-            flood: Arc::new(TokenBucket::new(FLOOD_PER_SECOND, FLOOD_BURST, now)),
+            flood: Arc::new(TokenBucket::new(rate, rate / FLOOD_BURST_PART, now)),
             epoch: now,
         }
     }
@@ -185,7 +186,8 @@ impl<P: Clone> NetworkTable<P> {
 
     fn put(&mut self, row: Row<P>) {
         let key = row.key;
-        let full = matches!(row.place, Place::Local).then(|| Arc::new(Shares::full(self.epoch)));
+        let shares = || Arc::new(Shares::full(self.spec.multicast, self.epoch));
+        let full = matches!(row.place, Place::Local).then(shares);
         if let Some(number) = self.number(&key) {
             self.withdraw(number);
             if let Some(known) = self.rows.get_mut(number) {

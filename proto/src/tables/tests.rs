@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     addr::{EndpointId, MacAddr, NetworkId, NodeId, Vni},
+    object::Multicast,
     wire::ipv6::link_local_of,
 };
 
@@ -39,6 +40,7 @@ pub(crate) fn spec() -> NetworkSpec {
         gateway: Gateway { mac: mac(0xfe), ips: vec![ip("10.0.0.1"), ip("fd00::1")] },
         subnets: vec!["10.0.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()],
         isolated: false,
+        multicast: Default::default(),
     }
 }
 
@@ -342,4 +344,21 @@ proptest! {
             prop_assert_eq!(table.fdb(any_mac(n)), expected);
         }
     }
+}
+
+#[test]
+fn a_network_may_have_other_limits_of_multicast() {
+    let start = now();
+    let multicast = Multicast { endpoint: Some(6000), host: None };
+    assert_eq!((multicast.of_endpoint(), multicast.of_host()), (6000, 6000));
+    let table = NetworkTable::new(NetworkSpec { multicast, ..spec() }, 7, start)
+        .apply([TableUpdate::Put(row(0, 5, Place::Local))]);
+    let of = table.fdb(mac(5)).unwrap();
+    let admitted = (0..5000).filter(|_| table.admit_flood(of, 1, start)).count();
+    assert_eq!(admitted, 1200, "a fifth of the host's");
+    let few = Multicast { endpoint: Some(9), host: None };
+    let table = NetworkTable::new(NetworkSpec { multicast: few, ..spec() }, 7, start)
+        .apply([TableUpdate::Put(row(0, 5, Place::Local))]);
+    let of = table.fdb(mac(5)).unwrap();
+    assert_eq!((0..5000).filter(|_| table.admit_flood(of, 1, start)).count(), 3);
 }

@@ -2,4 +2,5 @@
 
 mod churn;
 mod moves;
+mod multicast;
 mod pools;

@@ -41,6 +41,7 @@ fn network(encrypted: bool) -> Network {
         subnets: vec![Subnet::whole("10.0.0.0/24".parse().unwrap(), ip("10.0.0.1"))],
         internal: false,
         isolated: false,
+        multicast: Default::default(),
         dns: Vec::new(),
         labels: Default::default(),
         blocks: Vec::new(),
