@@ -3,6 +3,7 @@
 mod addresses;
 mod beside;
 mod churn;
+mod closed;
 mod connect;
 mod demo;
 mod drivers;

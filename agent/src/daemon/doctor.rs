@@ -6,11 +6,14 @@ use std::{fs::File, path::Path};
 
 use vxmesh_proto::addr::NetworkId;
 
-use super::{gateway::Ways, mesh::Mesh};
+use super::{gateway::Ways, mesh::Mesh, obstacles::in_the_way};
 use crate::{
     api::{self, Diagnosis, Health},
     datapath::backend::{Backend, Grants},
-    firewall::{incoming, table},
+    firewall::{
+        incoming,
+        table::{self, Hook},
+    },
 };
 
 /// Tables of iptables-legacy; the file is there once its module is loaded.
@@ -132,6 +135,7 @@ impl Mesh {
         all.extend(self.grants.as_ref().map(data_path));
         all.extend(self.plain_diagnosis());
         all.extend(self.incoming());
+        all.extend(self.outgoing());
         let networks = self.network_list();
         if let Some(largest) = networks.iter().filter_map(|it| self.sealed_mtu(it)).max() {
             all.extend(self.narrow_paths(largest).map(|(node, mtu)| {
@@ -176,7 +180,7 @@ impl Mesh {
     fn incoming(&self) -> Vec<Diagnosis> {
         let ports = [self.config.control_port, self.config.data_port];
         let row = |health, found: String, hint: &str| check("incoming", health, found, hint);
-        let closed = match incoming::closed(&ports) {
+        let closed = match incoming::closed(Hook::Input, &ports) {
             Ok(closed) => closed,
             Err(error) => return vec![row(Health::Warn, error.to_string(), "load nf_tables")],
         };
@@ -225,6 +229,7 @@ impl Ways {
         }
         if !self.is_idle() {
             all.push(self.host_rules());
+            all.extend(in_the_way());
         }
         all
     }

@@ -27,13 +27,17 @@ use vxmesh_proto::{
 use super::{
     hosting::Hosted,
     mend::View,
-    mesh::{Mesh, failed, store_failed},
+    mesh::{Mesh, failed, lock, store_failed},
     publish::HeldPorts,
-    rules::{Kept, forget_on_host, unrouted},
+    rules::{Kept, closed, forget_on_host},
 };
 use crate::{
     api::{self, ApiError},
-    firewall::{FirewallError, foreign, host, table::Table as Rules},
+    firewall::{
+        FirewallError,
+        foreign, host,
+        table::Table as Rules,
+    },
     gateway::{
         sysctl,
         uplink::{self, Uplink},
@@ -300,8 +304,9 @@ impl Mesh {
     ) -> Result<(), ApiError> {
         let Some(uplink) = &way.uplink else { return Ok(()) };
         let entrances = self.entrances(id, uplink)?;
+        let uplink = uplink.clone();
         // What replaced rules have counted goes with them.
-        if way.keep_rules(overlay, network, &entrances, || self.count_refused())? {
+        if way.keep_rules(overlay, network, &uplink, &entrances, || self.count_refused())? {
             self.rules_replaced(id);
         }
         Ok(())
@@ -395,21 +400,25 @@ impl Mesh {
                 self.restore_settings()?;
                 (ways.rules, ways.cleared) = (Kept::default(), true);
                 ways.admitted.clear();
+                *lock(&self.counted_on_host) = None;
             }
             return Ok(());
         }
         ways.cleared = false;
         let noted = self.forward()?;
-        let unrouted = unrouted(&noted);
         let ports = self.host_ports(|id| ways.open.get(&id)?.uplink.clone())?;
-        let wanted = host::table(uplink::ALL, &uplinks, &ports, &unrouted);
+        let wanted = host::table(uplink::ALL, &uplinks, &ports, &closed(&noted));
         let Ways { rules, admitted, .. } = ways;
         let admit = || {
             *admitted = foreign::admit(uplink::ALL)?;
             Ok(())
         };
-        let kept = rules.keep(wanted, || (), || forget_on_host(self.me, &ports), admit);
-        kept.map(drop).map_err(refused)
+        let before = || self.count_on_host();
+        if rules.keep(wanted, before, || forget_on_host(self.me, &ports), admit).map_err(refused)? {
+            *lock(&self.counted_on_host) = None;
+        }
+        lock(&self.counted_on_host).get_or_insert_default();
+        Ok(())
     }
 
     fn noted_settings(&self) -> Result<sysctl::Found, ApiError> {

@@ -16,7 +16,9 @@ use super::{
 use crate::{
     api::ApiError,
     datapath::drops::DropKey,
-    firewall::{FirewallError, guard::Rules, guarded::GuardedPorts, table::Family},
+    firewall::{
+        FirewallError, counted::Counted, guard::Rules, guarded::GuardedPorts, table::Family,
+    },
     netlink::overlay::{Overlay, port_name},
     reconcile::tables::gateway_mac,
 };
@@ -114,12 +116,26 @@ impl Mesh {
                     continue;
                 }
             };
-            for (name, count) in dropped {
-                if let Some(reason) = DropReason::ALL.iter().find(|reason| reason.as_str() == name)
-                {
-                    let key = DropKey::of(reason.as_str()).in_network(*id);
-                    self.plane.drops().add(key, count);
-                }
+            self.count_dropped(Some(*id), dropped);
+        }
+    }
+
+    /// The same of the host's own table, while there is one: on a thread of the host's namespace.
+    pub(super) fn count_on_host(&self) {
+        match lock(&self.counted_on_host).as_mut().map(Counted::more) {
+            Some(Ok(dropped)) => self.count_dropped(None, dropped),
+            Some(Err(error)) => {
+                debug!(%error, "the counters of the host's rules cannot be read");
+            }
+            None => {}
+        }
+    }
+
+    fn count_dropped(&self, network: Option<NetworkId>, dropped: BTreeMap<String, u64>) {
+        for (name, count) in dropped {
+            if let Some(reason) = DropReason::ALL.iter().find(|reason| reason.as_str() == name) {
+                let key = DropKey::of(reason.as_str()).in_network(network);
+                self.plane.drops().add(key, count);
             }
         }
     }

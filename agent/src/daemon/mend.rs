@@ -72,6 +72,7 @@ impl Mesh {
         drop(hosted);
         if dirty.settings {
             // Before somebody flushes the rules that counted.
+            self.count_on_host();
             self.count_refused();
         }
         if acted {

@@ -50,7 +50,7 @@ use crate::{
     config::Config,
     control::{Control, ControlConfig, JoinLimits},
     datapath::{Dataplane, backend::Grants},
-    firewall::guarded::GuardedPorts,
+    firewall::{counted::Counted, guarded::GuardedPorts},
     identity::{self, Credentials},
     netlink::{self, losses::Losses},
     objects::{Objects, PublishError, unix_ms},
@@ -109,6 +109,8 @@ pub(super) struct Mesh {
     pub(super) locals: Mutex<BTreeMap<NetworkId, Local>>,
     /// The ports of networks that are here. Changed under [`Self::host`].
     pub(super) guards: Mutex<BTreeMap<NetworkId, GuardedPorts>>,
+    /// What the host's own table counted, while there is one.
+    pub(super) counted_on_host: Mutex<Option<Counted>>,
     /// What the kernel lost in the networks that are here.
     pub(super) losses: tokio::sync::Mutex<BTreeMap<NetworkId, Losses>>,
     /// Serialises what changes the host: plugging in and out, sandboxes, leave. Free while an endpoint waits for other nodes.
@@ -244,6 +246,7 @@ impl Mesh {
             addrs: Mutex::default(),
             locals: Mutex::default(),
             guards: Mutex::default(),
+            counted_on_host: Mutex::default(),
             losses: tokio::sync::Mutex::default(),
             host: tokio::sync::Mutex::default(),
             reconciliations: AtomicU64::new(0),

@@ -24,6 +24,7 @@ mod modes;
 mod name_records;
 mod names;
 mod networks;
+mod obstacles;
 mod peers;
 mod plain;
 mod publish;

@@ -31,7 +31,7 @@ use crate::{
     api::{self, ApiError, Connection, ErrorCode},
     firewall::{host::Port, network::Entrance, rule::Protocol},
     gateway::{
-        publish::{self, Held, HoldError, PORTS, Publish},
+        publish::{self, Held, HoldError, PORTS, Publish, check_address},
         uplink::Uplink,
     },
 };
@@ -119,6 +119,11 @@ impl From<HoldError> for ApiError {
 fn no_port_twice(wanted: &[Publish]) -> Result<(), ApiError> {
     let usage = |message: String, hint: &str| Err(ApiError::new(ErrorCode::Usage, message, hint));
     for (at, publish) in wanted.iter().enumerate() {
+        if let Some(ip) = publish.ip
+            && let Err(error) = check_address(ip)
+        {
+            return usage(error.to_string(), "see `vxmesh run --help`");
+        }
         if publish.port == Some(0) || publish.sandbox_port == 0 {
             return usage("0 is no port".to_owned(), "leave the host's port out for a free one");
         }

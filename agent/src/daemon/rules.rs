@@ -4,7 +4,7 @@
 //! The kernel numbers its rulesets, one count for each namespace, and every change of anybody raises it. Only where it differs from when
 //! all was last found in place is anything looked at.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
@@ -22,7 +22,10 @@ use crate::{
         network::{self, Entrance, Interfaces},
         table::{self, Table},
     },
-    gateway::{sysctl, uplink},
+    gateway::{
+        sysctl,
+        uplink::{self, Uplink},
+    },
     netlink::overlay::{self, Overlay},
 };
 
@@ -95,19 +98,30 @@ fn addresses() -> Vec<IpAddr> {
     getifaddrs().into_iter().flatten().filter_map(address).collect()
 }
 
-/// The host's interfaces that are guarded, of what was noted before it forwarded.
-pub(super) fn unrouted(noted: &sysctl::Found) -> Vec<host::Unrouted> {
+/// What stays closed, of what was noted before the host forwarded.
+pub(super) fn closed(noted: &sysctl::Found) -> host::Closed {
+    let open = |ipv4| noted.is_closed(ipv4).then(|| noted.open(ipv4));
+    let own = if bridges_ask() { own_macs() } else { BTreeSet::new() };
+    host::Closed { ipv4: open(true), ipv6: open(false), own }
+}
+
+/// Whether frames that a bridge switches come to rules for packets.
+fn bridges_ask() -> bool {
+    ["iptables", "ip6tables"].iter().any(|family| {
+        let asked =
+            std::fs::read_to_string(format!("/proc/sys/net/bridge/bridge-nf-call-{family}"));
+        asked.is_ok_and(|value| value.trim() == "1")
+    })
+}
+
+/// The MACs by which others call this host; uplinks are nobody's neighbours.
+fn own_macs() -> BTreeSet<MacAddr> {
     let mac = |interface: nix::ifaddrs::InterfaceAddress| {
         let mac = interface.address?.as_link_addr()?.addr()?;
-        Some((interface.interface_name, MacAddr(mac)))
+        let others = !uplink::is_uplink(&interface.interface_name) && mac != [0; 6];
+        others.then_some(MacAddr(mac))
     };
-    let macs: BTreeMap<String, MacAddr> =
-        getifaddrs().into_iter().flatten().filter_map(mac).collect();
-    let guarded = noted.unrouted().map(|(ifname, ipv4)| {
-        let mac = macs.get(&ifname).copied();
-        host::Unrouted { ifname, ipv4, mac }
-    });
-    guarded.collect()
+    getifaddrs().into_iter().flatten().filter_map(mac).collect()
 }
 
 impl Way {
@@ -116,12 +130,17 @@ impl Way {
         &mut self,
         overlay: &Overlay,
         network: &object::Network,
+        uplink: &Uplink,
         entrances: &[Entrance],
         before: impl FnOnce() + Send,
     ) -> Result<bool, ApiError> {
         let subnets: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
-        let interfaces =
-            Interfaces { bridge: overlay::GATEWAY, node: overlay::NODE, uplink: uplink::INSIDE };
+        let interfaces = Interfaces {
+            bridge: overlay::GATEWAY,
+            node: overlay::NODE,
+            uplink: uplink::INSIDE,
+            uplink_ips: &uplink.ips(),
+        };
         let wanted = network::table(interfaces, &subnets, network.isolated, entrances);
         let forget = || flows::forget(|flow| network::is_stale(flow, &subnets, entrances));
         let kept = overlay.netns().run(|| Ok(self.rules.keep(wanted, before, forget, || Ok(()))));

@@ -1,19 +1,21 @@
-//! What must be told to firewalls of others: two rules in each chain that would drop what is forwarded.
+//! What must be told to firewalls of others: two rules in each chain that would drop whatever is forwarded.
 //!
 //! A packet must pass every chain at the forward hook, so an accepting rule in our own table saves none from a chain of
-//! another that drops (as Docker's, ufw's or firewalld's do). Such a chain gets two rules in front, one for each way,
-//! which carry [`COMMENT`]. They are written the way that iptables(8) reads, too. Tables of iptables-legacy are out of reach.
+//! another that drops what it does not know (as Docker's, ufw's or firewalld's do). There two rules, one for each way, stand directly in
+//! front of what says no, behind all rules that are about something: these are somebody's word ([`super::last_word`]). Ours carry [`COMMENT`], and
+//! are written the way that iptables(8) reads, too. Tables of iptables-legacy are out of reach.
 
 use std::{collections::BTreeSet, ffi::CStr, io};
 
 use netlink_bindings::{
-    nftables::{Chained, ExprOps, OpGetchainDump, OpGetruleDump, VerdictCode},
+    nftables::{Chained, IterableRuleAttrs, OpGetchainDump, OpGetruleDump},
     traits::NetlinkRequest,
 };
 use nix::libc;
 
 use super::{
     FirewallError, TABLE,
+    last_word::{Ruled, Spot, spots, word},
     rule::{Rule, accept, input, output},
     socket::{Batch, Socket},
     table::{header, write_rule},
@@ -59,49 +61,53 @@ impl std::fmt::Display for ForeignChain {
     }
 }
 
-/// A rule that was found.
-struct Found {
-    chain: ForeignChain,
-    handle: u64,
-    ours: bool,
-    drops: bool,
-}
-
-/// Puts the rules in front of each chain that drops what is forwarded, for interfaces of this name; those in other places go.
-/// Says which chains have them.
+/// Makes an exception for interfaces of this name wherever a chain at the forward hook says no to what no rule is about, and nowhere
+/// else. Says which chains have it.
 ///
 /// # Errors
 /// The kernel refuses a change.
 pub fn admit(interfaces: &str) -> Result<Vec<ForeignChain>, FirewallError> {
     let failed = |error| FirewallError::new("add to", "chains of others", error);
     let found = rules()?;
-    let hostile = hostile(&found)?;
+    let chains = base_chains(libc::NF_INET_FORWARD)?;
+    let spots = chains.iter().flat_map(|(chain, drops)| spots(chain, *drops, &found));
+    let spots: BTreeSet<Spot> = spots.collect();
     let mut batch = Batch::new();
     let mut changed = false;
-    for chain in &hostile {
-        let mut here = found.iter().filter(|rule| rule.chain == *chain);
-        let in_front = here.clone().take(2).filter(|rule| rule.ours).count();
-        if in_front == 2 && here.clone().filter(|rule| rule.ours).count() == 2 {
-            continue;
-        }
-        remove_ours(&mut batch, here.by_ref());
-        for clause in [output(interfaces), input(interfaces)] {
-            // Without NLM_F_APPEND a rule is put in front.
-            let mut request = batch.request().set_create().op_newrule_do(&header(chain.family));
-            let place = request.encode().push_table_bytes(chain.table.as_bytes());
+    for spot in spots.iter().filter(|spot| !is_excepted(spot, &found)) {
+        remove_ours(&mut batch, found.iter().filter(|rule| rule.chain == spot.chain));
+        for clause in [input(interfaces), output(interfaces)] {
+            let mut request = batch.request().set_create();
+            if spot.before.is_none() {
+                request = request.set_append();
+            }
+            let mut request = request.op_newrule_do(&header(spot.chain.family));
+            let mut place = request.encode().push_table_bytes(spot.chain.table.as_bytes());
+            place = place.push_chain_bytes(spot.chain.chain.as_bytes());
+            if let Some(handle) = spot.before {
+                place = place.push_position(handle);
+            }
             let rule = Rule::new(COMMENT).and(clause).and(accept());
-            write_rule(place.push_chain_bytes(chain.chain.as_bytes()), &rule, &comment(&rule));
+            write_rule(place, &rule, &comment(&rule));
         }
         changed = true;
     }
-    let idle: Vec<&Found> =
-        found.iter().filter(|rule| rule.ours && !hostile.contains(&rule.chain)).collect();
+    let is_idle = |rule: &&Ruled| rule.ours && !spots.iter().any(|spot| spot.chain == rule.chain);
+    let idle: Vec<&Ruled> = found.iter().filter(is_idle).collect();
     changed |= !idle.is_empty();
     remove_ours(&mut batch, idle.into_iter());
     if changed {
         Socket::open().map_err(failed)?.change(batch).map_err(failed)?;
     }
-    Ok(hostile.into_iter().collect())
+    Ok(spots.into_iter().map(|spot| spot.chain).collect())
+}
+
+/// Whether both rules stand directly before what says no, and no other of ours in that chain.
+fn is_excepted(spot: &Spot, found: &[Ruled]) -> bool {
+    let own: Vec<&Ruled> = found.iter().filter(|rule| rule.chain == spot.chain).collect();
+    let end = own.iter().position(|rule| Some(rule.handle) == spot.before).unwrap_or(own.len());
+    let in_place = own.iter().take(end).rev().take_while(|rule| rule.ours).count();
+    in_place == 2 && own.iter().filter(|rule| rule.ours).count() == 2
 }
 
 /// Takes the rules out of every chain.
@@ -119,21 +125,12 @@ pub fn withdraw() -> Result<(), FirewallError> {
     Socket::open().map_err(failed)?.change(batch).map_err(failed)
 }
 
-fn remove_ours<'a>(batch: &mut Batch, found: impl Iterator<Item = &'a Found>) {
+fn remove_ours<'a>(batch: &mut Batch, found: impl Iterator<Item = &'a Ruled>) {
     for rule in found.filter(|rule| rule.ours) {
         let mut request = batch.request().op_delrule_do(&header(rule.chain.family));
         let place = request.encode().push_table_bytes(rule.chain.table.as_bytes());
         drop(place.push_chain_bytes(rule.chain.chain.as_bytes()).push_handle(rule.handle));
     }
-}
-
-/// Chains at the forward hook that drop: by their policy, or because a rule of their table does.
-fn hostile(found: &[Found]) -> Result<BTreeSet<ForeignChain>, FirewallError> {
-    let mut chains = base_chains(libc::NF_INET_FORWARD)?;
-    chains.retain(|(chain, policy_drops)| {
-        *policy_drops || found.iter().any(|rule| rule.drops && rule.chain.is_beside(chain))
-    });
-    Ok(chains.into_iter().map(|(chain, _)| chain).collect())
 }
 
 /// Filtering chains of others at a hook, and whether they drop by their policy.
@@ -151,7 +148,9 @@ pub(super) fn base_chains(hook: i32) -> Result<Vec<(ForeignChain, bool)>, Firewa
                 return;
             };
             let here = base.get_num().is_ok_and(|number| i32::try_from(number) == Ok(hook));
-            let filter = chain.get_type().is_ok_and(|kind| kind.to_bytes() == b"filter");
+            // Those of iptables(8) that may change a packet's way have a type of their own.
+            let kind = chain.get_type().map(CStr::to_bytes).unwrap_or_default();
+            let filter = kind == b"filter" || kind == b"route";
             let drops = chain.get_policy().is_ok_and(|policy| policy == DROP);
             let this = ForeignChain::new(family, table, name);
             if here && filter && this.table != TABLE {
@@ -164,42 +163,40 @@ pub(super) fn base_chains(hook: i32) -> Result<Vec<(ForeignChain, bool)>, Firewa
 }
 
 /// All rules of others' tables, and ours among them.
-fn rules() -> Result<Vec<Found>, FirewallError> {
-    let failed = |error| FirewallError::new("list", "rules", error);
+fn rules() -> Result<Vec<Ruled>, FirewallError> {
     let ours = comment(&Rule::new(COMMENT));
     let mut found = Vec::new();
+    each_rule(|chain, rule| {
+        let Ok(handle) = rule.get_handle() else { return };
+        found.push(Ruled {
+            chain,
+            handle,
+            ours: rule.get_userdata().is_ok_and(|data| data == ours),
+            word: rule.get_expressions().ok().and_then(word),
+        });
+    })?;
+    Ok(found)
+}
+
+/// Hands every rule of others' tables to `each`.
+pub(super) fn each_rule(
+    mut each: impl FnMut(ForeignChain, &IterableRuleAttrs<'_>),
+) -> Result<(), FirewallError> {
+    let failed = |error| FirewallError::new("list", "rules", error);
     for family in FAMILIES {
         let mut question = Chained::new(1);
         question.request().op_getrule_dump(&header(family));
         let answered = Socket::open().map_err(failed)?.ask(question, |part| {
             let (_, rule) = OpGetruleDump::decode_reply(part);
-            let (Ok(table), Ok(chain), Ok(handle)) =
-                (rule.get_table(), rule.get_chain(), rule.get_handle())
-            else {
-                return;
-            };
-            let drops = rule.get_expressions().is_ok_and(|exprs| {
-                exprs.get_elem().any(|expr| match expr.get_data() {
-                    Ok(ExprOps::Reject(_)) => true,
-                    Ok(ExprOps::Immediate(immediate)) => immediate
-                        .get_data()
-                        .and_then(|data| data.get_verdict())
-                        .and_then(|verdict| verdict.get_code())
-                        .is_ok_and(|code| code == VerdictCode::Drop as u32),
-                    _ => false,
-                })
-            });
-            found.push(Found {
-                chain: ForeignChain::new(family, table, chain),
-                handle,
-                ours: rule.get_userdata().is_ok_and(|data| data == ours),
-                drops,
-            });
+            if let (Ok(table), Ok(chain)) = (rule.get_table(), rule.get_chain())
+                && table.to_bytes() != TABLE.as_bytes()
+            {
+                each(ForeignChain::new(family, table, chain), &rule);
+            }
         });
         absent_is_empty(answered).map_err(failed)?;
     }
-    found.retain(|rule| rule.chain.table != TABLE);
-    Ok(found)
+    Ok(())
 }
 
 /// A kernel without tables of a family says that it does not know it.

@@ -81,6 +81,18 @@ pub fn at_most(field: Field, value: &[u8]) -> Clause {
     Clause(vec![field.load(), Expr::AtMost(value.to_vec())])
 }
 
+/// The value of the field is in the set.
+#[must_use]
+pub fn is_one_of(field: Field, set: &'static str) -> Clause {
+    Clause(vec![field.load(), Expr::In { set, is: true }])
+}
+
+/// The field is there, and in the set there is no such value.
+#[must_use]
+pub fn is_none_of(field: Field, set: &'static str) -> Clause {
+    Clause(vec![field.load(), Expr::In { set, is: false }])
+}
+
 /// The interface by which the frame came, and this field, are together in the set.
 #[must_use]
 pub fn port_has(field: Field, set: &'static str) -> Clause {

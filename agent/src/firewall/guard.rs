@@ -118,7 +118,13 @@ pub(super) fn keys(name: &str, port: &Port) -> Vec<(&'static str, Vec<u8>)> {
 pub fn table(rules: Rules, ports: &BTreeMap<String, Port>) -> Table {
     let mut sets: Vec<Set> = KEY_TYPES
         .into_iter()
-        .map(|(name, key_type, key_len)| Set { name, key_type, key_len, keys: BTreeSet::new() })
+        .map(|(name, key_type, key_len)| Set {
+            name,
+            key_type,
+            key_len,
+            keys: BTreeSet::new(),
+            by_rules: false,
+        })
         .collect();
     for (name, key) in ports.iter().flat_map(|(name, port)| keys(name, port)) {
         if let Some(set) = sets.iter_mut().find(|set| set.name == name) {

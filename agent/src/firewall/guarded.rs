@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 
 use super::{
     FirewallError, TABLE,
+    counted::Counted,
     guard::{self, Port, Rules, keys},
     socket::{Batch, Socket},
-    table::{Family, add_keys, counts, generation_by, remove_keys},
+    table::{Family, add_keys, generation_by, remove_keys},
 };
 use crate::netlink::netns::Netns;
 
@@ -20,8 +21,7 @@ pub struct GuardedPorts {
     ports: BTreeMap<String, Port>,
     /// The number of the kernel's ruleset when all was last as it should be.
     generation: Option<u32>,
-    /// What the counters said last.
-    counted: BTreeMap<(u8, String), u64>,
+    counted: Counted,
 }
 
 impl std::fmt::Debug for GuardedPorts {
@@ -42,7 +42,7 @@ impl GuardedPorts {
     ) -> Result<Self, FirewallError> {
         let socket = netns.run(Socket::open);
         let socket = socket.map_err(|error| FirewallError::new("reach", TABLE, error))?;
-        let counted = BTreeMap::new();
+        let counted = Counted::default();
         let mut guarded = Self { socket, rules, ports, generation: None, counted };
         guarded.mend()?;
         Ok(guarded)
@@ -109,7 +109,7 @@ impl GuardedPorts {
 
     /// The table of this family is a new one, and so are its counters.
     pub fn count_anew(&mut self, family: Family) {
-        self.counted.retain(|(of, _name), _count| *of != family.number());
+        self.counted.anew(family);
     }
 
     /// What was dropped since the last time, by reason, in all tables of ours.
@@ -117,18 +117,7 @@ impl GuardedPorts {
     /// # Errors
     /// The kernel does not answer.
     pub fn dropped(&mut self) -> Result<BTreeMap<String, u64>, FirewallError> {
-        let counts = counts(&self.socket)?;
-        let mut dropped = BTreeMap::new();
-        for (key, count) in &counts {
-            let before = self.counted.get(key).copied().unwrap_or_default();
-            // A smaller one is that of a new table.
-            let more = if *count < before { *count } else { *count - before };
-            if more > 0 {
-                *dropped.entry(key.1.clone()).or_default() += more;
-            }
-        }
-        self.counted = counts;
-        Ok(dropped)
+        self.counted.more_by(&self.socket)
     }
 }
 

@@ -1,31 +1,38 @@
 //! The table in the host's namespace: [`table`].
 //!
 //! ```text
-//! uplink -> elsewhere           source becomes the host's address; MSS fits
+//! uplink -> elsewhere           source becomes the host's address, or it is dropped; MSS fits
 //! elsewhere -> uplink           only what belongs to such a connection, or to a published port
-//! elsewhere -> elsewhere        as before: between interfaces that did not forward nothing passes, but for what a bridge switches
-//! anyone -> published port      destination becomes the network's uplink and a port there; the source stays, but for
-//!                               connections from the host's loopback and from the network itself
+//! elsewhere -> elsewhere        as before: [`closed`](super::closed)
+//! anyone -> published port      where it is published ([`ports`](super::ports)): destination becomes the network's uplink and a port
+//!                               there; the source stays, but for connections from the host's loopback and from the network itself
 //! ```
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net};
-use vxmesh_proto::addr::MacAddr;
+use vxmesh_proto::datapath::DropReason;
 
+pub use super::{
+    closed::{Closed, Open},
+    ports::Port,
+};
 use super::{
     flows::Flow,
-    frame::{DESTINATION, is_not},
+    frame::{Field, is_one_of, key, port_has_not},
+    ports::{From, loopback},
     rule::{
-        Clause, Protocol, Rule, accept, clamp_mss, destination, destination_is_local,
-        destination_not, destination_port, drop, established, from_bridge, input, is_ip, jump,
-        masquerade, output, output_not, published, redirect_to, source,
+        Protocol, Rule, accept, clamp_mss, destination, drop, drop_as, established, input, is_ip,
+        masquerade, octets, output, output_not, published, source,
     },
-    table::{Chain, Hook, Kind, Table},
+    table::{Chain, Hook, Kind, Set, Table},
 };
 
 /// Before connections are tracked and addresses are rewritten (`NF_IP_PRI_RAW`).
 const RAW: i32 = -300;
+/// Before others filter what is for the host itself: nobody waits for an answer that they would keep back.
+const BEFORE_FILTERS: i32 = -10;
+/// After addresses were rewritten (`NF_IP_PRI_NAT_SRC`), and after what others do there.
+const LAST: i32 = 300;
 
 /// The host's end of a network's uplink.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,36 +43,8 @@ pub struct Uplink {
     pub ips: Vec<IpAddr>,
 }
 
-/// A port of the host that leads to a network.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Port {
-    /// TCP or UDP.
-    pub protocol: Protocol,
-    /// The address on which it is published; all of the host's otherwise, or of one IP version if it is unspecified.
-    pub ip: Option<IpAddr>,
-    /// The port.
-    pub port: u16,
-    /// The uplink's address and port, one of each IP version at most.
-    pub to: Vec<SocketAddr>,
-}
-
-/// An interface of the host that packets of one IP version did not pass from and to before networks had a way out.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Unrouted {
-    /// The interface.
-    pub ifname: String,
-    /// The IP version.
-    pub ipv4: bool,
-    /// The MAC by which neighbours call the host there.
-    pub mac: Option<MacAddr>,
-}
-
-/// What stays closed though the host forwards.
-const GUARD: &str = "guard";
-
-const fn version(ipv4: bool) -> u8 {
-    if ipv4 { 4 } else { 6 }
-}
+/// The counter of what would leave with an address that only this host knows.
+pub const INNER_SOURCE: &str = DropReason::InnerSource.as_str();
 
 /// Whether a flow goes another way than it would if it began now: to a port that is published no more or leads elsewhere,
 /// past one that was not published yet, or out of a network without having been rewritten. `is_uplink` knows the addresses
@@ -77,7 +56,9 @@ pub fn is_stale(
     is_local: impl Fn(IpAddr) -> bool,
     ports: &[Port],
 ) -> bool {
-    let leads = |port: &Port| port.takes(flow) && port.to.contains(&flow.server);
+    // An address that went to another host takes its flows along.
+    let here = is_local(flow.to.ip());
+    let leads = |port: &Port| here && port.takes(flow) && port.to.contains(&flow.server);
     if is_uplink(flow.server.ip()) && !flow.is_direct() {
         return !ports.iter().any(leads);
     }
@@ -93,31 +74,17 @@ pub fn is_stale(
     before || between
 }
 
-impl Port {
-    /// Whether a flow is meant for it.
-    fn takes(&self, flow: &Flow) -> bool {
-        let ip = flow.to.ip();
-        flow.protocol == Some(self.protocol)
-            && flow.to.port() == self.port
-            && self.ip.is_none_or(|own| own.is_unspecified() || own == ip)
-            && self.to.iter().any(|to| to.is_ipv4() == ip.is_ipv4())
-    }
-}
-
-fn loopback() -> IpNet {
-    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8))
-}
-
 /// The table for these uplinks, all of whose interfaces have names that match `all`, and these published ports.
 #[must_use]
-pub fn table(all: &str, uplinks: &[Uplink], ports: &[Port], hosts: &[Unrouted]) -> Table {
+pub fn table(all: &str, uplinks: &[Uplink], ports: &[Port], closed: &Closed) -> Table {
     let raw = vec![
         Rule::new("the host's loopback is not for networks")
             .and(input(all))
             .and(destination(loopback()))
             .and(drop()),
     ];
-    let mut forward = vec![
+    let mut forward: Vec<Rule> = strays(all).collect();
+    forward.extend([
         Rule::new("segments fit the way out").and(input(all)).and(clamp_mss()),
         Rule::new("segments fit the way in").and(output(all)).and(clamp_mss()),
         Rule::new("answers").and(output(all)).and(established()).and(accept()),
@@ -125,69 +92,69 @@ pub fn table(all: &str, uplinks: &[Uplink], ports: &[Port], hosts: &[Unrouted]) 
         Rule::new("nothing else into a network, also from another one")
             .and(output(all))
             .and(drop()),
-    ];
-    forward.extend(hosts.iter().flat_map(Unrouted::guarded));
-    let guard = hosts.iter().map(|Unrouted { ifname, ipv4, .. }| {
-        Rule::new(format!("{ifname} is no router of IP version {}", version(*ipv4)))
-            .and(output(ifname))
-            .and(is_ip(*ipv4))
-            .and(drop())
-    });
-    let redirects: Vec<Rule> = ports.iter().flat_map(redirects).collect();
+    ]);
+    forward.extend(closed.rules(all));
+    let redirects =
+        |from: From| -> Vec<Rule> { ports.iter().flat_map(|port| port.redirects(from)).collect() };
+    let refusals = ports.iter().flat_map(Port::refusals).collect();
     let chain = |name, kind, hook, priority, rules| Chain::at(name, (kind, hook, priority), rules);
+    let mut chains = closed.chains();
+    chains.extend([
+        chain("raw", Kind::Filter, Hook::Prerouting, RAW, raw),
+        chain("prerouting", Kind::Nat, Hook::Prerouting, -100, redirects(From::Elsewhere)),
+        chain("output", Kind::Nat, Hook::Output, -100, redirects(From::ThisHost)),
+        chain("input", Kind::Filter, Hook::Input, BEFORE_FILTERS, refusals),
+        chain("forward", Kind::Filter, Hook::Forward, 0, forward),
+        chain("postrouting", Kind::Nat, Hook::Postrouting, 100, sources(all, uplinks)),
+        chain("leaving", Kind::Filter, Hook::Postrouting, LAST, leaving(all)),
+    ]);
     Table {
-        chains: vec![
-            Chain { name: GUARD, base: None, rules: guard.collect() },
-            chain("raw", Kind::Filter, Hook::Prerouting, RAW, raw),
-            chain("prerouting", Kind::Nat, Hook::Prerouting, -100, redirects.clone()),
-            chain("output", Kind::Nat, Hook::Output, -100, redirects),
-            chain("forward", Kind::Filter, Hook::Forward, 0, forward),
-            chain("postrouting", Kind::Nat, Hook::Postrouting, 100, sources(all, uplinks)),
-        ],
+        counters: vec![INNER_SOURCE],
+        sets: addresses(uplinks).into_iter().chain(closed.sets()).collect(),
+        chains,
         ..Table::default()
     }
 }
 
-impl Unrouted {
-    /// With `br_netfilter`, frames that a bridge only switches come to this hook, too, as if from the bridge and to it. Those
-    /// that the host would route back go to the host's own MAC, and are guarded as all others.
-    fn guarded(&self) -> [Rule; 2] {
-        let Self { ifname, ipv4, mac } = self;
-        let from = |what: &str| {
-            Rule::new(format!("{what} {ifname}, IP version {}", version(*ipv4)))
-                .and(input(ifname))
-                .and(is_ip(*ipv4))
-        };
-        let to_others = mac.map(|mac| is_not(DESTINATION, &mac.0)).unwrap_or_default();
-        [
-            from("switched by").and(output(ifname)).and(from_bridge()).and(to_others).and(accept()),
-            from("from").and(jump(GUARD)),
-        ]
-    }
+/// Fields and sets by IP version: the source, who sends by which uplink, and who sends by any.
+const VERSIONS: [(bool, Field, &str, &str); 2] = [
+    (true, Field::network(12, 4), "uplinks4", "inner4"),
+    (false, Field::network(8, 16), "uplinks6", "inner6"),
+];
+
+/// An uplink carries what its own end inside sends, and of that nothing leaves that was not rewritten: neither what belongs
+/// to no connection, nor what somebody's rules keep from being tracked. These rules are met by every packet, and so do not grow with the networks.
+fn strays(all: &str) -> impl Iterator<Item = Rule> {
+    VERSIONS.into_iter().map(move |(ipv4, source, uplinks, _)| {
+        let rule = Rule::new(format!("other sources of IP version {}", if ipv4 { 4 } else { 6 }));
+        let rule = rule.and(input(all)).and(is_ip(ipv4)).and(port_has_not(source, uplinks));
+        rule.and(drop_as(INNER_SOURCE))
+    })
 }
 
-fn redirects(port: &Port) -> Vec<Rule> {
-    let rule = |to: &SocketAddr| {
-        let ipv4 = to.is_ipv4();
-        let bind = match port.ip {
-            Some(ip) if !ip.is_unspecified() => destination(ip.into()),
-            Some(_) | None => destination_is_local(),
-        };
-        let at = port.ip.map_or_else(|| "*".to_owned(), |ip| ip.to_string());
-        let comment = format!("{} {at} {} to {to}", port.protocol.as_str(), port.port);
-        Rule::new(comment)
-            .and(is_ip(ipv4))
-            .and(bind)
-            .and(not_own_loopback(ipv4))
-            .and(destination_port(port.protocol, port.port))
-            .and(redirect_to(to.ip(), to.port()))
+fn leaving(all: &str) -> Vec<Rule> {
+    let rule = |(ipv4, source, _, inner): (bool, Field, &str, &'static str)| {
+        let rule = Rule::new(format!("known here alone, IP version {}", if ipv4 { 4 } else { 6 }));
+        let rule = rule.and(output_not(all)).and(is_ip(ipv4)).and(is_one_of(source, inner));
+        rule.and(drop_as(INNER_SOURCE))
     };
-    port.to.iter().map(rule).collect()
+    VERSIONS.map(rule).to_vec()
 }
 
-/// The kernel routes nothing from ::1 to another interface, so such a connection is better refused than lost.
-fn not_own_loopback(ipv4: bool) -> Clause {
-    if ipv4 { Clause::default() } else { destination_not(IpAddr::V6(Ipv6Addr::LOCALHOST).into()) }
+/// The sets that these rules use. nft(8)'s numbers of types: ipv4_addr, ipv6_addr, behind ifname where that belongs to it.
+fn addresses(uplinks: &[Uplink]) -> Vec<Set> {
+    const IFNAME: u32 = 41;
+    let set =
+        |name, key_type, key_len, keys| Set { by_rules: false, name, key_type, key_len, keys };
+    let sets = VERSIONS.into_iter().flat_map(|(ipv4, _, uplinks_name, inner)| {
+        let (kind, len) = if ipv4 { (7, 4) } else { (8, 16) };
+        let all = uplinks.iter().flat_map(|uplink| uplink.ips.iter().map(move |ip| (uplink, *ip)));
+        let of: Vec<_> = all.filter(|(_, ip)| ip.is_ipv4() == ipv4).collect();
+        let by = of.iter().map(|(uplink, ip)| key(&uplink.ifname, &octets(*ip))).collect();
+        let ips = of.iter().map(|(_, ip)| octets(*ip)).collect();
+        [set(uplinks_name, IFNAME << 6 | kind, 16 + len, by), set(inner, kind, len, ips)]
+    });
+    sets.collect()
 }
 
 fn sources(all: &str, uplinks: &[Uplink]) -> Vec<Rule> {
@@ -199,7 +166,7 @@ fn sources(all: &str, uplinks: &[Uplink]) -> Vec<Rule> {
     ];
     for Uplink { ifname, ips } in uplinks {
         for ip in ips {
-            let own = || source(IpNet::from(*ip));
+            let own = || source((*ip).into());
             rules.push(
                 Rule::new(format!("from {ifname} to its own published ports, {ip}"))
                     .and(output(ifname))
@@ -220,29 +187,7 @@ fn sources(all: &str, uplinks: &[Uplink]) -> Vec<Rule> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::firewall::frame::is;
-
-    #[test]
-    fn what_a_bridge_switches_passes_before_anything_is_guarded() {
-        let mac = MacAddr([2, 0, 0, 0, 0, 1]);
-        for mac in [Some(mac), None] {
-            let host = Unrouted { ifname: "br0".to_owned(), ipv4: true, mac };
-            let table = table("vxm*", &[], &[], &[host]);
-            let forward = table.chains.iter().find(|chain| chain.name == "forward").unwrap();
-            let of = |rule: &&Rule| rule.exprs.starts_with(&input("br0").0);
-            let rules: Vec<&Rule> = forward.rules.iter().filter(of).collect();
-            let [switched, guarded] = rules.as_slice() else { panic!("{rules:?}") };
-            let says = |rule: &Rule, clause: Clause| {
-                rule.exprs.windows(clause.0.len()).any(|exprs| exprs == clause.0)
-            };
-            assert!(says(switched, output("br0")) && says(switched, from_bridge()));
-            assert!(says(switched, accept()) && says(guarded, jump(GUARD)));
-            if let Some(mac) = mac {
-                assert!(says(switched, is_not(DESTINATION, &mac.0)));
-                assert!(!says(switched, is(DESTINATION, &mac.0)));
-            }
-        }
-    }
+    use crate::firewall::rule::Protocol;
 
     fn flow(from: &str, to: &str, server: &str, client: &str, answered: bool) -> Flow {
         let [from, to, server, client] = [from, to, server, client].map(|it| it.parse().unwrap());

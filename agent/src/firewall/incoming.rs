@@ -1,24 +1,18 @@
-//! Whether firewalls of others let in what the agents send each other: [`closed`].
+//! Whether firewalls of others let in, and out, what the agents send each other: [`closed`].
 //!
-//! What a chain does with a packet cannot be told without asking the kernel with one. So this only finds chains at the input hook
+//! What a chain does with a packet cannot be told without asking the kernel with one. So this only finds chains at a hook
 //! whose last word is no, by their policy or by a rule without a condition, in tables where no rule accepts the ports
 //! by number. Rules are read as nft(8) writes them and as iptables(8) does (`match udp`, `match multiport`).
 
-use netlink_bindings::{
-    nftables::{
-        Chained, CmpOps, ExprOps, IterableExprListAttrs, MetaKeys, OpGetruleDump, PayloadBase,
-        VerdictCode,
-    },
-    traits::NetlinkRequest,
+use netlink_bindings::nftables::{
+    CmpOps, ExprOps, IterableExprListAttrs, MetaKeys, PayloadBase, VerdictCode,
 };
-use nix::libc;
 
 use super::{
     FirewallError,
-    foreign::{FAMILIES, ForeignChain, absent_is_empty, base_chains},
+    foreign::{ForeignChain, base_chains, each_rule},
     rule::Protocol,
-    socket::Socket,
-    table::header,
+    table::Hook,
 };
 
 /// `XT_MULTIPORT_SOURCE`.
@@ -82,27 +76,18 @@ pub struct Closed {
     pub remedy: String,
 }
 
-/// Chains that do not let in UDP to these ports.
+/// Chains at a hook that do not let UDP to these ports pass.
 ///
 /// # Errors
 /// The kernel does not answer.
-pub fn closed(ports: &[u16]) -> Result<Vec<Closed>, FirewallError> {
-    let failed = |error| FirewallError::new("list", "rules", error);
+pub fn closed(hook: Hook, ports: &[u16]) -> Result<Vec<Closed>, FirewallError> {
     let mut rules = Vec::new();
-    for family in FAMILIES {
-        let mut question = Chained::new(1);
-        question.request().op_getrule_dump(&header(family));
-        let answered = Socket::open().map_err(failed)?.ask(question, |part| {
-            let (_, rule) = OpGetruleDump::decode_reply(part);
-            if let (Ok(table), Ok(chain), Ok(exprs)) =
-                (rule.get_table(), rule.get_chain(), rule.get_expressions())
-            {
-                rules.push((ForeignChain::new(family, table, chain), seen(exprs)));
-            }
-        });
-        absent_is_empty(answered).map_err(failed)?;
-    }
-    let chains = base_chains(libc::NF_INET_LOCAL_IN)?;
+    each_rule(|chain, rule| {
+        if let Ok(exprs) = rule.get_expressions() {
+            rules.push((chain, seen(exprs)));
+        }
+    })?;
+    let chains = base_chains(hook.number())?;
     Ok(chains.into_iter().filter_map(|chain| shut(chain, &rules, ports)).collect())
 }
 
@@ -245,6 +230,8 @@ fn remedy(chain: &ForeignChain, all: &[ForeignChain], ports: &[u16]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use nix::libc;
+
     use super::*;
 
     #[test]

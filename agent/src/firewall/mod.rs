@@ -1,7 +1,7 @@
 //! Tables of nf_tables: written whole and atomically, compared, mended, removed. No other program is started.
 //!
 //! ```text
-//! host's namespace       inet vxmesh   NAT of the uplinks, published ports, what may be forwarded   [`host`]
+//! host's namespace       inet vxmesh   NAT of the uplinks, published ports, what may be forwarded   [`host`], [`ports`], [`closed`]
 //!                        ip, ip6       two accepting rules in every chain of others that drops     [`foreign`]
 //! network's namespace    inet vxmesh   NAT to the uplink, published ports                            [`network`]
 //!                        bridge vxmesh what a sandbox may say, and as whom                           [`guard`], [`guarded`]
@@ -12,6 +12,8 @@
 //! [`incoming`] whether others let in what agents send. What a table shall be is computed by pure functions from what is wanted; whatever the kernel
 //! has in its place is replaced.
 
+pub mod closed;
+pub mod counted;
 pub mod flows;
 pub mod foreign;
 pub mod frame;
@@ -19,7 +21,10 @@ pub mod guard;
 pub mod guarded;
 pub mod host;
 pub mod incoming;
+mod last_word;
 pub mod network;
+pub mod obstacles;
+pub mod ports;
 pub mod rule;
 mod socket;
 pub mod table;

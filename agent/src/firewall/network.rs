@@ -1,25 +1,29 @@
 //! The table inside a network's namespace: [`table`].
 //!
 //! ```text
-//! sandbox -> br0 -> uplink      source becomes the uplink's address; MSS fits; only with an address of the network
+//! sandbox -> br0 -> uplink      source becomes the uplink's address, or it is dropped; MSS fits; only with an address of the network
 //! host -> uplink -> node        source becomes the node's address, unless the connection is to a published port
 //! host -> uplink's own port     destination becomes the sandbox that publishes it, the client's address stays
 //! ```
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use vxmesh_proto::datapath::DropReason;
 
 use super::{
     flows::Flow,
+    host::INNER_SOURCE,
     rule::{
-        Protocol, Rule, accept, clamp_mss, destination, destination_port, drop, drop_as, input,
-        input_not, is_ip, masquerade, output, output_not, published, redirect_to, source_not,
+        Protocol, Rule, accept, answer, clamp_mss, destination, destination_port, drop, drop_as,
+        input, input_not, is_ip, masquerade, output, output_not, published, redirect_to, source,
+        source_not,
     },
     table::{Chain, Hook, Kind, Table},
 };
 
+/// After addresses were rewritten (`NF_IP_PRI_NAT_SRC`).
+const LAST: i32 = 300;
 const ISOLATED: &str = DropReason::Isolated.as_str();
 
 /// A port of the uplink that leads to a sandbox.
@@ -33,7 +37,7 @@ pub struct Entrance {
     pub to: SocketAddr,
 }
 
-/// Names of interfaces in the namespace.
+/// Interfaces in the namespace, by name.
 #[derive(Clone, Copy, Debug)]
 pub struct Interfaces<'a> {
     /// The bridge, where sandboxes meet the gateway.
@@ -42,6 +46,8 @@ pub struct Interfaces<'a> {
     pub node: &'a str,
     /// The way to the host.
     pub uplink: &'a str,
+    /// Its addresses.
+    pub uplink_ips: &'a [IpAddr],
 }
 
 /// The table of a network with these subnets; `isolated` ones carry nothing from one endpoint to another.
@@ -52,7 +58,7 @@ pub fn table(
     isolated: bool,
     entrances: &[Entrance],
 ) -> Table {
-    let Interfaces { bridge, node, uplink } = interfaces;
+    let Interfaces { bridge, node, uplink, uplink_ips } = interfaces;
     let prerouting = entrances
         .iter()
         .map(|entrance| {
@@ -101,10 +107,28 @@ pub fn table(
             chain("prerouting", Kind::Nat, Hook::Prerouting, -100, prerouting),
             chain("forward", Kind::Filter, Hook::Forward, 0, forward),
             chain("postrouting", Kind::Nat, Hook::Postrouting, 100, postrouting),
+            chain("leaving", Kind::Filter, Hook::Postrouting, LAST, leaving(uplink, uplink_ips)),
         ],
-        counters: vec![ISOLATED],
+        counters: vec![ISOLATED, INNER_SOURCE],
         ..Table::default()
     }
+}
+
+/// The kernel does not rewrite what it does not count to a connection: a late RST, a segment outside of the window, an ICMP error about
+/// nothing. The host hears this network's own addresses in answers to itself alone.
+fn leaving(uplink: &str, ips: &[IpAddr]) -> Vec<Rule> {
+    // Its neighbours on the uplink are asked for by link-local addresses, or before it has any.
+    let link_local = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10).into();
+    let nameless = IpNet::from(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+    let own = ips.iter().map(|ip| IpNet::from(*ip)).chain([link_local, nameless]);
+    let passes = |net: IpNet| {
+        Rule::new(format!("from {net}")).and(output(uplink)).and(source(net)).and(accept())
+    };
+    let mut rules: Vec<Rule> = own.map(passes).collect();
+    rules.push(Rule::new("answers to the host").and(output(uplink)).and(answer()).and(accept()));
+    let rest = Rule::new("addresses of the network do not leave").and(output(uplink));
+    rules.push(rest.and(drop_as(INNER_SOURCE)));
+    rules
 }
 
 /// Whether a flow goes another way than it would if it began now; see [`super::host::is_stale`].

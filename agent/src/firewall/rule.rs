@@ -25,9 +25,14 @@ const COMMENT_LEN: usize = 126;
 const ESTABLISHED_OR_RELATED: u32 = 0b110;
 /// `IPS_DST_NAT`: the destination of the connection was rewritten.
 const DST_NAT: u32 = 1 << 5;
+/// `IP_CT_DIR_REPLY`.
+const REPLY: u8 = 1;
+/// How long a bridge that switched something is remembered.
+const REMEMBERED: u64 = 60_000;
 /// `RTN_LOCAL` as the address type that `fib` gives.
 const LOCAL: u32 = 2;
 const SYN_RST: u8 = 0x06;
+const SYN_ACK: u8 = 0x12;
 const SYN: u8 = 0x02;
 /// TCP's maximum segment size (RFC 9293 section 3.2): option 2, its value after kind and length.
 const MSS: u8 = 2;
@@ -55,8 +60,12 @@ pub(super) enum Expr {
         len: u32,
     },
     Ct(u32),
-    /// Whether the destination is one of the host's addresses, as an address type.
-    DestinationType,
+    /// A property of the packet, as the latter part of a key.
+    MetaBehind(u32),
+    /// Whether the destination is one of the host's addresses, or of the interface by which it came in, as an address type.
+    DestinationType {
+        of_input: bool,
+    },
     And(Vec<u8>),
     Equal(Vec<u8>),
     Differs(Vec<u8>),
@@ -66,6 +75,11 @@ pub(super) enum Expr {
     In {
         set: &'static str,
         is: bool,
+    },
+    /// The key is in this set of the table for so many milliseconds from now on.
+    Remember {
+        set: &'static str,
+        milliseconds: u64,
     },
     Port(u16),
     Address(IpAddr),
@@ -81,6 +95,10 @@ pub(super) enum Expr {
     /// Counts with the table's counter of this name.
     Count(&'static str),
     Verdict(u32),
+    /// Its sender is told: by a reset of the connection, or by ICMP.
+    Reject {
+        reset: bool,
+    },
     Jump(&'static str),
     Goto(&'static str),
 }
@@ -95,6 +113,15 @@ pub struct Rule {
 /// A part of a rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Clause(pub(super) Vec<Expr>);
+
+impl Clause {
+    /// ... if this is true, too.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+}
 
 /// TCP or UDP.
 #[derive(
@@ -208,6 +235,17 @@ fn version(ipv4: bool) -> Vec<Expr> {
     vec![Expr::Meta(MetaKeys::Nfproto as u32), Expr::Equal(vec![family])]
 }
 
+/// It goes out by the interface by which it came in, and that is a bridge: two rules, of which the first notes the bridge in
+/// a set of names of two interfaces. So there are only pairs of the same interface, whatever comes and goes.
+pub(super) fn within_a_bridge(set: &'static str) -> [Clause; 2] {
+    let pair = |out: u32| [Expr::Meta(MetaKeys::Iifname as u32), Expr::MetaBehind(out)];
+    let note = pair(MetaKeys::Iifname as u32);
+    let note = note.into_iter().chain([Expr::Remember { set, milliseconds: REMEMBERED }]);
+    let look = pair(MetaKeys::Oifname as u32);
+    let look = look.into_iter().chain([Expr::In { set, is: true }]);
+    [note.collect(), look.collect()].map(|exprs| from_bridge().and(Clause(exprs)))
+}
+
 /// It is of this IP version.
 #[must_use]
 pub fn is_ip(ipv4: bool) -> Clause {
@@ -263,7 +301,18 @@ pub fn destination_not(net: IpNet) -> Clause {
 /// Its destination is an address of this host.
 #[must_use]
 pub fn destination_is_local() -> Clause {
-    Clause(vec![Expr::DestinationType, Expr::Equal(LOCAL.to_ne_bytes().to_vec())])
+    destination_type(false)
+}
+
+/// Its destination is an address of the interface by which it came in.
+#[must_use]
+pub fn destination_is_inputs() -> Clause {
+    destination_type(true)
+}
+
+fn destination_type(of_input: bool) -> Clause {
+    let local = LOCAL.to_ne_bytes().to_vec();
+    Clause(vec![Expr::DestinationType { of_input }, Expr::Equal(local)])
 }
 
 /// It is to this port.
@@ -286,6 +335,25 @@ fn any_bit(key: u32, bits: u32) -> Clause {
 #[must_use]
 pub fn established() -> Clause {
     any_bit(CtKeys::State as u32, ESTABLISHED_OR_RELATED)
+}
+
+/// It is an answer in a connection that was let through before.
+#[must_use]
+pub fn answer() -> Clause {
+    Clause(vec![Expr::Ct(CtKeys::Direction as u32), Expr::Equal(vec![REPLY])])
+}
+
+/// It begins a TCP connection, or is of another protocol.
+#[must_use]
+pub fn begins(protocol: Protocol) -> Clause {
+    match protocol {
+        Protocol::Tcp => Clause(vec![
+            Expr::Payload { base: PayloadBase::TransportHeader as u32, offset: 13, len: 1 },
+            Expr::And(vec![SYN_ACK]),
+            Expr::Equal(vec![SYN]),
+        ]),
+        Protocol::Udp => Clause::default(),
+    }
 }
 
 /// It belongs to a connection to a published port.
@@ -337,6 +405,12 @@ pub fn drop() -> Clause {
     Clause(vec![Expr::Counter, Expr::Verdict(VerdictCode::Drop as u32)])
 }
 
+/// It is refused, so that its sender knows at once.
+#[must_use]
+pub fn refuse(protocol: Protocol) -> Clause {
+    Clause(vec![Expr::Counter, Expr::Reject { reset: protocol == Protocol::Tcp }])
+}
+
 /// It is dropped and counted by the table's counter of this name.
 #[must_use]
 pub fn drop_as(counter: &'static str) -> Clause {
@@ -375,6 +449,9 @@ fn encode_one<P: Pusher>(list: PushExprListAttrs<P>, expr: &Expr) -> PushExprLis
         Expr::Ct(key) => {
             elem.nested_data_ct().push_dreg(VALUE).push_key(*key).end_nested().end_nested()
         }
+        Expr::MetaBehind(key) => {
+            elem.nested_data_meta().push_dreg(SECOND).push_key(*key).end_nested().end_nested()
+        }
         Expr::Payload { base, offset, len } | Expr::PayloadBehind { base, offset, len } => {
             let to = if matches!(expr, Expr::Payload { .. }) { VALUE } else { SECOND };
             let payload = elem.nested_data_payload().push_dreg(to).push_base(*base);
@@ -383,10 +460,11 @@ fn encode_one<P: Pusher>(list: PushExprListAttrs<P>, expr: &Expr) -> PushExprLis
         Expr::Extension { header, offset, len } => {
             extension(elem.push_name(c"exthdr"), *header, *offset, *len).end_nested()
         }
-        Expr::DestinationType => {
+        Expr::DestinationType { of_input } => {
             let fib = elem.nested_data_fib().push_dreg(VALUE);
             let fib = fib.push_result(FIB_ADDRTYPE);
-            fib.push_flags(FibFlags::Daddr as u32).end_nested().end_nested()
+            let input = if *of_input { FibFlags::Iif as u32 } else { 0 };
+            fib.push_flags(FibFlags::Daddr as u32 | input).end_nested().end_nested()
         }
         Expr::And(mask) => {
             let and = elem.nested_data_bitwise().push_sreg(VALUE).push_dreg(VALUE);
@@ -399,6 +477,9 @@ fn encode_one<P: Pusher>(list: PushExprListAttrs<P>, expr: &Expr) -> PushExprLis
         Expr::AtLeast(value) => compare(elem, CmpOps::Gte, value),
         Expr::AtMost(value) => compare(elem, CmpOps::Lte, value),
         Expr::In { set, is } => lookup(elem.push_name(c"lookup"), set, *is).end_nested(),
+        Expr::Remember { set, milliseconds } => {
+            remember(elem.push_name(c"dynset"), set, *milliseconds).end_nested()
+        }
         Expr::Port(port) => {
             let data = elem.nested_data_immediate().push_dreg(SECOND).nested_data();
             data.push_value(&port.to_be_bytes()).end_nested().end_nested().end_nested()
@@ -414,6 +495,11 @@ fn encode_one<P: Pusher>(list: PushExprListAttrs<P>, expr: &Expr) -> PushExprLis
             nat.push_reg_addr_min(VALUE).push_reg_proto_min(SECOND).end_nested().end_nested()
         }
         Expr::Verdict(code) => verdict(elem, *code, None),
+        Expr::Reject { reset } => {
+            let (kind, code) = if *reset { (TCP_RESET, 0) } else { (ICMPX, ICMPX_PORT) };
+            let reject = elem.nested_data_reject().push_type(kind).push_icmp_code(code);
+            reject.end_nested().end_nested()
+        }
         Expr::Jump(chain) => verdict(elem, VerdictCode::Jump as u32, Some(chain)),
         Expr::Goto(chain) => verdict(elem, VerdictCode::Goto as u32, Some(chain)),
         Expr::Count(name) => {
@@ -455,6 +541,10 @@ const FIB_ADDRTYPE: u32 = 3;
 const DNAT: u32 = 1;
 /// `NFT_RT_TCPMSS`.
 const RT_TCPMSS: u32 = 3;
+/// `NFT_REJECT_TCP_RST`, `NFT_REJECT_ICMPX_UNREACH` and `NFT_REJECT_ICMPX_PORT_UNREACH`.
+const TCP_RESET: u32 = 1;
+const ICMPX: u32 = 2;
+const ICMPX_PORT: u8 = 1;
 /// `NFTA_EXPR_DATA`.
 const EXPR_DATA: u16 = 2;
 
@@ -472,16 +562,11 @@ fn other<P: Pusher>(mut elem: P, numbers: &[(u16, u32)]) -> P {
 
 /// `lookup`; the bindings have other numbers than the kernel.
 fn lookup<P: Pusher>(mut elem: P, set: &str, is: bool) -> P {
-    const SET: u16 = 1;
     const SREG: u16 = 2;
     const FLAGS: u16 = 5;
     let buffer = elem.as_vec_mut();
     let at = push_nested_header(buffer, EXPR_DATA);
-    let mut name = set.as_bytes().to_vec();
-    name.push(0);
-    push_header(buffer, SET, u16::try_from(name.len()).unwrap_or_default());
-    name.resize(name.len().next_multiple_of(4), 0);
-    buffer.extend(name);
+    push_set(buffer, set);
     let flags = if is { 0 } else { LookupFlags::Invert as u32 };
     for (kind, number) in [(SREG, VALUE), (FLAGS, flags)] {
         push_header(buffer, kind, 4);
@@ -489,6 +574,35 @@ fn lookup<P: Pusher>(mut elem: P, set: &str, is: bool) -> P {
     }
     finalize_nested_header(buffer, at);
     elem
+}
+
+/// `dynset`, which the bindings do not have: the key in the set is made new, or lives on.
+fn remember<P: Pusher>(mut elem: P, set: &str, milliseconds: u64) -> P {
+    const OP: u16 = 3;
+    const SREG_KEY: u16 = 4;
+    const TIMEOUT: u16 = 6;
+    const UPDATE: u32 = 1;
+    let buffer = elem.as_vec_mut();
+    let at = push_nested_header(buffer, EXPR_DATA);
+    push_set(buffer, set);
+    for (kind, number) in [(OP, UPDATE), (SREG_KEY, VALUE)] {
+        push_header(buffer, kind, 4);
+        buffer.extend(number.to_be_bytes());
+    }
+    push_header(buffer, TIMEOUT, 8);
+    buffer.extend(milliseconds.to_be_bytes());
+    finalize_nested_header(buffer, at);
+    elem
+}
+
+/// The name of a set, as the first attribute of `lookup` and `dynset`.
+fn push_set(buffer: &mut Vec<u8>, set: &str) {
+    const SET: u16 = 1;
+    let mut name = set.as_bytes().to_vec();
+    name.push(0);
+    push_header(buffer, SET, u16::try_from(name.len()).unwrap_or_default());
+    name.resize(name.len().next_multiple_of(4), 0);
+    buffer.extend(name);
 }
 
 /// `exthdr`, which writes a TCP option.

@@ -10,7 +10,7 @@ use std::{
 
 use netlink_bindings::nftables::{
     Chained, Nfgenmsg, ObjData, ObjectType, OpGetgenDo, OpGetobjDump, OpGetruleDump,
-    OpGetsetelemDump, OpGettableDump, PushRuleAttrs, PushSetelemListAttrs,
+    OpGetsetelemDump, OpGettableDump, PushRuleAttrs, PushSetelemListAttrs, SetFlags,
 };
 use netlink_bindings::{traits::NetlinkRequest, traits::Pusher};
 use nix::libc;
@@ -55,6 +55,8 @@ impl Family {
 /// Keys that rules look for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set {
+    /// Whether rules put the keys there, which are forgotten again after a while.
+    pub by_rules: bool,
     /// Its name.
     pub name: &'static str,
     /// How nft(8) shows its keys: its number of the type.
@@ -65,11 +67,19 @@ pub struct Set {
     pub keys: BTreeSet<Vec<u8>>,
 }
 
+impl Set {
+    const fn flags(&self) -> u32 {
+        if self.by_rules { SetFlags::Timeout as u32 | SetFlags::Eval as u32 } else { 0 }
+    }
+}
+
 /// Where in a packet's way a chain stands (netfilter's hooks).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     /// Before it is known where it goes.
     Prerouting,
+    /// To the host itself.
+    Input,
     /// On its way through the host.
     Forward,
     /// Made by the host itself.
@@ -79,12 +89,13 @@ pub enum Hook {
 }
 
 impl Hook {
-    const fn number(self) -> u32 {
+    pub(super) const fn number(self) -> i32 {
         match self {
-            Self::Prerouting => libc::NF_INET_PRE_ROUTING as u32,
-            Self::Forward => libc::NF_INET_FORWARD as u32,
-            Self::Output => libc::NF_INET_LOCAL_OUT as u32,
-            Self::Postrouting => libc::NF_INET_POST_ROUTING as u32,
+            Self::Prerouting => libc::NF_INET_PRE_ROUTING,
+            Self::Input => libc::NF_INET_LOCAL_IN,
+            Self::Forward => libc::NF_INET_FORWARD,
+            Self::Output => libc::NF_INET_LOCAL_OUT,
+            Self::Postrouting => libc::NF_INET_POST_ROUTING,
         }
     }
 }
@@ -174,7 +185,8 @@ impl Table {
         for (set, id) in self.sets.iter().zip(1..) {
             let mut request = batch.request().set_create().op_newset_do(&family);
             let made = request.encode().push_table_bytes(TABLE.as_bytes());
-            let made = made.push_name_bytes(set.name.as_bytes()).push_flags(0).push_id(id);
+            let made = made.push_name_bytes(set.name.as_bytes());
+            let made = made.push_flags(set.flags()).push_id(id);
             drop(made.push_key_type(set.key_type).push_key_len(set.key_len));
             drop(request);
             let keys: Vec<&[u8]> = set.keys.iter().map(Vec::as_slice).collect();
@@ -207,7 +219,7 @@ impl Table {
         if rules(socket, &self.family.header())? != wanted {
             return Ok(false);
         }
-        for set in &self.sets {
+        for set in self.sets.iter().filter(|set| !set.by_rules) {
             if keys(socket, self.family, set.name)? != set.keys {
                 return Ok(false);
             }
@@ -254,7 +266,10 @@ impl Chain {
         match self.base {
             None => drop(chain),
             Some(Base { kind, hook, priority }) => {
-                let hook = chain.nested_hook().push_num(hook.number()).push_priority(priority);
+                let hook = chain
+                    .nested_hook()
+                    .push_num(hook.number().cast_unsigned())
+                    .push_priority(priority);
                 let chain = hook.end_nested().push_policy(ACCEPT);
                 drop(chain.push_type_bytes(kind.as_str().as_bytes()));
             }

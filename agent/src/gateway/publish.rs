@@ -94,6 +94,14 @@ pub enum PublishError {
         "::1 cannot be published, since the kernel lets nothing pass between it and another interface: publish on 127.0.0.1"
     )]
     Loopback6,
+    /// The kernel routes nothing from there or to there.
+    #[error(
+        "{0} cannot be published: link-local addresses of IPv6 are not routed; publish on another address of that interface"
+    )]
+    LinkLocal6(Ipv6Addr),
+    /// Nobody has it alone.
+    #[error("{0} cannot be published: it is no address of one host")]
+    Group(IpAddr),
 }
 
 impl FromStr for PublishRange {
@@ -149,10 +157,24 @@ fn address(text: &str) -> Result<(Option<IpAddr>, &str), PublishError> {
             Some(_) | None => return Ok((None, text)),
         }
     };
-    if ip == IpAddr::V6(Ipv6Addr::LOCALHOST) {
-        return Err(PublishError::Loopback6);
-    }
+    // As programs write an IPv4 address that speak IPv6 only.
+    let ip = ip.to_canonical();
+    check_address(ip)?;
     Ok((Some(ip), rest))
+}
+
+/// Refuses addresses at which nothing can be published, whatever the host has.
+///
+/// # Errors
+/// It is such an address.
+pub fn check_address(ip: IpAddr) -> Result<(), PublishError> {
+    match ip {
+        IpAddr::V6(Ipv6Addr::LOCALHOST) => Err(PublishError::Loopback6),
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => Err(PublishError::LinkLocal6(v6)),
+        IpAddr::V4(Ipv4Addr::BROADCAST) => Err(PublishError::Group(ip)),
+        ip if ip.is_multicast() => Err(PublishError::Group(ip)),
+        IpAddr::V4(_) | IpAddr::V6(_) => Ok(()),
+    }
 }
 
 fn ports(text: &str) -> Result<Vec<u16>, PublishError> {
@@ -285,6 +307,7 @@ mod tests {
             ("[fd00::1]:8080:80", Some("fd00::1"), Some(8080), 80, Protocol::Tcp),
             ("[fd00::1]::80", Some("fd00::1"), None, 80, Protocol::Tcp),
             ("[::]:65535:1", Some("::"), Some(65535), 1, Protocol::Tcp),
+            ("[::ffff:127.0.0.1]::80", Some("127.0.0.1"), None, 80, Protocol::Tcp),
         ] {
             let ip = ip.map(|ip| ip.parse().unwrap());
             assert_eq!(one(text), Publish { protocol, ip, port, sandbox_port }, "{text}");
@@ -315,6 +338,10 @@ mod tests {
             ("[fd00::1]80", "write [IP:]HOST"),
             ("[fd00::1", "write [IP:]HOST"),
             ("[::1]:80:80", "::1 cannot be published"),
+            ("[fe80::1]:80:80", "fe80::1 cannot be published: link-local"),
+            ("224.0.0.1:80:80", "no address of one host"),
+            ("255.255.255.255:80:80", "no address of one host"),
+            ("[ff02::1]:80:80", "no address of one host"),
             ("8000-8009:80-81", "10 ports of the host cannot lead to 2"),
             ("1-1000", "too many"),
         ] {

@@ -10,7 +10,7 @@
 //! else's, and stays. The switch is set to [`ON`], which means the same as 1 to the kernel: whoever needs forwarding later,
 //! too, writes 1 (Docker does, and people), and by that it becomes theirs.
 
-use std::{fs, io, path::Path};
+use std::{collections::BTreeSet, fs, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -57,18 +57,49 @@ impl Found {
                 Some(_) | None => {}
             }
         }
+        let [_, (_, theirs6)] = theirs;
+        if theirs6 { Ok(()) } else { self.restore_later() }
+    }
+
+    /// Interfaces that came or got their name meanwhile took what was set for new ones.
+    fn restore_later(&self) -> io::Result<()> {
+        let accepts = |name: &str| format!("ipv6/conf/{name}/accept_ra");
+        let noted = |path: &str| self.0.iter().find(|setting| setting.path == path);
+        if noted(&accepts("default")).is_none_or(|setting| setting.value != "1") {
+            return Ok(());
+        }
+        for path in interfaces("ipv6").iter().map(|name| accepts(name)) {
+            if noted(&path).is_none() && read(&path).is_some_and(|value| value == "2") {
+                write(&path, "1")?;
+            }
+        }
         Ok(())
     }
 
-    /// Interfaces that did not forward packets of an IP version, as far as they had settings then.
-    pub fn unrouted(&self) -> impl Iterator<Item = (String, bool)> {
-        self.0.iter().filter(|setting| setting.value == "0").filter_map(|setting| {
-            let mut parts = setting.path.split('/');
-            let ipv4 = parts.next()? == "ipv4";
-            let interface = parts.nth(1)?;
-            let named = !["all", "default", "lo"].contains(&interface);
-            (named && parts.next() == Some("forwarding")).then(|| (interface.to_owned(), ipv4))
-        })
+    /// Whether the host did not forward packets of an IP version.
+    #[must_use]
+    pub fn is_closed(&self, ipv4: bool) -> bool {
+        let switch = if ipv4 { IPV4 } else { IPV6 };
+        self.0.iter().any(|setting| setting.path == switch && setting.value == "0")
+    }
+
+    /// Interfaces by which packets came that were forwarded although the host as a whole did not: those that had the setting
+    /// then and, for IPv6, those for which somebody says so now (`force_forwarding`, since Linux 6.17). What is true of new
+    /// interfaces nobody can tell any more.
+    #[must_use]
+    pub fn open(&self, ipv4: bool) -> BTreeSet<String> {
+        if !ipv4 {
+            let forced = |name: &String| {
+                read(&format!("ipv6/conf/{name}/force_forwarding")).is_some_and(|it| it == "1")
+            };
+            return interfaces("ipv6").into_iter().filter(forced).filter(is_one).collect();
+        }
+        let forwarded = self.0.iter().filter(|setting| setting.value != "0");
+        let named = forwarded.filter_map(|setting| {
+            let name = setting.path.strip_prefix("ipv4/conf/")?.strip_suffix("/forwarding")?;
+            Some(name.to_owned())
+        });
+        named.filter(is_one).collect()
     }
 
     fn note(&mut self, path: String) {
@@ -138,6 +169,11 @@ fn interfaces(family: &str) -> Vec<String> {
     names
 }
 
+/// Whether the name is an interface's; nothing comes by the loopback that would be forwarded.
+fn is_one(name: &String) -> bool {
+    !["all", "default", "lo"].contains(&name.as_str())
+}
+
 fn read(path: &str) -> Option<String> {
     let value = fs::read_to_string(Path::new(ROOT).join(path)).ok()?;
     Some(value.trim().to_owned())
@@ -146,4 +182,36 @@ fn read(path: &str) -> Option<String> {
 fn write(path: &str, value: &str) -> io::Result<()> {
     fs::write(Path::new(ROOT).join(path), value)
         .map_err(|error| io::Error::new(error.kind(), format!("net/{path}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_closed_is_known_without_any_interfaces_name() {
+        let found = |settings: &[(&str, &str)]| {
+            let setting = |(path, value): &(&str, &str)| Setting {
+                path: (*path).to_owned(),
+                value: (*value).to_owned(),
+            };
+            Found(settings.iter().map(setting).collect())
+        };
+        let host = found(&[
+            (IPV4, "0"),
+            ("ipv4/conf/all/forwarding", "0"),
+            ("ipv4/conf/default/forwarding", "1"),
+            ("ipv4/conf/lo/forwarding", "1"),
+            ("ipv4/conf/eth0/forwarding", "0"),
+            ("ipv4/conf/eth1/forwarding", "1"),
+            ("ipv4/conf/eth1/accept_redirects", "1"),
+        ]);
+        assert!(host.is_closed(true) && !host.is_closed(false));
+        assert_eq!(host.open(true), BTreeSet::from(["eth1".to_owned()]));
+        // The switch of an interface means nothing to IPv6 but that it is a router's.
+        let host = found(&[(IPV6, "0"), ("ipv6/conf/eth1/forwarding", "1")]);
+        assert!(host.is_closed(false) && !host.is_closed(true));
+        assert!(!host.open(false).contains("eth1"));
+        assert!(!Found::default().is_closed(true), "it forwarded before");
+    }
 }

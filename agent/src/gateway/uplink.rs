@@ -25,7 +25,7 @@ use crate::netlink::{
 /// The end in the network's namespace.
 pub const INSIDE: &str = "uplink0";
 /// How the names of the host's ends begin; a network's number follows.
-const PREFIX: &str = "vxm";
+pub const PREFIX: &str = "vxm";
 /// All of them, as a firewall names them.
 pub const ALL: &str = "vxm*";
 

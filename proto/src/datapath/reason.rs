@@ -116,6 +116,9 @@ drop_reasons! {
     CongestedNotEct = "congested_not_ect", lost;
     /// To a MAC that no endpoint of this host has.
     NotLocal = "not_local", lost;
+    /// Out of the mesh, with an address that only the network knows: the kernel calls it no part of a connection (a late RST, a segment outside
+    /// of the window), and so does not rewrite it.
+    InnerSource = "inner_source", benign;
 }
 
 impl fmt::Display for DropReason {

@@ -67,6 +67,18 @@ fn frames_that_a_bridge_of_others_switches_pass() -> Result<()> {
     }
     reach(&vm).context("the bridge's guests do not reach each other any more")?;
     ensure!(!routed(), "the host became a router of the bridge's guests");
+    // One that comes when the rules are there already.
+    let names = [("vmbr", "late"), ("vm2", "vl2"), ("vm$n", "vl$n")];
+    let later = names.iter().fold(BRIDGE.to_owned(), |all, (of, to)| all.replace(of, to));
+    let nets = [("10.88", "10.90"), ("10.89", "10.91"), ("fd88", "fd90")];
+    lab.sh("h1", &nets.iter().fold(later, |all, (of, to)| all.replace(of, to)))?;
+    let late = lab.inner("h1", "/run/netns/vl2")?;
+    for to in ["10.90.0.3", "fd90::3"] {
+        wait_until(
+            "a bridge that came later switches",
+            || Ok(ping(&late, to.parse()?, 1).is_ok()),
+        )?;
+    }
     lab.vxmesh("h1", &["sandbox", "rm", "a"])?;
     reach(&vm)?;
     sh(&h1, "sysctl -qw net.ipv4.ip_forward=1")?;

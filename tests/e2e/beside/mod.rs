@@ -8,6 +8,7 @@ mod idle;
 mod lifecycle;
 mod mend;
 mod repair;
+mod theirs;
 mod ufw;
 
 use anyhow::{Context, Result, ensure};

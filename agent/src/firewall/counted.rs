@@ -1,0 +1,48 @@
+//! What the named counters of our tables counted since the last time: [`Counted`].
+
+use std::collections::BTreeMap;
+
+use super::{
+    FirewallError,
+    socket::Socket,
+    table::{Family, counts},
+};
+
+/// What the counters of a namespace said last.
+#[derive(Debug, Default)]
+pub struct Counted(BTreeMap<(u8, String), u64>);
+
+impl Counted {
+    /// The table of this family is a new one, and so are its counters.
+    pub fn anew(&mut self, family: Family) {
+        self.0.retain(|(of, _name), _count| *of != family.number());
+    }
+
+    /// What was counted since the last time in the network namespace of the calling thread, by name.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn more(&mut self) -> Result<BTreeMap<String, u64>, FirewallError> {
+        let socket = Socket::open();
+        self.more_by(&socket.map_err(|error| FirewallError::new("list", "counters", error))?)
+    }
+
+    /// The same in the namespace to which a socket belongs.
+    pub(super) fn more_by(
+        &mut self,
+        socket: &Socket,
+    ) -> Result<BTreeMap<String, u64>, FirewallError> {
+        let counts = counts(socket)?;
+        let mut more = BTreeMap::new();
+        for (key, count) in &counts {
+            let before = self.0.get(key).copied().unwrap_or_default();
+            // A smaller one is that of a new table.
+            let new = if *count < before { *count } else { *count - before };
+            if new > 0 {
+                *more.entry(key.1.clone()).or_default() += new;
+            }
+        }
+        self.0 = counts;
+        Ok(more)
+    }
+}

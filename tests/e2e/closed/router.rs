@@ -1,0 +1,71 @@
+//! A host that forwards for its networks only, whatever interfaces come and whatever they are called.
+
+use anyhow::{Result, ensure};
+use vxmesh_tests::{
+    lab::{Allowed, Lab, wait_until},
+    outside::{self, Outside, sh},
+    traffic::ping,
+};
+
+/// An interface of the host as a VPN makes it, with somebody behind.
+const LATER: &str = "set -e
+ip netns add back; ip link add eth1 type veth peer name eth0 netns back; ip link set eth1 up
+ip address add 10.88.0.1/24 dev eth1; ip address add fd88::1/64 dev eth1 nodad
+ip -n back link set eth0 up; ip -n back address add 10.88.0.2/24 dev eth0; ip -n back address add fd88::2/64 dev eth0 nodad
+ip -n back route add default via 10.88.0.1; ip -n back route add default via fd88::1";
+
+/// What has come so far of what does not pass, by IP version.
+const DROPPED: &str = "for version in 4 6; do
+nft list chain inet vxmesh closed$version | grep -o 'packets [0-9]*' | tail -n 1 | cut -d ' ' -f 2; done";
+
+#[test]
+fn what_comes_later_is_not_routed() -> Result<()> {
+    let lab = Lab::up(1)?;
+    let outside = Outside::join(&lab)?;
+    lab.network("h1", "blue")?;
+    let h1 = lab.host("h1")?;
+    let a = lab.sandbox("h1", "blue", "a")?;
+    // In the host's own /run.
+    lab.sh("h1", LATER)?;
+    sh(
+        &outside.netns,
+        "ip route add 10.88.0.0/24 via 10.213.0.1; ip route add fd88::/64 via fd13::1",
+    )?;
+    let back = ["10.88.0.2", "fd88::2"];
+    let mut before = vec![0, 0];
+    let mut stays_closed = |what: &str| {
+        for to in back {
+            let answered = sh(&outside.netns, &format!("ping -n -c 1 -W 1 {to}"));
+            ensure!(answered.is_err(), "{what}: the host became a router: {to}");
+        }
+        // They came, and were dropped.
+        let dropped: Vec<u64> =
+            sh(&h1, DROPPED)?.lines().map(str::parse).collect::<Result<_, _>>()?;
+        let more = dropped.iter().zip(&before).all(|(now, before)| now > before);
+        ensure!(dropped.len() == 2 && more, "{what}: {before:?}, then {dropped:?}");
+        before = dropped;
+        Ok(())
+    };
+    stays_closed("a new interface")?;
+    sh(&h1, "ip link set eth1 down; ip link set eth1 name tun7; ip link set tun7 up")?;
+    sh(&h1, "ip address add fd88::1/64 dev tun7 nodad")?;
+    stays_closed("a renamed interface")?;
+    lab.lab(&["kill", "h1"])?;
+    sh(&h1, "ip link set tun7 down; ip link set tun7 name tun8; ip link set tun8 up")?;
+    sh(&h1, "ip address add fd88::1/64 dev tun8 nodad")?;
+    stays_closed("without an agent")?;
+    lab.lab(&["start", "h1"])?;
+    // The network goes by the new interface as by all others.
+    for to in back {
+        ping(&a.netns, to.parse()?, 3)?;
+    }
+    ping(&a.netns, outside::IPV4, 3)?;
+    // Whoever says that the host is a router is believed.
+    sh(&h1, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")?;
+    for to in back {
+        wait_until("the host is a router", || {
+            Ok(sh(&outside.netns, &format!("ping -n -c 1 -W 1 {to}")).is_ok())
+        })?;
+    }
+    lab.finish(Allowed::default())
+}
