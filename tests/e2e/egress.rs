@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{getsockopt, sockopt};
 use vxmesh::api::Network;
 use vxmesh_tests::{
-    lab::{Allowed, Lab, Plugged, wait_until},
+    lab::{Allowed, Lab, Plugged, UNDERWAY, wait_until},
     netns::NetNs,
     outside::{self, Outside, call_tcp, call_udp, sh},
     traffic::ping,
@@ -273,6 +273,45 @@ fn a_route_of_the_host_wins_and_is_named() -> Result<()> {
     wait_until("the overlap is over", || Ok(unreached()?.is_empty()))?;
     ping(&host, ip_of(&a, true)?, 3)?;
     lab.finish(Allowed::default())
+}
+
+/// A link of link-local addresses, and a VPN for everything, as they lay their routes.
+const CROWDED: &str = "set -e; ip route add 169.254.0.0/16 dev eth0
+for net in 0.0.0.0/1 128.0.0.0/1; do ip route add $net via 10.213.0.200; done
+for net in ::/1 8000::/1; do ip route add $net via fd13::200; done";
+
+#[test]
+fn a_way_is_found_beside_other_routes_or_its_lack_is_told() -> Result<()> {
+    let lab = Lab::up(1)?;
+    let outside = Outside::join(&lab)?;
+    let host = lab.host("h1")?;
+    sh(&host, CROWDED)?;
+    lab.network("h1", "blue")?;
+    let run = ["run", "-d", "--name", "a", "--network", "blue", "--", "sleep", "3600"];
+    let output = lab.try_vxmesh("h1", &run)?;
+    ensure!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let netns = lab.inner("h1", "/run/vxmesh/sandbox/a")?;
+    for to in [outside::IPV4, outside::IPV6] {
+        call_tcp(&netns, SocketAddr::new(to, PORT), &outside.netns, PORT)?;
+    }
+    let shown: Network = lab.json("h1", &["network", "inspect", "blue"])?;
+    let way = shown.way.context("no way out")?;
+    ensure!(way.fault.is_none() && way.unreached.is_empty(), "{way:?}");
+    ensure!(shown.warnings.is_empty(), "{:?}", shown.warnings);
+    lab.vxmesh("h1", &["sandbox", "rm", "a"])?;
+    // Now nothing is free.
+    sh(&host, "for net in 198.18.0.0/15 240.0.0.0/4; do ip route add $net dev eth0; done")?;
+    let output = lab.try_vxmesh("h1", &run)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{output:?}");
+    ensure!(said.contains("warning: no full way out of network `blue`"), "{said}");
+    let shown: Network = lab.json("h1", &["network", "inspect", "blue"])?;
+    let fault = shown.way.and_then(|way| way.fault).unwrap_or_default();
+    ensure!(fault.contains("198.19.96.0/19"), "{fault}");
+    let doctor = lab.try_vxmesh("h1", &["doctor"])?;
+    let said = String::from_utf8_lossy(&doctor.stdout);
+    ensure!(doctor.status.code() == Some(1) && said.contains("no pair of addresses"), "{said}");
+    lab.finish(Allowed { drops: UNDERWAY, warnings: &["no full way out"] })
 }
 
 #[test]

@@ -181,6 +181,7 @@ mod tests {
             networks: Vec::new(),
             etc: None,
             mode: None,
+            warnings: Vec::new(),
         };
         let sandboxes = [sandbox];
         assert!(one(&sandboxes, "web-1").is_ok());

@@ -42,6 +42,9 @@ pub struct Sandbox {
     /// Whose namespace it has, where it is in no network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
+    /// What does not work of what it was made with, when it was made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// A port of the host that leads to an endpoint.

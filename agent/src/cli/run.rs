@@ -55,6 +55,7 @@ pub(super) fn run(global: &Global, output: Output, run: Run) -> Outcome {
         let spec =
             spec(&run).map_err(|error| Failure { status: error.code.exit_status(), error })?;
         let sandbox: Sandbox = client.post("/v1/sandboxes", &spec).await.map_err(ours)?;
+        sandbox.warnings.iter().for_each(|warning| output.warn(warning));
         let outcome = match signals.pending() {
             Some(signal) => Ok(signal_status(signal as i32)),
             None if run.detach => {

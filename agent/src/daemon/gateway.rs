@@ -32,12 +32,8 @@ use super::{
     rules::{Kept, closed, forget_on_host},
 };
 use crate::{
-    api::{self, ApiError},
-    firewall::{
-        FirewallError,
-        foreign, host,
-        table::Table as Rules,
-    },
+    api::{self, ApiError, Connection},
+    firewall::{FirewallError, foreign, host, table::Table as Rules},
     gateway::{
         sysctl,
         uplink::{self, Uplink},
@@ -292,6 +288,20 @@ impl Mesh {
         way.uplink = Some(self.ensure_uplink(overlay, id, network).await?);
         self.keep_inside(overlay, way, id, network)?;
         missing.map_or(Ok(()), Err)
+    }
+
+    /// What is wrong with the ways out of these networks, as a user is told.
+    pub(super) fn closed_ways(&self, hosted: &Hosted, networks: &[Connection]) -> Vec<String> {
+        let fault = |connection: &Connection| {
+            let network = self.find_network(&connection.network).ok()?;
+            let own = hosted.ways.open.get(&network.id)?.fault();
+            let fault = own.or(hosted.ways.host_fault())?;
+            Some(format!(
+                "no full way out of network `{}` on this host: {fault}; see `vxmesh doctor`",
+                network.name
+            ))
+        };
+        networks.iter().filter_map(fault).collect()
     }
 
     /// Brings the rules inside a network in step.

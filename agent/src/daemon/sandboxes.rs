@@ -149,6 +149,7 @@ impl Stored {
             etc: self.etc(run_dir).map(|etc| etc.display().to_string()),
             published: self.published.iter().flat_map(|one| one.rows(connected)).collect(),
             mode: self.mode.as_ref().map(|shared| shared.mode.clone()),
+            warnings: Vec::new(),
         }
     }
 }
@@ -248,9 +249,11 @@ impl Mesh {
             }
             return Err(error);
         }
+        let warnings = self.closed_ways(&hosted, &spec.networks);
         drop(hosted);
         self.reconcile().await;
-        Ok(sandbox.row(&self.run_dir(), &self.connected(&sandbox.name)?))
+        let row = sandbox.row(&self.run_dir(), &self.connected(&sandbox.name)?);
+        Ok(api::Sandbox { warnings, ..row })
     }
 
     /// Each network once.

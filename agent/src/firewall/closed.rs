@@ -104,7 +104,8 @@ mod tests {
     #[test]
     fn no_rule_depends_on_what_interfaces_there_are() {
         let closed = Closed { ipv4: Some(Open::new()), ..Closed::default() };
-        let [.., last] = &*closed.rules("vxm*") else { panic!("no rules") };
+        let rules = closed.rules("vxm*");
+        let [.., last] = &*rules else { panic!("no rules") };
         let exprs = [input_not("vxm*").0, is_ip(true).0, goto("closed4").0].concat();
         assert_eq!(last.exprs, exprs);
         let chains = closed.chains();

@@ -187,7 +187,6 @@ fn sources(all: &str, uplinks: &[Uplink]) -> Vec<Rule> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::firewall::rule::Protocol;
 
     fn flow(from: &str, to: &str, server: &str, client: &str, answered: bool) -> Flow {
         let [from, to, server, client] = [from, to, server, client].map(|it| it.parse().unwrap());

@@ -1,7 +1,8 @@
 //! The cable from a network's namespace to the host's: its addresses and what leads over it.
 //!
 //! Addresses at both ends are this host's alone: nobody else ever sees them, since the host rewrites them. The IPv4 pair
-//! is link-local (RFC 3927), the first of a pool that no route of the host covers; the IPv6 address is
+//! is the first that no route of the host covers: link-local (RFC 3927) or, on a host that has a link of these addresses, of those for
+//! measurements (RFC 2544) or for later (RFC 1112 section 4); the IPv6 address is
 //! unique-local (RFC 4193), with the global id made from the node's id. The host's own end has no address with which it
 //! could speak to anybody else.
 
@@ -16,6 +17,7 @@ use thiserror::Error;
 use vxmesh_proto::addr::{MacAddr, NetworkId, NodeId};
 
 use crate::netlink::{
+    hosts::leads_everywhere,
     link::{LinkError, Links},
     netns::Netns,
     overlay::write_setting,
@@ -29,8 +31,13 @@ pub const PREFIX: &str = "vxm";
 /// All of them, as a firewall names them.
 pub const ALL: &str = "vxm*";
 
-/// 4096 pairs from 169.254.96.0 on. What clouds serve at link-local addresses lies elsewhere (169.254.169.0/24 and neighbours).
-const POOL: Ipv4Addr = Ipv4Addr::new(169, 254, 96, 0);
+/// Where pairs are looked for, in this order, each 4096 pairs inside of a block. A route to more than the block leads there by chance: none of these
+/// is anybody's whom a router could reach. What clouds serve at link-local addresses lies elsewhere (169.254.169.0/24 and neighbours).
+const POOLS: [(Ipv4Addr, u8); 3] = [
+    (Ipv4Addr::new(169, 254, 96, 0), 16),
+    (Ipv4Addr::new(198, 19, 96, 0), 15),
+    (Ipv4Addr::new(240, 0, 96, 0), 4),
+];
 const PAIRS: u32 = 4096;
 pub(super) const HOST_LL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 pub(super) const INSIDE_LL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
@@ -44,8 +51,10 @@ pub enum UplinkError {
     /// A namespace or a setting.
     #[error("cannot set up the uplink: {0}")]
     Io(#[from] std::io::Error),
-    /// The host has routes to all of the pool.
-    #[error("every link-local pair of 169.254.96.0/19 lies in a route of this host")]
+    /// The host has routes to all of the pools.
+    #[error(
+        "no pair of addresses is free for the uplink: this host has routes to all of 169.254.96.0/19, 198.19.96.0/19 and 240.0.96.0/19; remove one that is not needed"
+    )]
     NoAddress,
 }
 
@@ -89,7 +98,7 @@ pub fn is_uplink(interface: &str) -> bool {
 #[must_use]
 pub fn is_inside(node: NodeId, ip: IpAddr) -> bool {
     match ip {
-        IpAddr::V4(v4) => u32::from(v4) & !(PAIRS * 2 - 1) == u32::from(POOL),
+        IpAddr::V4(v4) => is_of_pool(v4),
         IpAddr::V6(v6) => v6.octets().starts_with(&global_id(node)),
     }
 }
@@ -226,10 +235,10 @@ pub async fn follow_routes(
     Ok(overlaps)
 }
 
-/// A route that shares addresses with the subnet; default routes share with all and do not count.
+/// A route that shares addresses with the subnet; those that lead everywhere share with all and do not count.
 fn overlapping(subnet: &IpNet, routes: &[IpNet]) -> Option<IpNet> {
     let touches = |route: &&IpNet| {
-        route.prefix_len() > 0 && (route.contains(subnet) || subnet.contains(*route))
+        !leads_everywhere(route) && (route.contains(subnet) || subnet.contains(*route))
     };
     routes.iter().find(touches).copied()
 }
@@ -240,20 +249,29 @@ pub(super) fn pair_net(ip: Ipv4Addr) -> IpNet {
 
 /// The host's address of an uplink that is there.
 fn adopted(addresses: &[IpNet]) -> Option<Ipv4Addr> {
-    let pool = IpNet::new_assert(POOL.into(), 19);
     addresses.iter().find_map(|address| match address.addr() {
-        IpAddr::V4(ip) if pool.contains(&address.addr()) && address.prefix_len() == 31 => Some(ip),
+        IpAddr::V4(ip) if is_of_pool(ip) && address.prefix_len() == 31 => Some(ip),
         IpAddr::V4(_) | IpAddr::V6(_) => None,
     })
+}
+
+fn is_of_pool(ip: Ipv4Addr) -> bool {
+    POOLS.iter().any(|(pool, _)| u32::from(ip) & !(PAIRS * 2 - 1) == u32::from(*pool))
 }
 
 /// The lower address of the first free pair. The search begins where the network's id says, so that a network mostly keeps its pair.
 fn free_pair(network: NetworkId, taken: &[IpNet]) -> Option<Ipv4Addr> {
     let [a, b, ..] = *network.bytes();
     let start = u32::from(u16::from_be_bytes([a, b])) % PAIRS;
-    let pairs = (0..PAIRS).map(|n| Ipv4Addr::from(u32::from(POOL) + (start + n) % PAIRS * 2));
-    let mut pairs = pairs.filter(|pair| overlapping(&pair_net(*pair), taken).is_none());
-    pairs.next()
+    POOLS.iter().find_map(|(pool, block)| {
+        let meant: Vec<IpNet> =
+            taken.iter().copied().filter(|route| route.prefix_len() >= *block).collect();
+        let touches =
+            |pair: IpNet| meant.iter().any(|route| route.contains(&pair) || pair.contains(route));
+        let pairs = (0..PAIRS).map(|n| Ipv4Addr::from(u32::from(*pool) + (start + n) % PAIRS * 2));
+        let mut free = pairs.filter(|pair| !touches(pair_net(*pair)));
+        free.next()
+    })
 }
 
 /// The first 48 bits of a node's unique-local addresses.
@@ -294,7 +312,17 @@ mod tests {
         assert_eq!(u32::from(first) % 2, 0);
         let next = free_pair(network, &[pair_net(first)]).unwrap();
         assert_ne!(first, next);
-        assert_eq!(free_pair(network, &[net("169.254.0.0/16")]), None);
+        // A link of such addresses, and a VPN that takes everything.
+        let other = free_pair(network, &[net("169.254.0.0/16")]).unwrap();
+        assert!(net("198.19.96.0/19").contains(&IpAddr::V4(other)), "{other}");
+        let links = [net("169.254.0.0/16"), net("198.18.0.0/15")];
+        let third = free_pair(network, &links).unwrap();
+        assert!(net("240.0.96.0/19").contains(&IpAddr::V4(third)), "{third}");
+        assert_eq!(free_pair(network, &[&links[..], &[net("240.0.0.0/4")]].concat()), None);
+        for vpn in [["0.0.0.0/1", "128.0.0.0/1"], ["168.0.0.0/6", "160.0.0.0/5"]] {
+            assert_eq!(free_pair(network, &vpn.map(net)), Some(first), "{vpn:?}");
+        }
+        assert_eq!(adopted(&[net("198.19.96.2/31")]), Some([198, 19, 96, 2].into()));
         assert_eq!(
             adopted(&[net("10.0.0.1/31"), net("169.254.96.2/31")]),
             Some([169, 254, 96, 2].into())
@@ -308,7 +336,7 @@ mod tests {
             NetworkId::from_random([0x0f, 0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         let last = free_pair(network, &[]).unwrap();
         assert_eq!(last, Ipv4Addr::new(169, 254, 127, 254));
-        assert_eq!(free_pair(network, &[pair_net(last)]), Some(POOL));
+        assert_eq!(free_pair(network, &[pair_net(last)]), Some(POOLS[0].0));
     }
 
     #[test]
@@ -323,9 +351,13 @@ mod tests {
         assert!(all.iter().all(|ip| ip.is_unique_local()));
         let own = all.iter().filter(|ip| is_inside(node(1), (**ip).into()));
         assert_eq!(own.count(), 2);
-        for (ip, inside) in
-            [("169.254.96.1", true), ("169.254.127.255", true), ("169.254.128.0", false)]
-        {
+        for (ip, inside) in [
+            ("169.254.96.1", true),
+            ("169.254.127.255", true),
+            ("169.254.128.0", false),
+            ("198.19.96.1", true),
+            ("240.0.127.255", true),
+        ] {
             assert_eq!(is_inside(node(1), ip.parse().unwrap()), inside, "{ip}");
         }
     }
@@ -342,7 +374,9 @@ mod tests {
 
     #[test]
     fn overlaps_are_found_both_ways_and_defaults_are_none() {
-        let routes = [net("0.0.0.0/0"), net("10.1.0.0/16"), net("10.2.3.0/24"), net("::/0")];
+        let everywhere = ["0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/1", "::/0", "::/1", "2000::/3"];
+        let mut routes = vec![net("10.1.0.0/16"), net("10.2.3.0/24")];
+        routes.extend(everywhere.map(net));
         for (subnet, other) in [
             ("10.1.4.0/24", Some("10.1.0.0/16")),
             ("10.2.0.0/16", Some("10.2.3.0/24")),

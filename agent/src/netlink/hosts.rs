@@ -49,13 +49,23 @@ fn route_v6(line: &str) -> Option<HostRoute> {
     kept(IpNet::new(address.into(), length).ok()?, fields.last()?)
 }
 
+/// Whether a route leads where nothing else leads, whole or in parts: a VPN lays `0.0.0.0/1` and `128.0.0.0/1`, or a few more, beside the
+/// default route that it finds. Whatever has a route of its own goes there.
+#[must_use]
+pub fn leads_everywhere(destination: &IpNet) -> bool {
+    // No network is that large: the smallest parts are larger than any private block (10.0.0.0/8, fc00::/7).
+    let private = if destination.addr().is_ipv4() { 8 } else { 7 };
+    destination.prefix_len() < private
+}
+
 fn kept(destination: IpNet, interface: &str) -> Option<HostRoute> {
     let local = match destination.addr() {
         IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local() || ip.is_multicast(),
         IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local() || ip.is_multicast(),
     };
     // Host routes of IPv6 to the host's own addresses are those of `lo`, and uplinks lead into networks themselves.
-    let kept = destination.prefix_len() > 0 && !local && interface != "lo" && !is_uplink(interface);
+    let kept =
+        !leads_everywhere(&destination) && !local && interface != "lo" && !is_uplink(interface);
     kept.then(|| HostRoute { destination, interface: interface.to_owned() })
 }
 
@@ -74,6 +84,9 @@ mod tests {
         let expected = "10.213.0.0/24".parse().unwrap();
         assert_eq!(read, HostRoute { destination: expected, interface: "eth0".into() });
         assert_eq!(route_v4(&line_v4([0; 4], [0; 4])), None, "the default route is everywhere");
+        for part in [[0; 4], [128, 0, 0, 0]] {
+            assert_eq!(route_v4(&line_v4(part, [128, 0, 0, 0])), None, "half of everywhere");
+        }
         assert_eq!(route_v4("Iface\tDestination\tGateway"), None);
         assert_eq!(route_v4(""), None);
         let line = |to: &str, length: &str, by: &str| {
@@ -83,6 +96,7 @@ mod tests {
         assert_eq!(read.destination, "fd13::/64".parse().unwrap());
         for (to, length, by) in [
             ("00000000000000000000000000000000", "00", "eth0"),
+            ("20000000000000000000000000000000", "03", "tun0"),
             ("fe800000000000000000000000000000", "40", "eth0"),
             ("fd130000000000000000000000000001", "80", "lo"),
             ("ff000000000000000000000000000000", "08", "eth0"),
