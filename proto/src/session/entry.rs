@@ -49,6 +49,8 @@ pub(super) struct Entry {
     pub(super) greatest: Option<Stamp>,
     pub(super) boot_id: Option<[u8; 8]>,
     pub(super) last_init: Option<Instant>,
+    /// When we began a handshake because the peer's initiation looked old.
+    pub(super) begun_instead: Option<Instant>,
     /// Where its row in the timers is.
     pub(super) deadline: Option<Instant>,
 }
@@ -85,6 +87,7 @@ impl Entry {
             greatest,
             boot_id: None,
             last_init: None,
+            begun_instead: None,
             deadline: None,
         }
     }

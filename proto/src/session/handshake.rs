@@ -101,7 +101,12 @@ impl Sessions {
         };
         let opened = Opened::open(&terms, init.noise, self.entropy.as_mut())?;
         let id = *self.by_static.get(&opened.remote).ok_or(SessionDrop::UnknownPeer)?;
-        self.admit_init(now, id, suite, &opened)?;
+        if let Err(reason) = self.admit_init(now, id, suite, &opened) {
+            if reason == SessionDrop::ReplayedHandshake {
+                self.begin_instead(now, id, &opened);
+            }
+            return Err(reason);
+        }
         let local = self.fresh_index()?;
         let (keys, noise) = opened.respond()?;
         let key = self.keypair(now, id, suite, (false, local, init.sender), &keys)?;
@@ -142,6 +147,21 @@ impl Sessions {
             self.report(SessionEvent::Restarted { peer: id });
         }
         Ok(())
+    }
+
+    /// The peer's initiation looks old. If it is of another life than the one we know, it was replayed, or the peer was
+    /// started anew with a clock that is behind. An initiation of ours gets through in the second case and changes
+    /// nothing in the first.
+    fn begin_instead(&mut self, now: Instant, id: NodeId, opened: &Opened) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let same_life = entry.boot_id.is_none_or(|known| opened.payload.ends_with(&known));
+        let lately = |at: Instant| now.saturating_duration_since(at) < REKEY_TIMEOUT;
+        if same_life || entry.attempt.is_some() || entry.begun_instead.is_some_and(lately) {
+            return;
+        }
+        entry.begun_instead = Some(now);
+        self.begin(now, id);
+        self.reschedule(now, id);
     }
 
     /// Finishes a handshake of ours. A response that does not fit leaves it waiting for the one that does.

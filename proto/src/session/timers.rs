@@ -32,6 +32,24 @@ impl Sessions {
         self.reschedule(now, id);
     }
 
+    /// This node is elsewhere, or others may take another for it: begins a handshake with every peer that there is a
+    /// session with, so that they send here.
+    pub fn handle_moved(&mut self, now: Instant) {
+        let met: Vec<NodeId> = self
+            .entries
+            .iter()
+            .filter(|(_id, entry)| entry.peer.current().is_some() && entry.peer.addr().is_some())
+            .map(|(id, _entry)| *id)
+            .collect();
+        for id in met {
+            if let Some(entry) = self.entries.get_mut(&id) {
+                entry.heard();
+            }
+            self.begin(now, id);
+            self.reschedule(now, id);
+        }
+    }
+
     /// The moment that [`poll_timeout`](Self::poll_timeout) gave has come.
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some((deadline, id)) = self.timers.first().copied()

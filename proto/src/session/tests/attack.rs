@@ -132,6 +132,28 @@ fn an_initiation_replayed_after_our_restart_disturbs_nobody() {
 }
 
 #[test]
+fn initiations_of_an_earlier_life_are_answered_by_few_of_ours() {
+    let mut world = World::new(2, Link::GOOD, 24);
+    world.establish(0, 1);
+    let (_, _, init) = captured(&world, Kind::Init);
+    world.restart(0);
+    world.run(SECOND);
+    world.establish(0, 1);
+    let (sent, start) = (world.nodes[1].inits_sent, world.now);
+    while world.now < start + SECOND * 20 {
+        let result = world.deliver(addr(9), 1, init.clone());
+        assert_eq!(result, Err(SessionDrop::ReplayedHandshake));
+        world.run(SECOND / 10);
+    }
+    assert!(world.nodes[1].inits_sent - sent <= 4, "{}", world.nodes[1].inits_sent - sent);
+    assert_eq!(world.peer(1, 0).addr(), Some(addr(0)));
+    world.nodes[1].inbox.clear();
+    world.send(0, 1, b"goes on");
+    world.run(SECOND / 10);
+    assert_eq!(world.received(1), [b"goes on"]);
+}
+
+#[test]
 fn every_captured_data_message_is_accepted_once() {
     let mut world = World::new(2, Link::GOOD, 24);
     for n in 0u32..300 {

@@ -203,6 +203,27 @@ fn a_restarted_peer_gets_through_at_once() {
 }
 
 #[test]
+fn a_peer_that_restarts_with_its_clock_set_back_gets_through_at_once() {
+    let mut world = World::new(2, Link::GOOD, 7);
+    world.establish(1, 0);
+    world.nodes[0].inbox.clear();
+    world.behind[1] = SECOND * 3600;
+    world.restart(1);
+    world.run(SECOND);
+    world.send(1, 0, b"I am back");
+    world.run(Duration::from_millis(8));
+    assert_eq!(world.received(0), [b"I am back"]);
+    world.send(0, 1, b"welcome");
+    world.run(Duration::from_millis(2));
+    assert_eq!(world.received(1).last(), Some(&&b"welcome"[..]));
+    // And whenever it begins.
+    world.run(SECOND * 600);
+    world.send(1, 0, b"and again");
+    world.run(Duration::from_millis(8));
+    assert_eq!(world.received(0).last(), Some(&&b"and again"[..]));
+}
+
+#[test]
 fn a_peer_that_lost_its_keys_in_silence_is_found_out() {
     let mut world = World::new(2, Link::GOOD, 5);
     world.establish(0, 1);

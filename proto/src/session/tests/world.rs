@@ -99,6 +99,8 @@ pub(super) struct World {
     pub(super) wiretap: Vec<(usize, usize, Vec<u8>)>,
     pub(super) limits: Option<KeyLimits>,
     pub(super) aes: Vec<bool>,
+    /// By how much each node's wall clock is behind when it starts.
+    pub(super) behind: Vec<Duration>,
     boots: u64,
 }
 
@@ -121,6 +123,7 @@ impl World {
             wiretap: Vec::new(),
             limits,
             aes: vec![true; count],
+            behind: vec![Duration::ZERO; count],
             boots: 0,
         };
         world.nodes = (0..count).map(|n| world.boot(n)).collect();
@@ -139,7 +142,8 @@ impl World {
             psk: Psk { epoch: 3, key: [9; 32] },
             previous_psk: None,
             boot_id: self.boots.to_le_bytes(),
-            wall_at_start: Duration::from_secs(1_800_000_000) + (self.now - self.start),
+            wall_at_start: Duration::from_secs(1_800_000_000) + (self.now - self.start)
+                - self.behind[n],
             key_limits: self.limits,
         };
         let entropy = Random(self.random.next());
