@@ -8,6 +8,9 @@
 //! - keys and values that are too long or not printable ASCII, versions that leap;
 //! - a delta about ourselves, or a later life of ourselves than this one.
 //!
+//! What a later life of ourselves is said to claim goes past chitchat to whoever checks signatures ([`Admitted::later`]): the
+//! agent was copied, or its clock and its memory were set back, and the others believe that life more than this one.
+//!
 //! If a peer says that our own state is ahead of us, somebody forged it: our true state would
 //! not be taken any more. [`Admitted::poisoned`] says so, and the remedy is a new generation.
 
@@ -57,6 +60,8 @@ pub struct Admitted<'a> {
     pub cut: usize,
     /// Somebody forged our own state.
     pub poisoned: bool,
+    /// Keys and values that a later life of this node is said to have set.
+    pub later: Vec<(String, String)>,
 }
 
 /// Judges the messages for one life of this node.
@@ -123,6 +128,7 @@ impl Guard {
         let mut message = Message::decode(bytes)?;
         let mut cut = 0;
         let mut poisoned = false;
+        let mut later = Vec::new();
         if let Message::Syn { digest, .. } | Message::SynAck { digest, .. } = &mut message {
             if !digest.iter().any(|entry| entry.life.node == from) {
                 return Err(Refusal::NotTheirs);
@@ -136,6 +142,7 @@ impl Guard {
             }
             Message::Syn { .. } => {}
             Message::SynAck { delta, .. } | Message::Ack { delta } => {
+                later = self.later(delta);
                 cut += keep(delta, |node| self.admits_delta(node, is_member));
             }
         }
@@ -144,7 +151,15 @@ impl Guard {
         } else {
             Cow::Owned(message.encode().ok_or(Refusal::TooLong)?)
         };
-        Ok(Admitted { bytes, cut, poisoned })
+        Ok(Admitted { bytes, cut, poisoned, later })
+    }
+
+    fn later(&self, deltas: &[NodeDelta]) -> Vec<(String, String)> {
+        let is_later = |delta: &&NodeDelta| {
+            delta.life.node == self.me.node && delta.life.generation > self.me.generation
+        };
+        let mutations = deltas.iter().filter(is_later).flat_map(|delta| &delta.mutations);
+        mutations.map(|mutation| (mutation.key.clone(), mutation.value.clone())).collect()
     }
 
     fn is_forged(&self, entry: &DigestEntry) -> bool {

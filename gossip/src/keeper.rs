@@ -93,7 +93,7 @@ impl Keeper {
         shared.run.store(None);
     }
 
-    /// Peers hold a forged state of this life; they cannot hold one of the next life yet.
+    /// Peers hold a forged state of this life, or one of a later life; they cannot hold one of the next life yet.
     async fn renew(&mut self) {
         if self.last_renewal.is_none_or(|at| at.elapsed() >= RENEWAL_EVERY) {
             self.last_renewal = Some(Instant::now());
@@ -114,7 +114,8 @@ impl Keeper {
     pub(crate) async fn start_run(&mut self) -> Result<(), StartError> {
         let shared = &self.shared;
         // 4096 runs fit between one incarnation and the next.
-        let generation = (shared.config.incarnation << 12).saturating_add(self.runs);
+        let incarnation = shared.incarnation.load(Ordering::Relaxed);
+        let generation = (incarnation << 12).saturating_add(self.runs);
         self.runs += 1;
         let life = Life { node: shared.me, generation };
         let loopback = Loopback::new(shared.me, Arc::clone(&shared.pipe));
@@ -155,6 +156,9 @@ impl Keeper {
         run.guard.set_own_heartbeat(sight.heartbeat);
         self.shared.apply(&sight).await;
         let members: BTreeSet<NodeId> = self.shared.world.members().into_iter().collect();
+        if self.shared.incarnation.load(Ordering::Relaxed) > run.life.generation >> 12 {
+            return self.renew().await;
+        }
         self.judge(&sight.live, &members, now);
         self.call(&run, &sight.live, &members);
         lock(&self.shared.directory).expire(now, &|node| self.shared.is_member(node));

@@ -35,7 +35,7 @@ use crate::{
     envelope::Life,
     guard::Guard,
     keeper::Keeper,
-    limits::PUSH,
+    limits::{PUSH, RENEWAL_EVERY},
     publisher::{OBJECTS_KEY, Publisher},
     transport::{Loopback, Pipe},
 };
@@ -106,8 +106,10 @@ pub struct Counters {
     pub equivocations: u64,
     /// How often chitchat ended and was started again.
     pub restarts: u64,
-    /// How often it was started again because this node's state had been forged.
+    /// How often it was started again because this node's state had been forged, or that of a later life was met.
     pub renewals: u64,
+    /// Records that this node's key signed in a later life than this one.
+    pub later_lives: u64,
 }
 
 #[derive(Debug, Default)]
@@ -119,6 +121,7 @@ pub(crate) struct Counts {
     pub(crate) equivocations: AtomicU64,
     pub(crate) restarts: AtomicU64,
     pub(crate) renewals: AtomicU64,
+    pub(crate) later_lives: AtomicU64,
 }
 
 /// What became of a push.
@@ -152,6 +155,10 @@ pub(crate) struct Shared {
     pub(crate) run: ArcSwapOption<Run>,
     pub(crate) heard: Mutex<BTreeMap<NodeId, Instant>>,
     pub(crate) counts: Counts,
+    /// The incarnation of this life; it grows when a later one is met.
+    pub(crate) incarnation: AtomicU64,
+    /// When a record of a later life than this one was met last.
+    pub(crate) later_life: Mutex<Option<Instant>>,
     pub(crate) unflushed: Notify,
     pub(crate) poisoned: Notify,
     pub(crate) changed: Notify,
@@ -188,7 +195,8 @@ impl Gossip {
         world: Arc<dyn World>,
     ) -> Result<Self, StartError> {
         let me = NodeId::of_public_key(config.pair.public_key().as_ref());
-        let publisher = Publisher::new(Arc::clone(&config.pair), config.mesh, config.incarnation);
+        let incarnation = config.incarnation;
+        let publisher = Publisher::new(Arc::clone(&config.pair), config.mesh, incarnation);
         let shared = Arc::new(Shared {
             me,
             config,
@@ -199,6 +207,8 @@ impl Gossip {
             run: ArcSwapOption::empty(),
             heard: Mutex::default(),
             counts: Counts::default(),
+            incarnation: AtomicU64::new(incarnation),
+            later_life: Mutex::default(),
             unflushed: Notify::new(),
             poisoned: Notify::new(),
             changed: Notify::new(),
@@ -291,6 +301,12 @@ impl Gossip {
         look(&lock(&self.shared.directory))
     }
 
+    /// When a record was met last that this node's key signed in a later life than this one: another agent has its key.
+    #[must_use]
+    pub fn later_life(&self) -> Option<Instant> {
+        *lock(&self.shared.later_life)
+    }
+
     /// This node.
     #[must_use]
     pub fn me(&self) -> NodeId {
@@ -310,6 +326,7 @@ impl Gossip {
             equivocations: get(&counts.equivocations),
             restarts: get(&counts.restarts),
             renewals: get(&counts.renewals),
+            later_lives: get(&counts.later_lives),
         }
     }
 }
@@ -365,6 +382,14 @@ impl Shared {
             tracing::warn!(%from, "a peer was told a forged state of this node");
             self.poisoned.notify_one();
         }
+        for (key, value) in &admitted.later {
+            if let Ok(record) = SignedRecord::parse(self.me, key, value) {
+                self.take(record, Source::Gossip);
+            }
+        }
+        if !admitted.later.is_empty() {
+            self.notify();
+        }
         if run.loopback.deliver(from, &admitted.bytes).is_err() {
             count(&self.counts.lost, 1);
         }
@@ -414,6 +439,10 @@ impl Shared {
 
     /// A record of this node came back: it may be from a life that this one knows nothing of.
     fn take_own(&self, record: &Record) {
+        let later = record.stamp().incarnation;
+        if later > self.incarnation.load(Ordering::Relaxed) {
+            self.meet_later_life(later);
+        }
         let answer = lock(&self.publisher).answer_to(record);
         if let Some(claim) = answer {
             tracing::info!(key = %record.key(), "a record of an earlier life of this node is answered");
@@ -421,6 +450,23 @@ impl Shared {
                 tracing::warn!(key = %record.key(), %fault, "it cannot be answered");
             }
         }
+    }
+}
+
+impl Shared {
+    /// Others believe the later life more than this one, until this one is later still.
+    fn meet_later_life(&self, later: u64) {
+        self.counts.later_lives.fetch_add(1, Ordering::Relaxed);
+        let before = lock(&self.later_life).replace(Instant::now());
+        if before.is_none_or(|at| at.elapsed() >= RENEWAL_EVERY) {
+            tracing::warn!(
+                "another agent speaks as this node, later than this one: its data directory was copied and started; stop the copy"
+            );
+        }
+        let incarnation = later.saturating_add(1);
+        lock(&self.publisher).live_on_as(incarnation);
+        self.incarnation.fetch_max(incarnation, Ordering::Relaxed);
+        self.poisoned.notify_one();
     }
 }
 

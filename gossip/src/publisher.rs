@@ -90,6 +90,11 @@ impl Publisher {
         Some(claim)
     }
 
+    /// Whatever is signed from here on is of this incarnation or a later one.
+    pub(crate) fn live_on_as(&mut self, incarnation: u64) {
+        self.stamp = self.stamp.max(Stamp { incarnation, seq: 0 });
+    }
+
     pub(crate) fn set(&mut self, key: String, value: Arc<str>) {
         if self.values.get(&key) != Some(&value) {
             self.dirty.insert(key.clone());

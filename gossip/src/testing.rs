@@ -213,6 +213,13 @@ impl Cluster {
         }
     }
 
+    /// Has a node that was killed know nothing of its lives: its next one is the first again.
+    pub fn set_back(&mut self, index: usize) {
+        if let Some(node) = self.nodes.get_mut(index) {
+            node.incarnation = 0;
+        }
+    }
+
     /// The nodes that run.
     pub fn running(&self) -> impl Iterator<Item = &Arc<Gossip>> {
         self.nodes.iter().filter_map(|node| node.gossip.as_ref())

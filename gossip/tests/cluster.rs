@@ -174,6 +174,43 @@ async fn a_node_does_not_gossip_with_its_earlier_lives() {
     quiet_counters(&cluster);
 }
 
+/// As after a copy of its data directory ran elsewhere for a while, or a rollback together with a clock that was set back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_wins_over_a_later_life_of_itself() {
+    let _alone = ALONE.lock().await;
+    let mut cluster = Cluster::start(3, INTERVAL, claims).await.unwrap();
+    assert!(cluster.until(|cluster| cluster.agrees(18)).await.is_some());
+    let twin = claims(0).into_iter().take(1).chain([endpoint(0, 77)]).collect();
+    cluster.kill(0);
+    cluster.start_node(0, twin).await.unwrap();
+    assert!(cluster.until(|cluster| cluster.agrees(14)).await.is_some());
+    assert!(cluster.running().all(|gossip| gossip.later_life().is_none()));
+    cluster.kill(0);
+    cluster.set_back(0);
+    cluster.start_node(0, claims(0)).await.unwrap();
+    let first = cluster.nodes[0].gossip.clone().unwrap();
+    let took = cluster.until(|cluster| cluster.agrees(18) && cluster.sees_running_up()).await;
+    println!("a node wins over a later life of itself: {:?}", took.expect("it wins"));
+    assert!(first.later_life().is_some());
+    let mut expected = claims(0);
+    expected.sort_by_key(|claim| claim.key());
+    let said: Vec<Claim> = cluster.nodes[1].gossip.as_ref().unwrap().with_directory(|directory| {
+        let records = directory.records_of(first.me()).map(|entry| entry.record.claim().clone());
+        records.filter(|claim| *claim != Claim::Gone).collect()
+    });
+    assert_eq!(said, expected);
+    // What it says next is believed at once, also what has no signature of its own.
+    first.set_objects_hash("abcd");
+    let told = |cluster: &Cluster| {
+        cluster.running().filter(|gossip| gossip.me() != first.me()).all(|gossip| {
+            gossip.with_directory(|d| {
+                d.objects().any(|(node, hash)| node == first.me() && &**hash == "abcd")
+            })
+        })
+    };
+    assert!(cluster.until(told).await.is_some());
+}
+
 /// I11: after a partition with changes on both sides all nodes hold equal tables.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_partition_with_changes_on_both_sides_heals() {

@@ -105,9 +105,21 @@ fn nodes_that_are_not_what_they_say_are_cut_out() {
         let message = Message::Ack { delta: vec![bad, good.clone()] };
         assert_eq!(admitted(&message), (ack(good.clone()), 1, false), "{message:?}");
     }
+    let later = syn_ack_later();
+    let guard = guard();
+    assert_eq!(guard.check(node(1), &later, &is_member).unwrap().later, [("k".into(), "v".into())]);
     let digest = vec![entry(life(1, 1)), entry(life(9, 1)), entry(life(0, 6)), entry(life(0, 4))];
     let kept = vec![entry(life(1, 1)), entry(life(0, 4))];
     assert_eq!(admitted(&syn(digest)), (syn(kept), 2, false));
+}
+
+/// The state of a later life of ourselves, and of this one.
+fn syn_ack_later() -> Vec<u8> {
+    let delta = vec![
+        delta(life(0, 6), vec![mutation("k", "v", 1)]),
+        delta(life(0, 5), vec![mutation("l", "w", 1)]),
+    ];
+    Message::SynAck { digest: vec![entry(life(1, 1))], delta }.encode().unwrap()
 }
 
 #[test]
