@@ -451,8 +451,9 @@ pub struct InitSpec {}
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinSpec {
-    /// The join token.
-    pub token: String,
+    /// The join token; without one, a member looks for its mesh there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
     /// Servers to try, `HOST[:PORT]`, in order.
     pub servers: Vec<String>,
 }

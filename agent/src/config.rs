@@ -63,6 +63,8 @@ pub struct RawConfig {
     pub gossip_interval: Option<String>,
     /// See [`Config::default_pools`].
     pub default_pools: Option<Vec<DefaultPool>>,
+    /// See [`Config::peers`].
+    pub peers: Option<Vec<String>>,
     /// [`FirstStart::Init`].
     pub init: Option<bool>,
     /// [`FirstStart::Join`].
@@ -96,6 +98,8 @@ pub struct Config {
     pub gossip_interval: Duration,
     /// Where networks get subnets that nobody named.
     pub default_pools: Vec<DefaultPool>,
+    /// Where members are looked for while one is missing, `HOST[:PORT]`; names are resolved each time.
+    pub peers: Vec<String>,
     /// What to do if this node has no identity.
     pub first_start: FirstStart,
 }
@@ -179,6 +183,7 @@ impl Config {
                 None => GOSSIP_INTERVAL,
             },
             default_pools: pick!(default_pools).unwrap_or_else(default_pools),
+            peers: pick!(peers).unwrap_or_default(),
             first_start: match flags.first_start()? {
                 FirstStart::Wait => file.first_start()?,
                 chosen => chosen,
@@ -243,9 +248,11 @@ impl Source<'_> {
                 self.bad("default_pools", why, "write base = \"10.64.0.0/10\", size = 20")
             })?;
         }
-        for server in raw.join.iter().flatten() {
-            check_server(server)
-                .map_err(|why| self.bad("join", why, "write HOST, HOST:PORT, or [IPv6]:PORT"))?;
+        for (key, servers) in [("join", &raw.join), ("peers", &raw.peers)] {
+            for server in servers.iter().flatten() {
+                check_server(server)
+                    .map_err(|why| self.bad(key, why, "write HOST, HOST:PORT, or [IPv6]:PORT"))?;
+            }
         }
         Ok(())
     }

@@ -69,7 +69,7 @@ impl Objects {
         let mut stored: Vec<(String, String)> = store.list(Table::Objects)?;
         stored.sort_by_key(|(id, _text)| !id.starts_with("member/"));
         for (id, text) in stored {
-            if let Merge::Refused(reason) = set.restore(&text, ca.as_ref()) {
+            if let Merge::Refused(reason) = set.restore(&text, ca.as_ref(), unix_ms()) {
                 warn!(%id, %reason, "a stored object is not admitted");
             }
         }

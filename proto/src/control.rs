@@ -145,6 +145,8 @@ pub enum Request {
     },
     /// The other's table of endpoints, for `map diff`.
     Map,
+    /// What the other's wall clock shows.
+    Clock,
     /// Asks an issuer to remove a node from the mesh.
     RemoveNode {
         /// Which.
@@ -181,6 +183,11 @@ pub enum Response {
         /// Each as the text that was signed.
         objects: Vec<String>,
     },
+    /// The wall clock.
+    Clock {
+        /// In Unix milliseconds.
+        unix_ms: u64,
+    },
     /// Rows of the admin API's `map ls`.
     Map {
         /// The rows.
@@ -202,6 +209,8 @@ pub enum RefusalCode {
     TokenUsed,
     /// This node cannot issue certificates and reaches none that can.
     NoIssuer,
+    /// The clocks of the two hosts are too far apart.
+    Clock,
     /// Only members may ask this.
     NotMember,
     /// Too many joins; try again in a minute.
@@ -262,6 +271,9 @@ pub struct JoinRequest {
     /// Address that it announces, where it was told one.
     #[serde(default)]
     pub advertise: Option<IpAddr>,
+    /// What its wall clock shows, in Unix milliseconds.
+    #[serde(default)]
+    pub unix_ms: Option<u64>,
 }
 
 /// A join on its way from the member that received it to an issuer.
@@ -381,6 +393,7 @@ mod tests {
             name: "h1".parse().unwrap(),
             control_port: 7760,
             advertise: None,
+            unix_ms: Some(1_800_000_000_000),
         }
     }
 
@@ -389,6 +402,7 @@ mod tests {
         let network = NetworkId::from_random([1; 16]);
         let requests = [
             Request::Ping,
+            Request::Clock,
             Request::Join(join()),
             Request::ForwardJoin(ForwardJoin {
                 join: join(),
@@ -419,6 +433,7 @@ mod tests {
         }
         let responses = [
             Response::Pong,
+            Response::Clock { unix_ms: 1_800_000_000_000 },
             Response::Done,
             Response::Joined(Joined {
                 certificate: Blob(vec![1]),

@@ -11,6 +11,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 pub mod addr;
+pub mod clock;
 pub mod control;
 pub mod datapath;
 pub mod dns;

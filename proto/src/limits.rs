@@ -64,8 +64,13 @@ pub const ALIAS_LEN: usize = 189;
 /// Longest signed record; see `gossip`, where larger values would starve smaller ones.
 pub const RECORD_LEN: usize = 1024;
 
-/// An object stamped further ahead of the local clock than this is refused.
+/// No clock of objects follows a stamp that is further ahead of the local wall clock than this.
 pub const HLC_AHEAD: Duration = Duration::from_secs(60);
+/// A host whose clock is further from the issuer's than this is not let in: certificates and tokens would mean other times
+/// there.
+pub const CLOCKS_APART: Duration = Duration::from_secs(300);
+/// Clocks that are further apart than this are told of: a host that keeps its time is within a second.
+pub const CLOCKS_TOLD: Duration = Duration::from_secs(10);
 /// Address blocks of one subnet that a node gives to one other node without a pause. Each is half of what it has, so that
 /// these are nearly all.
 pub const BLOCKS_AT_ONCE: u32 = 8;

@@ -140,7 +140,7 @@ impl Life {
         let stored: Vec<_> = disk.objects.values().cloned().collect();
         for member in [true, false] {
             for text in stored.iter().filter(|text| text.contains("\"member/") == member) {
-                let merged = set.restore(text, ca.as_ref());
+                let merged = set.restore(text, ca.as_ref(), time.wall_ms);
                 assert!(!matches!(merged, Merge::Refused(_)), "own disk refused: {merged:?}");
             }
         }

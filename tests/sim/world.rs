@@ -135,7 +135,7 @@ impl World {
         let objects = removals.collect();
         let (certificate, issuer) = (self.ca.issue(&keys), n == 0);
         let disk = Disk { certificate, contacts, objects, issuer, ..Disk::default() };
-        let skew_ms = i64::try_from(self.rng.below(50_000)).unwrap() - 25_000;
+        let skew_ms = 0;
         let addr = SocketAddr::from(([10, 0, 0, u8::try_from(n + 1).unwrap()], 7761));
         self.index.insert(id, n);
         // A newcomer stands where its server stands.
@@ -152,7 +152,15 @@ impl World {
         Time { now: self.now, wall_ms }
     }
 
+    /// By how much a clock is off: seconds mostly, hours on some hosts.
+    fn skew(&mut self) -> i64 {
+        let span = if self.rng.chance(250) { 6 * 3_600_000 } else { 50_000 };
+        i64::try_from(self.rng.below(span)).unwrap() - i64::try_from(span / 2).unwrap()
+    }
+
+    /// Starts a node, with another clock than in its last life.
     pub(crate) fn boot(&mut self, n: usize) {
+        self.nodes[n].skew_ms = self.skew();
         let (time, rng) = (self.time(n), Rng(self.rng.next()));
         let jitter = Duration::from_millis(u64::try_from(self.rng.below(500)).unwrap());
         let node = &mut self.nodes[n];

@@ -45,6 +45,7 @@ impl From<JoinError> for ApiError {
             | JoinError::TokenUsed
             | JoinError::NoIssuer(_)
             | JoinError::RateLimited(_)
+            | JoinError::Clock { .. }
             | JoinError::BadAnswer { .. } => advised(ErrorCode::Failed, &why),
             JoinError::ServerCertificate { .. } => {
                 failed(&why, "compare the clocks of both hosts, and look into that agent's log")

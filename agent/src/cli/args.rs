@@ -133,7 +133,7 @@ pub(super) struct DataDir {
 }
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("secret").required(true))]
+#[command(group = ArgGroup::new("secret"))]
 pub(super) struct Join {
     /// The token that `vxmesh token create` printed
     #[arg(long, group = "secret")]
@@ -141,7 +141,7 @@ pub(super) struct Join {
     /// A file that holds the token
     #[arg(long, group = "secret", value_name = "FILE")]
     pub(super) token_file: Option<PathBuf>,
-    /// Nodes to ask, in order
+    /// Nodes to ask, in order; a member without a token looks for its mesh there
     #[arg(required = true, value_name = "HOST[:PORT]", value_parser = server)]
     pub(super) servers: Vec<String>,
     #[command(flatten)]

@@ -20,6 +20,8 @@ use crate::api::{ApiError, ErrorBody, ErrorCode};
 const CONNECT: Duration = Duration::from_secs(5);
 /// The agent's own limits, such as for an address out of another node's block, are shorter.
 const ANSWER: Duration = Duration::from_secs(60);
+/// What only looks is answered out of memory, or after a few seconds of asking other nodes.
+const LOOK: Duration = Duration::from_secs(15);
 /// A table of a hundred thousand endpoints has some 30 MB.
 const ANSWER_LEN: usize = 256 * 1024 * 1024;
 
@@ -59,7 +61,8 @@ impl Client {
         &self,
         path: impl AsRef<str>,
     ) -> Result<T, ApiError> {
-        self.call(Method::GET, path.as_ref(), Bytes::new()).await
+        let patience = if self.patience == ANSWER { LOOK } else { self.patience };
+        self.with_patience(patience).call(Method::GET, path.as_ref(), Bytes::new()).await
     }
 
     pub(super) async fn delete<T: DeserializeOwned>(
@@ -85,13 +88,17 @@ impl Client {
         body: Bytes,
     ) -> Result<T, ApiError> {
         let stream = self.connect().await.map_err(|why| self.unreachable(&why))?;
-        let exchange = exchange(stream, method, path, body);
+        let exchange = exchange(stream, method.clone(), path, body);
         let (status, body) = timeout(self.patience, exchange).await.map_err(|_elapsed| {
-            ApiError::new(
-                ErrorCode::Failed,
-                format!("the agent did not answer within {} s", self.patience.as_secs()),
-                "look into its log; the call may still be carried out",
-            )
+            let hint = if method == Method::GET {
+                "it hangs or is stopped (`ps -o stat= -C vxmesh` shows T): look into its log, or restart it"
+            } else {
+                "look into its log; the call may still be carried out"
+            };
+            let socket = self.socket.display();
+            let patience = self.patience.as_secs();
+            let what = format!("the agent on {socket} did not answer within {patience} s");
+            ApiError::new(ErrorCode::Unreachable, what, hint)
         })??;
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|why| broken("cannot be read", &why));

@@ -37,12 +37,13 @@ pub(super) async fn init(global: &Global, output: Output, data: DataDir) -> Outc
 pub(super) async fn join(global: &Global, output: Output, join: Join) -> Outcome {
     let token = match (join.token, join.token_file) {
         (Some(token), _) => token,
-        (None, file) => read_token(&file.unwrap_or_default())?,
+        (None, Some(file)) => read_token(&file)?,
+        (None, None) => return meet(global, output, join.servers).await,
     };
     let client = super::client(global)?;
     output.note(&format!("asking {} to let this node in", join.servers.join(", ")));
     let membership = if client.finds_agent().await? {
-        let spec = JoinSpec { token, servers: join.servers };
+        let spec = JoinSpec { token: Some(token), servers: join.servers };
         client.with_patience(JOIN).post("/v1/join", &spec).await?
     } else {
         let config = config(global, join.data)?;
@@ -57,6 +58,23 @@ pub(super) async fn join(global: &Global, output: Output, join: Join) -> Outcome
         membership(&made.map_err(ApiError::from)?)
     };
     output.done(&membership, &format!("joined mesh {}", membership.mesh_id))?;
+    Ok(0)
+}
+
+/// `join` without a token: a member looks for its mesh at other addresses than it knows.
+async fn meet(global: &Global, output: Output, servers: Vec<String>) -> Outcome {
+    let client = super::client(global)?;
+    if !client.finds_agent().await? {
+        return Err(ApiError::new(
+            ErrorCode::Usage,
+            "no token is given, and no agent runs here that could be a member already",
+            "give --token or --token-file; `vxmesh token create` on a member makes one",
+        )
+        .into());
+    }
+    let spec = JoinSpec { token: None, servers };
+    let membership: Membership = client.with_patience(JOIN).post("/v1/join", &spec).await?;
+    output.done(&membership, &format!("found mesh {}", membership.mesh_id))?;
     Ok(0)
 }
 

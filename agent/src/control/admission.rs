@@ -20,6 +20,7 @@ use ring::signature::{ED25519, UnparsedPublicKey};
 use tokio::time::timeout;
 use vxmesh_proto::{
     addr::NodeId,
+    clock::Offset,
     control::{
         ANONYMOUS_LEN, Blob, CertificateRequest, ForwardJoin, JOIN_BINDING_LEN, JOIN_EXPORTER,
         JoinRequest, Joined, Refusal, RefusalCode, Request, Response, decode, join_proof_message,
@@ -37,6 +38,7 @@ use crate::identity::{
     token::{self, Denied},
     unix_now,
 };
+use crate::objects::unix_ms;
 
 /// How long an issuer may take for a forwarded join.
 const FORWARD: Duration = Duration::from_secs(10);
@@ -153,6 +155,9 @@ async fn issue(
     if let Err(refusal) = check_not_removed(inner, NodeId::of_public_key(&node.ed25519_public)) {
         return Response::Error(refusal);
     }
+    if let Err(refusal) = check_clock(inner.node_id(), &join, unix_ms()) {
+        return Response::Error(refusal);
+    }
     let (store, secret) =
         (Arc::clone(&inner.config().store), zeroize::Zeroizing::new(join.secret.0));
     let consumed =
@@ -222,6 +227,19 @@ fn check_not_removed(inner: &Inner, node: NodeId) -> Result<(), Refusal> {
     }
     let message = format!("node {node} was removed from the mesh: it may join with a new identity");
     Err(Refusal { code: RefusalCode::Conflict, message })
+}
+
+/// A host with a wrong clock would be a member on paper: it reads certificates for other times than they are meant. Its
+/// token is not used up.
+fn check_clock(issuer: NodeId, join: &JoinRequest, now: u64) -> Result<(), Refusal> {
+    let Some(offset) = join.unix_ms.map(|theirs| Offset::between(theirs, now)) else {
+        return Ok(());
+    };
+    if !offset.is_too_large() {
+        return Ok(());
+    }
+    let message = format!("{offset} that of the issuer {}", issuer);
+    Err(Refusal { code: RefusalCode::Clock, message })
 }
 
 fn check_proof(join: &JoinRequest, binding: &[u8]) -> Result<Certified, Refusal> {

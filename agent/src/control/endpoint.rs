@@ -177,10 +177,23 @@ impl Inner {
         node: NodeId,
         addr: SocketAddr,
     ) -> Result<(Connection, Member, Vec<u8>), String> {
-        let name = certificate::node_dns(node);
+        let (connection, member, der) = self.dial_as(&certificate::node_dns(node), addr).await?;
+        if member.node_id == node {
+            Ok((connection, member, der))
+        } else {
+            Err("another node answered".into())
+        }
+    }
+
+    /// Connects to whoever has a certificate for this name.
+    pub(super) async fn dial_as(
+        &self,
+        name: &str,
+        addr: SocketAddr,
+    ) -> Result<(Connection, Member, Vec<u8>), String> {
         let connecting = self
             .endpoint
-            .connect_with(self.client.clone(), addr, &name)
+            .connect_with(self.client.clone(), addr, name)
             .map_err(|e| e.to_string())?;
         let connection = timeout(HANDSHAKE, connecting)
             .await
@@ -188,8 +201,8 @@ impl Inner {
             .ok_or_else(|| "no answer to the handshake".to_owned())?
             .map_err(|e| e.to_string())?;
         match tls::peer(&connection, &self.config.credentials.membership.ca) {
-            Ok(Some((member, der))) if member.node_id == node => Ok((connection, member, der)),
-            Ok(_) => Err("another node answered".into()),
+            Ok(Some((member, der))) => Ok((connection, member, der)),
+            Ok(None) => Err("it showed no certificate".into()),
             Err(e) => Err(e.to_string()),
         }
     }

@@ -36,6 +36,7 @@ use crate::identity::{
     token::{Token, sha256},
     unix_now,
 };
+use crate::objects::unix_ms;
 
 /// The answer may come from an issuer behind the server.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -111,6 +112,16 @@ pub enum JoinError {
     /// Too many attempts.
     #[error("{0} refuses more joins for the moment: try again in a minute")]
     RateLimited(SocketAddr),
+    /// This host or that one does not know what time it is.
+    #[error(
+        "this host's clock is {reason}, as {server} says: set the clock that is wrong (with `timedatectl` or chrony), then join again"
+    )]
+    Clock {
+        /// The address.
+        server: SocketAddr,
+        /// How far, and against whose clock.
+        reason: String,
+    },
     /// Something else.
     #[error("{server} refused: {reason}")]
     Refused {
@@ -145,6 +156,7 @@ impl JoinError {
             Self::TokenUnknown
                 | Self::TokenExpired
                 | Self::TokenUsed
+                | Self::Clock { .. }
                 | Self::Identity(_)
                 | Self::Control(_)
                 | Self::NoServer
@@ -180,7 +192,11 @@ pub async fn join(data_dir: &Path, options: &JoinOptions) -> Result<Credentials,
     Err(last)
 }
 
-async fn resolve(server: &str) -> Result<Vec<SocketAddr>, JoinError> {
+/// The addresses of `HOST[:PORT]`.
+///
+/// # Errors
+/// It is no host, or has no address.
+pub async fn resolve(server: &str) -> Result<Vec<SocketAddr>, JoinError> {
     let failed = |reason: String| JoinError::Resolve { server: server.into(), reason };
     if let Ok(addr) = server.parse::<SocketAddr>() {
         return Ok(vec![addr]);
@@ -274,6 +290,7 @@ async fn call(
         name: options.name.clone(),
         control_port: options.control_port,
         advertise: options.advertise,
+        unix_ms: Some(unix_ms()),
     });
     let bytes = encode(&request, REQUEST_LEN).map_err(|e| bad(e.to_string()))?;
     let answer = timeout(ANSWER, link::ask(connection, identity.node_id(), &bytes))
@@ -289,6 +306,7 @@ async fn call(
             RefusalCode::TokenUsed => JoinError::TokenUsed,
             RefusalCode::NoIssuer => JoinError::NoIssuer(server),
             RefusalCode::RateLimited => JoinError::RateLimited(server),
+            RefusalCode::Clock => JoinError::Clock { server, reason: refusal.message },
             RefusalCode::NotMember
             | RefusalCode::Malformed
             | RefusalCode::Unsupported

@@ -33,6 +33,9 @@ pub(super) const CLOSE_ANONYMOUS: VarInt = VarInt::from_u32(4);
 /// One of the two was removed from the mesh; the reason is the CA's word.
 pub(super) const CLOSE_REMOVED: VarInt = VarInt::from_u32(5);
 
+/// The other side has not answered for a while.
+pub(super) const CLOSE_UNANSWERED: VarInt = VarInt::from_u32(6);
+
 /// Gives a verified member the room that a stranger does not get.
 pub(super) fn widen(connection: &Connection) {
     connection.set_receive_window(VarInt::from_u32(WINDOW));

@@ -21,6 +21,7 @@ mod limits;
 mod link;
 mod outbox;
 mod peers;
+mod probe;
 mod tls;
 
 #[cfg(test)]
@@ -248,6 +249,31 @@ impl Control {
     /// Ends the connections with a node; a peer that is still wanted is dialed again.
     pub fn disconnect(&self, node: NodeId) {
         self.inner.peers().disconnect(node);
+    }
+
+    /// Connects with the member at this address, whoever it is, unless there is a connection with it already.
+    ///
+    /// # Errors
+    /// Nobody answers there, or no member of this mesh.
+    pub async fn meet(&self, addr: SocketAddr) -> Result<NodeId, String> {
+        let inner = &self.inner;
+        if let Some(peer) = self.peers().iter().find(|it| it.connected && it.addr == Some(addr)) {
+            return Ok(peer.node);
+        }
+        let (connection, member, der) = inner.dial_as(tls::ANY_MEMBER, addr).await?;
+        let node = member.node_id;
+        if node == inner.node_id() {
+            connection.close(link::CLOSE_DISCONNECTED, b"this is me");
+            return Err("it is this node itself".to_owned());
+        }
+        let inner = Arc::clone(inner);
+        tokio::spawn(async move { inner.peers().adopt(connection, true, member, &der).await });
+        Ok(node)
+    }
+
+    /// Ends all connections and dials anew: this host is elsewhere, and what others send to its old address is lost.
+    pub fn redial(&self) {
+        self.inner.peers().redial();
     }
 
     /// Ends the connections with a node because it, or this one, was removed, and says so.

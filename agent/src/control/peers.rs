@@ -33,6 +33,7 @@ use super::{
     limits::{CONVERGE, DRAIN, REDIAL, REDIAL_MAX},
     link,
     outbox::{Message, Outbox},
+    probe,
 };
 use crate::identity::Member;
 
@@ -180,7 +181,12 @@ impl Peers {
         let addr = canonical(connection.remote_address());
         inner.service().handle_connected(&member, certificate, addr);
         self.add(&peer, connection.clone(), dialed, Arc::new(member));
-        link::serve(&inner, peer.node, &connection).await;
+        tokio::select! {
+            () = link::serve(&inner, peer.node, &connection) => {}
+            () = probe::until_unanswered(peer.node, &connection) => {
+                connection.close(link::CLOSE_UNANSWERED, b"no answer");
+            }
+        }
         let last = {
             let mut state = peer.state();
             state.links.retain(|link| link.connection.stable_id() != connection.stable_id());
@@ -288,6 +294,14 @@ impl Peers {
         }
     }
 
+    /// Ends all connections; those that are wanted are dialed at once.
+    pub(super) fn redial(&self) {
+        for peer in self.all() {
+            close(&peer.state().links, link::CLOSE_DISCONNECTED, b"moved");
+            peer.touch();
+        }
+    }
+
     /// Ends the connections with a node for good, with the reason.
     pub(super) fn expel(&self, node: NodeId, word: &str) {
         if let Some(peer) = self.get(node) {
@@ -388,7 +402,14 @@ async fn keep_connected(inner: Arc<Inner>, peer: Arc<Peer>) {
     };
     while let Some(addr) = peer.wait(unconnected).await {
         let began = Instant::now();
-        match inner.dial(peer.node, addr).await {
+        // A peer that is elsewhere by now is not waited for where it was.
+        let moved =
+            || peer.wait(move |state| state.wanted.filter(|wanted| *wanted != addr).map(drop));
+        let dialed = tokio::select! {
+            dialed = inner.dial(peer.node, addr) => dialed,
+            _ = moved() => continue,
+        };
+        match dialed {
             // Served in here until it ends.
             Ok((connection, member, der)) => {
                 inner.peers().adopt(connection, true, member, &der).await;
@@ -397,7 +418,10 @@ async fn keep_connected(inner: Arc<Inner>, peer: Arc<Peer>) {
         }
         // Two nodes that start together do not stay in step, and a peer that hangs up at once is not pestered.
         pause = if began.elapsed() > REDIAL_MAX { REDIAL } else { (pause * 2).min(REDIAL_MAX) };
-        sleep(rand::random_range(pause / 2..pause)).await;
+        tokio::select! {
+            () = sleep(rand::random_range(pause / 2..pause)) => {}
+            _ = moved() => {}
+        }
     }
 }
 

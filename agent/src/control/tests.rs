@@ -675,6 +675,7 @@ async fn a_proof_of_another_connection_or_key_is_refused() {
             name: "h2".parse().unwrap(),
             control_port: 1,
             advertise: None,
+            unix_ms: None,
         })
     };
     let replayed = vxmesh_proto::control::join_proof_message(identity.noise_public(), &[0; 32]);

@@ -60,6 +60,7 @@ impl Mesh {
             self.adopt_or_undo(&mut hosted, &endpoint).await;
         }
         self.sweep(&hosted).await?;
+        self.remove_leftovers(&hosted).await?;
         self.adopt_ways(&mut hosted)?;
         self.adopt_routes().await
     }

@@ -319,7 +319,10 @@ impl Backend for Agent {
     }
 
     async fn join(&self, spec: JoinSpec) -> Result<Membership, ApiError> {
-        self.join_mesh(&spec.token, &spec.servers).await?;
+        match &spec.token {
+            Some(token) => self.join_mesh(token, &spec.servers).await?,
+            None => self.mesh().await?.meet(&spec.servers).await?,
+        }
         self.membership().await
     }
 

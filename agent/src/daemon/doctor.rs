@@ -120,22 +120,12 @@ impl Mesh {
 
     /// What is known of this node's addresses, paths and ways out.
     pub(super) async fn diagnoses(&self) -> Vec<Diagnosis> {
-        let addrs = self.own_addrs();
-        let addrs: Vec<String> = addrs.iter().map(ToString::to_string).collect();
-        let mut all = vec![if addrs.is_empty() {
-            check(
-                "addresses",
-                Health::Fail,
-                "none that others can reach",
-                "give one with --advertise",
-            )
-        } else {
-            check("addresses", Health::Ok, addrs.join(", "), "")
-        }];
+        let mut all = self.place_diagnoses();
         all.extend(self.grants.as_ref().map(data_path));
         all.extend(self.plain_diagnosis());
         all.extend(self.incoming());
         all.extend(self.outgoing());
+        all.extend(self.clock_diagnoses().await);
         let networks = self.network_list();
         if let Some(largest) = networks.iter().filter_map(|it| self.sealed_mtu(it)).max() {
             all.extend(self.narrow_paths(largest).map(|(node, mtu)| {

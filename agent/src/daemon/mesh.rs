@@ -100,7 +100,7 @@ pub(super) struct Mesh {
     pub(super) peers: Peers,
     pub(super) addresses: Addresses,
     pub(super) local_networks: LocalNetworks,
-    own_addrs: ArcSwap<Vec<IpAddr>>,
+    pub(super) own_addrs: ArcSwap<Vec<IpAddr>>,
     pub(super) control: OnceLock<Control>,
     pub(super) gossip: OnceLock<Gossip>,
     /// Where nodes were reached before their own claims were known.
@@ -129,6 +129,8 @@ pub(super) struct Mesh {
     /// Endpoints of the last life that could not be adopted yet.
     pub(super) unadopted: Mutex<BTreeSet<EndpointId>>,
     pub(super) prefetching: AtomicBool,
+    /// Whether members are being looked for where the configuration says.
+    pub(super) seeking: AtomicBool,
     /// Set while this node leaves: who hands its addresses over must not ask for new ones.
     pub(super) leaving: AtomicBool,
     /// Room for pushes that are being taken.
@@ -138,6 +140,8 @@ pub(super) struct Mesh {
     pub(super) roll: Mutex<RollCall>,
     /// Held while addresses of removed nodes are taken back.
     pub(super) reclaiming: tokio::sync::Mutex<()>,
+    /// Nodes of which the log says that their clock shows another time than this host's.
+    pub(super) clocks_differ: Mutex<BTreeSet<NodeId>>,
     /// Whether the log says that this node was removed.
     pub(super) told_removed: Mutex<bool>,
     /// Whether the log says that addresses of removed nodes cannot be taken back.
@@ -258,11 +262,13 @@ impl Mesh {
             refused: Mutex::default(),
             unadopted: Mutex::default(),
             prefetching: AtomicBool::new(false),
+            seeking: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             pushes: Arc::new(Semaphore::new(PUSHES)),
             syncing: Mutex::default(),
             roll: Mutex::default(),
             reclaiming: tokio::sync::Mutex::default(),
+            clocks_differ: Mutex::default(),
             told_removed: Mutex::default(),
             told_unreclaimed: AtomicBool::new(false),
             seed: rand::random(),
@@ -308,32 +314,13 @@ impl Mesh {
         Ok(claims)
     }
 
-    fn node_claim(&self) -> NodeClaim {
+    pub(super) fn node_claim(&self) -> NodeClaim {
         let at = |port: u16| self.own_addrs().iter().map(|ip| SocketAddr::new(*ip, port)).collect();
         NodeClaim {
             name: self.config.name.clone(),
             control: at(self.config.control_port),
             vteps: at(self.config.data_port),
             aes: identity::has_aes(),
-        }
-    }
-
-    /// The addresses that others reach this node at.
-    pub(super) fn own_addrs(&self) -> Arc<Vec<IpAddr>> {
-        self.own_addrs.load_full()
-    }
-
-    /// Tells the others where this node is, if that changed.
-    fn follow_host(&self, gossip: &Gossip) {
-        let addrs = own_addresses(&self.config);
-        if addrs == *self.own_addrs() || addrs.is_empty() {
-            return;
-        }
-        info!(?addrs, "this host has other addresses");
-        self.own_addrs.store(Arc::new(addrs));
-        match gossip.publish(&Claim::Node(self.node_claim())) {
-            Ok(record) => self.spread(&record),
-            Err(error) => warn!(%error, "the new addresses are not told"),
         }
     }
 
@@ -348,7 +335,14 @@ impl Mesh {
             return;
         }
         let content = Content::Member(object::Member { certificate: certificate.to_vec() });
-        match self.objects.publish::<PublishError>(|_set, hlc| Ok(Draft::new(hlc, content))) {
+        let id = object::ObjectId::Member(self.me);
+        let published = self.objects.publish::<PublishError>(|set, hlc| {
+            // A version that this node signed while its clock was ahead is to be replaced, too.
+            let held = set.get(&id).filter(|held| !held.closed());
+            let hlc = held.map_or(hlc, |held| held.edit(hlc).hlc);
+            Ok(Draft::new(hlc, content))
+        });
+        match published {
             Ok(object) => self.push_objects([object.text().to_string()]),
             Err(error) => warn!(%error, "this node's certificate cannot be published"),
         }
@@ -365,7 +359,9 @@ impl Mesh {
         let mut mend = tokio::time::interval(MEND_EVERY);
         mend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let Some(gossip) = self.gossip.get() else { return };
+        let mut overruled = None;
         loop {
+            let mut moved = false;
             tokio::select! {
                 () = gossip.changed() => {}
                 changed = objects.changed() => {
@@ -377,10 +373,13 @@ impl Mesh {
                 }
                 () = self.kick.notified() => {}
                 _ = tick.tick() => {
-                    self.follow_host(gossip);
+                    moved = self.follow_host(gossip);
+                    self.overrule(gossip, &mut overruled).await;
+                    self.seek_soon();
                     self.name_sandboxes();
                     self.prefetch();
                     self.reclaim_soon();
+                    self.sync_again(gossip);
                     self.name_gateways(false);
                 }
                 _ = mend.tick() => {
@@ -397,6 +396,9 @@ impl Mesh {
                 _ = stop.changed() => return,
             }
             self.reconcile().await;
+            if moved {
+                self.show_place().await;
+            }
         }
     }
 
@@ -540,7 +542,7 @@ fn session_config(credentials: &Credentials) -> Result<SessionConfig, ApiError> 
 }
 
 /// The addresses that others reach this host at: the configured ones, else the first of each IP version.
-fn own_addresses(config: &Config) -> Vec<IpAddr> {
+pub(super) fn own_addresses(config: &Config) -> Vec<IpAddr> {
     if config.advertise.is_empty() { netlink::host_addresses() } else { config.advertise.clone() }
 }
 

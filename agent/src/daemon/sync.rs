@@ -6,17 +6,18 @@ use std::{
 };
 
 use tracing::{debug, warn};
+use vxmesh_gossip::membership::Gossip;
 use vxmesh_proto::{
     addr::{NetworkId, NodeId},
     control::{Push, Refusal, RefusalCode, Request, Response},
     ipam::Transfer,
     limits::OBJECT_BATCH_LEN,
-    object::{self, Comparison, Content, Draft},
+    object::{self, Comparison, Content, Draft, ObjectSet},
     record::SignedRecord,
 };
 
 use super::mesh::{Mesh, lock};
-use crate::objects::PublishError;
+use crate::objects::{PublishError, unix_ms};
 
 /// How long a request to another node may take.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
@@ -24,6 +25,8 @@ pub(super) const ANSWER: Duration = Duration::from_secs(5);
 const TOLD: Duration = Duration::from_millis(150);
 /// A pair of nodes compares its sets no more often than this, so that a difference that neither can mend costs little.
 const SYNC_EVERY: Duration = Duration::from_millis(500);
+/// And again after this time while they differ.
+const SYNC_AGAIN: Duration = Duration::from_secs(10);
 /// Records in one push; 1 KiB each at most, and a push may have 256 KiB.
 const RECORDS_PER_PUSH: usize = 200;
 
@@ -44,6 +47,7 @@ impl Mesh {
             }
         }
         gossip.call(node);
+        self.compare_clocks(node).await;
     }
 
     /// Compares objects with a node, unless that was done a moment ago.
@@ -57,6 +61,21 @@ impl Mesh {
         drop(syncing);
         let mesh = Arc::clone(self);
         tokio::spawn(async move { mesh.sync_with(node).await });
+    }
+
+    /// Compares objects with nodes that have differed for a while: what one of them refused may be admitted by now.
+    pub(super) fn sync_again(self: &Arc<Self>, gossip: &Gossip) {
+        let own = self.objects.read(ObjectSet::content_hash);
+        let differing: Vec<NodeId> = gossip.with_directory(|directory| {
+            let up = directory.objects().filter(|(node, _hash)| directory.is_up(*node));
+            up.filter(|(_node, hash)| ***hash != *own).map(|(node, _hash)| node).collect()
+        });
+        for node in differing {
+            let lately = lock(&self.syncing).get(&node).is_some_and(|at| at.elapsed() < SYNC_AGAIN);
+            if !lately {
+                self.sync_soon(node);
+            }
+        }
     }
 
     /// Makes this node's set of objects and another's equal, page by page.
@@ -142,6 +161,7 @@ impl Mesh {
     ) -> Result<Response, Refusal> {
         match request {
             Request::Ping => Ok(Response::Pong),
+            Request::Clock => Ok(Response::Clock { unix_ms: unix_ms() }),
             Request::ObjectsDigest { digest } => {
                 let mesh = Arc::clone(self);
                 off_runtime(move || {

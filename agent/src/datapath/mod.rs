@@ -308,6 +308,11 @@ impl Dataplane {
         self.tell(SessionInput::Wanted(node)).await;
     }
 
+    /// Begins a handshake with every peer that there is a session with: it shows them where this node is by now.
+    pub async fn show_place(&self) {
+        self.tell(SessionInput::Moved).await;
+    }
+
     /// Control inputs are not lost when the queue is full: they wait, off the threads of the runtime.
     async fn tell(&self, input: SessionInput) {
         if let Err(TrySendError::Full(input)) = self.shared.sessions.try_send(input) {

@@ -36,6 +36,8 @@ pub(super) enum SessionInput {
     Confirmed(u32),
     /// This node is a peer, with these keys and addresses.
     SetPeer(PeerConfig, oneshot::Sender<Result<Arc<Peer>, SetPeerError>>),
+    /// This node is elsewhere.
+    Moved,
     /// This node is none any more.
     RemovePeer(NodeId),
     /// The data path stops.
@@ -76,6 +78,7 @@ fn handle(sessions: &mut Sessions, input: SessionInput, shared: &Shared) {
         SessionInput::Confirmed(index) => sessions.handle_confirmed(now, index),
         // Who asked may have gone away, which changes nothing here.
         SessionInput::SetPeer(config, answer) => drop(answer.send(sessions.set_peer(now, config))),
+        SessionInput::Moved => sessions.handle_moved(now),
         SessionInput::RemovePeer(node) => sessions.remove_peer(node),
         SessionInput::Stop => {}
     }

@@ -67,23 +67,28 @@ fn ipv6_mtu(socket: &UdpSocket) -> Option<libc::c_int> {
 /// loopback, not link-local. IPv4 comes first.
 #[must_use]
 pub fn host_addresses() -> Vec<IpAddr> {
+    let addrs = all_addresses();
+    let v4 = addrs.iter().copied().find(IpAddr::is_ipv4);
+    v4.into_iter().chain(addrs.iter().copied().find(IpAddr::is_ipv6)).collect()
+}
+
+/// All addresses of such interfaces.
+#[must_use]
+pub fn all_addresses() -> Vec<IpAddr> {
     let Ok(interfaces) = getifaddrs() else { return Vec::new() };
     let up = interfaces.filter(|interface| {
         !is_uplink(&interface.interface_name)
             && interface.flags.contains(InterfaceFlags::IFF_UP)
             && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK)
     });
-    let addrs: Vec<IpAddr> = up
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-        })
-        .filter(|ip| match ip {
-            IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_loopback(),
-            IpAddr::V6(v6) => !v6.is_unicast_link_local() && !v6.is_loopback(),
-        })
-        .collect();
-    let v4 = addrs.iter().copied().find(IpAddr::is_ipv4);
-    v4.into_iter().chain(addrs.iter().copied().find(IpAddr::is_ipv6)).collect()
+    up.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    })
+    .filter(|ip| match ip {
+        IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_loopback(),
+        IpAddr::V6(v6) => !v6.is_unicast_link_local() && !v6.is_loopback(),
+    })
+    .collect()
 }

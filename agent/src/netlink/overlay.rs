@@ -524,12 +524,19 @@ impl Overlay {
     /// # Errors
     /// The kernel keeps something.
     pub async fn sweep(run_dir: &Path, id: NetworkId) -> Result<(), OverlayError> {
-        let path = path_of(run_dir, id);
+        Self::sweep_path(&path_of(run_dir, id)).await
+    }
+
+    /// The same for a network of which only the pin of its namespace is known.
+    ///
+    /// # Errors
+    /// As [`Self::sweep`].
+    pub async fn sweep_path(path: &Path) -> Result<(), OverlayError> {
         // A pin without a namespace has no cables.
-        if let Ok(netns) = Netns::open(&path) {
+        if let Ok(netns) = Netns::open(path) {
             clear(&Links::open(&netns)?).await?;
         }
-        Ok(Netns::remove(&path)?)
+        Ok(Netns::remove(path)?)
     }
 
     /// Removes the namespace and everything in it. An open TAP would keep the namespace, unnamed, until it is closed.

@@ -24,6 +24,9 @@
 //! A deleted network is forgotten after [`DELETED_KEPT`](crate::limits::DELETED_KEPT), and a transfer of that age with it: a text that would be
 //! forgotten is not admitted either, so that sets whose clocks differ a little do not fill each other again.
 //!
+//! The clock of the author is not judged. A stamp from another time is admitted and orders versions as any other; it
+//! moves nobody's clock ([`Clock`]), and the next edit of that object is later than it.
+//!
 //! [`ObjectSet`] merges them, [`sync`] reconciles two sets, [`Hlc`] orders edits. Whether a
 //! certificate is the CA's word is the [`Certifier`]'s to say.
 
@@ -46,7 +49,7 @@ use thiserror::Error;
 pub use self::{
     departure::{Comparison, Removal, RollCall},
     extension::{Extension, SubnetOf, SubnetState},
-    hlc::{Clock, Hlc, TooFarAhead},
+    hlc::{Clock, Hlc},
     network::{Block, Multicast, Network, Subnet, may_be_vtep},
     set::{Merge, NetworkState, ObjectSet},
 };
@@ -110,9 +113,6 @@ pub enum Refused {
     /// The certificate is not the CA's.
     #[error("the member's certificate is not from this mesh's CA")]
     Certificate,
-    /// The author's clock is too far ahead.
-    #[error("the object cannot be admitted: {0}")]
-    Ahead(#[from] TooFarAhead),
     /// No room.
     #[error("the mesh has as many objects as it may; delete some networks")]
     Full,
@@ -433,10 +433,10 @@ impl Object {
         &self.text
     }
 
-    /// A next version of it to edit and sign.
+    /// A next version of it to edit and sign, later than this one whatever the clock says.
     #[must_use]
     pub fn edit(&self, hlc: Hlc) -> Draft {
-        Draft { hlc, ..self.draft.clone() }
+        Draft { hlc: hlc.max(self.draft.hlc.next()), ..self.draft.clone() }
     }
 
     /// `Greater` if this version stays where the other one is.

@@ -122,14 +122,14 @@ impl ObjectSet {
         }
     }
 
-    /// A stamp for an edit, greater than that of every object held.
+    /// A stamp for a new object, or for [`Object::edit`].
     pub fn stamp(&mut self, wall_ms: u64) -> Hlc {
         self.clock.tick(wall_ms)
     }
 
     /// Takes a text that this node or another signed.
     pub fn merge(&mut self, text: &str, ca: &dyn Certifier, wall_ms: u64) -> Merge {
-        self.merge_at(text, ca, Some(wall_ms))
+        self.merge_unless_over(text, ca, wall_ms, |set, object| set.is_over(object, wall_ms))
     }
 
     /// Takes a text that another node sent: nothing from one that was removed, and from one that left only its own words.
@@ -152,9 +152,9 @@ impl ObjectSet {
         self.merge(text, ca, wall_ms)
     }
 
-    /// Takes a text that this node stored when it had admitted it: its time is not questioned again.
-    pub fn restore(&mut self, text: &str, ca: &dyn Certifier) -> Merge {
-        self.merge_at(text, ca, None)
+    /// Takes a text that this node stored when it had admitted it: it goes when [`Self::collect`] says so.
+    pub fn restore(&mut self, text: &str, ca: &dyn Certifier, wall_ms: u64) -> Merge {
+        self.merge_unless_over(text, ca, wall_ms, |_set, _object| false)
     }
 
     /// What [`Self::merge`] would refuse, or `false` if it would change nothing. A stamp and a key in it are learned.
@@ -162,11 +162,18 @@ impl ObjectSet {
     /// # Errors
     /// It is not admitted.
     pub fn check(&mut self, text: &str, ca: &dyn Certifier, wall_ms: u64) -> Result<bool, Refused> {
-        self.admit(text, ca, Some(wall_ms)).map(|object| object.is_some())
+        self.admit(text, ca, wall_ms, |set, object| set.is_over(object, wall_ms))
+            .map(|object| object.is_some())
     }
 
-    fn merge_at(&mut self, text: &str, ca: &dyn Certifier, wall_ms: Option<u64>) -> Merge {
-        match self.admit(text, ca, wall_ms) {
+    fn merge_unless_over(
+        &mut self,
+        text: &str,
+        ca: &dyn Certifier,
+        wall_ms: u64,
+        is_over: impl Fn(&Self, &Object) -> bool,
+    ) -> Merge {
+        match self.admit(text, ca, wall_ms, is_over) {
             Ok(Some(object)) => self.insert(object),
             Ok(None) => Merge::Stale,
             Err(refused) => Merge::Refused(refused),
@@ -178,7 +185,8 @@ impl ObjectSet {
         &mut self,
         text: &str,
         ca: &dyn Certifier,
-        wall_ms: Option<u64>,
+        wall_ms: u64,
+        is_over: impl Fn(&Self, &Object) -> bool,
     ) -> Result<Option<Object>, Refused> {
         let object = parse(text)?;
         let held = self.objects.get(&object.id);
@@ -187,7 +195,7 @@ impl ObjectSet {
         if held.is_some_and(|held| object.precedence(held) != Ordering::Greater) {
             return Ok(None);
         }
-        if wall_ms.is_some_and(|wall_ms| self.is_over(&object, wall_ms)) {
+        if is_over(self, &object) {
             return Ok(None);
         }
         self.check_room(&object, held.map(Arc::as_ref))?;
@@ -198,10 +206,7 @@ impl ObjectSet {
                 _ => Refused::Form,
             }
         })?;
-        match wall_ms {
-            Some(wall_ms) => self.clock.observe(object.draft.hlc, wall_ms)?,
-            None => self.clock.learn(object.draft.hlc),
-        }
+        self.clock.observe(object.draft.hlc, wall_ms);
         if matches!(object.id, ObjectId::Member(_)) {
             self.keys.insert(object.author, key);
         }

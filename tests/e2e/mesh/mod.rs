@@ -5,6 +5,7 @@ mod counters;
 mod forged;
 mod interrupt;
 mod offload;
+mod place;
 mod reach;
 mod speed;
 mod spoofed;

@@ -345,6 +345,24 @@ fn a_new_address_ends_the_pause() {
 }
 
 #[test]
+fn a_node_that_moved_is_sent_to_at_its_new_place_though_nobody_sends() {
+    let mut world = World::new(2, Link::GOOD, 8);
+    world.establish(0, 1);
+    world.run(SECOND);
+    let now = world.now;
+    world.nodes[0].sessions.handle_moved(now);
+    let init = world.nodes[0].sessions.poll_transmit().unwrap();
+    assert_eq!(init.to, addr(1));
+    world.nodes[1].sessions.handle_datagram(now, addr(9), &init.bytes).unwrap();
+    let response = world.nodes[1].sessions.poll_transmit().unwrap();
+    assert_eq!(response.to, addr(9));
+    world.nodes[0].sessions.handle_datagram(now, addr(1), &response.bytes).unwrap();
+    let keepalive = world.nodes[0].sessions.poll_transmit().unwrap();
+    world.deliver(addr(9), 1, keepalive.bytes).unwrap();
+    assert_eq!(world.peer(1, 0).addr(), Some(addr(9)));
+}
+
+#[test]
 fn remove_peer_stops_delivery_at_once() {
     let mut world = World::new(3, Link::GOOD, 12);
     world.establish(0, 1);

@@ -1,0 +1,96 @@
+//! How far the wall clocks of two hosts are apart: [`Offset`], and what follows from it.
+//!
+//! Certificates, join tokens and the dates of objects are read by the clock of whoever reads them. A small offset harms
+//! nothing; one above [`CLOCKS_APART`] is an error of the host, and a host that has it is not let in.
+
+use std::{fmt, time::Duration};
+
+use crate::limits::{CLOCKS_APART, CLOCKS_TOLD};
+
+/// One clock less another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Offset {
+    millis: i64,
+}
+
+impl Offset {
+    /// This clock less that one, both in Unix milliseconds.
+    #[must_use]
+    pub fn between(this: u64, that: u64) -> Self {
+        let millis = i128::from(this) - i128::from(that);
+        let least = i128::from(i64::MIN + 1);
+        let millis = i64::try_from(millis.max(least)).unwrap_or(i64::MAX);
+        Self { millis }
+    }
+
+    /// As the other side sees it.
+    #[must_use]
+    pub const fn reversed(self) -> Self {
+        Self { millis: -self.millis }
+    }
+
+    /// How far the clocks are apart, whichever is ahead.
+    #[must_use]
+    pub const fn size(self) -> Duration {
+        Duration::from_millis(self.millis.unsigned_abs())
+    }
+
+    /// Whether a host with it is not let in.
+    #[must_use]
+    pub fn is_too_large(self) -> bool {
+        self.size() > CLOCKS_APART
+    }
+
+    /// Whether people should hear of it.
+    #[must_use]
+    pub fn is_worth_telling(self) -> bool {
+        self.size() > CLOCKS_TOLD
+    }
+}
+
+/// `2h 3m ahead of`, to be followed by whose clock it is compared with.
+impl fmt::Display for Offset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.size().as_secs();
+        let units = [(seconds / 86_400, "d"), (seconds / 3600 % 24, "h"), (seconds / 60 % 60, "m")];
+        let units = units.into_iter().chain([(seconds % 60, "s")]);
+        // The two largest that there are: nobody needs the seconds of a day.
+        let shown: Vec<String> = units
+            .skip_while(|(count, _unit)| *count == 0)
+            .take(2)
+            .filter(|(count, _unit)| *count > 0)
+            .map(|(count, unit)| format!("{count}{unit}"))
+            .collect();
+        let shown = if shown.is_empty() { "0s".to_owned() } else { shown.join(" ") };
+        write!(f, "{shown} {}", if self.millis < 0 { "behind" } else { "ahead of" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_are_said_in_the_two_largest_units() {
+        let said = |this, that| Offset::between(this, that).to_string();
+        assert_eq!(said(7_380_000, 0), "2h 3m ahead of");
+        assert_eq!(said(0, 120_500), "2m behind");
+        assert_eq!(said(0, 121_000), "2m 1s behind");
+        assert_eq!(said(90_061_000, 0), "1d 1h ahead of");
+        assert_eq!(said(86_400_000, 0), "1d ahead of");
+        assert_eq!(said(5, 0), "0s ahead of");
+        assert_eq!(said(0, u64::MAX), said(0, u64::MAX - 1));
+    }
+
+    #[test]
+    fn five_minutes_are_the_last_that_are_let_in() {
+        for sign in [Offset::reversed, |offset| offset] {
+            assert!(!sign(Offset::between(300_000, 0)).is_too_large());
+            assert!(sign(Offset::between(300_001, 0)).is_too_large());
+            assert!(!sign(Offset::between(10_000, 0)).is_worth_telling());
+            assert!(sign(Offset::between(10_001, 0)).is_worth_telling());
+        }
+        assert!(Offset::between(u64::MAX, 0).is_too_large());
+        assert!(Offset::between(0, u64::MAX).reversed().is_too_large());
+    }
+}
