@@ -71,10 +71,12 @@ pub const HLC_AHEAD: Duration = Duration::from_secs(60);
 pub const CLOCKS_APART: Duration = Duration::from_secs(300);
 /// Clocks that are further apart than this are told of: a host that keeps its time is within a second.
 pub const CLOCKS_TOLD: Duration = Duration::from_secs(10);
-/// Address blocks of one subnet that a node gives to one other node without a pause. Each is half of what it has, so that
-/// these are nearly all.
-pub const BLOCKS_AT_ONCE: u32 = 8;
-/// Pause after which it gives one more: each is an object that the mesh keeps.
+/// How often a node gives addresses of one subnet to one other node without a pause. Each time it is about half of what it has,
+/// so that these are nearly all.
+pub const BLOCKS_AT_ONCE: u32 = 12;
+/// Address blocks in one such gift. One is enough unless the free addresses lie in pieces.
+pub const BLOCKS_PER_GIFT: usize = 8;
+/// Pause after which it gives once more: each block is an object that the mesh keeps.
 pub const BLOCK_EVERY: Duration = Duration::from_secs(10);
 /// How long a released address rests before it is given again: longer than any neighbour cache keeps it.
 pub const ADDRESS_QUARANTINE: Duration = Duration::from_secs(60);

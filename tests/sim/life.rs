@@ -21,7 +21,7 @@ use vxmesh_gossip::{
 use vxmesh_proto::{
     addr::{EndpointId, MacAddr, NetworkId, NodeId},
     control::{self, Push, RefusalCode, Request, Response},
-    ipam::{Subnet, Transfer, first_split},
+    ipam::{Need, Subnet, Transfer, first_split},
     object::{
         self, Comparison, Content, Draft, Hlc, KeyRing, Merge, ObjectId, ObjectSet, RollCall,
     },
@@ -364,13 +364,14 @@ impl Life {
                 self.take_objects(time, from, &objects);
                 Response::Done
             }
-            Request::BlockRequest { network, subnet, .. } => {
+            Request::BlockRequest { network, subnet, want } => {
                 let elsewhere = claimed_elsewhere(&self.directory, network, self.me);
+                let need = Need::of_wanted(want);
                 let given = self
                     .addresses
-                    .with_pool(network, subnet, |pool| pool.give(from, &elsewhere, time.now));
+                    .with_pool(network, subnet, |pool| pool.give(from, need, &elsewhere, time.now));
                 match given {
-                    Some(Ok(transfer)) => self.sign_transfer(time, network, transfer),
+                    Some(Ok(gift)) => self.sign_transfers(time, network, gift),
                     Some(Err(why)) => conflict(why.to_string()),
                     None => conflict("no such subnet".into()),
                 }
@@ -385,7 +386,7 @@ impl Life {
                     })
                 });
                 match given {
-                    Some(Ok(transfer)) => self.sign_transfer(time, network, transfer),
+                    Some(Ok(transfer)) => self.sign_transfers(time, network, vec![transfer]),
                     Some(Err(why)) => conflict(why.to_string()),
                     None => conflict("no such subnet".into()),
                 }
@@ -394,11 +395,12 @@ impl Life {
         }
     }
 
-    fn sign_transfer(&mut self, time: Time, network: NetworkId, given: Transfer) -> Response {
-        let Transfer { block: cidr, from, to, epoch } = given;
-        let content = object::Transfer { network, cidr, from, to, epoch };
-        let text = self.publish(time, |_| Content::Transfer(content));
-        Response::Objects { objects: vec![text] }
+    fn sign_transfers(&mut self, time: Time, network: NetworkId, given: Vec<Transfer>) -> Response {
+        let sign = |Transfer { block: cidr, from, to, epoch }| {
+            let content = object::Transfer { network, cidr, from, to, epoch };
+            self.publish(time, |_| Content::Transfer(content))
+        };
+        Response::Objects { objects: given.into_iter().map(sign).collect() }
     }
 
     fn ask(&mut self, time: Time, node: NodeId, request: &Request, waiting: Waiting) {

@@ -11,20 +11,49 @@ use std::{
 use ipnet::IpNet;
 use vxmesh_proto::{
     addr::{EndpointId, NetworkId, NodeId},
-    control::{Request, Response},
-    ipam::{AllocateError, Usage},
+    control::{RefusalCode, Request, Response},
+    ipam::{AllocateError, Need, Usage},
     object::{self, NetworkState, ObjectSet},
 };
 
-use super::mesh::{Mesh, failed};
+use super::{
+    mesh::{Mesh, failed},
+    sync::refusal,
+};
 use crate::{
     admin::resolve,
     api::{self, ApiError, ErrorCode},
+    control::ControlError,
     reconcile::admit::claimant,
 };
 
 /// How long nobody is asked for address blocks in advance after one could not be had.
 const PREFETCH_PAUSE: Duration = Duration::from_secs(30);
+/// How long an endpoint waits for an address that another node has and does not give yet: its word of what this node uses is
+/// as old as the last records that it heard.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Pause before the others are asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+
+/// A node that has free addresses, as far as is known, and gave none.
+struct NotGiven {
+    by: NodeId,
+    why: String,
+    /// Whether it may give some within [`PATIENCE`].
+    passes: bool,
+}
+
+impl NotGiven {
+    fn new(by: NodeId, error: &ControlError) -> Self {
+        let (why, passes) = match error {
+            ControlError::Refused(refusal) => {
+                (refusal.message.clone(), refusal.code == RefusalCode::Conflict)
+            }
+            error => (error.to_string(), false),
+        };
+        Self { by, why, passes }
+    }
+}
 
 fn conflict(message: String, hint: impl Into<String>) -> ApiError {
     ApiError::new(ErrorCode::Conflict, message, hint)
@@ -34,9 +63,9 @@ fn gone() -> ApiError {
     ApiError::new(ErrorCode::NotFound, "the network is gone", "see `vxmesh network ls`")
 }
 
-/// As much as fits into the number of an API object: IPv6 subnets have 2^64 addresses at most.
+/// As much as a number of the API says: IPv6 subnets have 2^64 addresses at most.
 fn count(addresses: u128) -> u64 {
-    u64::try_from(addresses).unwrap_or(u64::MAX)
+    u64::try_from(addresses).unwrap_or(api::MOST).min(api::MOST)
 }
 
 impl Mesh {
@@ -94,29 +123,52 @@ impl Mesh {
                 return Ok(ip);
             }
         }
-        // One block is enough for many who find none at once.
+        // One gift is enough for many who find none at once.
         let _one_at_a_time = self.fetching.lock().await;
-        for subnet in subnets {
-            if let Some(ip) = local(subnet)? {
-                return Ok(ip);
+        let patient_until = Instant::now() + PATIENCE;
+        loop {
+            let mut refused = Vec::new();
+            let mut got = false;
+            for subnet in subnets {
+                if let Some(ip) = local(subnet)? {
+                    return Ok(ip);
+                }
+                let fetched = self.fetch_block(id, *subnet, Need::Now).await;
+                got |= fetched.is_ok();
+                if let Some(ip) = local(subnet)? {
+                    return Ok(ip);
+                }
+                refused.extend(fetched.err().into_iter().flatten());
             }
-            if let Err(error) = self.fetch_block(id, *subnet).await {
-                tracing::debug!(network = %network.name, %subnet, %error, "no address block to be had");
-                continue;
+            // What came went to somebody else, or what others know of this node's addresses is a moment old.
+            let passes = got || refused.iter().any(|refusal| refusal.passes);
+            if !passes || Instant::now() > patient_until {
+                return Err(self.exhausted(network, id, subnets, &refused));
             }
-            if let Some(ip) = local(subnet)? {
-                return Ok(ip);
+            if !got {
+                tokio::time::sleep(ASK_AGAIN).await;
             }
         }
-        Err(self.exhausted(network, id, subnets))
     }
 
-    /// Who holds the addresses that are not to be had.
-    fn exhausted(&self, network: &object::Network, id: NetworkId, subnets: &[IpNet]) -> ApiError {
+    /// Who holds the addresses that are not to be had, and whether they may be had in a moment.
+    fn exhausted(
+        &self,
+        network: &object::Network,
+        id: NetworkId,
+        subnets: &[IpNet],
+        refused: &[NotGiven],
+    ) -> ApiError {
         let nodes = self.node_list();
         let (mut holders, mut dead, mut removed) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+        let mut waits: Vec<String> = refused.iter().map(|it| self.why_not_given(it)).collect();
         for subnet in subnets {
             let Some(usage) = self.usage(id, *subnet) else { continue };
+            if let Some(first) = usage.resting.iter().map(|(_ip, left)| *left).min() {
+                let count = usage.resting.len();
+                let left = first.as_secs() + 1;
+                waits.push(format!("{count} of {subnet} rest here, the first for {left}s more"));
+            }
             for owner in self.owners(&usage, &nodes) {
                 match owner.state.as_str() {
                     "dead" | "left" => drop(dead.insert(owner.name.clone())),
@@ -133,15 +185,22 @@ impl Mesh {
             }
         }
         let names: Vec<String> = subnets.iter().map(ToString::to_string).collect();
-        conflict(
-            format!(
-                "network `{}` has no free address of {} left for this node: {}",
-                network.name,
-                names.join(" and "),
-                holders.join("; ")
-            ),
-            way_out(network.name.as_str(), dead, removed, &nodes),
-        )
+        let mut message = format!(
+            "network `{}` has no free address of {} left for this node: {}",
+            network.name,
+            names.join(" and "),
+            holders.join("; ")
+        );
+        let mut hint = way_out(network.name.as_str(), dead, removed, &nodes);
+        if !waits.is_empty() {
+            message.push_str(&format!(". This may pass: {}", waits.join("; ")));
+            hint = format!("try again in some seconds, or {hint}");
+        }
+        conflict(message, hint)
+    }
+
+    fn why_not_given(&self, NotGiven { by, why, .. }: &NotGiven) -> String {
+        format!("{} gave none: {why}", self.node_name(*by))
     }
 
     /// Exactly this address: of this node's blocks, or handed over by its owner.
@@ -227,8 +286,9 @@ impl Mesh {
         tokio::spawn(async move {
             let mut failed = false;
             for (network, subnet) in bare {
-                if let Err(error) = mesh.fetch_block(network, subnet).await {
-                    tracing::debug!(%network, %subnet, %error, "no address block yet");
+                if let Err(refused) = mesh.fetch_block(network, subnet, Need::InAdvance).await {
+                    let why: Vec<_> = refused.iter().map(|it| mesh.why_not_given(it)).collect();
+                    tracing::debug!(%network, %subnet, ?why, "no address block yet");
                     failed = true;
                 }
             }
@@ -247,10 +307,16 @@ impl Mesh {
         });
     }
 
-    /// Gets a block of a subnet from the nodes that are up and have most to spare.
-    async fn fetch_block(&self, network: NetworkId, subnet: IpNet) -> Result<(), ApiError> {
+    /// Gets addresses of a subnet from the nodes that are up and have most to spare; else says why each gave none.
+    async fn fetch_block(
+        &self,
+        network: NetworkId,
+        subnet: IpNet,
+        need: Need,
+    ) -> Result<(), Vec<NotGiven>> {
+        let mut refused = Vec::new();
         if self.leaving.load(Ordering::Acquire) {
-            return Err(conflict("this node leaves the mesh".to_owned(), "join again"));
+            return Err(refused);
         }
         let elsewhere = self.elsewhere(network);
         let holders = self
@@ -258,37 +324,36 @@ impl Mesh {
             .with_pool(network, subnet, |pool| pool.holders(&elsewhere))
             .unwrap_or_default();
         let live = self.live_nodes();
-        let mut last = conflict(
-            format!("no node that is up has an address of {subnet} to spare"),
-            "see `vxmesh ipam inspect`",
-        );
         for holder in holders.into_iter().filter(|holder| live.contains(&holder.node)) {
-            let request = Request::BlockRequest { network, subnet, want: 1 };
-            match self.ask_for_transfer(holder.node, &request).await {
+            let request = Request::BlockRequest { network, subnet, want: need.wanted() };
+            match self.request_transfer(holder.node, &request).await {
                 Ok(()) => return Ok(()),
-                Err(error) => last = error,
+                Err(why) => refused.push(NotGiven::new(holder.node, &why)),
             }
         }
-        Err(last)
+        Err(refused)
     }
 
     /// Sends a request whose answer is a signed transfer to this node, and takes it over.
     async fn ask_for_transfer(&self, node: NodeId, request: &Request) -> Result<(), ApiError> {
-        let Some(control) = self.control.get() else {
-            return Err(failed("the agent is starting", "try again"));
-        };
         let hint = format!("node {} owns it; see `vxmesh node ls`", self.node_name(node));
-        let answer = control.request(node, request, super::sync::ANSWER).await;
-        match answer.map_err(|error| conflict(error.to_string(), hint))? {
+        self.request_transfer(node, request)
+            .await
+            .map_err(|error| conflict(error.to_string(), hint))
+    }
+
+    async fn request_transfer(&self, node: NodeId, request: &Request) -> Result<(), ControlError> {
+        let control = self.control.get().ok_or(ControlError::NotConnected(node))?;
+        match control.request(node, request, super::sync::ANSWER).await? {
             Response::Objects { objects } => {
                 tokio::task::block_in_place(|| self.take_objects(node, &objects));
                 self.objects.read(|set| self.addresses.follow(set));
                 Ok(())
             }
-            _ => Err(failed(
-                "the owner of the addresses answers something else",
-                "upgrade the older agent",
-            )),
+            _ => Err(ControlError::Refused(refusal(
+                RefusalCode::Malformed,
+                "it answers something else than addresses: upgrade the older agent",
+            ))),
         }
     }
 
@@ -344,7 +409,7 @@ impl Mesh {
             let usage = self.usage(id, subnet.cidr)?;
             let owners = self.owners(&usage, nodes);
             let sum = |part: fn(&api::AddressOwner) -> u64| {
-                owners.iter().map(part).fold(0, u64::saturating_add)
+                owners.iter().map(part).fold(0, u64::saturating_add).min(api::MOST)
             };
             let pool = api::AddressPool {
                 network: id,

@@ -1,16 +1,17 @@
 //! What this node says to others when it meets them, how object sets become equal, and what it answers to requests.
 
 use std::{
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use tracing::{debug, warn};
-use vxmesh_gossip::membership::Gossip;
+use vxmesh_gossip::{directory::Directory, membership::Gossip};
 use vxmesh_proto::{
     addr::{NetworkId, NodeId},
     control::{Push, Refusal, RefusalCode, Request, Response},
-    ipam::Transfer,
+    ipam::{Need, Transfer, Withheld},
     limits::OBJECT_BATCH_LEN,
     object::{self, Comparison, Content, Draft, ObjectSet},
     record::SignedRecord,
@@ -181,9 +182,9 @@ impl Mesh {
                 self.reconcile().await;
                 Ok(Response::Done)
             }
-            Request::BlockRequest { network, subnet, want: _ } => {
-                let mesh = Arc::clone(self);
-                off_runtime(move || mesh.give_block(from, network, subnet)).await
+            Request::BlockRequest { network, subnet, want } => {
+                let (mesh, need) = (Arc::clone(self), Need::of_wanted(want));
+                off_runtime(move || mesh.give_blocks(from, network, subnet, need)).await
             }
             Request::AddressClaim { network, ip, endpoint: _ } => {
                 let mesh = Arc::clone(self);
@@ -204,22 +205,33 @@ impl Mesh {
         }
     }
 
-    fn give_block(
+    fn give_blocks(
         &self,
         to: NodeId,
         network: NetworkId,
         subnet: ipnet::IpNet,
+        need: Need,
     ) -> Result<Response, Refusal> {
         self.check_room(to)?;
         self.check_shared(network)?;
-        let elsewhere = self.elsewhere(network);
+        let mut elsewhere = self.elsewhere(network);
+        if let Some(gossip) = self.gossip.get() {
+            // What rests with the node that asks is of no use to it now.
+            let resting = |directory: &Directory| -> Vec<IpAddr> {
+                directory.released(network).map(|(ip, _since)| ip).collect()
+            };
+            elsewhere.extend(gossip.with_directory(resting));
+        }
         let given = self
             .addresses
-            .with_pool(network, subnet, |pool| pool.give(to, &elsewhere, Instant::now()));
+            .with_pool(network, subnet, |pool| pool.give(to, need, &elsewhere, Instant::now()));
         match given {
             None => Err(refusal(RefusalCode::NotFound, "this node knows no such subnet")),
+            Some(Err(why @ Withheld::TooOften)) => {
+                Err(refusal(RefusalCode::RateLimited, why.to_string()))
+            }
             Some(Err(why)) => Err(refusal(RefusalCode::Conflict, why.to_string())),
-            Some(Ok(transfer)) => self.answer_transfer(network, transfer),
+            Some(Ok(gift)) => self.answer_transfers(network, gift),
         }
     }
 
@@ -227,7 +239,7 @@ impl Mesh {
         &self,
         to: NodeId,
         network: NetworkId,
-        ip: std::net::IpAddr,
+        ip: IpAddr,
     ) -> Result<Response, Refusal> {
         self.check_room(to)?;
         self.check_shared(network)?;
@@ -242,7 +254,7 @@ impl Mesh {
         match given {
             None => Err(refusal(RefusalCode::NotFound, "this node knows no such subnet")),
             Some(Err(why)) => Err(refusal(RefusalCode::Conflict, self.name_holder(network, &why))),
-            Some(Ok(transfer)) => self.answer_transfer(network, transfer),
+            Some(Ok(transfer)) => self.answer_transfers(network, vec![transfer]),
         }
     }
 
@@ -265,10 +277,15 @@ impl Mesh {
         Err(refusal(RefusalCode::Conflict, object::Refused::Quota(self.me).to_string()))
     }
 
-    fn answer_transfer(&self, network: NetworkId, transfer: Transfer) -> Result<Response, Refusal> {
-        let text = self.sign_transfer(network, transfer)?;
-        self.push_objects([text.clone()]);
-        Ok(Response::Objects { objects: vec![text] })
+    fn answer_transfers(
+        &self,
+        network: NetworkId,
+        transfers: Vec<Transfer>,
+    ) -> Result<Response, Refusal> {
+        let signed = transfers.into_iter().map(|transfer| self.sign_transfer(network, transfer));
+        let objects: Vec<String> = signed.collect::<Result<_, _>>()?;
+        self.push_objects(objects.clone());
+        Ok(Response::Objects { objects })
     }
 
     /// Signs a transfer and writes it down before anybody hears of it.

@@ -290,7 +290,7 @@ impl Addresses {
 
 #[cfg(test)]
 mod tests {
-    use vxmesh_proto::ipam::Withheld;
+    use vxmesh_proto::ipam::{Need, Withheld};
 
     use super::*;
 
@@ -390,8 +390,9 @@ mod tests {
         assert_eq!(addresses.give_all(heir).len(), 1);
         assert!(addresses.holds(network, heir, "10.1.0.9".parse().unwrap()));
         let elsewhere = Elsewhere::new();
-        let given =
-            addresses.with_pool(network, cidr, |pool| pool.give(other, &elsewhere, Instant::now()));
+        let given = addresses.with_pool(network, cidr, |pool| {
+            pool.give(other, Need::Now, &elsewhere, Instant::now())
+        });
         assert_eq!(given, Some(Err(Withheld::None)));
         let allocated =
             addresses.allocate(network, cidr, None, &elsewhere, Instant::now()).unwrap();

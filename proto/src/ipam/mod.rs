@@ -10,17 +10,21 @@
 //! signatures are good and how transfers travel is not decided here; nor is anything freed by death.
 
 mod cidr;
+mod giving;
 mod ownership;
 mod pool;
 mod subnet;
 mod usage;
 
+pub use giving::{Need, Withheld};
 pub use ownership::{Block, Ownership, Transfer, first_split};
-pub use pool::{AllocateError, Holder, Pool, Withheld};
+pub use pool::{AllocateError, Holder, Pool};
 pub use subnet::{Subnet, SubnetError, check_disjoint};
 pub use usage::{BlockUsage, Usage};
 
 #[cfg(test)]
 mod schedules;
+#[cfg(test)]
+mod sharing;
 #[cfg(test)]
 mod tests;

@@ -13,10 +13,7 @@ use super::{
     Ownership, Subnet, Transfer,
     cidr::{Cidr, address, number},
 };
-use crate::{
-    addr::NodeId,
-    limits::{ADDRESS_QUARANTINE, BLOCK_EVERY, BLOCKS_AT_ONCE},
-};
+use crate::{addr::NodeId, limits::ADDRESS_QUARANTINE};
 
 /// Why there is no address. Nothing changed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -69,21 +66,6 @@ pub enum AllocateError {
     },
 }
 
-/// Why a block is not given away. Nothing changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum Withheld {
-    /// There is nothing to spare.
-    #[error("this node has no addresses to spare")]
-    None,
-    /// The receiver has as much as this node.
-    #[error("the node that asks has as many free addresses as this one")]
-    Enough,
-    /// The receiver got much a moment ago.
-    #[error("the node that asks got {BLOCKS_AT_ONCE} blocks a moment ago; it may ask again in {}s", BLOCK_EVERY.as_secs())]
-    TooOften,
-}
-
 /// A node that has free addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holder {
@@ -99,9 +81,9 @@ pub struct Holder {
 /// [`Pool::extend`] and [`Pool::adopt`].
 #[derive(Clone, Debug)]
 pub struct Pool {
-    subnet: Subnet,
-    me: NodeId,
-    ownership: Ownership,
+    pub(super) subnet: Subnet,
+    pub(super) me: NodeId,
+    pub(super) ownership: Ownership,
     excluded: BTreeSet<u128>,
     used: BTreeSet<u128>,
     /// Released addresses and when they may be given again.
@@ -109,7 +91,7 @@ pub struct Pool {
     /// Where the next search begins: addresses are given in turn, so one that was released comes late again.
     cursor: u128,
     /// Who got blocks, and when it may have as many at once again.
-    paced: BTreeMap<NodeId, Instant>,
+    pub(super) paced: BTreeMap<NodeId, Instant>,
 }
 
 impl Pool {
@@ -253,58 +235,6 @@ impl Pool {
             .filter(|ip| self.ownership.block_at(*ip).is_none_or(|block| block.owner != self.me))
     }
 
-    /// Splits off half of the largest free block for another node. The block is given up here and now: the transfer must be
-    /// durable before it is sent.
-    ///
-    /// As long as the receiver does not use what it gets, this node keeps a quarter at least of what neither of the two
-    /// uses, however often it is asked.
-    ///
-    /// # Errors
-    /// [`Withheld`] says why it stays here.
-    pub fn give(
-        &mut self,
-        to: NodeId,
-        elsewhere: &BTreeSet<IpAddr>,
-        now: Instant,
-    ) -> Result<Transfer, Withheld> {
-        self.wake(now);
-        self.paced.retain(|_, until| *until > now);
-        if to == self.me {
-            return Err(Withheld::None);
-        }
-        let next = self.paced.get(&to).copied().unwrap_or(now) + BLOCK_EVERY;
-        if next > now + BLOCK_EVERY * BLOCKS_AT_ONCE {
-            return Err(Withheld::TooOften);
-        }
-        let busy = self.busy(elsewhere);
-        let free = self.free_of(self.me, &busy);
-        if free > 1 && self.free_of(to, &busy) >= free {
-            return Err(Withheld::Enough);
-        }
-        let transfer = self.half(to, free, &busy).ok_or(Withheld::None)?;
-        self.paced.insert(to, next);
-        self.ownership.extend([transfer]);
-        Ok(transfer)
-    }
-
-    /// Half of the largest free block; nothing if that would leave one of the two without a free address.
-    fn half(&self, to: NodeId, free: u128, busy: &BTreeSet<u128>) -> Option<Transfer> {
-        let mut best: Option<Cidr> = None;
-        for cidr in self.mine() {
-            self.largest_free(cidr, busy, &mut best);
-        }
-        let best = best?;
-        let halves = best.halves();
-        let candidates = halves.map_or([Some(best), None], |(low, high)| [Some(high), Some(low)]);
-        let given = candidates.into_iter().flatten().find(|cidr| {
-            let moved = cidr.size() - self.unavailable(*cidr, busy);
-            moved > 0 && moved < free
-        })?;
-        let v6 = self.subnet.is_v6();
-        let block = self.ownership.block_at(address(given.first, v6))?;
-        block.give(given.net(v6), to)
-    }
-
     /// Gives exactly this address to another node, as a block of one.
     ///
     /// # Errors
@@ -350,7 +280,7 @@ impl Pool {
     }
 
     /// Where this node may choose addresses.
-    fn mine(&self) -> impl Iterator<Item = Cidr> {
+    pub(super) fn mine(&self) -> impl Iterator<Item = Cidr> {
         let range = self.subnet.range_block();
         let own = self.ownership.cidrs().filter(|(owner, _)| *owner == self.me);
         own.filter_map(move |(_, cidr)| cidr.common(range))
@@ -378,24 +308,8 @@ impl Pool {
         })
     }
 
-    /// Finds the largest block without a busy address, if it is larger than the best so far.
-    fn largest_free(&self, cidr: Cidr, busy: &BTreeSet<u128>, best: &mut Option<Cidr>) {
-        if best.is_some_and(|best| best.bits >= cidr.bits) {
-            return;
-        }
-        if busy.range(cidr.first..=cidr.last()).next().is_none() {
-            if self.unavailable(cidr, busy) < cidr.size() {
-                *best = Some(cidr);
-            }
-        } else if let Some((low, high)) = cidr.halves() {
-            // The upper half first: endpoints of this node are in the lower part more often.
-            self.largest_free(high, busy, best);
-            self.largest_free(low, busy, best);
-        }
-    }
-
     /// How many addresses a node has to give, as far as this one knows.
-    fn free_of(&self, node: NodeId, busy: &BTreeSet<u128>) -> u128 {
+    pub(super) fn free_of(&self, node: NodeId, busy: &BTreeSet<u128>) -> u128 {
         let cidrs = self.ownership.cidrs().filter(|(owner, _)| *owner == node);
         cidrs.map(|(_, cidr)| self.free_in(cidr, busy)).sum()
     }
@@ -419,7 +333,7 @@ impl Pool {
     }
 
     /// How many addresses of a block cannot be given out unasked.
-    fn unavailable(&self, cidr: Cidr, busy: &BTreeSet<u128>) -> u128 {
+    pub(super) fn unavailable(&self, cidr: Cidr, busy: &BTreeSet<u128>) -> u128 {
         let range = cidr.first..=cidr.last();
         let taken = busy.range(range.clone()).chain(self.excluded.range(range));
         let taken = taken.filter(|number| !self.is_edge(**number)).collect::<BTreeSet<_>>();

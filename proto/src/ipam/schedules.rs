@@ -48,8 +48,8 @@ enum Step {
     Allocate(usize),
     AllocateStatic(usize, u8),
     Release(usize, prop::sample::Index),
-    /// One node asks another for space; the answer arrives or not.
-    Ask(usize, usize, bool),
+    /// One node asks another for space, now or in advance; the answer arrives or not.
+    Ask(usize, usize, bool, bool),
     /// One node hears some of what another knows.
     Gossip(usize, usize, prop::sample::Index),
     /// One node asks another for one address; the answer arrives or not.
@@ -74,7 +74,8 @@ fn step() -> impl Strategy<Value = Step> {
         6 => n.clone().prop_map(Step::Allocate),
         2 => (n.clone(), any::<u8>()).prop_map(|(n, ip)| Step::AllocateStatic(n, ip)),
         3 => (n.clone(), any::<prop::sample::Index>()).prop_map(|(n, i)| Step::Release(n, i)),
-        4 => (n.clone(), n.clone(), any::<bool>()).prop_map(|(a, b, ok)| Step::Ask(a, b, ok)),
+        4 => (n.clone(), n.clone(), any::<bool>(), any::<bool>())
+            .prop_map(|(a, b, now, ok)| Step::Ask(a, b, now, ok)),
         3 => (n.clone(), n.clone(), any::<prop::sample::Index>()).prop_map(|(a, b, i)| Step::Gossip(a, b, i)),
         3 => (n.clone(), n.clone(), any::<u8>(), any::<bool>())
             .prop_map(|(a, b, ip, ok)| Step::AskAddress(a, b, ip % 40, ok)),
@@ -150,13 +151,14 @@ impl Mesh {
                     self.pools[*n].release(ip, self.now);
                 }
             }
-            Step::Ask(from, to, arrives) => {
+            Step::Ask(from, to, now, arrives) => {
                 let to_id = node(u8::try_from(*to).unwrap());
+                let need = if *now { Need::Now } else { Need::InAdvance };
                 if !self.listens(*from, *to) {
-                } else if let Ok(transfer) = self.pools[*from].give(to_id, NOWHERE, self.now) {
-                    self.disks[*from].transfers.insert(transfer);
+                } else if let Ok(gift) = self.pools[*from].give(to_id, need, NOWHERE, self.now) {
+                    self.disks[*from].transfers.extend(gift.iter().copied());
                     if *arrives && self.listens(*to, *from) {
-                        self.learn(*to, [transfer]);
+                        self.learn(*to, gift);
                     }
                 }
             }

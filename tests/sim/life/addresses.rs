@@ -27,7 +27,8 @@ impl Life {
         let holders = self.addresses.with_pool(network, subnet, |pool| pool.holders(&elsewhere));
         let up = holders.unwrap_or_default().into_iter().map(|holder| holder.node);
         let up = up.filter(|node| self.directory.is_up(*node)).collect();
-        let request = Request::BlockRequest { network, subnet, want: 1 };
+        let need = if for_attach { Need::Now } else { Need::InAdvance };
+        let request = Request::BlockRequest { network, subnet, want: need.wanted() };
         self.ask_holders(time, request, up, for_attach);
     }
 
@@ -188,7 +189,8 @@ impl Life {
         let heir = self.directory.up().find(|node| *node != self.me);
         if let Some(heir) = heir {
             for (network, transfer) in self.addresses.give_all(heir) {
-                let Response::Objects { objects } = self.sign_transfer(time, network, transfer)
+                let Response::Objects { objects } =
+                    self.sign_transfers(time, network, vec![transfer])
                 else {
                     continue;
                 };
