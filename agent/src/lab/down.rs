@@ -12,8 +12,10 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::try_join_all;
+
 use super::{
-    disk::{LabDir, NETNS_DIR, pinned_netns},
+    disk::{HostDir, LabDir, NETNS_DIR, pinned_netns},
     error::OrFail,
     name::LabName,
     process::Process,
@@ -21,7 +23,8 @@ use super::{
 };
 use crate::api::{ApiError, ErrorCode};
 
-const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// All die at once, and the kernel takes their interfaces down one after the other meanwhile.
+const KILL_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Removes a lab; tells whether there was one.
 pub(super) async fn down(name: &LabName) -> Result<bool, ApiError> {
@@ -42,29 +45,32 @@ pub(super) async fn remove(name: &LabName, lab: Option<LabDir>) -> Result<(), Ap
         namespaces.iter().map(|netns| Path::new(NETNS_DIR).join(netns)).collect();
     let identities: HashSet<_> = paths.iter().filter_map(|path| identity(path).ok()).collect();
     refuse_inside(name, &identities)?;
-    for host in lab.iter().map(LabDir::host_dirs).collect::<Result<Vec<_>, _>>()?.iter().flatten() {
-        // The agent first: a zombie child of this very process would keep the holder from ending. A record that a sudden
-        // end left unreadable tells nothing that the search below does not find.
-        for record in [host.agent(), host.holder()] {
-            if let Ok(Some(process)) = record {
-                process.kill(KILL_DEADLINE).await.or_fail(|| format!("cannot end lab {name}"))?;
-            }
-        }
-    }
+    let hosts = lab.as_ref().map_or(Ok(Vec::new()), LabDir::host_dirs)?;
+    try_join_all(hosts.iter().map(end_host)).await.or_fail(|| format!("cannot end lab {name}"))?;
     // A process can start another while it is looked for.
     loop {
         let left = processes_in(&identities).or_fail(|| "cannot read /proc".to_owned())?;
         if left.is_empty() {
             break;
         }
-        for process in left {
-            process.kill(KILL_DEADLINE).await.or_fail(|| format!("cannot end lab {name}"))?;
-        }
+        let ends = left.into_iter().map(|process| process.kill(KILL_DEADLINE));
+        try_join_all(ends).await.or_fail(|| format!("cannot end lab {name}"))?;
     }
     for netns in &namespaces {
         wire::remove_netns(netns)?;
     }
     lab.map_or(Ok(()), LabDir::remove)
+}
+
+/// Ends the agent of a host and then its first process: a zombie child of this very process would keep that one from
+/// ending. A record that a sudden end left unreadable tells nothing that a look at the namespaces does not find.
+async fn end_host(host: &HostDir) -> io::Result<()> {
+    for record in [host.agent(), host.holder()] {
+        if let Ok(Some(process)) = record {
+            process.kill(KILL_DEADLINE).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Device and inode: what makes two paths the same namespace (namespaces(7)).

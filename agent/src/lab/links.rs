@@ -15,8 +15,13 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
 };
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
+use rtnetlink::packet_route::{
+    link::{InfoData, InfoVeth, LinkAttribute},
+    neighbour::NeighbourState,
+};
 use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth};
+
+use vxmesh_proto::addr::MacAddr;
 
 use super::disk::NETNS_DIR;
 
@@ -110,16 +115,17 @@ impl Links {
         self.handle.link().add(bridge).execute().await.map_err(io::Error::other)
     }
 
-    /// A cable from here into another namespace.
+    /// A cable from here into another namespace, where its end has this MAC address.
     pub(super) async fn create_veth(
         &self,
         name: &str,
-        peer: &str,
+        (peer, mac): (&str, MacAddr),
         peer_netns: &Self,
         mtu: u16,
     ) -> io::Result<()> {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(peer)
+            .address(mac.0.to_vec())
             .mtu(mtu.into())
             .setns_by_fd(peer_netns.netns.as_raw_fd())
             .build();
@@ -154,6 +160,21 @@ impl Links {
     ) -> io::Result<()> {
         let index = self.index(name).await?;
         self.handle.address().add(index, address, prefix).execute().await.map_err(io::Error::other)
+    }
+
+    /// Writes neighbours down: the kernel asks for none of them, and none counts against the limit of the machine's table.
+    pub(super) async fn add_neighbours(
+        &self,
+        name: &str,
+        neighbours: impl Iterator<Item = (IpAddr, MacAddr)>,
+    ) -> io::Result<()> {
+        let index = self.index(name).await?;
+        for (ip, mac) in neighbours {
+            let entry = self.handle.neighbours().add(index, ip).state(NeighbourState::Permanent);
+            let entry = entry.link_layer_address(&mac.0).replace();
+            entry.execute().await.map_err(io::Error::other)?;
+        }
+        Ok(())
     }
 
     /// Every interface's name with its index and its master's.

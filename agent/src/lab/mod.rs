@@ -10,6 +10,7 @@ use clap::{Args, Subcommand};
 use nix::unistd::geteuid;
 
 mod agents;
+mod capacity;
 mod demo;
 mod disk;
 mod down;

@@ -10,6 +10,8 @@ use std::{
     str::FromStr,
 };
 
+use vxmesh_proto::addr::MacAddr;
+
 /// Hosts that fit the underlay's 10.213.0.0/24 with room to spare.
 pub(super) const MAX_HOSTS: u8 = 250;
 /// Keeps every path below the 108 bytes of a socket address.
@@ -108,6 +110,12 @@ impl HostName {
     pub const fn v6(self) -> Ipv6Addr {
         // fd13::10 is host 16: the number stands in the address as every tool prints it, in hexadecimal.
         Ipv6Addr::new(0xfd13, 0, 0, 0, 0, 0, 0, self.0 as u16)
+    }
+
+    /// The MAC address of its interface, locally administered.
+    #[must_use]
+    pub const fn mac(self) -> MacAddr {
+        MacAddr([0x02, 0x76, 0x78, 0x6d, 0, self.0])
     }
 }
 

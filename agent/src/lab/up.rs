@@ -1,7 +1,7 @@
 //! Owns the making of a lab: all of it or nothing.
 
 use super::{
-    agents,
+    agents, capacity,
     disk::LabDir,
     down, holder,
     interrupt::Interrupt,
@@ -20,6 +20,9 @@ pub(super) async fn up(
     interrupt: &Interrupt,
     out: &mut dyn Output,
 ) -> Result<(), ApiError> {
+    if agents {
+        capacity::check(plan)?;
+    }
     let (lab, _lock) = LabDir::create(name)?;
     let Err(mut error) = build(&lab, plan, agents, interrupt, out).await else { return Ok(()) };
     out.progress(&format!("removing what was made of lab {name}"));
@@ -44,6 +47,7 @@ async fn build(
         let netns = wire::make_host_netns(lab.name(), name)?;
         holder::start(lab.name(), name, &lab.host(name), &netns)?;
         wire::plug(lab.name(), plan, name).await?;
+        wire::introduce(lab.name(), plan, name).await?;
     }
     out.progress(&format!("{}: {} hosts are up", lab.name(), plan.hosts));
     interrupt.check()?;

@@ -3,6 +3,7 @@
 //! The port of host `hN` is called `hN`; all ports start on the bridge `wire`. A cut moves ports to a bridge `cutK` of
 //! their own, so the kernel alone remembers who is cut off; a bridge that no port is on goes. Every interface lives
 //! in a namespace of the lab, none ever on the machine. IPv6 addresses are usable at once: nobody else can have them.
+//! The ports have no IPv6 of their own.
 
 use std::{collections::BTreeMap, fs::File, io, net::IpAddr};
 
@@ -18,6 +19,8 @@ use crate::api::ApiError;
 const WIRE: &str = "wire";
 /// The bridges of those that are, followed by a number.
 const CUT: &str = "cut";
+/// Labs of so many hosts ask for MAC addresses as hosts elsewhere do: at most 240 entries.
+const LEARNING_HOSTS: u8 = 16;
 /// The interface of a host.
 const ETH: &str = "eth0";
 
@@ -44,17 +47,14 @@ pub(super) async fn plug(lab: &LabName, plan: &Plan, host: HostName) -> Result<(
         let inside = Links::open(&lab.host_netns(host))?;
         let port = host.to_string();
         inside.set_up("lo").await?;
-        wire.create_veth(&port, ETH, &inside, plan.mtu).await?;
+        wire.create_veth(&port, (ETH, host.mac()), &inside, plan.mtu).await?;
         wire.set_master(&port, WIRE).await?;
+        disable_v6(&wire, &port)?;
         wire.set_up(&port).await?;
         if plan.underlay.has_v6() {
             inside.sysctl(&format!("ipv6/conf/{ETH}/accept_dad"), "0")?;
         } else {
-            // A kernel without IPv6 has no such setting.
-            match inside.sysctl(&format!("ipv6/conf/{ETH}/disable_ipv6"), "1") {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                Ok(()) | Err(_) => {}
-            }
+            disable_v6(&inside, ETH)?;
         }
         inside.set_up(ETH).await?;
         if plan.underlay.has_v4() {
@@ -66,6 +66,28 @@ pub(super) async fn plug(lab: &LabName, plan: &Plan, host: HostName) -> Result<(
         Ok::<_, io::Error>(())
     };
     work.await.or_fail(|| format!("cannot plug {host} in"))
+}
+
+/// Leaves an interface without IPv6. A kernel without IPv6 has no such setting.
+fn disable_v6(links: &Links, name: &str) -> io::Result<()> {
+    match links.sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), "1") {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Tells the hosts of a large lab each other's MAC addresses. All namespaces of a machine share one neighbour table of 1024
+/// entries by default; hosts that learned of one another would fill it, and others would lose packets.
+pub(super) async fn introduce(lab: &LabName, plan: &Plan, host: HostName) -> Result<(), ApiError> {
+    if plan.hosts <= LEARNING_HOSTS {
+        return Ok(());
+    }
+    let others = HostName::first(plan.hosts).filter(|other| *other != host);
+    let known = others.flat_map(|other| {
+        plan.addresses(other).into_iter().map(move |address| (address, other.mac()))
+    });
+    let work = async { Links::open(&lab.host_netns(host))?.add_neighbours(ETH, known).await };
+    work.await.or_fail(|| format!("cannot tell {host} the MAC addresses of the others"))
 }
 
 /// Moves the ports of these hosts to a bridge of their own.
