@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! connect    : endpoint attached -> routes, names, published ports follow                        undone backwards
-//! disconnect : store "attaching" -> routes, names, published ports follow -> withdraw -> endpoint unplugged
+//! disconnect : names withdrawn -> a second -> store "attaching" -> routes, names, published ports follow -> withdraw -> endpoint unplugged
 //! ```
 //!
 //! Which network has the default route, is asked first for names and leads to published ports is one order
@@ -23,7 +23,12 @@ use vxmesh_proto::{
     sandbox::{self, Connected, DefaultRoute},
 };
 
-use super::{endpoints::Stored as StoredEndpoint, hosting::Hosted, mesh::Mesh, sandboxes::Stored};
+use super::{
+    endpoints::Stored as StoredEndpoint,
+    hosting::Hosted,
+    mesh::{Mesh, failed, lock},
+    sandboxes::Stored,
+};
 use crate::{
     admin::resolve,
     api::{self, ApiError, AttachSpec, Connection, ErrorCode, SandboxNetwork},
@@ -175,7 +180,49 @@ impl Mesh {
         reference: &str,
         network: &str,
     ) -> Result<api::Endpoint, ApiError> {
+        let (sandbox, endpoint) = {
+            let _host = self.lock_host().await?;
+            self.find_connection(reference, network)?
+        };
+        let (id, row) = (endpoint.id, endpoint.row(self.me));
+        let left = match self.take_names(&endpoint).await {
+            Ok(()) => self.leave_found(&sandbox, network, id).await,
+            Err(error) => Err(error),
+        };
+        lock(&self.unnamed).remove(&id);
+        if left.is_err() && matches!(self.is_stored(&endpoint), Ok(true)) {
+            self.announce(&Claim::Endpoint(endpoint.claim())).await?;
+        }
+        self.reconcile().await;
+        left?;
+        row.ok_or_else(|| {
+            let message = format!("sandbox `{}` was not wholly in the network", sandbox.name);
+            ApiError::new(ErrorCode::NotFound, message, "what there was of it is removed")
+        })
+    }
+
+    /// Takes a sandbox out of a network by an endpoint that was found before; it may be gone by now.
+    async fn leave_found(
+        self: &Arc<Self>,
+        sandbox: &Stored,
+        network: &str,
+        id: EndpointId,
+    ) -> Result<(), ApiError> {
         let mut hosted = self.lock_host().await?;
+        let (sandbox, endpoint) = self.find_connection(sandbox.name.as_str(), network)?;
+        if endpoint.id == id {
+            self.leave_network(&mut hosted, &sandbox, endpoint).await
+        } else {
+            Err(failed("the sandbox left the network and came back meanwhile", "try again"))
+        }
+    }
+
+    /// A sandbox and its endpoint in a network.
+    fn find_connection(
+        &self,
+        reference: &str,
+        network: &str,
+    ) -> Result<(Stored, StoredEndpoint), ApiError> {
         let sandbox = self.find_sandbox(reference)?;
         let network = self.find_network(network)?;
         let own = self.endpoints_of(&sandbox.name)?;
@@ -186,14 +233,7 @@ impl Mesh {
                 "see `vxmesh sandbox inspect`",
             )
         })?;
-        let row = endpoint.row(self.me);
-        self.leave_network(&mut hosted, &sandbox, endpoint).await?;
-        drop(hosted);
-        self.reconcile().await;
-        row.ok_or_else(|| {
-            let message = format!("sandbox `{}` was not wholly in the network", sandbox.name);
-            ApiError::new(ErrorCode::NotFound, message, "what there was of it is removed")
-        })
+        Ok((sandbox, endpoint))
     }
 
     async fn undo_connection(

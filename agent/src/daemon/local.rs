@@ -277,7 +277,7 @@ impl Mesh {
     pub(super) fn local_claims(&self, id: NetworkId) -> Claims {
         let endpoints = self.stored_endpoints().unwrap_or_default();
         let own = endpoints.iter().filter(|endpoint| endpoint.network == id);
-        own.map(|it| (RowKey { node: self.me, endpoint: it.id }, it.claim())).collect()
+        own.map(|it| (RowKey { node: self.me, endpoint: it.id }, self.local_claim(it))).collect()
     }
 
     /// The tables of names of the networks of this host that have endpoints.
