@@ -28,6 +28,10 @@ pub use self::network::{ExtendSpec, Network, NetworkSpec, Overlap, Plain, Subnet
 pub use self::sandbox::{HostEntry, Published, Sandbox, SandboxSpec, SandboxStarted};
 pub use self::{driver::Driver, mode::Mode};
 
+/// The largest number in an object: 2^53 - 1, above which JSON readers that count in floating point are wrong (RFC 8259
+/// section 6). It stands for anything larger.
+pub const MOST: u64 = (1 << 53) - 1;
+
 /// What kind of failure an [`ApiError`] is; each has its own exit status and HTTP status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -120,6 +124,12 @@ pub struct Status {
     pub endpoints: usize,
     /// Whether this node holds the mesh CA key and may admit others.
     pub issuer: bool,
+    /// Networks that forward nothing because an older one has their name or number.
+    #[serde(default)]
+    pub conflicts: usize,
+    /// How long this node's certificate is valid yet, in seconds. It renews itself while an issuer is reachable.
+    #[serde(default)]
+    pub certificate_left_s: Option<u64>,
     /// What carries frames, once known.
     pub datapath: Option<Datapath>,
 }
@@ -170,7 +180,8 @@ pub struct Peer {
     pub state: String,
     /// `aes-256-gcm`, `chacha20-poly1305`, or nothing without a session.
     pub cipher: Option<String>,
-    /// Smoothed round trip of the last handshakes and probes, in microseconds.
+    /// Smoothed round trip to the node now, in microseconds, as its control connection sees it; without one, that of the
+    /// last handshakes.
     pub rtt_us: Option<u64>,
     /// Largest inner packet that this path carries.
     pub mtu: u16,
@@ -205,6 +216,9 @@ pub struct Endpoint {
     pub aliases: Vec<Alias>,
     /// Grows with each new life of the endpoint.
     pub incarnation: u64,
+    /// Free-form labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// Ports of its host that lead to it, as its host tells them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub published: Vec<Published>,

@@ -58,6 +58,9 @@ pub struct Network {
     /// What its driver was told.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, String>,
+    /// Free-form labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// Whether endpoints are kept from each other.
     #[serde(default)]
     pub isolated: bool,

@@ -217,7 +217,11 @@ pub(super) enum Look {
 #[derive(Debug, Subcommand)]
 pub(super) enum Node {
     /// List them
-    Ls,
+    Ls {
+        /// Also those that left the mesh
+        #[arg(long)]
+        all: bool,
+    },
     /// Show one
     Inspect {
         /// Id, beginning of an id, or name of the node

@@ -29,7 +29,8 @@ pub(super) async fn ask(client: &Client, output: Output, ask: Ask) -> Outcome {
         Ask::Ipam(ipam) => call.ipam(ipam).await?,
         Ask::Endpoint(endpoint) => call.endpoint(endpoint).await?,
         Ask::Sandbox(sandbox) => call.sandbox(sandbox).await?,
-        Ask::Doctor => return call.doctor().await,
+        // Also answered without an agent.
+        Ask::Doctor => {}
         Ask::Drops => call.list::<api::DropRow>("/v1/drops").await?,
         Ask::Locate(what) => call.locate(&what).await?,
         Ask::Dns(dns) => call.dns(dns).await?,
@@ -69,8 +70,12 @@ impl Call<'_> {
 
     async fn node(&self, node: Node) -> Result<(), ApiError> {
         match node {
-            Node::Ls => self.look::<api::Node>("nodes", Look::Ls).await,
-            Node::Inspect { node } => self.look::<api::Node>("nodes", Look::Inspect { node }).await,
+            Node::Ls { all } => {
+                let mut nodes: Vec<api::Node> = self.client.get("/v1/nodes").await?;
+                nodes.retain(|node| all || node.state != "left");
+                self.output.list(&nodes, &Words::default())
+            }
+            Node::Inspect { node } => self.inspect::<api::Node>(&path("nodes", &node)).await,
             Node::Rm { node, force } => {
                 let gone: api::Node =
                     self.client.delete(forced(path("nodes", &node), force)).await?;
@@ -183,12 +188,6 @@ impl Call<'_> {
                 self.output.done(&gone, gone.name.as_str())
             }
         }
-    }
-
-    async fn doctor(&self) -> Outcome {
-        let all: Vec<api::Diagnosis> = self.client.get("/v1/doctor").await?;
-        self.output.list(&all, &Words::learn(self.client, self.output).await)?;
-        Ok(u8::from(all.iter().any(|one| one.health == api::Health::Fail)))
     }
 
     async fn locate(&self, what: &Locate) -> Result<(), ApiError> {

@@ -15,6 +15,7 @@ mod args;
 mod ask;
 mod client;
 mod detach;
+mod doctor;
 mod inside;
 mod membership;
 mod output;
@@ -78,6 +79,7 @@ fn dispatch(cli: Cli, output: Output) -> Outcome {
         Command::Supervise(supervise) => detach::supervise(&global, output, supervise),
         Command::Init(data) => wait(membership::init(&global, output, data)),
         Command::Join(join) => wait(membership::join(&global, output, join)),
+        Command::Ask(args::Ask::Doctor) => wait(doctor::doctor(&global, output)),
         Command::Ask(ask) => wait(ask::ask(&client(&global)?, output, ask)),
         Command::Lab(lab) => wait(shell::lab(output, &lab)),
         Command::Version => shell::version(output),

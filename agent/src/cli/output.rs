@@ -5,13 +5,17 @@
 use std::{
     fmt,
     io::{self, ErrorKind, Write},
+    time::Duration,
 };
 
 use comfy_table::Table;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value;
 
-use super::{args::Format, words::Words};
+use super::{
+    args::Format,
+    words::{self, Words},
+};
 use crate::api::{ApiError, ErrorBody, ErrorCode};
 
 /// Prints in one format.
@@ -60,11 +64,7 @@ impl Output {
             return print(&text);
         }
         let Fields(fields) = serde_json::from_str(&text).map_err(|why| cannot(&why))?;
-        let width = fields.iter().map(|(key, _)| key.len()).max().unwrap_or(0) + 1;
-        let line = |(key, value): &(String, Value)| {
-            format!("{:width$}  {}", format!("{key}:"), plain(value)).trim_end().to_owned()
-        };
-        print(&fields.iter().map(line).collect::<Vec<_>>().join("\n"))
+        print(&described(&fields))
     }
 
     /// What a command did: one line, or the object that it was done to.
@@ -130,14 +130,71 @@ impl<'de> Deserialize<'de> for Fields {
     }
 }
 
+/// Fields line by line, with the units of their values. Several objects in one field have a line each.
+fn described(fields: &[(String, Value)]) -> String {
+    let fields: Vec<_> = fields.iter().map(|(key, value)| field(key, value)).collect();
+    let width = fields.iter().map(|(key, _)| key.len()).max().unwrap_or(0) + 1;
+    let mut lines = Vec::new();
+    for (key, values) in fields {
+        let mut key = format!("{key}:");
+        for value in values {
+            lines.push(format!("{key:width$}  {value}").trim_end().to_owned());
+            key.clear();
+        }
+    }
+    lines.join("\n")
+}
+
+/// The name of a field without its unit, and its lines.
+fn field(key: &str, value: &Value) -> (String, Vec<String>) {
+    let number = value.as_u64();
+    let measured = |suffix: &str, text: fn(u64) -> String| {
+        Some((key.strip_suffix(suffix)?.to_owned(), vec![text(number?)]))
+    };
+    measured("_ms", |ms| words::duration(Duration::from_millis(ms)))
+        .or_else(|| measured("_us", words::round_trip))
+        .or_else(|| measured("_s", |s| words::duration(Duration::from_secs(s))))
+        .or_else(|| {
+            let key = key.strip_suffix("_bytes")?;
+            let direction = if key == "rx" { "received" } else { "sent" };
+            Some((direction.to_owned(), vec![words::bytes(number?)]))
+        })
+        .unwrap_or_else(|| {
+            let key = ["_ms", "_us", "_s"]
+                .iter()
+                .find_map(|unit| key.strip_suffix(unit).filter(|_| value.is_null()))
+                .unwrap_or(key);
+            (key.to_owned(), lines(value))
+        })
+}
+
+fn lines(value: &Value) -> Vec<String> {
+    match value {
+        Value::Array(items) if items.iter().any(Value::is_object) => {
+            items.iter().map(plain).collect()
+        }
+        value => vec![plain(value)],
+    }
+}
+
 fn plain(value: &Value) -> String {
+    let or_dash = |text: String| if text.is_empty() { "-".into() } else { text };
     match value {
         Value::Null => "-".into(),
         Value::String(text) => text.clone(),
-        Value::Array(items) if items.is_empty() => "-".into(),
-        Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join(", "),
-        Value::Object(fields) => fields.values().map(plain).collect::<Vec<_>>().join(" "),
-        Value::Bool(_) | Value::Number(_) => value.to_string(),
+        Value::Array(items) => or_dash(items.iter().map(plain).collect::<Vec<_>>().join(", ")),
+        Value::Object(fields) => {
+            let fields = fields.iter().map(|(key, value)| {
+                let (key, lines) = field(key, value);
+                // An object in an object is told apart from what follows it.
+                let nested = matches!(value, Value::Object(_) | Value::Array(_));
+                let text = lines.join("; ");
+                if nested { format!("{key}=[{text}]") } else { format!("{key}={text}") }
+            });
+            or_dash(fields.collect::<Vec<_>>().join(" "))
+        }
+        Value::Number(number) => number.as_u64().map_or_else(|| number.to_string(), words::count),
+        Value::Bool(_) => value.to_string(),
     }
 }
 
@@ -175,9 +232,28 @@ mod tests {
     fn fields_keep_their_order_and_read_plainly() {
         let text = r#"{"z":null,"a":[1,"x"],"m":[],"b":{"cidr":"10.0.0.0/24","gateway":"10.0.0.1"},"c":true}"#;
         let Fields(fields) = serde_json::from_str(text).unwrap();
-        let read: Vec<_> =
-            fields.iter().map(|(key, value)| format!("{key}={}", plain(value))).collect();
-        assert_eq!(read, ["z=-", "a=1, x", "m=-", "b=10.0.0.0/24 10.0.0.1", "c=true"]);
+        let read = described(&fields);
+        let expected = "z:  -\na:  1, x\nm:  -\nb:  cidr=10.0.0.0/24 gateway=10.0.0.1\nc:  true";
+        assert_eq!(read, expected);
         assert!(serde_json::from_str::<Fields>("[1]").is_err());
+    }
+    #[test]
+    fn what_is_inside_keeps_its_keys_and_numbers_have_units() {
+        let text = r#"{"uptime_s":3725,"rtt_us":1234,"key_age_s":null,"rx_bytes":12345,"free":9007199254740991,
+            "labels":{"tier":"web"},"none":{},
+            "pools":[{"cidr":"10.0.0.0/24","owners":[{"name":"h1","free":3},{"name":"h2","free":4}]},{"cidr":"fd00::/64","owners":[]}]}"#;
+        let Fields(fields) = serde_json::from_str(text).unwrap();
+        let expected = [
+            "uptime:    1h 2m",
+            "rtt:       1.234 ms",
+            "key_age:   -",
+            "received:  12 kB",
+            "free:      2^53 or more",
+            "labels:    tier=web",
+            "none:      -",
+            "pools:     cidr=10.0.0.0/24 owners=[free=3 name=h1; free=4 name=h2]",
+            "           cidr=fd00::/64 owners=[-]",
+        ];
+        assert_eq!(described(&fields).lines().collect::<Vec<_>>(), expected);
     }
 }

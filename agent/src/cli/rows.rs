@@ -85,8 +85,8 @@ impl Row for AddressPool {
             if self.ip_range == self.cidr { "-".into() } else { self.ip_range.to_string() },
             self.gateway.to_string(),
             self.state.clone(),
-            self.used.to_string(),
-            self.free.to_string(),
+            words::count(self.used),
+            words::count(self.free),
             self.resting.to_string(),
             list(&owners.collect::<Vec<_>>()),
         ]
@@ -101,8 +101,8 @@ impl Row for AddressBlock {
             self.cidr.to_string(),
             words.node(&self.owner),
             self.epoch.to_string(),
-            self.used.to_string(),
-            self.free.to_string(),
+            words::count(self.used),
+            words::count(self.free),
         ]
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use vxmesh_proto::addr::{EndpointId, Name, NetworkId, NodeId};
 
 use super::{client::Client, output::Output};
-use crate::api::{Endpoint, Network, Node};
+use crate::api::{Endpoint, MOST, Network, Node};
 
 /// Characters of a shortened id.
 const SHORT: usize = 12;
@@ -80,10 +80,20 @@ pub(super) fn bytes(count: u64) -> String {
     format!("{} PB", tenths / 10)
 }
 
-/// A time to its two largest units.
+/// A time to its two largest units; days are the largest, as months are not all alike.
 pub(super) fn duration(time: Duration) -> String {
-    let text = humantime::format_duration(time).to_string();
-    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+    let (s, ms) = (time.as_secs(), u64::from(time.subsec_millis()));
+    let units =
+        [(s / 86_400, "d"), (s / 3600 % 24, "h"), (s / 60 % 60, "m"), (s % 60, "s"), (ms, "ms")];
+    let largest = units.iter().position(|(count, _)| *count > 0).unwrap_or(3);
+    let shown = units.iter().skip(largest).take(2).filter(|(count, _)| *count > 0);
+    let text: Vec<_> = shown.map(|(count, unit)| format!("{count}{unit}")).collect();
+    if text.is_empty() { "0s".into() } else { text.join(" ") }
+}
+
+/// A number; one that the API cuts off has an end that nobody needs to read.
+pub(super) fn count(number: u64) -> String {
+    if number >= MOST { "2^53 or more".into() } else { number.to_string() }
 }
 
 /// A round trip in milliseconds.
@@ -109,8 +119,22 @@ mod tests {
         ] {
             assert_eq!(bytes(count), text);
         }
-        assert_eq!(duration(Duration::from_secs(3725)), "1h 2m");
-        assert_eq!(duration(Duration::from_millis(1500)), "1s 500ms");
+        for (ms, text) in [
+            (0, "0s"),
+            (7, "7ms"),
+            (1500, "1s 500ms"),
+            (60_000, "1m"),
+            (3_725_000, "1h 2m"),
+            (3_605_000, "1h"),
+            (365 * 86_400_000, "365d"),
+            (31_622_400_000 + 7_200_000, "366d 2h"),
+        ] {
+            assert_eq!(duration(Duration::from_millis(ms)), text);
+        }
+        assert_eq!(
+            (count(0), count(MOST - 1), count(MOST)),
+            ("0".into(), "9007199254740990".into(), "2^53 or more".into())
+        );
         assert_eq!(round_trip(1234), "1.234 ms");
         assert_eq!(short("abcdefghijklmnop"), "abcdefghijkl");
     }

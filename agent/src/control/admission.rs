@@ -98,7 +98,17 @@ async fn stranger_asks(inner: &Arc<Inner>, connection: &Connection, bytes: &[u8]
     }
     let observed = canonical(connection.remote_address()).ip();
     match &inner.config().credentials.ca {
-        Some(ca) => issue(inner, ca, join, &binding, observed).await,
+        Some(ca) => {
+            let name = join.name.clone();
+            let answer = issue(inner, ca, join, &binding, observed).await;
+            // Those beyond the rate would flood the log; each of them asked before.
+            if let Response::Error(refusal) = &answer
+                && refusal.code != RefusalCode::RateLimited
+            {
+                tracing::info!(%name, from = %observed, reason = %refusal.message, "a join was refused");
+            }
+            answer
+        }
         None => forward(inner, join, &binding, observed).await,
     }
 }

@@ -159,6 +159,10 @@ impl Inner {
     }
 
     /// This node, for a newcomer. Without a known address the newcomer uses the one that it dialed.
+    pub(super) fn certificate_end(&self) -> u64 {
+        self.own.load().not_after
+    }
+
     pub(super) fn self_info(&self) -> MemberInfo {
         let ip = self.config.advertise.or_else(|| Some(self.local_addr.ip()));
         let addrs = ip

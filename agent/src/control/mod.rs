@@ -234,6 +234,12 @@ impl Control {
         self.inner.peers().push(node, push)
     }
 
+    /// When this node's own certificate ends, in unix seconds; renewals are seen.
+    #[must_use]
+    pub fn certificate_end(&self) -> u64 {
+        self.inner.certificate_end()
+    }
+
     /// Every peer that is wanted or connected.
     #[must_use]
     pub fn peers(&self) -> Vec<PeerState> {

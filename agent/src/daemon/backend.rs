@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::sync::{Mutex, RwLock};
-use tracing::warn;
+use tracing::{info, warn};
 use vxmesh_proto::object::{self, Content, Draft};
 
 use super::doctor;
@@ -305,6 +305,8 @@ impl Backend for Agent {
             networks: 0,
             endpoints: 0,
             issuer: false,
+            conflicts: 0,
+            certificate_left_s: None,
             datapath: None,
         };
         if let Some(mesh) = self.mesh.read().await.as_ref() {
@@ -351,6 +353,7 @@ impl Backend for Agent {
             let ca = &mesh.credentials.membership.ca;
             let made = token::create(&mesh.store, ca, unix_now(), spec.ttl_s, spec.uses);
             let (token, stored) = made.map_err(token_failed)?;
+            info!(token = %stored.id, ttl_s = spec.ttl_s, uses = ?spec.uses, "a join token was made");
             Ok(TokenCreated { id: stored.id, token: token.reveal(), expires_at: stored.expires_at })
         })
         .await
@@ -366,6 +369,7 @@ impl Backend for Agent {
         let mesh = self.mesh().await?;
         blocking(move || {
             token::revoke(&mesh.store, &row.id).map_err(store_failed)?;
+            info!(token = %row.id, "a join token was revoked");
             Ok(row)
         })
         .await
@@ -380,7 +384,7 @@ impl Backend for Agent {
     }
 
     async fn peers(&self) -> Result<Vec<Peer>, ApiError> {
-        Ok(self.mesh().await?.peers.rows())
+        Ok(self.mesh().await?.peer_rows())
     }
 
     async fn networks(&self) -> Result<Vec<Network>, ApiError> {

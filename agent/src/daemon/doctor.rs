@@ -14,10 +14,14 @@ use crate::{
         incoming,
         table::{self, Hook},
     },
+    identity::{Credentials, certificate, unix_now},
 };
 
 /// Tables of iptables-legacy; the file is there once its module is loaded.
 const LEGACY: &str = "/proc/net/ip_tables_names";
+
+/// A certificate of thirty days that is not renewed with so many left was tried to be renewed in vain.
+const RENEWAL_DUE_DAYS: u64 = 5;
 
 /// Bytes that sealing adds to plain VXLAN: a header and a tag.
 const SEALED_MORE: u16 = 32;
@@ -77,6 +81,38 @@ pub(super) fn host() -> Vec<Diagnosis> {
     vec![tun, rules, legacy, v6, forwarding()]
 }
 
+/// What can be seen of a host whose agent does not answer: what it needs, and the identity in its data directory.
+#[must_use]
+pub fn without_agent(data_dir: &Path) -> Vec<Diagnosis> {
+    let mut all = host();
+    // Without the directory nothing is loaded: a join that is at work there must not be disturbed.
+    let there = data_dir.join("identity").is_dir();
+    let identity = match there.then(|| Credentials::load(data_dir)).transpose().map(Option::flatten)
+    {
+        Ok(Some(credentials)) => {
+            let own = certificate::verify_at_its_own_time(
+                &credentials.membership.certificate,
+                &credentials.membership.ca,
+            );
+            match own {
+                Ok(own) => certificate_state(own.not_after.saturating_sub(unix_now())),
+                Err(error) => {
+                    check("certificate", Health::Fail, error.to_string(), "join the mesh again")
+                }
+            }
+        }
+        Ok(None) => check(
+            "identity",
+            Health::Warn,
+            format!("there is none in {}", data_dir.display()),
+            "run `vxmesh init` or `vxmesh join`",
+        ),
+        Err(error) => check("identity", Health::Fail, error.to_string(), "see the message"),
+    };
+    all.push(identity);
+    all
+}
+
 fn forwarding() -> Diagnosis {
     let read = |path: &str| {
         let value = std::fs::read_to_string(Path::new("/proc/sys/net").join(path));
@@ -114,19 +150,22 @@ impl Mesh {
 
     /// Peers whose path carries less than this, and how much.
     pub(super) fn narrow_paths(&self, mtu: u16) -> impl Iterator<Item = (String, u16)> + '_ {
-        let peers = self.peers.rows().into_iter().filter(move |peer| peer.mtu < mtu);
+        let peers = self.peer_rows().into_iter().filter(move |peer| peer.mtu < mtu);
         peers.map(|peer| (self.node_name(peer.node_id), peer.mtu))
     }
 
     /// What is known of this node's addresses, paths and ways out.
     pub(super) async fn diagnoses(&self) -> Vec<Diagnosis> {
         let mut all = self.place_diagnoses();
+        all.push(self.members());
+        all.extend(self.certificate_left().map(certificate_state));
         all.extend(self.grants.as_ref().map(data_path));
         all.extend(self.plain_diagnosis());
         all.extend(self.incoming());
         all.extend(self.outgoing());
         all.extend(self.clock_diagnoses().await);
         let networks = self.network_list();
+        all.extend(networks.iter().filter(|it| it.state == "conflict").map(in_conflict));
         if let Some(largest) = networks.iter().filter_map(|it| self.sealed_mtu(it)).max() {
             all.extend(self.narrow_paths(largest).map(|(node, mtu)| {
                 check(
@@ -165,7 +204,53 @@ impl Mesh {
     }
 }
 
+/// A network that another one of its name or number puts aside.
+fn in_conflict(network: &api::Network) -> Diagnosis {
+    check(
+        &format!("network {}", network.name),
+        Health::Warn,
+        format!("{} forwards nothing: an older network has its name or number", network.id.short()),
+        &format!("remove one of the two: vxmesh network rm {}", network.id),
+    )
+}
+
+/// How long the node's certificate is valid yet. It renews itself at half to eight tenths of its life.
+fn certificate_state(left_s: u64) -> Diagnosis {
+    let hint =
+        "an issuer must be reachable to renew it (`vxmesh node ls`); after its end, join again";
+    let days = left_s / 86_400;
+    let health = match left_s {
+        0 => Health::Fail,
+        _ if days < RENEWAL_DUE_DAYS => Health::Warn,
+        _ => Health::Ok,
+    };
+    let found = match (left_s, days) {
+        (0, _) => "this node's certificate has ended".to_owned(),
+        (_, 0) => format!("this node's certificate is valid for {} more hours", left_s / 3600),
+        _ => format!("this node's certificate is valid for {days} more days"),
+    };
+    check("certificate", health, found, hint)
+}
+
 impl Mesh {
+    /// Which members are not there.
+    fn members(&self) -> Diagnosis {
+        let mut nodes = self.node_list();
+        nodes.retain(|node| !node.is_gone());
+        let dead: Vec<&str> = nodes
+            .iter()
+            .filter(|node| node.state == "dead")
+            .map(|node| node.name.as_str())
+            .collect();
+        if dead.is_empty() {
+            let found = format!("all {} are alive", nodes.len());
+            return check("nodes", Health::Ok, found, "");
+        }
+        let found = format!("{} of {} are dead: {}", dead.len(), nodes.len(), dead.join(", "));
+        let hint = "bring them back, or remove what is gone for good: vxmesh node rm NODE";
+        check("nodes", Health::Warn, found, hint)
+    }
+
     /// Whether other firewalls of the host let in what agents send.
     fn incoming(&self) -> Vec<Diagnosis> {
         let ports = [self.config.control_port, self.config.data_port];

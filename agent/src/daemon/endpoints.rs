@@ -15,7 +15,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 use vxmesh_proto::{
     addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId},
     limits::ADDRESS_QUARANTINE,
@@ -126,6 +126,7 @@ impl Stored {
             ips: self.ips.clone(),
             aliases: self.aliases.clone(),
             incarnation: self.incarnation,
+            labels: self.labels.clone(),
             published: Vec::new(),
         })
     }
@@ -272,7 +273,9 @@ impl Mesh {
             overlay.ok_or_else(|| failed("the network's namespace is gone", "try again"))?;
         self.guard_port(endpoint)?;
         endpoint.ifname = Some(overlay.attach(&endpoint.plug()).await?);
-        self.set_attached(endpoint, true)
+        self.set_attached(endpoint, true)?;
+        self.tell_endpoint(endpoint, "endpoint plugged in");
+        Ok(())
     }
 
     /// Writes down whether an endpoint is wholly there: the next start undoes one that is not.
@@ -370,10 +373,17 @@ impl Mesh {
             .ips
             .iter()
             .for_each(|ip| self.addresses.release(endpoint.network, *ip, Instant::now()));
+        self.tell_endpoint(endpoint, "endpoint unplugged");
         if last {
             self.unhost(hosted, endpoint.network).await?;
         }
         Ok(())
+    }
+
+    fn tell_endpoint(&self, endpoint: &Stored, what: &str) {
+        let network = self.network_object(endpoint.network);
+        let network = network.map_or_else(|| endpoint.network.short(), |it| it.0.name.to_string());
+        info!(endpoint = %endpoint.name, id = %endpoint.id.short(), %network, "{what}");
     }
 
     /// Unplugs the endpoint that a reference means, and tells the mesh.

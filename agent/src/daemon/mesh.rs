@@ -42,6 +42,7 @@ use super::{
     names::NameServers,
     peers::{Ca, Peers, reachable},
     plain::LocalTable,
+    told::Told,
     watch::Watching,
     world::{Outlook, PUSHES},
 };
@@ -126,6 +127,8 @@ pub(super) struct Mesh {
     kick: Notify,
     /// Claims that are not believed, so that each is reported once.
     pub(super) refused: Mutex<BTreeSet<RowKey>>,
+    /// Endpoints that lost their names and are about to lose their links.
+    pub(super) unnamed: Mutex<BTreeSet<EndpointId>>,
     /// Endpoints of the last life that could not be adopted yet.
     pub(super) unadopted: Mutex<BTreeSet<EndpointId>>,
     pub(super) prefetching: AtomicBool,
@@ -146,6 +149,8 @@ pub(super) struct Mesh {
     pub(super) told_removed: Mutex<bool>,
     /// Whether the log says that addresses of removed nodes cannot be taken back.
     pub(super) told_unreclaimed: AtomicBool,
+    /// What the log says of nodes and networks.
+    pub(super) told: Mutex<Told>,
     pub(super) seed: u64,
     pub(super) stop: watch::Sender<bool>,
     task: Mutex<Option<JoinHandle<()>>>,
@@ -271,6 +276,8 @@ impl Mesh {
             clocks_differ: Mutex::default(),
             told_removed: Mutex::default(),
             told_unreclaimed: AtomicBool::new(false),
+            told: Mutex::default(),
+            unnamed: Mutex::default(),
             seed: rand::random(),
             stop: watch::Sender::new(false),
             task: Mutex::default(),

@@ -37,6 +37,8 @@ mod rules;
 mod sandboxes;
 mod subnets;
 mod sync;
+mod told;
+mod unname;
 mod vanished;
 mod views;
 mod watch;
@@ -49,6 +51,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{debug, info, warn};
 
 use self::backend::Agent;
+pub use self::doctor::without_agent as diagnose_host;
 use crate::{
     admin::{AdminSocket, router},
     api::{ApiError, ErrorCode},

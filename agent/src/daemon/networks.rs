@@ -409,6 +409,7 @@ pub(super) fn row(id: NetworkId, network: &object::Network, state: NetworkState)
             .collect(),
         internal: network.internal,
         options: options(network.multicast),
+        labels: network.labels.clone(),
         isolated: network.isolated,
         way: None,
         endpoints: Vec::new(),

@@ -134,18 +134,19 @@ impl Peers {
         }
     }
 
-    /// The rows of `peer ls`.
-    pub(super) fn rows(&self) -> Vec<api::Peer> {
+    /// The rows of `peer ls`, with the round trips of the connections that there are.
+    pub(super) fn rows(&self, rtts: &BTreeMap<NodeId, Duration>) -> Vec<api::Peer> {
         let now = Instant::now();
         let row = |(node, known): (&NodeId, &Known)| {
             let peer = &known.peer;
             let addr = peer.addr();
+            let rtt = rtts.get(node).copied().or_else(|| peer.rtt());
             api::Peer {
                 node_id: *node,
                 addr,
                 state: peer.state(now).as_str().to_owned(),
                 cipher: peer.cipher(now).map(|suite| suite.as_str().to_owned()),
-                rtt_us: peer.rtt().map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+                rtt_us: rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(api::MOST)),
                 mtu: addr.map_or(DEFAULT_MTU, path_mtu),
                 key_age_s: peer.key_age(now).map(|age| age.as_secs()),
                 rx_bytes: peer.rx_bytes(),

@@ -90,6 +90,7 @@ impl Mesh {
         self.forget_refused(gossip);
         self.enforce_removals();
         self.follow_peers(gossip).await;
+        self.tell_changes();
         // A handshake before the first frame: it saves that frame the wait, and tells a peer that still seals for this
         // node's last life.
         for node in self.follow_tables(gossip) {

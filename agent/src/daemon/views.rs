@@ -20,6 +20,8 @@ use super::mesh::{Mesh, failed};
 use crate::{
     admin::resolve,
     api::{self, Address, ApiError, DropRow, ErrorCode, Location, MapDiffRow, MapRow, Node},
+    control::Control,
+    identity::unix_now,
 };
 
 /// Whether a healthy network drops for this reason, too.
@@ -126,6 +128,7 @@ impl Mesh {
                 ips: claim.ips.into_iter().map(|ip| with_prefix(ip, &subnets)).collect(),
                 aliases: claim.aliases,
                 incarnation: claim.incarnation,
+                labels: claim.labels,
                 published: Vec::new(),
             }
         };
@@ -219,6 +222,19 @@ impl Mesh {
         Ok(differences(self.map_rows(), there))
     }
 
+    /// Seconds until this node's certificate ends.
+    pub(super) fn certificate_left(&self) -> Option<u64> {
+        let end = self.control.get()?.certificate_end();
+        Some(end.saturating_sub(unix_now()))
+    }
+
+    /// `peer ls`
+    pub(super) fn peer_rows(&self) -> Vec<api::Peer> {
+        let connected = self.control.get().map(Control::peers).unwrap_or_default().into_iter();
+        let rtts = connected.filter_map(|peer| Some((peer.node, peer.rtt?))).collect();
+        self.peers.rows(&rtts)
+    }
+
     /// `drops`: all that this host lost, the agent's share and the kernel's.
     pub(super) async fn drop_rows(&self) -> Vec<DropRow> {
         self.count_drops().await;
@@ -263,7 +279,10 @@ impl Mesh {
         status.vtep = at(self.config.data_port);
         status.nodes = present.clone().count();
         status.nodes_alive = present.filter(|node| node.state == "alive").count();
-        status.networks = self.network_list().len();
+        let networks = self.network_list();
+        status.networks = networks.len();
+        status.conflicts = networks.iter().filter(|network| network.state == "conflict").count();
+        status.certificate_left_s = self.certificate_left();
         status.endpoints = self.stored_endpoints().map_or(0, |endpoints| endpoints.len());
         status.issuer = self.credentials.ca.is_some();
         status.datapath = self.grants.as_ref().map(|grants| api::Datapath {

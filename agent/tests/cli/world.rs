@@ -457,6 +457,8 @@ pub(crate) fn status() -> Status {
         networks: 3,
         endpoints: 1,
         issuer: true,
+        conflicts: 1,
+        certificate_left_s: Some(86_400),
         datapath: None,
     }
 }

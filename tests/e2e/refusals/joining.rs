@@ -67,7 +67,7 @@ fn two_hosts_of_which_one_is_alone() -> Result<Lab> {
     let lab = Lab::up(2)?;
     lab.vx("h2", &["leave"])?;
     wait_until("h1 knows that h2 left", || {
-        Ok(lab.find("h1", &["node", "ls"], "state", "left")?.is_some())
+        Ok(lab.find("h1", &["node", "ls", "--all"], "state", "left")?.is_some())
     })?;
     Ok(lab)
 }
@@ -138,7 +138,7 @@ fn nobody_joins_without_a_good_token() -> Result<()> {
     refused(&lab, "h2", &["token", "create"], 4, &["CA key", "hint:"])?;
     lab.vx("h2", &["leave"])?;
     wait_until("h1 knows that h2 left", || {
-        let nodes = lab.json("h1", &["node", "ls"])?;
+        let nodes = lab.json("h1", &["node", "ls", "--all"])?;
         Ok(nodes.as_array().into_iter().flatten().filter(|node| node["state"] == "left").count()
             == 2)
     })?;
