@@ -263,11 +263,6 @@ impl Overlay {
         &self.netns
     }
 
-    /// Its interfaces.
-    pub(super) const fn links(&self) -> &Links {
-        &self.links
-    }
-
     /// Where the namespace is.
     #[must_use]
     pub fn path(&self) -> &Path {
