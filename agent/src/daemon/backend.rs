@@ -515,6 +515,7 @@ mod tests {
                 socket: dir.path().join("api.sock"),
                 name: "a".parse().unwrap(),
                 advertise: vec!["192.0.2.1".parse().unwrap()],
+                peers: Vec::new(),
                 control_port,
                 data_port,
                 tap: crate::datapath::backend::Backend::Auto,

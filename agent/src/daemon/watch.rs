@@ -140,7 +140,7 @@ impl Dirty {
     }
 
     /// Whether it is about more than what networks and the host are looked at for by themselves.
-    pub(super) const fn is_about_places(&self) -> bool {
+    pub(super) fn is_about_places(&self) -> bool {
         self.all
             || self.endpoints
             || self.parents
