@@ -295,7 +295,7 @@ impl Mesh {
         let fault = |connection: &Connection| {
             let network = self.find_network(&connection.network).ok()?;
             let own = hosted.ways.open.get(&network.id)?.fault();
-            let fault = own.or(hosted.ways.host_fault())?;
+            let fault = own.or_else(|| hosted.ways.host_fault())?;
             Some(format!(
                 "no full way out of network `{}` on this host: {fault}; see `vxmesh doctor`",
                 network.name

@@ -231,7 +231,7 @@ impl Mesh {
     ) -> Result<Vec<String>, ApiError> {
         let Some(overlay) = hosted.overlays.get(&id) else { return Ok(Vec::new()) };
         let mut said = Vec::new();
-        if overlay.pin_again().map_err(OverlayError::from)? {
+        if overlay.pin_again()? {
             said.push("the namespace's pin was gone".to_owned());
         }
         let wanted = self.wanted(id, &view.endpoints)?;

@@ -84,7 +84,7 @@ impl Mesh {
                     });
                 }
                 Err(error) => {
-                    debug!(network = %id, %error, "changes in the network's namespace are not heard of")
+                    debug!(network = %id, %error, "changes in the network's namespace are not heard of");
                 }
             }
         }

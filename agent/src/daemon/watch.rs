@@ -248,7 +248,7 @@ impl Watching {
                 lock(&self.places).endpoints.remove(&endpoint.id);
             }
             Err(error) => {
-                debug!(endpoint = %endpoint.name, %error, "its namespace cannot be looked at")
+                debug!(endpoint = %endpoint.name, %error, "its namespace cannot be looked at");
             }
         }
         self.mark(|dirty| {
@@ -260,7 +260,7 @@ impl Watching {
         let places = lock(&self.places);
         self.mark(|dirty| match heard {
             Heard::Events(events) => {
-                events.into_iter().for_each(|event| dirty.note(&places, event))
+                events.into_iter().for_each(|event| dirty.note(&places, event));
             }
             Heard::Lost => dirty.all = true,
         });
