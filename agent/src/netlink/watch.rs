@@ -119,6 +119,9 @@ pub enum Heard {
     Lost,
 }
 
+/// What a datagram of one kind of socket says.
+type Reading = fn(&[u8], &mut Vec<Change>);
+
 /// The sockets.
 #[derive(Debug)]
 pub struct Watch {
@@ -150,7 +153,7 @@ impl Watch {
     /// A socket failed.
     pub async fn hear(&self, is_asked: impl Fn(Option<i32>) -> bool) -> io::Result<Heard> {
         loop {
-            let (mut ready, kind): (_, fn(&[u8], &mut Vec<Change>)) = tokio::select! {
+            let (mut ready, kind): (_, Reading) = tokio::select! {
                 ready = self.routes.readable() => (ready?, route_changes),
                 ready = self.rules.readable() => (ready?, rule_changes),
             };
@@ -200,7 +203,7 @@ fn listen(protocol: isize, groups: &[u32]) -> io::Result<OwnedFd> {
 fn read(
     socket: &OwnedFd,
     is_asked: impl Fn(Option<i32>) -> bool,
-    changes: fn(&[u8], &mut Vec<Change>),
+    changes: Reading,
     events: &mut Vec<Event>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; DATAGRAM];
