@@ -110,7 +110,7 @@ mod tests {
         }
         let known = BTreeSet::from(["web".to_owned()]);
         assert_eq!(unknown(directory.path(), &known), [directory.path().join("db")]);
-        assert_eq!(unknown(&directory.path().join("none"), &known), [PathBuf::new(); 0]);
+        assert_eq!(unknown(&directory.path().join("none"), &known), Vec::<PathBuf>::new());
     }
 
     #[test]

@@ -112,7 +112,7 @@ impl Mesh {
     /// Says in the log what changed among nodes and networks.
     pub(super) fn tell_changes(&self) {
         let Some(gossip) = self.gossip.get() else { return };
-        let hash = self.objects.read(ObjectSet::content_hash).to_string();
+        let hash = self.objects.read(ObjectSet::content_hash);
         let up = gossip.with_directory(|directory| directory.up().collect());
         let seen = (hash, self.local_networks.ids(), up);
         let mut told = lock(&self.told);

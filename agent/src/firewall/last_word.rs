@@ -144,6 +144,7 @@ mod tests {
         spots.map(|spot| (spot.chain.chain, spot.before)).collect()
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "what stands in the tables below is an option")]
     fn leads(chain: &str, back: bool) -> Option<Word> {
         Some(Word::Leads { chain: chain.to_owned(), back })
     }

@@ -49,7 +49,7 @@ pub fn obstacles(prefix: &str) -> Result<Vec<Obstacle>, FirewallError> {
     let mut seen: BTreeMap<ForeignChain, Vec<Seen>> = BTreeMap::new();
     each_rule(|chain, rule| {
         let (Ok(handle), Ok(exprs)) = (rule.get_handle(), rule.get_expressions()) else { return };
-        seen.entry(chain.clone()).or_default().push(look(exprs.clone(), prefix.as_bytes()));
+        seen.entry(chain.clone()).or_default().push(look(exprs, prefix.as_bytes()));
         ruled.push(Ruled { chain, handle, ours: false, word: word(exprs) });
     })?;
     let mut all = Vec::new();

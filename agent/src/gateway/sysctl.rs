@@ -92,14 +92,18 @@ impl Found {
             let forced = |name: &String| {
                 read(&format!("ipv6/conf/{name}/force_forwarding")).is_some_and(|it| it == "1")
             };
-            return interfaces("ipv6").into_iter().filter(forced).filter(is_one).collect();
+            return interfaces("ipv6")
+                .into_iter()
+                .filter(forced)
+                .filter(|name| is_one(name))
+                .collect();
         }
         let forwarded = self.0.iter().filter(|setting| setting.value != "0");
         let named = forwarded.filter_map(|setting| {
             let name = setting.path.strip_prefix("ipv4/conf/")?.strip_suffix("/forwarding")?;
             Some(name.to_owned())
         });
-        named.filter(is_one).collect()
+        named.filter(|name| is_one(name)).collect()
     }
 
     fn note(&mut self, path: String) {
@@ -170,8 +174,8 @@ fn interfaces(family: &str) -> Vec<String> {
 }
 
 /// Whether the name is an interface's; nothing comes by the loopback that would be forwarded.
-fn is_one(name: &String) -> bool {
-    !["all", "default", "lo"].contains(&name.as_str())
+fn is_one(name: &str) -> bool {
+    !["all", "default", "lo"].contains(&name)
 }
 
 fn read(path: &str) -> Option<String> {

@@ -32,7 +32,7 @@ fn available(meminfo: &str) -> Option<u64> {
 
 fn too_large(hosts: u8, available: u64) -> ApiError {
     let fits = (1..hosts).rev().find(|fewer| needed(*fewer) <= available).unwrap_or(0);
-    let gib = |kib: u64| format!("{}.{} GiB", kib >> 20, (kib & 0xf_ffff) * 10 >> 20);
+    let gib = |kib: u64| format!("{}.{} GiB", kib >> 20, ((kib & 0xf_ffff) * 10) >> 20);
     ApiError::new(
         ErrorCode::Failed,
         format!(

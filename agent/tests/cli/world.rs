@@ -294,6 +294,7 @@ pub(crate) fn networks() -> Vec<Network> {
             }],
             internal: false,
             options: Default::default(),
+            labels: Default::default(),
             isolated: false,
             way: None,
             endpoints: Vec::new(),
@@ -353,6 +354,7 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
         aliases: vec!["www".parse().unwrap()],
         incarnation: 7,
         published: Vec::new(),
+        labels: Default::default(),
     }]
 }
 
@@ -590,6 +592,7 @@ impl Backend for World {
             etc: None,
             published: Vec::new(),
             mode: spec.mode,
+            warnings: Vec::new(),
         };
         held.push(Held { sandbox: sandbox.clone(), keeper: Some(keeper) });
         Ok(sandbox)

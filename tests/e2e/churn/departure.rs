@@ -1,7 +1,7 @@
 //! What leaves on purpose leaves nothing behind.
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use vxmesh_tests::lab::{Allowed, UNDERWAY};
 

@@ -1,13 +1,13 @@
 //! Hosts that get other addresses, paths that carry one way only, and copies of a node.
 
-use std::{
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use vxmesh::api::{Diagnosis, Endpoint, Health, Node};
-use vxmesh_tests::lab::{Allowed, Lab, tell, wait_until};
+use vxmesh_tests::{
+    lab::{Allowed, Lab, tell, wait_until},
+    program::command,
+};
 
 /// Ten times the aim of three seconds.
 const TOO_LONG: Duration = Duration::from_secs(30);
@@ -158,7 +158,7 @@ fn a_copy_of_a_node_does_not_stay_in_its_place() -> Result<()> {
     }
     let (from, to) = (lab.path("h2", "/var/lib/vxmesh")?, lab.path("h3", "/var/lib/vxmesh")?);
     let script = format!("rm -rf {1}/* && cp -a {0}/. {1}/", from.display(), to.display());
-    ensure!(Command::new("sh").args(["-c", &script]).status()?.success(), "{script}");
+    ensure!(command("sh").args(["-c", &script]).status()?.success(), "{script}");
     lab.lab(&["start", "h2"])?;
     wait_until("h2 is back", || Ok(vtep_of(&lab, "h1", "h2")?.starts_with("alive")))?;
     lab.lab(&["start", "h3"])?;
