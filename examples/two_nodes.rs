@@ -205,7 +205,7 @@ async fn meet(dirs: [PathBuf; 2]) -> Result<()> {
     };
     let alice_id = alice.gossip()?.me();
     let joined = join(&bob_dir, &options).await?;
-    say(&format!("bob joined it as {}", joined.identity.node_id()));
+    say(&format!("bob joined it as {}", joined.credentials.identity.node_id()));
     let bob_store = Arc::new(Store::open(&bob_dir.join("state.redb"))?);
     let bob = Node::start("bob", &bob_dir, bob_store).await?;
     bob.control()?.set_peers([(alice_id, server)]);

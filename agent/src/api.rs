@@ -5,6 +5,7 @@
 mod connection;
 mod driver;
 mod ipam;
+mod membership;
 mod mode;
 mod network;
 mod sandbox;
@@ -23,6 +24,9 @@ use vxmesh_proto::addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId};
 pub use self::connection::{Connection, ConnectionError, Connections, SandboxNetwork};
 pub use self::ipam::{
     AddressBlock, AddressOwner, AddressPool, NetworkPools, PoolDetail, RestingAddress,
+};
+pub use self::membership::{
+    InitSpec, Issuer, JoinSpec, LeaveSpec, Membership, NodeSpec, Token, TokenCreated, TokenSpec,
 };
 pub use self::network::{ExtendSpec, Network, NetworkSpec, Overlap, Plain, Subnet, Way};
 pub use self::sandbox::{HostEntry, Published, Sandbox, SandboxSpec, SandboxStarted};
@@ -130,6 +134,9 @@ pub struct Status {
     /// How long this node's certificate is valid yet, in seconds. It renews itself while an issuer is reachable.
     #[serde(default)]
     pub certificate_left_s: Option<u64>,
+    /// Who holds it: only they admit nodes and renew certificates. Empty if nobody can any more.
+    #[serde(default)]
+    pub issuers: Vec<Issuer>,
     /// What carries frames, once known.
     pub datapath: Option<Datapath>,
 }
@@ -159,6 +166,9 @@ pub struct Node {
     /// Whether this is the node that answers.
     #[serde(rename = "self")]
     pub is_self: bool,
+    /// Whether it holds the mesh's CA key.
+    #[serde(default)]
+    pub issuer: bool,
 }
 
 impl Node {
@@ -454,66 +464,4 @@ pub struct MapDiffRow {
     pub here: Option<MapRow>,
     /// As the other sees it.
     pub there: Option<MapRow>,
-}
-
-/// `vxmesh init`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct InitSpec {}
-
-/// `vxmesh join`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct JoinSpec {
-    /// The join token; without one, a member looks for its mesh there.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub token: Option<String>,
-    /// Servers to try, `HOST[:PORT]`, in order.
-    pub servers: Vec<String>,
-}
-
-/// What `init` and `join` answer.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Membership {
-    /// The mesh.
-    pub mesh_id: NodeId,
-    /// This node.
-    pub node_id: NodeId,
-}
-
-/// `vxmesh token create`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TokenSpec {
-    /// Seconds until it expires.
-    pub ttl_s: u64,
-    /// Joins it admits; without limit otherwise.
-    #[serde(default)]
-    pub uses: Option<u32>,
-}
-
-/// The answer to `token create`: the only time that the token itself is shown.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct TokenCreated {
-    /// Its id, for `token revoke`.
-    pub id: String,
-    /// The token.
-    pub token: String,
-    /// Unix seconds.
-    pub expires_at: u64,
-}
-
-/// `vxmesh token ls`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Token {
-    /// Its id.
-    pub id: String,
-    /// Unix seconds.
-    pub created_at: u64,
-    /// Unix seconds.
-    pub expires_at: u64,
-    /// Joins left; nothing means no limit.
-    pub uses_left: Option<u32>,
-    /// `valid`, `expired`, `used`.
-    pub state: String,
 }

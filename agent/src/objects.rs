@@ -143,6 +143,28 @@ impl Objects {
         }
     }
 
+    /// Writes down all objects that the disk does not have as they are. Blocks for a disk write.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn save_all(&self) -> Result<(), StoreError> {
+        let _in_order = self.in_order();
+        let held: Vec<(String, Arc<str>)> = {
+            let set = self.lock();
+            set.objects()
+                .map(|object| (object.id().to_string(), Arc::clone(object.text())))
+                .collect()
+        };
+        self.store.write(|txn| {
+            for (id, text) in &held {
+                if txn.get::<String>(Table::Objects, id)?.as_deref() != Some(&**text) {
+                    txn.put(Table::Objects, id, &&**text)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Waits until what the set shows is on disk. Blocks for a disk write that is under way.
     pub fn settle(&self) {
         drop(self.in_order());

@@ -154,6 +154,18 @@ pub enum Request {
         /// Also if it is up.
         force: bool,
     },
+    /// Asks a node where it sees the caller.
+    Probe {
+        /// Also to send something to the caller's data port, and to say what of the caller's comes to its own.
+        ports: bool,
+    },
+    /// An issuer gives the CA's key to a node that shall issue certificates, too; answered when it is on disk.
+    GrantIssuer {
+        /// The key, PKCS #8 (RFC 8410).
+        key: Blob,
+    },
+    /// An issuer has another forget the CA's key; answered when its file is gone.
+    WithdrawIssuer,
     /// The caller leaves the mesh for good.
     Leave,
 }
@@ -188,6 +200,17 @@ pub enum Response {
         /// In Unix milliseconds.
         unix_ms: u64,
     },
+    /// What came of a probe.
+    Probed {
+        /// Whether something of the caller's came to the data port, if that was asked.
+        #[serde(default)]
+        data: Option<bool>,
+        /// Whether the caller's control port answered at the address that it announces; nothing where none is known.
+        #[serde(default)]
+        control: Option<bool>,
+        /// Where the caller's control packets come from.
+        observed: SocketAddr,
+    },
     /// Rows of the admin API's `map ls`.
     Map {
         /// The rows.
@@ -213,6 +236,8 @@ pub enum RefusalCode {
     Clock,
     /// Only members may ask this.
     NotMember,
+    /// Another node, which is up, has the name.
+    NameTaken,
     /// Too many joins; try again in a minute.
     RateLimited,
     /// The message is not one, is too large, or its contents contradict each other.
@@ -300,6 +325,12 @@ pub struct Joined {
     pub psk: Blob,
     /// Other members.
     pub members: Vec<MemberInfo>,
+    /// Where the joiner's packets come from.
+    #[serde(default)]
+    pub observed: Option<IpAddr>,
+    /// What the joiner should know beyond that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// A member and where to reach it for control.
@@ -425,6 +456,9 @@ mod tests {
             },
             Request::Map,
             Request::RemoveNode { node: NodeId::of_public_key(b"k"), force: true },
+            Request::Probe { ports: true },
+            Request::GrantIssuer { key: Blob(vec![8; 48]) },
+            Request::WithdrawIssuer,
             Request::Leave,
         ];
         for request in requests {
@@ -445,9 +479,16 @@ mod tests {
                     certificate: Blob::default(),
                     addrs: vec!["[::1]:7760".parse().unwrap()],
                 }],
+                observed: Some("192.0.2.1".parse().unwrap()),
+                warnings: vec!["w".into()],
             }),
             Response::Renewed { certificate: Blob(vec![1]) },
             Response::Objects { objects: vec![] },
+            Response::Probed {
+                data: Some(true),
+                control: Some(false),
+                observed: "192.0.2.1:7760".parse().unwrap(),
+            },
             Response::Map { rows: vec![serde_json::json!({"a": 1})] },
             Response::refuse(RefusalCode::TokenUsed, "used"),
         ];

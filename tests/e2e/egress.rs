@@ -243,7 +243,7 @@ fn the_host_is_afterwards_as_it_was() -> Result<()> {
     settles(&host, &before, "after the last sandbox")?;
 
     lab.sandbox("h2", "blue", "a")?;
-    lab.vxmesh("h2", &["leave"])?;
+    lab.vxmesh("h2", &["leave", "--yes"])?;
     settles(&host, &before, "after leaving")?;
     lab.finish(Allowed { drops: &[], warnings: &["gossip ended"] })
 }

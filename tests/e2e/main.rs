@@ -10,6 +10,7 @@ mod drivers;
 mod egress;
 mod isolation;
 mod lab;
+mod membership;
 mod mesh;
 mod names;
 mod netlink;

@@ -181,7 +181,7 @@ impl Life {
         self.directory.set_up(self.me, true);
         if self.set.get(&ObjectId::Member(self.me)).is_none() {
             let certificate = self.disk.certificate.clone();
-            self.publish(time, |_| Content::Member(object::Member { certificate }));
+            self.publish(time, |_| Content::Member(object::Member { certificate, name: None }));
         }
         self.addresses.follow(&self.set);
         let claims: Vec<EndpointClaim> = self.disk.endpoints.values().cloned().collect();

@@ -205,7 +205,7 @@ fn samples() -> Samples {
     };
     let stamp = Stamp { incarnation: 7, seq: 1 };
     let record = SignedRecord::sign(&pair, mesh, Key::Node, stamp, &Claim::Node(node));
-    let member = object::Member { certificate: public.to_vec() };
+    let member = object::Member { certificate: public.to_vec(), name: None };
     let object = Draft::new(Hlc::at(NOW), Content::Member(member)).sign(&pair, mesh);
     let (ca, identity) =
         (MeshCa::generate(NOW).expect("a CA"), Identity::generate().expect("keys"));

@@ -9,10 +9,11 @@ use async_trait::async_trait;
 use super::resolve;
 use crate::api::{
     Address, AddressPool, ApiError, AttachSpec, Connection, Diagnosis, DnsQuery, DnsRecord,
-    DropRow, Endpoint, ExtendSpec, InitSpec, JoinSpec, Location, MapDiffRow, MapRow, Membership,
-    Network, NetworkPools, NetworkSpec, Node, Peer, Sandbox, SandboxSpec, Status, Token,
-    TokenCreated, TokenSpec,
+    DropRow, Endpoint, ExtendSpec, InitSpec, JoinSpec, LeaveSpec, Location, MapDiffRow, MapRow,
+    Membership, Network, NetworkPools, NetworkSpec, Node, NodeSpec, Peer, Sandbox, SandboxSpec,
+    Status, Token, TokenCreated, TokenSpec,
 };
+use crate::identity::backup::Backup;
 
 /// An agent as its admin API sees it.
 #[async_trait]
@@ -24,8 +25,11 @@ pub trait Backend: Send + Sync + 'static {
     async fn init(&self, spec: InitSpec) -> Result<Membership, ApiError>;
     /// `join`: conflict if this node has an identity.
     async fn join(&self, spec: JoinSpec) -> Result<Membership, ApiError>;
-    /// `leave`: returns what was left.
-    async fn leave(&self) -> Result<Membership, ApiError>;
+    /// `leave`: returns what was left; conflict if it costs more than the spec allows.
+    async fn leave(&self, spec: LeaveSpec) -> Result<Membership, ApiError>;
+
+    /// `backup`: what this node is, with its secrets.
+    async fn backup(&self) -> Result<Backup, ApiError>;
 
     /// `token create`
     async fn token_create(&self, spec: TokenSpec) -> Result<TokenCreated, ApiError>;
@@ -41,6 +45,8 @@ pub trait Backend: Send + Sync + 'static {
         resolve::one(&self.nodes().await?, reference).cloned()
     }
 
+    /// `node update`: conflict where this node may not say it, or the node is not up.
+    async fn node_update(&self, reference: &str, spec: NodeSpec) -> Result<Node, ApiError>;
     /// `node rm`: conflict if it is up and this is not forced, or if it is this node.
     async fn node_rm(&self, reference: &str, force: bool) -> Result<Node, ApiError>;
 

@@ -5,7 +5,8 @@ use std::fmt::Display;
 use crate::{
     api::{ApiError, ErrorCode},
     control::{ControlError, join::JoinError},
-    identity::{IdentityError, token::TokenParseError},
+    identity::{IdentityError, backup::BackupError, token::TokenParseError},
+    store::StoreError,
 };
 
 impl From<IdentityError> for ApiError {
@@ -21,6 +22,21 @@ impl From<IdentityError> for ApiError {
                 "the data directory must be writable: run as root, or name another --data-dir",
             ),
             IdentityError::Crypto(_) => failed(&why, "see whether the system gives random bytes"),
+        }
+    }
+}
+
+impl From<BackupError> for ApiError {
+    fn from(why: BackupError) -> Self {
+        match why {
+            BackupError::NoMember => advised(ErrorCode::Conflict, &why),
+            BackupError::Damaged { .. } => advised(ErrorCode::Failed, &why),
+            BackupError::Identity(why) => why.into(),
+            BackupError::Store(StoreError::Io { .. }) => failed(
+                &why,
+                "the data directory must be writable: run as root, or name another --data-dir",
+            ),
+            BackupError::Store(why) => advised(ErrorCode::Failed, &why),
         }
     }
 }
@@ -43,7 +59,8 @@ impl From<JoinError> for ApiError {
             | JoinError::TokenUnknown
             | JoinError::TokenExpired
             | JoinError::TokenUsed
-            | JoinError::NoIssuer(_)
+            | JoinError::NoIssuer { .. }
+            | JoinError::NameTaken(_)
             | JoinError::RateLimited(_)
             | JoinError::Clock { .. }
             | JoinError::BadAnswer { .. } => advised(ErrorCode::Failed, &why),

@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::Backend;
 use crate::api::{
     Address, ApiError, AttachSpec, Connection, DnsQuery, DnsRecord, ErrorBody, ErrorCode,
-    ExtendSpec, InitSpec, JoinSpec, Location, NetworkSpec, SandboxSpec, SandboxStarted, TokenSpec,
+    ExtendSpec, InitSpec, JoinSpec, LeaveSpec, Location, NetworkSpec, NodeSpec, SandboxSpec,
+    SandboxStarted, TokenSpec,
 };
 
 /// Largest request body. The largest request has a few dozen addresses and labels; 1 MiB is far above any.
@@ -47,7 +48,10 @@ fn membership() -> Router<Arc<dyn Backend>> {
     let join = async |State(agent): Agent, Spec(spec): Spec<JoinSpec>| {
         to_the_end(async move { agent.join(spec).await }).await
     };
-    let leave = async |State(agent): Agent| to_the_end(async move { agent.leave().await }).await;
+    let leave = async |State(agent): Agent, Spec(spec): Spec<LeaveSpec>| {
+        to_the_end(async move { agent.leave(spec).await }).await
+    };
+    let backup = async |State(agent): Agent| agent.backup().await.map(Json);
     let tokens = async |State(agent): Agent| agent.tokens().await.map(Json);
     let create = async |State(agent): Agent, Spec(spec): Spec<TokenSpec>| {
         to_the_end(async move { agent.token_create(spec).await }).await
@@ -59,6 +63,7 @@ fn membership() -> Router<Arc<dyn Backend>> {
         .route("/v1/init", post(init))
         .route("/v1/join", post(join))
         .route("/v1/leave", post(leave))
+        .route("/v1/backup", get(backup))
         .route("/v1/tokens", get(tokens).post(create))
         .route("/v1/tokens/{reference}", delete(revoke))
 }
@@ -130,6 +135,9 @@ fn views() -> Router<Arc<dyn Backend>> {
         let Query(query) = query.map_err(|why| bad_request(why.body_text()))?;
         to_the_end(async move { agent.node_rm(&node, query.force).await }).await
     };
+    let update = async |State(agent): Agent, Ref(node): Ref, Spec(spec): Spec<NodeSpec>| {
+        to_the_end(async move { agent.node_update(&node, spec).await }).await
+    };
     let peers = async |State(agent): Agent| agent.peers().await.map(Json);
     let peer = async |State(agent): Agent, Ref(node): Ref| agent.peer(&node).await.map(Json);
     let drops = async |State(agent): Agent| agent.drops().await.map(Json);
@@ -139,7 +147,7 @@ fn views() -> Router<Arc<dyn Backend>> {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/nodes", get(nodes))
-        .route("/v1/nodes/{reference}", get(node).delete(remove))
+        .route("/v1/nodes/{reference}", get(node).patch(update).delete(remove))
         .route("/v1/peers", get(peers))
         .route("/v1/peers/{reference}", get(peer))
         .route("/v1/drops", get(drops))

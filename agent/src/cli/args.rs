@@ -1,17 +1,18 @@
 //! The words of the command line. Which command does what is DESIGN's table; help texts say it in one line.
 
+mod membership;
 mod sandbox;
 
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use vxmesh_proto::addr::{Alias, MacAddr, Name, Vni};
 
+pub(super) use self::membership::{Backup, DataDir, Join, Node, Token};
 pub(super) use self::sandbox::{Exec, Run, Sandbox, Supervise};
 use crate::{
     api::{Address, DnsType, Driver},
@@ -59,6 +60,10 @@ pub(super) enum Command {
     Init(DataDir),
     /// Join a mesh
     Join(Join),
+    /// Write all that makes this node what it is into one file: keys, the CA key if it has it, state
+    Backup(Backup),
+    /// Make this host the node that a backup was made of; that one must not run any more
+    Restore(Backup),
     /// Run the agent in the foreground
     Agent(Box<Agent>),
     #[command(flatten)]
@@ -85,7 +90,14 @@ pub(super) enum Command {
 #[derive(Debug, Subcommand)]
 pub(super) enum Ask {
     /// Leave the mesh: this node's endpoints and identity are removed
-    Leave,
+    Leave {
+        /// Also if nobody can admit nodes and renew certificates without this one; asks nothing
+        #[arg(long)]
+        force: bool,
+        /// End sandboxes that run here without a question
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// Join tokens
     #[command(subcommand)]
     Token(Token),
@@ -123,50 +135,6 @@ pub(super) enum Ask {
     /// The endpoints that this node knows
     #[command(subcommand)]
     Map(Map),
-}
-
-#[derive(Debug, Args)]
-pub(super) struct DataDir {
-    /// Where the agent's state lives, for use while no agent runs [default: /var/lib/vxmesh]
-    #[arg(long, env = "VXMESH_DATA_DIR", hide_env_values = true, value_name = "DIR", value_parser = absolute)]
-    pub(super) data_dir: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-#[command(group = ArgGroup::new("secret"))]
-pub(super) struct Join {
-    /// The token that `vxmesh token create` printed
-    #[arg(long, group = "secret")]
-    pub(super) token: Option<String>,
-    /// A file that holds the token
-    #[arg(long, group = "secret", value_name = "FILE")]
-    pub(super) token_file: Option<PathBuf>,
-    /// Nodes to ask, in order; a member without a token looks for its mesh there
-    #[arg(required = true, value_name = "HOST[:PORT]", value_parser = server)]
-    pub(super) servers: Vec<String>,
-    #[command(flatten)]
-    pub(super) data: DataDir,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum Token {
-    /// Make a token and print it, this once
-    Create {
-        /// How long it is good for
-        #[arg(long, default_value = "1h", value_name = "TIME", value_parser = time_to_live)]
-        ttl: Duration,
-        /// How many nodes it admits [default: any number]
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-        uses: Option<u32>,
-    },
-    /// List the tokens
-    Ls,
-    /// Make a token useless
-    Revoke {
-        /// Its id
-        #[arg(value_parser = reference)]
-        token: String,
-    },
 }
 
 #[derive(Debug, Args)]
@@ -211,31 +179,6 @@ pub(super) enum Look {
         /// Id, beginning of an id, or name of the node
         #[arg(value_parser = reference)]
         node: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum Node {
-    /// List them
-    Ls {
-        /// Also those that left the mesh
-        #[arg(long)]
-        all: bool,
-    },
-    /// Show one
-    Inspect {
-        /// Id, beginning of an id, or name of the node
-        #[arg(value_parser = reference)]
-        node: String,
-    },
-    /// Remove one that is gone for good, or that must not be a member any more; its addresses come back
-    Rm {
-        /// Id, beginning of an id, or name of the node
-        #[arg(value_parser = reference)]
-        node: String,
-        /// Also if it is up: it is cut off at once and can only join again as another node
-        #[arg(long)]
-        force: bool,
     },
 }
 
@@ -495,12 +438,6 @@ fn label(text: &str) -> Result<(String, String), String> {
 fn aux_address(text: &str) -> Result<(String, IpAddr), String> {
     let (name, ip) = label(text).map_err(|_form| "write NAME=IP")?;
     Ok((name, ip.parse().map_err(|why| format!("`{ip}`: {why}"))?))
-}
-
-fn time_to_live(text: &str) -> Result<Duration, String> {
-    let ttl =
-        humantime::parse_duration(text).map_err(|why| format!("{why}; write 30m, 1h or 7d"))?;
-    if ttl.as_secs() == 0 { Err("give it a second at least".into()) } else { Ok(ttl) }
 }
 
 #[cfg(test)]

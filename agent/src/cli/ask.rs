@@ -9,11 +9,13 @@ use super::{
         Sandbox, Token,
     },
     client::{Client, segment},
+    membership::on_the_next_host,
     output::{Output, Row},
     words::Words,
 };
 use crate::api::{
-    self, ApiError, AttachSpec, Connection, ErrorCode, ExtendSpec, NetworkSpec, TokenSpec,
+    self, ApiError, AttachSpec, Connection, ErrorCode, ExtendSpec, LeaveSpec, NetworkSpec,
+    NodeSpec, TokenSpec,
 };
 
 /// Makes the call and prints its answer.
@@ -21,7 +23,7 @@ pub(super) async fn ask(client: &Client, output: Output, ask: Ask) -> Outcome {
     let call = Call { client, output };
     match ask {
         Ask::Status => output.object(&client.get::<api::Status>("/v1/status").await?)?,
-        Ask::Leave => call.leave().await?,
+        Ask::Leave { force, yes } => call.leave(LeaveSpec { force, yes }).await?,
         Ask::Token(token) => call.token(token).await?,
         Ask::Node(node) => call.node(node).await?,
         Ask::Peer(look) => call.look::<api::Peer>("peers", look).await?,
@@ -48,8 +50,16 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    async fn leave(&self) -> Result<(), ApiError> {
-        let left: api::Membership = self.client.post("/v1/leave", &serde_json::json!({})).await?;
+    async fn leave(&self, mut spec: LeaveSpec) -> Result<(), ApiError> {
+        if self.output.may_ask() && !spec.force && !spec.yes {
+            let sandboxes: Vec<api::Sandbox> = self.client.get("/v1/sandboxes").await?;
+            let running = sandboxes.iter().filter(|sandbox| sandbox.state != "exited");
+            let names: Vec<&str> = running.map(|sandbox| sandbox.name.as_str()).collect();
+            spec.yes = !names.is_empty()
+                && self.output.confirm(&format!("end {} and leave the mesh?", names.join(", ")));
+        }
+        let left: api::Membership = self.client.post("/v1/leave", &spec).await?;
+        left.warnings.iter().for_each(|warning| self.output.warn(warning));
         self.output.done(&left, &format!("left mesh {}", left.mesh_id))
     }
 
@@ -58,6 +68,7 @@ impl Call<'_> {
             Token::Create { ttl, uses } => {
                 let spec = TokenSpec { ttl_s: ttl.as_secs(), uses };
                 let made: api::TokenCreated = self.client.post("/v1/tokens", &spec).await?;
+                self.output.note(&on_the_next_host(&made.token, &made.servers));
                 self.output.done(&made, &made.token)
             }
             Token::Ls => self.list::<api::Token>("/v1/tokens").await,
@@ -76,6 +87,11 @@ impl Call<'_> {
                 self.output.list(&nodes, &Words::default())
             }
             Node::Inspect { node } => self.inspect::<api::Node>(&path("nodes", &node)).await,
+            Node::Update { node, issuer } => {
+                let spec = NodeSpec { issuer: Some(issuer) };
+                let node: api::Node = self.client.patch(path("nodes", &node), &spec).await?;
+                self.output.done(&node, node.name.as_str())
+            }
             Node::Rm { node, force } => {
                 let gone: api::Node =
                     self.client.delete(forced(path("nodes", &node), force)).await?;

@@ -81,6 +81,15 @@ impl Client {
         self.call(Method::POST, path.as_ref(), body.into()).await
     }
 
+    pub(super) async fn patch<T: DeserializeOwned>(
+        &self,
+        path: impl AsRef<str>,
+        spec: &impl Serialize,
+    ) -> Result<T, ApiError> {
+        let body = serde_json::to_vec(spec).map_err(|why| broken("cannot be written", &why))?;
+        self.call(Method::PATCH, path.as_ref(), body.into()).await
+    }
+
     async fn call<T: DeserializeOwned>(
         &self,
         method: Method,

@@ -1,6 +1,8 @@
 //! `init` and `join`: by the agent if one runs, else in its data directory.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, time::Duration};
+
+use vxmesh_proto::limits::CONTROL_PORT;
 
 use super::{
     Outcome,
@@ -8,10 +10,11 @@ use super::{
     output::Output,
 };
 use crate::{
-    api::{ApiError, ErrorCode, InitSpec, JoinSpec, Membership},
+    api::{ApiError, ErrorCode, InitSpec, JoinSpec, Membership, Status},
     config::{Config, RawConfig},
     control::join::{self, JoinOptions},
     identity::{Credentials, token::TokenParseError, unix_now},
+    netlink,
 };
 
 /// Several servers with several addresses each may have to be tried.
@@ -22,15 +25,37 @@ const TOKEN_LEN: u64 = 4096;
 /// `init`
 pub(super) async fn init(global: &Global, output: Output, data: DataDir) -> Outcome {
     let client = super::client(global)?;
-    let membership = if client.finds_agent().await? {
-        client.post("/v1/init", &InitSpec {}).await?
+    let (membership, servers) = if client.finds_agent().await? {
+        let made = client.post("/v1/init", &InitSpec {}).await?;
+        let status: Status = client.get("/v1/status").await?;
+        (made, status.control_addr.into_iter().collect::<Vec<_>>())
     } else {
         let config = config(global, data)?;
         let made = Credentials::init(&config.data_dir, unix_now());
-        membership(&made.map_err(ApiError::from)?)
+        let ips = match config.advertise.is_empty() {
+            true => netlink::host_addresses(),
+            false => config.advertise,
+        };
+        let servers = ips.into_iter().map(|ip| SocketAddr::new(ip, config.control_port));
+        (membership(&made.map_err(ApiError::from)?), servers.collect())
     };
     output.done(&membership, &format!("made mesh {}", membership.mesh_id))?;
+    output.note(&format!(
+        "for each other host, `vxmesh token create --uses 1` here prints a token; then {}",
+        on_the_next_host("TOKEN", &servers)
+    ));
     Ok(0)
+}
+
+/// The line that makes the next host a member.
+pub(super) fn on_the_next_host(token: &str, servers: &[SocketAddr]) -> String {
+    let server = |addr: &SocketAddr| match addr.port() {
+        CONTROL_PORT => addr.ip().to_string(),
+        _ => addr.to_string(),
+    };
+    let servers: Vec<String> = servers.iter().map(server).collect();
+    let servers = if servers.is_empty() { "ADDRESS".to_owned() } else { servers.join(" ") };
+    format!("on the next host: vxmesh join --token {token} {servers}")
 }
 
 /// `join`
@@ -54,9 +79,10 @@ pub(super) async fn join(global: &Global, output: Output, join: Join) -> Outcome
             control_port: config.control_port,
             advertise: config.advertise.first().copied(),
         };
-        let made = join::join(&config.data_dir, &options).await;
-        membership(&made.map_err(ApiError::from)?)
+        let made = join::join(&config.data_dir, &options).await.map_err(ApiError::from)?;
+        Membership { warnings: made.warnings, ..membership(&made.credentials) }
     };
+    membership.warnings.iter().for_each(|warning| output.warn(warning));
     output.done(&membership, &format!("joined mesh {}", membership.mesh_id))?;
     Ok(0)
 }
@@ -96,11 +122,15 @@ fn read_token(file: &Path) -> Result<String, ApiError> {
     Ok(text.trim().to_owned())
 }
 
-fn config(global: &Global, data: DataDir) -> Result<Config, ApiError> {
+pub(super) fn config(global: &Global, data: DataDir) -> Result<Config, ApiError> {
     let flags = RawConfig { data_dir: data.data_dir, ..RawConfig::default() };
     Config::load(global.config.as_deref(), flags)
 }
 
 fn membership(credentials: &Credentials) -> Membership {
-    Membership { mesh_id: credentials.membership.mesh_id, node_id: credentials.identity.node_id() }
+    Membership {
+        mesh_id: credentials.membership.mesh_id,
+        node_id: credentials.identity.node_id(),
+        warnings: Vec::new(),
+    }
 }

@@ -13,6 +13,7 @@
 
 mod args;
 mod ask;
+mod backup;
 mod client;
 mod detach;
 mod doctor;
@@ -80,6 +81,8 @@ fn dispatch(cli: Cli, output: Output) -> Outcome {
         Command::Init(data) => wait(membership::init(&global, output, data)),
         Command::Join(join) => wait(membership::join(&global, output, join)),
         Command::Ask(args::Ask::Doctor) => wait(doctor::doctor(&global, output)),
+        Command::Backup(backup) => wait(backup::backup(&global, output, backup)),
+        Command::Restore(backup) => wait(backup::restore(&global, output, backup)),
         Command::Ask(ask) => wait(ask::ask(&client(&global)?, output, ask)),
         Command::Lab(lab) => wait(shell::lab(output, &lab)),
         Command::Version => shell::version(output),

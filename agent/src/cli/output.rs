@@ -4,7 +4,7 @@
 
 use std::{
     fmt,
-    io::{self, ErrorKind, Write},
+    io::{self, ErrorKind, IsTerminal, Write},
     time::Duration,
 };
 
@@ -86,6 +86,21 @@ impl Output {
         } else {
             complain(&format!("warning: {text}"));
         }
+    }
+
+    /// Whether there is a person to ask.
+    pub(super) fn may_ask(self) -> bool {
+        !self.is_json() && io::stdin().is_terminal() && io::stderr().is_terminal()
+    }
+
+    /// Whether that person says yes.
+    pub(super) fn confirm(self, question: &str) -> bool {
+        let mut err = io::stderr().lock();
+        let asked = write!(err, "{question} [y/N] ").and_then(|()| err.flush());
+        let mut answer = String::new();
+        asked.is_ok()
+            && io::stdin().read_line(&mut answer).is_ok()
+            && matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
     }
 
     /// Why the command failed.

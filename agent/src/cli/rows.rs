@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl Row for Node {
-    const HEAD: &'static [&'static str] = &["ID", "NAME", "VTEP", "STATE"];
+    const HEAD: &'static [&'static str] = &["ID", "NAME", "VTEP", "STATE", "ISSUER"];
 
     fn cells(&self, _: &Words) -> Vec<String> {
         let mark = if self.is_self { " (self)" } else { "" };
@@ -24,6 +24,7 @@ impl Row for Node {
             format!("{}{mark}", self.name),
             or_dash(self.vtep.as_ref()),
             self.state.clone(),
+            or_dash(self.issuer.then_some("yes").as_ref()),
         ]
     }
 }

@@ -6,6 +6,9 @@
 //! issuer              : takes one use of the token, durable, then signs
 //! ```
 //!
+//! A token is known to the issuer that made it, and to no other: so no use of it is given twice. Whoever does not know it, a member
+//! or another issuer, asks the other issuers one after the other.
+//!
 //! The proof is a signature over the Noise key and the TLS exporter (RFC 8446 section 7.5): it shows that who
 //! holds the identity key chose this Noise key in this connection.
 
@@ -19,7 +22,7 @@ use quinn::Connection;
 use ring::signature::{ED25519, UnparsedPublicKey};
 use tokio::time::timeout;
 use vxmesh_proto::{
-    addr::NodeId,
+    addr::{Name, NodeId},
     clock::Offset,
     control::{
         ANONYMOUS_LEN, Blob, CertificateRequest, ForwardJoin, JOIN_BINDING_LEN, JOIN_EXPORTER,
@@ -50,9 +53,9 @@ pub(super) async fn dispatch(inner: &Arc<Inner>, caller: Caller, request: Reques
         Request::Join(_) => {
             Response::refuse(RefusalCode::Conflict, "this node is a member of the mesh already")
         }
-        Request::ForwardJoin(forwarded) => match &inner.config().credentials.ca {
+        Request::ForwardJoin(forwarded) => match inner.config().credentials.ca() {
             Some(ca) => {
-                issue(inner, ca, forwarded.join, &forwarded.binding.0, forwarded.observed).await
+                issue(inner, &ca, forwarded.join, &forwarded.binding.0, forwarded.observed).await
             }
             None => Response::Error(no_issuer()),
         },
@@ -97,29 +100,34 @@ async fn stranger_asks(inner: &Arc<Inner>, connection: &Connection, bytes: &[u8]
         return Response::refuse(RefusalCode::Failed, "this connection has no exporter");
     }
     let observed = canonical(connection.remote_address()).ip();
-    match &inner.config().credentials.ca {
-        Some(ca) => {
-            let name = join.name.clone();
-            let answer = issue(inner, ca, join, &binding, observed).await;
-            // Those beyond the rate would flood the log; each of them asked before.
-            if let Response::Error(refusal) = &answer
-                && refusal.code != RefusalCode::RateLimited
-            {
-                tracing::info!(%name, from = %observed, reason = %refusal.message, "a join was refused");
+    let name = join.name.clone();
+    let answer = match inner.config().credentials.ca() {
+        None => return forward(inner, join, &binding, observed, None).await,
+        Some(ca) => match issue(inner, &ca, join.clone(), &binding, observed).await {
+            Response::Error(refusal) if refusal.code == RefusalCode::TokenUnknown => {
+                forward(inner, join, &binding, observed, Some(refusal)).await
             }
-            answer
-        }
-        None => forward(inner, join, &binding, observed).await,
+            answer => answer,
+        },
+    };
+    // Those beyond the rate would flood the log; each of them asked before.
+    if let Response::Error(refusal) = &answer
+        && refusal.code != RefusalCode::RateLimited
+    {
+        tracing::info!(%name, from = %observed, reason = %refusal.message, "a join was refused");
     }
+    answer
 }
 
+/// Asks the issuers until one knows the token. `refused` is what this node says to it as an issuer, which counted as a failure.
 async fn forward(
     inner: &Arc<Inner>,
     join: JoinRequest,
     binding: &[u8],
     observed: IpAddr,
+    refused: Option<Refusal>,
 ) -> Response {
-    if !inner.joins(|joins| joins.take(observed, Instant::now())) {
+    if refused.is_none() && !inner.joins(|joins| joins.take(observed, Instant::now())) {
         return rate_limited();
     }
     if let Err(refusal) = check_proof(&join, binding) {
@@ -127,7 +135,9 @@ async fn forward(
     }
     let request =
         Request::ForwardJoin(ForwardJoin { join, binding: Blob(binding.to_vec()), observed });
-    for issuer in inner.peers().issuers() {
+    let (connected, away) = issuers(inner);
+    let mut answered = refused;
+    for issuer in connected {
         match inner.peers().request(issuer, &request, FORWARD).await {
             Ok(Response::Joined(mut joined)) => {
                 inner.joins(|joins| joins.give_back(observed));
@@ -140,12 +150,47 @@ async fn forward(
                 return Response::Joined(joined);
             }
             Ok(_) => {}
-            Err(ControlError::Refused(refusal)) => return Response::Error(refusal),
+            Err(ControlError::Refused(refusal)) => match refusal.code {
+                // Another one may know it, or have time.
+                RefusalCode::TokenUnknown => answered = Some(refusal),
+                RefusalCode::NoIssuer | RefusalCode::RateLimited => {
+                    answered.get_or_insert(refusal);
+                }
+                _ => return Response::Error(refusal),
+            },
             Err(error) => tracing::debug!(%issuer, %error, "an issuer did not answer"),
         }
     }
-    inner.joins(|joins| joins.give_back(observed));
-    Response::Error(no_issuer())
+    match answered {
+        // Whether the token is good is known only to who made it.
+        Some(refusal) if refusal.code == RefusalCode::TokenUnknown && away > 0 => {
+            Response::Error(unreached(away))
+        }
+        Some(refusal) => Response::Error(refusal),
+        None => {
+            inner.joins(|joins| joins.give_back(observed));
+            Response::Error(no_issuer())
+        }
+    }
+}
+
+/// The issuers that are connected, and how many others there are.
+pub(super) fn issuers(inner: &Inner) -> (Vec<NodeId>, usize) {
+    let mut all = inner.service().issuers();
+    all.extend(inner.peers().issuers());
+    all.sort_unstable();
+    all.dedup();
+    all.retain(|node| *node != inner.node_id());
+    let (connected, away): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|node| inner.peers().member(*node).is_some());
+    (connected, away.len())
+}
+
+fn unreached(away: usize) -> Refusal {
+    let message = format!(
+        "the issuers that this node reaches do not know the join token, and {away} that it does not reach may have made it"
+    );
+    Refusal { code: RefusalCode::NoIssuer, message }
 }
 
 async fn issue(
@@ -168,6 +213,14 @@ async fn issue(
     if let Err(refusal) = check_clock(inner.node_id(), &join, unix_ms()) {
         return Response::Error(refusal);
     }
+    let warning = match inner.service().namesake(&join.name) {
+        // Who has no token learns nothing of names.
+        Some(namesake) if namesake.up && admits(inner, &join.secret.0).await => {
+            inner.joins(|joins| joins.give_back(observed));
+            return Response::Error(name_taken(&join.name, namesake.node));
+        }
+        namesake => namesake.map(|namesake| dead_namesake(&join.name, namesake.node)),
+    };
     let (store, secret) =
         (Arc::clone(&inner.config().store), zeroize::Zeroizing::new(join.secret.0));
     let consumed =
@@ -202,18 +255,30 @@ async fn issue(
         psk_epoch: membership.psk.epoch,
         psk: Blob(membership.psk.key().to_vec()),
         members,
+        observed: Some(observed),
+        warnings: warning.into_iter().collect(),
     })
 }
 
+/// Whether the token with this secret admits somebody at the moment.
+async fn admits(inner: &Inner, secret: &[u8]) -> bool {
+    let (store, secret) =
+        (Arc::clone(&inner.config().store), zeroize::Zeroizing::new(secret.to_vec()));
+    let checked =
+        tokio::task::spawn_blocking(move || token::check(&store, &secret, unix_now())).await;
+    matches!(checked, Ok(Ok(Ok(()))))
+}
+
 fn renew(inner: &Inner, caller: Caller, request: &CertificateRequest) -> Response {
-    let Some(ca) = &inner.config().credentials.ca else { return Response::Error(no_issuer()) };
+    let Some(ca) = inner.config().credentials.ca() else { return Response::Error(no_issuer()) };
     let Some(member) = inner.peers().member(caller.node) else {
         return Response::refuse(RefusalCode::NotMember, "this node is not connected");
     };
     if let Err(refusal) = check_not_removed(inner, caller.node) {
         return Response::Error(refusal);
     }
-    let wanted = match certified(request, member.issuer) {
+    // Who holds the CA's key renews its own certificate and does not ask.
+    let wanted = match certified(request, false) {
         Ok(wanted) => wanted,
         Err(refusal) => return Response::Error(refusal),
     };
@@ -288,6 +353,17 @@ pub(super) fn no_issuer() -> Refusal {
         code: RefusalCode::NoIssuer,
         message: "no issuer of the mesh is reachable from this node".into(),
     }
+}
+
+fn name_taken(name: &Name, node: NodeId) -> Refusal {
+    let message = format!("node {node} has the name `{name}` and is up");
+    Refusal { code: RefusalCode::NameTaken, message }
+}
+
+fn dead_namesake(name: &Name, node: NodeId) -> String {
+    format!(
+        "node {node}, which is not reachable, has the name `{name}`, too: use ids, or remove it with `vxmesh node rm {node}` if it is gone for good"
+    )
 }
 
 fn malformed(message: impl Into<String>) -> Refusal {

@@ -62,6 +62,8 @@ pub(super) struct Inner {
     refusals: Mutex<Refusals>,
     anonymous: Arc<Semaphore>,
     stopped: watch::Sender<bool>,
+    /// Held while the certificate changes: by its age, and by the CA's key that comes or goes.
+    renewing: tokio::sync::Mutex<()>,
 }
 
 impl Inner {
@@ -98,6 +100,7 @@ impl Inner {
             refusals: Mutex::new(Refusals::new(Instant::now())),
             anonymous: Arc::new(Semaphore::new(ANONYMOUS)),
             stopped: watch::Sender::new(false),
+            renewing: tokio::sync::Mutex::default(),
             own: ArcSwap::from_pointee(own),
             config,
             service,
@@ -211,16 +214,18 @@ impl Inner {
         }
     }
 
-    pub(super) async fn renew(&self) -> Result<(), ControlError> {
+    /// `issuer`: whether the certificate is to say that this node holds the CA's key; only who holds it can say so.
+    pub(super) async fn renew(&self, issuer: bool) -> Result<(), ControlError> {
+        let _one_at_a_time = self.renewing.lock().await;
         let credentials = &self.config.credentials;
-        let der = match &credentials.ca {
+        let der = match credentials.ca() {
             Some(ca) => {
                 let own = self.own.load();
                 let node = Certified {
                     ed25519_public: own.ed25519_public,
                     noise_public: own.noise_public,
                     aes: has_aes(),
-                    issuer: own.issuer,
+                    issuer,
                 };
                 ca.issue(&node, unix_now())?
             }
@@ -250,7 +255,7 @@ impl Inner {
             aes: has_aes(),
         });
         let mut result = Err(ControlError::Refused(admission::no_issuer()));
-        for issuer in self.peers.issuers() {
+        for issuer in admission::issuers(self).0 {
             result = self.peers.request(issuer, &request, RENEW).await;
             if result.is_ok() {
                 break;
@@ -390,12 +395,18 @@ fn is_alert(error: &quinn_proto::TransportError) -> bool {
 async fn keep_certificate(inner: Arc<Inner>) {
     let mut stopped = inner.stopped.subscribe();
     loop {
-        let pause = until_renewal(&inner.own.load(), unix_now());
+        let own = inner.own.load_full();
+        let issuer = inner.config.credentials.is_issuer();
+        // The key came or went, and the agent was killed before the certificate said so.
+        let pause = match own.issuer == issuer {
+            true => until_renewal(&own, unix_now()),
+            false => Duration::ZERO,
+        };
         tokio::select! {
             () = sleep(pause) => {}
             _ = stopped.wait_for(|stopped| *stopped) => return,
         }
-        if let Err(error) = inner.renew().await {
+        if let Err(error) = inner.renew(issuer).await {
             tracing::warn!(%error, "this node's certificate could not be renewed; trying again");
             tokio::select! {
                 () = sleep(RENEW_AGAIN) => {}

@@ -58,6 +58,15 @@ pub struct JoinOptions {
     pub advertise: Option<IpAddr>,
 }
 
+/// What a join brought.
+#[derive(Debug)]
+pub struct Admitted {
+    /// What makes this host a member; it is on disk.
+    pub credentials: Credentials,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
 /// Why this host is not a member.
 #[derive(Debug, Error)]
 pub enum JoinError {
@@ -106,9 +115,19 @@ pub enum JoinError {
     TokenUsed,
     /// The server cannot reach a node with the CA's key.
     #[error(
-        "{0} cannot issue certificates and reaches no node that can: join through the node that ran `vxmesh init`"
+        "{server} cannot let this node in ({reason}): join through the node that made the token, or make another on one that `vxmesh status` names as an issuer"
     )]
-    NoIssuer(SocketAddr),
+    NoIssuer {
+        /// The address.
+        server: SocketAddr,
+        /// Its words.
+        reason: String,
+    },
+    /// Another node, which is up, has the name.
+    #[error(
+        "{0}: give this node another name, with `--name` of `vxmesh agent` or `name` in agent.toml"
+    )]
+    NameTaken(String),
     /// Too many attempts.
     #[error("{0} refuses more joins for the moment: try again in a minute")]
     RateLimited(SocketAddr),
@@ -157,6 +176,7 @@ impl JoinError {
                 | Self::TokenExpired
                 | Self::TokenUsed
                 | Self::Clock { .. }
+                | Self::NameTaken(_)
                 | Self::Identity(_)
                 | Self::Control(_)
                 | Self::NoServer
@@ -169,7 +189,7 @@ impl JoinError {
 /// # Errors
 ///
 /// This host is a member already, or no server let it in; then nothing was written.
-pub async fn join(data_dir: &Path, options: &JoinOptions) -> Result<Credentials, JoinError> {
+pub async fn join(data_dir: &Path, options: &JoinOptions) -> Result<Admitted, JoinError> {
     refuse_member(data_dir)?;
     let identity = Identity::generate()?;
     let mut last = JoinError::NoServer;
@@ -183,7 +203,10 @@ pub async fn join(data_dir: &Path, options: &JoinOptions) -> Result<Credentials,
         };
         for addr in addresses {
             match join_through(addr, &identity, options).await {
-                Ok(membership) => return Ok(Credentials::joined(data_dir, identity, membership)?),
+                Ok((membership, warnings)) => {
+                    let credentials = Credentials::joined(data_dir, identity, membership)?;
+                    return Ok(Admitted { credentials, warnings });
+                }
                 Err(error) if error.is_local_to_server() => last = error,
                 Err(error) => return Err(error),
             }
@@ -220,7 +243,7 @@ async fn join_through(
     server: SocketAddr,
     identity: &Identity,
     options: &JoinOptions,
-) -> Result<Membership, JoinError> {
+) -> Result<(Membership, Vec<String>), JoinError> {
     let bind_error = |source: io::Error| ControlError::Bind { addr: server, source };
     let local = if server.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
     let socket = local.parse().map_err(io::Error::other).and_then(bind).map_err(bind_error)?;
@@ -239,7 +262,7 @@ async fn ask(
     server: SocketAddr,
     identity: &Identity,
     options: &JoinOptions,
-) -> Result<Membership, JoinError> {
+) -> Result<(Membership, Vec<String>), JoinError> {
     let verifier = Arc::new(tls::ByDigest::new(*options.token.ca_digest()));
     let mut config = ClientConfig::new(tls::joiner(Arc::clone(&verifier))?);
     config.transport_config(transport(0, 0, WINDOW));
@@ -262,8 +285,11 @@ async fn ask(
     };
     let joined = call(&connection, server, identity, options).await?;
     let server_node = server_node(&connection, &joined.ca.0);
-    check(joined, identity, options, server, server_node)
-        .map_err(|reason| JoinError::BadAnswer { server, reason })
+    let mut warnings = joined.warnings.clone();
+    warnings.extend(joined.observed.and_then(|seen| translation(seen, options.advertise)));
+    let membership = check(joined, identity, options, server, server_node)
+        .map_err(|reason| JoinError::BadAnswer { server, reason })?;
+    Ok((membership, warnings))
 }
 
 async fn call(
@@ -304,7 +330,8 @@ async fn call(
             RefusalCode::TokenUnknown => JoinError::TokenUnknown,
             RefusalCode::TokenExpired => JoinError::TokenExpired,
             RefusalCode::TokenUsed => JoinError::TokenUsed,
-            RefusalCode::NoIssuer => JoinError::NoIssuer(server),
+            RefusalCode::NoIssuer => JoinError::NoIssuer { server, reason: refusal.message },
+            RefusalCode::NameTaken => JoinError::NameTaken(refusal.message),
             RefusalCode::RateLimited => JoinError::RateLimited(server),
             RefusalCode::Clock => JoinError::Clock { server, reason: refusal.message },
             RefusalCode::NotMember
@@ -317,6 +344,23 @@ async fn call(
         Err(ControlError::Broken { reason, .. }) => Err(JoinError::Unreachable { server, reason }),
         Err(error) => Err(bad(error.to_string())),
     }
+}
+
+/// What there is to say if others see this host at an address that is neither its own nor what it announces.
+fn translation(seen: IpAddr, advertise: Option<IpAddr>) -> Option<String> {
+    if advertise == Some(seen) || is_own(seen) {
+        return None;
+    }
+    Some(format!(
+        "the mesh sees this node at {seen}, which is no address of this host: it is behind a translation (NAT), and others reach it only \
+         while it speaks to them. If UDP 7760 and 7761 of {seen} lead here, say so with `--advertise {seen}` of `vxmesh agent`"
+    ))
+}
+
+/// Whether this host has the address: nobody else may bind it.
+pub(crate) fn is_own(ip: IpAddr) -> bool {
+    let link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    link_local || std::net::UdpSocket::bind((ip, 0)).is_ok()
 }
 
 fn server_node(connection: &Connection, ca: &[u8]) -> Option<(NodeId, Vec<u8>, SocketAddr)> {

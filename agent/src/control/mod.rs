@@ -17,6 +17,7 @@
 mod admission;
 mod endpoint;
 pub mod join;
+pub mod knock;
 mod limits;
 mod link;
 mod outbox;
@@ -71,6 +72,15 @@ pub struct Newcomer {
     pub addr: SocketAddr,
 }
 
+/// A member that has the name of a newcomer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Namesake {
+    /// Who.
+    pub node: NodeId,
+    /// Whether it is up.
+    pub up: bool,
+}
+
 /// What the rest of the agent does with messages. The calls without `async` must not block.
 #[async_trait]
 pub trait Service: Send + Sync + 'static {
@@ -85,6 +95,16 @@ pub trait Service: Send + Sync + 'static {
 
     /// Members to tell a newcomer of; this node is added by the control plane.
     fn members(&self) -> Vec<MemberInfo>;
+
+    /// Members that hold the CA's key, as far as is known.
+    fn issuers(&self) -> Vec<NodeId> {
+        Vec::new()
+    }
+
+    /// A member that has this name; one that is up, if there is any.
+    fn namesake(&self, _name: &Name) -> Option<Namesake> {
+        None
+    }
 
     /// This node let someone into the mesh.
     fn handle_newcomer(&self, newcomer: Newcomer);
@@ -299,7 +319,17 @@ impl Control {
     ///
     /// No issuer is connected, or it refuses.
     pub async fn renew(&self) -> Result<(), ControlError> {
-        self.inner.renew().await
+        let issuer = self.inner.config().credentials.is_issuer();
+        self.inner.renew(issuer).await
+    }
+
+    /// Makes this node's certificate say whether it holds the CA's key. It must hold it at this moment.
+    ///
+    /// # Errors
+    ///
+    /// The certificate cannot be made or kept.
+    pub async fn certify(&self, issuer: bool) -> Result<(), ControlError> {
+        self.inner.renew(issuer).await
     }
 
     /// Says goodbye to all peers and serves nobody any more; the port is free when the last handle is gone.

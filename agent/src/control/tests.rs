@@ -1,5 +1,7 @@
 //! Whole control planes on loopback, over real QUIC.
 
+mod joins;
+
 use std::{collections::HashMap, future::Future, path::Path, sync::Mutex};
 
 use quinn::{ClientConfig, Endpoint, EndpointConfig};
@@ -9,7 +11,7 @@ use vxmesh_proto::control::{
 };
 
 use super::{
-    join::{JoinError, JoinOptions, join},
+    join::{JoinOptions, join},
     *,
 };
 use crate::identity::{
@@ -31,6 +33,8 @@ struct Seen {
     /// Who was removed.
     removed: Option<NodeId>,
     words: Vec<String>,
+    issuers: Vec<NodeId>,
+    namesake: Option<Namesake>,
 }
 
 #[derive(Default)]
@@ -68,6 +72,14 @@ impl Service for Recorder {
 
     fn members(&self) -> Vec<MemberInfo> {
         Vec::new()
+    }
+
+    fn issuers(&self) -> Vec<NodeId> {
+        self.seen(|seen| seen.issuers.clone())
+    }
+
+    fn namesake(&self, _: &Name) -> Option<Namesake> {
+        self.seen(|seen| seen.namesake)
     }
 
     fn handle_newcomer(&self, newcomer: Newcomer) {
@@ -213,13 +225,6 @@ async fn until(what: &str, mut check: impl FnMut() -> bool) {
     }
 }
 
-async fn refused_join(server: &Node, token: &Token) -> JoinError {
-    let dir = tempfile::tempdir().unwrap();
-    let error = join(dir.path(), &options(token, server.addr())).await.unwrap_err();
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something was written");
-    error
-}
-
 async fn pair() -> (Node, Node) {
     let first = Node::first();
     let second = Node::joined_through(&first, &first.token(None)).await;
@@ -251,97 +256,6 @@ async fn a_node_joins_and_both_ask_each_other_over_one_connection() {
     assert_eq!(member.noise_public, *second.credentials.identity.noise_public());
     assert!(first.state_of(second.id()).unwrap().rtt.is_some());
     assert_eq!(first.service.seen(|seen| seen.connected.clone()), vec![second.id()]);
-}
-
-#[tokio::test]
-async fn tokens_that_admit_nobody_are_told_apart() {
-    let first = Node::first_with(JoinLimits { per_source: 100, total: 100 });
-    let unknown: Token = {
-        let elsewhere = Store::open(&first.dir.path().join("other.redb")).unwrap();
-        token::create(&elsewhere, &first.credentials.membership.ca, unix_now(), 60, None).unwrap().0
-    };
-    assert!(matches!(refused_join(&first, &unknown).await, JoinError::TokenUnknown));
-    let expired = first.token_at(unix_now() - 61, None);
-    assert!(matches!(refused_join(&first, &expired).await, JoinError::TokenExpired));
-    let once = first.token(Some(1));
-    let second = Node::joined_through(&first, &once).await;
-    assert!(matches!(refused_join(&first, &once).await, JoinError::TokenUsed));
-    let revoked = first.token(None);
-    let id = token::list(&first.store).unwrap().last().unwrap().id.clone();
-    for stored in token::list(&first.store).unwrap() {
-        token::revoke(&first.store, &stored.id).unwrap();
-    }
-    assert!(!token::revoke(&first.store, &id).unwrap());
-    assert!(matches!(refused_join(&first, &revoked).await, JoinError::TokenUnknown));
-    let again = join(second.dir.path(), &options(&once, first.addr())).await.unwrap_err();
-    assert!(matches!(again, JoinError::Identity(IdentityError::AlreadyMember(_))), "{again}");
-}
-
-#[tokio::test]
-async fn a_server_of_another_mesh_gets_no_secret() {
-    let (first, other) = (Node::first(), Node::first());
-    let token = first.token(Some(1));
-    let error = refused_join(&other, &token).await;
-    assert!(matches!(error, JoinError::OtherMesh(_)), "{error}");
-    // The next server in the list is tried, and the token still has its one use.
-    let dir = tempfile::tempdir().unwrap();
-    let mut options = options(&token, other.addr());
-    options.servers.push(first.addr().to_string());
-    join(dir.path(), &options).await.unwrap();
-}
-
-#[tokio::test]
-async fn servers_that_are_none_are_named() {
-    let first = Node::first();
-    let token = first.token(None);
-    let silent = std::net::UdpSocket::bind(loopback(0)).unwrap().local_addr().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    for (server, wanted) in
-        [("host:port", "`port` is no port"), ("", "write HOST"), ("a b", "write HOST")]
-    {
-        let mut options = options(&token, silent);
-        options.servers = vec![server.into()];
-        let error = join(dir.path(), &options).await.unwrap_err();
-        assert!(error.to_string().contains(wanted), "{server}: {error}");
-    }
-    let mut options = options(&token, silent);
-    options.servers.clear();
-    assert!(matches!(join(dir.path(), &options).await, Err(JoinError::NoServer)));
-}
-
-#[tokio::test]
-async fn failed_joins_are_limited_and_correct_ones_are_free() {
-    let first = Node::first_with(JoinLimits { per_source: 2, total: 50 });
-    let good = first.token(None);
-    for _ in 0..3 {
-        let dir = tempfile::tempdir().unwrap();
-        join(dir.path(), &options(&good, first.addr())).await.unwrap();
-    }
-    let expired = first.token_at(unix_now() - 61, None);
-    assert!(matches!(refused_join(&first, &expired).await, JoinError::TokenExpired));
-    assert!(matches!(refused_join(&first, &expired).await, JoinError::TokenExpired));
-    assert!(matches!(refused_join(&first, &expired).await, JoinError::RateLimited(_)));
-    assert!(matches!(refused_join(&first, &good).await, JoinError::RateLimited(_)));
-}
-
-#[tokio::test]
-async fn a_member_without_the_ca_forwards_a_join_to_an_issuer() {
-    let (first, second) = pair().await;
-    let token = first.token(Some(1));
-    let error = refused_join(&second, &token).await;
-    assert!(matches!(error, JoinError::NoIssuer(_)), "{error}");
-    second.wants(&first);
-    second.ping(first.id()).await.unwrap();
-    let third = Node::joined_through(&second, &token).await;
-    let mut known: Vec<NodeId> =
-        third.credentials.membership.peers.iter().map(|peer| peer.node).collect();
-    known.sort();
-    let mut wanted = [first.id(), second.id()];
-    wanted.sort();
-    assert_eq!(known, wanted);
-    let newcomer = first.service.seen(|seen| seen.newcomers.pop()).unwrap();
-    assert_eq!(newcomer.addr, loopback(7760));
-    assert!(matches!(refused_join(&second, &token).await, JoinError::TokenUsed));
 }
 
 #[tokio::test]
@@ -748,7 +662,7 @@ async fn a_dual_stack_socket_serves_both_versions() {
         let dir = tempfile::tempdir().unwrap();
         let mut options = options(&token, loopback(port));
         options.servers = vec![server];
-        let credentials = join(dir.path(), &options).await.unwrap();
+        let credentials = join(dir.path(), &options).await.unwrap().credentials;
         let seen = first.service.seen(|seen| seen.newcomers.pop()).unwrap();
         assert_eq!(seen.addr.is_ipv4(), version == "v4", "{}", seen.addr);
         assert_eq!(credentials.membership.peers[0].addrs.len(), 1);

@@ -20,14 +20,15 @@ use crate::{
     admin::{Backend, resolve},
     api::{
         Address, AddressPool, ApiError, AttachSpec, Connection, Diagnosis, DnsQuery, DnsRecord,
-        DropRow, Endpoint, ErrorCode, ExtendSpec, InitSpec, JoinSpec, Location, MapDiffRow, MapRow,
-        Membership, Network, NetworkPools, NetworkSpec, Node, Peer, Sandbox, SandboxSpec, Status,
-        Token, TokenCreated, TokenSpec,
+        DropRow, Endpoint, ErrorCode, ExtendSpec, InitSpec, JoinSpec, LeaveSpec, Location,
+        MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec, Node, NodeSpec, Peer,
+        Sandbox, SandboxSpec, Status, Token, TokenCreated, TokenSpec,
     },
     config::Config,
     control::join::{JoinOptions, join},
     identity::{
         self, Credentials,
+        backup::Backup,
         token::{self, StoredToken, TokenError, TokenParseError},
         unix_now,
     },
@@ -96,7 +97,8 @@ impl Agent {
         started
     }
 
-    async fn join_mesh(&self, text: &str, servers: &[String]) -> Result<(), ApiError> {
+    /// What the user should know comes back.
+    async fn join_mesh(&self, text: &str, servers: &[String]) -> Result<Vec<String>, ApiError> {
         let _one_at_a_time = self.membership.lock().await;
         let options = JoinOptions {
             token: text.trim().parse().map_err(|why: TokenParseError| ApiError::from(why))?,
@@ -106,10 +108,14 @@ impl Agent {
             advertise: self.config.advertise.first().copied(),
         };
         let joined = join(&self.config.data_dir, &options).await.map_err(ApiError::from)?;
-        self.become_member(joined).await.map_err(|error| ApiError {
+        self.become_member(joined.credentials).await.map_err(|error| ApiError {
             hint: "this node is a member; mend this and restart the agent".to_owned(),
             ..error
-        })
+        })?;
+        for warning in &joined.warnings {
+            info!("{warning}");
+        }
+        Ok(joined.warnings)
     }
 
     pub(super) async fn join_from_file(
@@ -124,7 +130,7 @@ impl Agent {
                 "put a token there",
             )
         })?;
-        self.join_mesh(&text, servers).await
+        self.join_mesh(&text, servers).await.map(drop)
     }
 
     /// Leaves a join token in a file that only root reads.
@@ -165,7 +171,8 @@ impl Agent {
 
     async fn membership(&self) -> Result<Membership, ApiError> {
         let mesh = self.mesh().await?;
-        Ok(Membership { mesh_id: mesh.credentials.membership.mesh_id, node_id: mesh.me })
+        let mesh_id = mesh.credentials.membership.mesh_id;
+        Ok(Membership { mesh_id, node_id: mesh.me, warnings: Vec::new() })
     }
 }
 
@@ -205,15 +212,17 @@ async fn blocking<T: Send + 'static>(
 }
 
 impl Mesh {
-    /// Leaves the mesh for good: nothing of it stays on this host, and other nodes get this one's addresses.
-    async fn leave(self: &Arc<Self>) -> Result<(), ApiError> {
+    /// Leaves the mesh for good: nothing of it stays on this host, and other nodes get this one's addresses. What the user should
+    /// know comes back.
+    async fn leave(self: &Arc<Self>, spec: LeaveSpec) -> Result<Vec<String>, ApiError> {
+        self.check_leave(spec)?;
         let mut hosted = self.host.lock().await;
         self.clear_sandboxes(&mut hosted).await?;
         self.detach_all(&mut hosted).await?;
         self.release_parents().await;
         let last_words = self.last_words()?;
         // Asked for, so that all of it is known before the connection closes: no copy stays here.
-        self.say_goodbye(&last_words).await;
+        let warnings = self.unheard(self.say_goodbye(&last_words).await);
         self.stop().await;
         for table in Table::ALL {
             for (key, _value) in
@@ -225,7 +234,8 @@ impl Mesh {
                 }
             }
         }
-        identity::forget(&self.config.data_dir).map_err(ApiError::from)
+        identity::forget(&self.config.data_dir).map_err(ApiError::from)?;
+        Ok(warnings)
     }
 
     /// Hands all addresses over and signs that this node has left. If that fails, it is a member as before.
@@ -259,10 +269,8 @@ impl Mesh {
             Some(member) => Ok(Draft { closed: true, ..member.edit(hlc) }),
             None => {
                 let certificate = self.credentials.membership.certificate.clone();
-                Ok(Draft {
-                    closed: true,
-                    ..Draft::new(hlc, Content::Member(object::Member { certificate }))
-                })
+                let member = object::Member { certificate, name: Some(self.config.name.clone()) };
+                Ok(Draft { closed: true, ..Draft::new(hlc, Content::Member(member)) })
             }
         })?;
         Ok(left.text().to_string())
@@ -307,6 +315,7 @@ impl Backend for Agent {
             issuer: false,
             conflicts: 0,
             certificate_left_s: None,
+            issuers: Vec::new(),
             datapath: None,
         };
         if let Some(mesh) = self.mesh.read().await.as_ref() {
@@ -321,17 +330,20 @@ impl Backend for Agent {
     }
 
     async fn join(&self, spec: JoinSpec) -> Result<Membership, ApiError> {
-        match &spec.token {
+        let warnings = match &spec.token {
             Some(token) => self.join_mesh(token, &spec.servers).await?,
-            None => self.mesh().await?.meet(&spec.servers).await?,
-        }
-        self.membership().await
+            None => {
+                self.mesh().await?.meet(&spec.servers).await?;
+                Vec::new()
+            }
+        };
+        Ok(Membership { warnings, ..self.membership().await? })
     }
 
-    async fn leave(&self) -> Result<Membership, ApiError> {
+    async fn leave(&self, spec: LeaveSpec) -> Result<Membership, ApiError> {
         let _one_at_a_time = self.membership.lock().await;
-        let membership = self.membership().await?;
-        self.mesh().await?.leave().await?;
+        let mut membership = self.membership().await?;
+        membership.warnings = self.mesh().await?.leave(spec).await?;
         let left = self.mesh.write().await.take();
         if let Some(mesh) = left {
             release(mesh).await;
@@ -339,22 +351,23 @@ impl Backend for Agent {
         Ok(membership)
     }
 
+    async fn backup(&self) -> Result<Backup, ApiError> {
+        let mesh = self.mesh().await?;
+        blocking(move || Backup::take(&mesh.config.data_dir, &mesh.store).map_err(ApiError::from))
+            .await
+    }
+
     async fn token_create(&self, spec: TokenSpec) -> Result<TokenCreated, ApiError> {
         let mesh = self.mesh().await?;
         mesh.check_member()?;
-        if mesh.credentials.ca.is_none() {
-            return Err(ApiError::new(
-                ErrorCode::Conflict,
-                "this node does not hold the mesh's CA key",
-                "create the token on the node where `vxmesh init` ran; `vxmesh status` there says `issuer: true`",
-            ));
-        }
+        mesh.check_issuer()?;
         blocking(move || {
             let ca = &mesh.credentials.membership.ca;
             let made = token::create(&mesh.store, ca, unix_now(), spec.ttl_s, spec.uses);
             let (token, stored) = made.map_err(token_failed)?;
             info!(token = %stored.id, ttl_s = spec.ttl_s, uses = ?spec.uses, "a join token was made");
-            Ok(TokenCreated { id: stored.id, token: token.reveal(), expires_at: stored.expires_at })
+            let StoredToken { id, expires_at, .. } = stored;
+            Ok(TokenCreated { id, token: token.reveal(), expires_at, servers: mesh.servers() })
         })
         .await
     }
@@ -381,6 +394,13 @@ impl Backend for Agent {
 
     async fn node_rm(&self, reference: &str, force: bool) -> Result<Node, ApiError> {
         self.mesh().await?.remove_node(reference, force).await
+    }
+
+    async fn node_update(&self, reference: &str, spec: NodeSpec) -> Result<Node, ApiError> {
+        match spec.issuer {
+            Some(issuer) => self.mesh().await?.set_issuer(reference, issuer).await,
+            None => self.node(reference).await,
+        }
     }
 
     async fn peers(&self) -> Result<Vec<Peer>, ApiError> {

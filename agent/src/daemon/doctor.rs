@@ -164,6 +164,10 @@ impl Mesh {
         all.extend(self.incoming());
         all.extend(self.outgoing());
         all.extend(self.clock_diagnoses().await);
+        all.push(self.disk_diagnosis());
+        all.push(self.issuer_diagnosis());
+        all.extend(self.name_diagnoses());
+        all.extend(self.passage_diagnoses().await);
         let networks = self.network_list();
         all.extend(networks.iter().filter(|it| it.state == "conflict").map(in_conflict));
         if let Some(largest) = networks.iter().filter_map(|it| self.sealed_mtu(it)).max() {

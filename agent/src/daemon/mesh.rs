@@ -42,6 +42,7 @@ use super::{
     names::NameServers,
     peers::{Ca, Peers, reachable},
     plain::LocalTable,
+    probe::Silent,
     told::Told,
     watch::Watching,
     world::{Outlook, PUSHES},
@@ -102,6 +103,8 @@ pub(super) struct Mesh {
     pub(super) addresses: Addresses,
     pub(super) local_networks: LocalNetworks,
     pub(super) own_addrs: ArcSwap<Vec<IpAddr>>,
+    /// The other members that hold the CA's key, as their certificates say.
+    pub(super) issuing: ArcSwap<BTreeSet<NodeId>>,
     pub(super) control: OnceLock<Control>,
     pub(super) gossip: OnceLock<Gossip>,
     /// Where nodes were reached before their own claims were known.
@@ -147,6 +150,14 @@ pub(super) struct Mesh {
     pub(super) clocks_differ: Mutex<BTreeSet<NodeId>>,
     /// Whether the log says that this node was removed.
     pub(super) told_removed: Mutex<bool>,
+    /// Nodes that see this one behind a translation (NAT).
+    pub(super) translations: Mutex<BTreeSet<NodeId>>,
+    /// Whether the log says that.
+    pub(super) told_translated: AtomicBool,
+    /// Peers whose data port does not answer.
+    pub(super) silent: Mutex<Silent>,
+    /// Whether the log says that nothing is kept on disk.
+    pub(super) told_stuck: AtomicBool,
     /// Whether the log says that addresses of removed nodes cannot be taken back.
     pub(super) told_unreclaimed: AtomicBool,
     /// What the log says of nodes and networks.
@@ -250,6 +261,7 @@ impl Mesh {
             addresses: Addresses::new(me),
             local_networks: LocalNetworks::default(),
             own_addrs: ArcSwap::from_pointee(own_addrs),
+            issuing: ArcSwap::default(),
             control: OnceLock::new(),
             gossip: OnceLock::new(),
             addrs: Mutex::default(),
@@ -275,6 +287,10 @@ impl Mesh {
             reclaiming: tokio::sync::Mutex::default(),
             clocks_differ: Mutex::default(),
             told_removed: Mutex::default(),
+            translations: Mutex::default(),
+            told_translated: AtomicBool::new(false),
+            silent: Mutex::default(),
+            told_stuck: AtomicBool::new(false),
             told_unreclaimed: AtomicBool::new(false),
             told: Mutex::default(),
             unnamed: Mutex::default(),
@@ -331,17 +347,18 @@ impl Mesh {
         }
     }
 
-    /// Makes this node's certificate known, unless the mesh knows this one.
+    /// Makes this node's certificate and name known, unless the mesh knows these.
     pub(super) fn publish_member(&self, certificate: &[u8]) {
+        let name = Some(self.config.name.clone());
+        let member = object::Member { certificate: certificate.to_vec(), name };
         let known = self.objects.read(|set| {
-            set.get(&object::ObjectId::Member(self.me)).is_some_and(
-                |object| matches!(object.content(), Content::Member(member) if member.certificate == certificate),
-            )
+            let object = set.get(&object::ObjectId::Member(self.me))?;
+            Some(matches!(object.content(), Content::Member(known) if *known == member))
         });
-        if known {
+        if known == Some(true) {
             return;
         }
-        let content = Content::Member(object::Member { certificate: certificate.to_vec() });
+        let content = Content::Member(member);
         let id = object::ObjectId::Member(self.me);
         let published = self.objects.publish::<PublishError>(|set, hlc| {
             // A version that this node signed while its clock was ahead is to be replaced, too.
@@ -383,6 +400,9 @@ impl Mesh {
                     moved = self.follow_host(gossip);
                     self.overrule(gossip, &mut overruled).await;
                     self.seek_soon();
+                    self.mend_state();
+                    self.keep_open();
+                    self.tell_silent();
                     self.name_sandboxes();
                     self.prefetch();
                     self.reclaim_soon();

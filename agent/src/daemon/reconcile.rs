@@ -100,6 +100,8 @@ impl Mesh {
 
     async fn follow_peers(&self, gossip: &Gossip) {
         let members = self.objects.read(|set| members(set, &self.ca, self.me));
+        let issuing = members.iter().filter(|(_node, member)| member.issuer);
+        self.issuing.store(Arc::new(issuing.map(|(node, _member)| *node).collect()));
         let claims: BTreeMap<NodeId, NodeClaim> = gossip.with_directory(|directory| {
             let claim = |node: &NodeId| match directory.get(*node, Key::Node)?.record.claim() {
                 Claim::Node(claim) => Some((*node, claim.clone())),

@@ -39,7 +39,7 @@ const TOLD: Duration = Duration::from_secs(1);
 /// Endpoints that a refusal names.
 const NAMED: usize = 5;
 
-fn conflict(message: String, hint: impl Into<String>) -> ApiError {
+pub(super) fn conflict(message: String, hint: impl Into<String>) -> ApiError {
     ApiError::new(ErrorCode::Conflict, message, hint)
 }
 
@@ -74,7 +74,7 @@ impl Mesh {
         self.check_member()?;
         let row = resolve::one(&self.node_list(), reference).cloned()?;
         self.check_removal(&row, force)?;
-        if self.credentials.ca.is_some() {
+        if self.credentials.is_issuer() {
             self.issue_removal(&row).await?;
         } else {
             self.have_removed(&row, force).await?;
@@ -151,21 +151,6 @@ impl Mesh {
         ))
     }
 
-    /// Nodes that hold the CA's key, as their certificates say.
-    fn issuers(&self) -> Vec<Node> {
-        let is_issuer = |node: &Node| {
-            let certificate =
-                self.objects.read(|set| match set.get(&ObjectId::Member(node.id))?.content() {
-                    Content::Member(member) => Some(member.certificate.clone()),
-                    _ => None,
-                });
-            certificate.and_then(|der| self.ca.member(&der)).is_some_and(|member| member.issuer)
-        };
-        let mut nodes = self.node_list();
-        nodes.retain(|node| matches!(node.state.as_str(), "alive" | "dead") && is_issuer(node));
-        nodes
-    }
-
     /// A member asks this node to remove another.
     pub(super) async fn removal_asked(
         self: &Arc<Self>,
@@ -180,7 +165,7 @@ impl Mesh {
             };
             refusal(code, error.message)
         };
-        if self.credentials.ca.is_none() {
+        if !self.credentials.is_issuer() {
             return Err(refusal(
                 RefusalCode::NoIssuer,
                 "this node does not hold the mesh's CA key",
@@ -213,7 +198,7 @@ impl Mesh {
 
     /// Signs with the CA's key, and writes it down before anybody hears of it.
     fn sign_issued(&self, content: Content) -> Result<String, PublishError> {
-        let Some(ca) = &self.credentials.ca else {
+        let Some(ca) = self.credentials.ca() else {
             return Err(PublishError::Refused(object::Refused::Certificate));
         };
         let sign = self.objects.publish_with::<PublishError>(ca.signing_key(), |_set, hlc| {
@@ -245,7 +230,7 @@ impl Mesh {
 
     /// Looks whether addresses of removed nodes can be had back, unless that is being done.
     pub(super) fn reclaim_soon(self: &Arc<Self>) {
-        if self.credentials.ca.is_none() || self.reclaimable().is_empty() {
+        if !self.credentials.is_issuer() || self.reclaimable().is_empty() {
             return;
         }
         let mesh = Arc::clone(self);
@@ -256,7 +241,7 @@ impl Mesh {
     }
 
     fn reclaimable(&self) -> Vec<(NetworkId, Transfer)> {
-        self.objects.read(|set| self.addresses.reclaimable(|node| set.is_removed(node)))
+        self.objects.read(|set| self.addresses.reclaimable(|node| self.reclaims(set, node)))
     }
 
     async fn reclaim(self: &Arc<Self>) {

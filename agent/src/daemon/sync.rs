@@ -18,7 +18,10 @@ use vxmesh_proto::{
 };
 
 use super::mesh::{Mesh, lock};
-use crate::objects::{PublishError, unix_ms};
+use crate::{
+    control::Caller,
+    objects::{PublishError, unix_ms},
+};
 
 /// How long a request to another node may take.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
@@ -49,6 +52,7 @@ impl Mesh {
         }
         gossip.call(node);
         self.compare_clocks(node).await;
+        self.look_from(node).await;
     }
 
     /// Compares objects with a node, unless that was done a moment ago.
@@ -157,9 +161,10 @@ impl Mesh {
     /// Answers a member's request.
     pub(super) async fn answer(
         self: &Arc<Self>,
-        from: NodeId,
+        caller: Caller,
         request: Request,
     ) -> Result<Response, Refusal> {
+        let from = caller.node;
         match request {
             Request::Ping => Ok(Response::Pong),
             Request::Clock => Ok(Response::Clock { unix_ms: unix_ms() }),
@@ -198,6 +203,11 @@ impl Mesh {
             Request::RemoveNode { node, force } => {
                 self.removal_asked(node, force).await.map(|()| Response::Done)
             }
+            Request::Probe { ports } => Ok(self.probed(caller, ports).await),
+            Request::GrantIssuer { key } => {
+                self.granted(from, zeroize::Zeroizing::new(key.0)).await.map(|()| Response::Done)
+            }
+            Request::WithdrawIssuer => self.withdrawn(from).await.map(|()| Response::Done),
             Request::Leave => Ok(Response::Done),
             Request::Join(_) | Request::ForwardJoin(_) | Request::Renew(_) => {
                 Err(refusal(RefusalCode::Unsupported, "the control plane answers this itself"))
@@ -335,19 +345,19 @@ async fn off_runtime<T: Send + 'static>(
 }
 
 impl Mesh {
-    /// Hands everybody who is connected the last objects of this node, and waits until they have them.
-    pub(super) async fn say_goodbye(&self, texts: &[String]) {
-        self.tell(texts, |_node| true, ANSWER).await;
+    /// Hands everybody who is connected the last objects of this node, and waits until they have them. How many took them.
+    pub(super) async fn say_goodbye(&self, texts: &[String]) -> usize {
+        self.tell(texts, |_node| true, ANSWER).await
     }
 
-    /// Hands objects to those who are connected, and waits until they have them, or for so long.
+    /// Hands objects to those who are connected, and waits until they have them, or for so long. How many took them.
     pub(super) async fn tell(
         &self,
         texts: &[String],
         whom: impl Fn(NodeId) -> bool,
         patience: Duration,
-    ) {
-        let Some(control) = self.control.get() else { return };
+    ) -> usize {
+        let Some(control) = self.control.get() else { return 0 };
         let requests: Vec<Request> =
             batches(texts).into_iter().map(|objects| Request::ObjectsPush { objects }).collect();
         let requests = &requests;
@@ -358,12 +368,14 @@ impl Mesh {
             async move {
                 for request in requests {
                     if let Err(error) = control.request(peer.node, request, patience).await {
-                        return debug!(node = %peer.node, %error, "objects not taken; others will tell");
+                        debug!(node = %peer.node, %error, "objects not taken; others will tell");
+                        return false;
                     }
                 }
+                true
             }
         });
-        futures_util::future::join_all(told).await;
+        futures_util::future::join_all(told).await.into_iter().filter(|took| *took).count()
     }
 }
 

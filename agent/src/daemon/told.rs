@@ -137,6 +137,7 @@ mod tests {
             vtep: None,
             state: state.to_owned(),
             is_self: n == 1,
+            issuer: false,
         }
     }
 

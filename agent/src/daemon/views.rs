@@ -7,7 +7,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use vxmesh_gossip::directory::Entry;
+use vxmesh_gossip::directory::{Directory, Entry};
 use vxmesh_proto::{
     addr::{EndpointId, Name, NetworkId, NodeId},
     control::{Request, Response},
@@ -51,13 +51,18 @@ impl Mesh {
         let removed: BTreeMap<NodeId, Name> = self.objects.read(|set| {
             set.removals().map(|(removal, _)| (removal.node, removal.name.clone())).collect()
         });
-        let members: Vec<(NodeId, bool)> = self.objects.read(|set| {
-            let members =
-                set.objects().filter(|object| matches!(object.content(), Content::Member(_)));
-            members.map(|object| (object.author(), object.closed())).collect()
+        let members: Vec<(NodeId, bool, Option<Name>)> = self.objects.read(|set| {
+            let members = set.objects().filter_map(|object| match object.content() {
+                Content::Member(member) => {
+                    Some((object.author(), object.closed(), member.name.clone()))
+                }
+                _ => None,
+            });
+            members.collect()
         });
+        let issuing = self.issuing.load();
         let Some(gossip) = self.gossip.get() else { return Vec::new() };
-        let row = |directory: &vxmesh_gossip::directory::Directory, (id, left): (NodeId, bool)| {
+        let row = |directory: &Directory, (id, left, member): (NodeId, bool, Option<Name>)| {
             let claim = directory.get(id, Key::Node).and_then(|entry| match entry.record.claim() {
                 Claim::Node(claim) => Some(claim.clone()),
                 Claim::Endpoint(_) | Claim::Gone => None,
@@ -68,13 +73,18 @@ impl Mesh {
                 (false, true) => "alive",
                 (false, false) => "dead",
             };
-            // A node that never told its name is shown by its id, which is a name, too.
-            let told = claim.as_ref().map(|claim| claim.name.clone());
+            // A node of which no name is known is shown by its id, which is a name, too.
+            let told = claim.as_ref().map(|claim| claim.name.clone()).or(member);
             let name = removed.get(&id).cloned().or(told);
             let name = name.or_else(|| id.as_str().parse().ok())?;
             let vtep =
                 claim.and_then(|claim| super::peers::reachable(&claim.vteps, &self.own_addrs()));
-            Some(Node { id, name, vtep, state: state.to_owned(), is_self: id == self.me })
+            let is_self = id == self.me;
+            let issuer = match is_self {
+                true => self.credentials.is_issuer(),
+                false => issuing.contains(&id),
+            };
+            Some(Node { id, name, vtep, state: state.to_owned(), is_self, issuer })
         };
         gossip.with_directory(|directory| {
             members.into_iter().filter_map(|member| row(directory, member)).collect()
@@ -284,7 +294,8 @@ impl Mesh {
         status.conflicts = networks.iter().filter(|network| network.state == "conflict").count();
         status.certificate_left_s = self.certificate_left();
         status.endpoints = self.stored_endpoints().map_or(0, |endpoints| endpoints.len());
-        status.issuer = self.credentials.ca.is_some();
+        status.issuer = self.credentials.is_issuer();
+        status.issuers = self.issuer_rows(&nodes);
         status.datapath = self.grants.as_ref().map(|grants| api::Datapath {
             backend: grants.backend.as_str().to_owned(),
             offloads: grants.offloads.iter().map(|&offload| offload.to_owned()).collect(),

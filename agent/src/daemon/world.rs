@@ -10,14 +10,14 @@ use bytes::Bytes;
 use tracing::debug;
 use vxmesh_gossip::{membership::World, transport::Pipe};
 use vxmesh_proto::{
-    addr::NodeId,
+    addr::{Name, NodeId},
     control::{MemberInfo, Push, Refusal, RefusalCode, Request, Response},
     object::{KeyRing, ObjectId},
 };
 
 use super::mesh::Mesh;
 use crate::{
-    control::{Caller, Newcomer, Service},
+    control::{Caller, Namesake, Newcomer, Service},
     identity::Member,
 };
 
@@ -81,7 +81,7 @@ impl Service for Outlook {
         let Some(mesh) = self.mesh.upgrade() else {
             return Response::refuse(RefusalCode::Failed, "the agent is stopping");
         };
-        match mesh.answer(from.node, request).await {
+        match mesh.answer(from, request).await {
             Ok(response) => response,
             Err(Refusal { code, message }) => Response::refuse(code, message),
         }
@@ -114,6 +114,17 @@ impl Service for Outlook {
 
     fn members(&self) -> Vec<MemberInfo> {
         self.mesh.upgrade().map(|mesh| mesh.member_infos()).unwrap_or_default()
+    }
+
+    fn issuers(&self) -> Vec<NodeId> {
+        self.mesh
+            .upgrade()
+            .map(|mesh| mesh.issuing.load().iter().copied().collect())
+            .unwrap_or_default()
+    }
+
+    fn namesake(&self, name: &Name) -> Option<Namesake> {
+        self.mesh.upgrade()?.namesake(name)
     }
 
     fn handle_newcomer(&self, newcomer: Newcomer) {

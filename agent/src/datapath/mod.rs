@@ -313,6 +313,11 @@ impl Dataplane {
         self.tell(SessionInput::Moved).await;
     }
 
+    /// Sends a peer a keepalive, or begins a handshake where there is no key.
+    pub async fn probe(&self, node: NodeId) {
+        self.tell(SessionInput::Probe(node)).await;
+    }
+
     /// Control inputs are not lost when the queue is full: they wait, off the threads of the runtime.
     async fn tell(&self, input: SessionInput) {
         if let Err(TrySendError::Full(input)) = self.shared.sessions.try_send(input) {

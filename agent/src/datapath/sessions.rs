@@ -32,6 +32,8 @@ pub(super) enum SessionInput {
     Datagram { from: SocketAddr, bytes: Vec<u8> },
     /// A worker has frames for this node and no key, or the key wants to be renewed.
     Wanted(NodeId),
+    /// Something is to be sent to this node that shows whether packets pass.
+    Probe(NodeId),
     /// The first data message came under the key with this index.
     Confirmed(u32),
     /// This node is a peer, with these keys and addresses.
@@ -75,6 +77,7 @@ fn handle(sessions: &mut Sessions, input: SessionInput, shared: &Shared) {
             }
         }
         SessionInput::Wanted(node) => sessions.handle_wanted(now, node),
+        SessionInput::Probe(node) => sessions.handle_probe(now, node),
         SessionInput::Confirmed(index) => sessions.handle_confirmed(now, index),
         // Who asked may have gone away, which changes nothing here.
         SessionInput::SetPeer(config, answer) => drop(answer.send(sessions.set_peer(now, config))),

@@ -21,7 +21,7 @@ use super::{
 };
 
 /// Lifetime of a node's certificate in seconds.
-pub(super) const LIFETIME: u64 = 30 * 24 * 3600;
+pub const LIFETIME: u64 = 30 * 24 * 3600;
 /// A certificate begins this many seconds before it was made, for clocks that are behind.
 pub(super) const BACK_DATE: u64 = 3600;
 /// Lifetime of the CA's certificate in seconds.
@@ -122,8 +122,9 @@ impl MeshCa {
         &self.key.pair
     }
 
-    /// The private key as PKCS #8.
-    pub(super) fn pkcs8(&self) -> &[u8] {
+    /// The private key as PKCS #8, for another issuer.
+    #[must_use]
+    pub fn pkcs8(&self) -> &[u8] {
         &self.pkcs8
     }
 }

@@ -33,12 +33,7 @@ pub(super) fn write_directory(
     step: Step<'_>,
 ) -> Result<(), IdentityError> {
     let parent = target.parent().unwrap_or_else(|| Path::new("."));
-    make_private(parent)?;
-    let staging = tempfile::Builder::new()
-        .prefix(".identity.")
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
-        .tempdir_in(parent)
-        .map_err(|e| IdentityError::io(parent, e))?;
+    let staging = staging(parent)?;
     for (name, bytes) in files {
         let path = staging.path().join(name);
         step(name).and_then(|()| create(&path, bytes)).map_err(|e| IdentityError::io(&path, e))?;
@@ -57,6 +52,32 @@ pub(super) fn write_directory(
     step("parent").and_then(|()| sync(parent)).map_err(|e| IdentityError::io(parent, e))
 }
 
+/// A new directory for secrets inside another, which is made or checked; [`sweep`] removes what a crash leaves of it.
+pub(super) fn staging(parent: &Path) -> Result<tempfile::TempDir, IdentityError> {
+    make_private(parent)?;
+    tempfile::Builder::new()
+        .prefix(".identity.")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
+        .tempdir_in(parent)
+        .map_err(|e| IdentityError::io(parent, e))
+}
+
+/// Writes one file that nobody else can read; what was there is replaced when the new one is whole.
+pub(super) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or_else(|| Path::new("."));
+    let written = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .tempfile_in(parent)
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.as_file().sync_all()?;
+            file.persist(path).map_err(|e| e.error)?;
+            sync(parent)
+        });
+    written.map_err(|e| IdentityError::io(path, e))
+}
+
 /// Replaces one file of a directory that was made by [`write_directory`].
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
     let fresh = path.with_extension("new");
@@ -67,8 +88,34 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
     done.map_err(|e| IdentityError::io(path, e))
 }
 
+/// Overwrites a file with zeros and removes it. A disk may keep what was overwritten, as SSDs and copying file systems do.
+pub(super) fn wipe(path: &Path) -> Result<(), IdentityError> {
+    let file = OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(path);
+    let zeros = |mut file: File| {
+        let len = usize::try_from(file.metadata()?.len().min(FILE_LEN)).unwrap_or(0);
+        file.write_all(&vec![0; len])?;
+        file.sync_all()
+    };
+    let wiped = match file {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file.and_then(zeros),
+    };
+    wiped
+        .and_then(|()| remove_if_there(path))
+        .and_then(|()| path.parent().map_or(Ok(()), sync))
+        .map_err(|e| IdentityError::io(path, e))
+}
+
 /// Reads a file, if it is there, that nobody else could have read or replaced.
 pub(super) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, IdentityError> {
+    read_up_to(path, FILE_LEN)
+}
+
+/// The same for a file that may be of this size.
+pub(super) fn read_up_to(
+    path: &Path,
+    limit: u64,
+) -> Result<Option<Zeroizing<Vec<u8>>>, IdentityError> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path);
     let mut file = match file {
         Ok(file) => file,
@@ -80,7 +127,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, IdentityEr
     };
     let metadata = file.metadata().map_err(|e| IdentityError::io(path, e))?;
     check_owner(path, &metadata, 0o077, 0o600)?;
-    if !metadata.is_file() || metadata.len() > FILE_LEN {
+    if !metadata.is_file() || metadata.len() > limit {
         return Err(IdentityError::damaged(path, "it is no regular file of a sensible size"));
     }
     // Filled without growing: a vector that grows leaves copies of the secret behind.
@@ -107,7 +154,7 @@ pub(super) fn is_private_directory(path: &Path) -> Result<bool, IdentityError> {
 }
 
 /// Makes the data directory 0700 with its parents, or checks that nobody else can put files into it.
-fn make_private(path: &Path) -> Result<(), IdentityError> {
+pub(super) fn make_private(path: &Path) -> Result<(), IdentityError> {
     match fs::metadata(path) {
         Ok(metadata) => return check_owner(path, &metadata, 0o022, 0o700),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}

@@ -11,20 +11,25 @@
 //! Either the directory is there and complete, or the node belongs to no mesh. A file that others can read,
 //! that belongs to someone else or is a link is refused, as are keys that do not fit the certificate.
 
+pub mod backup;
 mod ca;
 pub mod certificate;
 mod files;
+mod issuer;
 pub mod token;
 
 #[cfg(test)]
 mod tests;
 
 use std::{
+    collections::BTreeMap,
     fmt, io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use arc_swap::ArcSwapOption;
 use ring::{
     rand::{SecureRandom, SystemRandom},
     signature::{Ed25519KeyPair, KeyPair},
@@ -35,9 +40,13 @@ use vxmesh_proto::{addr::NodeId, control::MemberInfo};
 use zeroize::Zeroizing;
 
 pub use self::{
-    ca::{Certified, MeshCa, certificate_request, key_of_request},
+    ca::{Certified, LIFETIME, MeshCa, certificate_request, key_of_request},
     certificate::{CertificateError, Member},
 };
+
+/// Every file of the identity directory.
+const FILES: [&str; 7] =
+    ["node.key", "noise.key", "ca.der", "node.der", "psk", "peers.json", issuer::FILE];
 
 /// Why there is no identity to work with.
 #[derive(Debug, Error)]
@@ -245,8 +254,8 @@ pub struct Credentials {
     pub identity: Identity,
     /// The mesh.
     pub membership: Membership,
-    /// The CA's key, where this node issues certificates.
-    pub ca: Option<MeshCa>,
+    /// The CA's key, where this node issues certificates; it may come and go (see [`issuer`]).
+    ca: ArcSwapOption<MeshCa>,
 }
 
 impl Credentials {
@@ -275,7 +284,7 @@ impl Credentials {
             psk: Psk::new(1, random()?),
             peers: Vec::new(),
         };
-        let credentials = Self { identity, membership, ca: Some(ca) };
+        let credentials = Self { identity, membership, ca: ArcSwapOption::from_pointee(ca) };
         credentials.save(data_dir, &mut |_| Ok(()))?;
         Ok(credentials)
     }
@@ -290,7 +299,7 @@ impl Credentials {
         identity: Identity,
         membership: Membership,
     ) -> Result<Self, IdentityError> {
-        let credentials = Self { identity, membership, ca: None };
+        let credentials = Self { identity, membership, ca: ArcSwapOption::empty() };
         credentials.save(data_dir, &mut |_| Ok(()))?;
         Ok(credentials)
     }
@@ -326,10 +335,11 @@ impl Credentials {
             psk,
             peers,
         };
-        let ca = files::read(&dir.join("ca.key"))?
+        let ca = files::read(&dir.join(issuer::FILE))?
             .map(|key| MeshCa::load(&key, &membership.ca))
             .transpose()
-            .map_err(|e| IdentityError::damaged(&dir.join("ca.key"), e.to_string()))?;
+            .map_err(|e| IdentityError::damaged(&dir.join(issuer::FILE), e.to_string()))?;
+        let ca = ArcSwapOption::from(ca.map(Arc::new));
         let credentials = Self { identity, membership, ca };
         credentials
             .check()
@@ -363,8 +373,9 @@ impl Credentials {
             ("psk", &psk),
             ("peers.json", &peers),
         ];
-        if let Some(ca) = &self.ca {
-            entries.push(("ca.key", ca.pkcs8()));
+        let ca = self.ca();
+        if let Some(ca) = &ca {
+            entries.push((issuer::FILE, ca.pkcs8()));
         }
         files::write_directory(&files::directory(data_dir), &entries, step)
     }
@@ -380,6 +391,52 @@ impl Credentials {
         }
         Ok(())
     }
+}
+
+/// The files of the identity directory: secrets.
+pub type Files = BTreeMap<String, Zeroizing<Vec<u8>>>;
+
+/// All files of the identity, if there is one.
+///
+/// # Errors
+///
+/// One is open to others, damaged, missing, or does not fit the others.
+pub fn export(data_dir: &Path) -> Result<Option<Files>, IdentityError> {
+    if Credentials::load(data_dir)?.is_none() {
+        return Ok(None);
+    }
+    let dir = files::directory(data_dir);
+    let mut all = Files::new();
+    for name in FILES {
+        if let Some(bytes) = files::read(&dir.join(name))? {
+            all.insert(name.to_owned(), bytes);
+        }
+    }
+    Ok(Some(all))
+}
+
+/// Writes what [`export`] gave, whole or not at all, and checks before that it is an identity.
+///
+/// # Errors
+///
+/// [`IdentityError::AlreadyMember`], files that are none of an identity, or nothing could be written; then nothing is.
+pub fn import(data_dir: &Path, all: &Files) -> Result<Credentials, IdentityError> {
+    refuse_member(data_dir)?;
+    files::sweep(data_dir)?;
+    if let Some(name) = all.keys().find(|name| !FILES.contains(&name.as_str())) {
+        return Err(IdentityError::damaged(
+            Path::new(name),
+            "no file of an identity has this name",
+        ));
+    }
+    let entries: Vec<(&str, &[u8])> =
+        all.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    let rehearsal = files::staging(data_dir)?;
+    files::write_directory(&files::directory(rehearsal.path()), &entries, &mut |_| Ok(()))?;
+    let missing = || IdentityError::damaged(data_dir, "it holds no identity");
+    let credentials = Credentials::load(rehearsal.path())?.ok_or_else(missing)?;
+    files::write_directory(&files::directory(data_dir), &entries, &mut |_| Ok(()))?;
+    Ok(credentials)
 }
 
 /// Writes a renewed certificate over the old one.

@@ -38,7 +38,7 @@ fn init_is_read_back_as_it_was_made() {
     assert_eq!(read.membership.mesh_id, made.membership.mesh_id);
     assert_eq!(read.membership.psk.key(), made.membership.psk.key());
     assert_eq!(read.membership.psk.epoch, 1);
-    assert!(read.ca.is_some());
+    assert!(read.is_issuer());
     let member = read.member(NOW).unwrap();
     assert_eq!(member.node_id, made.identity.node_id());
     assert!(member.issuer);
@@ -121,7 +121,7 @@ fn open_files_links_and_missing_files_are_refused_by_name() {
         let aside = dir.path().join("aside");
         fs::rename(&path, &aside).unwrap();
         match (name, Credentials::load(dir.path())) {
-            ("ca.key", Ok(Some(credentials))) => assert!(credentials.ca.is_none()),
+            ("ca.key", Ok(Some(credentials))) => assert!(!credentials.is_issuer()),
             (_, Err(IdentityError::Damaged { path: at, .. })) => assert_eq!(at, path),
             (_, other) => panic!("{name}: {other:?}"),
         }
@@ -178,12 +178,12 @@ fn a_renewed_certificate_replaces_the_old_one() {
     let credentials = Credentials::init(dir.path(), NOW).unwrap();
     let node = Certified { issuer: true, ..node_of(&credentials.identity) };
     let later = NOW + 20 * 24 * 3600;
-    let der = credentials.ca.as_ref().unwrap().issue(&node, later).unwrap();
+    let der = credentials.ca().unwrap().issue(&node, later).unwrap();
     save_certificate(dir.path(), &der).unwrap();
     save_certificate(dir.path(), &der).unwrap();
     let read = Credentials::load(dir.path()).unwrap().unwrap();
     assert_eq!(read.membership.certificate, der);
-    assert_eq!(read.member(later).unwrap().not_after, later + ca::LIFETIME);
+    assert_eq!(read.member(later).unwrap().not_after, later + LIFETIME);
 }
 
 #[test]
@@ -223,8 +223,8 @@ fn a_certificate_is_refused_outside_its_time_its_mesh_and_its_kind() {
     for (at, good) in [
         (NOW - ca::BACK_DATE - 1, false),
         (NOW - ca::BACK_DATE, true),
-        (NOW + ca::LIFETIME, true),
-        (NOW + ca::LIFETIME + 1, false),
+        (NOW + LIFETIME, true),
+        (NOW + LIFETIME + 1, false),
     ] {
         match certificate::verify(&der, ca.certificate(), at) {
             Ok(_) => assert!(good, "{at}"),
@@ -300,5 +300,48 @@ proptest! {
 fn deleted_networks_are_remembered_longer_than_certificates_live() {
     let kept = vxmesh_proto::limits::DELETED_KEPT.as_secs();
     let skew = vxmesh_proto::limits::HLC_AHEAD.as_secs();
-    assert!(kept > ca::LIFETIME + 3600 + skew, "{kept}");
+    assert!(kept > LIFETIME + 3600 + skew, "{kept}");
+}
+
+#[test]
+fn a_backup_brings_a_node_back_once_and_only_whole() {
+    use super::backup::{Backup, BackupError};
+    use crate::store::Store;
+
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = Store::open(&from.path().join("state.redb")).unwrap();
+    assert!(matches!(Backup::take(from.path(), &store), Err(BackupError::NoMember)));
+    let made = Credentials::init(from.path(), NOW).unwrap();
+    let file = from.path().join("backup");
+    let backup = Backup::take(from.path(), &store).unwrap();
+    assert!(backup.is_issuer() && backup.node_id == made.identity.node_id());
+    backup.write(&file).unwrap();
+    backup.write(&file).unwrap();
+    assert_eq!(mode(&file), 0o600);
+    let secret =
+        data_encoding::BASE64.encode(&fs::read(from.path().join("identity/ca.key")).unwrap());
+    assert!(!format!("{backup:?}").contains(&secret));
+    // Over a member it is refused.
+    let again = Backup::read(&file).unwrap();
+    let refused = again.restore(from.path()).unwrap_err();
+    assert!(matches!(refused, BackupError::Identity(IdentityError::AlreadyMember(_))), "{refused}");
+    // Cut, changed, open to others.
+    let bytes = fs::read(&file).unwrap();
+    for bad in [&bytes[..bytes.len() - 1], &bytes[..40], b"", b"something else"] {
+        let path = to.path().join("bad");
+        fs::write(&path, bad).unwrap();
+        chmod(&path, 0o600);
+        assert!(matches!(Backup::read(&path), Err(BackupError::Damaged { .. })));
+        fs::remove_file(&path).unwrap();
+    }
+    chmod(&file, 0o644);
+    assert!(matches!(
+        Backup::read(&file),
+        Err(BackupError::Identity(IdentityError::TooOpen { .. }))
+    ));
+    again.restore(to.path()).unwrap();
+    let restored = Credentials::load(to.path()).unwrap().unwrap();
+    assert_eq!(restored.identity.node_id(), made.identity.node_id());
+    assert!(restored.is_issuer());
+    assert_eq!(fs::read_dir(to.path()).unwrap().count(), 2, "identity and state, nothing else");
 }

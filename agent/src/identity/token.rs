@@ -240,6 +240,22 @@ pub fn revoke(store: &Store, id: &str) -> Result<bool, StoreError> {
     store.write(|txn| txn.delete(Table::Tokens, id))
 }
 
+/// Whether the token with this secret admits somebody at this time; no use is taken.
+///
+/// # Errors
+///
+/// The store fails; the inner error says why the token admits nobody.
+pub fn check(store: &Store, secret: &[u8], now: u64) -> Result<Result<(), Denied>, StoreError> {
+    let hash = HEXLOWER.encode(&sha256(secret));
+    let mut found = Err(Denied::Unknown);
+    for token in list(store)? {
+        if bool::from(token.secret_hash.as_bytes().ct_eq(hash.as_bytes())) {
+            found = token.check(now);
+        }
+    }
+    Ok(found)
+}
+
 /// Takes one use of the token with this secret; durable when it returns.
 ///
 /// # Errors
@@ -321,6 +337,9 @@ mod tests {
     fn a_token_admits_as_often_and_as_long_as_it_says() {
         let (_dir, store) = store();
         let (token, stored) = create(&store, b"ca", 1000, 60, Some(2)).unwrap();
+        assert_eq!(check(&store, token.secret(), 1059).unwrap(), Ok(()));
+        assert_eq!(check(&store, token.secret(), 1060).unwrap(), Err(Denied::Expired));
+        assert_eq!(check(&store, &[0; 16], 1000).unwrap(), Err(Denied::Unknown));
         assert_eq!(consume(&store, token.secret(), 1060).unwrap(), Err(Denied::Expired));
         assert_eq!(consume(&store, token.secret(), 1059).unwrap(), Ok(()));
         assert_eq!(consume(&store, token.secret(), 1000).unwrap(), Ok(()));

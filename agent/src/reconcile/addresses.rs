@@ -336,7 +336,7 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         };
-        say(&mut set, 1, Content::Member(Member { certificate: key }));
+        say(&mut set, 1, Content::Member(Member { certificate: key, name: None }));
         let subnet = |cidr: &str, gateway: &str| {
             Subnet::whole(cidr.parse().unwrap(), gateway.parse().unwrap())
         };

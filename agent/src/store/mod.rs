@@ -10,7 +10,9 @@
 //! file writes to it, so a copy in memory is opened before: what is refused stays as it was.
 //! Secrets do not belong in it; see [`crate::identity`].
 
+mod mend;
 mod schema;
+mod snapshot;
 
 use std::{
     any::Any,
@@ -19,6 +21,10 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::{
+        PoisonError, RwLock, RwLockReadGuard,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use redb::{
@@ -27,6 +33,8 @@ use redb::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
+
+pub use self::snapshot::Snapshot;
 
 /// Largest value: a signed object or a row is a few KiB; more is a mistake.
 const VALUE_LEN: usize = 1 << 20;
@@ -75,7 +83,15 @@ impl Table {
     ];
 
     const fn definition(self) -> TableDefinition<'static, &'static str, &'static [u8]> {
-        TableDefinition::new(match self {
+        TableDefinition::new(self.name())
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|table| table.name() == name)
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
             Self::Objects => "objects",
             Self::Networks => "networks",
             Self::Endpoints => "endpoints",
@@ -85,7 +101,7 @@ impl Table {
             Self::Peers => "peers",
             Self::Resting => "resting",
             Self::Meta => "meta",
-        })
+        }
     }
 }
 
@@ -118,16 +134,19 @@ pub enum StoreError {
         /// The newest known one.
         known: u64,
     },
+    /// A snapshot of a later version.
+    #[error("a newer vxmesh made it: restore it with that one")]
+    Foreign,
     /// A key or value above its bound.
     #[error("the key or value is too large to be kept ({0} bytes)")]
     TooLarge(usize),
     /// A value has no JSON form.
     #[error("the value cannot be written as JSON: {0}")]
     Encode(#[source] serde_json::Error),
-    /// The disk said no before; redb then takes nothing more until it is opened again.
+    /// The disk said no before; redb then takes nothing more until it is opened again, which [`Store::mend`] does.
     #[error(
-        "the disk of {0} had an error, and nothing is kept there until the agent starts again: see that the disk works and \
-         has room, then restart the agent"
+        "the disk of {0} had an error, and nothing is kept there for now: see that the disk works and has room, and try again a few \
+         seconds later"
     )]
     Stuck(PathBuf),
     /// The disk said no.
@@ -143,8 +162,11 @@ pub enum StoreError {
 /// The open state file. Calls block for a disk write at most.
 #[derive(Debug)]
 pub struct Store {
-    database: Database,
+    /// None while it is opened anew, and if that failed.
+    database: RwLock<Option<Database>>,
     path: PathBuf,
+    /// Whether the disk had an error since it was opened.
+    stuck: AtomicBool,
 }
 
 impl Store {
@@ -184,7 +206,21 @@ impl Store {
             database.check_integrity()?;
             Ok(database)
         })?;
-        Ok(Self { database, path: path.into() })
+        Ok(Self::of(database, path))
+    }
+
+    fn of(database: Database, path: &Path) -> Self {
+        let database = RwLock::new(Some(database));
+        Self { database, path: path.into(), stuck: AtomicBool::new(false) }
+    }
+
+    fn open_database(&self) -> Result<OpenDatabase<'_>, StoreError> {
+        let open = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        if open.is_some() {
+            Ok(OpenDatabase(open))
+        } else {
+            Err(StoreError::Stuck(self.path.clone()))
+        }
     }
 
     /// One value.
@@ -197,8 +233,9 @@ impl Store {
         table: Table,
         key: &str,
     ) -> Result<Option<T>, StoreError> {
+        let open = self.open_database()?;
         let bytes = guard(&self.path, || {
-            let txn = self.database.begin_read()?;
+            let txn = open.get()?.begin_read()?;
             match txn.open_table(table.definition()) {
                 Ok(table) => Ok(table.get(key)?.map(|value| value.value().to_vec())),
                 Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
@@ -214,8 +251,9 @@ impl Store {
     ///
     /// The file is damaged or unreadable.
     pub fn list<T: DeserializeOwned>(&self, table: Table) -> Result<Vec<(String, T)>, StoreError> {
+        let open = self.open_database()?;
         let rows = guard(&self.path, || {
-            let txn = self.database.begin_read()?;
+            let txn = open.get()?.begin_read()?;
             match txn.open_table(table.definition()) {
                 Ok(table) => rows(&table),
                 Err(redb::TableError::TableDoesNotExist(_)) => Ok(Vec::new()),
@@ -252,12 +290,19 @@ impl Store {
         &self,
         change: impl FnOnce(&mut Txn<'_>) -> Result<R, StoreError>,
     ) -> Result<R, StoreError> {
-        let inner = guard(&self.path, || Ok(self.database.begin_write()?))?;
-        let mut txn = Txn { inner, path: &self.path };
-        // Dropping a transaction aborts it.
-        let result = change(&mut txn)?;
-        guard(&self.path, || Ok(txn.inner.commit()?))?;
-        Ok(result)
+        // Held to the end: the file is not opened anew under a transaction.
+        let open = self.open_database()?;
+        let written = guard(&self.path, || Ok(open.get()?.begin_write()?)).and_then(|inner| {
+            let mut txn = Txn { inner, path: &self.path };
+            // Dropping a transaction aborts it.
+            let result = change(&mut txn)?;
+            guard(&self.path, || Ok(txn.inner.commit()?))?;
+            Ok(result)
+        });
+        if matches!(written, Err(StoreError::Io { .. } | StoreError::Stuck(_))) {
+            self.stuck.store(true, Ordering::Release);
+        }
+        written
     }
 
     /// The next incarnation of anything on this node: greater than all before, even if the clock went back.
@@ -272,6 +317,15 @@ impl Store {
             txn.put(Table::Meta, "incarnation", &next)?;
             Ok(next)
         })
+    }
+}
+
+/// The file while it is open.
+struct OpenDatabase<'a>(RwLockReadGuard<'a, Option<Database>>);
+
+impl OpenDatabase<'_> {
+    fn get(&self) -> Result<&Database, redb::Error> {
+        self.0.as_ref().ok_or(redb::Error::PreviousIo)
     }
 }
 
@@ -372,7 +426,7 @@ fn rehearse(path: &Path, mut file: &File) -> Result<(), StoreError> {
         StoreError::Io { source, .. } => damaged(path, source.to_string()),
         error => error,
     })?;
-    schema::refuse_newer(&Store { database, path: path.into() }, schema::CURRENT)
+    schema::refuse_newer(&Store::of(database, path), schema::CURRENT)
 }
 
 fn rows(

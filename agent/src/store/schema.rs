@@ -5,7 +5,7 @@
 
 use std::{fs, path::PathBuf};
 
-use super::{Store, StoreError, Table, Txn};
+use super::{Snapshot, Store, StoreError, Table, Txn};
 
 /// The schema that this program reads and writes.
 pub(super) const CURRENT: u64 = 1;
@@ -39,6 +39,13 @@ pub(super) fn migrate(
         }
         txn.put(Table::Meta, KEY, &current)
     })
+}
+
+/// Whether this version can read what a snapshot holds.
+pub(super) fn is_known(snapshot: &Snapshot) -> bool {
+    let meta = snapshot.get(Table::Meta.name());
+    let found = meta.and_then(|meta| meta.get(KEY)).and_then(serde_json::Value::as_u64);
+    found.is_some_and(|found| (1..=CURRENT).contains(&found))
 }
 
 /// Refuses what is newer than `current`.

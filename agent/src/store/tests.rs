@@ -110,7 +110,7 @@ fn a_disk_that_was_full_is_not_a_damaged_file() {
     let disk = Disk::default();
     let full = Arc::clone(&disk.full);
     let database = Database::builder().create_with_backend(disk).unwrap();
-    let store = Store { database, path: "state.redb".into() };
+    let store = Store::of(database, Path::new("state.redb"));
     store.put(Table::Objects, "a", &1).unwrap();
     full.store(true, Ordering::Relaxed);
     let error = store.put(Table::Objects, "b", &2).unwrap_err();
@@ -118,7 +118,8 @@ fn a_disk_that_was_full_is_not_a_damaged_file() {
     full.store(false, Ordering::Relaxed);
     let error = store.put(Table::Objects, "b", &2).unwrap_err();
     assert!(matches!(error, StoreError::Stuck(_)), "{error}");
-    assert!(error.to_string().contains("restart the agent"), "{error}");
+    assert!(error.to_string().contains("try again"), "{error}");
+    assert!(store.is_stuck());
 }
 
 #[test]
@@ -199,4 +200,52 @@ fn a_damaged_file_is_an_error_and_no_panic() {
             other => panic!("{foreign}: {other:?}"),
         }
     }
+}
+
+#[test]
+fn a_snapshot_comes_back_whole_and_the_incarnation_never_goes_back() {
+    let (_dir, path) = fresh();
+    let store = Store::open(&path).unwrap();
+    store.put(Table::Objects, "a", &1).unwrap();
+    store.next_incarnation(1000).unwrap();
+    let snapshot = store.snapshot().unwrap();
+    store.put(Table::Objects, "b", &2).unwrap();
+    store.next_incarnation(2000).unwrap();
+    store.restore(&snapshot).unwrap();
+    assert_eq!(store.list::<u8>(Table::Objects).unwrap(), vec![("a".into(), 1)]);
+    assert_eq!(store.next_incarnation(5).unwrap(), 2001);
+    drop(store);
+    // Another host's file becomes the same.
+    let (_dir, other) = fresh();
+    let other = Store::open(&other).unwrap();
+    other.restore(&snapshot).unwrap();
+    let restored = other.snapshot().unwrap();
+    assert!(snapshot.iter().all(|(table, rows)| restored.get(table) == Some(rows)), "{restored:?}");
+    let mut newer = snapshot.clone();
+    newer.get_mut("meta").unwrap().insert("schema".into(), 99.into());
+    assert!(matches!(other.restore(&newer), Err(StoreError::Foreign)));
+    let mut unknown = snapshot;
+    unknown.insert("later".into(), Default::default());
+    assert!(matches!(other.restore(&unknown), Err(StoreError::Foreign)));
+    assert_eq!(other.list::<u8>(Table::Objects).unwrap().len(), 1, "nothing changed");
+}
+
+#[test]
+fn a_store_that_is_stuck_is_mended_without_a_new_life() {
+    let (_dir, path) = fresh();
+    let kept = Store::open(&path).unwrap();
+    kept.put(Table::Objects, "a", &1).unwrap();
+    drop(kept);
+    let disk = Disk::default();
+    let full = Arc::clone(&disk.full);
+    let store = Store::of(Database::builder().create_with_backend(disk).unwrap(), &path);
+    assert!(store.mend().is_ok() && !store.is_stuck());
+    full.store(true, Ordering::Relaxed);
+    store.put(Table::Objects, "b", &2).unwrap_err();
+    assert!(store.is_stuck());
+    store.mend().unwrap();
+    // What the file kept is there, and it takes more.
+    assert!(!store.is_stuck());
+    assert_eq!(store.list::<u8>(Table::Objects).unwrap(), vec![("a".into(), 1)]);
+    store.put(Table::Objects, "c", &3).unwrap();
 }

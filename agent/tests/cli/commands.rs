@@ -79,16 +79,16 @@ fn views() -> Vec<Case> {
 
 fn membership_changes() -> Vec<Case> {
     let member = to_value(membership()).unwrap();
-    let token = json!({ "id": "k7", "token": "VXMTKN-1-a-b", "expires_at": 3601 });
+    let token = json!({ "id": "k7", "token": "VXMTKN-1-a-b", "expires_at": 3601,
+        "servers": ["10.213.0.1:7760", "[fd13::1]:7760"] });
     vec![
         (&["init"], "init", json!({}), member.clone()),
         (
             &["join", "--token", "t", "h1", "[fd00::1]:7"],
             "join",
             json!({ "token": "t", "servers": ["h1", "[fd00::1]:7"] }),
-            member.clone(),
+            member,
         ),
-        (&["leave"], "leave", Value::Null, member),
         (
             &["token", "create"],
             "token_create",
@@ -105,9 +105,41 @@ fn membership_changes() -> Vec<Case> {
     ]
 }
 
+#[test]
+fn who_leaves_is_asked_only_at_a_terminal_and_told_what_went_wrong() {
+    let agent = TestAgent::start();
+    for (words, force, yes) in [
+        (&["leave"] as &[&str], false, false),
+        (&["leave", "--yes"], false, true),
+        (&["leave", "-y"], false, true),
+        (&["leave", "--force"], true, false),
+    ] {
+        let said = agent.say(words);
+        assert_eq!(said.stdout, format!("left mesh {}\n", node_id(9)));
+        assert_eq!((said.status, said.stderr.as_str()), (0, "warning: nobody heard it\n"));
+        let asked = json!({ "force": force, "yes": yes });
+        assert_eq!(agent.world.calls(), [("leave".to_owned(), asked)], "{words:?}");
+    }
+    let said = agent.say_json(&["leave"]);
+    let warning: Value = serde_json::from_str(&said.stderr).unwrap();
+    assert_eq!(warning["warning"]["message"], "nobody heard it");
+}
+
 fn removals() -> Vec<Case> {
     let node = to_value(&nodes()[1]).unwrap();
     vec![
+        (
+            &["node", "update", "h2", "--issuer"],
+            "node_update",
+            json!({ "node": "h2", "spec": { "issuer": true } }),
+            node.clone(),
+        ),
+        (
+            &["node", "update", "h2", "--issuer=false"],
+            "node_update",
+            json!({ "node": "h2", "spec": { "issuer": false } }),
+            node.clone(),
+        ),
         (&["node", "rm", "h2"], "node_rm", json!("h2"), node.clone()),
         (&["node", "rm", "h2", "--force"], "node_rm", json!("h2 by force"), node),
     ]
@@ -253,7 +285,17 @@ fn every_command_asks_for_what_it_says_and_prints_the_answer() {
         assert_eq!(calls.first(), Some(&(call.to_owned(), spec)), "{words:?}");
         let said = agent.say(words);
         let joining = "asking h1, [fd00::1]:7 to let this node in\n";
-        let progress = if words.contains(&"join") { joining } else { "" };
+        let next = "on the next host: vxmesh join --token";
+        let made = format!(
+            "for each other host, `vxmesh token create --uses 1` here prints a token; then {next} TOKEN 10.213.0.1\n"
+        );
+        let token = format!("{next} VXMTKN-1-a-b 10.213.0.1 fd13::1\n");
+        let progress = match words {
+            ["join", ..] => joining,
+            ["init"] => &made,
+            ["token", "create", ..] => &token,
+            _ => "",
+        };
         assert_eq!((said.status, said.stderr.as_str()), (0, progress), "{words:?}");
         assert!(
             said.stdout.ends_with('\n') && said.stdout.trim() == said.stdout.trim_end(),
@@ -302,15 +344,20 @@ fn tables_have_short_ids_names_and_no_borders() {
     assert_eq!(sandboxes, "NAME   STATE   PID   NETWORKS   PORTS   COMMAND\n");
 
     let node = agent.say(&["node", "inspect", "h3"]).stdout;
-    let expected =
-        format!("id:     {}\nname:   h3\nvtep:   -\nstate:  dead\nself:   false\n", node_id(3));
+    let expected = format!(
+        "id:      {}\nname:    h3\nvtep:    -\nstate:   dead\nself:    false\nissuer:  false\n",
+        node_id(3)
+    );
     assert_eq!(node, expected);
 }
 
 #[test]
 fn what_a_command_made_is_one_line_that_scripts_can_use() {
     let agent = TestAgent::start();
-    assert_eq!(agent.say(&["token", "create"]).stdout, "VXMTKN-1-a-b\n");
+    let token = agent.say(&["token", "create"]);
+    assert_eq!(token.stdout, "VXMTKN-1-a-b\n");
+    let line = "on the next host: vxmesh join --token VXMTKN-1-a-b 10.213.0.1 fd13::1\n";
+    assert_eq!(token.stderr, line);
     assert_eq!(agent.say(&["network", "create", "red"]).stdout, format!("{}\n", networks()[0].id));
     assert_eq!(
         agent.say(&["endpoint", "attach", "red", "--pid", "1"]).stdout,

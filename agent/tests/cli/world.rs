@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 use vxmesh::{
     admin::{self, AdminSocket, Backend, resolve},
     api::*,
+    identity::backup::Backup,
 };
 use vxmesh_proto::addr::{EndpointId, MacAddr, Name, NetworkId, NodeId, Vni};
 
@@ -252,6 +253,7 @@ pub(crate) fn nodes() -> Vec<Node> {
         vtep: (n < 3).then(|| format!("10.213.0.{n}:7761").parse().unwrap()),
         state: if n < 3 { "alive" } else { "dead" }.into(),
         is_self: n == 1,
+        issuer: n == 1,
     };
     vec![node(1), node(2), node(3)]
 }
@@ -461,12 +463,13 @@ pub(crate) fn status() -> Status {
         issuer: true,
         conflicts: 1,
         certificate_left_s: Some(86_400),
+        issuers: vec![Issuer { id: node_id(1), name: name("h1"), state: "alive".into() }],
         datapath: None,
     }
 }
 
 pub(crate) fn membership() -> Membership {
-    Membership { mesh_id: node_id(9), node_id: node_id(1) }
+    Membership { mesh_id: node_id(9), node_id: node_id(1), warnings: Vec::new() }
 }
 
 #[async_trait]
@@ -486,14 +489,24 @@ impl Backend for World {
         Ok(membership())
     }
 
-    async fn leave(&self) -> Result<Membership, ApiError> {
-        self.asked("leave", ())?;
-        Ok(membership())
+    async fn leave(&self, spec: LeaveSpec) -> Result<Membership, ApiError> {
+        self.asked("leave", spec)?;
+        Ok(Membership { warnings: vec!["nobody heard it".into()], ..membership() })
+    }
+
+    async fn backup(&self) -> Result<Backup, ApiError> {
+        self.asked("backup", ())?;
+        Err(ApiError::new(ErrorCode::Conflict, "nothing to keep", "make a mesh"))
     }
 
     async fn token_create(&self, spec: TokenSpec) -> Result<TokenCreated, ApiError> {
         self.asked("token_create", spec)?;
-        Ok(TokenCreated { id: "k7".into(), token: "VXMTKN-1-a-b".into(), expires_at: 3601 })
+        Ok(TokenCreated {
+            id: "k7".into(),
+            token: "VXMTKN-1-a-b".into(),
+            expires_at: 3601,
+            servers: vec!["10.213.0.1:7760".parse().unwrap(), "[fd13::1]:7760".parse().unwrap()],
+        })
     }
 
     async fn tokens(&self) -> Result<Vec<Token>, ApiError> {
@@ -514,6 +527,11 @@ impl Backend for World {
     async fn peers(&self) -> Result<Vec<Peer>, ApiError> {
         self.asked("peers", ())?;
         Ok(peers())
+    }
+
+    async fn node_update(&self, reference: &str, spec: NodeSpec) -> Result<Node, ApiError> {
+        self.asked("node_update", json!({ "node": reference, "spec": spec }))?;
+        self.node(reference).await
     }
 
     async fn node_rm(&self, reference: &str, force: bool) -> Result<Node, ApiError> {

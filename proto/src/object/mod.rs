@@ -54,7 +54,7 @@ pub use self::{
     set::{Merge, NetworkState, ObjectSet},
 };
 use crate::{
-    addr::{NetworkId, NodeId},
+    addr::{Name, NetworkId, NodeId},
     limits::{OBJECT_LEN, OBJECTS_PER_AUTHOR},
     record,
 };
@@ -256,6 +256,9 @@ pub struct Member {
     /// Its DER certificate, which carries its keys.
     #[serde(rename = "x", with = "base64_text")]
     pub certificate: Vec<u8>,
+    /// Its name, for whoever does not hear it any more; older versions did not tell it here.
+    #[serde(rename = "n", default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
 }
 
 /// An address block given away by its owner.

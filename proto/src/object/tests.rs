@@ -45,7 +45,7 @@ fn hlc(ms: u64) -> Hlc {
 
 fn member(seed: u8) -> Draft {
     let certificate = [b"ca", pair(seed).public_key().as_ref()].concat();
-    Draft::new(hlc(0), Content::Member(Member { certificate }))
+    Draft::new(hlc(0), Content::Member(Member { certificate, name: None }))
 }
 
 fn network(seed: u8, name: &str, vni: u32) -> Network {
@@ -229,7 +229,8 @@ fn who_may_say_what() {
     assert!(matches!(transfer(1, 2, 0).sign(&pair(1), mesh()), Err(Refused::Content(_))));
     // A certificate of another node, or of no CA.
     assert_eq!(merge(&mut set, &sign(9, &member(8))), Merge::Refused(Refused::NotTheirs(node(9))));
-    let own = Draft::new(hlc(0), Content::Member(Member { certificate: b"other".to_vec() }));
+    let own =
+        Draft::new(hlc(0), Content::Member(Member { certificate: b"other".to_vec(), name: None }));
     assert_eq!(merge(&mut set, &sign(9, &own)), Merge::Refused(Refused::Certificate));
     // Signed by 2 in the name of 1, and signed for another mesh.
     let text = sign(1, &made);

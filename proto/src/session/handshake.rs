@@ -112,6 +112,7 @@ impl Sessions {
         let key = self.keypair(now, id, suite, (false, local, init.sender), &keys)?;
         let Some(entry) = self.entries.get_mut(&id) else { return Err(SessionDrop::UnknownPeer) };
         entry.set_next(key, from, &self.table);
+        entry.peer.note_shaken(now);
         entry.heard();
         let response = Response { sender: local, receiver: init.sender, noise: &noise };
         let bytes = response.write(&entry.mac);
@@ -186,6 +187,7 @@ impl Sessions {
         let wins = self.public < entry.config.noise_public;
         entry.finish_own(key, begun, wins, &self.table);
         entry.peer.roam(from);
+        entry.peer.note_shaken(now);
         entry.peer.add_rtt(now.saturating_duration_since(begun));
         self.established(id);
         // The responder may send only after it has received on the key.

@@ -54,6 +54,8 @@ pub struct Peer {
     removed: AtomicBool,
     last_sent: AtomicTime,
     last_received: AtomicTime,
+    /// When a message of its handshakes last came.
+    last_shaken: AtomicTime,
     /// Since when data was sent without anything coming back.
     unanswered: AtomicTime,
     /// Since when data was received without anything being sent.
@@ -85,6 +87,7 @@ impl Peer {
             removed: AtomicBool::new(false),
             last_sent: AtomicTime::default(),
             last_received: AtomicTime::default(),
+            last_shaken: AtomicTime::default(),
             unanswered: AtomicTime::default(),
             unacknowledged: AtomicTime::default(),
             rx_bytes: AtomicU64::new(0),
@@ -206,6 +209,12 @@ impl Peer {
         self.last_received.get(self.start)
     }
 
+    /// When something authentic last came, messages of handshakes among it.
+    #[must_use]
+    pub fn last_heard(&self) -> Option<Instant> {
+        self.last_received().max(self.last_shaken.get(self.start))
+    }
+
     /// Bytes of opened datagrams, headers included.
     #[must_use]
     pub fn rx_bytes(&self) -> u64 {
@@ -268,6 +277,10 @@ impl Peer {
 
     pub(super) fn forget_unacknowledged(&self) {
         self.unacknowledged.clear();
+    }
+
+    pub(super) fn note_shaken(&self, now: Instant) {
+        self.last_shaken.set(self.micros(now));
     }
 
     pub(super) fn add_rtt(&self, sample: Duration) {

@@ -24,6 +24,19 @@ impl Sessions {
         self.reschedule(now, id);
     }
 
+    /// Sends a peer something that it can tell to be ours, whether or not anybody has frames for it: a keepalive, or an initiation
+    /// where there is no key. Nothing is sent to a peer without an address.
+    pub fn handle_probe(&mut self, now: Instant, id: NodeId) {
+        self.promote(now, id);
+        let Some(entry) = self.entries.get(&id) else { return };
+        if entry.peer.sender(now).is_some() {
+            self.keepalive(now, id);
+        } else if entry.peer.addr().is_some() {
+            self.begin(now, id);
+        }
+        self.reschedule(now, id);
+    }
+
     /// A worker opened the first packet of a key ([`Opened::confirms`](super::Opened)).
     pub fn handle_confirmed(&mut self, now: Instant, index: u32) {
         let Some(key) = self.table.get(index) else { return };

@@ -323,7 +323,7 @@ fn death_frees_nothing_and_leaving_hands_blocks_back() -> Result<()> {
         Ok(row["state"] == "dead" && row["free"].as_u64() > Some(0))
     })?;
     let before = lab.json("h1", &["ipam", "ls"])?[0]["free"].clone();
-    lab.vx("h2", &["leave"])?;
+    lab.vx("h2", &["leave", "--yes"])?;
     wait_until("what left holds nothing", || Ok(held(&second)?.is_null()))?;
     assert_eq!(lab.json("h1", &["ipam", "ls"])?[0]["free"], before, "nothing is lost");
     lab.finish(Allowed::default())

@@ -132,7 +132,7 @@ fn what_docker_needs_stays_when_the_node_leaves() -> Result<()> {
     lab.sh("h1", CONTAINER)?;
     let clients = [(&outside.netns, "10.213.0.1"), (&a.netns, "10.213.0.1")];
     engine_works(&lab, "h1", &clients, "beside a network")?;
-    lab.vxmesh("h1", &["leave"])?;
+    lab.vxmesh("h1", &["leave", "--force"])?;
     ensure!(sh(&h1, "sysctl -n net.ipv4.ip_forward")? == "1", "forwarding is off");
     engine_works(&lab, "h1", &[(&outside.netns, "10.213.0.1")], "after leaving")?;
     let rules = saved(&h1)?;

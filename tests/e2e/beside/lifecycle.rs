@@ -61,7 +61,7 @@ fn a_whole_life_leaves_the_machine_as_it_was() -> Result<()> {
     run("b", "8080:80/udp")?;
     end(&machine, "KILL", &agent)?;
     let agent = start(&machine)?;
-    vx(&machine, &["leave"])?;
+    vx(&machine, &["leave", "--force"])?;
     ensure!(machine.sh("ls -A /run/vxmesh/netns /run/vxmesh/sandbox /run/vxmesh/etc 2>/dev/null | grep -v : || true")?.is_empty());
     end(&machine, "TERM", &agent)?;
     machine.sh("rm -r /var/lib/vxmesh /run/vxmesh /tmp/agent.log")?;

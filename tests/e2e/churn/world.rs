@@ -31,6 +31,10 @@ impl Lab {
         Ok(Self(lab::Lab::up(hosts)?))
     }
 
+    pub(crate) fn with(options: lab::Options) -> Result<Self> {
+        Ok(Self(lab::Lab::with(options)?))
+    }
+
     /// The checks that end every test, with what this one caused on purpose.
     pub(crate) fn finish(self, allowed: Allowed<'_>) -> Result<()> {
         self.0.finish(allowed)

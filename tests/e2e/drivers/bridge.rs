@@ -115,7 +115,7 @@ fn it_outlives_the_agent_and_goes_with_the_membership() -> Result<()> {
         ensure!(c.endpoint.ips.iter().all(|ip| !other.endpoint.ips.contains(ip)));
     }
     ping(&c.netns, ip_of(&a, true)?, 3)?;
-    lab.vxmesh("h1", &["leave"])?;
+    lab.vxmesh("h1", &["leave", "--force"])?;
     settles(&host, &before, "the host is as before")?;
     let pins = lab.sh("h1", "ls -A /run/vxmesh/netns /run/vxmesh/sandbox")?;
     ensure!(!pins.lines().any(|line| !line.is_empty() && !line.ends_with(':')), "{pins}");

@@ -321,7 +321,7 @@ fn after_leaving(
 ) -> Result<()> {
     let c = lab.sandbox("h3", "blue", "c")?;
     let left: Status = lab.get("h2", "/v1/status")?;
-    lab.vxmesh("h2", &["leave"])?;
+    lab.vxmesh("h2", &["leave", "--yes"])?;
     wait_until("h1 knows that h2 left", || {
         let nodes: Vec<Node> = lab.get("h1", "/v1/nodes")?;
         let peers: Vec<Peer> = lab.get("h1", "/v1/peers")?;

@@ -29,9 +29,9 @@ fn issued(issuer: &Credentials, node: &Credentials, at: u64) -> Result<Vec<u8>> 
         ed25519_public: node.identity.ed25519_public(),
         noise_public: *node.identity.noise_public(),
         aes: true,
-        issuer: false,
+        issuer: node.is_issuer(),
     };
-    Ok(issuer.ca.as_ref().context("no CA key")?.issue(&own, at)?)
+    Ok(issuer.ca().context("no CA key")?.issue(&own, at)?)
 }
 
 #[test]

@@ -155,11 +155,11 @@ fn members_of_two_meshes_do_not_mix() -> Result<()> {
     lab.vx("h2", &["init"])?;
     // h1 remembers where the node was that left; neither believes the other's certificate.
     let (foreign, _) = token(&lab, &[])?;
-    lab.vx("h2", &["leave"])?;
+    lab.vx("h2", &["leave", "--force"])?;
     lab.vx("h2", &["init"])?;
     let join = ["join", "--token", &foreign, "10.213.0.1"];
     judge(&join, &lab.try_vx("h2", &join)?, 4, &["member", "hint: run `vxmesh leave`"])?;
-    lab.vx("h2", &["leave"])?;
+    lab.vx("h2", &["leave", "--force"])?;
     // A server of another mesh than the token's: the joiner's own, which has none.
     no_join(&lab, &foreign, "10.213.0.2", 1, &["10.213.0.2:7760 does not answer", "hint:"])?;
     lab.vx("h2", &["init"])?;

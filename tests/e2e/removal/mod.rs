@@ -15,9 +15,9 @@ const CAUSED: Allowed<'_> = Allowed {
     warnings: &["this node was removed from the mesh"],
 };
 
-const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
+pub(crate) const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
 
-fn refused(lab: &Lab, host: &str, args: &[&str], says: &[&str]) -> Result<()> {
+pub(crate) fn refused(lab: &Lab, host: &str, args: &[&str], says: &[&str]) -> Result<()> {
     let output = lab.try_vx(host, args)?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(4), "{args:?}: {output:?}");
@@ -37,11 +37,11 @@ fn network(lab: &Lab, subnet: &str) -> Result<()> {
     Ok(())
 }
 
-fn id(lab: &Lab, host: &str) -> Result<Value> {
+pub(crate) fn id(lab: &Lab, host: &str) -> Result<Value> {
     Ok(lab.json(host, &["status"])?["node_id"].clone())
 }
 
-fn state(lab: &Lab, host: &str, node: &Value) -> Result<Value> {
+pub(crate) fn state(lab: &Lab, host: &str, node: &Value) -> Result<Value> {
     let node = node.as_str().context("no id")?;
     Ok(lab.find(host, &["node", "ls"], "id", node)?.context("not listed")?["state"].clone())
 }
@@ -90,7 +90,7 @@ fn removed_and_leaves(lab: &Lab, host: &str, network: &str) -> Result<()> {
     ensure!(lab.json(host, &["peer", "ls"])? == json!([]), "it has sessions");
     let log = lab.log(host)?;
     ensure!(log.contains("this node was removed from the mesh"), "{log}");
-    lab.vx(host, &["leave"])?;
+    lab.vx(host, &["leave", "--yes"])?;
     ensure!(lab.pins(host)?.is_empty(), "something is left");
     ensure!(lab.sh(host, "ls /var/lib/vxmesh")? == "state.redb", "no identity is left");
     Ok(())

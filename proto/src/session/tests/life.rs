@@ -407,3 +407,34 @@ fn secrets_rotate_without_a_gap() {
     assert!(world.received(0).is_empty());
     assert!(world.dropped(0, SessionDrop::UnknownEpoch) > 0);
 }
+
+#[test]
+fn a_probe_is_heard_with_and_without_a_key_and_only_where_it_passes() {
+    let mut world = World::new(2, Link::GOOD, 1);
+    let probe = |world: &mut World, from: usize, to: usize| {
+        let now = world.now;
+        world.nodes[from].sessions.handle_probe(now, id(to));
+    };
+    let heard = |world: &World, at: usize, from: usize, since| {
+        world.peer(at, from).last_heard().is_some_and(|heard| heard >= since)
+    };
+    // Without a key: an initiation, which both hear of.
+    let start = world.now;
+    probe(&mut world, 0, 1);
+    world.run(Duration::from_millis(5));
+    assert!(heard(&world, 1, 0, start) && heard(&world, 0, 1, start));
+    // With one: a keepalive, which needs no answer and brings nobody a frame.
+    world.run(SECOND);
+    let later = world.now;
+    probe(&mut world, 1, 0);
+    world.run(Duration::from_millis(5));
+    assert!(heard(&world, 0, 1, later) && !heard(&world, 1, 0, later));
+    assert!(world.received(0).is_empty() && world.received(1).is_empty());
+    // Nothing passes: nobody hears.
+    world.link.loss = 1000;
+    world.run(SECOND);
+    let blocked = world.now;
+    probe(&mut world, 0, 1);
+    world.run(SECOND);
+    assert!(!heard(&world, 1, 0, blocked) && !heard(&world, 0, 1, blocked));
+}

@@ -1,0 +1,407 @@
+//! Whether packets pass between this node and the others, asked from both ends, and what keeps a way open through a translation (NAT).
+//!
+//! ```text
+//! doctor ── probe ──> peer : sends to this node's data port, knocks at its control port, waits for what this node sends
+//! doctor              : sends to the peer's data port, knocks at its control port, waits for what the peer sends
+//! ```
+//!
+//! What is sent to a data port is a keepalive or a handshake, so a firewall treats it as it treats the frames.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use tracing::{info, warn};
+use vxmesh_proto::{
+    addr::NodeId,
+    control::{Request, Response},
+    session::PeerState,
+};
+
+use super::{
+    doctor::check,
+    mesh::{Mesh, lock},
+};
+use crate::{
+    api::{Diagnosis, Health, Node},
+    control::{Caller, ControlError, PeerState as Connection, join::is_own, knock::knock},
+};
+
+/// How long a packet may take that was asked for.
+const PASSES: Duration = Duration::from_millis(1500);
+/// How often it is looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(10);
+/// A second try, for a packet that was lost.
+const AGAIN: Duration = Duration::from_millis(500);
+/// How long a peer may take to answer, which waits as long itself.
+const ANSWER: Duration = Duration::from_secs(4);
+/// Translations forget a quiet flow of UDP after 30 s and more (RFC 4787 section 4.3 wants 2 minutes; many do not keep to it).
+const KEEP_OPEN: Duration = Duration::from_secs(20);
+/// A handshake takes one round trip; this is after the second try.
+const SILENT: Duration = Duration::from_secs(8);
+/// Nodes that a row names.
+const NAMED: usize = 5;
+
+/// What passes between this node and another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Passage {
+    /// From there to here: to the data port, to the control port.
+    data_in: bool,
+    control_in: Option<bool>,
+    /// From here to there.
+    data_out: bool,
+    control_out: Option<bool>,
+    /// Where it sees this node's control packets come from.
+    observed: Option<IpAddr>,
+}
+
+impl Mesh {
+    /// A peer asks what passes.
+    pub(super) async fn probed(&self, from: Caller, ports: bool) -> Response {
+        let observed = from.addr;
+        if !ports {
+            return Response::Probed { data: None, control: None, observed };
+        }
+        let control = self.announced(from.node);
+        let (data, control) = tokio::join!(self.hears(from.node), self.answers(control));
+        Response::Probed { data: Some(data), control, observed }
+    }
+
+    /// Where a node says that its control port is.
+    fn announced(&self, node: NodeId) -> Option<SocketAddr> {
+        lock(&self.addrs).get(&node).copied()
+    }
+
+    async fn answers(&self, addr: Option<SocketAddr>) -> Option<bool> {
+        match addr {
+            Some(addr) => Some(knock(addr, PASSES).await),
+            None => None,
+        }
+    }
+
+    /// Sends to a node's data port, and waits for what that one sends to this.
+    async fn hears(&self, node: NodeId) -> bool {
+        let Some(peer) = self.peers.get(node) else { return false };
+        let start = Instant::now();
+        let heard = || peer.last_heard().is_some_and(|at| at >= start);
+        let waited = async {
+            let mut again = Instant::now();
+            while !heard() {
+                if again <= Instant::now() {
+                    self.plane.probe(node).await;
+                    again = Instant::now() + AGAIN;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let heard = tokio::time::timeout(PASSES, waited).await.is_ok();
+        // It may not have sent before this node had heard of it.
+        self.plane.probe(node).await;
+        heard
+    }
+
+    /// What passes between this node and one that is connected; nothing if it cannot be asked.
+    async fn passage(&self, node: NodeId) -> Option<Passage> {
+        let control = self.control.get()?;
+        let asked = control.request(node, &Request::Probe { ports: true }, ANSWER);
+        let there = self.answers(self.announced(node));
+        match tokio::join!(asked, self.hears(node), there) {
+            (Ok(Response::Probed { data, control, observed }), data_in, control_out) => {
+                Some(Passage {
+                    data_in,
+                    control_in: control,
+                    data_out: data == Some(true),
+                    control_out,
+                    observed: Some(observed.ip().to_canonical()),
+                })
+            }
+            (Ok(_) | Err(ControlError::Refused(_)), ..) => None,
+            (Err(_), data_in, control_out) => {
+                Some(Passage { data_in, control_out, ..Passage::default() })
+            }
+        }
+    }
+
+    /// `doctor`: both ports, from this node to each other and back.
+    pub(super) async fn passage_diagnoses(&self) -> Vec<Diagnosis> {
+        let Some(control) = self.control.get() else { return Vec::new() };
+        let connections = control.peers();
+        let mut nodes = self.node_list();
+        nodes.retain(|node| !node.is_self && !node.is_gone());
+        let connections = &connections;
+        let asked = nodes.iter().map(|node| async move {
+            let connection = connections.iter().find(|peer| peer.node == node.id);
+            match connection.filter(|peer| peer.connected) {
+                Some(_) => (node, connection, Some(self.passage(node.id).await)),
+                None => (node, connection, None),
+            }
+        });
+        let mut all = Vec::new();
+        let (mut well, mut old, mut seen) = (Vec::new(), Vec::new(), Vec::new());
+        for (node, connection, passage) in futures_util::future::join_all(asked).await {
+            match passage {
+                None => all.push(unconnected(node, connection)),
+                Some(None) => old.push(node.name.as_str()),
+                Some(Some(passage)) => {
+                    seen.extend(passage.observed.map(|at| (node.name.as_str(), at)));
+                    let ports = [self.config.control_port, self.config.data_port];
+                    let found = blocked(node.name.as_str(), passage, ports);
+                    if found.is_empty() {
+                        well.push(node.name.as_str());
+                    }
+                    all.extend(found);
+                }
+            }
+        }
+        if !well.is_empty() {
+            let found = format!("control ok, data ok, both ways: {}", some(&well));
+            all.insert(0, check("peers", Health::Ok, found, ""));
+        }
+        if !old.is_empty() {
+            let found = format!("cannot be asked whether packets pass: {}", some(&old));
+            all.push(check("peers", Health::Warn, found, "upgrade the agents there"));
+        }
+        all.extend(self.translated(&seen));
+        all
+    }
+
+    /// Nodes that see this one at an address that it neither has nor announces.
+    fn translated(&self, seen: &[(&str, IpAddr)]) -> Option<Diagnosis> {
+        let own = self.own_addrs();
+        let (node, at) = seen.iter().find(|(_node, at)| !own.contains(at) && !is_own(*at))?;
+        let hint = format!(
+            "others reach it only while it keeps the way open, which it does; if UDP {} and {} of {at} lead here, say so with `--advertise {at}`",
+            self.config.control_port, self.config.data_port
+        );
+        let found = format!(
+            "{node} sees this node at {at}, which is no address of this host: it is behind a translation (NAT)"
+        );
+        Some(check("nat", Health::Warn, found, &hint))
+    }
+
+    /// Asks a node that was just met where it sees this one, and says so once if that is behind a translation.
+    pub(super) async fn look_from(&self, node: NodeId) {
+        let Some(control) = self.control.get() else { return };
+        let asked = control.request(node, &Request::Probe { ports: false }, ANSWER).await;
+        let Ok(Response::Probed { observed, .. }) = asked else { return };
+        let at = observed.ip().to_canonical();
+        if self.own_addrs().contains(&at) || is_own(at) {
+            lock(&self.translations).remove(&node);
+            return;
+        }
+        if lock(&self.translations).insert(node)
+            && !self.told_translated.swap(true, Ordering::Relaxed)
+        {
+            info!(
+                %at, %node,
+                "this node is behind a translation (NAT): it keeps the way to the others open; see `vxmesh doctor`"
+            );
+        }
+    }
+
+    /// Sends to those who see this node behind a translation, before that forgets the way.
+    pub(super) fn keep_open(self: &Arc<Self>) {
+        let quiet = |node: &NodeId| {
+            let peer = self.peers.get(*node);
+            peer.is_some_and(|peer| peer.last_sent().is_none_or(|at| at.elapsed() >= KEEP_OPEN))
+        };
+        let quiet: Vec<NodeId> = lock(&self.translations).iter().copied().filter(quiet).collect();
+        if quiet.is_empty() {
+            return;
+        }
+        let mesh = Arc::clone(self);
+        tokio::spawn(async move {
+            for node in quiet {
+                mesh.plane.probe(node).await;
+            }
+        });
+    }
+
+    /// Says which peers answer on the control port and not on the data port.
+    pub(super) fn tell_silent(self: &Arc<Self>) {
+        let Some(control) = self.control.get() else { return };
+        let now = Instant::now();
+        for connection in control.peers().into_iter().filter(|peer| peer.connected) {
+            let Some(peer) = self.peers.get(connection.node) else { continue };
+            let node = connection.node;
+            let shaking = peer.state(now) == PeerState::Handshake;
+            let due = lock(&self.silent).look(node, shaking, now);
+            match due {
+                Some(true) => {
+                    let mesh = Arc::clone(self);
+                    tokio::spawn(async move { mesh.tell_silent_one(node).await });
+                }
+                Some(false) => info!(%node, "the data port answers"),
+                None => {}
+            }
+        }
+    }
+
+    async fn tell_silent_one(&self, node: NodeId) {
+        let Some(control) = self.control.get() else { return };
+        // Dead hosts are silent, too.
+        if control.request(node, &Request::Ping, PASSES).await.is_ok() {
+            let (name, port) = (self.node_name(node), self.config.data_port);
+            warn!(
+                %node, name, port,
+                "the node answers on the control port, but handshakes on the data port get no answer: is UDP blocked? `vxmesh doctor` tells where"
+            );
+        } else {
+            lock(&self.silent).forget(node);
+        }
+    }
+}
+
+/// Since when handshakes with peers are under way, and which of these were told.
+#[derive(Debug, Default)]
+pub(super) struct Silent(std::collections::BTreeMap<NodeId, (Instant, bool)>);
+
+impl Silent {
+    /// Whether it is to be told now that a peer is silent, or that it is not any more.
+    fn look(&mut self, node: NodeId, shaking: bool, now: Instant) -> Option<bool> {
+        if !shaking {
+            return self.0.remove(&node).and_then(|(_since, told)| told.then_some(false));
+        }
+        let (since, told) = self.0.entry(node).or_insert((now, false));
+        let due = !*told && now.saturating_duration_since(*since) >= SILENT;
+        *told |= due;
+        due.then_some(true)
+    }
+
+    fn forget(&mut self, node: NodeId) {
+        self.0.remove(&node);
+    }
+}
+
+fn some(names: &[&str]) -> String {
+    let shown: Vec<&str> = names.iter().take(NAMED).copied().collect();
+    match names.len().saturating_sub(NAMED) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+fn unconnected(node: &Node, connection: Option<&Connection>) -> Diagnosis {
+    let why = connection.and_then(|peer| peer.last_error.clone());
+    let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
+    let found = format!("no control connection with {}, which is {}{why}", node.name, node.state);
+    check(
+        "peers",
+        Health::Warn,
+        found,
+        "see whether its agent runs, and whether UDP 7760 passes; a node that is gone for good goes with `vxmesh node rm`",
+    )
+}
+
+/// What does not pass, with the command that opens it.
+fn blocked(node: &str, passage: Passage, [control, data]: [u16; 2]) -> Vec<Diagnosis> {
+    let opens = |port: u16| {
+        format!(
+            "`ufw allow {port}/udp`, `firewall-cmd --permanent --add-port={port}/udp` or a rule of yours opens it; look at firewalls in between, too"
+        )
+    };
+    let row = |health, found: String, port: u16, host: &str| {
+        check("peers", health, found, &format!("on {host}: {}", opens(port)))
+    };
+    let mut rows = Vec::new();
+    match (passage.data_in, passage.data_out) {
+        (true, true) => {}
+        (false, false) => rows.push(row(
+            Health::Fail,
+            format!("{node}: data blocked, no packet passes to UDP {data} in either direction"),
+            data,
+            &format!("{node} and this host"),
+        )),
+        (false, true) => rows.push(row(
+            Health::Fail,
+            format!("{node}: data blocked, what it sends to UDP {data} of this host does not come"),
+            data,
+            "this host",
+        )),
+        (true, false) => rows.push(row(
+            Health::Fail,
+            format!(
+                "{node}: data blocked, what this host sends to its UDP {data} does not come there"
+            ),
+            data,
+            node,
+        )),
+    }
+    if passage.control_in == Some(false) {
+        rows.push(row(
+            Health::Warn,
+            format!("{node}: control of this host blocked, it cannot begin to speak to UDP {control} here"),
+            control,
+            "this host",
+        ));
+    }
+    if passage.control_out == Some(false) {
+        rows.push(row(
+            Health::Warn,
+            format!(
+                "{node}: control blocked, this host cannot begin to speak to UDP {control} there"
+            ),
+            control,
+            node,
+        ));
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_blocked_is_named_with_its_side() {
+        let well = Passage {
+            data_in: true,
+            control_in: Some(true),
+            data_out: true,
+            control_out: Some(true),
+            observed: None,
+        };
+        let say = |passage| {
+            let rows = blocked("h2", passage, [7760, 7761]);
+            rows.iter()
+                .map(|row| format!("{} {} {}", row.health, row.found, row.hint))
+                .collect::<Vec<_>>()
+        };
+        assert!(say(well).is_empty());
+        for (passage, health, host, port) in [
+            (Passage { data_in: false, ..well }, "fail", "on this host:", "7761/udp"),
+            (Passage { data_out: false, ..well }, "fail", "on h2:", "7761/udp"),
+            (
+                Passage { data_in: false, data_out: false, ..well },
+                "fail",
+                "on h2 and this host:",
+                "7761/udp",
+            ),
+            (Passage { control_in: Some(false), ..well }, "warn", "on this host:", "7760/udp"),
+            (Passage { control_out: Some(false), ..well }, "warn", "on h2:", "7760/udp"),
+        ] {
+            let said = say(passage);
+            assert_eq!(said.len(), 1, "{said:?}");
+            for words in [health, host, port, "blocked"] {
+                assert!(said[0].contains(words), "{words}: {said:?}");
+            }
+        }
+        assert!(say(Passage { control_in: None, control_out: None, ..well }).is_empty());
+    }
+
+    #[test]
+    fn a_silent_peer_is_told_once_and_once_when_it_answers() {
+        let (mut silent, start) = (Silent::default(), Instant::now());
+        let node = NodeId::of_public_key(b"h2");
+        assert_eq!(silent.look(node, true, start), None);
+        assert_eq!(silent.look(node, true, start + SILENT / 2), None);
+        assert_eq!(silent.look(node, true, start + SILENT), Some(true));
+        assert_eq!(silent.look(node, true, start + SILENT * 9), None, "not twice");
+        assert_eq!(silent.look(node, false, start + SILENT * 9), Some(false));
+        assert_eq!(silent.look(node, false, start + SILENT * 9), None);
+        assert_eq!(silent.look(node, true, start + SILENT * 9), None, "it begins anew");
+        assert_eq!(silent.look(node, false, start + SILENT * 9), None, "a short one is not told");
+    }
+}
