@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     api::{Diagnosis, Health, Node},
-    control::{Caller, ControlError, PeerState as Connection, join::is_own, knock::knock},
+    control::{Caller, Control, ControlError, PeerState as Connection, join::is_own, knock::knock},
 };
 
 /// How long a packet may take that was asked for.
@@ -45,7 +45,7 @@ const SILENT: Duration = Duration::from_secs(8);
 const NAMED: usize = 5;
 
 /// What passes between this node and another.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Passage {
     /// From there to here: to the data port, to the control port.
     data_in: bool,
@@ -102,25 +102,26 @@ impl Mesh {
         heard
     }
 
-    /// What passes between this node and one that is connected; nothing if it cannot be asked.
-    async fn passage(&self, node: NodeId) -> Option<Passage> {
-        let control = self.control.get()?;
+    /// What passes between this node and one that is connected; nothing if its version cannot be asked.
+    async fn passage(
+        &self,
+        control: &Control,
+        node: NodeId,
+    ) -> Result<Option<Passage>, ControlError> {
         let asked = control.request(node, &Request::Probe { ports: true }, ANSWER);
         let there = self.answers(self.announced(node));
         match tokio::join!(asked, self.hears(node), there) {
             (Ok(Response::Probed { data, control, observed }), data_in, control_out) => {
-                Some(Passage {
+                Ok(Some(Passage {
                     data_in,
                     control_in: control,
                     data_out: data == Some(true),
                     control_out,
                     observed: Some(observed.ip().to_canonical()),
-                })
+                }))
             }
-            (Ok(_) | Err(ControlError::Refused(_)), ..) => None,
-            (Err(_), data_in, control_out) => {
-                Some(Passage { data_in, control_out, ..Passage::default() })
-            }
+            (Ok(_) | Err(ControlError::Refused(_)), ..) => Ok(None),
+            (Err(error), ..) => Err(error),
         }
     }
 
@@ -134,7 +135,7 @@ impl Mesh {
         let asked = nodes.iter().map(|node| async move {
             let connection = connections.iter().find(|peer| peer.node == node.id);
             match connection.filter(|peer| peer.connected) {
-                Some(_) => (node, connection, Some(self.passage(node.id).await)),
+                Some(_) => (node, connection, Some(self.passage(control, node.id).await)),
                 None => (node, connection, None),
             }
         });
@@ -143,8 +144,9 @@ impl Mesh {
         for (node, connection, passage) in futures_util::future::join_all(asked).await {
             match passage {
                 None => all.push(unconnected(node, connection)),
-                Some(None) => old.push(node.name.as_str()),
-                Some(Some(passage)) => {
+                Some(Err(error)) => all.push(unanswered(node, &error)),
+                Some(Ok(None)) => old.push(node.name.as_str()),
+                Some(Ok(Some(passage))) => {
                     seen.extend(passage.observed.map(|at| (node.name.as_str(), at)));
                     let ports = [self.config.control_port, self.config.data_port];
                     let found = blocked(node.name.as_str(), passage, ports);
@@ -292,6 +294,17 @@ fn unconnected(node: &Node, connection: Option<&Connection>) -> Diagnosis {
         Health::Warn,
         found,
         "see whether its agent runs, and whether UDP 7760 passes; a node that is gone for good goes with `vxmesh node rm`",
+    )
+}
+
+/// It is connected, and dead or cut off since a moment.
+fn unanswered(node: &Node, error: &ControlError) -> Diagnosis {
+    let found = format!("{} does not answer: {error}", node.name);
+    check(
+        "peers",
+        Health::Warn,
+        found,
+        "see whether its agent runs, and `vxmesh node ls` in half a minute",
     )
 }
 
