@@ -5,6 +5,7 @@
 //!                        ip, ip6       two accepting rules in every chain of others that drops     [`foreign`]
 //! network's namespace    inet vxmesh   NAT to the uplink, published ports                            [`network`]
 //!                        bridge vxmesh what a sandbox may say, and as whom                           [`guard`], [`guarded`]
+//! sandbox's namespace    netdev vxmesh the way to its name server                                     [`detour`]
 //! ```
 //!
 //! [`rule`] and [`frame`] are the language, [`table`] a table as it shall be, [`user_data`] how a rule is known again, [`socket`] the way to the kernel (netfilter netlink, one
@@ -14,6 +15,7 @@
 
 pub mod closed;
 pub mod counted;
+pub mod detour;
 pub mod flows;
 pub mod foreign;
 pub mod frame;

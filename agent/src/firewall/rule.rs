@@ -34,6 +34,8 @@ const LOCAL: u32 = 2;
 const SYN_RST: u8 = 0x06;
 const SYN_ACK: u8 = 0x12;
 const SYN: u8 = 0x02;
+/// `NFT_PAYLOAD_CSUM_INET`.
+const INTERNET_CHECKSUM: u32 = 1;
 /// TCP's maximum segment size (RFC 9293 section 3.2): option 2, its value after kind and length.
 const MSS: u8 = 2;
 
@@ -82,6 +84,11 @@ pub(super) enum Expr {
         milliseconds: u64,
     },
     Port(u16),
+    /// Writes the port that was loaded there, and corrects the checksum.
+    WritePort {
+        offset: u32,
+        checksum: u32,
+    },
     Address(IpAddr),
     /// The largest segment that fits the packet's route.
     RouteMss,
@@ -152,6 +159,11 @@ impl Protocol {
             Self::Udp => libc::IPPROTO_UDP,
         })
         .unwrap_or_default()
+    }
+
+    /// It is of this protocol.
+    pub(super) fn is_carried(self) -> Clause {
+        Clause(vec![Expr::Meta(MetaKeys::L4Proto as u32), Expr::Equal(vec![self.number()])])
     }
 }
 
@@ -252,6 +264,13 @@ pub fn is_ip(ipv4: bool) -> Clause {
     Clause(version(ipv4))
 }
 
+/// The same where frames are looked at before they are routed.
+pub(super) fn is_ip_frame(ipv4: bool) -> Clause {
+    let ethertype: u16 = if ipv4 { 0x0800 } else { 0x86dd };
+    let value = ethertype.to_be_bytes().to_vec();
+    Clause(vec![Expr::Meta(MetaKeys::Protocol as u32), Expr::Equal(value)])
+}
+
 /// Where the addresses stand in the header: offset of source and destination, and their length.
 const fn layout(ipv4: bool) -> (u32, u32, u32) {
     if ipv4 { (12, 16, 4) } else { (8, 24, 16) }
@@ -318,12 +337,10 @@ fn destination_type(of_input: bool) -> Clause {
 /// It is to this port.
 #[must_use]
 pub fn destination_port(protocol: Protocol, port: u16) -> Clause {
-    Clause(vec![
-        Expr::Meta(MetaKeys::L4Proto as u32),
-        Expr::Equal(vec![protocol.number()]),
-        Expr::Payload { base: PayloadBase::TransportHeader as u32, offset: 2, len: 2 },
-        Expr::Equal(port.to_be_bytes().to_vec()),
-    ])
+    let mut exprs = protocol.is_carried().0;
+    exprs.push(Expr::Payload { base: PayloadBase::TransportHeader as u32, offset: 2, len: 2 });
+    exprs.push(Expr::Equal(port.to_be_bytes().to_vec()));
+    Clause(exprs)
 }
 
 fn any_bit(key: u32, bits: u32) -> Clause {
@@ -483,6 +500,12 @@ fn encode_one<P: Pusher>(list: PushExprListAttrs<P>, expr: &Expr) -> PushExprLis
         Expr::Port(port) => {
             let data = elem.nested_data_immediate().push_dreg(SECOND).nested_data();
             data.push_value(&port.to_be_bytes()).end_nested().end_nested().end_nested()
+        }
+        Expr::WritePort { offset, checksum } => {
+            let write = elem.nested_data_payload().push_sreg(SECOND);
+            let write = write.push_base(PayloadBase::TransportHeader as u32).push_offset(*offset);
+            let write = write.push_len(2).push_csum_type(INTERNET_CHECKSUM);
+            write.push_csum_offset(*checksum).end_nested().end_nested()
         }
         Expr::Address(ip) => {
             let data = elem.nested_data_immediate().push_dreg(VALUE).nested_data();

@@ -33,6 +33,7 @@ const SUBSYSTEM: u16 = 10;
 const HEADER_LEN: usize = 16;
 
 /// An open socket; it belongs to the network namespace in which it was opened.
+#[derive(Debug)]
 pub(super) struct Socket(socket2::Socket);
 
 /// Requests that are carried out together.
