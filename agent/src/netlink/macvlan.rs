@@ -377,6 +377,10 @@ async fn configure(
     (sandbox, inside): (&Netns, &Links),
 ) -> Result<(), MacvlanError> {
     inside.bring_up("lo").await?;
+    // Others on the link are not ours, so it is asked about its link-local address, which may be used meanwhile (RFC 4429).
+    for setting in ["optimistic_dad", "use_optimistic"] {
+        sandbox.ipv6_setting(ifname, setting, "1")?;
+    }
     if plug.ips.iter().any(|ip| ip.addr().is_ipv6()) {
         sandbox.sysctl(&format!("ipv6/conf/{ifname}/disable_ipv6"), "0")?;
     }

@@ -188,6 +188,17 @@ impl Netns {
         self.run(|| fs::write(format!("/proc/sys/net/{path}"), value))
             .map_err(|error| io::Error::new(error.kind(), format!("net/{path}: {error}")))
     }
+
+    /// Writes a setting of an interface about IPv6. Not every kernel has each of them, or IPv6 at all.
+    ///
+    /// # Errors
+    /// The kernel refuses the value.
+    pub fn ipv6_setting(&self, ifname: &str, setting: &str, value: &str) -> io::Result<()> {
+        match self.sysctl(&format!("ipv6/conf/{ifname}/{setting}"), value) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
 }
 
 impl AsFd for Netns {

@@ -407,6 +407,9 @@ impl Overlay {
         self.links.set_alias(outer, &plug.id.to_string()).await?;
         self.set_endpoint_port(outer, plug.mac).await?;
         inside.bring_up("lo").await?;
+        // Nobody else has its addresses, the link-local one neither, so none waits until the link was asked about it (RFC 4862
+        // section 5.4): a program that starts now can bind to each.
+        sandbox.ipv6_setting(ifname, "accept_dad", "0")?;
         if plug.ips.iter().any(|ip| ip.addr().is_ipv6()) {
             // Container engines switch IPv6 off where they give no address.
             sandbox.sysctl(&format!("ipv6/conf/{ifname}/disable_ipv6"), "0")?;
