@@ -128,6 +128,12 @@ pub struct NetworkSpec {
     /// Subnets; with none given a free private IPv4 and a free unique-local IPv6 subnet are chosen.
     #[serde(default)]
     pub subnets: Vec<IpNet>,
+    /// Whether it has IPv4; without a word, if one of its subnets is of it or none is given.
+    #[serde(default)]
+    pub ipv4: Option<bool>,
+    /// The same of IPv6.
+    #[serde(default)]
+    pub ipv6: Option<bool>,
     /// Gateways, each inside one of the subnets; the first address of a subnet otherwise.
     #[serde(default)]
     pub gateways: Vec<IpAddr>,

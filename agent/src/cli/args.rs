@@ -232,6 +232,8 @@ pub(super) struct NetworkCreate {
     #[arg(long, value_name = "CIDR")]
     pub(super) subnet: Vec<IpNet>,
     #[command(flatten)]
+    pub(super) versions: Versions,
+    #[command(flatten)]
     pub(super) within: Within,
     /// Whether frames are sealed. With =false they cross the underlay readable, as RFC 7348 has it, also to VTEPs without an
     /// agent
@@ -258,6 +260,17 @@ pub(super) struct NetworkCreate {
     /// Label; may be given more than once
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     pub(super) label: Vec<(String, String)>,
+}
+
+/// The IP versions of a network.
+#[derive(Debug, Args)]
+pub(super) struct Versions {
+    /// Whether it has IPv4; =true chooses a free subnet where none is given [default: as the subnets say, or true]
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub(super) ipv4: Option<bool>,
+    /// The same of IPv6
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub(super) ipv6: Option<bool>,
 }
 
 #[derive(Debug, Args)]

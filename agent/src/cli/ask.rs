@@ -260,6 +260,8 @@ fn network_spec(create: NetworkCreate) -> NetworkSpec {
         driver: create.driver,
         options: create.options.into_iter().collect(),
         subnets: create.subnet,
+        ipv4: create.versions.ipv4,
+        ipv6: create.versions.ipv6,
         gateways: create.within.gateway,
         ip_ranges: create.within.ip_range,
         aux_addresses: create.within.aux_address.into_iter().collect(),

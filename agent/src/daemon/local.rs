@@ -233,10 +233,12 @@ impl Mesh {
             ip_ranges: spec.ip_ranges.clone(),
             aux: spec.aux_addresses.clone(),
         };
-        if wanted.is_empty() {
+        let missing = wanted.missing(spec.ipv4, spec.ipv6)?;
+        if !missing.is_empty() {
             let networks = self.network_list().into_iter();
             let taken: Vec<_> = networks.flat_map(|row| row.subnets).map(|s| s.cidr).collect();
-            wanted.subnets = free_subnets(&self.config.default_pools, &taken, &hosts::routes())?;
+            let (pools, routes) = (&self.config.default_pools, hosts::routes());
+            wanted.subnets.extend(free_subnets(pools, &taken, &routes, &missing)?);
         }
         Ok(wanted.subnets()?.into_iter().map(|(subnet, _usable)| subnet).collect())
     }

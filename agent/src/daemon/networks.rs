@@ -15,6 +15,7 @@ use vxmesh_proto::{
 };
 
 use super::{
+    conflicts::check_network_name,
     limits::{multicast_of, options},
     local::{check_mesh_name, check_options},
     mesh::{Mesh, failed},
@@ -95,6 +96,7 @@ impl Mesh {
                 "it means something else to `vxmesh run --network`: choose another",
             ));
         }
+        check_network_name(&spec.name)?;
         check_options(spec)?;
         let vteps = check_vteps(spec)?;
         if spec.driver != Driver::Overlay {
@@ -163,8 +165,10 @@ impl Mesh {
             ip_ranges: spec.ip_ranges.clone(),
             aux: spec.aux_addresses.clone(),
         };
-        if wanted.is_empty() {
-            wanted.subnets = free_subnets(&self.config.default_pools, &taken(), &hosts::routes())?;
+        let missing = wanted.missing(spec.ipv4, spec.ipv6)?;
+        if !missing.is_empty() {
+            let (pools, routes) = (&self.config.default_pools, hosts::routes());
+            wanted.subnets.extend(free_subnets(pools, &taken(), &routes, &missing)?);
         }
         wanted.subnets()
     }

@@ -1,6 +1,6 @@
 //! Which subnets a network gets: those that were asked for, or free ones of the default pools; and what they overlap.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use ipnet::{IpNet, Ipv6Net};
 use rand::{Rng, RngExt};
@@ -20,6 +20,28 @@ const RANDOM_TRIES: usize = 64;
 /// Subnets of one pool that are looked at in order: more than there may be networks.
 const ORDERED_TRIES: u64 = 65_536;
 
+/// A version of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Version {
+    V4,
+    V6,
+}
+
+impl Version {
+    const fn is_of(self, subnet: &IpNet) -> bool {
+        matches!((self, subnet), (Self::V4, IpNet::V4(_)) | (Self::V6, IpNet::V6(_)))
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
 /// What a user says about the subnets of a network.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Wanted {
@@ -29,7 +51,7 @@ pub(super) struct Wanted {
     pub(super) aux: BTreeMap<String, IpAddr>,
 }
 
-fn usage(message: impl std::fmt::Display, hint: &str) -> ApiError {
+fn usage(message: impl fmt::Display, hint: &str) -> ApiError {
     ApiError::new(ErrorCode::Usage, message.to_string(), hint)
 }
 
@@ -39,11 +61,43 @@ fn overlaps(one: &IpNet, other: &IpNet) -> bool {
 
 impl Wanted {
     /// Whether nothing was said.
-    pub(super) fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.subnets.is_empty()
             && self.gateways.is_empty()
             && self.ip_ranges.is_empty()
             && self.aux.is_empty()
+    }
+
+    /// The IP versions for which a subnet is to be chosen: those that are wanted by name, and without a word both.
+    pub(super) fn missing(
+        &self,
+        ipv4: Option<bool>,
+        ipv6: Option<bool>,
+    ) -> Result<Vec<Version>, ApiError> {
+        let mut missing = Vec::new();
+        for (version, said) in [(Version::V4, ipv4), (Version::V6, ipv6)] {
+            let there = self.subnets.iter().find(|subnet| version.is_of(subnet));
+            match (said, there) {
+                (Some(false), Some(subnet)) => {
+                    return Err(usage(
+                        format!(
+                            "{subnet} is a subnet of {version}, and the network is to have none"
+                        ),
+                        "leave one of --subnet and the option out",
+                    ));
+                }
+                (Some(true), None) => missing.push(version),
+                (None, None) if self.is_empty() => missing.push(version),
+                (Some(_) | None, _) => {}
+            }
+        }
+        if missing.is_empty() && self.is_empty() {
+            return Err(usage(
+                "a network without IPv4 and IPv6 has no addresses to give",
+                "leave --ipv4=false or --ipv6=false out",
+            ));
+        }
+        Ok(missing)
     }
 
     /// The subnets that were asked for, checked by themselves and against each other.
@@ -108,21 +162,27 @@ impl Wanted {
     }
 }
 
-/// A free subnet of each IP version. Two nodes that choose at once choose at random, so that they seldom choose the same.
+/// A free subnet of each of these IP versions. Two nodes that choose at once choose at random, so that they seldom choose the same.
 pub(super) fn free_subnets(
     pools: &[DefaultPool],
     taken: &[IpNet],
     routes: &[HostRoute],
+    versions: &[Version],
 ) -> Result<Vec<IpNet>, ApiError> {
     let mut rng = rand::rng();
     let is_free = |cidr: &IpNet| {
         !taken.iter().any(|other| overlaps(other, cidr))
             && !routes.iter().any(|route| overlaps(&route.destination, cidr))
     };
-    let of_version = |v4: bool| pools.iter().filter(move |pool| pool.base.addr().is_ipv4() == v4);
-    let from_pools =
-        |rng: &mut dyn Rng, v4: bool| of_version(v4).find_map(|pool| free_in(pool, rng, &is_free));
-    let full = |version: &str| {
+    let free = |version: Version, rng: &mut dyn Rng| {
+        let mut pools = pools.iter().filter(|pool| version.is_of(&pool.base)).peekable();
+        if version == Version::V6 && pools.peek().is_none() {
+            let random = std::iter::repeat_with(|| unique_local(rng));
+            return random.take(RANDOM_TRIES).flatten().find(is_free);
+        }
+        pools.find_map(|pool| free_in(pool, rng, &is_free))
+    };
+    let full = |version: Version| {
         ApiError::new(
             ErrorCode::Conflict,
             format!(
@@ -131,18 +191,13 @@ pub(super) fn free_subnets(
             "give one with --subnet, or more default_pools in agent.toml",
         )
     };
-    let v4 = from_pools(&mut rng, true).ok_or_else(|| full("IPv4"))?;
-    let v6 = if of_version(false).next().is_some() {
-        from_pools(&mut rng, false)
-    } else {
-        let random = std::iter::repeat_with(|| unique_local(&mut rng));
-        random.take(RANDOM_TRIES).flatten().find(is_free)
-    };
-    Ok(vec![v4, v6.ok_or_else(|| full("IPv6"))?])
+    let each =
+        versions.iter().map(|version| free(*version, &mut rng).ok_or_else(|| full(*version)));
+    each.collect()
 }
 
 /// RFC 4193 section 3.2: fd, 40 random bits, a subnet number.
-fn unique_local(rng: &mut impl Rng) -> Option<IpNet> {
+fn unique_local(rng: &mut dyn Rng) -> Option<IpNet> {
     let [a, b, c] = rng.random::<[u16; 3]>();
     let segments = [0xfd00 | (a & 0xff), b, c, 1, 0, 0, 0, 0];
     Ipv6Net::new(segments.into(), 64).ok().map(IpNet::V6)
@@ -209,13 +264,43 @@ mod tests {
         DefaultPool { base: net(base), size }
     }
 
+    const BOTH: [Version; 2] = [Version::V4, Version::V6];
+
+    #[test]
+    fn a_version_is_had_as_it_was_said() {
+        use Version::{V4, V6};
+        let of = |subnets: &[&str]| Wanted {
+            subnets: subnets.iter().map(|text| net(text)).collect(),
+            ..Wanted::default()
+        };
+        let (v4, v6) = (["10.1.0.0/24"].as_slice(), ["fd01::/64"].as_slice());
+        for (subnets, ipv4, ipv6, missing) in [
+            ([].as_slice(), None, None, Some([V4, V6].as_slice())),
+            (&[], None, Some(false), Some(&[V4])),
+            (&[], Some(false), None, Some(&[V6])),
+            (&[], Some(true), None, Some(&[V4, V6])),
+            (&[], Some(false), Some(false), None),
+            (v4, None, None, Some(&[])),
+            (v4, None, Some(true), Some(&[V6])),
+            (v4, None, Some(false), Some(&[])),
+            (v4, Some(false), None, None),
+            (v6, None, Some(false), None),
+            (v6, Some(true), None, Some(&[V4])),
+        ] {
+            let told = of(subnets).missing(ipv4, ipv6);
+            assert_eq!(told.as_deref().ok(), missing, "{subnets:?} {ipv4:?} {ipv6:?}");
+        }
+        let only = free_subnets(&[], &[], &[], &[V6]).unwrap();
+        assert!(only.len() == 1 && V6.is_of(&only[0]), "no IPv4 pool is needed: {only:?}");
+    }
+
     #[test]
     fn pools_are_cut_and_searched_to_their_end() {
         let pools = [pool("10.64.0.0/18", 20), pool("172.30.0.0/16", 24), pool("fd77::/60", 64)];
         let route = HostRoute { destination: net("172.30.0.0/17"), interface: "eth0".into() };
         let mut taken: Vec<IpNet> = Vec::new();
         let error = loop {
-            match free_subnets(&pools, &taken, std::slice::from_ref(&route)) {
+            match free_subnets(&pools, &taken, std::slice::from_ref(&route), &BOTH) {
                 Ok(made) => taken.extend(made),
                 Err(error) => break error,
             }
@@ -225,7 +310,8 @@ mod tests {
         assert_eq!((taken.len(), unique.len()), (32, 32), "16 /64 in a /60, and as many IPv4");
         assert_eq!(taken.iter().filter(|net| net.prefix_len() == 20).count(), 4, "{taken:?}");
         assert!(!taken.iter().any(|net| overlaps(net, &route.destination)), "{taken:?}");
-        let full = free_subnets(&[pool("10.0.0.0/24", 24)], &[net("10.0.0.0/8")], &[]).unwrap_err();
+        let full =
+            free_subnets(&[pool("10.0.0.0/24", 24)], &[net("10.0.0.0/8")], &[], &BOTH).unwrap_err();
         assert!(full.message.contains("IPv4") && full.code == ErrorCode::Conflict, "{full}");
     }
 
@@ -233,7 +319,7 @@ mod tests {
     fn two_nodes_seldom_choose_the_same() {
         let pools = [pool("10.64.0.0/10", 20)];
         let chosen: BTreeSet<_> =
-            (0..32).map(|_| free_subnets(&pools, &[], &[]).unwrap()).collect();
+            (0..32).map(|_| free_subnets(&pools, &[], &[], &BOTH).unwrap()).collect();
         assert!(chosen.len() > 24, "{chosen:?}");
         assert!(chosen.iter().flatten().all(|net| [20, 64].contains(&net.prefix_len())));
     }
