@@ -229,6 +229,9 @@ pub struct Endpoint {
     /// Free-form labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// An older endpoint of the network that has its name; this one is found by its id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conflict: Option<EndpointId>,
     /// Ports of its host that lead to it, as its host tells them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub published: Vec<Published>,

@@ -21,5 +21,6 @@ pub mod object;
 pub mod record;
 pub mod sandbox;
 pub mod session;
+pub mod special_names;
 pub mod tables;
 pub mod wire;

@@ -35,6 +35,14 @@ pub enum Manner {
     Forge(Ipv4Addr),
     /// Has the address only over TCP.
     Long(Ipv4Addr),
+    /// Has more addresses than it says over UDP, and nothing answers over TCP.
+    Cut(Ipv4Addr),
+    /// Refuses questions with EDNS by this code, and answers others.
+    Plain(u8, Ipv4Addr),
+    /// Says nothing to questions with EDNS, and answers others.
+    Deaf(Ipv4Addr),
+    /// Answers over TCP only.
+    Stream(Ipv4Addr),
 }
 
 /// A name server that runs until dropped.
@@ -89,6 +97,13 @@ fn serve_udp(socket: &UdpSocket, manner: Manner, stop: &AtomicBool, seen: &Mutex
         let Ok((len, from)) = socket.recv_from(&mut buffer) else { continue };
         let Some(question) = question(buffer.get(..len).unwrap_or_default()) else { continue };
         seen.lock().unwrap_or_else(PoisonError::into_inner).push(name_of(question));
+        let manner = match manner {
+            // EDNS is the only further record that a question has.
+            Manner::Plain(_, ip) | Manner::Deaf(ip) if question.get(11) == Some(&0) => {
+                Manner::Answer(ip)
+            }
+            manner => manner,
+        };
         for reply in replies(question, manner) {
             drop(socket.send_to(&reply, from));
         }
@@ -108,7 +123,7 @@ fn serve_tcp(listener: &TcpListener, manner: Manner, stop: &AtomicBool) {
             let mut bytes = vec![0; usize::from(u16::from_be_bytes(len))];
             stream.read_exact(&mut bytes).ok()?;
             let question = question(&bytes)?;
-            let Manner::Long(ip) = manner else { return None };
+            let (Manner::Long(ip) | Manner::Stream(ip)) = manner else { return None };
             let reply = reply(question, 0, Some(ip));
             stream.write_all(&u16::try_from(reply.len()).ok()?.to_be_bytes()).ok()?;
             stream.write_all(&reply).ok()
@@ -145,7 +160,8 @@ fn replies(question: &[u8], manner: Manner) -> Vec<Vec<u8>> {
         }
         Manner::Deny => vec![reply(question, 3, None)],
         Manner::Fail => vec![reply(question, 2, None)],
-        Manner::Silent => Vec::new(),
+        Manner::Silent | Manner::Deaf(_) | Manner::Stream(_) => Vec::new(),
+        Manner::Plain(code, _) => vec![reply(question, code, None)],
         Manner::Forge(ip) => {
             let mut other_id = reply(question, 0, Some(ip));
             if let Some(byte) = other_id.first_mut() {
@@ -157,8 +173,9 @@ fn replies(question: &[u8], manner: Manner) -> Vec<Vec<u8>> {
             }
             vec![other_id, other_name]
         }
-        Manner::Long(_) => {
-            let mut cut = reply(question, 0, None);
+        Manner::Long(_) | Manner::Cut(_) => {
+            let ip = if let Manner::Cut(ip) = manner { Some(ip) } else { None };
+            let mut cut = reply(question, 0, ip);
             if let Some(flags) = cut.get_mut(2) {
                 *flags |= 2;
             }

@@ -1,5 +1,7 @@
 //! Which object a reference means: a full id, else a unique name, else a unique prefix of an id.
 //!
+//! Of several of one name that were made at the same time the oldest has the name; the others are meant by their ids.
+//!
 //! A name goes before a prefix, so that creating an object can never change what an existing name means. A sandbox has
 //! nothing but its name, which is written in full.
 
@@ -18,6 +20,10 @@ pub trait Referable {
     fn id(&self) -> String;
     /// Its name, if it has one beside its id.
     fn name(&self) -> Option<&str>;
+    /// Whether the name is its own, and not that of an older one.
+    fn owns_name(&self) -> bool {
+        true
+    }
 }
 
 /// The one object that `reference` means.
@@ -26,6 +32,10 @@ pub fn one<'a, T: Referable>(items: &'a [T], reference: &str) -> Result<&'a T, A
         return Ok(item);
     }
     let named: Vec<&T> = items.iter().filter(|item| item.name() == Some(reference)).collect();
+    let owners: Vec<&T> = named.iter().copied().filter(|item| item.owns_name()).collect();
+    if !owners.is_empty() {
+        return only(&owners, reference);
+    }
     if !named.is_empty() {
         return only(&named, reference);
     }
@@ -82,7 +92,7 @@ fn ambiguous<T: Referable>(several: &[&T], reference: &str) -> ApiError {
 }
 
 macro_rules! referable {
-    ($($type:ty, $kind:literal, $abbreviated:literal, $id:ident, $name:expr;)*) => {$(
+    ($($type:ty, $kind:literal, $abbreviated:literal, $id:ident, $name:expr, $owns:expr;)*) => {$(
         impl Referable for $type {
             const KIND: &'static str = $kind;
             const ABBREVIATED: bool = $abbreviated;
@@ -95,17 +105,22 @@ macro_rules! referable {
                 let name: fn(&Self) -> Option<&str> = $name;
                 name(self)
             }
+
+            fn owns_name(&self) -> bool {
+                let owns: fn(&Self) -> bool = $owns;
+                owns(self)
+            }
         }
     )*};
 }
 
 referable! {
     // Who is gone gave the name up: the host may be back as another node.
-    Node, "node", true, id, |node| (!node.is_gone()).then_some(node.name.as_str());
-    Network, "network", true, id, |network| Some(network.name.as_str());
-    Endpoint, "endpoint", true, id, |endpoint| Some(endpoint.name.as_str());
-    Sandbox, "sandbox", false, name, |_| None;
-    Token, "token", true, id, |_| None;
+    Node, "node", true, id, |node| (!node.is_gone()).then_some(node.name.as_str()), |_| true;
+    Network, "network", true, id, |network| Some(network.name.as_str()), |network| network.state != "conflict";
+    Endpoint, "endpoint", true, id, |endpoint| Some(endpoint.name.as_str()), |endpoint| endpoint.conflict.is_none();
+    Sandbox, "sandbox", false, name, |_| None, |_| true;
+    Token, "token", true, id, |_| None, |_| true;
 }
 
 #[cfg(test)]
@@ -124,22 +139,34 @@ mod tests {
         fn name(&self) -> Option<&str> {
             self.1
         }
+
+        fn owns_name(&self) -> bool {
+            self.0 != "ee77"
+        }
     }
 
-    const THINGS: [Thing; 6] = [
+    const THINGS: [Thing; 8] = [
         Thing("aa11", Some("web")),
         Thing("aa22", Some("db")),
         Thing("bb33", Some("aa")),
         Thing("cc44", Some("twin")),
         Thing("cc55", Some("twin")),
         Thing("dd66", None),
+        Thing("ee77", Some("dup")),
+        Thing("ee88", Some("dup")),
     ];
 
     #[test]
     fn references_mean_id_then_name_then_prefix() {
-        for (reference, id) in
-            [("aa11", "aa11"), ("web", "aa11"), ("aa2", "aa22"), ("aa", "bb33"), ("d", "dd66")]
-        {
+        for (reference, id) in [
+            ("aa11", "aa11"),
+            ("web", "aa11"),
+            ("aa2", "aa22"),
+            ("aa", "bb33"),
+            ("d", "dd66"),
+            ("dup", "ee88"),
+            ("ee77", "ee77"),
+        ] {
             assert_eq!(one(&THINGS, reference).unwrap().0, id, "{reference}");
         }
     }

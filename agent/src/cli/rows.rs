@@ -112,9 +112,10 @@ impl Row for Endpoint {
     const HEAD: &'static [&'static str] = &["ID", "NAME", "NETWORK", "NODE", "MAC", "IPS"];
 
     fn cells(&self, words: &Words) -> Vec<String> {
+        let mark = if self.conflict.is_some() { " (conflict)" } else { "" };
         vec![
             self.id.short(),
-            self.name.to_string(),
+            format!("{}{mark}", self.name),
             words.network(&self.network),
             words.node(&self.node),
             self.mac.to_string(),

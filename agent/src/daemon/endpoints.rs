@@ -23,6 +23,7 @@ use vxmesh_proto::{
 };
 
 use super::{
+    conflicts::check_name,
     hosting::Hosted,
     mesh::{Mesh, failed, store_failed},
     rules::forget_addresses,
@@ -127,6 +128,7 @@ impl Stored {
             aliases: self.aliases.clone(),
             incarnation: self.incarnation,
             labels: self.labels.clone(),
+            conflict: None,
             published: Vec::new(),
         })
     }
@@ -182,6 +184,7 @@ impl Mesh {
 
     /// Everything but the addresses.
     pub(super) fn draft(&self, network: NetworkId, spec: AttachSpec) -> Result<Stored, ApiError> {
+        check_name(spec.name.as_ref(), &spec.aliases)?;
         let id = EndpointId::from_random(rand::random());
         let default_name = || format!("ep-{}", id.short()).parse();
         let name = spec

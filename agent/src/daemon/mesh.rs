@@ -37,6 +37,7 @@ use vxmesh_proto::{
 use zeroize::Zeroizing;
 
 use super::{
+    conflicts::Conflicts,
     hosting::Hosted,
     local::LocalNetworks,
     names::NameServers,
@@ -127,6 +128,7 @@ pub(super) struct Mesh {
     pub(super) fetching: tokio::sync::Mutex<()>,
     pub(super) name_servers: NameServers,
     pub(super) watching: Watching,
+    pub(super) conflicts: Conflicts,
     kick: Notify,
     /// Claims that are not believed, so that each is reported once.
     pub(super) refused: Mutex<BTreeSet<RowKey>>,
@@ -275,6 +277,7 @@ impl Mesh {
             fetching: tokio::sync::Mutex::default(),
             name_servers: NameServers::default(),
             watching: Watching::default(),
+            conflicts: Conflicts::default(),
             kick: Notify::new(),
             refused: Mutex::default(),
             unadopted: Mutex::default(),

@@ -8,6 +8,7 @@ mod adopt;
 mod attach;
 mod backend;
 mod clocks;
+mod conflicts;
 mod connections;
 mod disk;
 mod doctor;

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 use vxmesh_gossip::{directory::Directory, membership::Gossip};
 use vxmesh_proto::{
     addr::{Alias, Name, NetworkId},
-    dns::{Found, NamedEndpoint, NamesTable, View},
+    dns::{Found, NamedEndpoint, NamesTable, RecordKind, View},
     limits::DNS_TTL,
     object::ObjectSet,
     record::{Claim, Key},
@@ -143,7 +143,9 @@ fn answers<'v>(view: &'v View, asked: &str) -> Vec<Answered<'v>> {
         };
         return table.at(ip).map(pointer).into_iter().collect();
     }
-    let Found::Endpoints(table, endpoints) = view.find_name(asked) else { return Vec::new() };
+    let Found::Endpoints(table, endpoints) = view.find_name(asked, RecordKind::Any) else {
+        return Vec::new();
+    };
     let domain = format!(".{}", table.domain());
     let own = asked.strip_suffix(&domain).unwrap_or(asked);
     let record = |endpoint: &'v NamedEndpoint, ip: &IpAddr| {

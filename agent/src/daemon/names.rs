@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use vxmesh_gossip::membership::Gossip;
 use vxmesh_proto::{
     addr::{Name, NetworkId},
-    dns::NamesTable,
+    dns::{NamesTable, ResolvConf},
     object::{Content, Network, ObjectId, ObjectSet},
 };
 
@@ -43,6 +43,8 @@ pub(super) struct NameServers {
     sandboxes: Mutex<BTreeMap<Name, Server>>,
     /// On the gateways of the networks that are here.
     gateways: Mutex<BTreeMap<NetworkId, Gateways>>,
+    /// What the host's resolv.conf said when the sandboxes' files were written.
+    resolver: Mutex<Option<Arc<ResolvConf>>>,
     /// Sandboxes that could not be served, so that each is reported once.
     unserved: Mutex<BTreeSet<Name>>,
 }
@@ -63,6 +65,7 @@ impl Default for NameServers {
             started: Instant::now(),
             sandboxes: Mutex::default(),
             gateways: Mutex::default(),
+            resolver: Mutex::default(),
             unserved: Mutex::default(),
         }
     }
@@ -117,6 +120,7 @@ impl Mesh {
         gossip: &Gossip,
         tables: BTreeMap<NetworkId, Arc<NamesTable>>,
     ) {
+        self.report_conflicts(&tables);
         let domains = self.network_names().into_values().collect();
         let snapshot =
             Snapshot { tables, domains: Arc::new(domains), settled: self.is_settled(gossip) };
@@ -160,12 +164,13 @@ impl Mesh {
             .filter_map(|it| endpoints.iter().find(|endpoint| endpoint.id == it.endpoint))
             .collect();
         let cannot = |error| failed(format!("names cannot be served: {error}"), "try again");
-        let files = EtcFiles::of(&self.run_dir(), sandbox.name());
-        let written = files.write(&self.etc(sandbox, &own)).map_err(cannot);
         let networks: Vec<NetworkId> = own.iter().map(|endpoint| endpoint.network).collect();
         let objects = networks.iter().filter_map(|id| self.network_object(*id));
         let objects: Vec<Network> = objects.map(|(network, _state)| network).collect();
         let upstreams = upstreams(&objects, sandbox.dns());
+        let asks_host = upstreams == Upstreams::Host;
+        let files = EtcFiles::of(&self.run_dir(), sandbox.name());
+        let written = files.write(&self.etc(sandbox, &own, asks_host)).map_err(cannot);
         let scope = Scope { networks, upstreams };
         let mut servers = lock(&self.name_servers.sandboxes);
         if let Some(server) = servers.get(sandbox.name()) {
@@ -174,7 +179,7 @@ impl Mesh {
         }
         written?;
         let netns = Netns::open(sandbox.netns()).map_err(OverlayError::from)?;
-        let sockets = Sockets::open(&netns, IN_SANDBOX).map_err(cannot)?;
+        let sockets = Sockets::open_in_sandbox(&netns).map_err(cannot)?;
         let desk =
             Desk::new(Arc::clone(&self.name_servers.names), scope, Some(netns), Clients::one());
         let server = Server::start(sockets, desk).map_err(cannot)?;
@@ -244,22 +249,32 @@ impl Mesh {
         Server::start(sockets, desk).map_err(cannot)
     }
 
-    fn etc(&self, sandbox: &StoredSandbox, endpoints: &[&StoredEndpoint]) -> Etc {
+    fn etc(&self, sandbox: &StoredSandbox, endpoints: &[&StoredEndpoint], asks_host: bool) -> Etc {
         let names = self.network_names();
         let search = endpoints.iter().filter_map(|endpoint| names.get(&endpoint.network)).cloned();
+        let tables = &self.name_servers.names.snapshot().tables;
         let own = endpoints.iter().flat_map(|endpoint| {
             let network = names.get(&endpoint.network);
-            let claim = endpoint.claim();
-            claim
-                .ips
-                .into_iter()
-                .filter_map(move |ip| Some((ip, claim.name.clone(), network?.clone())))
+            let table = tables.get(&endpoint.network);
+            let name = table.and_then(|table| table.called(endpoint.id)).unwrap_or(&endpoint.name);
+            let ips = endpoint.ips.iter().map(IpNet::addr);
+            ips.filter_map(move |ip| Some((ip, name.clone(), network?.clone())))
         });
         let host = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
-        Etc { search: search.collect(), own: own.collect(), added: sandbox.hosts().to_vec(), host }
+        let resolver = asks_host.then(|| self.name_servers.names.host_conf().as_ref().clone());
+        let (search, added) = (search.collect(), sandbox.hosts().to_vec());
+        Etc { search, own: own.collect(), added, resolver, host }
     }
 
-    /// Serves every sandbox that is here and has no server: after a start, or where it could not be had.
+    /// Whether the host's resolv.conf has changed since this was asked last.
+    fn is_resolver_new(&self) -> bool {
+        let conf = self.name_servers.names.host_conf();
+        let before = lock(&self.name_servers.resolver).replace(Arc::clone(&conf));
+        before.is_some_and(|before| before != conf)
+    }
+
+    /// Serves every sandbox that is here and has no server: after a start, or where it could not be had. Writes the files of all
+    /// anew if the host's changed.
     pub(super) fn name_sandboxes(&self) {
         // One that is just being removed has a row and no namespace; there is a next time.
         let Ok(_host) = self.host.try_lock() else { return };
@@ -267,12 +282,11 @@ impl Mesh {
             Ok(sandboxes) => sandboxes,
             Err(error) => return warn!(%error, "names are not served"),
         };
+        let anew = self.is_resolver_new() | self.were_renamed();
         for sandbox in sandboxes {
+            let served = lock(&self.name_servers.sandboxes).contains_key(sandbox.name());
             // One that is being made is served by whoever makes it.
-            if !sandbox.has_process()
-                || !sandbox.names_itself()
-                || lock(&self.name_servers.sandboxes).contains_key(sandbox.name())
-            {
+            if !sandbox.has_process() || !sandbox.names_itself() || (served && !anew) {
                 continue;
             }
             let served = self.name_sandbox(&sandbox);

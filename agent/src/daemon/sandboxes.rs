@@ -21,6 +21,7 @@ use tracing::{info, warn};
 use vxmesh_proto::{addr::Name, sandbox::Connected};
 
 use super::{
+    conflicts::check_name,
     connections::{ifnames, network_rows},
     hosting::Hosted,
     mesh::{Mesh, failed, store_failed},
@@ -206,6 +207,7 @@ impl Mesh {
                 "choose another name, or remove that one first",
             ));
         }
+        check_name(Some(&name), &[])?;
         check_mode(&spec)?;
         if spec.networks.is_empty() && spec.mode.is_none() {
             return Err(ApiError::new(

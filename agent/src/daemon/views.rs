@@ -16,7 +16,10 @@ use vxmesh_proto::{
     record::{Claim, EndpointClaim, Key},
 };
 
-use super::mesh::{Mesh, failed};
+use super::{
+    conflicts,
+    mesh::{Mesh, failed},
+};
 use crate::{
     admin::resolve,
     api::{self, Address, ApiError, DropRow, ErrorCode, Location, MapDiffRow, MapRow, Node},
@@ -139,11 +142,13 @@ impl Mesh {
                 aliases: claim.aliases,
                 incarnation: claim.incarnation,
                 labels: claim.labels,
+                conflict: None,
                 published: Vec::new(),
             }
         };
         let endpoints = self.known().into_iter().filter(|(_, (_, claim, _))| !claim.router);
         let mut rows: Vec<api::Endpoint> = endpoints.map(row).collect();
+        conflicts::mark(&mut rows);
         // What is on this host can be detached, also if the mesh does not show it: its network was removed, or another's claim
         // stands against it.
         let shown: BTreeSet<EndpointId> = rows.iter().map(|row| row.id).collect();

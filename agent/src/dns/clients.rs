@@ -20,6 +20,10 @@ pub(super) const BURST: u32 = 2_000;
 const FORWARDS_PER_SECOND: u32 = 500;
 /// How many may come at once.
 const FORWARDS_BURST: u32 = 500;
+/// Questions of one client for which there is always room, whatever others ask.
+const FORWARDS_OWN: usize = 4;
+/// Questions over the rate that are refused in a second; the rest is not answered at all.
+const REFUSALS_PER_SECOND: u32 = 200;
 /// Questions of one client that are under way: a quarter of all, so that no sandbox takes them from the others.
 const FORWARDS_UNDER_WAY: usize = 64;
 /// Clients that one server keeps apart: as many endpoints as a bridge has ports, with two addresses each.
@@ -39,15 +43,19 @@ pub enum Clients {
 pub struct Limits {
     pub(super) questions: TokenBucket,
     pub(super) forwards: TokenBucket,
+    pub(super) refusals: TokenBucket,
     pub(super) under_way: Semaphore,
+    pub(super) own: Semaphore,
 }
 
 impl Limits {
-    fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         Self {
             questions: TokenBucket::new(PER_SECOND, BURST, now),
             forwards: TokenBucket::new(FORWARDS_PER_SECOND, FORWARDS_BURST, now),
+            refusals: TokenBucket::new(REFUSALS_PER_SECOND, REFUSALS_PER_SECOND, now),
             under_way: Semaphore::new(FORWARDS_UNDER_WAY),
+            own: Semaphore::new(FORWARDS_OWN),
         }
     }
 }

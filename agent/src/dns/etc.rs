@@ -10,10 +10,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use vxmesh_proto::addr::Name;
+use vxmesh_proto::{
+    addr::Name,
+    dns::{HostOptions, ResolvConf},
+};
 
 use super::IN_SANDBOX;
 use crate::api::HostEntry;
+
+/// Longest list of domains that every libc reads: musl ignores a longer one as a whole.
+const SEARCH_LEN: usize = 255;
 
 /// What the files say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +30,8 @@ pub struct Etc {
     pub own: Vec<(IpAddr, Name, Name)>,
     /// Names that the user gave addresses.
     pub added: Vec<HostEntry>,
+    /// What the host's resolv.conf says, if its name servers answer for other names.
+    pub resolver: Option<ResolvConf>,
     /// The host's name, which is the sandbox's, too.
     pub host: String,
 }
@@ -76,14 +84,45 @@ impl EtcFiles {
 }
 
 impl Etc {
-    /// Every name is looked up as it is first: a single label is never anybody else's.
+    /// Names are looked for in the sandbox's networks first, and then as on the host: in its domains, with its patience.
     fn resolv_conf(&self) -> String {
         let mut text = format!("# made by vxmesh\nnameserver {}\n", IN_SANDBOX.ip());
-        if !self.search.is_empty() {
-            let domains: Vec<&str> = self.search.iter().map(Name::as_str).collect();
-            text += &format!("search {}\n", domains.join(" "));
+        let theirs = self.resolver.iter().flat_map(|conf| &conf.search).map(String::as_str);
+        let mut search = String::new();
+        for domain in self.search.iter().map(Name::as_str).chain(theirs) {
+            let known = search.split(' ').any(|other| other == domain);
+            if !known && search.len() + 1 + domain.len() <= SEARCH_LEN {
+                let gap = if search.is_empty() { "" } else { " " };
+                search += &format!("{gap}{domain}");
+            }
         }
-        text + "options ndots:0\n"
+        if !search.is_empty() {
+            text += &format!("search {search}\n");
+        }
+        text + &format!("options {}\n", self.options())
+    }
+
+    /// A single label that is nobody's in the networks can only be somebody's in the host's domains. Without these, names are
+    /// looked up as they are first: one question instead of several.
+    fn options(&self) -> String {
+        let Some(conf) = &self.resolver else { return "ndots:0".to_owned() };
+        let (theirs, usual) = (conf.options, HostOptions::default());
+        let ndots = if conf.search.is_empty() { 0 } else { theirs.ndots };
+        let mut options = format!("ndots:{ndots}");
+        for (name, value, usual) in [
+            ("timeout", theirs.timeout, usual.timeout),
+            ("attempts", theirs.attempts, usual.attempts),
+        ] {
+            if value != usual {
+                options += &format!(" {name}:{value}");
+            }
+        }
+        for (name, is) in [("trust-ad", theirs.trust_ad), ("edns0", theirs.edns0)] {
+            if is {
+                options += &format!(" {name}");
+            }
+        }
+        options
     }
 
     fn hosts(&self) -> String {
@@ -124,6 +163,7 @@ mod tests {
                 "blue".parse().unwrap(),
             )],
             added: vec!["db.example:192.0.2.1".parse().unwrap()],
+            resolver: None,
             host: "h1".into(),
         }
     }
@@ -138,6 +178,29 @@ mod tests {
         for line in ["127.0.1.1 h1", "10.1.0.2 web web.blue", "192.0.2.1 db.example"] {
             assert!(hosts.lines().any(|there| there == line), "{hosts}");
         }
+    }
+
+    #[test]
+    fn what_the_host_looks_up_the_sandbox_does() {
+        let of = |text: &str| {
+            let resolver = Some(ResolvConf::parse(text, "h1", |_| None));
+            let text = Etc { resolver, ..etc() }.resolv_conf();
+            text.lines().skip(2).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(of("nameserver 9.9.9.9"), ["search blue green", "options ndots:0"]);
+        assert_eq!(
+            of(
+                "search corp.example green\noptions ndots:2 timeout:1 attempts:3 trust-ad edns0 rotate use-vc"
+            ),
+            [
+                "search blue green corp.example",
+                "options ndots:2 timeout:1 attempts:3 trust-ad edns0"
+            ]
+        );
+        // One domain too many for musl is left out, not all of them.
+        let (long, short) = (["x".repeat(60).as_str(); 4].join("."), "corp.example");
+        let lines = of(&format!("search {long} {short} a"));
+        assert_eq!(lines, [format!("search blue green {long}"), "options ndots:1".to_owned()]);
     }
 
     /// A mount shows one file, not whatever has its name.

@@ -5,10 +5,11 @@
 //! sandbox   ─> scope: which networks, which upstreams ──────────┴─> view ─> server: reply, or forward
 //! ```
 //!
-//! A [`Server`] answers on any pair of sockets and does not know where they are: at 127.0.0.11:53 inside a sandbox, or on a
-//! network's gateway address.
+//! A [`Server`] answers on any pair of sockets and does not know where they are: inside a sandbox, where whoever asks 127.0.0.11:53
+//! comes to them, or on a network's gateway address.
 
 mod clients;
+mod edns;
 mod etc;
 mod forward;
 mod resolvers;
@@ -19,14 +20,15 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
+use tokio::{sync::watch, time::timeout};
 use vxmesh_proto::{
     addr::{Name, NetworkId},
-    dns::{NamesTable, Query, View},
+    dns::{HostOptions, NamesTable, Query, ResolvConf, Step, View, decide},
 };
 
 pub use self::{
@@ -38,12 +40,16 @@ pub use self::{
 };
 use self::{
     clients::Limits,
-    forward::{Forwarder, Unanswered, Upstream},
+    forward::{Forwarder, Panel, Unanswered, Upstream},
 };
 use crate::{
     datapath::drops::{DropKey, Drops},
     netlink::netns::Netns,
 };
+
+/// How long a question waits until it is known whether there is such a name. musl asks again after 2.5 seconds, and takes five over
+/// a SERVFAIL.
+const WAIT: Duration = Duration::from_secs(2);
 
 /// All names that this host answers for, from one writer (I2).
 #[derive(Clone, Debug, Default)]
@@ -60,6 +66,8 @@ pub struct Snapshot {
 #[derive(Debug, Default)]
 pub struct Names {
     snapshot: ArcSwap<Snapshot>,
+    /// Told of each new snapshot.
+    published: watch::Sender<()>,
     forwarder: Forwarder,
     drops: Drops,
 }
@@ -85,6 +93,16 @@ pub enum Upstreams {
     Given(Vec<(IpAddr, bool)>),
 }
 
+/// Whether a question is heard.
+enum Admission {
+    /// Within these limits.
+    Granted(Arc<Limits>),
+    /// No: the client asks too much, and is told.
+    Refused,
+    /// No, and nobody is told.
+    Ignored,
+}
+
 /// Where the clients of one server ask.
 #[derive(Debug)]
 pub struct Desk {
@@ -105,6 +123,13 @@ impl Names {
     /// Replaces the tables.
     pub fn publish(&self, snapshot: Snapshot) {
         self.snapshot.store(Arc::new(snapshot));
+        self.published.send_replace(());
+    }
+
+    /// What the host's resolv.conf says.
+    #[must_use]
+    pub fn host_conf(&self) -> Arc<ResolvConf> {
+        self.forwarder.host_conf()
     }
 
     /// Questions that were not answered, and why.
@@ -144,34 +169,64 @@ impl Desk {
         }
     }
 
-    /// What limits a client that may ask one more question; counted if it may not.
-    fn admit(&self, client: IpAddr) -> Option<Arc<Limits>> {
+    /// Whether a client may ask one more question; counted if it may not. Only who asks too much is told so, or not answered.
+    fn admit(&self, client: IpAddr) -> Admission {
         let now = Instant::now();
         let Some(limits) = self.clients.limits(client, now) else {
             self.count("dns_stranger");
-            return None;
+            return Admission::Ignored;
         };
         if limits.questions.take(now) {
-            return Some(limits);
+            return Admission::Granted(limits);
         }
         self.count("dns_rate");
-        None
+        if limits.refusals.take(now) { Admission::Refused } else { Admission::Ignored }
+    }
+
+    /// The reply to a question that cannot be answered at once. A client has so many of them under way, whatever they wait for.
+    async fn reply_later(&self, query: Query, limits: &Limits) -> Vec<u8> {
+        let failure = query.failure();
+        let Ok(_permit) = limits.under_way.try_acquire() else {
+            self.count("dns_forwards_full");
+            return failure;
+        };
+        match timeout(WAIT, self.known(query)).await {
+            Ok(Step::Reply(reply)) => reply,
+            Ok(Step::Forward(query)) => self.forward(*query, limits).await,
+            Ok(Step::Refuse(fault)) => {
+                self.count(fault.reason);
+                fault.reply.unwrap_or_default()
+            }
+            Ok(Step::Wait(_)) | Err(_) => failure,
+        }
+    }
+
+    /// What is to be done with a question, once that can be said.
+    async fn known(&self, mut query: Query) -> Step {
+        let mut published = self.names.published.subscribe();
+        loop {
+            match decide(&self.view(), query, rand::random()) {
+                Step::Wait(early) => query = *early,
+                step => return step,
+            }
+            // The sender lives as long as the names.
+            let _told = published.changed().await;
+        }
     }
 
     /// The reply to a question that is not ours to answer. It takes as long as the upstreams do.
     async fn forward(&self, query: Query, limits: &Limits) -> Vec<u8> {
         let failure = query.failure();
+        let panel = self.panel();
+        if let Some(reply) = self.names.forwarder.recall(&query, &panel) {
+            return reply;
+        }
         if !limits.forwards.take(Instant::now()) {
             self.count("dns_forward_rate");
             return failure;
         }
-        let Ok(_permit) = limits.under_way.try_acquire() else {
-            self.count("dns_forwards_full");
-            return failure;
-        };
-        let upstreams = self.upstreams();
         let foreign = |count| self.count_some("dns_foreign_answer", count);
-        match self.names.forwarder.ask(query, &upstreams, foreign).await {
+        match self.names.forwarder.ask(query, &panel, limits, foreign).await {
             Ok(reply) => reply,
             Err(Unanswered::Busy) => {
                 self.count("dns_forwards_full");
@@ -184,16 +239,17 @@ impl Desk {
         }
     }
 
-    fn upstreams(&self) -> Vec<Upstream> {
+    fn panel(&self) -> Panel {
         match &self.scope.load().upstreams {
-            Upstreams::None => Vec::new(),
+            Upstreams::None => Panel::default(),
             Upstreams::Host => self.names.forwarder.host(),
             Upstreams::Given(servers) => {
                 let upstream = |(ip, inside): &(IpAddr, bool)| Upstream {
                     addr: resolvers::server_at(*ip),
                     inside: self.inside.clone().filter(|_| *inside),
                 };
-                servers.iter().map(upstream).collect()
+                let upstreams = servers.iter().map(upstream).collect();
+                Panel { upstreams, options: HostOptions::default() }
             }
         }
     }

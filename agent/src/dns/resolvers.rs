@@ -1,13 +1,15 @@
-//! The host's own name servers, as /etc/resolv.conf names them (resolv.conf(5)) and as it changes.
+//! The host's own resolv.conf(5), as it changes; what it means is decided in `vxmesh_proto::dns`.
 
 use std::{
     fs, io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6},
+    net::{IpAddr, SocketAddr},
     os::unix::fs::MetadataExt,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
+
+use vxmesh_proto::dns::ResolvConf;
 
 /// The port of name servers.
 const PORT: u16 = 53;
@@ -18,7 +20,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Longest file that is read.
 const FILE_LEN: u64 = 64 * 1024;
 
-/// The name servers of a file that somebody else writes.
+/// A file that somebody else writes.
 #[derive(Debug)]
 pub(super) struct HostResolvers {
     path: PathBuf,
@@ -29,7 +31,7 @@ pub(super) struct HostResolvers {
 struct Read {
     looked: Instant,
     version: Option<Version>,
-    servers: Arc<[SocketAddr]>,
+    conf: Arc<ResolvConf>,
 }
 
 /// Inode, length and time of the last change: another of these is another text.
@@ -40,19 +42,19 @@ impl HostResolvers {
         Self { path, read: Mutex::new(None) }
     }
 
-    /// The name servers of now, or of a second ago.
-    pub(super) fn current(&self, now: Instant) -> Arc<[SocketAddr]> {
+    /// What it says now, or said a second ago.
+    pub(super) fn current(&self, now: Instant) -> Arc<ResolvConf> {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(read) = read.as_ref().filter(|read| now.duration_since(read.looked) < LOOK) {
-            return Arc::clone(&read.servers);
+            return Arc::clone(&read.conf);
         }
         let version = self.version().ok();
-        let servers = match read.take() {
-            Some(before) if before.version == version => before.servers,
-            Some(_) | None => servers(&self.text().unwrap_or_default()).into(),
+        let conf = match read.take() {
+            Some(before) if before.version == version => before.conf,
+            Some(_) | None => Arc::new(parse(&self.text().unwrap_or_default())),
         };
-        *read = Some(Read { looked: now, version, servers: Arc::clone(&servers) });
-        servers
+        *read = Some(Read { looked: now, version, conf: Arc::clone(&conf) });
+        conf
     }
 
     fn version(&self) -> io::Result<Version> {
@@ -68,45 +70,20 @@ impl HostResolvers {
     }
 }
 
-/// The name servers that a file names; the host itself where it names none, as libc has it.
-fn servers(text: &str) -> Vec<SocketAddr> {
-    let named = text.lines().filter_map(|line| {
-        let mut words = line.split_ascii_whitespace();
-        (words.next()? == "nameserver").then_some(())?;
-        address(words.next()?)
-    });
-    let named: Vec<SocketAddr> = named.take(SERVERS).collect();
-    if named.is_empty() { vec![(Ipv4Addr::LOCALHOST, PORT).into()] } else { named }
-}
-
-fn address(text: &str) -> Option<SocketAddr> {
-    if let Some((ip, interface)) = text.split_once('%') {
-        let index = nix::net::if_::if_nametoindex(interface).ok();
-        let scope = index.or_else(|| interface.parse().ok())?;
-        return Some(SocketAddrV6::new(ip.parse().ok()?, PORT, 0, scope).into());
-    }
-    Some(server_at(text.parse().ok()?))
-}
-
 /// Where a name server with this address is asked.
 pub(super) const fn server_at(ip: IpAddr) -> SocketAddr {
     SocketAddr::new(ip, PORT)
 }
 
+fn parse(text: &str) -> ResolvConf {
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    let zone = |name: &str| nix::net::if_::if_nametoindex(name).ok();
+    ResolvConf::parse(text, &host.to_string_lossy(), zone)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn servers_are_those_that_libc_asks() {
-        let text = "# nameserver 9.9.9.9\nsearch a.b\nnameserver 192.0.2.1\n nameserver\tfd00::1 # x\n\
-            nameserver nonsense\nnameserver 192.0.2.2\nnameserver 192.0.2.3\noptions edns0";
-        let wanted = ["192.0.2.1:53", "[fd00::1]:53", "192.0.2.2:53"];
-        assert_eq!(servers(text), wanted.map(|text| text.parse().unwrap()));
-        assert_eq!(servers(""), ["127.0.0.1:53".parse().unwrap()]);
-        let scoped = servers("nameserver fe80::1%lo");
-        assert!(matches!(scoped[..], [SocketAddr::V6(v6)] if v6.scope_id() == 1), "{scoped:?}");
-    }
 
     #[test]
     fn a_changed_file_is_followed() {
@@ -117,13 +94,12 @@ mod tests {
         let mut after = |text: &str| {
             fs::write(&path, text).unwrap();
             now += LOOK;
-            resolvers.current(now).to_vec()
+            resolvers.current(now).servers.clone()
         };
         assert_eq!(after("nameserver 192.0.2.1"), ["192.0.2.1:53".parse().unwrap()]);
         assert_eq!(after("nameserver 192.0.2.22"), ["192.0.2.22:53".parse().unwrap()]);
-        assert_eq!(
-            resolvers.current(now),
-            resolvers.current(now),
+        assert!(
+            Arc::ptr_eq(&resolvers.current(now), &resolvers.current(now)),
             "in between it is not looked at"
         );
     }

@@ -20,7 +20,8 @@ use vxmesh_proto::{
     limits::DNS_QUERY_LEN,
 };
 
-use super::{Desk, Sockets, clients::Limits};
+use super::{Admission, Desk, Sockets, clients::Limits};
+use crate::firewall::detour::Detour;
 
 /// Connections of one server; whoever opens more waits.
 const CONNECTIONS: usize = 32;
@@ -34,6 +35,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub struct Server {
     desk: Arc<Desk>,
     tasks: [AbortHandle; 2],
+    _detour: Option<Detour>,
 }
 
 impl Server {
@@ -47,7 +49,8 @@ impl Server {
         let tcp = TcpListener::from_std(sockets.tcp)?;
         let datagrams = tokio::spawn(serve_udp(Arc::new(udp), Arc::clone(&desk)));
         let connections = tokio::spawn(serve_tcp(tcp, Arc::clone(&desk)));
-        Ok(Self { desk, tasks: [datagrams.abort_handle(), connections.abort_handle()] })
+        let tasks = [datagrams.abort_handle(), connections.abort_handle()];
+        Ok(Self { desk, tasks, _detour: sockets.detour })
     }
 
     /// Where its clients ask.
@@ -82,7 +85,7 @@ async fn serve_udp(socket: Arc<UdpSocket>, desk: Arc<Desk>) {
                 let (socket, desk) = (Arc::clone(&socket), Arc::clone(&desk));
                 // Bounded by the desk, which refuses at once what is too much.
                 tokio::spawn(async move {
-                    let reply = desk.forward(*query, &limits).await;
+                    let reply = desk.reply_later(*query, &limits).await;
                     send(&socket, &reply, from).await;
                 });
             }
@@ -133,7 +136,7 @@ async fn converse(mut stream: TcpStream, from: IpAddr, desk: &Desk) -> io::Resul
         timeout(IDLE, stream.read_exact(question)).await??;
         let reply = match answer(desk, from, question, Transport::Tcp) {
             Answer::Now(reply) => reply,
-            Answer::Later(query, limits) => desk.forward(*query, &limits).await,
+            Answer::Later(query, limits) => desk.reply_later(*query, &limits).await,
             Answer::Never => return Ok(()),
         };
         let Ok(len) = u16::try_from(reply.len()) else { return Ok(()) };
@@ -145,16 +148,23 @@ async fn converse(mut stream: TcpStream, from: IpAddr, desk: &Desk) -> io::Resul
 /// When a question is answered.
 enum Answer {
     Now(Vec<u8>),
-    /// Once the upstreams were asked.
+    /// Once more is known, or the upstreams were asked.
     Later(Box<Query>, Arc<Limits>),
     Never,
 }
 
 fn answer(desk: &Desk, from: IpAddr, question: &[u8], transport: Transport) -> Answer {
-    let Some(limits) = desk.admit(from) else { return Answer::Never };
+    let limits = match desk.admit(from) {
+        Admission::Granted(limits) => limits,
+        Admission::Refused => {
+            let refused = Query::parse(question, transport).map(|query| query.failure());
+            return refused.map_or(Answer::Never, Answer::Now);
+        }
+        Admission::Ignored => return Answer::Never,
+    };
     match step(&desk.view(), question, transport, rand::random()) {
         Step::Reply(reply) => Answer::Now(reply),
-        Step::Forward(query) => Answer::Later(query, limits),
+        Step::Forward(query) | Step::Wait(query) => Answer::Later(query, limits),
         Step::Refuse(fault) => {
             desk.count(fault.reason);
             fault.reply.map_or(Answer::Never, Answer::Now)

@@ -153,12 +153,9 @@ mod tests {
             let ports = (udp.local_addr()?.port(), tcp.local_addr()?.port());
             let detour = Detour::open(AT, ports.0, ports.1).map_err(std::io::Error::other)?;
             assert!(Detour::open(AT, 1, 1).is_err(), "the table is its socket's");
-            // A name server of the sandbox's own, in either family.
-            let own = [("0.0.0.0:53"), ("[::]:53")].map(|at| {
-                let own = (UdpSocket::bind(at), TcpListener::bind(at));
-                own.0.and(own.1.map(drop)).map_err(|error| format!("{at}: {error}"))
-            });
-            assert_eq!(own, [Ok(()), Ok(())]);
+            // A name server of the sandbox's own, on IPv4 and on both versions.
+            drop((UdpSocket::bind("0.0.0.0:53")?, TcpListener::bind("0.0.0.0:53")?));
+            let own = (UdpSocket::bind("[::]:53")?, TcpListener::bind("[::]:53")?);
             let asker = UdpSocket::bind("127.0.0.1:0")?;
             asker.connect(AT)?;
             asker.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -176,7 +173,7 @@ mod tests {
             drop(taken);
             let mut text = Vec::new();
             caller.read_to_end(&mut text)?;
-            drop(detour);
+            drop((detour, own));
             // Nobody is there any more, and that is said.
             asker.send(b"who")?;
             Ok((text.len(), asker.recv(&mut buffer).is_err(), TcpStream::connect(AT).is_err()))

@@ -50,12 +50,12 @@ impl View {
             return self.find_reverse(prefix, query.kind());
         }
         let Some(name) = query.host_name() else { return Found::Elsewhere };
-        self.find_name(&name)
+        self.find_name(&name, query.kind())
     }
 
     /// What has this name: lower case, no dot at its end.
     #[must_use]
-    pub fn find_name(&self, name: &str) -> Found<'_> {
+    pub fn find_name(&self, name: &str, kind: RecordKind) -> Found<'_> {
         let last = name.rsplit('.').next().unwrap_or(name);
         if last == "localhost" {
             return Found::Loopback;
@@ -67,7 +67,12 @@ impl View {
         if single && self.networks.iter().any(|table| table.domain().as_str() == name) {
             return Found::Empty;
         }
-        if single || self.domains.iter().any(|domain| domain.as_str() == last) {
+        let hidden = self.domains.iter().any(|domain| domain.as_str() == last);
+        // A top-level domain's own records are what a validator asks for on its way to any name.
+        if single && !hidden && kind == RecordKind::Zone {
+            return Found::Elsewhere;
+        }
+        if single || hidden {
             return if self.settled { Found::Nothing } else { Found::Unsettled };
         }
         Found::Elsewhere

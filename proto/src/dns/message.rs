@@ -24,6 +24,8 @@ use crate::limits::{DNS_QUERY_LEN, DNS_TTL, DNS_UDP_LEN};
 const PLAIN_LEN: u16 = 512;
 /// Id, flags and four counts.
 const HEADER_LEN: usize = 12;
+/// NS, SOA, DS, RRSIG, NSEC, DNSKEY, NSEC3, NSEC3PARAM, CDS, CDNSKEY, CSYNC, ZONEMD.
+const ZONE_TYPES: [u16; 12] = [2, 6, 43, 46, 47, 48, 50, 51, 59, 60, 62, 63];
 /// What a record takes at least: a pointer to its name, type, class, time to live and length.
 const RECORD_LEN: usize = 12;
 
@@ -56,6 +58,8 @@ pub enum RecordKind {
     Ptr,
     /// All that there are.
     Any,
+    /// One that only zones have: endpoints have none, top-level domains do.
+    Zone,
     /// One that endpoints never have.
     Other,
 }
@@ -74,7 +78,7 @@ impl RecordKind {
             Self::A => ip.is_ipv4(),
             Self::Aaaa => ip.is_ipv6(),
             Self::Any => true,
-            Self::Ptr | Self::Other => false,
+            Self::Ptr | Self::Zone | Self::Other => false,
         }
     }
 }
@@ -171,6 +175,7 @@ impl Query {
             RecordType::AAAA => RecordKind::Aaaa,
             RecordType::PTR => RecordKind::Ptr,
             RecordType::ANY => RecordKind::Any,
+            kind if ZONE_TYPES.contains(&u16::from(kind)) => RecordKind::Zone,
             _ => RecordKind::Other,
         }
     }
@@ -221,10 +226,20 @@ impl Query {
         self.encode(reply).unwrap_or_default()
     }
 
-    /// The reply to a question that the upstreams cannot answer.
+    /// The reply to a question that cannot be answered: the asker may try again.
     #[must_use]
     pub fn failure(&self) -> Vec<u8> {
         self.encode(self.bare(ResponseCode::ServFail)).unwrap_or_default()
+    }
+
+    /// The reply to whoever asks for a name of others and wants nobody to be asked.
+    pub(super) fn refusal(&self) -> Fault {
+        Fault { reason: "dns_refused", reply: self.encode(self.bare(ResponseCode::Refused)) }
+    }
+
+    /// How its reply goes.
+    pub(super) const fn transport(&self) -> Transport {
+        self.transport
     }
 
     /// A reply without records.

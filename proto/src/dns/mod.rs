@@ -12,21 +12,26 @@
 //! | the same, of a type that they do not have | no data |
 //! | the reverse name of an endpoint's address | `NAME.NETWORK` |
 //! | `NETWORK` | no data |
-//! | any other single label, or name below any network of the mesh, or address of the sandbox's networks | no such name |
+//! | any other single label, or name below any network of the mesh, or address of the sandbox's networks | no such name; while that is not known yet, the question waits |
+//! | a single label asked for what only zones have (DS, DNSKEY, NS, SOA ...), as validators do of top-level domains | goes to the upstreams |
 //! | `localhost` and what is below it | the loopback addresses (RFC 6761 section 6.3) |
 //! | anything else | goes to the upstreams, or there is no such name where networks have no way out |
 //!
-//! Answers have no SOA record, so nobody keeps a refusal (RFC 2308 section 5): a name is there as soon as its endpoint
-//! is. This file's children open no socket, read no clock and draw no random number.
+//! Answers have no SOA record, so those who keep RFC 2308 (section 5) keep no refusal: dnsmasq, BIND and libc ask again at once.
+//! Others keep it as they like: OpenJDK ten seconds, unbound five. So nobody is told that there is no such name before it is
+//! known. SERVFAIL and REFUSED are dear, too: musl takes five seconds over each.
+//! This file's children open no socket, read no clock and draw no random number.
 
 mod answer;
 mod message;
+mod resolv_conf;
 mod table;
 mod upstream;
 
 pub use answer::{Found, View};
 pub use message::{Fault, Query, RecordKind, Transport};
-pub use table::{NamedEndpoint, NamesTable};
+pub use resolv_conf::{HostOptions, ResolvConf};
+pub use table::{NamedEndpoint, NamesTable, Rival};
 pub use upstream::{CacheKey, Heard, UpstreamAnswer};
 
 #[cfg(test)]
@@ -39,6 +44,8 @@ pub enum Step {
     Reply(Vec<u8>),
     /// Ask the upstreams.
     Forward(Box<Query>),
+    /// It is too early to say: ask [`decide`] again when more is known.
+    Wait(Box<Query>),
     /// Send this back, if there is something: the bytes are no question.
     Refuse(Fault),
 }
@@ -50,10 +57,18 @@ pub fn step(view: &View, bytes: &[u8], transport: Transport, seed: u64) -> Step 
         Ok(query) => query,
         Err(fault) => return Step::Refuse(fault),
     };
+    decide(view, query, seed)
+}
+
+/// What is to be done with a question, by what is known now.
+#[must_use]
+pub fn decide(view: &View, query: Query, seed: u64) -> Step {
     match view.find(&query) {
+        Found::Unsettled => Step::Wait(Box::new(query)),
         Found::Elsewhere if view.forwards && query.wants_recursion() => {
             Step::Forward(Box::new(query))
         }
+        Found::Elsewhere if view.forwards => Step::Refuse(query.refusal()),
         found => Step::Reply(query.reply(&found, seed)),
     }
 }

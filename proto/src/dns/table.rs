@@ -1,7 +1,7 @@
 //! The names of one network: an immutable snapshot that is made anew when a claim changes (I2).
 //!
-//! Several endpoints may have one name: aliases are shared on purpose, and two sides of a partition may have named
-//! endpoints alike. An id never hides a name.
+//! Several endpoints may have one alias. A name is one endpoint's: where two were given it at the same time, on both sides of a
+//! partition for instance, the older one has it, and the other is found by its id. An id never hides a name.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -11,7 +11,7 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    addr::{Alias, Name, NetworkId},
+    addr::{Alias, EndpointId, Name, NetworkId},
     record::EndpointClaim,
     tables::RowKey,
 };
@@ -21,7 +21,7 @@ use crate::{
 pub struct NamedEndpoint {
     /// Who hosts it, and its id.
     pub key: RowKey,
-    /// Its own name, which is what its addresses lead back to.
+    /// Its own name, or its short id where an older endpoint has that; its addresses lead back to it.
     pub name: Name,
     /// Its addresses.
     pub ips: Vec<IpAddr>,
@@ -37,6 +37,18 @@ pub struct NamesTable {
     endpoints: Vec<NamedEndpoint>,
     names: BTreeMap<Box<str>, Vec<usize>>,
     addresses: BTreeMap<IpAddr, usize>,
+    rivals: Vec<Rival>,
+}
+
+/// An endpoint whose name an older one has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rival {
+    /// The name.
+    pub name: Name,
+    /// The younger one, which is found by its id.
+    pub key: RowKey,
+    /// The one that has the name.
+    pub holder: RowKey,
 }
 
 impl NamesTable {
@@ -54,10 +66,35 @@ impl NamesTable {
             endpoints: Vec::new(),
             names: BTreeMap::new(),
             addresses: BTreeMap::new(),
+            rivals: Vec::new(),
         };
+        let (mut holders, mut younger) = (BTreeMap::<&Name, usize>::new(), Vec::new());
         // A node's own endpoint has a name for its rows in lists; users call it by address.
         for (key, claim) in claims.into_iter().filter(|(_key, claim)| !claim.router) {
-            table.add(*key, claim);
+            let at = table.add(*key, claim);
+            match holders.entry(&claim.name) {
+                Entry::Vacant(entry) => {
+                    entry.insert(at);
+                }
+                Entry::Occupied(mut entry) => {
+                    let other = *entry.get();
+                    let is_older = table.rank(at) < table.rank(other);
+                    younger.push((&claim.name, if is_older { other } else { at }));
+                    if is_older {
+                        entry.insert(at);
+                    }
+                }
+            }
+        }
+        for (name, at) in younger {
+            table.rename(name, at, holders.get(name).copied());
+        }
+        for (name, at) in holders {
+            let all = table.names.entry(name.as_str().into()).or_default();
+            // Its name may stand among its aliases, too.
+            if !all.contains(&at) {
+                all.push(at);
+            }
         }
         for (at, endpoint) in table.endpoints.iter().enumerate() {
             let short = endpoint.key.endpoint.short().into_boxed_str();
@@ -66,12 +103,26 @@ impl NamesTable {
         table
     }
 
-    fn add(&mut self, key: RowKey, claim: &EndpointClaim) {
+    /// As the data path decides about addresses: the smallest has it.
+    fn rank(&self, at: usize) -> Option<(u64, RowKey)> {
+        self.endpoints.get(at).map(|endpoint| (endpoint.incarnation, endpoint.key))
+    }
+
+    /// Calls the younger of two of one name by its id.
+    fn rename(&mut self, name: &Name, at: usize, holder: Option<usize>) {
+        let holder = holder.and_then(|at| self.endpoints.get(at)).map(|holder| holder.key);
+        let (Some(endpoint), Some(holder)) = (self.endpoints.get_mut(at), holder) else { return };
+        // Hexadecimal digits are a name.
+        if let Ok(short) = endpoint.key.endpoint.short().parse() {
+            endpoint.name = short;
+        }
+        self.rivals.push(Rival { name: name.clone(), key: endpoint.key, holder });
+    }
+
+    fn add(&mut self, key: RowKey, claim: &EndpointClaim) -> usize {
         let at = self.endpoints.len();
-        let aliases = claim.aliases.iter().map(Alias::as_str);
-        for name in [claim.name.as_str()].into_iter().chain(aliases) {
+        for name in claim.aliases.iter().map(Alias::as_str) {
             let holders = self.names.entry(name.into()).or_default();
-            // Its name may stand among its aliases, too.
             if holders.last() != Some(&at) {
                 holders.push(at);
             }
@@ -98,6 +149,20 @@ impl NamesTable {
             }
         }
         self.endpoints.push(endpoint);
+        at
+    }
+
+    /// What an endpoint is called: its name, or its short id where an older one has that.
+    #[must_use]
+    pub fn called(&self, id: EndpointId) -> Option<&Name> {
+        let endpoint = self.endpoints.iter().find(|endpoint| endpoint.key.endpoint == id);
+        endpoint.map(|endpoint| &endpoint.name)
+    }
+
+    /// The endpoints whose names older ones have.
+    #[must_use]
+    pub fn rivals(&self) -> &[Rival] {
+        &self.rivals
     }
 
     /// The network.

@@ -192,20 +192,45 @@ fn only_names_of_others_go_to_the_upstreams() {
     for text in ["nobody", "nobody.red", "x.y.red", "a b.blue", "*.blue", "1.0.1.10.in-addr.arpa"] {
         assert!(!forwards(&view, text, RecordType::PTR), "{text}");
     }
+    // What a validator asks about top-level domains; not about our networks.
+    for kind in [RecordType::DS, RecordType::DNSKEY, RecordType::NS, RecordType::SOA] {
+        assert!(forwards(&view, "com", kind), "{kind}");
+        assert!(!forwards(&view, "blue", kind) && !forwards(&view, "red", kind), "{kind}");
+        assert!(!forwards(&view, "web-1", kind) && !forwards(&view, "x.red", kind), "{kind}");
+    }
+    assert!(!forwards(&view, "com", RecordType::AAAA) && !forwards(&view, "com", RecordType::MX));
+    // Who wants nobody to be asked is not told that there is nothing.
+    let mut local = question("example.com", RecordType::A);
+    local.metadata.recursion_desired = false;
+    let Step::Refuse(fault) = step(&view, &local.to_vec().unwrap(), Transport::Udp, 1) else {
+        panic!()
+    };
+    let told = Message::from_vec(&fault.reply.unwrap()).unwrap();
+    assert_eq!(told.metadata.response_code, ResponseCode::Refused);
     let closed = View { forwards: false, ..view };
     assert_eq!(ask(&closed, "example.com", RecordType::A).0, ResponseCode::NXDomain);
 }
 
 #[test]
 fn until_all_are_heard_a_missing_name_is_only_late() {
-    let view = View { settled: false, ..view() };
-    for (text, code) in [
-        ("nobody", ResponseCode::ServFail),
-        ("nobody.blue", ResponseCode::ServFail),
-        ("web-1", ResponseCode::NoError),
-    ] {
-        assert_eq!(ask(&view, text, RecordType::A).0, code, "{text}");
-    }
+    let early = View { settled: false, ..view() };
+    let pending = |text: &str| {
+        let bytes = question(text, RecordType::A).to_vec().unwrap();
+        match step(&early, &bytes, Transport::Udp, 1) {
+            Step::Wait(query) => *query,
+            other => panic!("{text}: {other:?}"),
+        }
+    };
+    assert_eq!(ask(&early, "web-1", RecordType::A).0, ResponseCode::NoError, "it is known");
+    assert!(forwards(&early, "example.com", RecordType::A), "others know");
+    let told = |query: Query| match decide(&view(), query, 1) {
+        Step::Reply(reply) => Message::from_vec(&reply).unwrap().metadata.response_code,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(told(pending("nobody")), ResponseCode::NXDomain);
+    assert_eq!(told(pending("nobody.blue")), ResponseCode::NXDomain);
+    let late = Message::from_vec(&pending("nobody").failure()).unwrap();
+    assert_eq!((late.metadata.id, late.metadata.response_code), (7, ResponseCode::ServFail));
 }
 
 #[test]
@@ -215,6 +240,36 @@ fn a_name_is_found_before_an_id() {
     let table = table(1, "blue", &[], claims);
     let found = table.lookup("010101010101").unwrap();
     assert_eq!(found.iter().map(|e| e.name.as_str()).collect::<Vec<_>>(), ["010101010101"]);
+}
+
+/// Made on three hosts before they heard of each other: all of them decide alike, whatever came first.
+#[test]
+fn of_endpoints_of_one_name_the_oldest_has_it() {
+    let mut claims = vec![
+        claim(3, "same", &["all"], &["10.1.0.3"]),
+        claim(1, "same", &["all"], &["10.1.0.1"]),
+        claim(2, "same", &["all", "same"], &["10.1.0.2"]),
+        claim(4, "other", &["all"], &["10.1.0.4"]),
+    ];
+    // Two of one incarnation are told apart by their keys.
+    claims[0].1.incarnation = 2;
+    for _order in 0..claims.len() {
+        claims.rotate_left(1);
+        let view = View { networks: vec![table(1, "blue", &[], claims.clone())], ..view() };
+        let table = &view.networks[0];
+        // Who is also called so by an alias shares the name, as all aliases are shared.
+        assert_eq!(ask(&view, "same", RecordType::A).1, ["10.1.0.1", "10.1.0.2"]);
+        assert_eq!(ask(&view, "030303030303.blue", RecordType::A).1, ["10.1.0.3"]);
+        assert_eq!(ask(&view, "3.0.1.10.in-addr.arpa", RecordType::PTR).1, ["030303030303.blue."]);
+        assert_eq!(ask(&view, "1.0.1.10.in-addr.arpa", RecordType::PTR).1, ["same.blue."]);
+        assert_eq!(ask(&view, "all", RecordType::A).1.len(), 4);
+        let mut rivals: Vec<_> = table.rivals().iter().map(|r| (r.key, r.holder)).collect();
+        rivals.sort_unstable();
+        let key = |id: u8| claim(id, "x", &[], &[]).0;
+        let mut wanted = [(key(2), key(1)), (key(3), key(1))];
+        wanted.sort_unstable();
+        assert_eq!(rivals, wanted);
+    }
 }
 
 #[test]
@@ -315,8 +370,9 @@ fn upstream_query(text: &str) -> Query {
 }
 
 fn upstream_answer(query: &Query, id: u16) -> Message {
-    let mut answer = Message::from_vec(&query.to_upstream(id).unwrap()).unwrap();
+    let mut answer = Message::from_vec(&query.to_upstream(id, true).unwrap()).unwrap();
     answer.metadata.message_type = MessageType::Response;
+    answer.metadata.recursion_available = true;
     answer
 }
 
@@ -327,7 +383,7 @@ fn record(text: &str, ttl: u32) -> Record {
 #[test]
 fn an_upstreams_answer_has_the_id_and_the_question() {
     let query = upstream_query("www.example.com");
-    let sent = Message::from_vec(&query.to_upstream(99).unwrap()).unwrap();
+    let sent = Message::from_vec(&query.to_upstream(99, true).unwrap()).unwrap();
     assert_eq!((sent.metadata.id, sent.metadata.recursion_desired), (99, true));
     let mut answer = upstream_answer(&query, 99);
     answer.add_answer(record("www.example.com", 300));
@@ -353,10 +409,58 @@ fn an_upstreams_answer_has_the_id_and_the_question() {
     assert!(matches!(query.hear(99, &[0; 5]), Heard::Foreign));
     let mut cut = answer.clone();
     cut.metadata.truncation = true;
-    assert!(matches!(hear(&cut), Heard::Cut));
-    let mut failed = answer;
+    assert!(matches!(hear(&cut), Heard::Cut(_)));
+    let mut failed = answer.clone();
     failed.metadata.response_code = ResponseCode::ServFail;
     assert!(matches!(hear(&failed), Heard::Failed));
+    let mut lame = answer;
+    lame.answers.clear();
+    lame.metadata.recursion_available = false;
+    assert!(matches!(hear(&lame), Heard::Failed), "it only says that others know");
+    lame.metadata.authoritative = true;
+    assert!(matches!(hear(&lame), Heard::Answer(_)));
+}
+
+#[test]
+fn a_server_without_edns_is_asked_without() {
+    let query = upstream_query("www.example.com");
+    let plain = Message::from_vec(&query.to_upstream(99, false).unwrap()).unwrap();
+    assert!(plain.edns.is_none() && upstream_answer(&query, 99).edns.is_some());
+    for code in [ResponseCode::FormErr, ResponseCode::NotImp, ResponseCode::BADVERS] {
+        let mut refusal = upstream_answer(&query, 99);
+        refusal.metadata.response_code = code;
+        assert!(matches!(query.hear(99, &refusal.to_vec().unwrap()), Heard::Plain), "{code}");
+        if code != ResponseCode::BADVERS {
+            refusal.queries.clear();
+            refusal.edns = None;
+            let bare = refusal.to_vec().unwrap();
+            assert_eq!(bare.len(), 12);
+            assert!(matches!(query.hear(99, &bare), Heard::Plain), "only a header: {code}");
+            assert!(matches!(query.hear(98, &bare), Heard::Foreign), "another id: {code}");
+        }
+    }
+    let mut nothing = upstream_answer(&query, 99);
+    nothing.queries.clear();
+    assert!(matches!(query.hear(99, &nothing.to_vec().unwrap()), Heard::Foreign));
+}
+
+#[test]
+fn what_came_of_a_cut_answer_can_be_given() {
+    let query = upstream_query("www.example.com");
+    let mut cut = upstream_answer(&query, 99);
+    cut.metadata.truncation = true;
+    cut.add_answer(record("www.example.com", 300));
+    let bytes = cut.to_vec().unwrap();
+    let Heard::Cut(heard) = query.hear(99, &bytes) else { panic!() };
+    assert!(heard.is_positive() && heard.ttl == Duration::ZERO, "given and not kept");
+    let reply = |query: &Query| Message::from_vec(&heard.reply(query, Duration::ZERO)).unwrap();
+    assert!(reply(&query).metadata.truncation && reply(&query).answers.len() == 1);
+    let over_tcp = question("www.example.com", RecordType::A).to_vec().unwrap();
+    let over_tcp = Query::parse(&over_tcp, Transport::Tcp).unwrap();
+    assert!(!reply(&over_tcp).metadata.truncation, "there is no more to be had");
+    // Some servers cut in the middle of a record.
+    let Heard::Cut(half) = query.hear(99, &bytes[..bytes.len() - 14]) else { panic!() };
+    assert!(!half.is_positive());
 }
 
 #[test]
@@ -388,7 +492,7 @@ proptest! {
         let view = view();
         match step(&view, &bytes, Transport::Udp, seed) {
             Step::Reply(reply) => prop_assert!(Message::from_vec(&reply).is_ok()),
-            Step::Forward(query) => prop_assert!(query.to_upstream(1).is_some()),
+            Step::Forward(query) | Step::Wait(query) => prop_assert!(query.to_upstream(1, true).is_some()),
             Step::Refuse(fault) => prop_assert!(fault.reply.is_none_or(|reply| reply.len() <= bytes.len().max(12))),
         }
     }

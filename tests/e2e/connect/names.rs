@@ -54,7 +54,7 @@ fn a_sandbox_finds_the_names_of_its_networks_and_is_found_in_them() -> Result<()
         ensure!(found(&lab, &a, name)? == address.to_string(), "{name}");
     }
     let resolv = inside(&lab, &a, "cat /etc/resolv.conf")?;
-    ensure!(resolv.lines().any(|line| line == "search blue red"), "{resolv}");
+    ensure!(resolv.lines().any(|line| line.starts_with("search blue red")), "{resolv}");
     let hosts = inside(&lab, &a, "cat /etc/hosts")?;
     for line in [format!("{a_blue} a a.blue"), format!("{a_red} a a.red")] {
         ensure!(hosts.lines().any(|it| it == line), "{hosts}");
@@ -88,14 +88,14 @@ fn a_sandbox_finds_the_names_of_its_networks_and_is_found_in_them() -> Result<()
     lab.lab(&["start", "h1"])?;
     wait_until("names are back", || Ok(found(&lab, &a, "web")? == red_web.to_string()))?;
     let resolv = inside(&lab, &a, "cat /etc/resolv.conf")?;
-    ensure!(resolv.lines().any(|line| line == "search red blue"), "{resolv}");
+    ensure!(resolv.lines().any(|line| line.starts_with("search red blue")), "{resolv}");
 
     disconnect(&lab, &a, "red")?;
     // What blue's other host has may be heard again later than what red's has.
     wait_until("blue alone", || Ok(found(&lab, &a, "web")? == blue_web.to_string()))?;
     ensure!(found(&lab, &a, "web.red")?.is_empty(), "a name of a network that it left");
     let files = inside(&lab, &a, "cat /etc/resolv.conf /etc/hosts")?;
-    ensure!(files.contains("search blue\n") && !files.contains("red"), "{files}");
+    ensure!(files.contains("search blue") && !files.contains("red"), "{files}");
     ensure!(inside(&lab, &a, &format!("dig +short -x {red_web}"))? != "web.red.");
     wait_until("its name is gone", || Ok(found(&lab, &in_red, "a")?.is_empty()))?;
     let drops =
@@ -119,7 +119,8 @@ fn files_are_whole_at_every_moment() -> Result<()> {
             let mut reads = 0_u32;
             while !over.load(Ordering::Relaxed) {
                 let text = fs::read_to_string(&file)?;
-                let whole = text.contains("nameserver 127.0.0.11\n") && text.contains("ndots:0\n");
+                let whole =
+                    text.contains("nameserver 127.0.0.11\n") && text.contains("options ndots:");
                 ensure!(whole && text.contains("search ") && text.contains("blue"), "{text:?}");
                 reads += 1;
             }

@@ -73,6 +73,12 @@ fn other_names_come_from_the_hosts_name_servers() -> Result<()> {
     let strangers: Vec<String> =
         good.seen().into_iter().filter(|name| !name.ends_with("example.com")).collect();
     ensure!(strangers.is_empty(), "{strangers:?}");
+
+    // What a validator asks about top-level domains is theirs to say.
+    for kind in ["DS", "DNSKEY", "NS"] {
+        ensure!(dig_status(&lab, &asker, &["com", kind])?.0 == "NOERROR", "{kind}");
+    }
+    ensure!(good.seen().iter().filter(|name| *name == "com").count() == 3, "{:?}", good.seen());
     drop(good);
 
     // Nobody there: said at once, not after libc's patience.
@@ -127,6 +133,66 @@ fn a_bad_name_server_delays_and_deceives_nobody() -> Result<()> {
     drop(long);
     let drops = &["dns_upstream_failed", "dns_foreign_answer"];
     lab.finish(Allowed { drops, ..Allowed::default() })
+}
+
+#[test]
+fn name_servers_of_every_age_are_understood() -> Result<()> {
+    let lab = Lab::with(Options { hosts: 2, ..Options::default() })?;
+    lab.network("h1", "blue")?;
+    let on_h2 = underlay(2).to_string();
+    let asker = sandbox(&lab, "h1", "asker", &["--dns", &on_h2])?;
+    let there = [THERE.to_string()];
+    for (number, manner) in
+        [Manner::Deaf(THERE), Manner::Cut(THERE), Manner::Plain(4, THERE), Manner::Plain(1, THERE)]
+            .into_iter()
+            .enumerate()
+    {
+        let _old = Upstream::start(&lab.host("h2")?, underlay(2), manner)?;
+        let name = format!("old{number}.example.com");
+        let begun = Instant::now();
+        // What came of an answer that is cut is better than nothing.
+        ensure!(dig(&lab, &asker, &["+ignore", &name])? == there, "{manner:?}");
+        tell(&format!("{manner:?}: answered after {:?}", begun.elapsed()));
+        ensure!(begun.elapsed() < LIBC, "{manner:?}");
+    }
+    lab.finish(Allowed::default())
+}
+
+/// What resolves on the host resolves in its sandboxes, also by the other lines of its resolv.conf.
+#[test]
+fn the_hosts_domains_and_options_are_the_sandboxes() -> Result<()> {
+    let lab = Lab::with(Options { hosts: 2, ..Options::default() })?;
+    lab.network("h1", "blue")?;
+    let write = |lines: &str| {
+        let script = format!(
+            "printf '{lines}' > /run/resolv.conf; \
+             grep -q ' /etc/resolv.conf ' /proc/self/mountinfo || mount --bind /run/resolv.conf /etc/resolv.conf"
+        );
+        lab.sh("h1", &script).map(drop)
+    };
+    let on_h2 = underlay(2);
+    write(&format!("nameserver {on_h2}\\nsearch corp.example\\noptions timeout:4\\n"))?;
+    let good = Upstream::start(&lab.host("h2")?, on_h2, Manner::Answer(THERE))?;
+    let asker = sandbox(&lab, "h1", "asker", &[])?;
+    let conf = || lab.vxmesh("h1", &["exec", "asker", "--", "cat", "/etc/resolv.conf"]);
+    let follows = |lines: &str| {
+        vxmesh_tests::lab::wait_until("the files follow", || Ok(conf()?.contains(lines)))
+    };
+    follows("search blue corp.example\noptions ndots:1 timeout:4\n")?;
+    let found = lab.vxmesh("h1", &["exec", "asker", "--", "getent", "ahostsv4", "wiki"])?;
+    ensure!(found.starts_with(&THERE.to_string()), "{found}");
+    ensure!(good.seen().iter().any(|name| name == "wiki.corp.example"), "{:?}", good.seen());
+    drop(good);
+    // Changed while the sandbox runs: a name server that is asked over TCP only.
+    let _tcp = Upstream::start(&lab.host("h2")?, on_h2, Manner::Stream(THERE))?;
+    write(&format!("nameserver {on_h2}\\nsearch lan\\noptions use-vc\\n"))?;
+    follows("search blue lan\noptions ndots:1\n")?;
+    ensure!(dig(&lab, &asker, &["www.example.com"])? == [THERE.to_string()]);
+    // A sandbox with name servers of its own has nothing of the host's.
+    sandbox(&lab, "h1", "own", &["--dns", "192.0.2.1"])?;
+    let own = lab.vxmesh("h1", &["exec", "own", "--", "cat", "/etc/resolv.conf"])?;
+    ensure!(own.contains("search blue\noptions ndots:0\n"), "{own}");
+    lab.finish(Allowed::default())
 }
 
 #[test]
