@@ -15,19 +15,41 @@ use tracing::{info, warn};
 use vxmesh_proto::{addr::NetworkId, object};
 
 use super::{
-    endpoints::{Stored, gone, quarantine_ms},
+    endpoints::{Stored, quarantine_ms},
     hosting::Hosted,
     mesh::{Mesh, lock, store_failed},
 };
 use crate::{
-    api::{ApiError, ErrorCode},
-    netlink::{
-        netns::Netns,
-        overlay::{Overlay, OverlayError},
-    },
+    api::ApiError,
+    netlink::overlay::{Overlay, OverlayError},
     objects::unix_ms,
     store::Table,
 };
+
+/// Why an endpoint of the last life is not adopted.
+#[derive(Debug)]
+pub(super) enum NotAdopted {
+    /// It is known that the sandbox, the network or the endpoint is not there any more: the only reason to remove it.
+    Gone(&'static str),
+    /// Whatever else went wrong, such as too many open files. The endpoint stays and is tried again.
+    Later(ApiError),
+}
+
+impl From<ApiError> for NotAdopted {
+    fn from(error: ApiError) -> Self {
+        Self::Later(error)
+    }
+}
+
+impl From<OverlayError> for NotAdopted {
+    fn from(error: OverlayError) -> Self {
+        if error.is_absence() {
+            Self::Gone("its sandbox is gone")
+        } else {
+            Self::Later(error.into())
+        }
+    }
+}
 
 impl Mesh {
     /// Takes over the addresses of the last life of the agent: before anybody can ask for one of them.
@@ -128,61 +150,98 @@ impl Mesh {
     }
 
     async fn adopt_or_undo(self: &Arc<Self>, hosted: &mut Hosted, endpoint: &Stored) {
-        let error = match self.adopt_one(hosted, endpoint).await {
+        let why = match self.adopt_one(hosted, endpoint).await {
             Ok(()) => {
                 if lock(&self.unadopted).remove(&endpoint.id) {
                     info!(endpoint = %endpoint.name, "endpoint adopted after all");
                 }
                 return;
             }
-            Err(error) => error,
-        };
-        // The sandbox may still have interface and address (I9).
-        if error.code == ErrorCode::Failed {
-            if lock(&self.unadopted).insert(endpoint.id) {
-                warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; it is tried again");
+            // The sandbox may still have interface and address (I9).
+            Err(NotAdopted::Later(error)) => {
+                if lock(&self.unadopted).insert(endpoint.id) {
+                    warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; it is tried again");
+                }
+                return;
             }
-            return;
-        }
-        warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; it is removed");
+            Err(NotAdopted::Gone(why)) => why,
+        };
+        warn!(endpoint = %endpoint.name, why, "endpoint not adopted; it is removed");
         lock(&self.unadopted).remove(&endpoint.id);
         self.silence(hosted, endpoint).await;
         self.withdraw(endpoint.network, endpoint.id);
         self.undo(hosted, endpoint).await;
     }
 
-    /// [`ErrorCode::Failed`] means that the endpoint may still be there; any other error, that it cannot be.
     async fn adopt_one(
         self: &Arc<Self>,
         hosted: &mut Hosted,
         endpoint: &Stored,
-    ) -> Result<(), ApiError> {
+    ) -> Result<(), NotAdopted> {
         let Some((network, _state)) = self.network_object(endpoint.network) else {
-            return Err(gone("its network is gone"));
+            return Err(NotAdopted::Gone("its network is gone"));
         };
-        if let Some(macvlan) = self.macvlan_of(endpoint.network).filter(|_| endpoint.is_attached())
-        {
-            return self.adopt_macvlan(&macvlan, &network, endpoint).await;
-        }
-        if !endpoint.is_attached() && self.macvlan_of(endpoint.network).is_some() {
-            return Err(gone("it was never wholly attached"));
-        }
+        let macvlan = self.macvlan_of(endpoint.network);
         if !endpoint.is_attached() {
-            // The namespace may have been made for it.
-            self.host_network(hosted, endpoint.network, &network).await?;
-            return Err(gone("it was never wholly attached"));
+            if macvlan.is_none() {
+                // The namespace may have been made for it.
+                self.host_network(hosted, endpoint.network, &network).await?;
+            }
+            return Err(NotAdopted::Gone("it was never wholly attached"));
+        }
+        if let Some(macvlan) = macvlan {
+            return self.adopt_macvlan(&macvlan, &network, endpoint).await;
         }
         // Whatever follows, undoing it takes the namespace away after the last endpoint.
         let overlay = self.host_network(hosted, endpoint.network, &network).await?;
         // The number of a process may be another's by now, and its namespace outlive it: then the cable tells.
         if endpoint.netns().starts_with("/proc") {
             let plugged = overlay.plugged().await?.contains(&endpoint.id);
-            return if plugged { Ok(()) } else { Err(gone("its sandbox is gone")) };
+            return if plugged { Ok(()) } else { Err(NotAdopted::Gone("its sandbox is gone")) };
         }
-        Netns::open(endpoint.netns()).map_err(OverlayError::from)?;
         self.guard_port(endpoint)?;
         // Mends what is plugged in, and plugs in what is not.
         overlay.attach(&endpoint.plug()).await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io, path::PathBuf};
+
+    use nix::errno::Errno;
+
+    use super::*;
+    use crate::{api::ErrorCode, netlink::netns::NetnsError};
+
+    fn open(errno: Errno) -> OverlayError {
+        NetnsError::Open { path: PathBuf::from("/run/netns/x"), source: errno.into() }.into()
+    }
+
+    #[test]
+    fn only_a_sandbox_that_is_known_to_be_gone_loses_its_endpoint() {
+        let not_one = NetnsError::NotANamespace(PathBuf::from("/run/netns/x"));
+        for gone in [open(Errno::ENOENT), open(Errno::ENOTDIR), not_one.into()] {
+            let told = format!("{gone}");
+            assert!(matches!(gone.into(), NotAdopted::Gone(_)), "{told}");
+        }
+        let busy = |errno: Errno| OverlayError::Io(io::Error::from(errno));
+        let refused = ErrorCode::NotFound;
+        let later: [NotAdopted; 9] = [
+            open(Errno::EMFILE).into(),
+            open(Errno::ENFILE).into(),
+            open(Errno::ENOMEM).into(),
+            open(Errno::EACCES).into(),
+            busy(Errno::ENOBUFS).into(),
+            OverlayError::Taken("eth0".into()).into(),
+            OverlayError::NoName.into(),
+            OverlayError::NotASandbox(PathBuf::from("/run/netns/x")).into(),
+            // The kind of an API error is for people; it decides nothing here.
+            ApiError::new(refused, "no", "").into(),
+        ];
+        for later in later {
+            assert!(matches!(later, NotAdopted::Later(_)), "{later:?}");
+        }
     }
 }

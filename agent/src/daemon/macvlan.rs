@@ -8,7 +8,8 @@ use tracing::{info, warn};
 use vxmesh_proto::{addr::NetworkId, object, record::Claim};
 
 use super::{
-    endpoints::{Stored, conflict, gone},
+    adopt::NotAdopted,
+    endpoints::{Stored, conflict},
     mesh::Mesh,
     networks::usage,
 };
@@ -48,6 +49,14 @@ fn from_other(error: MacvlanError) -> ApiError {
     match error {
         MacvlanError::Other(error) => error.into(),
         other => ApiError::new(ErrorCode::Failed, other.to_string(), "nothing was changed"),
+    }
+}
+
+/// What an error says about an endpoint of the last life.
+fn unplugged(error: MacvlanError) -> NotAdopted {
+    match error {
+        MacvlanError::Other(error) => error.into(),
+        error => ApiError::from(error).into(),
     }
 }
 
@@ -136,26 +145,23 @@ impl Mesh {
         self.set_attached(endpoint, true)
     }
 
-    /// Takes over what the last life of the agent plugged in; [`ErrorCode::Failed`] means that it may still be there.
+    /// Takes over what the last life of the agent plugged in.
     pub(super) async fn adopt_macvlan(
         &self,
         macvlan: &Macvlan,
         network: &object::Network,
         endpoint: &Stored,
-    ) -> Result<(), ApiError> {
+    ) -> Result<(), NotAdopted> {
         let plug = endpoint.plug();
         // The number of a process may be another's by now: then the interface tells.
         if plug.netns.starts_with("/proc") {
-            let there = macvlan.parent.find(&plug).await?;
-            return there.map(drop).ok_or_else(|| gone("its sandbox is gone"));
+            let there = macvlan.parent.find(&plug).await.map_err(unplugged)?;
+            return there.map(drop).ok_or(NotAdopted::Gone("its sandbox is gone"));
         }
-        match macvlan.parent.attach((macvlan.mode, network.mtu), &macvlan.gateways, &plug).await {
-            // The sandbox is there and has to do without until the parent is back.
-            Err(error @ MacvlanError::Missing(_)) => {
-                Err(ApiError { code: ErrorCode::Failed, ..error.into() })
-            }
-            done => Ok(done.map(drop)?),
-        }
+        // Without the parent the sandbox has to do without until that is back.
+        let wanted = (macvlan.mode, network.mtu);
+        let attached = macvlan.parent.attach(wanted, &macvlan.gateways, &plug).await;
+        attached.map(drop).map_err(unplugged)
     }
 
     /// Parents of networks that this host lacks, for `doctor`.

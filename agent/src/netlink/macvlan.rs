@@ -286,7 +286,10 @@ impl Parent {
     /// # Errors
     /// The kernel keeps it.
     pub async fn detach(&self, plug: &Plug) -> Result<(), MacvlanError> {
-        let Ok(sandbox) = Netns::open(&plug.netns) else { return Ok(()) };
+        let sandbox = match Netns::open(&plug.netns) {
+            Err(error) if error.is_absence() => return Ok(()),
+            sandbox => sandbox.map_err(OverlayError::from)?,
+        };
         let inside = Links::open(&sandbox)?;
         if let Some(there) = self.own(&inside, plug).await? {
             inside.delete(&there.name).await?;

@@ -53,6 +53,20 @@ pub enum NetnsError {
     },
 }
 
+impl NetnsError {
+    /// Whether the namespace is known to be gone: nothing is at the path, or something else. Any other error says nothing about it.
+    #[must_use]
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::Open { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+            }
+            Self::NotANamespace(_) => true,
+            Self::Change { .. } => false,
+        }
+    }
+}
+
 /// A network namespace, kept open.
 #[derive(Debug)]
 pub struct Netns {
@@ -97,8 +111,11 @@ impl Netns {
     /// # Errors
     /// The rights are missing, or something else is at the path.
     pub fn create(path: &Path) -> Result<Self, NetnsError> {
-        if let Ok(there) = Self::open(path) {
-            return Ok(there);
+        match Self::open(path) {
+            // A second pin would hide one that is there and cannot be opened now.
+            Err(error) if !error.is_absence() => return Err(error),
+            Err(_absent) => {}
+            there => return there,
         }
         let change = |source| NetnsError::Change { what: "make", path: path.into(), source };
         make_pin(path).map_err(change)?;

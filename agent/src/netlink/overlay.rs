@@ -104,6 +104,14 @@ pub enum OverlayError {
     NoName,
 }
 
+impl OverlayError {
+    /// Whether the sandbox is known to be gone; any other error says nothing about it.
+    #[must_use]
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::Netns(error) if error.is_absence())
+    }
+}
+
 /// What the host's side of a network looks like.
 #[derive(Clone, Debug)]
 pub struct OverlaySpec {
@@ -513,8 +521,11 @@ impl Overlay {
         id: NetworkId,
         endpoint: EndpointId,
     ) -> Result<(), OverlayError> {
-        let Ok(netns) = Netns::open(&path_of(run_dir, id)) else { return Ok(()) };
-        Ok(Links::open(&netns)?.delete(&port_name(endpoint)).await?)
+        match Netns::open(&path_of(run_dir, id)) {
+            Ok(netns) => Ok(Links::open(&netns)?.delete(&port_name(endpoint)).await?),
+            Err(error) if error.is_absence() => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Removes what a killed agent left of a network; nothing there is fine.
@@ -530,9 +541,11 @@ impl Overlay {
     /// # Errors
     /// As [`Self::sweep`].
     pub async fn sweep_path(path: &Path) -> Result<(), OverlayError> {
-        // A pin without a namespace has no cables.
-        if let Ok(netns) = Netns::open(path) {
-            clear(&Links::open(&netns)?).await?;
+        match Netns::open(path) {
+            Ok(netns) => clear(&Links::open(&netns)?).await?,
+            // A pin without a namespace has no cables.
+            Err(error) if error.is_absence() => {}
+            Err(error) => return Err(error.into()),
         }
         Ok(Netns::remove(path)?)
     }

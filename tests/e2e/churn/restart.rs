@@ -150,7 +150,7 @@ fn what_went_while_the_agent_was_away_is_tidied_up() -> Result<()> {
     wait_until("nothing is left", || Ok(lab.pins("h1")?.is_empty()))?;
     assert_eq!(lab.json("h1", &["endpoint", "ls"])?, serde_json::json!([]));
     // The namespace that went is told of. What was in a TAP when its endpoint went may be judged after it.
-    lab.finish(Allowed { warnings: &["cannot open the network namespace"], drops: UNDERWAY })
+    lab.finish(Allowed { warnings: &["its sandbox is gone"], drops: UNDERWAY })
 }
 
 #[test]
@@ -252,5 +252,25 @@ fn an_endpoint_goes_with_its_cable_where_its_network_was_not_adopted() -> Result
         ensure!(!links(name)?.contains("eth0"), "its address may be another's: {}", links(name)?);
     }
     ensure!(lab.pins("h1")?.is_empty(), "{:?}", lab.pins("h1")?);
+    lab.finish(Allowed { warnings: &["endpoint not adopted"], ..Allowed::default() })
+}
+
+#[test]
+fn what_stands_in_an_endpoints_way_does_not_end_it() -> Result<()> {
+    let lab = Lab::up(1)?;
+    lab.vx("h1", &["network", "create", "blue"])?;
+    lab.attach("h1", "blue", "plain")?;
+    let before = lab.json("h1", &["endpoint", "ls"])?;
+    lab.lab(&["kill", "h1"])?;
+    lab.sh("h1", "ip -n plain link del eth0 && ip -n plain link add eth0 type dummy")?;
+    lab.lab(&["start", "h1"])?;
+    wait_until("it is not adopted", || Ok(lab.log("h1")?.contains("endpoint not adopted")))?;
+    assert_eq!(lab.json("h1", &["endpoint", "ls"])?, before);
+    lab.sh("h1", "ip -n plain link del eth0")?;
+    wait_until("it is adopted after all", || Ok(lab.log("h1")?.contains("adopted after all")))?;
+    assert_eq!(lab.json("h1", &["endpoint", "ls"])?, before);
+    let address = before[0]["ips"][0].as_str().unwrap_or_default().to_owned();
+    let shown = lab.sh("h1", "ip -n plain -o address show eth0")?;
+    ensure!(shown.contains(&address), "{shown}");
     lab.finish(Allowed { warnings: &["endpoint not adopted"], ..Allowed::default() })
 }
