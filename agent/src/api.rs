@@ -29,7 +29,9 @@ pub use self::membership::{
     InitSpec, Issuer, JoinSpec, LeaveSpec, Membership, NodeSpec, Token, TokenCreated, TokenSpec,
 };
 pub use self::network::{ExtendSpec, Network, NetworkSpec, Overlap, Plain, Subnet, Way};
-pub use self::sandbox::{HostEntry, Published, Sandbox, SandboxSpec, SandboxStarted};
+pub use self::sandbox::{
+    Begin, Detached, HostEntry, Published, Sandbox, SandboxEnded, SandboxSpec, SandboxStarted,
+};
 pub use self::{driver::Driver, mode::Mode};
 
 /// The largest number in an object: 2^53 - 1, above which JSON readers that count in floating point are wrong (RFC 8259

@@ -17,4 +17,5 @@ pub mod lab;
 pub mod netlink;
 pub mod objects;
 pub mod reconcile;
+pub mod records;
 pub mod store;

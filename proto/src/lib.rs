@@ -19,6 +19,7 @@ pub mod ipam;
 pub mod limits;
 pub mod object;
 pub mod record;
+pub mod restart;
 pub mod sandbox;
 pub mod session;
 pub mod special_names;

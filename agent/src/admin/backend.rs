@@ -10,8 +10,8 @@ use super::resolve;
 use crate::api::{
     Address, AddressPool, ApiError, AttachSpec, Connection, Diagnosis, DnsQuery, DnsRecord,
     DropRow, Endpoint, ExtendSpec, InitSpec, JoinSpec, LeaveSpec, Location, MapDiffRow, MapRow,
-    Membership, Network, NetworkPools, NetworkSpec, Node, NodeSpec, Peer, Sandbox, SandboxSpec,
-    Status, Token, TokenCreated, TokenSpec,
+    Membership, Network, NetworkPools, NetworkSpec, Node, NodeSpec, Peer, Sandbox, SandboxEnded,
+    SandboxSpec, SandboxStarted, Status, Token, TokenCreated, TokenSpec,
 };
 use crate::identity::backup::Backup;
 
@@ -88,14 +88,28 @@ pub trait Backend: Send + Sync + 'static {
 
     /// `sandbox ls`
     async fn sandboxes(&self) -> Result<Vec<Sandbox>, ApiError>;
+    /// Sandboxes that have ended, for `sandbox ls --all`.
+    async fn sandboxes_ended(&self) -> Result<Vec<Sandbox>, ApiError>;
     /// `sandbox inspect`, and for `exec`.
     async fn sandbox(&self, reference: &str) -> Result<Sandbox, ApiError> {
-        resolve::one(&self.sandboxes().await?, reference).cloned()
+        let mut all = self.sandboxes().await?;
+        all.extend(self.sandboxes_ended().await?);
+        resolve::one(&all, reference).cloned()
     }
     /// The first half of `run`: a namespace with its endpoints.
     async fn sandbox_create(&self, spec: SandboxSpec) -> Result<Sandbox, ApiError>;
     /// The second half of `run`: this process runs in it.
-    async fn sandbox_started(&self, reference: &str, pid: u32) -> Result<Sandbox, ApiError>;
+    async fn sandbox_started(
+        &self,
+        reference: &str,
+        started: SandboxStarted,
+    ) -> Result<Sandbox, ApiError>;
+    /// Tells that a sandbox's command has ended for good.
+    async fn sandbox_ended(
+        &self,
+        reference: &str,
+        ended: SandboxEnded,
+    ) -> Result<Sandbox, ApiError>;
     /// `sandbox rm`: ends its process and removes it with its endpoints.
     async fn sandbox_rm(&self, reference: &str) -> Result<Sandbox, ApiError>;
     /// `network connect`: conflict if it is in the network.

@@ -10,7 +10,8 @@
 //! | `GET`, `POST /v1/networks`; `GET`, `DELETE /v1/networks/REF` | `NetworkSpec` | `Network` |
 //! | `GET`, `POST /v1/endpoints`; `GET`, `DELETE /v1/endpoints/REF` | `AttachSpec` | `Endpoint` |
 //! | `GET`, `POST /v1/sandboxes`; `GET`, `DELETE /v1/sandboxes/REF` | `SandboxSpec` | `Sandbox` |
-//! | `POST /v1/sandboxes/REF/started` | `SandboxStarted` | `Sandbox` |
+//! | `GET /v1/sandboxes?all=true` | | `[Sandbox]`, with those that have ended |
+//! | `POST /v1/sandboxes/REF/started`, `.../ended` | `SandboxStarted`, `SandboxEnded` | `Sandbox` |
 //! | `POST /v1/sandboxes/REF/networks`; `DELETE /v1/sandboxes/REF/networks/REF` | `Connection` | `Endpoint` |
 //! | `GET /v1/drops`, `/v1/map`, `/v1/doctor` | | `[DropRow]`, `[MapRow]`, `[Diagnosis]` |
 //! | `GET /v1/locate/ADDRESS[?network=REF]` | | `Location` |

@@ -209,6 +209,12 @@ mod tests {
             etc: None,
             mode: None,
             warnings: Vec::new(),
+            exit_status: None,
+            ended_at: None,
+            hostname: None,
+            detached: None,
+            records: None,
+            restarts: 0,
         };
         let sandboxes = [sandbox];
         assert!(one(&sandboxes, "web-1").is_ok());

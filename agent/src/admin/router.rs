@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::Backend;
 use crate::api::{
     Address, ApiError, AttachSpec, Connection, DnsQuery, DnsRecord, ErrorBody, ErrorCode,
-    ExtendSpec, InitSpec, JoinSpec, LeaveSpec, Location, NetworkSpec, NodeSpec, SandboxSpec,
-    SandboxStarted, TokenSpec,
+    ExtendSpec, InitSpec, JoinSpec, LeaveSpec, Location, NetworkSpec, NodeSpec, SandboxEnded,
+    SandboxSpec, SandboxStarted, TokenSpec,
 };
 
 /// Largest request body. The largest request has a few dozen addresses and labels; 1 MiB is far above any.
@@ -102,13 +102,23 @@ fn objects() -> Router<Arc<dyn Backend>> {
 }
 
 fn sandboxes() -> Router<Arc<dyn Backend>> {
-    let list = async |State(agent): Agent| agent.sandboxes().await.map(Json);
+    let list = async |State(agent): Agent, query: Queried<SandboxQuery>| -> Answer<_> {
+        let Query(query) = query.map_err(|why| bad_request(why.body_text()))?;
+        let mut all = agent.sandboxes().await?;
+        if query.all {
+            all.extend(agent.sandboxes_ended().await?);
+        }
+        Ok(Json(all))
+    };
     let one = async |State(agent): Agent, Ref(name): Ref| agent.sandbox(&name).await.map(Json);
     let create = async |State(agent): Agent, Spec(spec): Spec<SandboxSpec>| {
         to_the_end(async move { agent.sandbox_create(spec).await }).await
     };
     let started = async |State(agent): Agent, Ref(name): Ref, Spec(spec): Spec<SandboxStarted>| {
-        to_the_end(async move { agent.sandbox_started(&name, spec.pid).await }).await
+        to_the_end(async move { agent.sandbox_started(&name, spec).await }).await
+    };
+    let ended = async |State(agent): Agent, Ref(name): Ref, Spec(spec): Spec<SandboxEnded>| {
+        to_the_end(async move { agent.sandbox_ended(&name, spec).await }).await
     };
     let rm = async |State(agent): Agent, Ref(name): Ref| {
         to_the_end(async move { agent.sandbox_rm(&name).await }).await
@@ -125,6 +135,7 @@ fn sandboxes() -> Router<Arc<dyn Backend>> {
         .route("/v1/sandboxes", get(list).post(create))
         .route("/v1/sandboxes/{reference}", get(one).delete(rm))
         .route("/v1/sandboxes/{reference}/started", post(started))
+        .route("/v1/sandboxes/{reference}/ended", post(ended))
 }
 
 fn views() -> Router<Arc<dyn Backend>> {
@@ -166,6 +177,13 @@ type Queried<T> = Result<Query<T>, axum::extract::rejection::QueryRejection>;
 struct RemoveQuery {
     #[serde(default)]
     force: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SandboxQuery {
+    #[serde(default)]
+    all: bool,
 }
 
 #[derive(Deserialize)]

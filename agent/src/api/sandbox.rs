@@ -7,7 +7,10 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use vxmesh_proto::addr::{EndpointId, Name};
+use vxmesh_proto::{
+    addr::{EndpointId, Name},
+    restart::RestartPolicy,
+};
 
 use super::{Connection, Mode, SandboxNetwork};
 use crate::{firewall::rule::Protocol, gateway::publish::Publish};
@@ -21,8 +24,14 @@ pub struct Sandbox {
     pub netns: String,
     /// Process that runs its command, once there is one.
     pub pid: Option<u32>,
-    /// `created`, `running`, `exited`.
+    /// `created`, `running`, `restarting` (the command ended and is started again), `exited`, `removing`.
     pub state: String,
+    /// How the command ended, as a shell tells it; nothing if nobody saw it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_status: Option<u8>,
+    /// When it ended, in Unix seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<u64>,
     /// The command.
     pub command: Vec<String>,
     /// Grows with each new sandbox of this node, by which it is told from another one of its name.
@@ -45,6 +54,55 @@ pub struct Sandbox {
     /// What does not work of what it was made with, when it was made.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// Its hostname; the host's otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Whether a supervisor stays with the command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detached: Option<Detached>,
+    /// Where its supervisor keeps the command's output and end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub records: Option<String>,
+    /// How often the command was started again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub restarts: u32,
+}
+
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// What a sandbox needs whose command runs without a command line that waits for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Detached {
+    /// What is done when the command has ended.
+    #[serde(default, skip_serializing_if = "RestartPolicy::is_no")]
+    pub restart: RestartPolicy,
+    /// Whether nothing of the sandbox stays when it has ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub remove: bool,
+    /// The file that the output is appended to; one of the agent's otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
+    /// How the command begins.
+    #[serde(default)]
+    pub begin: Begin,
+}
+
+/// How a command begins: what it sees beside its sandbox.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Begin {
+    /// Variables that are set, each `NAME=VALUE`; the others are those of who starts it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
+    /// The directory; that of who starts it otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<String>,
+    /// The user, `NAME|UID[:GROUP|GID]`; that of who starts it otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
 /// A port of the host that leads to an endpoint.
@@ -97,6 +155,15 @@ pub struct SandboxSpec {
     pub publish: Vec<Publish>,
     /// The command, for `sandbox ls`.
     pub command: Vec<String>,
+    /// Its hostname; its name otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// The process that stays with the sandbox: while it runs, an agent that starts does not take the sandbox for a leftover.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keeper: Option<u32>,
+    /// For a command in the background.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detached: Option<Detached>,
 }
 
 /// A name and its address, written `NAME:IP`.
@@ -145,10 +212,28 @@ impl From<HostEntry> for String {
     }
 }
 
-/// Tells the agent which process runs in a sandbox.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// Tells the agent which processes a sandbox has.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SandboxStarted {
-    /// The process.
-    pub pid: u32,
+    /// The command's process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// The process that stays with the sandbox from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keeper: Option<u32>,
+    /// Which sandbox of this name is meant.
+    pub incarnation: u64,
+}
+
+/// Tells the agent that a sandbox's command has ended for good.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SandboxEnded {
+    /// Which sandbox of this name is meant.
+    pub incarnation: u64,
+    /// How it ended, as a shell tells it.
+    pub exit_status: Option<u8>,
+    /// When, in Unix seconds.
+    pub ended_at: u64,
 }

@@ -9,6 +9,7 @@ use super::{
         Sandbox, Token,
     },
     client::{Client, segment},
+    logs,
     membership::on_the_next_host,
     output::{Output, Row},
     words::Words,
@@ -195,7 +196,12 @@ impl Call<'_> {
 
     async fn sandbox(&self, sandbox: Sandbox) -> Result<(), ApiError> {
         match sandbox {
-            Sandbox::Ls => self.list::<api::Sandbox>("/v1/sandboxes").await,
+            Sandbox::Ls { all: false } => self.list::<api::Sandbox>("/v1/sandboxes").await,
+            Sandbox::Ls { all: true } => self.list::<api::Sandbox>("/v1/sandboxes?all=true").await,
+            Sandbox::Logs { sandbox, tail } => {
+                let sandbox: api::Sandbox = self.client.get(path("sandboxes", &sandbox)).await?;
+                logs::print(self.output, &sandbox, tail)
+            }
             Sandbox::Inspect { sandbox } => {
                 self.inspect::<api::Sandbox>(&path("sandboxes", &sandbox)).await
             }

@@ -15,15 +15,16 @@ mod args;
 mod ask;
 mod backup;
 mod client;
-mod detach;
 mod doctor;
 mod inside;
+mod logs;
 mod membership;
 mod output;
 mod rows;
 mod run;
 mod shell;
 mod signals;
+mod supervise;
 mod usage;
 mod words;
 
@@ -77,7 +78,7 @@ fn dispatch(cli: Cli, output: Output) -> Outcome {
         Command::Agent(agent) => shell::agent(&global, *agent),
         Command::Run(run) => run::run(&global, output, *run),
         Command::Exec(exec) => run::exec(&global, output, exec),
-        Command::Supervise(supervise) => detach::supervise(&global, output, supervise),
+        Command::Supervise(words) => supervise::supervise(&global, output, &words),
         Command::Init(data) => wait(membership::init(&global, output, data)),
         Command::Join(join) => wait(membership::join(&global, output, join)),
         Command::Ask(args::Ask::Doctor) => wait(doctor::doctor(&global, output)),

@@ -112,6 +112,12 @@ impl Output {
         }
     }
 
+    /// Bytes that are a result by themselves, such as a program's output.
+    pub(super) fn raw(self, bytes: &[u8]) -> Result<(), ApiError> {
+        let mut out = io::stdout().lock();
+        told(out.write_all(bytes).and_then(|()| out.flush()))
+    }
+
     /// Text that is a result by itself, such as help.
     pub(super) fn text(self, text: &str) -> Result<(), ApiError> {
         print(text)
@@ -219,7 +225,10 @@ fn json(item: &impl Serialize) -> Result<String, ApiError> {
 
 fn print(text: &str) -> Result<(), ApiError> {
     let mut out = io::stdout().lock();
-    let written = writeln!(out, "{text}").and_then(|()| out.flush());
+    told(writeln!(out, "{text}").and_then(|()| out.flush()))
+}
+
+fn told(written: io::Result<()>) -> Result<(), ApiError> {
     match written {
         Err(why) if why.kind() != ErrorKind::BrokenPipe => Err(cannot(&why)),
         _ => Ok(()),

@@ -131,7 +131,10 @@ impl Row for Sandbox {
         let networks: Vec<_> = self.networks.iter().map(|it| words.network(&it.network)).collect();
         vec![
             self.name.to_string(),
-            self.state.clone(),
+            match self.exit_status {
+                Some(status) => format!("{} ({status})", self.state),
+                None => self.state.clone(),
+            },
             or_dash(self.pid.as_ref()),
             self.mode.as_ref().map_or_else(|| list(&networks), ToString::to_string),
             list(&self.published),

@@ -4,17 +4,19 @@
 //! could not start. 125: it was not tried, 126: it cannot be executed, 127: there is none, 128+N: signal N ended it.
 
 use std::{
+    env,
     ffi::OsString,
     future::Future,
     io::ErrorKind,
     os::unix::process::ExitStatusExt,
+    path::PathBuf,
     process::{Child, ExitStatus, Stdio},
     time::Duration,
 };
 
 use nix::{
     sys::{
-        signal::kill,
+        signal::{Signal, kill},
         wait::{Id, WaitPidFlag, WaitStatus, waitid},
     },
     unistd::Pid,
@@ -25,26 +27,29 @@ use super::{
     Failure, Outcome,
     args::{Exec, Global, Run},
     client::{Client, segment},
-    detach, failed,
+    failed,
     inside::{Inside, StartError},
     output::Output,
     signals::{self, Signals},
-    wait,
+    supervise, wait,
 };
 use crate::api::{
-    ApiError, Connection, Connections, ErrorCode, Mode, Sandbox, SandboxSpec, SandboxStarted,
+    ApiError, Begin, Connection, Connections, Detached, ErrorCode, Mode, Sandbox, SandboxSpec,
+    SandboxStarted,
 };
 use crate::gateway::publish::PublishRange;
 
 /// The exit status of a failure that is not the command's.
-const OURS: u8 = 125;
+pub(super) const OURS: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
 /// How long a person waits for an agent that restarts; it collects the sandbox at its start anyway.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a command whose sandbox is gone may take to end after SIGTERM.
+const GRACE: Duration = Duration::from_secs(5);
 /// Between two tries to reach an agent that is away.
-const RETRY: Duration = Duration::from_millis(500);
+pub(super) const RETRY: Duration = Duration::from_millis(500);
 
 /// `run`: `-d` hands the second half to a supervisor.
 pub(super) fn run(global: &Global, output: Output, run: Run) -> Outcome {
@@ -59,10 +64,9 @@ pub(super) fn run(global: &Global, output: Output, run: Run) -> Outcome {
         let outcome = match signals.pending() {
             Some(signal) => Ok(signal_status(signal as i32)),
             None if run.detach => {
-                let Run { log, command, .. } = run;
-                return detach::detach(&client, output, sandbox, log, &command, &mut signals).await;
+                return supervise::detach(&client, output, sandbox, &mut signals).await;
             }
-            None => foreground(&client, output, &sandbox, &run.command, &mut signals).await,
+            None => foreground(&client, output, &sandbox, run, &mut signals).await,
         };
         if let Err(why) = remove(&client, &sandbox, PATIENCE, &mut signals).await {
             output.warn(&format!("sandbox {} is still there: {}", sandbox.name, why.message));
@@ -79,9 +83,19 @@ pub(super) fn exec(global: &Global, output: Output, exec: Exec) -> Outcome {
         let mut signals = open_signals()?;
         let path = format!("/v1/sandboxes/{}", segment(&exec.sandbox));
         let sandbox: Sandbox = client.get(path).await.map_err(ours)?;
-        let start = Inside::of(&sandbox).and_then(|inside| inside.start(&exec.command, terminal()));
-        let child = start.map_err(|why| not_started(&exec.command, &why))?;
-        attend(child, &mut signals, output, std::future::pending()).await
+        if sandbox.ended_at.is_some() {
+            return Err(ours(ApiError::new(
+                ErrorCode::Conflict,
+                format!("sandbox `{}` has ended", sandbox.name),
+                "`vxmesh sandbox logs` shows its last output",
+            )));
+        }
+        let Exec { begin, command, .. } = exec;
+        let begin = begin.into();
+        let inside = Inside::of(&sandbox);
+        let start = inside.and_then(|inside| inside.start(&command, &begin, terminal()));
+        let child = start.map_err(|why| not_started(&command, &why))?;
+        Ok(attend(child, &mut signals, output, std::future::pending()).await?.status)
     })
 }
 
@@ -89,22 +103,46 @@ async fn foreground(
     client: &Client,
     output: Output,
     sandbox: &Sandbox,
-    command: &[OsString],
+    run: Run,
     signals: &mut Signals,
 ) -> Outcome {
-    let start = Inside::fresh(sandbox).and_then(|inside| inside.start(command, terminal()));
-    let child = start.map_err(|why| not_started(command, &why))?;
+    let Run { begin, command, .. } = run;
+    let begin = begin.into();
+    let inside = Inside::fresh(sandbox);
+    let start = inside.and_then(|inside| inside.start(&command, &begin, terminal()));
+    let child = start.map_err(|why| not_started(&command, &why))?;
     let pid = child.id();
-    attend(child, signals, output, tell(client, sandbox, pid)).await
+    let attended = attend(child, signals, output, tell(client, sandbox, pid)).await?;
+    if attended.refused {
+        let error = ApiError::new(
+            ErrorCode::NotFound,
+            format!("sandbox `{}` was removed while its command started", sandbox.name),
+            "run it again",
+        );
+        return Err(ours(error));
+    }
+    Ok(attended.status)
 }
 
-/// Waits for the command, passes signals on to it, and carries `aside` on meanwhile, whose failure is only noted.
+/// How a command went.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attended {
+    /// Its exit status as a shell tells it.
+    pub(super) status: u8,
+    /// Whether a signal for it came.
+    pub(super) signalled: bool,
+    /// Whether it was ended because its sandbox is gone.
+    pub(super) refused: bool,
+}
+
+/// Waits for the command, passes signals on to it, and carries `aside` on meanwhile: if that finds that there is no such sandbox
+/// any more, the command is ended, and any other failure is only noted.
 pub(super) async fn attend(
     mut child: Child,
     signals: &mut Signals,
     output: Output,
     aside: impl Future<Output = Result<(), ApiError>>,
-) -> Outcome {
+) -> Result<Attended, Failure> {
     let cannot_wait =
         |why: &dyn std::fmt::Display| ours(failed("cannot wait for the command", &why));
     let pid = i32::try_from(child.id()).map(Pid::from_raw).map_err(|why| cannot_wait(&why))?;
@@ -113,8 +151,10 @@ pub(super) async fn attend(
             output.warn(&format!("the command did not get {signal}: {why}"));
         }
     };
+    let mut attended = Attended { status: OURS, signalled: false, refused: false };
     // The terminal may have sent these before there was a command to get them.
     while let Some(signal) = signals.pending() {
+        attended.signalled = true;
         pass_on(signal);
     }
     // It stays a zombie until no signal can be sent any more, lest another process get its number and the signal.
@@ -122,19 +162,34 @@ pub(super) async fn attend(
     let mut ended = tokio::task::spawn_blocking(ended);
     let mut aside = std::pin::pin!(aside);
     let mut aside_done = false;
+    let mut grace = std::pin::pin!(sleep(GRACE));
     loop {
         tokio::select! {
             waited = &mut ended => {
                 waited.map_err(|why| cannot_wait(&why))?.map_err(|why| cannot_wait(&why))?;
-                return child.wait().map(exit_status).map_err(|why| cannot_wait(&why));
+                attended.status = child.wait().map(exit_status).map_err(|why| cannot_wait(&why))?;
+                return Ok(attended);
             }
-            caught = signals.next() => if !caught.from_terminal {
-                pass_on(caught.signal);
-            },
+            caught = signals.next() => {
+                attended.signalled = true;
+                if !caught.from_terminal {
+                    pass_on(caught.signal);
+                }
+            }
+            () = &mut grace, if attended.refused => {
+                pass_on(Signal::SIGKILL);
+                grace.as_mut().reset(Instant::now() + GRACE);
+            }
             result = &mut aside, if !aside_done => {
                 aside_done = true;
                 // A command that is over is one that the agent need not know.
                 if let Err(why) = result && !has_ended(pid) {
+                    if why.code == ErrorCode::NotFound {
+                        attended.refused = true;
+                        pass_on(Signal::SIGTERM);
+                        grace.as_mut().reset(Instant::now() + GRACE);
+                        continue;
+                    }
                     output.warn(&format!("the agent does not know the command's process: {}", why.message));
                 }
             }
@@ -164,7 +219,8 @@ pub(super) async fn tell_once(
     sandbox: &Sandbox,
     pid: u32,
 ) -> Result<Sandbox, ApiError> {
-    client.post(format!("{}/started", path(sandbox)), &SandboxStarted { pid }).await
+    let started = SandboxStarted { pid: Some(pid), keeper: None, incarnation: sandbox.incarnation };
+    client.post(format!("{}/started", path(sandbox)), &started).await
 }
 
 /// Removes the sandbox unless that is done; an agent that is away is waited for until a signal comes.
@@ -202,6 +258,7 @@ async fn remove_once(client: &Client, sandbox: &Sandbox) -> Result<(), ApiError>
 pub(super) fn not_started(command: &[OsString], why: &StartError) -> Failure {
     let (status, hint) = match why {
         StartError::Enter(_) => (OURS, "this needs root, and the sandbox must be on this host"),
+        StartError::Begin(_) => (OURS, "check --user and --workdir"),
         StartError::Execute(why) if why.kind() == ErrorKind::NotFound => {
             (NOT_FOUND, "check the command's name and PATH")
         }
@@ -231,8 +288,37 @@ fn spec(run: &Run) -> Result<SandboxSpec, ApiError> {
         dns: run.dns.clone(),
         hosts: run.add_host.clone(),
         publish: run.publish.iter().flat_map(|PublishRange(ports)| ports.clone()).collect(),
-        command: run.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+        command: words(run)?,
+        hostname: run.hostname.clone(),
+        keeper: Some(std::process::id()),
+        detached: run.detach.then(|| detached(run)).transpose()?,
     })
+}
+
+/// The command's words, as `sandbox ls` shows them; a supervisor that is started later has nothing else.
+fn words(run: &Run) -> Result<Vec<String>, ApiError> {
+    let word = |word: &OsString| match word.to_str() {
+        None if run.detach => Err(not_text(&word.to_string_lossy())),
+        _ => Ok(word.to_string_lossy().into_owned()),
+    };
+    run.command.iter().map(word).collect()
+}
+
+fn detached(run: &Run) -> Result<Detached, ApiError> {
+    let text = |path: PathBuf| path.into_os_string().into_string();
+    let text = |path| text(path).map_err(|path| not_text(&path.to_string_lossy()));
+    let mut begin: Begin = run.begin.clone().into();
+    if begin.workdir.is_none() && !run.restart.is_no() {
+        // A supervisor that the agent starts is in no directory of the user's.
+        begin.workdir = env::current_dir().ok().map(text).transpose()?;
+    }
+    let log = run.log.clone().map(text).transpose()?;
+    Ok(Detached { restart: run.restart, remove: run.rm, log, begin })
+}
+
+fn not_text(what: &str) -> ApiError {
+    let message = format!("`{what}` is not UTF-8, and with -d it is written down");
+    ApiError::new(ErrorCode::Usage, message, "use another name, or leave -d out")
 }
 
 /// The networks with what the other flags say about them.
@@ -261,7 +347,7 @@ fn networks(run: &Run) -> Result<Vec<Connection>, ApiError> {
     Ok(networks)
 }
 
-fn path(sandbox: &Sandbox) -> String {
+pub(super) fn path(sandbox: &Sandbox) -> String {
     format!("/v1/sandboxes/{}", segment(sandbox.name.as_str()))
 }
 

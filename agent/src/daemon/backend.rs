@@ -22,7 +22,7 @@ use crate::{
         Address, AddressPool, ApiError, AttachSpec, Connection, Diagnosis, DnsQuery, DnsRecord,
         DropRow, Endpoint, ErrorCode, ExtendSpec, InitSpec, JoinSpec, LeaveSpec, Location,
         MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec, Node, NodeSpec, Peer,
-        Sandbox, SandboxSpec, Status, Token, TokenCreated, TokenSpec,
+        Sandbox, SandboxEnded, SandboxSpec, SandboxStarted, Status, Token, TokenCreated, TokenSpec,
     },
     config::Config,
     control::join::{JoinOptions, join},
@@ -463,8 +463,24 @@ impl Backend for Agent {
         self.mesh().await?.create_sandbox(spec).await
     }
 
-    async fn sandbox_started(&self, reference: &str, pid: u32) -> Result<Sandbox, ApiError> {
-        self.mesh().await?.start_sandbox(reference, pid)
+    async fn sandboxes_ended(&self) -> Result<Vec<Sandbox>, ApiError> {
+        self.mesh().await?.ended_list()
+    }
+
+    async fn sandbox_started(
+        &self,
+        reference: &str,
+        started: SandboxStarted,
+    ) -> Result<Sandbox, ApiError> {
+        self.mesh().await?.start_sandbox(reference, &started)
+    }
+
+    async fn sandbox_ended(
+        &self,
+        reference: &str,
+        ended: SandboxEnded,
+    ) -> Result<Sandbox, ApiError> {
+        self.mesh().await?.end_sandbox(reference, &ended).await
     }
 
     async fn sandbox_rm(&self, reference: &str) -> Result<Sandbox, ApiError> {

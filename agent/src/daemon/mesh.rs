@@ -222,6 +222,7 @@ impl Mesh {
             .await
             .map_err(|error| failed(error, "see the agent's log"))?;
         let _first = self.gossip.set(gossip);
+        self.repin_sandboxes().await?;
         self.adopt().await?;
         self.reconcile().await;
         self.name_sandboxes();
@@ -415,7 +416,10 @@ impl Mesh {
                 _ = mend.tick() => {
                     // It may have to wait for the kernel; tables must not.
                     let mesh = Arc::clone(&self);
-                    tokio::spawn(async move { mesh.mend().await });
+                    tokio::spawn(async move {
+                        mesh.mend().await;
+                        mesh.collect_abandoned().await;
+                    });
                     continue;
                 }
                 _ = collect.tick() => {

@@ -25,6 +25,9 @@ pub(super) struct Shared {
     pub(super) mode: Mode,
     /// The owner's files for /etc.
     pub(super) etc: Option<PathBuf>,
+    /// The owner's hostname; the host's otherwise.
+    #[serde(default)]
+    pub(super) hostname: Option<String>,
 }
 
 /// Where a sandbox's namespace comes from.
@@ -64,11 +67,13 @@ impl Source {
 pub(super) fn check_mode(spec: &SandboxSpec) -> Result<(), ApiError> {
     let Some(mode) = &spec.mode else { return Ok(()) };
     let own_files = *mode == Mode::None;
+    let own_hostname = own_files || *mode == Mode::Host;
     let refused = [
         (!spec.networks.is_empty(), "other networks"),
         (!spec.publish.is_empty(), "--publish"),
         (!spec.dns.is_empty(), "--dns"),
         (!own_files && !spec.hosts.is_empty(), "--add-host"),
+        (!own_hostname && spec.hostname.is_some(), "--hostname"),
     ];
     let Some((_, what)) = refused.into_iter().find(|(given, _)| *given) else { return Ok(()) };
     Err(ApiError::new(
@@ -93,28 +98,33 @@ impl From<DockerError> for ApiError {
 impl Mesh {
     /// Where the namespace of a mode is. Nothing is changed.
     pub(super) async fn namespace_of(&self, mode: &Mode) -> Result<(Shared, Source), ApiError> {
-        let (etc, source) = match mode {
-            Mode::None => (None, Source::Loopback),
-            Mode::Host => (None, Source::Of(HERE.into())),
-            Mode::Sandbox(name) => self.namespace_of_sandbox(name)?,
+        let mode = mode.clone();
+        Ok(match &mode {
+            Mode::None => (Shared { mode, etc: None, hostname: None }, Source::Loopback),
+            Mode::Host => (Shared { mode, etc: None, hostname: None }, Source::Of(HERE.into())),
+            Mode::Sandbox(name) => {
+                let owner = self.owner(name)?;
+                let hostname = owner.hostname().map(ToOwned::to_owned);
+                let source = Source::Of(owner.netns().to_owned());
+                (Shared { etc: owner.etc(&self.run_dir()), hostname, mode }, source)
+            }
             Mode::Container(name) => {
                 let container = docker::container(name).await?;
-                (container.etc, Source::Of(container.netns))
+                let (etc, hostname) = (container.etc, container.hostname);
+                (Shared { mode, etc, hostname }, Source::Of(container.netns))
             }
-        };
-        Ok((Shared { mode: mode.clone(), etc }, source))
+        })
     }
 
-    fn namespace_of_sandbox(&self, name: &Name) -> Result<(Option<PathBuf>, Source), ApiError> {
+    fn owner(&self, name: &Name) -> Result<super::sandboxes::Stored, ApiError> {
         let owner: Option<super::sandboxes::Stored> =
             self.store.get(Table::Sandboxes, name.as_str()).map_err(store_failed)?;
-        let owner = owner.ok_or_else(|| {
+        owner.ok_or_else(|| {
             ApiError::new(
                 ErrorCode::NotFound,
                 format!("there is no sandbox `{name}` on this node"),
                 "see `vxmesh sandbox ls`, here and on the other nodes",
             )
-        })?;
-        Ok((owner.etc(&self.run_dir()), Source::Of(owner.netns().to_owned())))
+        })
     }
 }

@@ -260,7 +260,9 @@ impl Mesh {
             let ips = endpoint.ips.iter().map(IpNet::addr);
             ips.filter_map(move |ip| Some((ip, name.clone(), network?.clone())))
         });
-        let host = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
+        // Sandboxes of older agents have the host's.
+        let here = || nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
+        let host = sandbox.hostname().map_or_else(here, ToOwned::to_owned);
         let resolver = asks_host.then(|| self.name_servers.names.host_conf().as_ref().clone());
         let (search, added) = (search.collect(), sandbox.hosts().to_vec());
         Etc { search, own: own.collect(), added, resolver, host }

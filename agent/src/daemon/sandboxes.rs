@@ -1,21 +1,25 @@
 //! Sandboxes: network namespaces that this agent makes for `vxmesh run`.
 //!
-//! The command line starts the command and stays with it (or leaves a supervisor); the agent owns namespace and endpoints. A
-//! sandbox whose process is gone is collected when the agent starts, because its supervisor may have ended meanwhile.
+//! The command line starts the command and stays with it, or leaves a supervisor that does; the agent owns namespace and
+//! endpoints. Whoever stays with the command is the sandbox's keeper.
+//!
+//! ```text
+//! row with its keeper (`run`) -> namespace, endpoints -> keeper: the supervisor -> the command starts -> row with the command
+//!   -> `run -d` says 0                                                              what is not in the row yet did not say 0
+//! rm : row "removing", from then on nothing starts -> keeper and command end -> endpoints, namespace, row go
+//! end: exit.json -> endpoints, namespace go -> in one transaction: row goes, row of the ended one comes      see `ended`
+//! ```
+//!
+//! An agent that starts leaves a sandbox alone whose keeper or command runs; what else it finds is ended, or started again.
 
 use std::{
     collections::BTreeSet,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
-use nix::{
-    errno::Errno,
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 use vxmesh_proto::{addr::Name, sandbox::Connected};
@@ -26,22 +30,23 @@ use super::{
     hosting::Hosted,
     mesh::{Mesh, failed, store_failed},
     modes::{Shared, Source, check_mode},
+    process::Process,
     publish::Published,
 };
 use crate::{
     admin::resolve,
-    api::{self, ApiError, Connection, ErrorCode, HostEntry, Mode, SandboxSpec},
+    api::{
+        self, ApiError, Connection, Detached, ErrorCode, HostEntry, Mode, SandboxSpec,
+        SandboxStarted,
+    },
+    config::Config,
     dns::{self, EtcFiles},
     gateway::publish::Held,
     netlink::{netns::Netns, overlay::OverlayError},
     objects::unix_ms,
+    records::Records,
     store::Table,
 };
-
-/// How long a command may take to end after SIGTERM.
-const GRACE: Duration = Duration::from_secs(5);
-/// How often it is looked at meanwhile.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// A sandbox as the store keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +56,22 @@ pub(super) struct Stored {
     incarnation: u64,
     pub(super) netns: PathBuf,
     process: Option<Process>,
+    /// Who stays with the command: `run`, or the supervisor.
+    #[serde(default)]
+    keeper: Option<Process>,
+    /// Whether that is a supervisor.
+    #[serde(default)]
+    supervised: bool,
+    /// How often a command was started.
+    #[serde(default)]
+    starts: u32,
+    /// Set once it is being removed: nothing starts in it any more.
+    #[serde(default)]
+    pub(super) removing: bool,
+    #[serde(default)]
+    hostname: Option<String>,
+    #[serde(default)]
+    pub(super) detached: Option<Detached>,
     command: Vec<String>,
     #[serde(default)]
     dns: Vec<IpAddr>,
@@ -61,34 +82,6 @@ pub(super) struct Stored {
     /// Whose namespace it has, where it is in no network.
     #[serde(default)]
     pub(super) mode: Option<Shared>,
-}
-
-/// A process that cannot be mistaken for a later one with the same number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Process {
-    pid: i32,
-    /// Clock ticks since boot, field 22 of proc_pid_stat(5).
-    started: u64,
-}
-
-impl Process {
-    fn look(pid: u32) -> Option<Self> {
-        let pid = i32::try_from(pid).ok()?;
-        Some(Self { pid, started: started(pid)? })
-    }
-
-    fn is_alive(self) -> bool {
-        started(self.pid) == Some(self.started)
-    }
-}
-
-fn started(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything; what follows it is numbers, the state first.
-    let (_name, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_ascii_whitespace();
-    let state = fields.next()?;
-    if state == "Z" { None } else { fields.nth(18)?.parse().ok() }
 }
 
 impl Stored {
@@ -131,32 +124,127 @@ impl Stored {
         self.process.is_some()
     }
 
-    fn row(&self, run_dir: &Path, connected: &[Connected]) -> api::Sandbox {
-        let alive = self.process.is_some_and(Process::is_alive);
-        let state = match self.process {
-            None => "created",
-            Some(_) if alive => "running",
-            Some(_) => "exited",
-        };
+    pub(super) const fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// What its programs are told is the host's name; the host's own otherwise.
+    pub(super) fn hostname(&self) -> Option<&str> {
+        self.hostname.as_deref()
+    }
+
+    /// Whether its command or somebody who waits for that runs.
+    pub(super) fn is_kept(&self) -> bool {
+        [&self.process, &self.keeper].into_iter().flatten().any(Process::is_alive)
+    }
+
+    /// With the supervisor that the agent started.
+    pub(super) fn with_keeper(self, keeper: Option<Process>) -> Self {
+        Self { keeper, supervised: true, ..self }
+    }
+
+    /// Whether an agent that starts has to start its command again.
+    pub(super) fn starts_again(&self, data_dir: &Path) -> bool {
+        let restarts = self.detached.as_ref().is_some_and(|detached| !detached.restart.is_no());
+        restarts
+            && self.has_started()
+            && !self.removing
+            && !self.is_kept()
+            && self.records(data_dir).end().is_none()
+    }
+
+    /// Whether a command was ever started in it.
+    pub(super) const fn has_started(&self) -> bool {
+        self.starts > 0
+    }
+
+    /// Whether whoever made it ended without starting anything in it.
+    pub(super) fn is_abandoned(&self) -> bool {
+        let ended = self.keeper.as_ref().is_some_and(|keeper| !keeper.is_alive());
+        self.starts == 0 && ended && !self.removing
+    }
+
+    /// Where its supervisor keeps what outlives the command.
+    pub(super) fn records(&self, data_dir: &Path) -> Records {
+        Records::of(data_dir, &self.name, self.incarnation)
+    }
+
+    fn state(&self) -> &'static str {
+        let runs = |process: &Option<Process>| process.as_ref().is_some_and(Process::is_alive);
+        if self.removing {
+            "removing"
+        } else if runs(&self.process) {
+            "running"
+        } else if self.detached.is_some() && self.starts > 0 && runs(&self.keeper) {
+            "restarting"
+        } else if self.starts == 0 && self.process.is_none() {
+            "created"
+        } else {
+            "exited"
+        }
+    }
+
+    pub(super) fn row(&self, config: &Config, connected: &[Connected]) -> api::Sandbox {
+        let records = || self.records(&config.data_dir).directory().display().to_string();
         api::Sandbox {
             name: self.name.clone(),
             netns: self.netns.display().to_string(),
-            pid: self.process.and_then(|process| u32::try_from(process.pid).ok()),
-            state: state.to_owned(),
+            pid: self.process.as_ref().and_then(Process::pid),
+            state: self.state().to_owned(),
+            exit_status: None,
+            ended_at: None,
             command: self.command.clone(),
             incarnation: self.incarnation,
             endpoints: connected.iter().map(|it| it.endpoint).collect(),
             networks: network_rows(connected),
-            etc: self.etc(run_dir).map(|etc| etc.display().to_string()),
+            etc: self.etc(&config.run_dir).map(|etc| etc.display().to_string()),
             published: self.published.iter().flat_map(|one| one.rows(connected)).collect(),
             mode: self.mode.as_ref().map(|shared| shared.mode.clone()),
             warnings: Vec::new(),
+            hostname: self.hostname.clone(),
+            records: self.detached.as_ref().map(|_| records()),
+            detached: self.detached.clone(),
+            restarts: self.starts.saturating_sub(1),
         }
     }
 }
 
-fn sandbox_gone(name: &Name) -> ApiError {
+pub(super) fn sandbox_gone(name: &Name) -> ApiError {
     let message = format!("sandbox `{name}` is gone");
+    ApiError::new(ErrorCode::NotFound, message, "see `vxmesh sandbox ls`")
+}
+
+impl Stored {
+    /// Whether this is the sandbox that somebody speaks of, and he may: a supervisor that runs is not replaced by another.
+    fn takes(&self, started: &SandboxStarted, keeper: Option<&Process>) -> bool {
+        let replaces = keeper.is_some() && self.keeper.as_ref() != keeper;
+        let is_kept = self.starts > 0 && self.keeper.as_ref().is_some_and(Process::is_alive);
+        self.incarnation == started.incarnation && !self.removing && !(replaces && is_kept)
+    }
+
+    /// Ends the command, and the supervisor, which passes SIGTERM on and starts nothing more. Who waits for a command in the
+    /// foreground ends by itself.
+    pub(super) async fn end_processes(&self) -> Result<(), ApiError> {
+        let supervisor = self.keeper.as_ref().filter(|_| self.supervised);
+        let supervisor = supervisor.filter(|it| it.is_alive());
+        let Some(supervisor) = supervisor else {
+            return match &self.process {
+                Some(process) => process.end().await,
+                None => Ok(()),
+            };
+        };
+        supervisor.signal(Signal::SIGTERM)?;
+        if let Some(process) = &self.process
+            && !process.ends().await
+        {
+            process.kill().await?;
+        }
+        if supervisor.ends().await { Ok(()) } else { supervisor.kill().await }
+    }
+}
+
+fn not_one(reference: &str) -> ApiError {
+    let message = format!("there is no sandbox `{reference}`");
     ApiError::new(ErrorCode::NotFound, message, "see `vxmesh sandbox ls`")
 }
 
@@ -172,10 +260,10 @@ impl Mesh {
 
     /// The sandboxes of this node.
     pub(super) fn sandbox_list(&self) -> Result<Vec<api::Sandbox>, ApiError> {
-        let (run_dir, all) = (self.run_dir(), self.all_connected()?);
+        let all = self.all_connected()?;
         let row = |sandbox: &Stored| {
             let connected = all.get(sandbox.name.as_str()).map(Vec::as_slice).unwrap_or_default();
-            sandbox.row(&run_dir, connected)
+            sandbox.row(&self.config, connected)
         };
         Ok(self.stored_sandboxes()?.iter().map(row).collect())
     }
@@ -233,8 +321,20 @@ impl Mesh {
             None => (None, Source::New),
         };
         let netns = self.run_dir().join("sandbox").join(name.as_str());
+        let hostname = match &mode {
+            None => Some(name.to_string()),
+            Some(shared) if shared.mode == Mode::None => Some(name.to_string()),
+            Some(shared) => shared.hostname.clone(),
+        };
         let mut sandbox = Stored {
             name,
+            // Whoever asks stays until there is a supervisor or the command has ended.
+            keeper: spec.keeper.and_then(Process::look),
+            supervised: false,
+            starts: 0,
+            removing: false,
+            hostname: spec.hostname.clone().or(hostname),
+            detached: spec.detached.clone(),
             incarnation: self.store.next_incarnation(unix_ms()).map_err(store_failed)?,
             netns,
             process: None,
@@ -246,7 +346,7 @@ impl Mesh {
         };
         self.save_sandbox(&sandbox)?;
         if let Err(error) = self.furnish(&mut hosted, &mut sandbox, &spec, (held, source)).await {
-            if let Err(undo) = self.clear(&mut hosted, &sandbox).await {
+            if let Err(undo) = self.clear(&mut hosted, &sandbox, None).await {
                 warn!(sandbox = %sandbox.name, error = %undo, "a half-made sandbox is not wholly undone");
             }
             return Err(error);
@@ -254,7 +354,7 @@ impl Mesh {
         let warnings = self.closed_ways(&hosted, &spec.networks);
         drop(hosted);
         self.reconcile().await;
-        let row = sandbox.row(&self.run_dir(), &self.connected(&sandbox.name)?);
+        let row = sandbox.row(&self.config, &self.connected(&sandbox.name)?);
         Ok(api::Sandbox { warnings, ..row })
     }
 
@@ -281,68 +381,104 @@ impl Mesh {
         spec: &SandboxSpec,
         (held, source): (Vec<Held>, Source),
     ) -> Result<(), ApiError> {
+        if sandbox.detached.is_some() {
+            let made = sandbox.records(&self.config.data_dir).make();
+            made.map_err(|error| failed(error, "see that the data directory can be written"))?;
+        }
         source.pin(&sandbox.netns).await?;
         for (connection, ifname) in spec.networks.iter().zip(ifnames(&spec.networks)?) {
             let connection = Connection { ifname: Some(ifname), ..connection.clone() };
             self.attach_sandbox(hosted, sandbox, &connection).await?;
         }
         self.publish(hosted, sandbox, &spec.publish, held)?;
-        self.settle(hosted, sandbox).await
+        self.settle(hosted, sandbox).await?;
+        // An ended one of this name is not in its way.
+        self.forget_ended(&sandbox.name)
     }
 
-    /// Notes which process runs in a sandbox.
+    /// Notes which processes a sandbox has.
     pub(super) fn start_sandbox(
         &self,
         reference: &str,
-        pid: u32,
+        started: &SandboxStarted,
     ) -> Result<api::Sandbox, ApiError> {
-        let name = self.find_sandbox(reference)?.name;
-        let gone = || {
-            ApiError::new(
-                ErrorCode::NotFound,
-                format!("there is no process {pid}"),
-                "start the command first",
-            )
-        };
-        let process = Process::look(pid).ok_or_else(gone)?;
-        // In one transaction, so that a sandbox that is removed meanwhile does not come back.
+        let name: Name = reference.parse().map_err(|_fault| not_one(reference))?;
+        let process = started.pid.and_then(Process::look);
+        let keeper = started.keeper.and_then(Process::look);
+        // In one transaction: a sandbox that is removed meanwhile has no process any more that its removal does not end.
         let noted = self.store.write(|txn| {
-            let Some(mut sandbox) = txn.get::<Stored>(Table::Sandboxes, name.as_str())? else {
+            let there = txn.get::<Stored>(Table::Sandboxes, name.as_str())?;
+            let Some(mut sandbox) = there.filter(|it| it.takes(started, keeper.as_ref())) else {
                 return Ok(None);
             };
-            sandbox.process = Some(process);
+            if keeper.is_some() {
+                sandbox.keeper.clone_from(&keeper);
+                sandbox.supervised = true;
+            }
+            if started.pid.is_some() {
+                sandbox.starts = sandbox.starts.saturating_add(1);
+                // One that is over already is one that need not be known.
+                sandbox.process.clone_from(&process);
+            }
             txn.put(Table::Sandboxes, name.as_str(), &sandbox)?;
             Ok(Some(sandbox))
         });
         let sandbox = noted.map_err(store_failed)?.ok_or_else(|| sandbox_gone(&name))?;
-        Ok(sandbox.row(&self.run_dir(), &self.connected(&name)?))
+        if sandbox.starts == 1 && started.pid.is_some() {
+            info!(sandbox = %name, "sandbox started");
+        }
+        Ok(sandbox.row(&self.config, &self.connected(&name)?))
     }
 
-    /// Ends a sandbox's process and removes the sandbox.
+    /// Ends a sandbox's processes and removes the sandbox, or what is known of one that has ended.
     pub(super) async fn remove_sandbox(
         self: &Arc<Self>,
         reference: &str,
     ) -> Result<api::Sandbox, ApiError> {
-        let sandbox = self.find_sandbox(reference)?;
-        if let Some(process) = sandbox.process {
-            end(process).await?;
-        }
+        let sandbox = match self.find_sandbox(reference) {
+            Err(error) if error.code == ErrorCode::NotFound => {
+                return self.remove_ended(reference)?.ok_or(error);
+            }
+            found => found?,
+        };
+        let Some(sandbox) = self.begin_removal(&sandbox)? else {
+            return Err(sandbox_gone(&sandbox.name));
+        };
+        sandbox.end_processes().await?;
         let mut hosted = self.lock_host().await?;
-        // Its supervisor removes it, too; whoever comes second must not take a new one of that name.
+        // Another removal may be done by now; whoever comes second must not take a new one of that name.
         let current = self.stored_sandboxes()?.into_iter().find(|other| other.name == sandbox.name);
-        let row = sandbox.row(&self.run_dir(), &self.connected(&sandbox.name)?);
+        let row = sandbox.row(&self.config, &self.connected(&sandbox.name)?);
         if current.is_some_and(|current| current.incarnation == sandbox.incarnation) {
-            self.clear(&mut hosted, &sandbox).await?;
+            self.clear(&mut hosted, &sandbox, None).await?;
+            info!(sandbox = %sandbox.name, "sandbox removed");
         }
         drop(hosted);
         self.reconcile().await;
         Ok(row)
     }
 
-    async fn clear(
+    /// Writes down that a sandbox is being removed: from now on nothing starts in it. What its row says then is all there is.
+    pub(super) fn begin_removal(&self, sandbox: &Stored) -> Result<Option<Stored>, ApiError> {
+        let name = sandbox.name.as_str();
+        let marked = self.store.write(|txn| {
+            let there = txn.get::<Stored>(Table::Sandboxes, name)?;
+            let Some(mut there) = there.filter(|it| it.incarnation == sandbox.incarnation) else {
+                return Ok(None);
+            };
+            there.removing = true;
+            txn.put(Table::Sandboxes, name, &there)?;
+            Ok(Some(there))
+        });
+        marked.map_err(store_failed)
+    }
+
+    /// Takes a sandbox away whose processes have ended; what is to be known of it afterwards is kept.
+    pub(super) async fn clear(
         self: &Arc<Self>,
         hosted: &mut Hosted,
         sandbox: &Stored,
+        ended: Option<&api::Sandbox>,
     ) -> Result<(), ApiError> {
         let own = self.endpoints_of(&sandbox.name)?;
         let networks = own.iter().map(|endpoint| endpoint.network).collect();
@@ -355,19 +491,18 @@ impl Mesh {
             .remove()
             .map_err(|error| failed(error, "see the agent's log"))?;
         Netns::remove(&sandbox.netns).map_err(OverlayError::from)?;
-        self.store.delete(Table::Sandboxes, sandbox.name.as_str()).map_err(store_failed)?;
-        self.unpublish(hosted, sandbox, &networks);
-        Ok(())
-    }
-
-    /// Removes sandboxes whose process is gone; those without a process are from a `run` that was cut short.
-    pub(super) async fn collect_sandboxes(self: &Arc<Self>) -> Result<(), ApiError> {
-        let mut hosted = self.host.lock().await;
-        for sandbox in self.stored_sandboxes()? {
-            if !sandbox.process.is_some_and(Process::is_alive) {
-                info!(sandbox = %sandbox.name, "its process is gone; the sandbox is removed");
-                self.clear(&mut hosted, &sandbox).await?;
+        let name = sandbox.name.as_str();
+        let moved = self.store.write(|txn| {
+            if let Some(ended) = ended {
+                txn.put(Table::Ended, name, ended)?;
             }
+            txn.delete(Table::Sandboxes, name)
+        });
+        moved.map_err(store_failed)?;
+        self.unpublish(hosted, sandbox, &networks);
+        if ended.is_none() && sandbox.detached.is_some() {
+            let removed = sandbox.records(&self.config.data_dir).remove();
+            removed.map_err(|error| failed(error, "see the agent's log"))?;
         }
         Ok(())
     }
@@ -378,39 +513,11 @@ impl Mesh {
         hosted: &mut Hosted,
     ) -> Result<(), ApiError> {
         for sandbox in self.stored_sandboxes()? {
-            if let Some(process) = sandbox.process {
-                end(process).await?;
+            if let Some(sandbox) = self.begin_removal(&sandbox)? {
+                sandbox.end_processes().await?;
+                self.clear(hosted, &sandbox, None).await?;
             }
-            self.clear(hosted, &sandbox).await?;
         }
-        Ok(())
+        self.forget_all_ended()
     }
-}
-
-/// SIGTERM, and SIGKILL if that does not do.
-async fn end(process: Process) -> Result<(), ApiError> {
-    let pid = Pid::from_raw(process.pid);
-    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        if !process.is_alive() {
-            return Ok(());
-        }
-        match kill(pid, signal) {
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(errno) => {
-                return Err(failed(
-                    format!("cannot end process {pid}: {errno}"),
-                    "end it yourself",
-                ));
-            }
-        }
-        let gone = async {
-            while process.is_alive() {
-                tokio::time::sleep(LOOK).await;
-            }
-        };
-        if tokio::time::timeout(GRACE, gone).await.is_ok() {
-            return Ok(());
-        }
-    }
-    Err(failed(format!("process {pid} does not end"), "see what it waits for with `ps`"))
 }

@@ -1,4 +1,4 @@
-//! What a sandbox sees as /etc/resolv.conf and /etc/hosts (resolv.conf(5), hosts(5)).
+//! What a sandbox sees as /etc/resolv.conf, /etc/hosts and /etc/hostname (resolv.conf(5), hosts(5), hostname(5)).
 //!
 //! The files live below the run directory and are written in place: who mounted them sees every change.
 
@@ -32,9 +32,12 @@ pub struct Etc {
     pub added: Vec<HostEntry>,
     /// What the host's resolv.conf says, if its name servers answer for other names.
     pub resolver: Option<ResolvConf>,
-    /// The host's name, which is the sandbox's, too.
+    /// The sandbox's hostname.
     pub host: String,
 }
+
+/// The files, by their names in /etc.
+pub const ETC_FILES: [&str; 3] = ["resolv.conf", "hosts", "hostname"];
 
 /// Where the files are.
 #[derive(Clone, Debug)]
@@ -61,7 +64,9 @@ impl EtcFiles {
     /// The disk is full or the rights are missing.
     pub fn write(&self, etc: &Etc) -> io::Result<()> {
         fs::create_dir_all(&self.directory)?;
-        for (name, text) in [("resolv.conf", etc.resolv_conf()), ("hosts", etc.hosts())] {
+        let hostname = format!("{}\n", etc.host);
+        let texts = [etc.resolv_conf(), etc.hosts(), hostname];
+        for (name, text) in ETC_FILES.into_iter().zip(texts) {
             let path = self.directory.join(name);
             if fs::read_to_string(&path).is_ok_and(|there| there == text) {
                 continue;
@@ -127,11 +132,14 @@ impl Etc {
 
     fn hosts(&self) -> String {
         let mut text = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n".to_owned();
-        if !self.host.is_empty() {
+        // Its own addresses, and none of them loopback: a program that asks for its host tells others what it hears.
+        if self.own.is_empty() && !self.host.is_empty() {
             text += &format!("127.0.1.1 {}\n", self.host);
         }
         for (ip, name, network) in &self.own {
-            let _infallible = writeln!(text, "{ip} {name} {name}.{network}");
+            let same = self.host.is_empty() || self.host == name.as_str();
+            let host = if same { "" } else { &format!("{} ", self.host) };
+            let _infallible = writeln!(text, "{ip} {host}{name} {name}.{network}");
         }
         for HostEntry { name, ip } in &self.added {
             let _infallible = writeln!(text, "{ip} {name}");
@@ -164,7 +172,7 @@ mod tests {
             )],
             added: vec!["db.example:192.0.2.1".parse().unwrap()],
             resolver: None,
-            host: "h1".into(),
+            host: "db".into(),
         }
     }
 
@@ -175,9 +183,15 @@ mod tests {
             "# made by vxmesh\nnameserver 127.0.0.11\nsearch blue green\noptions ndots:0\n"
         );
         let hosts = etc().hosts();
-        for line in ["127.0.1.1 h1", "10.1.0.2 web web.blue", "192.0.2.1 db.example"] {
+        for line in ["10.1.0.2 db web web.blue", "192.0.2.1 db.example"] {
             assert!(hosts.lines().any(|there| there == line), "{hosts}");
         }
+        // Its own name is no name of the loopback interface while it has an address.
+        assert!(!hosts.contains("127.0.1.1"), "{hosts}");
+        let named = Etc { host: "web".into(), ..etc() }.hosts();
+        assert!(named.lines().any(|there| there == "10.1.0.2 web web.blue"), "{named}");
+        let alone = Etc { own: Vec::new(), ..etc() }.hosts();
+        assert!(alone.lines().any(|there| there == "127.0.1.1 db"), "{alone}");
     }
 
     #[test]

@@ -33,7 +33,7 @@ use vxmesh_proto::{
 
 pub use self::{
     clients::Clients,
-    etc::{Etc, EtcFiles},
+    etc::{ETC_FILES, Etc, EtcFiles},
     resolvers::SERVERS,
     server::Server,
     socket::{IN_SANDBOX, Sockets},

@@ -1,7 +1,7 @@
 //! The Docker engine of this host, asked over its socket: where the network namespace of a container is.
 //!
 //! ```text
-//! GET /containers/NAME/json -> 200 {"Name","State":{"Pid","Running"},"ResolvConfPath"} | 404 {"message"}
+//! GET /containers/NAME/json -> 200 {"Name","State":{"Pid","Running"},"ResolvConfPath","Config":{"Hostname"}} | 404 {"message"}
 //! ```
 //!
 //! Of the engine's API (docs.docker.com/reference/api/engine) only what every version has is used, without a version in the
@@ -52,6 +52,8 @@ pub struct Container {
     pub netns: PathBuf,
     /// The directory of the `resolv.conf` and `hosts` that its programs see.
     pub etc: Option<PathBuf>,
+    /// Its hostname.
+    pub hostname: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -60,6 +62,15 @@ struct Inspected {
     state: State,
     #[serde(default)]
     resolv_conf_path: PathBuf,
+    #[serde(default)]
+    config: ContainerConfig,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ContainerConfig {
+    #[serde(default)]
+    hostname: String,
 }
 
 #[derive(Deserialize)]
@@ -98,6 +109,7 @@ fn parse(name: &str, body: &[u8]) -> Result<Container, DockerError> {
     Ok(Container {
         netns: format!("/proc/{}/ns/net", container.state.pid).into(),
         etc: etc.filter(complete),
+        hostname: Some(container.config.hostname).filter(|name| !name.is_empty()),
     })
 }
 
@@ -137,10 +149,11 @@ mod tests {
 
     #[test]
     fn only_a_running_container_has_a_namespace() {
-        let running = br#"{"Id":"x","State":{"Status":"running","Running":true,"Pid":42},"ResolvConfPath":"/nowhere/resolv.conf"}"#;
+        let running = br#"{"Id":"x","State":{"Status":"running","Running":true,"Pid":42},"Config":{"Hostname":"box"},"ResolvConfPath":"/nowhere/resolv.conf"}"#;
         let container = parse("web", running).unwrap();
         assert_eq!(container.netns, Path::new("/proc/42/ns/net"));
         assert_eq!(container.etc, None, "files that are not there");
+        assert_eq!(container.hostname.as_deref(), Some("box"));
         let stopped = br#"{"State":{"Running":false,"Pid":0},"ResolvConfPath":""}"#;
         assert!(matches!(parse("web", stopped), Err(DockerError::NotRunning(_))));
         for odd in [b"".as_slice(), b"[]", b"{}", br#"{"State":7}"#] {

@@ -74,7 +74,7 @@ pub enum Action {
         /// The host
         host: HostName,
         /// The command with its arguments
-        #[arg(last = true, required = true, value_name = "CMD")]
+        #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
         command: Vec<OsString>,
     },
     /// Show the hosts

@@ -58,6 +58,8 @@ pub enum Table {
     Tokens,
     /// Sandboxes of this node.
     Sandboxes,
+    /// Sandboxes of this node that have ended.
+    Ended,
     /// This node's own addresses in networks.
     Gateways,
     /// Where other nodes were last reached.
@@ -70,12 +72,13 @@ pub enum Table {
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Objects,
         Self::Networks,
         Self::Endpoints,
         Self::Tokens,
         Self::Sandboxes,
+        Self::Ended,
         Self::Gateways,
         Self::Peers,
         Self::Resting,
@@ -97,6 +100,7 @@ impl Table {
             Self::Endpoints => "endpoints",
             Self::Tokens => "tokens",
             Self::Sandboxes => "sandboxes",
+            Self::Ended => "ended",
             Self::Gateways => "gateways",
             Self::Peers => "peers",
             Self::Resting => "resting",

@@ -57,6 +57,8 @@ fn every_refusal_is_a_json_error() {
         ("POST /v1/networks", spec(",\"mtu\":-1"), 400, "-1"),
         ("POST /v1/networks", vec![b' '; 1024 * 1024 + 1], 400, "length limit"),
         ("POST /v1/sandboxes/x/started", b"{\"pid\":\"1\"}".to_vec(), 400, "u32"),
+        ("POST /v1/sandboxes/x/started", b"{\"pid\":1}".to_vec(), 400, "incarnation"),
+        ("GET /v1/sandboxes?all=perhaps", Vec::new(), 400, "all"),
         ("GET /v1/networks/%ff", Vec::new(), 400, "UTF-8"),
         ("GET /v1/locate/nowhere", Vec::new(), 400, "nowhere"),
         ("GET /v1/locate/10.0.0.1?colour=1", Vec::new(), 400, "colour"),

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     process::{Child, ChildStdout, Stdio},
-    sync::mpsc,
+    sync::{atomic::Ordering, mpsc},
     thread,
 };
 
@@ -142,9 +142,15 @@ fn the_agent_is_asked_for_what_the_words_say_and_told_the_process() {
                            { "network": "green", "ips": ["10.3.0.7", "fd03::7"], "mac": "02:00:00:00:00:09",
                              "aliases": ["tres", "uno"], "ifname": "net3", "gw_priority": -4 }], "dns": ["192.0.2.53"], "hosts": ["db.example:fd00::9"], "publish": [{ "protocol": "tcp", "port": 8080, "sandbox_port": 80 },
                            { "protocol": "udp", "ip": "fd00::1", "sandbox_port": 53 },
-                           { "protocol": "udp", "ip": "fd00::1", "sandbox_port": 54 }], "command": ["sh", "-c", "echo $$; read x || :"] });
+                           { "protocol": "udp", "ip": "fd00::1", "sandbox_port": 54 }], "command": ["sh", "-c", "echo $$; read x || :"], "keeper": child.id() });
     assert_eq!(calls[0], ("sandbox_create".into(), spec));
-    assert_eq!(calls[1], ("sandbox_started".into(), json!({ "sandbox": "one", "pid": pid })));
+    assert_eq!(
+        calls[1],
+        (
+            "sandbox_started".into(),
+            json!({ "sandbox": "one", "started": { "pid": pid, "incarnation": 1 } })
+        )
+    );
     assert!(calls.contains(&("sandbox_rm".into(), json!("one"))));
 }
 
@@ -368,8 +374,8 @@ fn the_end_of_a_sandbox_leaves_a_newer_one_of_its_name_alone() {
     agent.world.replace_sandbox("web");
     agent.world.calls();
     kill(raw(pid), Signal::SIGKILL).unwrap();
-    // The supervisor asks which sandbox it is.
-    wait_for("the supervisor", || agent.world.calls().iter().any(|(call, _)| call == "sandboxes"));
+    // The supervisor says which sandbox it was.
+    wait_for("the word", || agent.world.calls().iter().any(|(call, _)| call == "sandbox_ended"));
     assert_eq!(agent.say(&["status"]).status, 0);
     assert!(!agent.world.calls().iter().any(|(call, _)| call == "sandbox_rm"));
     assert_eq!(agent.world.sandbox_list().len(), 1);
@@ -409,4 +415,110 @@ fn exec_enters_the_namespaces_of_the_sandboxs_process() {
     agent.world.set_pid("web", Some(pid));
     assert_eq!(agent.say(&["sandbox", "rm", "web"]).status, 0);
     wait_for("the command to end", || !is_alive(pid));
+}
+
+/// The one ended sandbox.
+fn ended(agent: &TestAgent) -> Sandbox {
+    let all = || agent.say_json(&["sandbox", "ls", "--all"]).json();
+    wait_for("the end", || all()[0]["state"] == "exited");
+    serde_json::from_value(all()[0].clone()).unwrap()
+}
+
+#[test]
+fn the_end_of_a_detached_command_and_its_output_are_kept() {
+    let agent = TestAgent::start();
+    let script = "echo out; echo err >&2; exit 3";
+    let said = agent.say(&["run", "-d", "--network", "red", "--", "sh", "-c", script]);
+    assert_eq!((said.status, said.stdout.as_str()), (0, "box1\n"));
+    let sandbox = ended(&agent);
+    assert_eq!((sandbox.exit_status, sandbox.pid), (Some(3), None));
+    assert!(agent.say(&["sandbox", "ls", "-a"]).stdout.contains("exited (3)"));
+    assert!(!agent.say(&["sandbox", "ls"]).stdout.contains("box1"));
+    assert_eq!(agent.say(&["sandbox", "logs", "box1"]).stdout, "out\nerr\n");
+    assert_eq!(agent.say(&["sandbox", "logs", "-n1", "box1"]).stdout, "err\n");
+    let said = agent.say(&["exec", "box1", "true"]);
+    assert!(said.status == 125 && said.stderr.contains("has ended"), "{}", said.stderr);
+}
+
+#[test]
+fn a_command_is_started_again_as_its_policy_says() {
+    let agent = TestAgent::start();
+    let count = agent.dir.path().join("count");
+    // It fails twice, then it is content.
+    let script = format!("echo x >> {0}; [ $(wc -l < {0}) -gt 2 ]", count.display());
+    let words = ["run", "-d", "--restart", "on-failure", "--network", "red", "sh", "-c", &script];
+    assert_eq!(agent.say(&words).status, 0);
+    assert_eq!(ended(&agent).exit_status, Some(0));
+    assert_eq!(fs::read_to_string(&count).unwrap(), "x\nx\nx\n");
+    // What is always started again ends when it is gone, in the middle of a wait, too.
+    let words = ["run", "-d", "--restart", "always", "--name", "on", "--network", "red", "true"];
+    assert_eq!(agent.say(&words).status, 0);
+    let mut starts = 0;
+    wait_for("three starts", || {
+        let calls = agent.world.calls();
+        starts += calls.iter().filter(|(call, _)| call == "sandbox_started").count();
+        starts > 3
+    });
+    agent.world.drop_sandbox("on");
+    wait_for("the supervisor to end", || agent.supervisors().is_empty());
+}
+
+#[test]
+fn what_says_0_is_known_to_the_agent() {
+    let mut agent = TestAgent::start();
+    let mark = agent.dir.path().join("mark");
+    let script = format!("echo $$ > {}; exec sleep 1000", mark.display());
+    let began = || fs::read_to_string(&mark).ok()?.trim().parse::<u32>().ok();
+    // The sandbox is removed while its command starts.
+    agent.world.forget_sandboxes.store(true, Ordering::Relaxed);
+    for words in [["run", "-d"].as_slice(), &["run"]] {
+        let words = [words, &["--network", "red", "sh", "-c", &script]].concat();
+        let said = agent.say(&words);
+        assert_eq!(said.status, 125, "{words:?} {} {}", said.stdout, said.stderr);
+        wait_for("the command to end", || began().is_none_or(|pid| !is_alive(pid)));
+    }
+    agent.world.forget_sandboxes.store(false, Ordering::Relaxed);
+    // The agent goes away after it has made the sandbox, and comes back.
+    fs::remove_file(&mark).unwrap_or_default();
+    agent.world.hold_creation();
+    agent.world.calls();
+    let mut command = agent.command(&["run", "-d", "--network", "red", "sh", "-c", &script]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("the call", || agent.world.calls().iter().any(|(call, _)| call == "sandbox_create"));
+    agent.world.release_creation();
+    wait_for("the sandbox", || !agent.world.sandbox_list().is_empty());
+    agent.pause();
+    agent.resume();
+    let said: Said = child.wait_with_output().unwrap().into();
+    assert_eq!((said.status, said.stderr.as_str()), (0, ""));
+    let sandbox = agent.world.sandbox_list().remove(0);
+    assert!(sandbox.pid.is_some_and(is_alive));
+    assert_eq!(agent.say(&["sandbox", "rm", sandbox.name.as_str()]).status, 0);
+}
+
+#[test]
+fn a_command_begins_as_it_was_said() {
+    let agent = TestAgent::start();
+    let script = "echo $A-$B; pwd; id -u; id -g; hostname; echo $HOME $HOSTNAME";
+    let begin = ["-e", "A=1", "--env", "B=x y", "--env", "NO_SUCH", "-w", "/usr", "-u", "7:8"];
+    let run = [["run", "--network", "red", "--hostname", "db.example"].as_slice(), &begin].concat();
+    let said = agent.say(&[&run, ["sh", "-c", script].as_slice()].concat());
+    assert_eq!((said.status, said.stderr.as_str()), (0, ""));
+    let lines: Vec<&str> = said.stdout.lines().collect();
+    assert_eq!(lines[..5], ["1-x y", "/usr", "7", "8", "db.example"], "{}", said.stdout);
+    assert!(lines[5].ends_with(" db.example"), "{}", said.stdout);
+    let pid = detach(&agent, &["--name", "web"], &["sleep", "1000"]).pid;
+    let exec = [["exec"].as_slice(), &begin, &["web", "sh", "-c", script]].concat();
+    let said = agent.say(&exec);
+    assert_eq!((said.status, said.stderr.as_str()), (0, ""));
+    assert!(said.stdout.starts_with("1-x y\n/usr\n7\n8\nweb\n"), "{}", said.stdout);
+    // The host keeps its name.
+    assert_ne!(nix::unistd::gethostname().unwrap().to_str(), Some("web"));
+    for (begin, word) in [(["-u", "no-such-user"], "no user"), (["-w", "/no/such"], "no directory")]
+    {
+        let said = agent.say(&[["exec"].as_slice(), &begin, &["web", "true"]].concat());
+        assert!(said.status == 125 && said.stderr.contains(word), "{}", said.stderr);
+    }
+    assert_eq!(agent.say(&["sandbox", "rm", "web"]).status, 0);
+    wait_for("the command to end", || !is_alive(pid.unwrap()));
 }

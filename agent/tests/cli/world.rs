@@ -6,7 +6,11 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    sync::{Arc, Mutex, MutexGuard, mpsc},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -142,7 +146,7 @@ impl TestAgent {
 
 impl TestAgent {
     /// The supervisors of sandboxes of this agent.
-    fn supervisors(&self) -> Vec<u32> {
+    pub(crate) fn supervisors(&self) -> Vec<u32> {
         let socket = self.socket().to_str().unwrap().to_owned();
         let processes = std::fs::read_dir("/proc").unwrap().map_while(Result::ok);
         let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -174,6 +178,11 @@ impl Drop for TestAgent {
 pub(crate) struct World {
     calls: Mutex<Vec<(String, Value)>>,
     sandboxes: Mutex<Vec<Held>>,
+    ended: Mutex<Vec<Sandbox>>,
+    /// Whether sandboxes are gone when their command is told.
+    pub(crate) forget_sandboxes: AtomicBool,
+    /// What supervisors keep.
+    records: TempDir,
     /// While it has no permit, `sandbox_create` waits.
     creation: tokio::sync::Semaphore,
     /// What every call fails with, when set.
@@ -191,6 +200,9 @@ impl Default for World {
         Self {
             calls: Mutex::default(),
             sandboxes: Mutex::default(),
+            ended: Mutex::default(),
+            forget_sandboxes: AtomicBool::new(false),
+            records: tempfile::tempdir().unwrap(),
             creation: tokio::sync::Semaphore::new(1),
             failure: Mutex::default(),
         }
@@ -221,6 +233,11 @@ impl World {
         let old = held.iter_mut().find(|held| held.sandbox.name.as_str() == name).unwrap();
         old.sandbox.incarnation += 1;
         old.sandbox.pid = None;
+    }
+
+    /// Takes a sandbox away as another `sandbox rm` would.
+    pub(crate) fn drop_sandbox(&self, name: &str) {
+        self.held().retain(|held| held.sandbox.name.as_str() != name);
     }
 
     pub(crate) fn set_pid(&self, name: &str, pid: Option<u32>) {
@@ -594,17 +611,33 @@ impl Backend for World {
         Ok(self.sandbox_list())
     }
 
+    async fn sandboxes_ended(&self) -> Result<Vec<Sandbox>, ApiError> {
+        Ok(self.ended.lock().unwrap().clone())
+    }
+
     async fn sandbox_create(&self, spec: SandboxSpec) -> Result<Sandbox, ApiError> {
         self.asked("sandbox_create", &spec)?;
         let _permit = self.creation.acquire().await.unwrap();
         let (netns, keeper) = new_netns();
         let mut held = self.held();
         let number = u8::try_from(held.len() + 1).unwrap();
+        let name = spec.name.unwrap_or_else(|| name(&format!("box{number}")));
+        let records = self.records.path().join(name.as_str());
+        let records = records.to_str().unwrap().to_owned();
+        if spec.detached.is_some() {
+            std::fs::create_dir_all(&records).unwrap();
+        }
         let sandbox = Sandbox {
-            name: spec.name.unwrap_or_else(|| name(&format!("box{number}"))),
+            hostname: spec.hostname.or_else(|| Some(name.to_string())),
+            name,
             netns,
             pid: None,
             state: "created".into(),
+            exit_status: None,
+            ended_at: None,
+            records: spec.detached.is_some().then_some(records),
+            detached: spec.detached,
+            restarts: 0,
             command: spec.command,
             incarnation: u64::from(number),
             endpoints: vec![EndpointId::from_random([number; 16])],
@@ -618,24 +651,51 @@ impl Backend for World {
         Ok(sandbox)
     }
 
-    async fn sandbox_started(&self, reference: &str, pid: u32) -> Result<Sandbox, ApiError> {
-        self.asked("sandbox_started", json!({ "sandbox": reference, "pid": pid }))?;
-        let mut held = self.held();
-        let held = held.iter_mut().find(|held| held.sandbox.name.as_str() == reference).unwrap();
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        if stat.is_empty() || stat.contains(") Z ") {
-            return Err(ApiError::new(ErrorCode::NotFound, "no such process", "start one"));
+    async fn sandbox_started(
+        &self,
+        reference: &str,
+        started: SandboxStarted,
+    ) -> Result<Sandbox, ApiError> {
+        self.asked("sandbox_started", json!({ "sandbox": reference, "started": started }))?;
+        let mut all = self.held();
+        if started.pid.is_some() && self.forget_sandboxes.load(Ordering::Relaxed) {
+            all.retain(|held| held.sandbox.name.as_str() != reference);
         }
-        held.sandbox.pid = Some(pid);
-        held.sandbox.state = "running".into();
+        let held = find(&mut all, reference, started.incarnation)?;
+        if let Some(pid) = started.pid {
+            held.sandbox.pid = Some(pid);
+            held.sandbox.state = "running".into();
+        }
         Ok(held.sandbox.clone())
+    }
+
+    async fn sandbox_ended(
+        &self,
+        reference: &str,
+        ended: SandboxEnded,
+    ) -> Result<Sandbox, ApiError> {
+        self.asked("sandbox_ended", json!({ "sandbox": reference, "ended": ended }))?;
+        let mut all = self.held();
+        let _there = find(&mut all, reference, ended.incarnation)?;
+        let at = all.iter().position(|held| held.sandbox.name.as_str() == reference).unwrap();
+        let mut sandbox = all.swap_remove(at).sandbox;
+        sandbox.state = "exited".into();
+        sandbox.pid = None;
+        (sandbox.exit_status, sandbox.ended_at) = (ended.exit_status, Some(ended.ended_at));
+        if sandbox.detached.as_ref().is_some_and(|detached| !detached.remove) {
+            self.ended.lock().unwrap().push(sandbox.clone());
+        }
+        Ok(sandbox)
     }
 
     async fn sandbox_rm(&self, reference: &str) -> Result<Sandbox, ApiError> {
         self.asked("sandbox_rm", reference)?;
         let sandbox = self.sandbox(reference).await?;
         let mut held = self.held();
-        let at = held.iter().position(|held| held.sandbox.name == sandbox.name).unwrap();
+        let Some(at) = held.iter().position(|held| held.sandbox.name == sandbox.name) else {
+            self.ended.lock().unwrap().retain(|ended| ended.name != sandbox.name);
+            return Ok(sandbox);
+        };
         let gone = held.swap_remove(at);
         drop(gone.keeper);
         if let Some(pid) = gone.sandbox.pid {
@@ -697,6 +757,18 @@ impl Backend for World {
         self.asked("map_diff", reference)?;
         Ok(map_differences())
     }
+}
+
+fn find<'a>(
+    all: &'a mut [Held],
+    reference: &str,
+    incarnation: u64,
+) -> Result<&'a mut Held, ApiError> {
+    let is_it = |held: &&mut Held| {
+        held.sandbox.name.as_str() == reference && held.sandbox.incarnation == incarnation
+    };
+    let gone = || ApiError::new(ErrorCode::NotFound, "the sandbox is gone", "run another");
+    all.iter_mut().find(is_it).ok_or_else(gone)
 }
 
 /// The path of a new network namespace, which lives until the sender is dropped.

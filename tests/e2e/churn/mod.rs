@@ -1,5 +1,6 @@
 //! What comes and goes: agents that die, hosts that are cut off, endpoints and nodes that leave.
 
+mod background;
 mod departure;
 mod partition;
 mod restart;

@@ -302,8 +302,9 @@ fn a_host_with_systemd_resolved_keeps_its_names_to_itself() -> Result<()> {
         ),
     )?;
     let script = "cat /etc/resolv.conf; ls /run/systemd/resolve; getent hosts $(hostname)";
-    let seen = lab.vxmesh("h1", &["run", "--network", "blue", "--", "sh", "-c", script])?;
-    ensure!(seen.contains("nameserver 127.0.0.11") && seen.contains("h1"), "{seen}");
+    let seen =
+        lab.vxmesh("h1", &["run", "--name", "own", "--network", "blue", "sh", "-c", script])?;
+    ensure!(seen.contains("nameserver 127.0.0.11") && seen.contains("own own.blue"), "{seen}");
     ensure!(!seen.contains("127.0.0.53") && !seen.contains("io.systemd.Resolve"), "{seen}");
     ensure!(lab.sh("h1", "cat /etc/resolv.conf")? == "nameserver 127.0.0.53", "the host's own");
     // The daemon is not there yet, and so the link leads nowhere.
@@ -364,4 +365,30 @@ fn a_gateway_that_could_not_serve_names_does_so_once_it_can() -> Result<()> {
     let answer = vxmesh_tests::outside::sh(&a.netns, &dig)?;
     ensure!(answer.parse::<std::net::IpAddr>().is_ok(), "{answer}");
     lab.finish(Allowed { drops: &[], warnings: &["names are not served on the gateway"] })
+}
+
+/// Programs of a cluster ask for their own name and tell the others what it leads to.
+#[test]
+fn a_sandbox_has_a_hostname_that_leads_to_its_addresses() -> Result<()> {
+    let lab = Lab::with(Options { hosts: 1, ..Options::default() })?;
+    lab.network("h1", "blue")?;
+    let web = lab.sandbox("h1", "blue", "web")?;
+    let script = "hostname; cat /etc/hostname; hostname -i; getent ahosts $(hostname)";
+    let asked = |run: &[&str]| lab.vxmesh("h1", &[run, &["sh", "-c", script]].concat());
+    let seen = asked(&["exec", "web"])?;
+    ensure!(seen.starts_with("web\nweb\n"), "{seen}");
+    for own in [v4(&web), v6(&web)] {
+        ensure!(seen.matches(&own).count() >= 2, "{own}: {seen}");
+    }
+    ensure!(!seen.contains("127.0."), "{seen}");
+    let seen = asked(&["run", "--network", "sandbox:web"])?;
+    ensure!(seen.starts_with("web\nweb\n") && seen.contains(&v4(&web)), "{seen}");
+    let seen = asked(&["run", "--name", "two", "--hostname", "db.example", "--network", "blue"])?;
+    ensure!(seen.starts_with("db.example\ndb.example\n"), "{seen}");
+    ensure!(!seen.contains("127.0."), "{seen}");
+    let seen = lab.vxmesh("h1", &["run", "--name", "none", "--network", "none", "hostname"])?;
+    assert_eq!(seen.trim(), "none");
+    assert_eq!(lab.vxmesh("h1", &["run", "--network", "host", "hostname"])?.trim(), "h1");
+    assert_eq!(lab.sh("h1", "hostname")?.trim(), "h1");
+    lab.finish(Allowed { drops: UNDERWAY, ..Allowed::default() })
 }
