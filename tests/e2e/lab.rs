@@ -443,6 +443,34 @@ fn a_failing_up_leaves_nothing() -> Result<()> {
     lab.assert_gone(&BTreeSet::new())
 }
 
+/// All namespaces of the machine share one neighbour table, which hosts that learn of one another would fill.
+#[test]
+fn a_large_lab_takes_nothing_of_the_neighbour_table_and_ends_at_once() -> Result<()> {
+    let full = std::env::var_os("VXMESH_FULL").is_some();
+    let (hosts, lab) = if full { (40, Lab::new()) } else { (9, Lab::up(9)?) };
+    if full {
+        lab.ok(&["up", "--hosts", "40"])?;
+    }
+    let last = format!("h{hosts}");
+    for (version, address) in [("-4", "10.213.0.1"), ("-6", "fd13::1")] {
+        assert!(lab.pings(&last, address)?, "{address}");
+        let known = |kind: &str| {
+            lab.sh(
+                &last,
+                &format!("ip {version} neigh show dev eth0 {kind} | grep -c lladdr || true"),
+            )
+        };
+        assert_eq!(known("nud permanent")?, (hosts - 1).to_string());
+        assert_eq!(known("")?, known("nud permanent")?, "others count");
+    }
+    let start = Instant::now();
+    lab.ok(&["down"])?;
+    let took = start.elapsed();
+    println!("a lab of {hosts} hosts ends in {took:?}");
+    ensure!(took < Duration::from_secs(20), "{took:?}");
+    lab.assert_gone(&BTreeSet::new())
+}
+
 #[test]
 fn two_labs_do_not_meet() -> Result<()> {
     let (one, two) = (Lab::up(2)?, Lab::up(3)?);

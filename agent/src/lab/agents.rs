@@ -29,6 +29,8 @@ use crate::api::{ApiError, ErrorCode, Status, TokenCreated};
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// How often a host tries to join.
+const JOINS: usize = 3;
 const POLL: Duration = Duration::from_millis(50);
 /// How much of a log an error shows.
 const LOG_TAIL: u64 = 2000;
@@ -91,6 +93,19 @@ impl Host {
         }
         let said = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
         Err(self.failed(format!("vxmesh {} failed: {said}", args.first().unwrap_or(&""))))
+    }
+
+    /// Joins a mesh; where many agents share few processors, the first answer may come too late.
+    async fn join(&self, token: &str, server: &str, interrupt: &Interrupt) -> Result<(), ApiError> {
+        let mut tries = 1..=JOINS;
+        loop {
+            let last = tries.next().is_none_or(|number| number == JOINS);
+            let joined = self.ask(&["join", "--token", token, server], interrupt).await;
+            match joined {
+                Err(_) if !last => interrupt.sleep(POLL).await?,
+                joined => return joined.map(|_: serde_json::Value| ()),
+            }
+        }
     }
 
     async fn run(&self, args: &[&str], interrupt: &Interrupt) -> Result<Captured, ApiError> {
@@ -204,14 +219,14 @@ pub(super) async fn start_all(
     let _made: serde_json::Value = first.ask(&["init"], interrupt).await?;
     out.progress(&format!("{}: made the mesh", first.name));
     if !others.is_empty() {
-        let uses = others.len().to_string();
+        // An answer that is lost takes a use, too.
+        let uses = (others.len() * JOINS).to_string();
         let token: TokenCreated =
             first.ask(&["token", "create", "--uses", &uses], interrupt).await?;
         let server =
             plan.addresses(first.name).first().map(ToString::to_string).unwrap_or_default();
         for host in others {
-            let _joined: serde_json::Value =
-                host.ask(&["join", "--token", &token.token, &server], interrupt).await?;
+            host.join(&token.token, &server, interrupt).await?;
             out.progress(&format!("{}: joined", host.name));
         }
     }

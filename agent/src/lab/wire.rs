@@ -19,8 +19,8 @@ use crate::api::ApiError;
 const WIRE: &str = "wire";
 /// The bridges of those that are, followed by a number.
 const CUT: &str = "cut";
-/// Labs of so many hosts ask for MAC addresses as hosts elsewhere do: at most 240 entries.
-const LEARNING_HOSTS: u8 = 16;
+/// Labs of so many hosts ask for MAC addresses as hosts elsewhere do: at most 56 entries.
+const LEARNING_HOSTS: u8 = 8;
 /// The interface of a host.
 const ETH: &str = "eth0";
 
