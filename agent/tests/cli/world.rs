@@ -372,7 +372,6 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
         ips: vec!["10.1.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()],
         aliases: vec!["www".parse().unwrap()],
         incarnation: 7,
-        labels: [].into(),
         conflict: None,
         published: Vec::new(),
         labels: Default::default(),
