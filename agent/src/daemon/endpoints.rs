@@ -267,7 +267,7 @@ impl Mesh {
 
     /// Lays the cable of an endpoint that all tables know.
     pub(super) async fn plug_in(
-        &self,
+        self: &Arc<Self>,
         hosted: &Hosted,
         endpoint: &mut Stored,
     ) -> Result<(), ApiError> {
@@ -277,6 +277,7 @@ impl Mesh {
         self.guard_port(endpoint)?;
         endpoint.ifname = Some(overlay.attach(&endpoint.plug()).await?);
         self.set_attached(endpoint, true)?;
+        self.register_new(Some(overlay), endpoint).await;
         self.tell_endpoint(endpoint, "endpoint plugged in");
         Ok(())
     }

@@ -142,7 +142,9 @@ impl Mesh {
         let wanted = (macvlan.mode, network.mtu);
         let ifname = macvlan.parent.attach(wanted, &macvlan.gateways, &endpoint.plug()).await?;
         endpoint.set_ifname(ifname);
-        self.set_attached(endpoint, true)
+        self.set_attached(endpoint, true)?;
+        self.register_new(None, endpoint).await;
+        Ok(())
     }
 
     /// Takes over what the last life of the agent plugged in.

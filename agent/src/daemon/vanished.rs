@@ -10,7 +10,7 @@ use std::{
 };
 
 use tracing::{debug, info, warn};
-use vxmesh_proto::addr::EndpointId;
+use vxmesh_proto::addr::{EndpointId, NetworkId};
 
 use super::{
     endpoints::Stored,
@@ -24,6 +24,7 @@ use crate::{
     netlink::{
         link::Links,
         netns::Netns,
+        overlay::Overlay,
         watch::{Process, process_of},
     },
 };
@@ -74,24 +75,50 @@ impl Mesh {
             places.networks.iter().map(|(number, id)| (*id, *number)).collect()
         };
         for (id, overlay) in hosted.overlays.iter().filter(|(id, _)| !known.contains_key(id)) {
-            match host.number(overlay.netns()).await {
-                Ok(number) => {
-                    lock(&self.watching.places).networks.insert(number, *id);
-                    // What happened until now was not heard.
-                    self.watching.mark(|dirty| {
-                        dirty.networks.insert(*id);
-                        dirty.rules.insert(*id);
-                    });
-                }
-                Err(error) => {
-                    debug!(network = %id, %error, "changes in the network's namespace are not heard of");
-                }
-            }
+            self.register_network(host, *id, overlay).await;
         }
         for endpoint in endpoints.iter().filter(|endpoint| self.is_watchable(hosted, endpoint)) {
             let place = lock(&self.watching.places).endpoints.get(&endpoint.id).cloned();
             if place.is_none_or(|place| !place.heard) {
                 self.register_endpoint(host, endpoint).await;
+            }
+        }
+    }
+
+    /// Learns where to hear of an endpoint that was just plugged in: whoever takes its interface away from now on is heard.
+    pub(super) async fn register_new(
+        self: &Arc<Self>,
+        overlay: Option<&Overlay>,
+        endpoint: &Stored,
+    ) {
+        let host = Netns::current().map_err(io::Error::other).and_then(|here| Links::open(&here));
+        let host = match host {
+            Ok(host) => host,
+            // The next look tries again.
+            Err(error) => return debug!(%error, "this host cannot be looked at"),
+        };
+        if let Some(overlay) = overlay {
+            let id = endpoint.network;
+            let is_known = lock(&self.watching.places).networks.values().any(|known| *known == id);
+            if !is_known {
+                self.register_network(&host, id, overlay).await;
+            }
+        }
+        self.register_endpoint(&host, endpoint).await;
+    }
+
+    async fn register_network(&self, host: &Links, id: NetworkId, overlay: &Overlay) {
+        match host.number(overlay.netns()).await {
+            Ok(number) => {
+                lock(&self.watching.places).networks.insert(number, id);
+                // What happened until now was not heard.
+                self.watching.mark(|dirty| {
+                    dirty.networks.insert(id);
+                    dirty.rules.insert(id);
+                });
+            }
+            Err(error) => {
+                debug!(network = %id, %error, "changes in the network's namespace are not heard of");
             }
         }
     }
@@ -169,18 +196,13 @@ impl Mesh {
         let sandboxes: BTreeSet<String> =
             gone.iter().filter_map(|(endpoint, _)| endpoint.sandbox.clone()).collect();
         for (endpoint, why) in &gone {
-            let ended = self.detach_stored(hosted, endpoint.id).await;
-            match ended {
-                Ok(()) => {
-                    let network = self.network_name(endpoint.network);
-                    info!(endpoint = %endpoint.name, %network, why, "endpoint ended");
-                }
-                Err(error) => {
-                    warn!(endpoint = %endpoint.name, why, %error, "an endpoint that is gone is not removed; it is tried again");
-                    self.watching.mark(|dirty| {
-                        dirty.gone.insert(endpoint.id, why);
-                    });
-                }
+            let network = self.network_name(endpoint.network);
+            info!(endpoint = %endpoint.name, %network, why, "endpoint ended");
+            if let Err(error) = self.detach_stored(hosted, endpoint.id).await {
+                warn!(endpoint = %endpoint.name, why, %error, "an endpoint that is gone is not removed; it is tried again");
+                self.watching.mark(|dirty| {
+                    dirty.gone.insert(endpoint.id, why);
+                });
             }
         }
         self.settle_all(hosted, &sandboxes).await;
