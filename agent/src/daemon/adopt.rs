@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use thiserror::Error;
 use tracing::{info, warn};
 use vxmesh_proto::{addr::NetworkId, object};
 
@@ -27,11 +28,13 @@ use crate::{
 };
 
 /// Why an endpoint of the last life is not adopted.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(super) enum NotAdopted {
     /// It is known that the sandbox, the network or the endpoint is not there any more: the only reason to remove it.
+    #[error("{0}")]
     Gone(&'static str),
     /// Whatever else went wrong, such as too many open files. The endpoint stays and is tried again.
+    #[error("{0}")]
     Later(ApiError),
 }
 
