@@ -6,7 +6,11 @@ use std::{fs::File, path::Path};
 
 use vxmesh_proto::addr::NetworkId;
 
-use super::{gateway::Ways, mesh::Mesh, obstacles::in_the_way};
+use super::{
+    gateway::Ways,
+    mesh::Mesh,
+    obstacles::{in_the_way, not_here},
+};
 use crate::{
     api::{self, Diagnosis, Health},
     datapath::backend::{Backend, Grants},
@@ -309,6 +313,7 @@ impl Ways {
         if !self.is_idle() {
             all.push(self.host_rules());
             all.extend(in_the_way());
+            all.extend(self.away.iter().map(not_here));
         }
         all
     }

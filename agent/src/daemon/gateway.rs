@@ -10,6 +10,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -29,7 +30,7 @@ use super::{
     mend::View,
     mesh::{Mesh, failed, lock, store_failed},
     publish::HeldPorts,
-    rules::{Kept, closed, forget_on_host},
+    rules::{Kept, away, closed, forget_on_host},
 };
 use crate::{
     api::{self, ApiError, Connection},
@@ -105,6 +106,8 @@ pub(super) struct Ways {
     fault: Option<String>,
     /// Chains of others that have rules of ours.
     admitted: Vec<foreign::ForeignChain>,
+    /// Addresses on which something is published and that the host does not have.
+    pub(super) away: BTreeSet<IpAddr>,
 }
 
 impl Ways {
@@ -410,6 +413,7 @@ impl Mesh {
                 self.restore_settings()?;
                 (ways.rules, ways.cleared) = (Kept::default(), true);
                 ways.admitted.clear();
+                ways.away.clear();
                 *lock(&self.counted_on_host) = None;
             }
             return Ok(());
@@ -428,6 +432,11 @@ impl Mesh {
             *lock(&self.counted_on_host) = None;
         }
         lock(&self.counted_on_host).get_or_insert_default();
+        let away = away(&ports);
+        if away != ways.away {
+            forget_on_host(self.me, &ports).map_err(refused)?;
+            ways.away = away;
+        }
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! What `vxmesh doctor` says about rules of others that keep networks or agents from speaking.
 
+use std::net::IpAddr;
+
 use super::{doctor::check, mesh::Mesh};
 use crate::{
     api::{Diagnosis, Health},
@@ -29,6 +31,17 @@ impl Mesh {
         };
         closed.into_iter().map(row).collect()
     }
+}
+
+/// What an address means that the host does not have now.
+pub(super) fn not_here(ip: &IpAddr) -> Diagnosis {
+    let found = format!("ports are published on {ip}, which is no address of this host now");
+    check(
+        "published",
+        Health::Warn,
+        found,
+        "connections to it go where the address is; they come here again when it is back",
+    )
 }
 
 /// What keeps packets of networks from passing this host.

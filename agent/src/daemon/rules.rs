@@ -88,6 +88,17 @@ pub(super) fn forget_on_host(node: NodeId, ports: &[host::Port]) -> Result<usize
     flows::forget(|flow| host::is_stale(flow, is_uplink, is_local, ports))
 }
 
+/// Addresses on which something is published and that the host does not have now.
+pub(super) fn away(ports: &[host::Port]) -> BTreeSet<IpAddr> {
+    let mut published: BTreeSet<IpAddr> = ports.iter().filter_map(host::Port::own).collect();
+    published.retain(|ip| !ip.is_loopback());
+    if !published.is_empty() {
+        let own = addresses();
+        published.retain(|ip| !own.contains(ip));
+    }
+    published
+}
+
 /// The host's addresses; none if it does not tell.
 fn addresses() -> Vec<IpAddr> {
     let address = |interface: nix::ifaddrs::InterfaceAddress| {

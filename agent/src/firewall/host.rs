@@ -234,5 +234,8 @@ mod tests {
             let found: Vec<Flow> = all.into_iter().filter(stale_now).collect();
             assert_eq!(found, stale, "{ports:?}");
         }
+        // What was led on by an address that another host has by now.
+        assert!(!is_stale(&redirected, is_uplink, is_local, &on_own));
+        assert!(is_stale(&redirected, is_uplink, |_| false, &on_own));
     }
 }

@@ -63,7 +63,8 @@ impl Port {
     }
 
     /// The one address on which it is published.
-    fn own(&self) -> Option<IpAddr> {
+    #[must_use]
+    pub fn own(&self) -> Option<IpAddr> {
         self.ip.filter(|ip| !ip.is_unspecified())
     }
 

@@ -129,6 +129,10 @@ fn a_published_port_answers_only_where_it_was_promised() -> Result<()> {
     };
     give(&h1, &outside.netns)?;
     call_tcp(&h1, moved, &outside.netns, 8083).context("another host's address leads here")?;
+    wait_until("doctor says that it is away", || {
+        let said = lab.try_vxmesh("h1", &["doctor"])?.stdout;
+        Ok(String::from_utf8_lossy(&said).contains("10.213.0.50, which is no address of this host"))
+    })?;
     give(&outside.netns, &h1)?;
     sh(&outside.netns, "ip neigh flush all")?;
     wait_until("its own address", || Ok(call_tcp(&outside.netns, moved, &a.netns, 83).is_ok()))?;
