@@ -337,8 +337,14 @@ impl Mesh {
                 _ = stop.changed() => return,
             }
             let dirty = mem::take(&mut *lock(&self.watching.dirty));
-            if !dirty.is_empty() && self.look(dirty).await {
-                tokio::time::sleep(PAUSE).await;
+            if dirty.is_empty() {
+                continue;
+            }
+            let (all, begun) = (dirty.all, Instant::now());
+            if self.look(dirty).await || all {
+                // Where more happens than can be heard, looking at everything takes a tenth of the time at most.
+                let rest = if all { begun.elapsed() * 10 } else { Duration::ZERO };
+                tokio::time::sleep(rest.clamp(PAUSE, 4 * PAUSE)).await;
             }
         }
     }
