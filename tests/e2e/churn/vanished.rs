@@ -30,7 +30,7 @@ fn ends(lab: &Lab, what: &str, why: &str) -> Result<()> {
     let log = lab.log("h1")?;
     let said = log.lines().rev().find(|line| line.contains("endpoint ended"));
     ensure!(said.is_some_and(|line| line.contains(why) && line.contains("blue")), "{said:?}");
-    wait_until("nothing is left", || Ok(lab.pins("h1")?.is_empty()))
+    wait_until("nothing is left", || Ok(lab.pins("h1")?.is_empty())).map(drop)
 }
 
 #[test]
