@@ -136,7 +136,7 @@ mod tests {
         let own = Process::look(std::process::id()).unwrap();
         assert!(own.is_alive());
         assert!(!Process { started: own.started + 1, ..own.clone() }.is_alive());
-        assert!(!Process { boot: Some("another".into()), ..own.clone() }.is_alive());
+        assert!(!Process { boot: Some("another".into()), ..own }.is_alive());
         // Rows of agents that did not note it.
         assert!(Process { boot: None, ..own }.is_alive());
         assert_eq!(Process::look(u32::MAX), None);
