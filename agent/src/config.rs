@@ -436,6 +436,7 @@ mod tests {
                 "run_dir",
                 "socket",
                 "advertise",
+                "peers",
                 "control_port",
                 "data_port",
                 "tap",
