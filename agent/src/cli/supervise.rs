@@ -166,21 +166,20 @@ async fn open(
     client: &Client,
     words: &Supervise,
 ) -> Result<(Sandbox, Detached, Recorder), Failure> {
-    let started = SandboxStarted {
-        pid: None,
-        keeper: Some(std::process::id()),
-        incarnation: words.incarnation,
-    };
-    let path = format!("/v1/sandboxes/{}/started", segment(words.sandbox.as_str()));
-    let sandbox: Sandbox = patiently(START_PATIENCE, async || client.post(&path, &started).await)
-        .await
-        .map_err(ours)?;
+    let ask = async || keep(client, words.sandbox.as_str(), words.incarnation).await;
+    let sandbox = patiently(START_PATIENCE, ask).await.map_err(ours)?;
     let detached = sandbox.detached.clone().unwrap_or_default();
     let recorder = Recorder::open(&sandbox, &detached).map_err(|(path, why)| {
         let message = format!("cannot open {path}: {why}");
         ours(ApiError::new(ErrorCode::Failed, message, "choose another --log, or free some space"))
     })?;
     Ok((sandbox, detached, recorder))
+}
+
+/// Tells the agent whose the sandbox is.
+async fn keep(client: &Client, sandbox: &str, incarnation: u64) -> Result<Sandbox, ApiError> {
+    let started = SandboxStarted { pid: None, keeper: Some(std::process::id()), incarnation };
+    client.post(&format!("/v1/sandboxes/{}/started", segment(sandbox)), &started).await
 }
 
 /// Asks again while the agent is away.
@@ -231,6 +230,8 @@ impl Supervisor {
                     self.report(&Report::Failed { status, error })?;
                     return Ok(None);
                 }
+                // Its namespace may have gone with it.
+                Err(_) if self.is_gone().await => return Ok(None),
                 Err(Failure { status, error }) => {
                     self.recorder.note(&error);
                     status
@@ -244,6 +245,13 @@ impl Supervisor {
                 _ = signals.next() => return Ok(None),
             }
         }
+    }
+
+    /// Whether the agent is there and does not know the sandbox any more.
+    async fn is_gone(&self) -> bool {
+        let ask = keep(&self.client, self.sandbox.name.as_str(), self.sandbox.incarnation);
+        let answer = timeout(BRIEF, ask).await;
+        matches!(answer, Ok(Err(why)) if why.code == ErrorCode::NotFound)
     }
 
     fn start(&self) -> Result<Child, Failure> {

@@ -414,6 +414,7 @@ fn a_probe_is_heard_with_and_without_a_key_and_only_where_it_passes() {
     let probe = |world: &mut World, from: usize, to: usize| {
         let now = world.now;
         world.nodes[from].sessions.handle_probe(now, id(to));
+        world.collect(from);
     };
     let heard = |world: &World, at: usize, from: usize, since| {
         world.peer(at, from).last_heard().is_some_and(|heard| heard >= since)
