@@ -116,7 +116,7 @@ impl Mesh {
         for ended in self.ended_list()? {
             self.forget_ended(&ended.name)?;
         }
-        records::sweep(&self.config.data_dir, &BTreeSet::new())
+        records::forget(&self.config.data_dir)
             .map_err(|error| failed(error, "see that the data directory can be written"))
     }
 

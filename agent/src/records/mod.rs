@@ -124,6 +124,14 @@ pub fn sweep(data_dir: &Path, kept: &BTreeSet<PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
+/// Removes what is kept of all sandboxes.
+///
+/// # Errors
+/// The rights are missing.
+pub fn forget(data_dir: &Path) -> io::Result<()> {
+    absent_is_fine(fs::remove_dir_all(data_dir.join(SANDBOXES)))
+}
+
 fn absent_is_fine(done: io::Result<()>) -> io::Result<()> {
     match done {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -155,5 +163,8 @@ mod tests {
         other.remove().unwrap();
         other.remove().unwrap();
         sweep(&data.path().join("nowhere"), &BTreeSet::new()).unwrap();
+        forget(data.path()).unwrap();
+        forget(data.path()).unwrap();
+        assert_eq!(fs::read_dir(data.path()).unwrap().count(), 0);
     }
 }

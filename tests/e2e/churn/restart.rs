@@ -262,7 +262,7 @@ fn what_stands_in_an_endpoints_way_does_not_end_it() -> Result<()> {
     lab.attach("h1", "blue", "plain")?;
     let before = lab.json("h1", &["endpoint", "ls"])?;
     lab.lab(&["kill", "h1"])?;
-    lab.sh("h1", "ip -n plain link del eth0 && ip -n plain link add eth0 type dummy")?;
+    lab.sh("h1", "ip -n plain link del eth0 && ip -n plain link add eth0 type bridge")?;
     lab.lab(&["start", "h1"])?;
     wait_until("it is not adopted", || Ok(lab.log("h1")?.contains("endpoint not adopted")))?;
     assert_eq!(lab.json("h1", &["endpoint", "ls"])?, before);
