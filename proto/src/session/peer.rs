@@ -42,13 +42,28 @@ impl PeerState {
     }
 }
 
+/// Payloads that wait for a key.
+#[derive(Default)]
+struct Staged {
+    payloads: VecDeque<Vec<u8>>,
+    /// So many of them have seen a handshake go unanswered.
+    late: usize,
+}
+
+impl Staged {
+    /// Takes all, and those that come later have seen nothing.
+    fn take(&mut self) -> VecDeque<Vec<u8>> {
+        std::mem::take(self).payloads
+    }
+}
+
 /// One other node.
 pub struct Peer {
     id: NodeId,
     start: Instant,
     current: ArcSwapOption<Keypair>,
     addr: ArcSwapOption<SocketAddr>,
-    staged: Mutex<VecDeque<Vec<u8>>>,
+    staged: Mutex<Staged>,
     wanted: AtomicBool,
     shaking: AtomicBool,
     removed: AtomicBool,
@@ -81,7 +96,7 @@ impl Peer {
             start,
             current: ArcSwapOption::empty(),
             addr: ArcSwapOption::from(addr.map(Arc::new)),
-            staged: Mutex::new(VecDeque::new()),
+            staged: Mutex::default(),
             wanted: AtomicBool::new(false),
             shaking: AtomicBool::new(false),
             removed: AtomicBool::new(false),
@@ -117,11 +132,12 @@ impl Peer {
         if self.removed.load(Ordering::Acquire) {
             return Err(SessionDrop::PeerRemoved);
         }
-        let full = staged.len() >= STAGED_FRAMES;
+        let full = staged.payloads.len() >= STAGED_FRAMES;
         if full {
-            staged.pop_front();
+            staged.payloads.pop_front();
+            staged.late = staged.late.saturating_sub(1);
         }
-        staged.push_back(payload);
+        staged.payloads.push_back(payload);
         if full { Err(SessionDrop::NoSession) } else { Ok(()) }
     }
 
@@ -249,18 +265,28 @@ impl Peer {
     }
 
     pub(super) fn take_staged(&self) -> VecDeque<Vec<u8>> {
-        std::mem::take(&mut *self.staged())
+        self.staged().take()
+    }
+
+    /// A handshake went unanswered: gives up what has seen that before, and says how many payloads that was. Whoever sent them has
+    /// sent them again or given up by now.
+    pub(super) fn expire_staged(&self) -> usize {
+        let mut staged = self.staged();
+        let late = staged.late.min(staged.payloads.len());
+        staged.payloads.drain(..late);
+        staged.late = staged.payloads.len();
+        late
     }
 
     pub(super) fn has_staged(&self) -> bool {
-        !self.staged().is_empty()
+        !self.staged().payloads.is_empty()
     }
 
     /// Refuses all further frames; gives the number of those that waited.
     pub(super) fn remove(&self) -> usize {
         let mut staged = self.staged();
         self.removed.store(true, Ordering::Release);
-        std::mem::take(&mut *staged).len()
+        staged.take().len()
     }
 
     pub(super) fn unanswered_since(&self) -> Option<Instant> {
@@ -292,7 +318,7 @@ impl Peer {
         self.rtt_us.store(smoothed.max(1), Ordering::Relaxed);
     }
 
-    fn staged(&self) -> MutexGuard<'_, VecDeque<Vec<u8>>> {
+    fn staged(&self) -> MutexGuard<'_, Staged> {
         self.staged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

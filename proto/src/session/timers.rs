@@ -125,6 +125,8 @@ impl Sessions {
     fn retry(&mut self, now: Instant, id: NodeId) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         if entry.tries < MAX_TRIES {
+            let late = entry.peer.expire_staged();
+            self.report_dropped(id, SessionDrop::NoSession, late);
             self.begin(now, id);
             return;
         }

@@ -327,6 +327,35 @@ fn an_unreachable_peer_is_tried_18_times_and_then_seldom() {
     assert_eq!(world.received(1).last(), Some(&&b"at once"[..]));
 }
 
+/// How many staged frames the first node gave up.
+fn given_up(world: &World) -> usize {
+    let lost = world.nodes[0].events.iter().filter_map(|event| match event {
+        SessionEvent::Dropped { reason: SessionDrop::NoSession, count, .. } => Some(*count),
+        _ => None,
+    });
+    lost.sum()
+}
+
+#[test]
+fn what_waits_for_a_silent_peer_is_soon_counted() {
+    let mut world = World::new(2, Link::GOOD, 10);
+    world.link.loss = 1000;
+    for n in 0..12 {
+        world.send(0, 1, &number(n));
+        world.run(SECOND);
+    }
+    // Each waits for the answer to two handshakes, which are tried again after five seconds or a little more.
+    let dropped = given_up(&world);
+    assert!((5..=6).contains(&dropped), "{dropped}");
+    world.link.loss = 0;
+    world.run(SECOND * 6);
+    let sent: Vec<_> = (0..12).map(number).collect();
+    let came: Vec<_> = world.received(1).into_iter().map(<[u8]>::to_vec).collect();
+    assert!(sent.ends_with(&came), "{came:?}");
+    let all = given_up(&world) + world.received(1).len();
+    assert_eq!(all, 12, "each arrives or is counted");
+}
+
 #[test]
 fn a_new_address_ends_the_pause() {
     let mut world = World::new(2, Link::GOOD, 11);
