@@ -52,6 +52,14 @@ fn look_at(place: &Place) -> io::Result<Seen> {
     }
 }
 
+/// What a user calls it: with its process a namespace and an interface go, too.
+fn cause(endpoint: &Stored, why: &'static str) -> &'static str {
+    let netns = endpoint.plug().netns;
+    let ended =
+        process_of(&netns).is_some() && fs::metadata(&netns).is_err_and(|error| is_gone(&error));
+    if ended { PROCESS_ENDED } else { why }
+}
+
 impl Mesh {
     /// Learns where to hear of what: of each network that is here, and of where its endpoints are plugged in.
     pub(super) async fn register(
@@ -187,7 +195,7 @@ impl Mesh {
         for endpoint in endpoints {
             match self.is_vanished(hosted, dirty, endpoint).await {
                 Ok(Seen::Here) => {}
-                Ok(Seen::Gone(why)) => gone.push((endpoint, why)),
+                Ok(Seen::Gone(why)) => gone.push((endpoint, cause(endpoint, why))),
                 Err(error) => {
                     debug!(endpoint = %endpoint.name, %error, "it is not known whether it is there");
                 }
@@ -237,6 +245,7 @@ impl Mesh {
         if let Some(macvlan) = self.macvlan_of(endpoint.network) {
             // It went with its parent, and comes back with it.
             let there = said.is_none()
+                || dirty.lost.contains(&macvlan.parent.to_string())
                 || !macvlan.parent.exists().await?
                 || macvlan.parent.find(&endpoint.plug()).await?.is_some();
             return Ok(if there {

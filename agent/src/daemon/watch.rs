@@ -115,6 +115,8 @@ pub(super) struct Dirty {
     pub(super) settings: bool,
     /// Links of the host upon which there may be interfaces of endpoints.
     pub(super) parents: bool,
+    /// Links of the host that went, whether they are back or not.
+    pub(super) lost: BTreeSet<String>,
     /// Namespaces that endpoints are plugged into.
     pub(super) endpoints: bool,
     /// Subnets of networks.
@@ -189,6 +191,7 @@ impl Dirty {
     }
 
     fn note_host(&mut self, places: &Places, change: Change) {
+        let is_gone = matches!(change, Change::LinkGone { .. });
         match change {
             Change::Route(to) if self.routes.len() < ROUTES => self.routes.push(to),
             Change::Route(_) => self.all = true,
@@ -200,6 +203,9 @@ impl Dirty {
                 // Interfaces of endpoints may be upon it.
                 (self.host, self.parents) = (true, true);
                 self.networks.extend(places.uplinks.get(&name));
+                if is_gone && self.lost.len() < ROUTES {
+                    self.lost.insert(name);
+                }
             }
             Change::Rules | Change::Setting => self.host = true,
             Change::NamespaceGone(number) => {
