@@ -221,12 +221,7 @@ impl Mesh {
                     if !self.live_nodes().contains(&owner) {
                         return Err(self.out_of_reach(ip, owner));
                     }
-                    let endpoint = EndpointId::from_random([0; 16]);
-                    self.ask_for_transfer(
-                        owner,
-                        &Request::AddressClaim { network: id, ip, endpoint },
-                    )
-                    .await?;
+                    self.claim_address(owner, id, ip).await?;
                 }
                 Err(error @ (AllocateError::Outside { .. } | AllocateError::Reserved { .. })) => {
                     return Err(ApiError::new(
@@ -334,14 +329,39 @@ impl Mesh {
         Err(refused)
     }
 
-    /// Sends a request whose answer is a signed transfer to this node, and takes it over.
-    async fn ask_for_transfer(&self, node: NodeId, request: &Request) -> Result<(), ApiError> {
-        let hint = format!("node {} owns it; see `vxmesh node ls`", self.node_name(node));
-        self.request_transfer(node, request)
-            .await
-            .map_err(|error| conflict(error.to_string(), hint))
+    /// Asks the owner of an address for exactly this one. An owner whose connection broke may be back in a moment: it is asked
+    /// again for as long as an answer may take.
+    async fn claim_address(
+        &self,
+        owner: NodeId,
+        network: NetworkId,
+        ip: IpAddr,
+    ) -> Result<(), ApiError> {
+        let endpoint = EndpointId::from_random([0; 16]);
+        let request = Request::AddressClaim { network, ip, endpoint };
+        let until = Instant::now() + super::sync::ANSWER;
+        let mut broke = false;
+        loop {
+            let Err(error) = self.request_transfer(owner, &request).await else { return Ok(()) };
+            // The answer to a question before may have come another way; then the owner has nothing to give any more.
+            if broke && self.addresses.holds(network, self.me, ip) {
+                return Ok(());
+            }
+            broke |= !matches!(error, ControlError::Refused(_));
+            if !broke || Instant::now() > until {
+                let name = self.node_name(owner);
+                let hint = if broke {
+                    format!("node {name} owns it and may be back in a moment: try again")
+                } else {
+                    format!("node {name} owns it; see `vxmesh node ls`")
+                };
+                return Err(conflict(error.to_string(), hint));
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
     }
 
+    /// Sends a request whose answer is a signed transfer to this node, and takes it over.
     async fn request_transfer(&self, node: NodeId, request: &Request) -> Result<(), ControlError> {
         let control = self.control.get().ok_or(ControlError::NotConnected(node))?;
         match control.request(node, request, super::sync::ANSWER).await? {
