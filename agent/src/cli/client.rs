@@ -231,4 +231,17 @@ mod tests {
         assert_eq!(absent.message, "no agent answers on /run/x.sock");
         assert_eq!((denied.code, absent.code), (ErrorCode::Unreachable, ErrorCode::Unreachable));
     }
+
+    #[tokio::test]
+    async fn an_agent_that_is_stopped_is_given_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("api.sock");
+        // The kernel accepts in its place, and nobody answers.
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let client = Client::new(socket).with_patience(Duration::from_millis(50));
+        let error = client.get::<serde_json::Value>("/v1/status").await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::Unreachable);
+        assert!(error.message.contains("did not answer within"), "{error:?}");
+        assert!(error.hint.contains("stopped"), "{error:?}");
+    }
 }

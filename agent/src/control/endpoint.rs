@@ -395,13 +395,12 @@ fn is_alert(error: &quinn_proto::TransportError) -> bool {
 async fn keep_certificate(inner: Arc<Inner>) {
     let mut stopped = inner.stopped.subscribe();
     loop {
-        let own = inner.own.load_full();
+        let (own, now) = (inner.own.load_full(), unix_now());
         let issuer = inner.config.credentials.is_issuer();
-        // The key came or went, and the agent was killed before the certificate said so.
-        let pause = match own.issuer == issuer {
-            true => until_renewal(&own, unix_now()),
-            false => Duration::ZERO,
-        };
+        // The key came or went, and the agent was killed before the certificate said so; or the certificate was made while
+        // this issuer's clock was ahead: others refuse it, and nobody else can help.
+        let at_once = own.issuer != issuer || (issuer && now < own.not_before);
+        let pause = if at_once { Duration::ZERO } else { until_renewal(&own, now) };
         tokio::select! {
             () = sleep(pause) => {}
             _ = stopped.wait_for(|stopped| *stopped) => return,

@@ -406,5 +406,6 @@ fn check(
         certificate: joined.certificate.0,
         psk: Psk::new(joined.psk_epoch, psk),
         peers,
+        servers: options.servers.clone(),
     })
 }

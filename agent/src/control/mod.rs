@@ -292,6 +292,11 @@ impl Control {
             connection.close(link::CLOSE_DISCONNECTED, b"this is me");
             return Err("it is this node itself".to_owned());
         }
+        // It may have been found in another way meanwhile: then that connection stays.
+        if self.peers().iter().any(|peer| peer.connected && peer.node == node) {
+            connection.close(link::CLOSE_SUPERSEDED, b"superseded");
+            return Ok(node);
+        }
         let inner = Arc::clone(inner);
         tokio::spawn(async move { inner.peers().adopt(connection, true, member, &der).await });
         Ok(node)

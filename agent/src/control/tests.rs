@@ -469,6 +469,7 @@ fn forged_member(dir: &Path, of: &Node) -> Credentials {
         ca: other.certificate().to_vec(),
         psk: Psk::new(1, *of.credentials.membership.psk.key()),
         peers: Vec::new(),
+        servers: Vec::new(),
     };
     Credentials::joined(dir, identity, membership).unwrap()
 }

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! this host has other addresses  -> the claim is told again; connections and sessions begin anew from there
-//! a member is not connected      -> the servers of the key `peers` are resolved and met: whoever of the mesh answers
-//!                                   tells where it is now, and by gossip where it knows others to be
+//! a member is not connected      -> the servers of the key `peers`, and what was named to join, are resolved and met:
+//!                                   whoever of the mesh answers tells where it is now, and where it knows others to be
 //! ```
 
 use std::{
@@ -74,11 +74,13 @@ impl Mesh {
         }
     }
 
-    /// Looks for members where the configuration says that some are, while one is missing.
+    /// Looks for members where the user said that some are, while one is missing.
     pub(super) fn seek_soon(self: &Arc<Self>) {
         let missing =
             |control: &Control| control.peers().iter().any(|peer| peer.wanted && !peer.connected);
-        if self.config.peers.is_empty() || !self.control.get().is_some_and(missing) {
+        let servers = self.config.peers.iter().chain(&self.credentials.membership.servers);
+        let servers: Vec<String> = servers.cloned().collect();
+        if servers.is_empty() || !self.control.get().is_some_and(missing) {
             return;
         }
         if self.seeking.swap(true, Ordering::AcqRel) {
@@ -86,8 +88,8 @@ impl Mesh {
         }
         let mesh = Arc::clone(self);
         tokio::spawn(async move {
-            if let Err(error) = mesh.meet(&mesh.config.peers).await {
-                debug!(%error, "nobody is where the configuration says");
+            if let Err(error) = mesh.meet(&servers).await {
+                debug!(%error, "no member is at the servers that are known");
             }
             tokio::time::sleep(SEEK_EVERY).await;
             mesh.seeking.store(false, Ordering::Release);

@@ -5,6 +5,7 @@
 //!   node.key   PKCS #8 (RFC 8410), Ed25519        node.der   certificate of this node
 //!   noise.key  32 bytes, X25519                   ca.der     certificate of the mesh CA
 //!   psk        epoch u16 | 32 bytes               peers.json where other members were at the join
+//!   servers.json  what was named to join
 //!   ca.key     PKCS #8, only where the node issues certificates
 //! ```
 //!
@@ -45,8 +46,8 @@ pub use self::{
 };
 
 /// Every file of the identity directory.
-const FILES: [&str; 7] =
-    ["node.key", "noise.key", "ca.der", "node.der", "psk", "peers.json", issuer::FILE];
+const FILES: [&str; 8] =
+    ["node.key", "noise.key", "ca.der", "node.der", "psk", "peers.json", SERVERS, issuer::FILE];
 
 /// Why there is no identity to work with.
 #[derive(Debug, Error)]
@@ -245,7 +246,12 @@ pub struct Membership {
     pub psk: Psk,
     /// Other members and where they were at the join.
     pub peers: Vec<MemberInfo>,
+    /// What the user named to join, `HOST[:PORT]`: a name may lead to the mesh when no address does any more.
+    pub servers: Vec<String>,
 }
+
+/// The file of [`Membership::servers`]; not there on a node that joined nobody.
+const SERVERS: &str = "servers.json";
 
 /// Everything in the identity directory.
 #[derive(Debug)]
@@ -283,6 +289,7 @@ impl Credentials {
             certificate,
             psk: Psk::new(1, random()?),
             peers: Vec::new(),
+            servers: Vec::new(),
         };
         let credentials = Self { identity, membership, ca: ArcSwapOption::from_pointee(ca) };
         credentials.save(data_dir, &mut |_| Ok(()))?;
@@ -327,6 +334,9 @@ impl Credentials {
         let psk = read_psk(&dir.join("psk"), &read("psk")?)?;
         let peers = serde_json::from_slice(&read("peers.json")?)
             .map_err(|e| IdentityError::damaged(&dir.join("peers.json"), e.to_string()))?;
+        let servers = files::read(&dir.join(SERVERS))?
+            .map_or_else(|| Ok(Vec::new()), |bytes| serde_json::from_slice(&bytes))
+            .map_err(|e| IdentityError::damaged(&dir.join(SERVERS), e.to_string()))?;
         let ca = read("ca.der")?.to_vec();
         let membership = Membership {
             mesh_id: certificate::mesh_id(&ca),
@@ -334,6 +344,7 @@ impl Credentials {
             ca,
             psk,
             peers,
+            servers,
         };
         let ca = files::read(&dir.join(issuer::FILE))?
             .map(|key| MeshCa::load(&key, &membership.ca))
@@ -365,6 +376,8 @@ impl Credentials {
         );
         let peers = serde_json::to_vec(&membership.peers)
             .map_err(|e| IdentityError::Crypto(e.to_string()))?;
+        let servers = serde_json::to_vec(&membership.servers)
+            .map_err(|e| IdentityError::Crypto(e.to_string()))?;
         let mut entries: Vec<(&str, &[u8])> = vec![
             ("node.key", &self.identity.pkcs8),
             ("noise.key", self.identity.noise_private.as_slice()),
@@ -373,6 +386,9 @@ impl Credentials {
             ("psk", &psk),
             ("peers.json", &peers),
         ];
+        if !membership.servers.is_empty() {
+            entries.push((SERVERS, &servers));
+        }
         let ca = self.ca();
         if let Some(ca) = &ca {
             entries.push((issuer::FILE, ca.pkcs8()));

@@ -119,6 +119,18 @@ fn hosts_that_move_are_found_again() -> Result<()> {
     let nobody = lab.try_vxmesh("h1", &["join", "10.213.0.199"])?;
     let said = String::from_utf8_lossy(&nobody.stderr).into_owned();
     ensure!(nobody.status.code() == Some(1) && said.contains("10.213.0.199"), "{said}");
+
+    // Once more, and one of them was told beforehand where to look.
+    for host in ["h1", "h2"] {
+        stop_agent(&lab, host)?;
+    }
+    lab.sh("h1", "echo 'peers = [\"10.213.0.112\"]' >/etc/vxmesh/agent.toml")?;
+    for (host, to) in [("h1", 111), ("h2", 112)] {
+        move_host(&lab, host, to)?;
+        start_agent(&lab, host)?;
+    }
+    wait_until("it looks there", || Ok(vtep_of(&lab, "h2", "h1")?.starts_with("alive")))?;
+    wait_until("they reach each other", || reaches(&lab, "h1", "one", &two))?;
     lab.finish(Allowed { drops: &["unknown_index", "no_session"], warnings: QUARREL })
 }
 
