@@ -31,7 +31,7 @@ impl Sessions {
         let Some(entry) = self.entries.get(&id) else { return };
         if entry.peer.sender(now).is_some() {
             self.keepalive(now, id);
-        } else if entry.peer.addr().is_some() {
+        } else if entry.peer.addr().is_some() && entry.attempt.is_none() {
             self.begin(now, id);
         }
         self.reschedule(now, id);

@@ -137,7 +137,7 @@ fn what_ended_is_known_and_what_shall_go_on_does_after_the_host_was_started_anew
     assert_eq!(sleeping(&lab, "h1", "30001")?, 1);
     let on = ip(&after)?.to_string();
     // The other host reaches it as before.
-    lab.vx("h2", &["run", "--network", "blue", "ping", "-c1", "-W10", &on])?;
+    lab.vx("h2", &["run", "--network", "blue", "ping", "-c5", "-i0.2", "-W5", &on])?;
     let once = sandbox(&lab, "h1", "once", ALL)?.context("it is not known")?;
     ensure!(once["state"] == "exited" && once["exit_status"].is_null(), "{once}");
     lab.vx("h1", &["sandbox", "rm", "on"])?;

@@ -45,7 +45,7 @@ fn a_failed_pin_leaves_no_file() -> Result<()> {
     assert!(directory.is_dir());
     // No name may be as long as this one.
     let long = topology.path().join("x".repeat(256));
-    assert!(matches!(Netns::create(&long), Err(NetnsError::Change { .. })));
+    assert!(Netns::create(&long).is_err());
     assert_eq!(fs::read_dir(topology.path())?.count(), 1);
     assert!(topology.mounts()?.is_empty());
     Ok(())
