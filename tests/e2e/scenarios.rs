@@ -8,8 +8,9 @@ use vxmesh_tests::{
     program::{command, printed, vxmesh},
 };
 
-/// What is on its way from and to sandboxes while they are unplugged.
-const ALLOWED: Allowed<'_> = Allowed { drops: UNDERWAY, warnings: &[] };
+/// What is on its way from and to sandboxes while they are unplugged; and on a busy machine an agent may not get its turn
+/// for a second, and says so.
+const ALLOWED: Allowed<'_> = Allowed { drops: UNDERWAY, warnings: &["this node was starved"] };
 
 fn scenario(name: &str) -> Result<()> {
     let lab = Lab::up(4)?;
