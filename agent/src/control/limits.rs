@@ -29,9 +29,8 @@ pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How often a connection is looked at for answers.
 pub(super) const PROBE: Duration = Duration::from_secs(1);
 /// A connection on which nothing that was sent is acknowledged for this long is broken, though the other side may be heard:
-/// a cut in one direction. QUIC itself notices only silence. Longer than a request may take (`daemon::sync::ANSWER`), so that a
-/// node that hangs for a moment can still answer.
-pub(super) const UNANSWERED: Duration = Duration::from_secs(6);
+/// a cut in one direction. QUIC itself notices only silence.
+pub(super) const UNANSWERED: Duration = Duration::from_secs(3);
 /// Bytes of one stream under way: the largest request.
 pub(super) const STREAM_WINDOW: u32 = 1 << 20;
 /// Bytes of one connection under way, in each direction.

@@ -145,7 +145,7 @@ fn a_cut_in_one_direction_is_noticed_by_both() -> Result<()> {
     for (at, of) in [("h2", "h1"), ("h1", "h2")] {
         wait_until("it is dead", || Ok(vtep_of(&lab, at, of)?.starts_with("dead")))?;
         let took = start.elapsed();
-        tell(&format!("{at} notices after {took:?} (aim 12 s)"));
+        tell(&format!("{at} notices after {took:?} (aim 10 s)"));
         ensure!(took < TOO_LONG, "{took:?}");
     }
     lab.sh("h2", "nft delete table inet cut")?;
