@@ -1,8 +1,9 @@
 //! What the agent made on this host, put back where somebody took it away (`watch` says where to look).
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, pin::pin, sync::Arc};
 
 use ipnet::IpNet;
+use tokio::sync::MutexGuard;
 use tracing::{debug, info, warn};
 use vxmesh_proto::{
     addr::{MacAddr, NetworkId},
@@ -49,8 +50,8 @@ impl Mesh {
     /// Looks at what may be different, puts it back, and ends what is gone. Whether it changed something.
     pub(super) async fn look(self: &Arc<Self>, dirty: Dirty) -> bool {
         // Whoever changes the host may wait long, for addresses of other nodes; ports are guarded meanwhile.
-        let changed = self.keep_guards(|id| dirty.all || dirty.rules.contains(id));
-        let mut hosted = self.host.lock().await;
+        let mut changed = self.keep_guards(|id| dirty.all || dirty.rules.contains(id));
+        let mut hosted = self.host_in_turn(&mut changed).await;
         if self.is_stopping() {
             return false;
         }
@@ -79,6 +80,27 @@ impl Mesh {
             self.reconcile().await;
         }
         acted
+    }
+
+    /// The host, once nobody else changes it; rules that somebody takes away meanwhile are put back, and their networks noted.
+    async fn host_in_turn(&self, changed: &mut BTreeSet<NetworkId>) -> MutexGuard<'_, Hosted> {
+        let mut turn = pin!(self.host.lock());
+        let mut woken = false;
+        let hosted = loop {
+            tokio::select! {
+                hosted = &mut turn => break hosted,
+                () = self.watching.wake.notified() => {
+                    woken = true;
+                    let (all, rules) = self.watching.rules();
+                    changed.extend(self.keep_guards(|id| all || rules.contains(id)));
+                }
+            }
+        };
+        if woken {
+            // The rest of what happened is still to be looked at.
+            self.watching.wake.notify_one();
+        }
+        hosted
     }
 
     /// Looks at these networks and at where endpoints are plugged in; nothing if the host cannot be looked at.

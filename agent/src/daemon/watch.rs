@@ -222,7 +222,7 @@ impl Dirty {
 #[derive(Debug, Default)]
 pub(super) struct Watching {
     dirty: Mutex<Dirty>,
-    wake: Notify,
+    pub(super) wake: Notify,
     pub(super) places: Mutex<Places>,
     /// Tasks that wait for the ends of processes.
     pub(super) processes: Mutex<BTreeMap<EndpointId, tokio::task::AbortHandle>>,
@@ -242,6 +242,12 @@ impl Watching {
     pub(super) fn mark(&self, edit: impl FnOnce(&mut Dirty)) {
         edit(&mut lock(&self.dirty));
         self.wake.notify_one();
+    }
+
+    /// Whether the rules of all networks are to be looked at, else those of which.
+    pub(super) fn rules(&self) -> (bool, BTreeSet<NetworkId>) {
+        let dirty = lock(&self.dirty);
+        (dirty.all, dirty.rules.clone())
     }
 
     /// Notes where an endpoint that came, goes or is different is plugged in.
