@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
-use vxmesh::api::{Diagnosis, Health, Network};
+use vxmesh::api::{Diagnosis, Health, Network, Peer};
 use vxmesh_tests::{
     lab::{Allowed, Lab, Options, Plugged, wait_until},
     netns::NetNs,
@@ -110,6 +110,10 @@ fn a_network_that_is_too_large_for_the_underlay_is_told() -> Result<()> {
     for (underlay, overhead) in OVERHEADS {
         let lab = Lab::with(Options { hosts: 2, underlay, mtu: 1400, ..Options::default() })?;
         let fits = 1400 - overhead;
+        wait_until("h1 knows where h2 is", || {
+            let peers: Vec<Peer> = lab.json("h1", &["peer", "ls"])?;
+            Ok(peers.iter().any(|peer| peer.addr.is_some()))
+        })?;
         let wide = lab.network("h1", "wide")?;
         let wanted = format!("does not reach h2: make it with --mtu {fits},");
         ensure!(wide.warnings.iter().any(|warning| warning.contains(&wanted)), "{wide:?}");
