@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    lab::Lab,
+    lab::{Lab, wait_until},
     netns::NetNs,
     program::{command, printed},
     topology::Topology,
@@ -75,7 +75,13 @@ pub fn sh(netns: &NetNs, script: &str) -> Result<String> {
 ///
 /// There is no connection, or other data came.
 pub fn call_tcp(client: &NetNs, to: SocketAddr, server: &NetNs, port: u16) -> Result<IpAddr> {
-    let listener = server.run(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?))?;
+    // A program that another test starts just now may hold the last one's socket until it runs.
+    let mut listener = None;
+    wait_until("the port is free", || {
+        listener = server.run(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?)).ok();
+        Ok(listener.is_some())
+    })?;
+    let listener = listener.context("no listener")?;
     let mut ours = client
         .run(|| Ok(TcpStream::connect_timeout(&to, PATIENCE)?))
         .with_context(|| format!("TCP to {to}"))?;

@@ -23,10 +23,12 @@ use super::{
     plan::Plan,
     process::Process,
 };
-use crate::api::{ApiError, ErrorCode, Status, TokenCreated};
+use crate::api::{ApiError, ErrorCode, Node, Status, TokenCreated};
 
 /// A debug build that shares two processors with fifty agents is slow.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
+/// In a large lab on few processors the agents go on meeting when the command is over.
+const MEET_DEADLINE: Duration = Duration::from_secs(10);
 const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a host tries to join.
@@ -170,6 +172,24 @@ impl Host {
             .failed(format!("its agent is not ready after {} s: {last}", READY_DEADLINE.as_secs())))
     }
 
+    /// Waits a while for the host to know where all others are; what begins before that finds a smaller mesh.
+    async fn meet(
+        &self,
+        hosts: usize,
+        end: Instant,
+        interrupt: &Interrupt,
+    ) -> Result<(), ApiError> {
+        while Instant::now() < end {
+            let nodes: Vec<Node> = self.ask(&["node", "ls"], interrupt).await?;
+            let met = nodes.iter().filter(|node| node.state == "alive" && node.vtep.is_some());
+            if met.count() >= hosts {
+                break;
+            }
+            interrupt.sleep(POLL).await?;
+        }
+        Ok(())
+    }
+
     fn failed(&self, what: String) -> ApiError {
         let path = self.dir.agent_log();
         let tail = tail(&path).unwrap_or_default();
@@ -232,6 +252,10 @@ pub(super) async fn start_all(
     }
     for host in &hosts {
         host.wait_for(&["ready"], interrupt).await?;
+    }
+    let end = Instant::now() + MEET_DEADLINE;
+    for host in &hosts {
+        host.meet(hosts.len(), end, interrupt).await?;
     }
     out.progress("all agents are ready");
     Ok(())

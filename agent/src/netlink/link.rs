@@ -7,9 +7,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, AsRawFd},
     pin::pin,
+    time::Duration,
 };
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{StreamExt, TryStream, TryStreamExt};
 use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::{
@@ -35,6 +36,9 @@ use vxmesh_proto::addr::MacAddr;
 
 use super::netns::Netns;
 
+/// How often a dump is asked for while another one of the same socket goes on, and how long one takes.
+const DUMPS: usize = 200;
+const DUMP_TAKES: Duration = Duration::from_millis(2);
 /// A bit for each of the groups 01:80:c2:00:00:00 to 0f, but for the one that pauses senders: the kernel drops what is for that.
 const RESERVED_GROUPS: u16 = !0b10;
 
@@ -116,14 +120,7 @@ impl Links {
     /// # Errors
     /// The kernel does not answer.
     pub async fn list(&self) -> Result<Vec<Link>, LinkError> {
-        let messages: Vec<LinkMessage> = self
-            .handle
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| LinkError::new("list", "the interfaces", system(error)))?;
+        let messages = listed("the interfaces", || self.handle.link().get().execute()).await?;
         Ok(messages.iter().map(parse).collect())
     }
 
@@ -416,6 +413,24 @@ fn port_of(info: &LinkInfo) -> Option<(bool, bool)> {
     let LinkInfo::PortData(InfoPortData::BridgePort(settings)) = info else { return None };
     let has = |setting| settings.contains(&setting);
     Some((has(InfoBridgePort::Learning(true)), has(InfoBridgePort::UnicastFlood(true))))
+}
+
+/// All that a dump tells. The kernel does one dump of a socket at a time, and several tasks may share one: whoever finds it
+/// busy asks again.
+pub(super) async fn listed<T, S>(what: &str, dump: impl Fn() -> S) -> Result<Vec<T>, LinkError>
+where
+    S: TryStream<Ok = T, Error = rtnetlink::Error>,
+{
+    let mut left = DUMPS;
+    loop {
+        left -= 1;
+        match dump().try_collect().await.map_err(system) {
+            Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) && left > 0 => {
+                tokio::time::sleep(DUMP_TAKES).await;
+            }
+            done => return done.map_err(|error| LinkError::new("list", what, error)),
+        }
+    }
 }
 
 /// The system's own error where there is one.

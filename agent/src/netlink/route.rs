@@ -17,7 +17,7 @@ use rtnetlink::{
     },
 };
 
-use super::link::{LinkError, Links, system};
+use super::link::{LinkError, Links, listed, system};
 
 /// Who made a route (`rtm_protocol`): a number of our own, so that ours are told from others.
 const OURS: RouteProtocol = RouteProtocol::Other(118);
@@ -94,9 +94,8 @@ impl Links {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut every = RouteMessage::default();
             every.header.address_family = family;
-            let found = self.handle.route().get(every).execute().try_collect::<Vec<_>>().await;
-            let found =
-                found.map_err(|error| LinkError::new("list", "the routes", system(error)))?;
+            let dump = || self.handle.route().get(every.clone()).execute();
+            let found = listed("the routes", dump).await?;
             let main = |route: &&RouteMessage| {
                 route.header.table == RouteHeader::RT_TABLE_MAIN
                     && route.header.kind == RouteType::Unicast
@@ -165,9 +164,8 @@ impl Links {
     pub(super) async fn default_routes(&self, ipv4: bool) -> Result<Vec<RouteMessage>, LinkError> {
         let mut every = RouteMessage::default();
         every.header.address_family = if ipv4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let found = self.handle.route().get(every).execute().try_collect::<Vec<_>>().await;
-        let mut routes =
-            found.map_err(|error| LinkError::new("list", "the routes", system(error)))?;
+        let dump = || self.handle.route().get(every.clone()).execute();
+        let mut routes = listed("the routes", dump).await?;
         // The dump has every table, and IPv6 has unreachable routes of this length.
         routes.retain(|route| {
             route.header.destination_prefix_length == 0

@@ -9,7 +9,6 @@ use std::{
     net::IpAddr,
 };
 
-use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::packet_route::{
     AddressFamily,
@@ -20,7 +19,7 @@ use rtnetlink::packet_route::{
 use vxmesh_proto::addr::{EndpointId, MacAddr};
 
 use super::{
-    link::{Link, LinkError, Links, system},
+    link::{Link, LinkError, Links, listed},
     netns::Netns,
     overlay::{
         BRIDGE, BRIDGE_SETTINGS, NODE, NODE_PORT, Overlay, OverlayError, Plug, TAP, TAP_MTU,
@@ -45,9 +44,8 @@ impl State {
     /// # Errors
     /// The kernel does not answer.
     pub async fn of(links: &Links) -> Result<Self, LinkError> {
-        let addresses = links.handle.address().get().execute().try_collect::<Vec<_>>().await;
-        let addresses: Vec<AddressMessage> =
-            addresses.map_err(|error| LinkError::new("list", "the addresses", system(error)))?;
+        let dump = || links.handle.address().get().execute();
+        let addresses = listed("the addresses", dump).await?;
         let address = |message: &AddressMessage| Some((message.header.index, address_of(message)?));
         let mut defaults = Vec::new();
         for ipv4 in [true, false] {
@@ -290,13 +288,11 @@ impl Overlay {
 
     /// The entries of the bridge's table: port and MAC.
     async fn fdb(&self) -> Result<BTreeSet<(u32, MacAddr)>, LinkError> {
-        let neighbours = self.links.handle.neighbours().get();
-        let request = neighbours.set_address_family(AddressFamily::Bridge);
-        let found: Vec<NeighbourMessage> = request
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| LinkError::new("list", "the bridge's table", system(error)))?;
+        let dump = || {
+            let neighbours = self.links.handle.neighbours().get();
+            neighbours.set_address_family(AddressFamily::Bridge).execute()
+        };
+        let found = listed("the bridge's table", dump).await?;
         let entry = |message: &NeighbourMessage| {
             let mac = message.attributes.iter().find_map(|attribute| match attribute {
                 NeighbourAttribute::LinkLayerAddress(mac) => mac.as_slice().try_into().ok(),

@@ -67,6 +67,9 @@ fn link_local(host: &NetNs, from: &NetNs, port: u16) -> Result<SocketAddr> {
 
 /// Over TCP and UDP the client is told at once that nobody is there.
 fn refuses(client: &NetNs, bind: SocketAddr, to: SocketAddr) -> Result<()> {
+    wait_until("the client's address can be used", || {
+        Ok(client.run(|| Ok(UdpSocket::bind(bind)?)).is_ok())
+    })?;
     let tcp = client.run(|| {
         let socket =
             socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None)?;
