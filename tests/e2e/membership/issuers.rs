@@ -128,6 +128,10 @@ fn nodes_of_one_name_are_told_and_names_outlive_agents() -> Result<()> {
         let row = lab.find(host, &["node", "ls"], "name", "h3")?.context("its name is lost")?;
         ensure!(row["state"] == "dead" && row["id"] == third, "{row}");
     }
+    let (first, second) = (id_of(&lab, "h1")?, id_of(&lab, "h2")?);
+    wait_until("they meet again", || {
+        Ok(state(&lab, "h1", &second)? == "alive" && state(&lab, "h2", &first)? == "alive")
+    })?;
     lab.vx("h2", &["leave"])?;
     wait_until("h1 knows that h2 left", || {
         Ok(lab.find("h1", &["node", "ls", "--all"], "state", "left")?.is_some())
