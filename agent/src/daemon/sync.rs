@@ -23,6 +23,10 @@ use crate::{
     objects::{PublishError, unix_ms},
 };
 
+/// How often a node that leaves looks whether somebody is connected.
+const MEETING: Duration = Duration::from_millis(50);
+/// How long it looks: a first connection takes milliseconds, unless all others are away.
+const FIRST_MEETING: Duration = Duration::from_secs(3);
 /// How long a request to another node may take.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
 /// How long a new endpoint waits for all nodes to know it: it is to be reachable in 200 ms.
@@ -347,7 +351,18 @@ async fn off_runtime<T: Send + 'static>(
 impl Mesh {
     /// Hands everybody who is connected the last objects of this node, and waits until they have them. How many took them.
     pub(super) async fn say_goodbye(&self, texts: &[String]) -> usize {
+        // A node that has just joined or started has no connection yet.
+        let end = Instant::now() + FIRST_MEETING;
+        while self.has_met_nobody() && Instant::now() < end {
+            tokio::time::sleep(MEETING).await;
+        }
         self.tell(texts, |_node| true, ANSWER).await
+    }
+
+    /// Whether there are others and none of them is connected.
+    fn has_met_nobody(&self) -> bool {
+        let peers = self.control.get().map(|control| control.peers()).unwrap_or_default();
+        !self.is_removed() && !peers.is_empty() && peers.iter().all(|peer| !peer.connected)
     }
 
     /// Hands objects to those who are connected, and waits until they have them, or for so long. How many took them.
