@@ -331,7 +331,7 @@ impl Mesh {
     /// Gives every sandbox its default routes: for the start.
     pub(super) async fn adopt_routes(&self) -> Result<(), ApiError> {
         let all = self.all_connected()?;
-        for sandbox in self.stored_sandboxes()?.iter().filter(|it| it.netns().exists()) {
+        for sandbox in &self.stored_sandboxes()? {
             let connected = all.get(sandbox.name.as_str()).map(Vec::as_slice).unwrap_or_default();
             if let Err(error) = self.route_sandbox(sandbox, connected).await {
                 warn!(sandbox = %sandbox.name, %error, "the sandbox's default routes are not looked at");
@@ -363,7 +363,11 @@ impl Mesh {
         if sandbox.mode.is_some() {
             return Ok(());
         }
-        let netns = Netns::open(sandbox.netns()).map_err(OverlayError::from)?;
+        let netns = match Netns::open(sandbox.netns()) {
+            // Its end, or a start that was cut off: there is nobody to give routes to.
+            Err(error) if error.is_absence() => return Ok(()),
+            netns => netns.map_err(OverlayError::from)?,
+        };
         let inside = Links::open(&netns).map_err(OverlayError::from)?;
         let endpoints = self.endpoints_of(&sandbox.name)?;
         for ipv4 in [true, false] {

@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 
 use super::{
     doctor::check,
-    mesh::{Mesh, failed},
+    mesh::{Mesh, failed, lock},
     removal::conflict,
     sync::refusal,
 };
@@ -415,11 +415,17 @@ impl Mesh {
     pub(super) fn unheard(&self, heard: usize) -> Vec<String> {
         let mut others = self.node_list();
         others.retain(|node| !node.is_self && !node.is_gone());
-        others.sort_by(|a, b| a.name.cmp(&b.name));
-        if others.is_empty() || heard > 0 || self.is_removed() {
+        let mut names: Vec<String> = others.iter().map(|node| node.name.to_string()).collect();
+        if names.is_empty() {
+            // It has not heard of any by name yet.
+            let addrs = lock(&self.addrs);
+            names =
+                addrs.keys().filter(|node| **node != self.me).map(ToString::to_string).collect();
+        }
+        names.sort();
+        if names.is_empty() || heard > 0 || self.is_removed() {
             return Vec::new();
         }
-        let names: Vec<&str> = others.iter().map(|node| node.name.as_str()).collect();
         warn!("no other node heard that this one leaves");
         vec![format!(
             "no other node heard that this one left ({}): they show it as dead and keep its addresses for it; run `vxmesh node rm {}` there",

@@ -359,10 +359,11 @@ impl Mesh {
         self.tell(texts, |_node| true, ANSWER).await
     }
 
-    /// Whether there are others and none of them is connected.
+    /// Whether there are others and none of them is connected. Just after a join, only their addresses tell of them.
     fn has_met_nobody(&self) -> bool {
         let peers = self.control.get().map(|control| control.peers()).unwrap_or_default();
-        !self.is_removed() && !peers.is_empty() && peers.iter().all(|peer| !peer.connected)
+        let are_others = lock(&self.addrs).keys().any(|node| *node != self.me);
+        !self.is_removed() && are_others && peers.iter().all(|peer| !peer.connected)
     }
 
     /// Hands objects to those who are connected, and waits until they have them, or for so long. How many took them.

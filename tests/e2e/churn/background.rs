@@ -30,14 +30,17 @@ fn what_run_said_is_so_though_the_agent_was_killed() -> Result<()> {
     let rounds = if std::env::var_os("VXMESH_FULL").is_some() { 50 } else { 6 };
     let lab = Lab::up(1)?;
     lab.vx("h1", &["network", "create", "blue"])?;
+    let began = Instant::now();
+    lab.vx("h1", &["run", "-d", "--name", "calm", "--network", "blue", "sleep", "9999"])?;
+    let undisturbed = began.elapsed();
     let mut said = 0;
     for round in 0..rounds {
         let (name, seconds) = (format!("r{round}"), format!("{}", 10_000 + round));
         let words = ["run", "-d", "--name", &name, "--network", "blue", "sleep", &seconds];
         let done = std::thread::scope(|scope| -> Result<_> {
             let run = scope.spawn(|| lab.try_vx("h1", &words));
-            // Another moment each time.
-            std::thread::sleep(std::time::Duration::from_millis(20 * round));
+            // Another moment each time; the last one is after its end.
+            std::thread::sleep(undisturbed * round / (rounds - 1));
             lab.lab(&["kill", "h1"])?;
             lab.lab(&["start", "h1"])?;
             run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -54,7 +57,8 @@ fn what_run_said_is_so_though_the_agent_was_killed() -> Result<()> {
         wait_until("nothing is left", || Ok(sleeping(&lab, "h1", &seconds)? == 0))?;
         wait_until("no row is left", || Ok(sandbox(&lab, "h1", &name, LIVE)?.is_none()))?;
     }
-    tell(&format!("{said} of {rounds} said 0"));
+    tell(&format!("{said} of {rounds} said 0; {undisturbed:?} undisturbed"));
+    ensure!(said > 0, "the agent was always killed too early");
     lab.finish(Allowed {
         warnings: &["never wholly attached", "its sandbox is gone"],
         drops: UNDERWAY,
