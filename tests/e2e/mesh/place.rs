@@ -72,6 +72,17 @@ fn run_sandbox(lab: &Lab, host: &str, name: &str) -> Result<Endpoint> {
     all.into_iter().find(|it| it.sandbox.as_deref() == Some(name)).context("no endpoint")
 }
 
+/// A sandbox on each of the first two hosts, which reach each other; the endpoint of h2's.
+fn two_that_reach_each_other(lab: &Lab) -> Result<Endpoint> {
+    wait_until("h2 knows the network", || {
+        Ok(lab.try_vxmesh("h2", &["network", "inspect", "blue"])?.status.success())
+    })?;
+    run_sandbox(lab, "h1", "one")?;
+    let two = run_sandbox(lab, "h2", "two")?;
+    wait_until("they reach each other", || reaches(lab, "h1", "one", &two))?;
+    Ok(two)
+}
+
 #[test]
 fn hosts_that_move_are_found_again() -> Result<()> {
     let lab = Lab::up(2)?;
@@ -81,12 +92,7 @@ fn hosts_that_move_are_found_again() -> Result<()> {
         start_agent(&lab, host)?;
     }
     wait_until("they are connected", || Ok(vtep_of(&lab, "h1", "h2")?.starts_with("alive")))?;
-    wait_until("h2 knows the network", || {
-        Ok(lab.try_vxmesh("h2", &["network", "inspect", "blue"])?.status.success())
-    })?;
-    run_sandbox(&lab, "h1", "one")?;
-    let two = run_sandbox(&lab, "h2", "two")?;
-    wait_until("they reach each other", || reaches(&lab, "h1", "one", &two))?;
+    let two = two_that_reach_each_other(&lab)?;
 
     // One host moves; then it loses its IPv4 address. Nobody sends meanwhile.
     for (script, vtep) in [
@@ -161,12 +167,7 @@ fn a_cut_in_one_direction_is_noticed_by_both() -> Result<()> {
 fn a_copy_of_a_node_does_not_stay_in_its_place() -> Result<()> {
     let lab = Lab::up(3)?;
     lab.vxmesh("h1", &["network", "create", "blue"])?;
-    wait_until("h2 knows the network", || {
-        Ok(lab.try_vxmesh("h2", &["network", "inspect", "blue"])?.status.success())
-    })?;
-    run_sandbox(&lab, "h1", "one")?;
-    let two = run_sandbox(&lab, "h2", "two")?;
-    wait_until("they reach each other", || reaches(&lab, "h1", "one", &two))?;
+    let two = two_that_reach_each_other(&lab)?;
     for host in ["h2", "h3"] {
         lab.lab(&["kill", host])?;
     }
