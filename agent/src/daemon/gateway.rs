@@ -318,9 +318,8 @@ impl Mesh {
         let Some(uplink) = &way.uplink else { return Ok(()) };
         let entrances = self.entrances(id, uplink)?;
         let uplink = uplink.clone();
-        // What replaced rules have counted goes with them.
-        if way.keep_rules(overlay, network, &uplink, &entrances, || self.count_refused())? {
-            self.rules_replaced(id);
+        if way.keep_rules(overlay, network, &uplink, &entrances)? {
+            self.counters_replaced(id);
         }
         Ok(())
     }
@@ -407,6 +406,7 @@ impl Mesh {
             // Also once after the start: the agent's last life may have left something.
             if !ways.cleared || !self.noted_settings()?.is_empty() {
                 foreign::withdraw().map_err(refused)?;
+                self.count_on_host();
                 if Rules::remove().map_err(refused)? {
                     forget_on_host(self.me, &[]).map_err(refused)?;
                 }
@@ -427,8 +427,7 @@ impl Mesh {
             *admitted = foreign::admit(uplink::ALL)?;
             Ok(())
         };
-        let before = || self.count_on_host();
-        if rules.keep(wanted, before, || forget_on_host(self.me, &ports), admit).map_err(refused)? {
+        if rules.keep(wanted, || forget_on_host(self.me, &ports), admit).map_err(refused)? {
             *lock(&self.counted_on_host) = None;
         }
         lock(&self.counted_on_host).get_or_insert_default();

@@ -99,8 +99,8 @@ impl Mesh {
         true
     }
 
-    /// The rules for what a network routes were written anew, and count from zero.
-    pub(super) fn rules_replaced(&self, id: NetworkId) {
+    /// Somebody had taken away the counters of what a network routes: they count from zero.
+    pub(super) fn counters_replaced(&self, id: NetworkId) {
         if let Some(guarded) = lock(&self.guards).get_mut(&id) {
             guarded.count_anew(Family::Inet);
         }

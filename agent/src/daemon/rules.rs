@@ -39,12 +39,11 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Puts the table in place of what is there, where that differs, and says whether it did. `before` is done before new rules,
-    /// `forget` after them, `others` after every change of anybody; all is done again until it succeeds.
+    /// Puts the table in place of what is there, where that differs, and says whether its counters begin anew. `forget` is done
+    /// after new rules, `others` after every change of anybody; all is done again until it succeeds.
     pub(super) fn keep(
         &mut self,
         wanted: Table,
-        before: impl FnOnce(),
         forget: impl FnOnce() -> Result<usize, FirewallError>,
         others: impl FnOnce() -> Result<(), FirewallError>,
     ) -> Result<bool, FirewallError> {
@@ -55,9 +54,9 @@ impl Kept {
             return Ok(false);
         }
         let written = !wanted.is_in_place()?;
+        let mut new_counters = false;
         if written {
-            before();
-            wanted.replace()?;
+            new_counters = wanted.replace()?;
             if known.as_ref().is_some_and(|(table, _)| *table == wanted) {
                 self.repairs += 1;
                 info!("somebody changed the table inet vxmesh; it is as before");
@@ -71,7 +70,7 @@ impl Kept {
         }
         others()?;
         self.known = Some((wanted, generation));
-        Ok(written)
+        Ok(new_counters)
     }
 
     /// How often somebody else had changed it.
@@ -136,14 +135,13 @@ fn own_macs() -> BTreeSet<MacAddr> {
 }
 
 impl Way {
-    /// Brings the rules inside a network in step, and says whether there are new ones. `before` is done before that.
+    /// Brings the rules inside a network in step, and says whether their counters begin anew.
     pub(super) fn keep_rules(
         &mut self,
         overlay: &Overlay,
         network: &object::Network,
         uplink: &Uplink,
         entrances: &[Entrance],
-        before: impl FnOnce() + Send,
     ) -> Result<bool, ApiError> {
         let subnets: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
         let interfaces = Interfaces {
@@ -154,7 +152,7 @@ impl Way {
         };
         let wanted = network::table(interfaces, &subnets, network.isolated, entrances);
         let forget = || flows::forget(|flow| network::is_stale(flow, &subnets, entrances));
-        let kept = overlay.netns().run(|| Ok(self.rules.keep(wanted, before, forget, || Ok(()))));
+        let kept = overlay.netns().run(|| Ok(self.rules.keep(wanted, forget, || Ok(()))));
         kept.map_err(|error| failed(error, "see the agent's log"))?
             .map_err(|error| failed(error, "does the kernel have nf_tables?"))
     }

@@ -102,8 +102,9 @@ impl GuardedPorts {
             return Ok(false);
         }
         self.generation = None;
-        table.replace_by(&self.socket)?;
-        self.count_anew(Family::Bridge);
+        if table.replace_by(&self.socket)? {
+            self.count_anew(Family::Bridge);
+        }
         Ok(true)
     }
 

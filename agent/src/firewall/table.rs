@@ -5,12 +5,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::CStr,
     io,
 };
 
 use netlink_bindings::nftables::{
-    Chained, Nfgenmsg, ObjData, ObjectType, OpGetgenDo, OpGetobjDump, OpGetruleDump,
-    OpGetsetelemDump, OpGettableDump, PushRuleAttrs, PushSetelemListAttrs, SetFlags,
+    Chained, Nfgenmsg, ObjData, ObjectType, OpGetchainDump, OpGetgenDo, OpGetobjDump,
+    OpGetruleDump, OpGetsetDump, OpGetsetelemDump, OpGettableDump, PushRuleAttrs,
+    PushSetelemListAttrs, SetFlags,
 };
 use netlink_bindings::{traits::NetlinkRequest, traits::Pusher};
 use nix::libc;
@@ -24,6 +26,8 @@ use super::{
 
 /// `NF_ACCEPT`.
 const ACCEPT: u32 = 1;
+/// How often a change is made anew that somebody else's came before.
+const TRIES: usize = 3;
 /// Elements in one request: an attribute has 64 KiB at most, an element some 60 bytes.
 const ELEMENTS: usize = 256;
 
@@ -163,19 +167,34 @@ pub struct Table {
 }
 
 impl Table {
-    /// Puts the table into the kernel in place of what is there, in one step.
+    /// Puts the table into the kernel in place of what is there, in one step. Counters that are there count on; whether there were none.
     ///
     /// # Errors
     /// The kernel refuses it.
-    pub fn replace(&self) -> Result<(), FirewallError> {
+    pub fn replace(&self) -> Result<bool, FirewallError> {
         self.replace_by(&open("write", TABLE)?)
     }
 
     /// The same in the namespace to which a socket belongs.
-    pub(super) fn replace_by(&self, socket: &Socket) -> Result<(), FirewallError> {
+    pub(super) fn replace_by(&self, socket: &Socket) -> Result<bool, FirewallError> {
+        for _try in 0..TRIES {
+            let found = Found::of(socket, self.family)?;
+            let mut batch = Batch::new();
+            found.clear(&mut batch, &self.family.header());
+            if self.write(socket, batch).is_ok() {
+                return Ok(found.chains.is_empty());
+            }
+        }
+        // Somebody changes it all the time, or it is as nobody expects: then all of it goes.
         let mut batch = Batch::new();
+        clear(&mut batch, &self.family.header());
+        self.write(socket, batch)?;
+        Ok(true)
+    }
+
+    /// Makes all that is in the table, behind what is in the batch.
+    fn write(&self, socket: &Socket, mut batch: Batch) -> Result<(), FirewallError> {
         let family = self.family.header();
-        clear(&mut batch, &family);
         for counter in &self.counters {
             let mut request = batch.request().set_create().op_newobj_do(&family);
             let object = request.encode().push_table_bytes(TABLE.as_bytes());
@@ -290,18 +309,71 @@ pub(super) fn write_rule<P: Pusher>(place: PushRuleAttrs<P>, rule: &Rule, user_d
     drop(rest.push_userdata(user_data));
 }
 
+/// Makes the table, unless it is there.
+fn make(batch: &mut Batch, family: &Nfgenmsg) {
+    let mut request = batch.request().set_create().op_newtable_do(family);
+    drop(request.encode().push_name_bytes(TABLE.as_bytes()));
+}
+
 /// An empty table in place of what is there.
 fn clear(batch: &mut Batch, family: &Nfgenmsg) {
     // Making it first lets its removal succeed.
-    let make = |batch: &mut Batch| {
-        let mut request = batch.request().set_create().op_newtable_do(family);
-        drop(request.encode().push_name_bytes(TABLE.as_bytes()));
-    };
-    make(batch);
+    make(batch, family);
     let mut request = batch.request().op_deltable_do(family);
     drop(request.encode().push_name_bytes(TABLE.as_bytes()));
     drop(request);
-    make(batch);
+    make(batch, family);
+}
+
+/// The chains and sets of our table that are in the kernel.
+#[derive(Debug, Default)]
+struct Found {
+    chains: Vec<Vec<u8>>,
+    sets: Vec<Vec<u8>>,
+}
+
+impl Found {
+    fn of(socket: &Socket, family: Family) -> Result<Self, FirewallError> {
+        let mut found = Self::default();
+        let is_ours = |table: &CStr| table.to_bytes() == TABLE.as_bytes();
+        let mut question = Chained::new(1);
+        question.request().op_getchain_dump(&family.header());
+        let answered = socket.ask(question, |part| {
+            let (_, chain) = OpGetchainDump::decode_reply(part);
+            if let (true, Ok(name)) = (chain.get_table().is_ok_and(is_ours), chain.get_name()) {
+                found.chains.push(name.to_bytes().to_vec());
+            }
+        });
+        absent_is_empty(answered, "chains")?;
+        let mut question = Chained::new(1);
+        question.request().op_getset_dump(&family.header());
+        let answered = socket.ask(question, |part| {
+            let (_, set) = OpGetsetDump::decode_reply(part);
+            if let (true, Ok(name)) = (set.get_table().is_ok_and(is_ours), set.get_name()) {
+                found.sets.push(name.to_bytes().to_vec());
+            }
+        });
+        absent_is_empty(answered, "sets")?;
+        Ok(found)
+    }
+
+    /// The table without all this. Its counters stay: what packets count between a look at them and their end would be lost.
+    fn clear(&self, batch: &mut Batch, family: &Nfgenmsg) {
+        make(batch, family);
+        let mut request = batch.request().op_delrule_do(family);
+        drop(request.encode().push_table_bytes(TABLE.as_bytes()));
+        drop(request);
+        for chain in &self.chains {
+            let mut request = batch.request().op_delchain_do(family);
+            let place = request.encode().push_table_bytes(TABLE.as_bytes());
+            drop(place.push_name_bytes(chain));
+        }
+        for set in &self.sets {
+            let mut request = batch.request().op_delset_do(family);
+            let place = request.encode().push_table_bytes(TABLE.as_bytes());
+            drop(place.push_name_bytes(set));
+        }
+    }
 }
 
 /// Adds keys to a set of the table.
