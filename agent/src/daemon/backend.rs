@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use vxmesh_proto::object::{self, Content, Draft};
 
 use super::doctor;
+use super::hosting::Hosted;
 use super::mesh::{Mesh, failed, store_failed};
 use crate::{
     admin::{Backend, resolve},
@@ -74,7 +75,7 @@ impl Agent {
     /// Starts the mesh with these credentials.
     pub(super) async fn become_member(&self, credentials: Credentials) -> Result<(), ApiError> {
         let mesh = Mesh::start(self.config.clone(), credentials).await?;
-        if let Err(error) = mesh.collect_sandboxes().await {
+        if let Err(error) = mesh.collect_sandboxes().await.and_then(|()| mesh.watch_keepers()) {
             mesh.stop().await;
             return Err(error);
         }
@@ -216,9 +217,12 @@ impl Mesh {
     /// know comes back.
     async fn leave(self: &Arc<Self>, spec: LeaveSpec) -> Result<Vec<String>, ApiError> {
         self.check_leave(spec)?;
+        let endpoints = self.stored_endpoints()?;
+        self.take_names_if_possible(&endpoints).await;
         let mut hosted = self.host.lock().await;
-        self.clear_sandboxes(&mut hosted).await?;
-        self.detach_all(&mut hosted).await?;
+        let cleared = self.clear_host(&mut hosted).await;
+        let settled = self.settle_names(&endpoints).await;
+        cleared.and(settled)?;
         self.release_parents().await;
         let last_words = self.last_words()?;
         // Asked for, so that all of it is known before the connection closes: no copy stays here.
@@ -236,6 +240,11 @@ impl Mesh {
         }
         identity::forget(&self.config.data_dir).map_err(ApiError::from)?;
         Ok(warnings)
+    }
+
+    async fn clear_host(self: &Arc<Self>, hosted: &mut Hosted) -> Result<(), ApiError> {
+        self.clear_sandboxes(hosted).await?;
+        self.detach_all(hosted).await
     }
 
     /// Hands all addresses over and signs that this node has left. If that fails, it is a member as before.

@@ -26,7 +26,7 @@ use vxmesh_proto::{
 use super::{
     endpoints::Stored as StoredEndpoint,
     hosting::Hosted,
-    mesh::{Mesh, failed, lock},
+    mesh::{Mesh, failed},
     sandboxes::Stored,
 };
 use crate::{
@@ -185,16 +185,14 @@ impl Mesh {
             self.find_connection(reference, network)?
         };
         let (id, row) = (endpoint.id, endpoint.row(self.me));
+        let endpoint = [endpoint];
         let left = match self.take_names(&endpoint).await {
             Ok(()) => self.leave_found(&sandbox, network, id).await,
             Err(error) => Err(error),
         };
-        lock(&self.unnamed).remove(&id);
-        if left.is_err() && matches!(self.is_stored(&endpoint), Ok(true)) {
-            self.announce(&Claim::Endpoint(endpoint.claim())).await?;
-        }
+        let settled = self.settle_names(&endpoint).await;
         self.reconcile().await;
-        left?;
+        left.and(settled)?;
         row.ok_or_else(|| {
             let message = format!("sandbox `{}` was not wholly in the network", sandbox.name);
             ApiError::new(ErrorCode::NotFound, message, "what there was of it is removed")

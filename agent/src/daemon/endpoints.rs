@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! attach : addresses -> store "attaching" -> publish -> all tables -> host -> store "attached"   see `attach`
-//! detach : silence -> withdraw -> host -> store -> addresses rest, also over a restart
+//! detach : names withdrawn -> a second -> silence -> withdraw -> host -> store -> addresses rest, also over a restart
 //! start  : see `adopt`
 //! ```
 
@@ -395,7 +395,23 @@ impl Mesh {
         self: &Arc<Self>,
         reference: &str,
     ) -> Result<api::Endpoint, ApiError> {
-        let mut hosted = self.lock_host().await?;
+        let (row, endpoint) = {
+            let _host = self.lock_host().await?;
+            self.find_detachable(reference)?
+        };
+        self.take_names_if_possible(&endpoint).await;
+        let detached = match self.lock_host().await {
+            Ok(mut hosted) => self.detach_stored(&mut hosted, row.id).await,
+            Err(error) => Err(error),
+        };
+        let settled = self.settle_names(&endpoint).await;
+        self.reconcile().await;
+        detached.and(settled)?;
+        Ok(row)
+    }
+
+    /// An endpoint that is in no sandbox of ours, and its row in the store if it has one.
+    fn find_detachable(&self, reference: &str) -> Result<(api::Endpoint, Vec<Stored>), ApiError> {
         let row = resolve::one(&self.endpoint_list(), reference).cloned()?;
         if row.node != self.me {
             let message =
@@ -403,17 +419,15 @@ impl Mesh {
             return Err(conflict(message, "detach it there"));
         }
         // The row shows a namespace's path where there is no sandbox of ours.
-        let stored = self.stored_endpoints()?.into_iter().find(|stored| stored.id == row.id);
-        if let Some(sandbox) = stored.and_then(|stored| stored.sandbox) {
+        let mut stored = self.stored_endpoints()?;
+        stored.retain(|stored| stored.id == row.id);
+        if let Some(sandbox) = stored.iter().find_map(|stored| stored.sandbox.as_ref()) {
             return Err(conflict(
                 format!("endpoint `{}` belongs to sandbox `{sandbox}`", row.name),
                 "use `vxmesh network disconnect`, or remove the sandbox with `vxmesh sandbox rm`",
             ));
         }
-        self.detach_stored(&mut hosted, row.id).await?;
-        drop(hosted);
-        self.reconcile().await;
-        Ok(row)
+        Ok((row, stored))
     }
 
     pub(super) async fn detach_stored(

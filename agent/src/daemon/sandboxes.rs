@@ -6,7 +6,8 @@
 //! ```text
 //! row with its keeper (`run`) -> namespace, endpoints -> keeper: the supervisor -> the command starts -> row with the command
 //!   -> `run -d` says 0                                                              what is not in the row yet did not say 0
-//! rm : row "removing", from then on nothing starts -> keeper and command end -> endpoints, namespace, row go
+//! rm : row "removing", from then on nothing starts -> names withdrawn -> a second -> keeper and command end
+//!   -> endpoints, namespace, row go
 //! end: exit.json -> endpoints, namespace go -> in one transaction: row goes, row of the ended one comes      see `ended`
 //! ```
 //!
@@ -136,6 +137,26 @@ impl Stored {
     /// Whether its command or somebody who waits for that runs.
     pub(super) fn is_kept(&self) -> bool {
         [&self.process, &self.keeper].into_iter().flatten().any(Process::is_alive)
+    }
+
+    /// Who stays with it: its keeper, or the command while there is none.
+    pub(super) fn stays(&self) -> Option<&Process> {
+        [&self.keeper, &self.process].into_iter().flatten().find(|process| process.is_alive())
+    }
+
+    /// Whether its command runs.
+    pub(super) fn is_running(&self) -> bool {
+        self.process.as_ref().is_some_and(Process::is_alive)
+    }
+
+    /// Whether its command runs and nobody waits for its end.
+    pub(super) fn is_unsupervised(&self) -> bool {
+        self.is_running() && self.keeper.as_ref().is_some_and(|keeper| !keeper.is_alive())
+    }
+
+    /// What a user calls its keeper.
+    pub(super) const fn keeper_word(&self) -> &'static str {
+        if self.supervised { "its supervisor" } else { "its `vxmesh run`" }
     }
 
     /// With the supervisor that the agent started.
@@ -444,18 +465,28 @@ impl Mesh {
         let Some(sandbox) = self.begin_removal(&sandbox)? else {
             return Err(sandbox_gone(&sandbox.name));
         };
+        let row = sandbox.row(&self.config, &self.connected(&sandbox.name)?);
+        let mut endpoints = self.endpoints_of(&sandbox.name)?;
+        // What does not run reaches nobody, with or without a name.
+        endpoints.retain(|_| sandbox.is_running());
+        self.take_names_if_possible(&endpoints).await;
+        let removed = self.end_and_clear(&sandbox).await;
+        let settled = self.settle_names(&endpoints).await;
+        self.reconcile().await;
+        removed.and(settled)?;
+        Ok(row)
+    }
+
+    async fn end_and_clear(self: &Arc<Self>, sandbox: &Stored) -> Result<(), ApiError> {
         sandbox.end_processes().await?;
         let mut hosted = self.lock_host().await?;
         // Another removal may be done by now; whoever comes second must not take a new one of that name.
         let current = self.stored_sandboxes()?.into_iter().find(|other| other.name == sandbox.name);
-        let row = sandbox.row(&self.config, &self.connected(&sandbox.name)?);
         if current.is_some_and(|current| current.incarnation == sandbox.incarnation) {
-            self.clear(&mut hosted, &sandbox, None).await?;
+            self.clear(&mut hosted, sandbox, None).await?;
             info!(sandbox = %sandbox.name, "sandbox removed");
         }
-        drop(hosted);
-        self.reconcile().await;
-        Ok(row)
+        Ok(())
     }
 
     /// Writes down that a sandbox is being removed: from now on nothing starts in it. What its row says then is all there is.

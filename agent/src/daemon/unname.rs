@@ -1,8 +1,16 @@
 //! How an endpoint loses its names before its link, so that who was just led to it still reaches it.
+//!
+//! So it is wherever somebody takes an endpoint away that works: `network disconnect`, `endpoint detach`, `sandbox rm`, `leave`. Where
+//! the command or the namespace is gone, the names go at once.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use vxmesh_proto::record::{Claim, EndpointClaim};
+use futures_util::future::{join_all, try_join_all};
+use tracing::warn;
+use vxmesh_proto::{
+    addr::{EndpointId, NetworkId},
+    record::{Claim, EndpointClaim},
+};
 
 use super::{
     endpoints::Stored,
@@ -14,13 +22,50 @@ use crate::api::ApiError;
 const LEAD: Duration = Duration::from_secs(1);
 
 impl Mesh {
-    /// Takes the names of an endpoint away everywhere and waits until who asked for them before is connected. Its link
-    /// works meanwhile.
-    pub(super) async fn take_names(self: &Arc<Self>, endpoint: &Stored) -> Result<(), ApiError> {
-        lock(&self.unnamed).insert(endpoint.id);
-        self.announce(&Claim::Endpoint(nameless(endpoint.claim()))).await?;
+    /// Takes the names of endpoints away everywhere and waits until who asked for them before is connected. Their links
+    /// work meanwhile.
+    pub(super) async fn take_names(self: &Arc<Self>, endpoints: &[Stored]) -> Result<(), ApiError> {
+        let rows = self.endpoint_list();
+        let others = rows.iter().filter(|row| endpoints.iter().all(|it| it.id != row.id));
+        let others: BTreeSet<NetworkId> = others.map(|row| row.network).collect();
+        // Where there is nobody else, nobody has asked.
+        let is_asked = |it: &&Stored| it.is_attached() && others.contains(&it.network);
+        let asked: Vec<&Stored> = endpoints.iter().filter(is_asked).collect();
+        if asked.is_empty() || self.is_removed() {
+            return Ok(());
+        }
+        lock(&self.unnamed).extend(asked.iter().map(|endpoint| endpoint.id));
+        let claims: Vec<Claim> =
+            asked.iter().map(|endpoint| Claim::Endpoint(nameless(endpoint.claim()))).collect();
+        try_join_all(claims.iter().map(|claim| self.announce(claim))).await?;
         tokio::time::sleep(LEAD).await;
         Ok(())
+    }
+
+    /// The same for endpoints that go in any case.
+    pub(super) async fn take_names_if_possible(self: &Arc<Self>, endpoints: &[Stored]) {
+        if let Err(error) = self.take_names(endpoints).await {
+            warn!(%error, "names are not taken away before what they lead to");
+        }
+    }
+
+    /// Ends what [`take_names`](Self::take_names) began: an endpoint that is still there has its names again.
+    pub(super) async fn settle_names(
+        self: &Arc<Self>,
+        endpoints: &[Stored],
+    ) -> Result<(), ApiError> {
+        let taken: BTreeSet<EndpointId> = {
+            let mut unnamed = lock(&self.unnamed);
+            endpoints.iter().map(|it| it.id).filter(|id| unnamed.remove(id)).collect()
+        };
+        let stays = |it: &&Stored| taken.contains(&it.id) && matches!(self.is_stored(it), Ok(true));
+        let claims: Vec<Claim> = endpoints
+            .iter()
+            .filter(stays)
+            .map(|endpoint| Claim::Endpoint(endpoint.claim()))
+            .collect();
+        let told = join_all(claims.iter().map(|claim| self.announce(claim))).await;
+        told.into_iter().collect()
     }
 
     /// What this node says of an endpoint that is in a network of this host.

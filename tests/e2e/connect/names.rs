@@ -13,9 +13,11 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use vxmesh::api::Endpoint;
 use vxmesh_tests::{
     lab::{Allowed, Lab, Plugged, UNDERWAY, tell, wait_until},
     netns::NetNs,
+    outside,
     program::printed,
 };
 
@@ -232,4 +234,44 @@ fn an_alias_is_handed_over_without_a_failed_request() -> Result<()> {
     // Who still asks for an address that went, and connections of a server's last address that go on by its next interface.
     let drops = [UNDERWAY, &["neighbor_unknown", "ip_spoofed"]].concat();
     lab.finish(Allowed { drops: &drops, ..Allowed::default() })
+}
+
+/// Whoever was led to an endpoint before it loses its names still reaches it, whichever way it goes.
+#[test]
+fn names_go_before_links() -> Result<()> {
+    let lab = Lab::up(2)?;
+    lab.network("h1", "blue")?;
+    let client = lab.sandbox("h1", "blue", "client")?;
+    let server = lab.sandbox("h2", "blue", "server")?;
+    lab.sh("h2", "ip netns add plain")?;
+    let plain = ["endpoint", "attach", "blue", "--netns", "plain", "--name", "plain"];
+    let plain: Endpoint = lab.json("h2", &plain)?;
+    let left = lab.sandbox("h2", "blue", "left")?;
+    for (name, to, goes) in [
+        ("server", ip(&server.endpoint, true)?, &["sandbox", "rm", "server"][..]),
+        ("plain", ip(&plain, true)?, &["endpoint", "detach", "plain"]),
+        ("left", ip(&left.endpoint, true)?, &["leave", "--yes"]),
+    ] {
+        wait_until("it is known", || Ok(!found(&lab, &client, name)?.is_empty()))?;
+        let (lead, reached) = thread::scope(|scope| -> Result<_> {
+            let going = scope.spawn(|| lab.vxmesh("h2", goes));
+            wait_until("its name is gone", || Ok(found(&lab, &client, name)?.is_empty()))?;
+            let (begun, mut reached, mut lead) = (Instant::now(), 0, Duration::ZERO);
+            let ping = format!("ping -n -c 1 -W 0.2 {to} >/dev/null");
+            while outside::sh(&client.netns, &ping).is_ok() {
+                (reached, lead) = (reached + 1, begun.elapsed());
+            }
+            going.join().map_err(|_panic| anyhow::anyhow!("it panicked"))??;
+            Ok((lead, reached))
+        })?;
+        tell(&format!("`{}`: the name went {lead:?} before the link", goes.join(" ")));
+        ensure!(reached > 0, "{name} could not be reached when its name was gone");
+    }
+    // Nobody is waited for where nobody could have asked.
+    lab.vxmesh("h1", &["network", "create", "alone"])?;
+    lab.sandbox("h1", "alone", "only")?;
+    let begun = Instant::now();
+    lab.vxmesh("h1", &["sandbox", "rm", "only"])?;
+    tell(&format!("a sandbox alone in its network was removed in {:?}", begun.elapsed()));
+    lab.finish(Allowed { drops: UNDERWAY, ..Allowed::default() })
 }
