@@ -24,7 +24,8 @@ pub struct Sandbox {
     pub netns: String,
     /// Process that runs its command, once there is one.
     pub pid: Option<u32>,
-    /// `created`, `running`, `restarting` (the command ended and is started again), `exited`, `removing`.
+    /// `created`, `running`, `restarting` (the command ended and is started again), `unsupervised` (the command runs, and
+    /// who waited for its end was killed), `exited`, `removing`.
     pub state: String,
     /// How the command ended, as a shell tells it; nothing if nobody saw it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

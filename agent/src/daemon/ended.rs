@@ -177,7 +177,7 @@ impl Mesh {
         self.kick();
     }
 
-    async fn collect(
+    pub(super) async fn collect(
         self: &Arc<Self>,
         hosted: &mut Hosted,
         sandbox: &Stored,

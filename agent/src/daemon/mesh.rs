@@ -134,6 +134,8 @@ pub(super) struct Mesh {
     pub(super) refused: Mutex<BTreeSet<RowKey>>,
     /// Endpoints that lost their names and are about to lose their links.
     pub(super) unnamed: Mutex<BTreeSet<EndpointId>>,
+    /// Incarnations of sandboxes whose keepers are watched.
+    pub(super) kept: Mutex<BTreeSet<u64>>,
     /// Endpoints of the last life that could not be adopted yet.
     pub(super) unadopted: Mutex<BTreeSet<EndpointId>>,
     pub(super) prefetching: AtomicBool,
@@ -281,6 +283,7 @@ impl Mesh {
             conflicts: Conflicts::default(),
             kick: Notify::new(),
             refused: Mutex::default(),
+            kept: Mutex::default(),
             unadopted: Mutex::default(),
             prefetching: AtomicBool::new(false),
             seeking: AtomicBool::new(false),

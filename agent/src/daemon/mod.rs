@@ -19,6 +19,7 @@ mod guards;
 mod hosting;
 mod ipam;
 mod issuers;
+mod keepers;
 mod leftovers;
 mod limits;
 mod local;

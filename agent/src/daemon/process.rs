@@ -15,11 +15,11 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use super::mesh::failed;
-use crate::api::ApiError;
+use crate::{api::ApiError, netlink::watch};
 
 /// How long a process may take to end after SIGTERM.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
-/// How often it is looked at meanwhile.
+/// How often one is looked at that cannot be watched.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// A process that cannot be mistaken for a later one with the same number.
@@ -72,12 +72,23 @@ impl Process {
 
     /// Waits a while for its end. Whether it came.
     pub(super) async fn ends(&self) -> bool {
-        let gone = async {
-            while self.is_alive() {
-                tokio::time::sleep(LOOK).await;
+        tokio::time::timeout(GRACE, self.ended()).await.is_ok()
+    }
+
+    /// Waits for its end, however long that takes.
+    pub(super) async fn ended(&self) {
+        while self.is_alive() {
+            // Looked at once more: the number may have been another's already.
+            if let Ok(watched) = watch::Process::open(self.pid)
+                && self.is_alive()
+                && watched.ended().await.is_ok()
+                && !self.is_alive()
+            {
+                return;
             }
-        };
-        tokio::time::timeout(GRACE, gone).await.is_ok()
+            // It cannot be watched now.
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// SIGTERM, and SIGKILL if that does not do.

@@ -194,7 +194,9 @@ impl Stored {
         let runs = |process: &Option<Process>| process.as_ref().is_some_and(Process::is_alive);
         if self.removing {
             "removing"
-        } else if runs(&self.process) {
+        } else if self.is_unsupervised() {
+            "unsupervised"
+        } else if self.is_running() {
             "running"
         } else if self.detached.is_some() && self.starts > 0 && runs(&self.keeper) {
             "restarting"
@@ -419,7 +421,7 @@ impl Mesh {
 
     /// Notes which processes a sandbox has.
     pub(super) fn start_sandbox(
-        &self,
+        self: &Arc<Self>,
         reference: &str,
         started: &SandboxStarted,
     ) -> Result<api::Sandbox, ApiError> {
@@ -447,6 +449,9 @@ impl Mesh {
         let sandbox = noted.map_err(store_failed)?.ok_or_else(|| sandbox_gone(&name))?;
         if sandbox.starts == 1 && started.pid.is_some() {
             info!(sandbox = %name, "sandbox started");
+        }
+        if sandbox.has_started() {
+            self.watch_keeper(&sandbox);
         }
         Ok(sandbox.row(&self.config, &self.connected(&name)?))
     }

@@ -170,3 +170,62 @@ fn an_end_while_the_agent_is_away_is_heard_of_later() -> Result<()> {
     ensure!(lab.pins("h1")?.is_empty(), "{:?}", lab.pins("h1")?);
     lab.finish(Allowed { drops: UNDERWAY, ..Allowed::default() })
 }
+
+#[test]
+fn a_keeper_that_is_killed_is_missed_at_once() -> Result<()> {
+    let lab = Lab::up(1)?;
+    lab.vx("h1", &["network", "create", "blue"])?;
+    for (name, restart, seconds) in [("one", "no", "30011"), ("on", "always", "30012")] {
+        let flags = ["run", "-d", "--name", name, "--restart", restart, "--network", "blue"];
+        lab.vx("h1", &[&flags[..], &["sleep", seconds]].concat())?;
+    }
+    lab.sh(
+        "h1",
+        "setsid vxmesh run --name front --network blue sleep 30013 >/dev/null 2>&1 </dev/null &",
+    )?;
+    wait_until("it runs", || Ok(sleeping(&lab, "h1", "30013")? == 1))?;
+    let state = |name: &str, wanted: &str| {
+        wait_until(&format!("{name} is {wanted}"), || {
+            Ok(sandbox(&lab, "h1", name, LIVE)?.is_some_and(|it| it["state"] == wanted))
+        })
+    };
+    for name in ["one", "on", "front"] {
+        state(name, "running")?;
+    }
+
+    // The command goes on, and everybody is told.
+    for (name, keeper) in
+        [("one", "vxmesh[ ]supervise .*--sandbox one "), ("front", "vxmesh[ ]run --name front")]
+    {
+        let began = Instant::now();
+        lab.sh("h1", &format!("pkill -9 -f '{keeper}'"))?;
+        state(name, "unsupervised")?;
+        wait_until("the log says so", || {
+            let log = lab.log("h1")?;
+            Ok(log.lines().any(|line| line.contains("was killed; ") && line.contains(name)))
+        })?;
+        let took = began.elapsed().as_millis();
+        tell(&format!("missed after {took} ms (aim: 1 s)"));
+        ensure!(took < TOO_LONG, "{took} ms");
+        let row = lab.find("h1", &["doctor"], "check", &format!("sandbox {name}"))?;
+        ensure!(row.is_some_and(|row| row["health"] == "warn"), "doctor does not know of {name}");
+    }
+    ensure!(sleeping(&lab, "h1", "3001[13]")? == 2, "a command went with its keeper");
+
+    // What follows from the end of the command follows without a restart of the agent.
+    lab.sh("h1", "pkill -9 -fx 'sleep 3001[13]'")?;
+    wait_until("the end is known", || {
+        let one = sandbox(&lab, "h1", "one", ALL)?;
+        Ok(one.is_some_and(|one| one["state"] == "exited" && one["exit_status"].is_null()))
+    })?;
+    wait_until("the other is gone", || Ok(sandbox(&lab, "h1", "front", ALL)?.is_none()))?;
+    let began = Instant::now();
+    lab.sh("h1", "pkill -9 -f 'vxmesh[ ]supervise .*--sandbox on ' && pkill -9 -fx 'sleep 30012'")?;
+    wait_until("it is started again", || Ok(sleeping(&lab, "h1", "30012")? == 1))?;
+    let took = began.elapsed().as_millis();
+    tell(&format!("started again after {took} ms (aim: 1 s)"));
+    ensure!(took < TOO_LONG, "{took} ms");
+    state("on", "running")?;
+    lab.vx("h1", &["sandbox", "rm", "on"])?;
+    lab.finish(Allowed { warnings: &["was killed; the command goes on"], drops: UNDERWAY })
+}
