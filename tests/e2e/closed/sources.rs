@@ -130,7 +130,7 @@ fn count_while_rules_change(lab: &Lab, a: &Plugged) -> Result<()> {
         let spoofed = format!("ping -n -q -i 0.001 -W 1 -c {FLOOD} -I {FOREIGN} {}", outside::IPV4);
         let switched = scope.spawn(move || sh(&a.netns, &format!("{spoofed} || true")));
         while !(routed.is_finished() && switched.is_finished()) {
-            for (family, chain) in [("inet", "forward"), ("bridge", "arp")] {
+            for (family, chain) in [("inet", "forward"), ("bridge", "guard")] {
                 sh(
                     &inside,
                     &format!("nft add rule {family} vxmesh {chain} accept comment theirs"),
@@ -142,8 +142,8 @@ fn count_while_rules_change(lab: &Lab, a: &Plugged) -> Result<()> {
                 rewritten += 1;
             }
         }
-        routed.join().map_err(|_| anyhow!("who sends panicked"))??;
-        switched.join().map_err(|_| anyhow!("who sends panicked"))?.map(drop)
+        routed.join().map_err(|_panic| anyhow!("who sends panicked"))??;
+        switched.join().map_err(|_panic| anyhow!("who sends panicked"))?.map(drop)
     })?;
     tell(&format!("rules written anew {rewritten} times while 2 x {FLOOD} packets were dropped"));
     let now = || {
