@@ -108,6 +108,9 @@ impl Mesh {
 
     /// Adds what the rules refused to the counters of the data path.
     pub(super) fn count_refused(&self) {
+        let endpoints = self.stored_endpoints().unwrap_or_default();
+        let ports: BTreeMap<String, EndpointId> =
+            endpoints.iter().map(|endpoint| (port_name(endpoint.id), endpoint.id)).collect();
         for (id, guarded) in lock(&self.guards).iter_mut() {
             let dropped = match guarded.dropped() {
                 Ok(dropped) => dropped,
@@ -116,14 +119,21 @@ impl Mesh {
                     continue;
                 }
             };
-            self.count_dropped(Some(*id), dropped);
+            for ((reason, port), count) in dropped {
+                let endpoint = port.and_then(|port| ports.get(&port).copied());
+                self.count_dropped(&reason, (Some(*id), endpoint), count);
+            }
         }
     }
 
     /// The same of the host's own table, while there is one: on a thread of the host's namespace.
     pub(super) fn count_on_host(&self) {
         match lock(&self.counted_on_host).as_mut().map(Counted::more) {
-            Some(Ok(dropped)) => self.count_dropped(None, dropped),
+            Some(Ok(dropped)) => {
+                for (reason, count) in dropped {
+                    self.count_dropped(&reason, (None, None), count);
+                }
+            }
             Some(Err(error)) => {
                 debug!(%error, "the counters of the host's rules cannot be read");
             }
@@ -131,12 +141,15 @@ impl Mesh {
         }
     }
 
-    fn count_dropped(&self, network: Option<NetworkId>, dropped: BTreeMap<String, u64>) {
-        for (name, count) in dropped {
-            if let Some(reason) = DropReason::ALL.iter().find(|reason| reason.as_str() == name) {
-                let key = DropKey::of(reason.as_str()).in_network(network);
-                self.plane.drops().add(key, count);
-            }
+    fn count_dropped(
+        &self,
+        name: &str,
+        (network, endpoint): (Option<NetworkId>, Option<EndpointId>),
+        count: u64,
+    ) {
+        if let Some(reason) = DropReason::ALL.iter().find(|reason| reason.as_str() == name) {
+            let key = DropKey::of(reason.as_str()).in_network(network).with_endpoint(endpoint);
+            self.plane.drops().add(key, count);
         }
     }
 }

@@ -11,6 +11,9 @@
 //! port v... to port v...  not in an isolated network
 //! ```
 //!
+//! What is refused goes to a chain of its reason, which counts it for the port and drops it. Counting stands in a rule of its own: where there
+//! is no room for another port's counter, the frame is dropped all the same.
+//!
 //! Who may speak as whom stands in three sets of (port, address), so that a port comes and goes with a change of its keys. A port
 //! without keys is let say nothing. Options of neighbour discovery cannot be walked here: a message has none, or exactly the one
 //! that the systems send (RFC 4861 section 4.3 and 4.4, RFC 7527 section 4.2). The gateway, this node's own port and the TAP,
@@ -22,6 +25,7 @@ use std::{
     net::IpAddr,
 };
 
+use ring::digest::{SHA256, digest};
 use vxmesh_proto::{
     addr::MacAddr,
     datapath::DropReason,
@@ -33,7 +37,7 @@ use super::{
         DESTINATION, Field, SOURCE, TYPE, at_least, at_most, carries, from_mac, is, is_fragment,
         is_later_fragment, is_not, is_whole, key, masked, port_has, port_has_not,
     },
-    rule::{Clause, Rule, accept, drop_as, goto, input, jump, octets, output},
+    rule::{Clause, Rule, accept, count_for, drop_as, goto, input, jump, octets, output},
     table::{Chain, Family, Hook, Kind, Set, Table},
 };
 
@@ -43,6 +47,8 @@ const FIRST: i32 = -300;
 const PORTS: &str = "v*";
 
 const MACS: &str = "macs";
+/// Which port had how much refused, and why.
+pub(super) const BLAMED: &str = "blamed";
 const IPV4: &str = "ipv4_addresses";
 const IPV6: &str = "ipv6_addresses";
 /// nft(8)'s numbers of types, six bits each in a key of two: ifname, then ether_addr, ipv4_addr, ipv6_addr.
@@ -131,9 +137,23 @@ pub fn table(rules: Rules, ports: &BTreeMap<String, Port>) -> Table {
             set.keys.insert(key);
         }
     }
+    sets.push(Set {
+        name: BLAMED,
+        // Of a name of an interface and a number (`mark`).
+        key_type: 41 << 6 | 19,
+        key_len: 20,
+        keys: BTreeSet::new(),
+        by_rules: true,
+    });
     let chain = |name, rules| Chain { name, base: None, rules };
     let entrance = vec![Rule::new("sandboxes").and(input(PORTS)).and(jump("guard"))];
-    let mut chains = vec![
+    let refusal = |reason: &DropReason| {
+        let count = Rule::new("for the port").and(count_for(BLAMED, number(*reason)));
+        let name = reason.as_str();
+        chain(name, vec![count, Rule::new(name).and(drop_as(name))])
+    };
+    let mut chains: Vec<Chain> = COUNTED.iter().map(refusal).collect();
+    chains.extend([
         chain("ipv6_source", ipv6_source()),
         chain("nd", nd()),
         chain("icmpv6", icmpv6()),
@@ -143,7 +163,7 @@ pub fn table(rules: Rules, ports: &BTreeMap<String, Port>) -> Table {
         chain("arp", arp()),
         chain("guard", guard(rules.gateway)),
         Chain::at("prerouting", (Kind::Filter, Hook::Prerouting, FIRST), entrance),
-    ];
+    ]);
     if rules.isolated {
         let apart = refuse(DropReason::Isolated, "sandbox to sandbox", input(PORTS));
         let apart = vec![with(output(PORTS), apart)];
@@ -181,7 +201,24 @@ const COUNTED: [DropReason; 18] = [
 ];
 
 fn refuse(reason: DropReason, what: &str, clause: Clause) -> Rule {
-    Rule::new(format!("{reason}: {what}")).and(clause).and(drop_as(reason.as_str()))
+    Rule::new(format!("{reason}: {what}")).and(clause).and(goto(reason.as_str()))
+}
+
+/// The number of a reason in the set of who is to blame: the same whatever reasons there are, as an agent of another version may have
+/// written the rules.
+fn number(reason: DropReason) -> u32 {
+    let digest = digest(&SHA256, reason.as_str().as_bytes());
+    let first = digest.as_ref().first_chunk().copied().unwrap_or_default();
+    u32::from_be_bytes(first)
+}
+
+/// What an element of the set of who is to blame is about: a port, and why.
+pub(super) fn blame(key: &[u8]) -> Option<(String, DropReason)> {
+    let (name, rest) = key.split_at_checked(16)?;
+    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+    let of = u32::from_be_bytes(rest.first_chunk().copied()?);
+    let reason = COUNTED.into_iter().find(|reason| number(*reason) == of)?;
+    Some((String::from_utf8_lossy(name).into_owned(), reason))
 }
 
 /// A rule that must fulfil this first.
@@ -369,6 +406,17 @@ mod tests {
             let (.., len) = KEY_TYPES.iter().find(|(name, ..)| name == set).unwrap();
             assert_eq!(key.len(), usize::try_from(*len).unwrap(), "{set}");
             assert!(key.starts_with(b"vabc\0"), "{set}");
+        }
+    }
+
+    #[test]
+    fn it_is_told_whom_an_element_blames() {
+        let numbers: BTreeSet<u32> = COUNTED.into_iter().map(number).collect();
+        assert_eq!(numbers.len(), COUNTED.len());
+        let key = key("vabc", &number(DropReason::IpSpoofed).to_be_bytes());
+        assert_eq!(blame(&key), Some(("vabc".to_owned(), DropReason::IpSpoofed)));
+        for bad in [&key[..16], &[0; 20], &[]] {
+            assert_eq!(blame(bad), None, "{bad:?}");
         }
     }
 

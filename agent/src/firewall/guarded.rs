@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use super::{
     FirewallError, TABLE,
     counted::Counted,
-    guard::{self, Port, Rules, keys},
+    guard::{self, BLAMED, Port, Rules, blame, keys},
     socket::{Batch, Socket},
-    table::{Family, add_keys, generation_by, remove_keys},
+    table::{Family, add_keys, generation_by, key_counts, remove_keys},
 };
 use crate::netlink::netns::Netns;
 
@@ -22,6 +22,8 @@ pub struct GuardedPorts {
     /// The number of the kernel's ruleset when all was last as it should be.
     generation: Option<u32>,
     counted: Counted,
+    /// What the counters of ports said last.
+    blamed: BTreeMap<Vec<u8>, u64>,
 }
 
 impl std::fmt::Debug for GuardedPorts {
@@ -43,7 +45,8 @@ impl GuardedPorts {
         let socket = netns.run(Socket::open);
         let socket = socket.map_err(|error| FirewallError::new("reach", TABLE, error))?;
         let counted = Counted::default();
-        let mut guarded = Self { socket, rules, ports, generation: None, counted };
+        let blamed = BTreeMap::new();
+        let mut guarded = Self { socket, rules, ports, generation: None, counted, blamed };
         guarded.mend()?;
         Ok(guarded)
     }
@@ -113,12 +116,31 @@ impl GuardedPorts {
         self.counted.anew(family);
     }
 
-    /// What was dropped since the last time, by reason, in all tables of ours.
+    /// What was dropped since the last time, by reason, in all tables of ours, and by port where one is to blame.
     ///
     /// # Errors
     /// The kernel does not answer.
-    pub fn dropped(&mut self) -> Result<BTreeMap<String, u64>, FirewallError> {
-        self.counted.more_by(&self.socket)
+    pub fn dropped(&mut self) -> Result<BTreeMap<(String, Option<String>), u64>, FirewallError> {
+        // The ports first: what is counted meanwhile is in the sum at least.
+        let blamed = key_counts(&self.socket, Family::Bridge, BLAMED)?;
+        let mut rest = self.counted.more_by(&self.socket)?;
+        let mut dropped = BTreeMap::new();
+        for (key, count) in &blamed {
+            let before = self.blamed.get(key).copied().unwrap_or_default();
+            // A smaller one is that of a new table, or of a port that was not heard of for long.
+            let more = if *count < before { *count } else { *count - before };
+            let Some((port, reason)) = blame(key) else { continue };
+            let Some(left) = rest.get_mut(reason.as_str()) else { continue };
+            let more = more.min(*left);
+            *left -= more;
+            if more > 0 {
+                dropped.insert((reason.as_str().to_owned(), Some(port)), more);
+            }
+        }
+        self.blamed = blamed;
+        let rest = rest.into_iter().filter(|(_, count)| *count > 0);
+        dropped.extend(rest.map(|(reason, count)| ((reason, None), count)));
+        Ok(dropped)
     }
 }
 

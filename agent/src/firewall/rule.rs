@@ -29,6 +29,8 @@ const DST_NAT: u32 = 1 << 5;
 const REPLY: u8 = 1;
 /// How long a bridge that switched something is remembered.
 const REMEMBERED: u64 = 60_000;
+/// How long it is known who was counted last.
+const BLAMED: u64 = 3_600_000;
 /// `RTN_LOCAL` as the address type that `fib` gives.
 const LOCAL: u32 = 2;
 const SYN_RST: u8 = 0x06;
@@ -78,11 +80,14 @@ pub(super) enum Expr {
         set: &'static str,
         is: bool,
     },
-    /// The key is in this set of the table for so many milliseconds from now on.
+    /// The key is in this set of the table for so many milliseconds from now on, with a counter if it is to be counted.
     Remember {
         set: &'static str,
         milliseconds: u64,
+        counted: bool,
     },
+    /// A number, as the latter part of a key.
+    NumberBehind(u32),
     Port(u16),
     /// Writes the port that was loaded there, and corrects the checksum.
     WritePort {
@@ -252,7 +257,8 @@ fn version(ipv4: bool) -> Vec<Expr> {
 pub(super) fn within_a_bridge(set: &'static str) -> [Clause; 2] {
     let pair = |out: u32| [Expr::Meta(MetaKeys::Iifname as u32), Expr::MetaBehind(out)];
     let note = pair(MetaKeys::Iifname as u32);
-    let note = note.into_iter().chain([Expr::Remember { set, milliseconds: REMEMBERED }]);
+    let remember = Expr::Remember { set, milliseconds: REMEMBERED, counted: false };
+    let note = note.into_iter().chain([remember]);
     let look = pair(MetaKeys::Oifname as u32);
     let look = look.into_iter().chain([Expr::In { set, is: true }]);
     [note.collect(), look.collect()].map(|exprs| from_bridge().and(Clause(exprs)))
@@ -434,6 +440,15 @@ pub fn drop_as(counter: &'static str) -> Clause {
     Clause(vec![Expr::Count(counter), Expr::Verdict(VerdictCode::Drop as u32)])
 }
 
+/// It is counted in a set of the table, for the interface by which it came in and a number.
+pub(super) fn count_for(set: &'static str, number: u32) -> Clause {
+    Clause(vec![
+        Expr::Meta(MetaKeys::Iifname as u32),
+        Expr::NumberBehind(number),
+        Expr::Remember { set, milliseconds: BLAMED, counted: true },
+    ])
+}
+
 /// The rules of another chain of the table decide, and none of this one any more.
 #[must_use]
 pub fn goto(chain: &'static str) -> Clause {
@@ -494,8 +509,12 @@ fn encode_one<P: Pusher>(list: PushExprListAttrs<P>, expr: &Expr) -> PushExprLis
         Expr::AtLeast(value) => compare(elem, CmpOps::Gte, value),
         Expr::AtMost(value) => compare(elem, CmpOps::Lte, value),
         Expr::In { set, is } => lookup(elem.push_name(c"lookup"), set, *is).end_nested(),
-        Expr::Remember { set, milliseconds } => {
-            remember(elem.push_name(c"dynset"), set, *milliseconds).end_nested()
+        Expr::Remember { set, milliseconds, counted } => {
+            remember(elem.push_name(c"dynset"), (set, *milliseconds), *counted).end_nested()
+        }
+        Expr::NumberBehind(number) => {
+            let data = elem.nested_data_immediate().push_dreg(SECOND).nested_data();
+            data.push_value(&number.to_be_bytes()).end_nested().end_nested().end_nested()
         }
         Expr::Port(port) => {
             let data = elem.nested_data_immediate().push_dreg(SECOND).nested_data();
@@ -599,11 +618,13 @@ fn lookup<P: Pusher>(mut elem: P, set: &str, is: bool) -> P {
     elem
 }
 
-/// `dynset`, which the bindings do not have: the key in the set is made new, or lives on.
-fn remember<P: Pusher>(mut elem: P, set: &str, milliseconds: u64) -> P {
+/// `dynset`, which the bindings do not have: the key in the set is made new, or lives on, and its counter counts.
+fn remember<P: Pusher>(mut elem: P, (set, milliseconds): (&str, u64), counted: bool) -> P {
     const OP: u16 = 3;
     const SREG_KEY: u16 = 4;
     const TIMEOUT: u16 = 6;
+    const EXPR: u16 = 7;
+    const EXPR_NAME: u16 = 1;
     const UPDATE: u32 = 1;
     let buffer = elem.as_vec_mut();
     let at = push_nested_header(buffer, EXPR_DATA);
@@ -614,6 +635,12 @@ fn remember<P: Pusher>(mut elem: P, set: &str, milliseconds: u64) -> P {
     }
     push_header(buffer, TIMEOUT, 8);
     buffer.extend(milliseconds.to_be_bytes());
+    if counted {
+        let expr = push_nested_header(buffer, EXPR);
+        push_header(buffer, EXPR_NAME, 8);
+        buffer.extend(b"counter\0");
+        finalize_nested_header(buffer, expr);
+    }
     finalize_nested_header(buffer, at);
     elem
 }

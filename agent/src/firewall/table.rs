@@ -10,9 +10,9 @@ use std::{
 };
 
 use netlink_bindings::nftables::{
-    Chained, Nfgenmsg, ObjData, ObjectType, OpGetchainDump, OpGetgenDo, OpGetobjDump,
-    OpGetruleDump, OpGetsetDump, OpGetsetelemDump, OpGettableDump, PushRuleAttrs,
-    PushSetelemListAttrs, SetFlags,
+    Chained, ExprOps, IterableSetelemAttrs, Nfgenmsg, ObjData, ObjectType, OpGetchainDump,
+    OpGetgenDo, OpGetobjDump, OpGetruleDump, OpGetsetDump, OpGetsetelemDump, OpGettableDump,
+    PushRuleAttrs, PushSetelemListAttrs, SetFlags,
 };
 use netlink_bindings::{traits::NetlinkRequest, traits::Pusher};
 use nix::libc;
@@ -464,23 +464,50 @@ fn rules(socket: &Socket, family: &Nfgenmsg) -> Result<Vec<(String, Vec<u8>)>, F
 
 /// The keys in a set of our table.
 fn keys(socket: &Socket, family: Family, set: &str) -> Result<BTreeSet<Vec<u8>>, FirewallError> {
+    let mut keys = BTreeSet::new();
+    each_element(socket, family, set, |element| {
+        if let Ok(key) = element.get_key().and_then(|key| key.get_value()) {
+            keys.insert(key.to_vec());
+        }
+    })?;
+    Ok(keys)
+}
+
+fn each_element(
+    socket: &Socket,
+    family: Family,
+    set: &str,
+    mut each: impl FnMut(&IterableSetelemAttrs<'_>),
+) -> Result<(), FirewallError> {
     let mut question = Chained::new(1);
     let mut request = question.request().op_getsetelem_dump(&family.header());
     let place = request.encode().push_table_bytes(TABLE.as_bytes());
     drop(place.push_set_bytes(set.as_bytes()));
     drop(request);
-    let mut keys = BTreeSet::new();
     let answered = socket.ask(question, |part| {
         let (_, attributes) = OpGetsetelemDump::decode_reply(part);
-        let Ok(elements) = attributes.get_elements() else { return };
-        let values = elements.get_elem().filter_map(|element| {
-            let key = element.get_key().and_then(|key| key.get_value().map(<[u8]>::to_vec));
-            key.ok()
-        });
-        keys.extend(values);
+        if let Ok(elements) = attributes.get_elements() {
+            elements.get_elem().for_each(|element| each(&element));
+        }
     });
-    absent_is_empty(answered, "sets")?;
-    Ok(keys)
+    absent_is_empty(answered, "sets")
+}
+
+/// What the counters of the keys in a set of our table have counted.
+pub(super) fn key_counts(
+    socket: &Socket,
+    family: Family,
+    set: &str,
+) -> Result<BTreeMap<Vec<u8>, u64>, FirewallError> {
+    let mut counts = BTreeMap::new();
+    each_element(socket, family, set, |element| {
+        let key = element.get_key().and_then(|key| key.get_value());
+        let counter = element.get_expr().and_then(|expr| expr.get_data());
+        if let (Ok(key), Ok(ExprOps::Counter(counter))) = (key, counter) {
+            counts.insert(key.to_vec(), counter.get_packets().unwrap_or_default());
+        }
+    })?;
+    Ok(counts)
 }
 
 /// What the counters of our tables have counted, by family and name.

@@ -48,14 +48,22 @@ fn caught(lab: &Lab, host: &str, reason: &str, network: &Network) -> Result<u64>
     Ok(lab.drops(host)?.iter().filter(|row| local(row)).map(|row| row.count).sum())
 }
 
-/// Sends one frame from a sandbox, which this counter of its host must catch. Others may be caught beside it: the bridge itself speaks with
+/// How often for this reason what came from this sandbox, by its own name.
+fn blamed(lab: &Lab, from: &Plugged, reason: &str) -> Result<u64> {
+    let rows = lab.drops(&from.host)?;
+    let own = |row: &&DropRow| row.reason == reason && row.endpoint == Some(from.endpoint.id);
+    Ok(rows.iter().filter(own).map(|row| row.count).sum())
+}
+
+/// Sends one frame from a sandbox, which this counter of its host must catch, and name the sandbox. Others may be caught beside it: the bridge itself speaks with
 /// the gateway's MAC now and then.
 fn attempt(lab: &Lab, from: &Plugged, network: &Network, forgery: &Forgery) -> Result<()> {
     let Forgery { what, reason, frame } = forgery;
-    let before = caught(lab, &from.host, reason, network)?;
+    let before = (caught(lab, &from.host, reason, network)?, blamed(lab, from, reason)?);
     send_frames(&from.netns, "eth0", std::slice::from_ref(frame))?;
     wait_until(&format!("{what} is counted as {reason}"), || {
-        Ok(caught(lab, &from.host, reason, network)? > before)
+        Ok(caught(lab, &from.host, reason, network)? > before.0
+            && blamed(lab, from, reason)? > before.1)
     })
 }
 
