@@ -1,5 +1,6 @@
 //! Names: what programs in sandboxes get from 127.0.0.11, asked with `dig` and `getent` as people do.
 
+mod at_once;
 mod own_server;
 mod upstreams;
 
