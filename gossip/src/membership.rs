@@ -445,7 +445,7 @@ impl Shared {
         }
         let answer = lock(&self.publisher).answer_to(record);
         if let Some(claim) = answer {
-            tracing::info!(key = %record.key(), "a record of an earlier life of this node is answered");
+            tracing::debug!(key = %record.key(), "a record of an earlier life of this node is answered");
             if let Err(fault) = self.say(record.key(), &claim) {
                 tracing::warn!(key = %record.key(), %fault, "it cannot be answered");
             }
