@@ -14,6 +14,12 @@ const OF_ENDPOINT: &str = "multicast_rate";
 const OF_HOST: &str = "multicast_host_rate";
 /// A limit that was met this long ago bites.
 const OF_LATE: Duration = Duration::from_secs(60);
+/// Limits of a name server, as its counters call them, and what they allow each client.
+const OF_NAMES: [(&str, &str); 3] = [
+    ("dns_rate", "10000 questions in a second are answered"),
+    ("dns_forward_rate", "500 questions in a second go to the name servers outside"),
+    ("dns_forwards_full", "64 questions wait for the name servers outside at a time"),
+];
 
 /// What the options of a network say of multicast.
 pub(super) fn multicast_of(spec: &NetworkSpec) -> Result<Multicast, ApiError> {
@@ -46,6 +52,23 @@ pub(super) fn options(multicast: Multicast) -> BTreeMap<String, String> {
 }
 
 impl Mesh {
+    /// The networks whose name servers were asked more of late than one client may.
+    pub(super) fn names_limited(&self, networks: &[api::Network]) -> Vec<Diagnosis> {
+        let Some(begin) = Instant::now().checked_sub(OF_LATE) else { return Vec::new() };
+        let rows = self.name_servers.names.drops().since(begin).into_iter();
+        let rows = rows.filter_map(|(key, count)| {
+            let (_, allowed) = OF_NAMES.into_iter().find(|(reason, _)| *reason == key.reason)?;
+            let network = networks.iter().find(|network| Some(network.id) == key.network)?;
+            let found = format!(
+                "a sandbox asks for more names than it may: {count} questions were not answered ({})",
+                key.reason
+            );
+            let hint = format!("{allowed} for each sandbox; a cache of names in it asks less");
+            Some(check(&format!("network {}", network.name), Health::Warn, found, &hint))
+        });
+        rows.collect()
+    }
+
     /// The networks whose limits were met of late, and by whom.
     pub(super) fn limits_met(&self, networks: &[api::Network]) -> Vec<Diagnosis> {
         let Some(begin) = Instant::now().checked_sub(OF_LATE) else { return Vec::new() };
