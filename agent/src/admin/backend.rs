@@ -72,6 +72,8 @@ pub trait Backend: Send + Sync + 'static {
 
     /// `ipam ls`
     async fn pools(&self) -> Result<Vec<AddressPool>, ApiError>;
+    /// `ipam trust`: this node's state is the last one, so its addresses are its own.
+    async fn trust_pools(&self) -> Result<Vec<AddressPool>, ApiError>;
     /// `ipam inspect`: the reference is a network's.
     async fn network_pools(&self, reference: &str) -> Result<NetworkPools, ApiError>;
 

@@ -90,9 +90,10 @@ fn objects() -> Router<Arc<dyn Backend>> {
         to_the_end(async move { agent.endpoint_detach(&ep).await }).await
     };
     let pools = async |State(agent): Agent| agent.pools().await.map(Json);
+    let trust = async |State(agent): Agent| agent.trust_pools().await.map(Json);
     let pool = async |State(agent): Agent, Ref(net): Ref| agent.network_pools(&net).await.map(Json);
     Router::new()
-        .route("/v1/ipam", get(pools))
+        .route("/v1/ipam", get(pools).post(trust))
         .route("/v1/ipam/{reference}", get(pool))
         .route("/v1/networks", get(networks).post(create))
         .route("/v1/networks/{reference}", get(network).delete(rm))

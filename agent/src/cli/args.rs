@@ -327,6 +327,8 @@ pub(super) enum Ipam {
         #[arg(value_parser = reference)]
         network: String,
     },
+    /// Say that this node's data was not set back, so that it gives out addresses before it has met another node
+    Trust,
 }
 
 #[derive(Debug, Subcommand)]

@@ -164,6 +164,10 @@ impl Call<'_> {
     async fn ipam(&self, ipam: Ipam) -> Result<(), ApiError> {
         match ipam {
             Ipam::Ls => self.list::<api::AddressPool>("/v1/ipam").await,
+            Ipam::Trust => {
+                let pools: Vec<api::AddressPool> = self.client.post("/v1/ipam", &()).await?;
+                self.output.done(&pools, "this node gives out its addresses")
+            }
             Ipam::Inspect { network } => {
                 let network: api::NetworkPools = self.client.get(&path("ipam", &network)).await?;
                 if self.output.is_json() {

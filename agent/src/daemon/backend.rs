@@ -448,6 +448,12 @@ impl Backend for Agent {
         Ok(self.mesh().await?.pool_list())
     }
 
+    async fn trust_pools(&self) -> Result<Vec<AddressPool>, ApiError> {
+        let mesh = self.mesh().await?;
+        mesh.trust();
+        Ok(mesh.pool_list())
+    }
+
     async fn network_pools(&self, reference: &str) -> Result<NetworkPools, ApiError> {
         self.mesh().await?.network_pools(reference)
     }

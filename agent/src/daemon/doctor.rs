@@ -172,6 +172,7 @@ impl Mesh {
         all.push(self.issuer_diagnosis());
         all.extend(self.name_diagnoses());
         all.extend(self.keeper_diagnoses());
+        all.extend(self.proof_diagnosis());
         all.extend(self.passage_diagnoses().await);
         let networks = self.network_list();
         all.extend(networks.iter().filter(|it| it.state == "conflict").map(in_conflict));

@@ -55,7 +55,7 @@ impl NotGiven {
     }
 }
 
-fn conflict(message: String, hint: impl Into<String>) -> ApiError {
+pub(super) fn conflict(message: String, hint: impl Into<String>) -> ApiError {
     ApiError::new(ErrorCode::Conflict, message, hint)
 }
 
@@ -110,6 +110,9 @@ impl Mesh {
         id: NetworkId,
         subnets: &[IpNet],
     ) -> Result<IpNet, ApiError> {
+        if !self.is_local(id) {
+            self.await_proof().await?;
+        }
         let local = |subnet: &IpNet| -> Result<Option<IpNet>, ApiError> {
             let elsewhere = self.elsewhere(id);
             match self.addresses.allocate(id, *subnet, None, &elsewhere, Instant::now()) {
@@ -210,6 +213,9 @@ impl Mesh {
         id: NetworkId,
         ip: IpAddr,
     ) -> Result<IpNet, ApiError> {
+        if !self.is_local(id) {
+            self.await_proof().await?;
+        }
         let subnet = network.subnets.iter().map(|subnet| subnet.cidr).find(|s| s.contains(&ip));
         let subnet = subnet.ok_or_else(gone)?;
         for second in [false, true] {

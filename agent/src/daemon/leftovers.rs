@@ -12,13 +12,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tracing::warn;
+use tracing::{debug, warn};
 use vxmesh_proto::addr::{EndpointId, NetworkId};
 
 use super::{hosting::Hosted, mesh::Mesh};
 use crate::{
     api::ApiError,
-    netlink::{netns::Netns, overlay::Overlay},
+    netlink::{macvlan, netns::Netns, overlay::Overlay},
 };
 
 /// Processes that the log names for one sandbox.
@@ -51,9 +51,25 @@ impl Mesh {
                 }
             }
         }
+        self.remove_lost_sandboxes(&known).await
+    }
+
+    async fn remove_lost_sandboxes(&self, known: &BTreeSet<EndpointId>) -> Result<(), ApiError> {
         let sandboxes = self.stored_sandboxes()?;
         let sandboxes = sandboxes.iter().map(|sandbox| sandbox.name().to_string()).collect();
+        for path in unknown(&self.run_dir().join("etc"), &sandboxes) {
+            match fs::remove_dir_all(&path) {
+                Ok(()) => debug!(path = %path.display(), "removed files of a lost sandbox"),
+                Err(error) => {
+                    warn!(path = %path.display(), %error, "files of a sandbox that this node's data does not know are not removed");
+                }
+            }
+        }
         for path in unknown(&self.run_dir().join("sandbox"), &sandboxes) {
+            // Its other interfaces went with the networks' ends of their cables.
+            if let Err(error) = macvlan::sweep_sandbox(&path, known).await {
+                warn!(path = %path.display(), %error, "interfaces of a sandbox that this node's data does not know are not removed");
+            }
             let processes = processes_in(&path);
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             match Netns::remove(&path) {

@@ -134,6 +134,8 @@ pub(super) struct Mesh {
     pub(super) refused: Mutex<BTreeSet<RowKey>>,
     /// Endpoints that lost their names and are about to lose their links.
     pub(super) unnamed: Mutex<BTreeSet<EndpointId>>,
+    /// Whether this node's state may be older than the node.
+    pub(super) unproven: AtomicBool,
     /// Incarnations of sandboxes whose keepers are watched.
     pub(super) kept: Mutex<BTreeSet<u64>>,
     /// Endpoints of the last life that could not be adopted yet.
@@ -198,6 +200,7 @@ impl Mesh {
 
     async fn start_parts(self: &Arc<Self>) -> Result<(), ApiError> {
         self.objects.read(|set| self.addresses.follow(set));
+        self.look_for_rollback()?;
         self.load_local_networks()?;
         self.sweep_parents().await;
         // Before anybody can ask for space: an address in use is not to be given away (I12).
@@ -283,6 +286,7 @@ impl Mesh {
             conflicts: Conflicts::default(),
             kick: Notify::new(),
             refused: Mutex::default(),
+            unproven: AtomicBool::new(false),
             kept: Mutex::default(),
             unadopted: Mutex::default(),
             prefetching: AtomicBool::new(false),

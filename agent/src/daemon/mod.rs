@@ -40,6 +40,7 @@ mod process;
 mod publish;
 mod reconcile;
 mod removal;
+mod rollback;
 mod rules;
 mod sandboxes;
 mod subnets;

@@ -130,7 +130,7 @@ fn started(pid: i32) -> io::Result<Option<u64>> {
 }
 
 /// The kernel's name for this boot.
-fn boot() -> &'static Option<String> {
+pub(super) fn boot() -> &'static Option<String> {
     static BOOT: OnceLock<Option<String>> = OnceLock::new();
     BOOT.get_or_init(|| {
         let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;

@@ -114,6 +114,7 @@ impl Mesh {
                 }
             }
             if until.is_none() {
+                self.met(node);
                 return lock(&self.roll).end(node, comparison);
             }
             after = until;
@@ -282,6 +283,7 @@ impl Mesh {
 
     /// A block is given up before its transfer is signed: one that could not be would be nobody's until the next start.
     fn check_room(&self, to: NodeId) -> Result<(), Refusal> {
+        self.check_proof()?;
         if self.objects.read(|set| set.is_removed(to)) {
             return Err(refusal(RefusalCode::NotMember, "the node that asks was removed"));
         }
@@ -309,6 +311,8 @@ impl Mesh {
         transfer: Transfer,
     ) -> Result<String, Refusal> {
         let Transfer { block: cidr, from, to, epoch } = transfer;
+        let noted = self.note_gift();
+        noted.map_err(|error| refusal(RefusalCode::Failed, error.to_string()))?;
         let content = Content::Transfer(object::Transfer { network, cidr, from, to, epoch });
         let signed = self
             .objects

@@ -8,9 +8,11 @@
 //! and with its parent.
 
 use std::{
+    collections::BTreeSet,
     fmt, io,
     net::IpAddr,
     os::fd::{AsFd, AsRawFd},
+    path::Path,
     str::FromStr,
 };
 
@@ -18,6 +20,7 @@ use nix::errno::Errno;
 use rtnetlink::{LinkMacVlan, LinkVlan, packet_route::link::MacVlanMode};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use vxmesh_proto::addr::EndpointId;
 
 use super::{
     announce::announce,
@@ -312,6 +315,21 @@ impl Parent {
         let at = marked.or_else(|| links.iter().position(same));
         Ok(at.map(|at| links.swap_remove(at)))
     }
+}
+
+/// Removes the interfaces in a sandbox that are marked as those of endpoints, of none of these.
+///
+/// # Errors
+/// The kernel does not answer, or keeps one.
+pub async fn sweep_sandbox(netns: &Path, known: &BTreeSet<EndpointId>) -> Result<(), MacvlanError> {
+    let inside = Links::open(&Netns::open(netns).map_err(OverlayError::from)?)?;
+    for link in inside.list().await?.into_iter().filter(|link| link.is_macvlan) {
+        let of = link.alias.as_deref().and_then(|alias| alias.parse::<EndpointId>().ok());
+        if of.is_some_and(|of| !known.contains(&of)) {
+            inside.delete(&link.name).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes the links that were made here for other parents than these, and says which: what was left when nobody could remove

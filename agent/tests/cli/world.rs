@@ -584,6 +584,10 @@ impl Backend for World {
         Ok(network_pools().pools.into_iter().map(|detail| detail.pool).collect())
     }
 
+    async fn trust_pools(&self) -> Result<Vec<AddressPool>, ApiError> {
+        self.pools().await
+    }
+
     async fn network_pools(&self, reference: &str) -> Result<NetworkPools, ApiError> {
         self.asked("network_pools", reference)?;
         self.network(reference).await?;

@@ -4,6 +4,7 @@ mod backup;
 mod disk;
 mod issuers;
 mod passage;
+mod rollback;
 
 use anyhow::Result;
 use serde_json::Value;

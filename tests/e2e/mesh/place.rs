@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use vxmesh::api::{Diagnosis, Endpoint, Health, Node};
+use vxmesh::api::{Diagnosis, Endpoint, Health, Node, Sandbox};
 use vxmesh_tests::{
     lab::{Allowed, Lab, UNDERWAY, tell, wait_until},
     program::command,
@@ -182,6 +182,10 @@ fn a_copy_of_a_node_does_not_stay_in_its_place() -> Result<()> {
             serde_json::from_slice(&lab.try_vxmesh("h2", &["--format", "json", "doctor"])?.stdout)?;
         Ok(rows.iter().any(|row| row.check == "identity" && row.health == Health::Fail))
     })?;
+    // They overrule each other for as long as both run, and each says so once.
+    let said = lab.log("h2")?;
+    let told = said.matches("another agent speaks as this node").count();
+    ensure!(told == 1 && !said.contains("is answered"), "{said}");
     lab.lab(&["kill", "h3"])?;
     let start = Instant::now();
     let own = "alive 10.213.0.2";
@@ -197,15 +201,28 @@ fn a_copy_of_a_node_does_not_stay_in_its_place() -> Result<()> {
 fn what_an_older_data_directory_does_not_know_is_removed() -> Result<()> {
     let lab = Lab::up(1)?;
     lab.vxmesh("h1", &["network", "create", "blue", "--subnet", "10.88.0.0/29"])?;
+    lab.sh(
+        "h1",
+        "ip link add up0 type veth peer name up1 && ip link set up0 up && ip link set up1 up",
+    )?;
+    let macvlan = ["network", "create", "--driver", "macvlan", "-o", "parent=up0"];
+    lab.vxmesh("h1", &[&macvlan[..], &["--subnet", "10.89.0.0/24", "beside"]].concat())?;
     let kept = run_sandbox(&lab, "h1", "kept")?;
     lab.lab(&["kill", "h1"])?;
     lab.sh("h1", "cp -a /var/lib/vxmesh /var/lib/snapshot")?;
     lab.lab(&["start", "h1"])?;
     let lost = run_sandbox(&lab, "h1", "lost")?;
+    lab.vxmesh("h1", &["network", "connect", "beside", "lost"])?;
+    let sandbox: Sandbox = lab.json("h1", &["sandbox", "inspect", "lost"])?;
+    let pid = sandbox.pid.context("it does not run")?;
+    let macvlans = format!("nsenter --net=/proc/{pid}/ns/net ip -o link show type macvlan | wc -l");
+    ensure!(lab.sh("h1", &macvlans)? == "1", "it is not in both networks");
     lab.lab(&["kill", "h1"])?;
     lab.sh("h1", "rm -rf /var/lib/vxmesh && cp -a /var/lib/snapshot /var/lib/vxmesh")?;
     lab.lab(&["start", "h1"])?;
     ensure!(lab.sh("h1", "ls /run/vxmesh/sandbox")? == "kept", "the lost one is pinned");
+    ensure!(lab.sh("h1", "ls /run/vxmesh/etc")? == "kept", "files of the lost one are left");
+    ensure!(lab.sh("h1", &macvlans)? == "0", "an interface of the lost one is left");
     let warned = lab.log("h1")?;
     ensure!(warned.contains("removed a sandbox that this node's data does not know"), "{warned}");
     // Its addresses are free, and nobody has them any more.
