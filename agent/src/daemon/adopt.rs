@@ -6,14 +6,18 @@
 //! ```
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use thiserror::Error;
+use tokio::{sync::Semaphore, task::JoinSet};
 use tracing::{info, warn};
-use vxmesh_proto::{addr::NetworkId, object};
+use vxmesh_proto::{
+    addr::{EndpointId, NetworkId},
+    object,
+};
 
 use super::{
     endpoints::{Stored, quarantine_ms},
@@ -26,6 +30,9 @@ use crate::{
     objects::unix_ms,
     store::Table,
 };
+
+/// Networks that are taken over at a time: each waits for the kernel again and again.
+const AT_ONCE: usize = 8;
 
 /// Why an endpoint of the last life is not adopted.
 #[derive(Debug, Error)]
@@ -60,7 +67,7 @@ impl Mesh {
         for endpoint in self.stored_endpoints()? {
             endpoint.ips.iter().for_each(|ip| self.addresses.adopt(endpoint.network, *ip));
         }
-        for node in self.stored_nodes()? {
+        for node in self.stored_nodes()?.iter() {
             node.ips.iter().for_each(|ip| self.addresses.adopt(node.network, *ip));
         }
         let (now, wall) = (Instant::now(), unix_ms());
@@ -81,13 +88,64 @@ impl Mesh {
     pub(super) async fn adopt(self: &Arc<Self>) -> Result<(), ApiError> {
         let mut hosted = self.host.lock().await;
         hosted.ways.adopting = true;
-        for endpoint in self.stored_endpoints()? {
-            self.adopt_or_undo(&mut hosted, &endpoint).await;
+        let endpoints = self.stored_endpoints()?;
+        let mut adopted = self.adopt_networks(&mut hosted, &endpoints).await;
+        for endpoint in endpoints {
+            let adopted = adopted.remove(&endpoint.id);
+            self.adopt_or_undo(&mut hosted, &endpoint, adopted).await;
         }
         self.sweep(&hosted).await?;
         self.remove_leftovers(&hosted).await?;
         self.adopt_ways(&mut hosted)?;
         self.adopt_routes().await
+    }
+
+    /// Takes over the networks of endpoints that were plugged in, several at a time, and these. Who is left out is adopted by itself,
+    /// and so is a network that fails here: it is tried once more.
+    async fn adopt_networks(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        endpoints: &[Stored],
+    ) -> BTreeMap<EndpointId, Result<(), NotAdopted>> {
+        let mut by_network: BTreeMap<NetworkId, Vec<Stored>> = BTreeMap::new();
+        for endpoint in endpoints.iter().filter(|endpoint| endpoint.is_attached()) {
+            by_network.entry(endpoint.network).or_default().push(endpoint.clone());
+        }
+        let room = Arc::new(Semaphore::new(AT_ONCE));
+        let mut tasks = JoinSet::new();
+        for (id, endpoints) in by_network {
+            let network = self.network_object(id).filter(|_| self.macvlan_of(id).is_none());
+            let Some((network, _state)) = network else { continue };
+            let (mesh, room) = (Arc::clone(self), Arc::clone(&room));
+            tasks.spawn(async move {
+                let _permit = room.acquire().await.ok()?;
+                let overlay = mesh.make_overlay(id, &network).await.ok()?;
+                mesh.name_network(id, &network, overlay.path());
+                let way = mesh.adopt_way(&overlay, id, &network).await;
+                let mut adopted = Vec::new();
+                for endpoint in endpoints {
+                    adopted.push((endpoint.id, mesh.adopt_cable(&overlay, &endpoint).await));
+                }
+                Some((id, overlay, way, adopted))
+            });
+        }
+        let mut all = BTreeMap::new();
+        while let Some(done) = tasks.join_next().await {
+            let (id, overlay, way, adopted) = match done {
+                Ok(Some(done)) => done,
+                Ok(None) => continue,
+                Err(error) => {
+                    warn!(%error, "a network was not taken over; it is tried once more");
+                    continue;
+                }
+            };
+            hosted.overlays.insert(id, overlay);
+            if let Some(way) = way {
+                hosted.ways.add(id, way);
+            }
+            all.extend(adopted);
+        }
+        all
     }
 
     /// Unplugs the endpoints of networks that were deleted elsewhere while this node was away: nothing carries their frames any
@@ -97,15 +155,20 @@ impl Mesh {
             let id = object::ObjectId::Network(network);
             self.objects.read(|set| set.get(&id).is_some_and(|object| object.closed()))
         };
+        let unadopted = lock(&self.unadopted).clone();
+        let now = (self.objects.read(object::ObjectSet::content_hash), self.store.writes());
+        if unadopted.is_empty() && lock(&self.tidy).as_ref() == Some(&now) {
+            return;
+        }
         let stored = match self.stored_endpoints() {
             Ok(stored) => stored,
             Err(error) => return warn!(%error, "endpoints cannot be looked at"),
         };
-        let unadopted = lock(&self.unadopted).clone();
         let (orphans, rest): (Vec<_>, Vec<_>) =
             stored.into_iter().partition(|endpoint| is_deleted(endpoint.network));
         let late: Vec<_> = rest.into_iter().filter(|e| unadopted.contains(&e.id)).collect();
         if orphans.is_empty() && late.is_empty() {
+            *lock(&self.tidy) = Some(now);
             return;
         }
         // Whoever changes the host now may change just this; there is a next time.
@@ -126,7 +189,7 @@ impl Mesh {
             }
         }
         for endpoint in late {
-            self.adopt_or_undo(&mut hosted, &endpoint).await;
+            self.adopt_or_undo(&mut hosted, &endpoint, None).await;
         }
         self.settle_all(&mut hosted, &sandboxes).await;
         drop(hosted);
@@ -152,8 +215,17 @@ impl Mesh {
         Ok(())
     }
 
-    async fn adopt_or_undo(self: &Arc<Self>, hosted: &mut Hosted, endpoint: &Stored) {
-        let why = match self.adopt_one(hosted, endpoint).await {
+    async fn adopt_or_undo(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        endpoint: &Stored,
+        adopted: Option<Result<(), NotAdopted>>,
+    ) {
+        let adopted = match adopted {
+            Some(adopted) => adopted,
+            None => self.adopt_one(hosted, endpoint).await,
+        };
+        let why = match adopted {
             Ok(()) => {
                 if lock(&self.unadopted).remove(&endpoint.id) {
                     info!(endpoint = %endpoint.name, "endpoint adopted after all");
@@ -197,6 +269,11 @@ impl Mesh {
         }
         // Whatever follows, undoing it takes the namespace away after the last endpoint.
         let overlay = self.host_network(hosted, endpoint.network, &network).await?;
+        self.adopt_cable(overlay, endpoint).await
+    }
+
+    /// Takes over the cable of an endpoint that was plugged in.
+    async fn adopt_cable(&self, overlay: &Overlay, endpoint: &Stored) -> Result<(), NotAdopted> {
         // The number of a process may be another's by now, and its namespace outlive it: then the cable tells.
         if endpoint.netns().starts_with("/proc") {
             let plugged = overlay.plugged().await?.contains(&endpoint.id);

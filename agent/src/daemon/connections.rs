@@ -97,7 +97,7 @@ impl Mesh {
     pub(super) fn all_connected(&self) -> Result<AllConnected, ApiError> {
         let mut networks: BTreeMap<NetworkId, Option<object::Network>> = BTreeMap::new();
         let mut all = AllConnected::new();
-        for endpoint in self.stored_endpoints()? {
+        for endpoint in self.endpoint_rows()?.iter() {
             let Some(sandbox) = endpoint.sandbox.as_ref().filter(|_| endpoint.is_attached()) else {
                 continue;
             };
@@ -105,7 +105,7 @@ impl Mesh {
                 self.network_object(endpoint.network).map(|(network, _state)| network)
             });
             let routers = self.macvlan_of(endpoint.network).map(|macvlan| macvlan.gateways);
-            let connected = connected_by(&endpoint, network.as_ref(), routers);
+            let connected = connected_by(endpoint, network.as_ref(), routers);
             all.entry(sandbox.clone()).or_default().push(connected);
         }
         all.values_mut().for_each(|connected| sandbox::sort(connected));
@@ -307,7 +307,7 @@ impl Mesh {
         let connected = self.connected(&sandbox.name)?;
         let routed = self.route_sandbox(sandbox, &connected).await;
         self.reconcile().await;
-        let named = self.name_sandbox(sandbox);
+        let named = self.name_sandbox(sandbox).inspect_err(|_told| self.name_servers.owe());
         let published = self.sync_published(hosted, sandbox, &connected);
         routed.and(named).and(published)
     }

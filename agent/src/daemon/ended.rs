@@ -145,8 +145,9 @@ impl Mesh {
 
     /// Removes sandboxes whose `run` ended before anything was started in them: it was killed, or did not hear that they were made.
     pub(super) async fn collect_abandoned(self: &Arc<Self>) {
-        let mut abandoned = self.stored_sandboxes().unwrap_or_default();
-        abandoned.retain(Stored::is_abandoned);
+        let sandboxes = self.sandbox_rows().unwrap_or_default();
+        let abandoned: Vec<Stored> =
+            sandboxes.iter().filter(|sandbox| sandbox.is_abandoned()).cloned().collect();
         if abandoned.is_empty() {
             return;
         }

@@ -178,8 +178,12 @@ pub(super) fn conflict(message: String, hint: &str) -> ApiError {
 impl Mesh {
     /// Endpoints of this node as the store has them.
     pub(super) fn stored_endpoints(&self) -> Result<Vec<Stored>, ApiError> {
-        let rows = self.store.list::<Stored>(Table::Endpoints).map_err(store_failed)?;
-        Ok(rows.into_iter().map(|(_id, endpoint)| endpoint).collect())
+        Ok(self.endpoint_rows()?.to_vec())
+    }
+
+    /// The same for who only reads them.
+    pub(super) fn endpoint_rows(&self) -> Result<Arc<Vec<Stored>>, ApiError> {
+        self.rows.endpoints.rows(&self.store).map_err(store_failed)
     }
 
     /// Everything but the addresses.
@@ -313,6 +317,18 @@ impl Mesh {
         self.reconcile().await;
         self.spread_and_wait(&record).await;
         Ok(())
+    }
+
+    /// Whether this node says just that already, as at its start of what its last life had. What is said of networks of this host
+    /// alone follows from the store.
+    pub(super) fn is_said(&self, claim: &Claim) -> bool {
+        let (Some(gossip), Claim::Endpoint(endpoint)) = (self.gossip.get(), claim) else {
+            return false;
+        };
+        gossip.with_directory(|directory| {
+            let said = directory.get(self.me, Key::Endpoint(endpoint.id));
+            said.is_some_and(|said| said.record.claim() == claim)
+        })
     }
 
     /// Takes back a half-made endpoint; the error that caused it is told, others are logged.

@@ -30,7 +30,7 @@ use super::{
     mend::View,
     mesh::{Mesh, failed, lock, store_failed},
     publish::HeldPorts,
-    rules::{Kept, away, closed, forget_on_host},
+    rules::{HostRules, Kept, MadeOf, away, closed, forget_on_host},
 };
 use crate::{
     api::{self, ApiError, Connection},
@@ -98,6 +98,8 @@ pub(super) struct Ways {
     pub(super) held: HeldPorts,
     /// The host's table.
     pub(super) rules: Kept,
+    /// What it shall be.
+    host: Option<HostRules>,
     /// Whether nothing is left of it.
     cleared: bool,
     /// Whether there are networks of the agent's last life whose ways are not known yet. Rules and flows of the host that are
@@ -111,6 +113,11 @@ pub(super) struct Ways {
 }
 
 impl Ways {
+    /// Takes on a way that was adopted.
+    pub(super) fn add(&mut self, network: NetworkId, way: Way) {
+        self.open.insert(network, way);
+    }
+
     /// Each network's way.
     pub(super) fn ways(&self) -> impl Iterator<Item = (&NetworkId, &Way)> {
         self.open.iter()
@@ -153,14 +160,13 @@ impl Ways {
 
 impl Mesh {
     /// This node as an endpoint of networks, as the store has it.
-    pub(super) fn stored_nodes(&self) -> Result<Vec<Node>, ApiError> {
-        let rows = self.store.list::<Node>(Table::Gateways).map_err(store_failed)?;
-        Ok(rows.into_iter().map(|(_network, node)| node).collect())
+    pub(super) fn stored_nodes(&self) -> Result<Arc<Vec<Node>>, ApiError> {
+        self.rows.nodes.rows(&self.store).map_err(store_failed)
     }
 
     /// This node as an endpoint of a network, as the store has it.
     pub(super) fn stored_node(&self, id: NetworkId) -> Result<Option<Node>, ApiError> {
-        self.store.get::<Node>(Table::Gateways, &id.to_string()).map_err(store_failed)
+        Ok(self.stored_nodes()?.iter().find(|node| node.network == id).cloned())
     }
 
     /// Opens the way of a network that was just made here, unless it is internal.
@@ -199,9 +205,9 @@ impl Mesh {
 
     /// Forgets the node's addresses in networks that are not here any more, and brings the host in step: for the start.
     pub(super) fn adopt_ways(&self, hosted: &mut Hosted) -> Result<(), ApiError> {
-        for node in self.stored_nodes()? {
+        for node in self.stored_nodes()?.iter() {
             if !hosted.overlays.contains_key(&node.network)
-                && !self.stored_endpoints()?.iter().any(|other| other.network == node.network)
+                && !self.endpoint_rows()?.iter().any(|other| other.network == node.network)
             {
                 self.forget_node(node.network)?;
             }
@@ -241,8 +247,27 @@ impl Mesh {
         id: NetworkId,
         network: &object::Network,
     ) -> Result<Uplink, ApiError> {
-        let raised = uplink::ensure(id, self.me, overlay.netns(), network.mtu).await;
+        let inside = (overlay.netns(), overlay.links());
+        let raised = uplink::ensure(id, self.me, inside, network.mtu).await;
         raised.map_err(|error| failed(error, "see `vxmesh doctor`"))
+    }
+
+    /// Opens the way of a network of the agent's last life. The host's routes and rules are looked at once all ways are known.
+    pub(super) async fn adopt_way(
+        self: &Arc<Self>,
+        overlay: &Overlay,
+        id: NetworkId,
+        network: &object::Network,
+    ) -> Option<Way> {
+        if network.internal {
+            return None;
+        }
+        let mut way = Way { tried: Some(Instant::now()), ..Way::default() };
+        if let Err(error) = self.raise(overlay, &mut way, id, network).await {
+            warn!(network = %network.name, %error, "no full way out of the network");
+            way.fault = Some(error.message);
+        }
+        Some(way)
     }
 
     async fn mend_way(
@@ -285,7 +310,10 @@ impl Mesh {
     ) -> Result<(), ApiError> {
         let (node, missing) = self.node_of(id, network).await?;
         if !node.ips.is_empty() {
-            self.announce(&Claim::Endpoint(node.claim()?)).await?;
+            let claim = Claim::Endpoint(node.claim()?);
+            if !self.is_said(&claim) {
+                self.announce(&claim).await?;
+            }
             overlay.set_node(node.mac, &node.ips).await?;
         }
         way.uplink = Some(self.ensure_uplink(overlay, id, network).await?);
@@ -354,7 +382,8 @@ impl Mesh {
         network: &object::Network,
     ) -> Result<(Node, Option<ApiError>), ApiError> {
         let key = id.to_string();
-        let stored = self.store.get::<Node>(Table::Gateways, &key).map_err(store_failed)?;
+        let stored = self.stored_node(id)?;
+        let is_stored = stored.is_some();
         let mut node = match stored {
             Some(node) => node,
             None => Node {
@@ -374,6 +403,9 @@ impl Mesh {
                 Ok(ip) => node.ips.push(ip),
                 Err(error) => missing = Some(error),
             }
+        }
+        if is_stored && node.ips.len() == known {
+            return Ok((node, missing));
         }
         if let Err(error) = self.store.put(Table::Gateways, &key, &node) {
             // Nobody uses them yet, and the next try takes others.
@@ -420,20 +452,33 @@ impl Mesh {
         }
         ways.cleared = false;
         let noted = self.forward()?;
-        let ports = self.host_ports(|id| ways.open.get(&id)?.uplink.clone())?;
-        let wanted = host::table(uplink::ALL, &uplinks, &ports, &closed(&noted));
-        let Ways { rules, admitted, .. } = ways;
+        let made_of = MadeOf {
+            writes: self.store.writes(),
+            objects: self.objects.read(object::ObjectSet::content_hash),
+            uplinks,
+            closed: closed(&noted),
+        };
+        let host = match ways.host.take().filter(|host| host.made_of == made_of) {
+            Some(host) => host,
+            None => {
+                let ports = self.host_ports(|id| ways.open.get(&id)?.uplink.clone())?;
+                HostRules::of(made_of, ports)
+            }
+        };
+        let Ways { rules, admitted, host: kept, .. } = ways;
+        let HostRules { ports, table, .. } = &*kept.insert(host);
         let admit = || {
             *admitted = foreign::admit(uplink::ALL)?;
             Ok(())
         };
-        if rules.keep(wanted, || forget_on_host(self.me, &ports), admit).map_err(refused)? {
+        let forget = || forget_on_host(self.me, ports);
+        if rules.keep(Arc::clone(table), forget, admit).map_err(refused)? {
             *lock(&self.counted_on_host) = None;
         }
         lock(&self.counted_on_host).get_or_insert_default();
-        let away = away(&ports);
+        let away = away(ports);
         if away != ways.away {
-            forget_on_host(self.me, &ports).map_err(refused)?;
+            forget().map_err(refused)?;
             ways.away = away;
         }
         Ok(())

@@ -65,7 +65,7 @@ impl Mesh {
 
     /// Lets the rules of a network go, whose namespace goes.
     pub(super) fn unguard_network(&self, id: NetworkId) {
-        self.count_refused();
+        self.count_refused(|_place, other| other == id);
         lock(&self.guards).remove(&id);
     }
 
@@ -106,12 +106,15 @@ impl Mesh {
         }
     }
 
-    /// Adds what the rules refused to the counters of the data path.
-    pub(super) fn count_refused(&self) {
-        let endpoints = self.stored_endpoints().unwrap_or_default();
+    /// Adds what the rules of these networks refused to the counters of the data path.
+    pub(super) fn count_refused(&self, is_asked: impl Fn(usize, NetworkId) -> bool) {
+        let endpoints = self.endpoint_rows().unwrap_or_default();
         let ports: BTreeMap<String, EndpointId> =
             endpoints.iter().map(|endpoint| (port_name(endpoint.id), endpoint.id)).collect();
-        for (id, guarded) in lock(&self.guards).iter_mut() {
+        for (place, (id, guarded)) in lock(&self.guards).iter_mut().enumerate() {
+            if !is_asked(place, *id) {
+                continue;
+            }
             let dropped = match guarded.dropped() {
                 Ok(dropped) => dropped,
                 Err(error) => {

@@ -66,7 +66,8 @@ impl Mesh {
         hosted.overlays.get(&id).ok_or_else(gone)
     }
 
-    async fn make_overlay(
+    /// The same, held by nobody yet: the namespace with its TAP and worker.
+    pub(super) async fn make_overlay(
         &self,
         id: NetworkId,
         network: &object::Network,

@@ -270,8 +270,8 @@ impl Mesh {
     }
 
     /// Asks for an address block in every network of which this node has none, so that it can give addresses out when it is
-    /// cut off later.
-    pub(super) fn prefetch(self: &Arc<Self>) {
+    /// cut off later. Whether there is such a network.
+    pub(super) fn prefetch(self: &Arc<Self>) -> bool {
         let networks = self.objects.read(ObjectSet::active_networks);
         let bare: Vec<_> = networks
             .into_iter()
@@ -280,7 +280,7 @@ impl Mesh {
             })
             .collect();
         if bare.is_empty() || self.is_prefetching() {
-            return;
+            return !bare.is_empty();
         }
         self.prefetching.store(true, Ordering::Release);
         let mesh = Arc::clone(self);
@@ -306,6 +306,7 @@ impl Mesh {
             }
             mesh.prefetching.store(false, Ordering::Release);
         });
+        true
     }
 
     /// Gets addresses of a subnet from the nodes that are up and have most to spare; else says why each gave none.

@@ -16,7 +16,7 @@ use super::{
     hosting::Hosted,
     mesh::{Mesh, failed, lock},
     plain::LocalTable,
-    watch::Dirty,
+    watch::{Dirty, Turn},
 };
 use crate::{
     api::{ApiError, Diagnosis, Health},
@@ -55,8 +55,11 @@ impl Mesh {
         if self.is_stopping() {
             return false;
         }
-        let is_due = |id: &&NetworkId| changed.contains(*id) || self.is_due(&hosted, &dirty, **id);
-        let due: BTreeSet<NetworkId> = hosted.overlays.keys().filter(is_due).copied().collect();
+        let is_due = |(place, id): &(usize, &NetworkId)| {
+            changed.contains(*id) || self.is_due(&hosted, &dirty, (*place, **id))
+        };
+        let due = hosted.overlays.keys().enumerate().filter(is_due);
+        let due: BTreeSet<NetworkId> = due.map(|(_place, id)| *id).collect();
         let acted = if due.is_empty() && !dirty.is_about_places() {
             false
         } else {
@@ -71,10 +74,10 @@ impl Mesh {
             self.sync_host(&mut hosted);
         }
         drop(hosted);
-        if dirty.settings {
+        if let Some(turn) = dirty.turn {
             // Before somebody flushes the rules that counted.
             self.count_on_host();
-            self.count_refused();
+            self.count_refused(|place, _id| turn.is_for_settings(place));
         }
         if acted {
             self.reconcile().await;
@@ -143,15 +146,22 @@ impl Mesh {
     }
 
     /// Whether a network is to be looked at.
-    fn is_due(&self, hosted: &Hosted, dirty: &Dirty, id: NetworkId) -> bool {
+    fn is_due(&self, hosted: &Hosted, dirty: &Dirty, (place, id): (usize, NetworkId)) -> bool {
         let Some(overlay) = hosted.overlays.get(&id) else { return false };
         let uplink = hosted.ways.uplink_of(id);
         let is_set = || uplink.is_none_or(|it| whole::setting_faults(it, false).is_empty());
+        let is_set_inside = || overlay.setting_faults().is_ok_and(|faults| faults.is_empty());
+        let is_turn = |turn: Turn| {
+            turn.is_for_all(place)
+                || self.has_fault(hosted, id)
+                || !is_set()
+                || turn.is_for_settings(place) && !is_set_inside()
+        };
         dirty.all
             || dirty.networks.contains(&id)
             || dirty.rules.contains(&id)
             || dirty.pins && !overlay.is_pinned()
-            || dirty.settings && (self.has_fault(hosted, id) || !is_set())
+            || dirty.turn.is_some_and(is_turn)
             || !dirty.routes.is_empty() && self.is_touched(uplink, dirty, id)
     }
 

@@ -1,4 +1,4 @@
-//! The running member: what it holds together, and the loop that keeps it in step.
+//! The running member: what it holds together. `rounds` keeps it in step.
 //!
 //! ```text
 //! push, gossip, own endpoints ─> directory ─┐
@@ -44,6 +44,7 @@ use super::{
     peers::{Ca, Peers, reachable},
     plain::LocalTable,
     probe::Silent,
+    rows::Rows,
     told::Told,
     watch::Watching,
     world::{Outlook, PUSHES},
@@ -60,16 +61,6 @@ use crate::{
     reconcile::{addresses::Addresses, admit::Claims},
     store::{Store, Table},
 };
-
-/// Reconciliation runs at least this often, so that nothing that was missed stays missed.
-const TICK: Duration = Duration::from_secs(1);
-
-/// How often objects are looked through for what was deleted long ago. Nodes that collect far apart in time offer each
-/// other what the other does not want any more.
-const COLLECT_EVERY: Duration = Duration::from_secs(10);
-
-/// How often endpoints are looked through for what another node's word or a failure at the start left in disorder.
-const MEND_EVERY: Duration = Duration::from_secs(2);
 
 /// A network that has a TAP here.
 pub(super) struct Local {
@@ -95,6 +86,7 @@ pub(super) struct Mesh {
     pub(super) me: NodeId,
     pub(super) incarnation: u64,
     pub(super) store: Arc<Store>,
+    pub(super) rows: Rows,
     pub(super) objects: Arc<Objects>,
     pub(super) ca: Arc<Ca>,
     pub(super) plane: Dataplane,
@@ -129,7 +121,7 @@ pub(super) struct Mesh {
     pub(super) name_servers: NameServers,
     pub(super) watching: Watching,
     pub(super) conflicts: Conflicts,
-    kick: Notify,
+    pub(super) kick: Notify,
     /// Claims that are not believed, so that each is reported once.
     pub(super) refused: Mutex<BTreeSet<RowKey>>,
     /// Endpoints that lost their names and are about to lose their links.
@@ -140,6 +132,8 @@ pub(super) struct Mesh {
     pub(super) kept: Mutex<BTreeSet<u64>>,
     /// Endpoints of the last life that could not be adopted yet.
     pub(super) unadopted: Mutex<BTreeSet<EndpointId>>,
+    /// The hash of objects, and how often something had been written, when no endpoint was left over.
+    pub(super) tidy: Mutex<Option<(String, u64)>>,
     pub(super) prefetching: AtomicBool,
     /// Whether members are being looked for where the configuration says.
     pub(super) seeking: AtomicBool,
@@ -261,6 +255,7 @@ impl Mesh {
             me,
             incarnation,
             store,
+            rows: Rows::default(),
             objects: Arc::new(objects),
             ca,
             plane,
@@ -289,6 +284,7 @@ impl Mesh {
             unproven: AtomicBool::new(false),
             kept: Mutex::default(),
             unadopted: Mutex::default(),
+            tidy: Mutex::default(),
             prefetching: AtomicBool::new(false),
             seeking: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
@@ -380,66 +376,6 @@ impl Mesh {
         match published {
             Ok(object) => self.push_objects([object.text().to_string()]),
             Err(error) => warn!(%error, "this node's certificate cannot be published"),
-        }
-    }
-
-    /// The loop that keeps tables in step until the agent stops.
-    async fn keep(self: Arc<Self>) {
-        let mut objects = self.objects.changes();
-        let mut stop = self.stop.subscribe();
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut collect = tokio::time::interval(COLLECT_EVERY);
-        collect.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut mend = tokio::time::interval(MEND_EVERY);
-        mend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let Some(gossip) = self.gossip.get() else { return };
-        let mut overruled = None;
-        loop {
-            let mut moved = false;
-            tokio::select! {
-                () = gossip.changed() => {}
-                changed = objects.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    self.watching.mark(|dirty| dirty.subnets = true);
-                    self.name_gateways(true);
-                }
-                () = self.kick.notified() => {}
-                _ = tick.tick() => {
-                    moved = self.follow_host(gossip);
-                    self.overrule(gossip, &mut overruled).await;
-                    self.seek_soon();
-                    self.mend_state();
-                    self.keep_open();
-                    self.tell_silent();
-                    self.name_sandboxes();
-                    self.prefetch();
-                    self.reclaim_soon();
-                    self.sync_again(gossip);
-                    self.name_gateways(false);
-                }
-                _ = mend.tick() => {
-                    // It may have to wait for the kernel; tables must not.
-                    let mesh = Arc::clone(&self);
-                    tokio::spawn(async move {
-                        mesh.mend().await;
-                        mesh.collect_abandoned().await;
-                    });
-                    continue;
-                }
-                _ = collect.tick() => {
-                    if let Err(error) = tokio::task::block_in_place(|| self.objects.collect()) {
-                        warn!(%error, "what was deleted long ago is still on disk; free some space");
-                    }
-                }
-                _ = stop.changed() => return,
-            }
-            self.reconcile().await;
-            if moved {
-                self.show_place().await;
-            }
         }
     }
 

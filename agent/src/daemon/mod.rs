@@ -41,6 +41,8 @@ mod publish;
 mod reconcile;
 mod removal;
 mod rollback;
+mod rounds;
+mod rows;
 mod rules;
 mod sandboxes;
 mod subnets;

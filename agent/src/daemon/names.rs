@@ -4,7 +4,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -47,6 +50,8 @@ pub(super) struct NameServers {
     resolver: Mutex<Option<Arc<ResolvConf>>>,
     /// Sandboxes that could not be served, so that each is reported once.
     unserved: Mutex<BTreeSet<Name>>,
+    /// Whether there may be a sandbox that is to be served and is not.
+    owed: AtomicBool,
 }
 
 /// The servers on a network's gateway addresses.
@@ -67,6 +72,7 @@ impl Default for NameServers {
             gateways: Mutex::default(),
             resolver: Mutex::default(),
             unserved: Mutex::default(),
+            owed: AtomicBool::new(true),
         }
     }
 }
@@ -99,6 +105,11 @@ impl NameServers {
             faults.map(move |(ip, fault)| (id, netns.clone(), ip, fault)).collect::<Vec<_>>()
         };
         gateways.iter().flat_map(of).collect()
+    }
+
+    /// Has it tried again to serve every sandbox.
+    pub(super) fn owe(&self) {
+        self.owed.store(true, Ordering::Relaxed);
     }
 
     /// Ends the servers of a network.
@@ -280,18 +291,24 @@ impl Mesh {
     pub(super) fn name_sandboxes(&self) {
         // One that is just being removed has a row and no namespace; there is a next time.
         let Ok(_host) = self.host.try_lock() else { return };
-        let sandboxes = match self.stored_sandboxes() {
+        let anew = self.is_resolver_new() | self.were_renamed();
+        if !anew && !self.name_servers.owed.load(Ordering::Relaxed) {
+            return;
+        }
+        self.name_servers.owe();
+        let sandboxes = match self.sandbox_rows() {
             Ok(sandboxes) => sandboxes,
             Err(error) => return warn!(%error, "names are not served"),
         };
-        let anew = self.is_resolver_new() | self.were_renamed();
-        for sandbox in sandboxes {
+        let mut owed = false;
+        for sandbox in sandboxes.iter() {
             let served = lock(&self.name_servers.sandboxes).contains_key(sandbox.name());
             // One that is being made is served by whoever makes it.
             if !sandbox.has_process() || !sandbox.names_itself() || (served && !anew) {
                 continue;
             }
-            let served = self.name_sandbox(&sandbox);
+            let served = self.name_sandbox(sandbox);
+            owed |= served.is_err();
             let mut unserved = lock(&self.name_servers.unserved);
             match served {
                 Ok(()) if unserved.remove(sandbox.name()) => {
@@ -306,6 +323,7 @@ impl Mesh {
                 Err(_told) => {}
             }
         }
+        self.name_servers.owed.store(owed, Ordering::Relaxed);
     }
 }
 

@@ -297,16 +297,17 @@ impl Mesh {
 
     /// All published ports of this node, each with its sandbox's networks.
     fn published(&self) -> Result<Vec<(Vec<Connected>, Published)>, ApiError> {
-        let sandboxes = self.stored_sandboxes()?;
+        let sandboxes = self.sandbox_rows()?;
         if sandboxes.iter().all(|sandbox| sandbox.published.is_empty()) {
             return Ok(Vec::new());
         }
         let all = self.all_connected()?;
-        let of = |sandbox: Stored| {
+        let of = |sandbox: &Stored| {
             let connected = all.get(sandbox.name.as_str()).cloned().unwrap_or_default();
-            sandbox.published.into_iter().map(move |published| (connected.clone(), published))
+            let published = sandbox.published.clone().into_iter();
+            published.map(move |published| (connected.clone(), published))
         };
-        Ok(sandboxes.into_iter().flat_map(of).collect())
+        Ok(sandboxes.iter().flat_map(of).collect())
     }
 
     /// All published ports of this node.

@@ -228,16 +228,17 @@ impl Mesh {
         }
     }
 
-    /// Looks whether addresses of removed nodes can be had back, unless that is being done.
-    pub(super) fn reclaim_soon(self: &Arc<Self>) {
+    /// Looks whether addresses of removed nodes can be had back, unless that is being done. Whether there are some.
+    pub(super) fn reclaim_soon(self: &Arc<Self>) -> bool {
         if !self.credentials.is_issuer() || self.reclaimable().is_empty() {
-            return;
+            return false;
         }
         let mesh = Arc::clone(self);
         tokio::spawn(async move {
             let Ok(_one_at_a_time) = mesh.reclaiming.try_lock() else { return };
             mesh.reclaim().await;
         });
+        true
     }
 
     fn reclaimable(&self) -> Vec<(NetworkId, Transfer)> {

@@ -4,7 +4,7 @@
 //! The kernel numbers its rulesets, one count for each namespace, and every change of anybody raises it. Only where it differs from when
 //! all was last found in place is anything looked at.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
@@ -33,7 +33,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     /// What it is meant to be, and the number of the kernel's ruleset when it last was found so.
-    known: Option<(Table, u32)>,
+    known: Option<(Arc<Table>, u32)>,
     /// How often somebody else had changed it.
     repairs: u64,
 }
@@ -43,13 +43,13 @@ impl Kept {
     /// after new rules, `others` after every change of anybody; all is done again until it succeeds.
     pub(super) fn keep(
         &mut self,
-        wanted: Table,
+        wanted: Arc<Table>,
         forget: impl FnOnce() -> Result<usize, FirewallError>,
         others: impl FnOnce() -> Result<(), FirewallError>,
     ) -> Result<bool, FirewallError> {
         // Asked for first: a change from here on is seen the next time, also our own.
         let generation = table::generation()?;
-        let known = self.known.take_if(|(table, at)| *table != wanted || *at != generation);
+        let known = self.known.take_if(|(table, at)| *at != generation || *table != wanted);
         if self.known.is_some() {
             return Ok(false);
         }
@@ -76,6 +76,34 @@ impl Kept {
     /// How often somebody else had changed it.
     pub(super) const fn repairs(&self) -> u64 {
         self.repairs
+    }
+}
+
+/// What the host's table is made of. The store and the objects say what is published, and where it leads.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct MadeOf {
+    /// How often something had been written to the store.
+    pub(super) writes: u64,
+    /// The hash of the objects.
+    pub(super) objects: String,
+    pub(super) uplinks: Vec<host::Uplink>,
+    pub(super) closed: host::Closed,
+}
+
+/// The host's table as it shall be.
+#[derive(Debug)]
+pub(super) struct HostRules {
+    pub(super) made_of: MadeOf,
+    pub(super) ports: Vec<host::Port>,
+    pub(super) table: Arc<Table>,
+}
+
+impl HostRules {
+    /// That with these published ports.
+    pub(super) fn of(made_of: MadeOf, ports: Vec<host::Port>) -> Self {
+        let MadeOf { uplinks, closed, .. } = &made_of;
+        let table = Arc::new(host::table(uplink::ALL, uplinks, &ports, closed));
+        Self { made_of, ports, table }
     }
 }
 
@@ -151,6 +179,7 @@ impl Way {
             uplink_ips: &uplink.ips(),
         };
         let wanted = network::table(interfaces, &subnets, network.isolated, entrances);
+        let wanted = Arc::new(wanted);
         let forget = || flows::forget(|flow| network::is_stale(flow, &subnets, entrances));
         let kept = overlay.netns().run(|| Ok(self.rules.keep(wanted, forget, || Ok(()))));
         kept.map_err(|error| failed(error, "see the agent's log"))?

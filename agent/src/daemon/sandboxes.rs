@@ -181,8 +181,8 @@ impl Stored {
 
     /// Whether whoever made it ended without starting anything in it.
     pub(super) fn is_abandoned(&self) -> bool {
-        let ended = self.keeper.as_ref().is_some_and(|keeper| !keeper.is_alive());
-        self.starts == 0 && ended && !self.removing
+        let ended = || self.keeper.as_ref().is_some_and(|keeper| !keeper.is_alive());
+        self.starts == 0 && !self.removing && ended()
     }
 
     /// Where its supervisor keeps what outlives the command.
@@ -273,8 +273,12 @@ fn not_one(reference: &str) -> ApiError {
 
 impl Mesh {
     pub(super) fn stored_sandboxes(&self) -> Result<Vec<Stored>, ApiError> {
-        let rows = self.store.list::<Stored>(Table::Sandboxes).map_err(store_failed)?;
-        Ok(rows.into_iter().map(|(_name, sandbox)| sandbox).collect())
+        Ok(self.sandbox_rows()?.to_vec())
+    }
+
+    /// The same for who only reads them.
+    pub(super) fn sandbox_rows(&self) -> Result<Arc<Vec<Stored>>, ApiError> {
+        self.rows.sandboxes.rows(&self.store).map_err(store_failed)
     }
 
     pub(super) fn save_sandbox(&self, sandbox: &Stored) -> Result<(), ApiError> {

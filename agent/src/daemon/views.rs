@@ -269,7 +269,7 @@ impl Mesh {
     /// Brings the counters up to date: with what the kernel counts, and without networks and endpoints that are gone.
     pub(super) async fn count_drops(&self) {
         self.count_on_host();
-        self.count_refused();
+        self.count_refused(|_place, _id| true);
         self.count_losses(None).await;
         let networks: BTreeSet<NetworkId> =
             self.network_list().iter().map(|network| network.id).collect();

@@ -6,14 +6,18 @@
 //!
 //! Events only say where to look; what is found there decides. So events of the agent's own changes cost a look and cause no
 //! change, and one that was lost costs time, never the truth: all is looked at when the kernel says that it lost some, and
-//! once a minute. What the kernel tells nobody, some settings, is looked at every five seconds.
+//! once a minute where it tells nothing at all. What it tells nobody is looked at by the clock ([`Turn`]): some settings and what
+//! rules counted, before somebody flushes these.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io, mem,
     os::unix::fs::MetadataExt,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -38,8 +42,10 @@ const SETTLE: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_millis(500);
 /// How often settings are looked at that change without a word, and what failed is tried again.
 const SETTINGS: Duration = Duration::from_secs(5);
-/// All is looked at after so many of these.
-const SWEEP: u32 = 12;
+/// A minute of these: where the kernel tells nothing, all is looked at after it, else the settings inside of every network.
+const MINUTE: usize = 12;
+/// After so many minutes each network was looked at whole, so that a change that was misunderstood does not stay.
+const ROUND: usize = 10;
 /// Routes that are looked at one by one; more are all.
 const ROUTES: usize = 256;
 
@@ -104,6 +110,22 @@ impl Places {
     }
 }
 
+/// Whose turn it is to be looked at by the clock. Networks take turns, so that many cost no more at a time than a few.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Turn(usize);
+
+impl Turn {
+    /// Whether the settings inside of the network at this place, and what its rules counted, are looked at.
+    pub(super) fn is_for_settings(self, place: usize) -> bool {
+        self.0 % MINUTE == place % MINUTE
+    }
+
+    /// Whether the network at this place is looked at whole.
+    pub(super) fn is_for_all(self, place: usize) -> bool {
+        self.0.is_multiple_of(MINUTE) && self.0 / MINUTE % ROUND == place % ROUND
+    }
+}
+
 /// What may be different from what it should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Dirty {
@@ -111,8 +133,11 @@ pub(super) struct Dirty {
     pub(super) all: bool,
     /// The host's rules and settings.
     pub(super) host: bool,
-    /// Settings of the host's ends of uplinks, and what failed before.
-    pub(super) settings: bool,
+    /// What the kernel tells nobody: settings of the host's ends of uplinks, and of the networks whose turn it is. What failed
+    /// before, too.
+    pub(super) turn: Option<Turn>,
+    /// This host's addresses.
+    pub(super) moved: bool,
     /// Links of the host upon which there may be interfaces of endpoints.
     pub(super) parents: bool,
     /// Links of the host that went, whether they are back or not.
@@ -196,12 +221,12 @@ impl Dirty {
             Change::Route(to) if self.routes.len() < ROUTES => self.routes.push(to),
             Change::Route(_) => self.all = true,
             Change::Address(index) => {
-                self.host = true;
+                (self.host, self.moved) = (true, true);
                 self.networks.extend(places.uplink_numbers.get(&index));
             }
             Change::Link(name) | Change::LinkGone { name, .. } => {
                 // Interfaces of endpoints may be upon it.
-                (self.host, self.parents) = (true, true);
+                (self.host, self.parents, self.moved) = (true, true, true);
                 self.networks.extend(places.uplinks.get(&name));
                 if is_gone && self.lost.len() < ROUTES {
                     self.lost.insert(name);
@@ -222,6 +247,10 @@ impl Dirty {
 #[derive(Debug, Default)]
 pub(super) struct Watching {
     dirty: Mutex<Dirty>,
+    /// Whether the kernel tells what happens.
+    hears: AtomicBool,
+    /// Whether this host may have other addresses.
+    moved: AtomicBool,
     pub(super) wake: Notify,
     pub(super) places: Mutex<Places>,
     /// Tasks that wait for the ends of processes.
@@ -242,6 +271,21 @@ impl Watching {
     pub(super) fn mark(&self, edit: impl FnOnce(&mut Dirty)) {
         edit(&mut lock(&self.dirty));
         self.wake.notify_one();
+    }
+
+    /// Whether the kernel tells nothing of what happens.
+    pub(super) fn is_deaf(&self) -> bool {
+        !self.hears.load(Ordering::Relaxed)
+    }
+
+    /// Whether this host may have other addresses since this was asked last.
+    pub(super) fn take_moved(&self) -> bool {
+        self.moved.swap(false, Ordering::AcqRel) || self.is_deaf()
+    }
+
+    /// Notes that this host may have other addresses.
+    pub(super) fn note_moved(&self) {
+        self.moved.store(true, Ordering::Release);
     }
 
     /// Whether the rules of all networks are to be looked at, else those of which.
@@ -302,6 +346,7 @@ impl Mesh {
                 return std::future::pending().await;
             }
         };
+        self.watching.hears.store(true, Ordering::Relaxed);
         // What happened before is looked at, too.
         self.watching.mark(|dirty| dirty.all = true);
         loop {
@@ -333,7 +378,7 @@ impl Mesh {
     /// Looks where something may be different. What was begun is not cut short by the agent's end.
     async fn look_on(self: Arc<Self>) {
         let mut stop = self.stop.subscribe();
-        let mut ticks = 0u32;
+        let mut ticks = 0usize;
         let mut tick = tokio::time::interval_at(Instant::now() + SETTINGS, SETTINGS);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -342,15 +387,19 @@ impl Mesh {
                 _ = tick.tick() => {
                     ticks = ticks.wrapping_add(1);
                     let mut dirty = lock(&self.watching.dirty);
-                    dirty.settings = true;
+                    dirty.turn = Some(Turn(ticks));
                     dirty.host = true;
-                    dirty.all |= ticks.is_multiple_of(SWEEP);
+                    dirty.all |= self.watching.is_deaf() && ticks.is_multiple_of(MINUTE);
                 }
                 _ = stop.changed() => return,
             }
             let dirty = mem::take(&mut *lock(&self.watching.dirty));
             if dirty.is_empty() {
                 continue;
+            }
+            if dirty.all || dirty.moved {
+                self.watching.note_moved();
+                self.kick();
             }
             let (all, begun) = (dirty.all, Instant::now());
             if self.look(dirty).await || all {
@@ -426,6 +475,19 @@ mod tests {
             assert!(!dirty.all, "{change:?}");
         }
         assert!(noted(&places, &[(None, Change::Fdb)]).is_empty());
+    }
+
+    #[test]
+    fn every_network_has_its_turn_once() {
+        let turns = |of: fn(Turn, usize) -> bool, place, ticks: usize| {
+            (1..=ticks).filter(|tick| of(Turn(*tick), place)).count()
+        };
+        for place in 0..100 {
+            assert_eq!(turns(Turn::is_for_settings, place, MINUTE), 1, "{place}");
+            assert_eq!(turns(Turn::is_for_all, place, ROUND * MINUTE), 1, "{place}");
+        }
+        let at_once = |tick| (0..100).filter(|place| Turn(tick).is_for_all(*place)).count();
+        assert_eq!((1..=ROUND * MINUTE).map(at_once).max(), Some(10));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use ring::digest;
 use thiserror::Error;
+use tokio::sync::Mutex;
 use vxmesh_proto::addr::{MacAddr, NetworkId, NodeId};
 
 use crate::netlink::{
@@ -39,6 +40,8 @@ const POOLS: [(Ipv4Addr, u8); 3] = [
     (Ipv4Addr::new(240, 0, 96, 0), 4),
 ];
 const PAIRS: u32 = 4096;
+/// Held by who chooses a pair, until an interface has it.
+static CHOOSING: Mutex<()> = Mutex::const_new(());
 pub(super) const HOST_LL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 pub(super) const INSIDE_LL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
 
@@ -110,17 +113,20 @@ pub fn is_inside(node: NodeId, ip: IpAddr) -> bool {
 pub async fn ensure(
     network: NetworkId,
     node: NodeId,
-    netns: &Netns,
+    (netns, inside): (&Netns, &Links),
     mtu: u16,
 ) -> Result<Uplink, UplinkError> {
     let host_netns = Netns::current().map_err(std::io::Error::other)?;
-    let (host, inside) = (Links::open(&host_netns)?, Links::open(netns)?);
+    let host = Links::here()?;
     let name = ifname(network);
-    cable((&name, MacAddr::of_node(node, rand::random())), (&host, &host_netns), &inside, mtu)
-        .await?;
+    let mac = MacAddr::of_node(node, rand::random());
+    cable((&name, mac), (&host, &host_netns), inside, mtu).await?;
+    let mut choosing = None;
     let pair = match adopted(&host.addresses(&name).await?) {
         Some(pair) => pair,
         None => {
+            // Of several who choose at a time each sees what the others chose.
+            choosing = Some(CHOOSING.lock().await);
             let taken: Vec<IpNet> =
                 host.routes().await?.into_iter().map(|route| route.destination).collect();
             free_pair(network, &taken).ok_or(UplinkError::NoAddress)?
@@ -132,15 +138,16 @@ pub async fn ensure(
         // Before an interface is up it has not chosen an address.
         ipv6_settings(netns, INSIDE)?;
     }
-    host_netns.run(|| set_all(&host_settings(&name, v6)))?;
+    set_all(&host_settings(&name, v6))?;
     host.add_link_address(&name, pair_net(here)).await?;
+    drop(choosing);
     host.set_up(&name, mtu).await?;
     inside.add_address(INSIDE, pair_net(there)).await?;
     inside.set_up(INSIDE, mtu).await?;
     inside.set_route(Ipv4Net::default().into(), Some(here.into()), INSIDE).await?;
     let inside6 = v6.then(|| unique_local(node, network));
     if let Some(ip) = inside6 {
-        ipv6((&host, &name), &inside, ip).await?;
+        ipv6((&host, &name), inside, ip).await?;
     }
     Ok(Uplink { ifname: name, host: here, inside: there, inside6 })
 }

@@ -115,6 +115,16 @@ impl Links {
         })
     }
 
+    /// Those of this process's own namespace. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The kernel gives no such socket.
+    pub fn here() -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
     /// Every interface.
     ///
     /// # Errors

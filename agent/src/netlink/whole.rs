@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs, io,
     net::IpAddr,
 };
 
@@ -254,8 +254,6 @@ impl Overlay {
     }
 
     fn bridge_faults(&self, state: &State, wanted: &Wanted) -> Result<Vec<String>, OverlayError> {
-        let mut settings = self.settings();
-        settings.extend(BRIDGE_SETTINGS.map(|(path, value)| (path.to_owned(), value)));
         let Some(bridge) = state.link(BRIDGE) else {
             return Ok(vec![format!("{BRIDGE} is gone")]);
         };
@@ -274,6 +272,17 @@ impl Overlay {
                 said.push(format!("{BRIDGE} has lost its route to {}", address.trunc()));
             }
         }
+        said.extend(self.setting_faults()?);
+        Ok(said)
+    }
+
+    /// Settings of the namespace that are not as they should be. Of most of them the kernel tells nobody.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered.
+    pub fn setting_faults(&self) -> io::Result<Vec<String>> {
+        let mut settings = self.settings();
+        settings.extend(BRIDGE_SETTINGS.map(|(path, value)| (path.to_owned(), value)));
         // Without IPv6 in the kernel there are no settings of it.
         let differs = |(path, value): &(String, &str)| {
             let now = fs::read_to_string(format!("/proc/sys/net/{path}"));
@@ -282,8 +291,7 @@ impl Overlay {
         let changed = self
             .netns
             .run(|| Ok(settings.iter().filter(|setting| differs(setting)).collect::<Vec<_>>()))?;
-        said.extend(changed.iter().map(|(path, _)| format!("the setting net/{path} was changed")));
-        Ok(said)
+        Ok(changed.iter().map(|(path, _)| format!("the setting net/{path} was changed")).collect())
     }
 
     /// The entries of the bridge's table: port and MAC.

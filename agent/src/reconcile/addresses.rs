@@ -190,9 +190,14 @@ impl Addresses {
 
     /// Takes an address over from an earlier life of the agent.
     pub fn adopt(&self, network: NetworkId, ip: IpNet) {
-        let adopted = self.with_pool(network, ip.trunc(), |pool| pool.adopt(ip.addr()));
-        if adopted.is_none() {
-            error!(%network, %ip, "an address of this node lies in no subnet of its network");
+        let mut pools = self.lock();
+        let mut pools = pools.get_mut(&network).into_iter().flatten();
+        // Of its own subnet, or of an older one that put that aside.
+        match pools.find(|pool| pool.subnet().cidr().contains(&ip.addr())) {
+            Some(pool) => pool.adopt(ip.addr()),
+            None => {
+                error!(%network, %ip, "an address of this node lies in no subnet of its network");
+            }
         }
     }
 

@@ -37,6 +37,8 @@ impl Store {
         let fresh = Self::open_unchecked(&self.path)?;
         *database = fresh.database.into_inner().unwrap_or_else(PoisonError::into_inner);
         self.stuck.store(false, Ordering::Release);
+        // A change of which only its end was refused may be there, or not.
+        self.writes.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
 

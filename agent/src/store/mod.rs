@@ -10,6 +10,7 @@
 //! file writes to it, so a copy in memory is opened before: what is refused stays as it was.
 //! Secrets do not belong in it; see [`crate::identity`].
 
+mod cached;
 mod mend;
 mod schema;
 mod snapshot;
@@ -23,7 +24,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         PoisonError, RwLock, RwLockReadGuard,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -34,7 +35,7 @@ use redb::{
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
-pub use self::snapshot::Snapshot;
+pub use self::{cached::Cached, snapshot::Snapshot};
 
 /// Largest value: a signed object or a row is a few KiB; more is a mistake.
 const VALUE_LEN: usize = 1 << 20;
@@ -171,6 +172,8 @@ pub struct Store {
     path: PathBuf,
     /// Whether the disk had an error since it was opened.
     stuck: AtomicBool,
+    /// How often something was written.
+    writes: AtomicU64,
 }
 
 impl Store {
@@ -215,7 +218,8 @@ impl Store {
 
     fn of(database: Database, path: &Path) -> Self {
         let database = RwLock::new(Some(database));
-        Self { database, path: path.into(), stuck: AtomicBool::new(false) }
+        let (stuck, writes) = (AtomicBool::new(false), AtomicU64::new(0));
+        Self { database, path: path.into(), stuck, writes }
     }
 
     fn open_database(&self) -> Result<OpenDatabase<'_>, StoreError> {
@@ -225,6 +229,12 @@ impl Store {
         } else {
             Err(StoreError::Stuck(self.path.clone()))
         }
+    }
+
+    /// How often something was written: while it is the same, so is all that is read.
+    #[must_use]
+    pub fn writes(&self) -> u64 {
+        self.writes.load(Ordering::Acquire)
     }
 
     /// One value.
@@ -301,6 +311,7 @@ impl Store {
             // Dropping a transaction aborts it.
             let result = change(&mut txn)?;
             guard(&self.path, || Ok(txn.inner.commit()?))?;
+            self.writes.fetch_add(1, Ordering::AcqRel);
             Ok(result)
         });
         if matches!(written, Err(StoreError::Io { .. } | StoreError::Stuck(_))) {

@@ -249,3 +249,22 @@ fn a_store_that_is_stuck_is_mended_without_a_new_life() {
     assert_eq!(store.list::<u8>(Table::Objects).unwrap(), vec![("a".into(), 1)]);
     store.put(Table::Objects, "c", &3).unwrap();
 }
+
+#[test]
+fn rows_are_read_again_after_a_change_and_only_then() {
+    let (_dir, path) = fresh();
+    let store = Store::open(&path).unwrap();
+    let cached = Cached::<u64>::new(Table::Resting);
+    assert!(cached.rows(&store).unwrap().is_empty());
+    store.put(Table::Resting, "a", &1u64).unwrap();
+    let first = cached.rows(&store).unwrap();
+    assert_eq!(*first, [1]);
+    let given_up = store.write(|txn| {
+        txn.put(Table::Resting, "b", &2u64)?;
+        Err::<(), _>(StoreError::Foreign)
+    });
+    assert!(given_up.is_err());
+    assert!(Arc::ptr_eq(&first, &cached.rows(&store).unwrap()));
+    assert!(store.delete(Table::Resting, "a").unwrap());
+    assert!(cached.rows(&store).unwrap().is_empty());
+}

@@ -1,4 +1,4 @@
-//! What many networks on one host cost while nothing happens.
+//! What many networks and published ports on one host cost while nothing happens.
 
 use std::{
     fs,
@@ -15,6 +15,10 @@ const WINDOW: Duration = Duration::from_secs(3);
 const MORE: f64 = 0.10;
 /// Ten times the aim, for a hundred networks.
 const START: Duration = Duration::from_secs(10);
+
+fn is_full() -> bool {
+    std::env::var_os("VXMESH_FULL").is_some()
+}
 
 fn agent(lab: &Lab) -> Result<i64> {
     let record: Value = serde_json::from_slice(&fs::read(lab.dir("h1").join("agent.json"))?)?;
@@ -46,7 +50,7 @@ fn idle(lab: &Lab) -> Result<f64> {
 
 #[test]
 fn many_networks_cost_an_idle_host_hardly_more_than_one() -> Result<()> {
-    let many = if std::env::var_os("VXMESH_FULL").is_some() { 100 } else { 8 };
+    let many = if is_full() { 100 } else { 8 };
     let lab = Lab::up(1)?;
     let add = |from: u32, to: u32| {
         let script = format!(
@@ -75,5 +79,20 @@ fn many_networks_cost_an_idle_host_hardly_more_than_one() -> Result<()> {
     ));
     ensure!(all - one < MORE, "{all} of a core, one network {one}");
     ensure!(start < START.min(DEADLINE), "{start:?}");
+    lab.finish(Allowed::default())
+}
+
+#[test]
+fn published_ports_cost_an_idle_host_nothing() -> Result<()> {
+    let sandboxes = if is_full() { 8 } else { 1 };
+    let lab = Lab::up(1)?;
+    let script = format!(
+        "vxmesh network create n && for n in $(seq {sandboxes}); do vxmesh run -d --network n \
+         --publish $((20000 + n * 256))-$((20255 + n * 256)) -- sleep 3600 || exit 1; done"
+    );
+    lab.sh("h1", &script)?;
+    let share = idle(&lab)?;
+    tell(&format!("{} published ports: {:.2} % of a core idle", sandboxes * 256, share * 100.0));
+    ensure!(share < MORE, "{share} of a core");
     lab.finish(Allowed::default())
 }
