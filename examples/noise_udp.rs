@@ -16,8 +16,9 @@ use anyhow::{Context, Result, anyhow, ensure};
 use ring::rand::{SecureRandom, SystemRandom};
 use vxmesh_proto::{
     addr::NodeId,
+    reason::DropReason,
     session::{
-        Config, Entropy, IndexTable, NoEntropy, Peer, PeerConfig, Psk, SessionDrop, Sessions,
+        Config, Entropy, IndexTable, NoEntropy, Peer, PeerConfig, Psk, Sessions,
         noise::public_key,
         wire::{DataHeader, FLAG_CONTROL, HEADER_LEN, Kind, TAG_LEN},
     },
@@ -124,14 +125,14 @@ impl Node {
         &mut self,
         from: SocketAddr,
         datagram: &mut [u8],
-    ) -> Result<Option<Vec<u8>>, SessionDrop> {
+    ) -> Result<Option<Vec<u8>>, DropReason> {
         let now = Instant::now();
         if Kind::of(datagram)? != Kind::Data {
             self.sessions.handle_datagram(now, from, datagram)?;
             return Ok(None);
         }
         let header = DataHeader::parse(datagram)?;
-        let key = self.table.get(header.receiver).ok_or(SessionDrop::UnknownIndex)?;
+        let key = self.table.get(header.receiver).ok_or(DropReason::UnknownIndex)?;
         let length = datagram.len() as u64;
         let opened = key.open(now, datagram)?;
         let data = opened.flags & FLAG_CONTROL == 0;

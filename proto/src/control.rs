@@ -409,8 +409,9 @@ const fn within(bytes: &[u8], limit: usize) -> Result<(), CodecError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn join() -> JoinRequest {
         JoinRequest {

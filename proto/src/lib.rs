@@ -4,9 +4,10 @@
 //! Inputs are `handle_*`, outputs are `poll_*`, `now` is an argument and randomness is injected, so
 //! that every rule can be tested in virtual time.
 //!
-//! Reading order: [`addr`] (the words), [`limits`] (every bound with its reason), [`wire`] (headers),
-//! [`session`] (keys between two nodes), [`tables`] (what is known), [`datapath`] (what happens to one
-//! frame), [`ipam`] (who may give out which address), [`record`] (signed claims), [`dns`] (what names mean).
+//! Reading order: [`addr`] (the words), [`limits`] (every bound with its reason), [`reason`] (why
+//! something is dropped), [`wire`] (headers), [`session`] (keys between two nodes), [`tables`] (what
+//! is known), [`datapath`] (what happens to one frame), [`ipam`] (who may give out which address),
+//! [`record`] (signed claims), [`dns`] (what names mean).
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
@@ -18,6 +19,7 @@ pub mod dns;
 pub mod ipam;
 pub mod limits;
 pub mod object;
+pub mod reason;
 pub mod record;
 pub mod restart;
 pub mod sandbox;

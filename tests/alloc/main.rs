@@ -10,10 +10,11 @@ use anyhow::Result;
 use vxmesh_proto::{
     addr::Vni,
     datapath::{
-        DropReason, Judged, Scratch, Segments, SuperFrame, Verdict,
+        Judged, Scratch, Segments, SuperFrame, Verdict,
         coalesce::{Accepts, Coalescer},
         outbound,
     },
+    reason::DropReason,
     session::wire::{DataHeader, HEADER_LEN, SEAL_OVERHEAD, TAG_LEN},
     wire::vxlan,
 };

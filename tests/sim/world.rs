@@ -11,9 +11,10 @@ use vxmesh_proto::{
     addr::{EndpointId, MacAddr, NetworkId, NodeId},
     datapath::{Scratch, SuperFrame, Verdict, inbound_vxlan, outbound},
     object::ObjectId,
+    reason::DropReason,
     record::EndpointClaim,
     session::{
-        Peer, SessionDrop, SessionEvent,
+        Peer, SessionEvent,
         wire::{DataHeader, FLAG_CONTROL, HEADER_LEN, Kind, TAG_LEN},
     },
     wire::{Ethernet, vxlan},
@@ -497,7 +498,7 @@ fn send(
 }
 
 /// Seals a payload; nothing if there is no key.
-fn seal(peer: &Peer, payload: &[u8], now: Instant) -> Result<Option<Sealed>, SessionDrop> {
+fn seal(peer: &Peer, payload: &[u8], now: Instant) -> Result<Option<Sealed>, DropReason> {
     let (Some(key), Some(to)) = (peer.sender(now), peer.addr()) else { return Ok(None) };
     let mut datagram = [&[0; HEADER_LEN], payload, &[0; TAG_LEN]].concat();
     key.reserve(1)?.seal(0, &mut datagram)?;
@@ -513,13 +514,13 @@ fn take(
     from: SocketAddr,
     bytes: &mut [u8],
     now: Instant,
-) -> Result<Option<Delivered>, SessionDrop> {
+) -> Result<Option<Delivered>, DropReason> {
     if Kind::of(bytes)? != Kind::Data {
         life.sessions.handle_datagram(now, from, bytes)?;
         return Ok(None);
     }
     let receiver = DataHeader::parse(bytes)?.receiver;
-    let key = life.index.get(receiver).ok_or(SessionDrop::UnknownIndex)?;
+    let key = life.index.get(receiver).ok_or(DropReason::UnknownIndex)?;
     let len = u64::try_from(bytes.len()).unwrap();
     let opened = key.open(now, bytes)?;
     let data = opened.flags & FLAG_CONTROL == 0;

@@ -8,9 +8,10 @@ use etherparse::SlicedPacket;
 use vxmesh_proto::{
     addr::{MacAddr, Vni},
     datapath::{
-        DropReason, Gso, GsoKind, Judged, PartialChecksum, Scratch, SuperFrame, Verdict, inbound,
+        Gso, GsoKind, Judged, PartialChecksum, Scratch, SuperFrame, Verdict, inbound,
         inbound_vxlan, outbound,
     },
+    reason::DropReason,
     wire::{Ethernet, nd, vxlan},
 };
 

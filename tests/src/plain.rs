@@ -9,10 +9,11 @@ use std::{
 use vxmesh_proto::{
     addr::NodeId,
     datapath::{
-        DropReason, Scratch, SuperFrame, Verdict,
+        Scratch, SuperFrame, Verdict,
         plain::{PlainTable, PlainVerdict, Vtep, plain_inbound, plain_outbound, undone},
     },
     object::{Network, Subnet},
+    reason::DropReason,
     tables::{Place, TableUpdate},
     wire::{Ethernet, vxlan},
 };

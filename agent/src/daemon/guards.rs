@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::{debug, info, warn};
 use vxmesh_proto::{
     addr::{EndpointId, NetworkId},
-    datapath::DropReason,
     object,
+    reason::DropReason,
 };
 
 use super::{
@@ -151,7 +151,7 @@ impl Mesh {
         count: u64,
     ) {
         if let Some(reason) = DropReason::ALL.iter().find(|reason| reason.as_str() == name) {
-            let key = DropKey::of(reason.as_str()).in_network(network).with_endpoint(endpoint);
+            let key = DropKey::of(*reason).in_network(network).with_endpoint(endpoint);
             self.plane.drops().add(key, count);
         }
     }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use vxmesh_proto::{datapath::DropReason, limits::FLOOD_MOST, object::Multicast};
+use vxmesh_proto::{limits::FLOOD_MOST, object::Multicast, reason::DropReason};
 
 use super::{doctor::check, mesh::Mesh, networks::usage};
 use crate::api::{self, ApiError, Diagnosis, Health, NetworkSpec};
@@ -15,10 +15,10 @@ const OF_HOST: &str = "multicast_host_rate";
 /// A limit that was met this long ago bites.
 const OF_LATE: Duration = Duration::from_secs(60);
 /// Limits of a name server, as its counters call them, and what they allow each client.
-const OF_NAMES: [(&str, &str); 3] = [
-    ("dns_rate", "10000 questions in a second are answered"),
-    ("dns_forward_rate", "500 questions in a second go to the name servers outside"),
-    ("dns_forwards_full", "64 questions wait for the name servers outside at a time"),
+const OF_NAMES: [(DropReason, &str); 3] = [
+    (DropReason::DnsRate, "10000 questions in a second are answered"),
+    (DropReason::DnsForwardRate, "500 questions in a second go to the name servers outside"),
+    (DropReason::DnsForwardsFull, "64 questions wait for the name servers outside at a time"),
 ];
 
 /// What the options of a network say of multicast.
@@ -72,9 +72,8 @@ impl Mesh {
     /// The networks whose limits were met of late, and by whom.
     pub(super) fn limits_met(&self, networks: &[api::Network]) -> Vec<Diagnosis> {
         let Some(begin) = Instant::now().checked_sub(OF_LATE) else { return Vec::new() };
-        let limited = DropReason::FloodLimited.as_str();
         let rows = self.plane.drops().since(begin).into_iter();
-        let rows = rows.filter(|(key, _)| key.reason == limited);
+        let rows = rows.filter(|(key, _)| key.reason == DropReason::FloodLimited);
         let rows = rows.filter_map(|(key, count)| {
             let network = networks.iter().find(|network| Some(network.id) == key.network)?;
             let endpoints = self.stored_endpoints().unwrap_or_default();

@@ -11,7 +11,6 @@ use vxmesh_gossip::directory::{Directory, Entry};
 use vxmesh_proto::{
     addr::{EndpointId, Name, NetworkId, NodeId},
     control::{Request, Response},
-    datapath::DropReason,
     object::{Content, ObjectSet},
     record::{Claim, EndpointClaim, Key},
 };
@@ -26,11 +25,6 @@ use crate::{
     control::Control,
     identity::unix_now,
 };
-
-/// Whether a healthy network drops for this reason, too.
-fn is_normal(reason: &str) -> bool {
-    DropReason::ALL.iter().any(|known| known.as_str() == reason && known.is_benign())
-}
 
 impl Mesh {
     /// Nodes that are up, this one included.
@@ -256,12 +250,12 @@ impl Mesh {
         let questions = self.name_servers.names.drops().rows();
         let rows = self.plane.drops().rows().into_iter().chain(questions);
         rows.map(|(key, count)| DropRow {
-            reason: key.reason.to_owned(),
+            reason: key.reason.as_str().to_owned(),
             network: key.network,
             peer: key.peer,
             endpoint: key.endpoint,
             count,
-            normal: is_normal(key.reason),
+            normal: key.reason.is_benign(),
         })
         .collect()
     }

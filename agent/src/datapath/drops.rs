@@ -9,13 +9,16 @@ use std::{
     time::Instant,
 };
 
-use vxmesh_proto::addr::{EndpointId, NetworkId, NodeId};
+use vxmesh_proto::{
+    addr::{EndpointId, NetworkId, NodeId},
+    reason::DropReason,
+};
 
 /// What a count is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DropKey {
-    /// The reason, snake_case.
-    pub reason: &'static str,
+    /// The reason.
+    pub reason: DropReason,
     /// The network, where one was known.
     pub network: Option<NetworkId>,
     /// The peer, where one was authenticated.
@@ -27,7 +30,7 @@ pub struct DropKey {
 impl DropKey {
     /// Of which nothing but the reason is known.
     #[must_use]
-    pub const fn of(reason: &'static str) -> Self {
+    pub const fn of(reason: DropReason) -> Self {
         Self { reason, network: None, peer: None, endpoint: None }
     }
 
@@ -70,14 +73,16 @@ impl Drops {
     }
 
     /// Counts one frame of which neither network nor peer is known.
-    pub fn unknown(&self, reason: &'static str) {
+    pub fn unknown(&self, reason: DropReason) {
         self.add(DropKey::of(reason), 1);
     }
 
-    /// All rows, in the order of their keys.
+    /// All rows, in the order of their reasons' names.
     #[must_use]
     pub fn rows(&self) -> Vec<(DropKey, u64)> {
-        self.rows_mut().iter().map(|(key, row)| (*key, row.count)).collect()
+        let mut rows: Vec<_> = self.rows_mut().iter().map(|(key, row)| (*key, row.count)).collect();
+        rows.sort_by_key(|(key, _)| (key.reason.as_str(), *key));
+        rows
     }
 
     /// The rows that were added to since then.
@@ -127,15 +132,15 @@ mod tests {
         let drops = Drops::default();
         let network = NetworkId::from_random([1; 16]);
         let [here, gone] = [2, 3].map(|n| EndpointId::from_random([n; 16]));
-        let key = DropKey::of("fdb_unknown").in_network(network);
+        let key = DropKey::of(DropReason::FdbUnknown).in_network(network);
         drops.add(key, 2);
         drops.add(key, 3);
-        drops.unknown("bad_length");
+        drops.unknown(DropReason::BadLength);
         drops.add(key.with_endpoint(here), 7);
         drops.add(key.with_endpoint(gone), 10);
         assert_eq!(drops.rows().len(), 4);
         drops.forget_gone(|_| true, |id| id == here);
-        let bad = (DropKey::of("bad_length"), 1);
+        let bad = (DropKey::of(DropReason::BadLength), 1);
         assert_eq!(drops.rows(), [bad, (key, 15), (key.with_endpoint(here), 7)]);
         drops.forget_gone(|_| false, |_| true);
         assert_eq!(drops.rows(), [bad]);

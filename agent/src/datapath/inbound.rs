@@ -19,12 +19,13 @@ use nix::poll::{PollFd, PollFlags, poll};
 use vxmesh_proto::{
     addr::{NodeId, Vni},
     datapath::{
-        DropReason, Judged, Verdict,
+        Judged, Verdict,
         coalesce::{Accepts, Coalescer, Merged, PARTS},
         ecn::{self, Ecn},
     },
+    reason::DropReason,
     session::{
-        Keypair, Peer, SessionDrop,
+        Keypair, Peer,
         wire::{DataHeader, FLAG_AGGREGATE, FLAG_CONTROL, HEADER_LEN, Kind},
     },
     wire::{
@@ -140,7 +141,7 @@ impl Taker<'_> {
         loop {
             let end = (begin + stride).min(train.end);
             if let Err(reason) = self.datagram(from, arena, begin..end) {
-                self.shared.drops.unknown(reason.as_str());
+                self.shared.drops.unknown(reason);
             }
             begin = end;
             if begin >= train.end {
@@ -154,13 +155,13 @@ impl Taker<'_> {
         from: SocketAddr,
         arena: &mut [u8],
         at: Range<usize>,
-    ) -> Result<(), SessionDrop> {
+    ) -> Result<(), DropReason> {
         let datagram = arena.get_mut(at.clone()).unwrap_or_default();
         match Kind::of(datagram)? {
             Kind::Data => {
                 let keypair = self.keypair(DataHeader::parse(datagram)?.receiver)?;
                 if let Err(reason) = self.open(&keypair, from, arena, at) {
-                    let key = DropKey::of(reason.as_str()).with_peer(keypair.peer().id());
+                    let key = DropKey::of(reason).with_peer(keypair.peer().id());
                     self.shared.drops.add(key, 1);
                 }
             }
@@ -172,11 +173,11 @@ impl Taker<'_> {
         Ok(())
     }
 
-    fn keypair(&mut self, index: u32) -> Result<Arc<Keypair>, SessionDrop> {
+    fn keypair(&mut self, index: u32) -> Result<Arc<Keypair>, DropReason> {
         if let Some(keypair) = self.keypair.as_ref().filter(|key| key.local_index() == index) {
             return Ok(Arc::clone(keypair));
         }
-        let keypair = self.shared.index.get(index).ok_or(SessionDrop::UnknownIndex)?;
+        let keypair = self.shared.index.get(index).ok_or(DropReason::UnknownIndex)?;
         self.keypair = Some(Arc::clone(&keypair));
         Ok(keypair)
     }
@@ -187,7 +188,7 @@ impl Taker<'_> {
         from: SocketAddr,
         arena: &mut [u8],
         at: Range<usize>,
-    ) -> Result<(), SessionDrop> {
+    ) -> Result<(), DropReason> {
         let begin = at.start + HEADER_LEN;
         let datagram = arena.get_mut(at).unwrap_or_default();
         let len = u64::try_from(datagram.len()).unwrap_or(u64::MAX);
@@ -270,7 +271,7 @@ impl Taker<'_> {
     }
 
     fn lost(&self, from: NodeId, reason: DropReason) {
-        let key = DropKey::of(reason.as_str()).with_peer(from);
+        let key = DropKey::of(reason).with_peer(from);
         self.shared.drops.add(key, 1);
     }
 }

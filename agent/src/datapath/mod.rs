@@ -55,6 +55,7 @@ use tracing::{debug, error, info};
 use vxmesh_proto::{
     addr::{NetworkId, NodeId, Vni},
     datapath::{Lane, announce::Announcement, ecn::Ecn, vnet},
+    reason::DropReason,
     session::{Config, Entropy, IndexTable, NoEntropy, Peer, PeerConfig, Sessions, SetPeerError},
 };
 
@@ -94,7 +95,7 @@ struct Shared {
 impl Shared {
     fn to_sessions(&self, input: SessionInput) {
         if let Err(TrySendError::Full(_input)) = self.sessions.try_send(input) {
-            self.drops.unknown("session_queue_full");
+            self.drops.unknown(DropReason::SessionQueueFull);
         }
     }
 
@@ -133,12 +134,14 @@ impl Shared {
 }
 
 /// The counter of datagrams that the underlay did not take.
-fn refused_because(error: &io::Error) -> &'static str {
+fn refused_because(error: &io::Error) -> DropReason {
     match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EMSGSIZE) => "underlay_too_big",
-        Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::ENETDOWN) => "underlay_unreachable",
-        _ if error.kind() == io::ErrorKind::WouldBlock => "underlay_full",
-        _ => "underlay_error",
+        Some(Errno::EMSGSIZE) => DropReason::UnderlayTooBig,
+        Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::ENETDOWN) => {
+            DropReason::UnderlayUnreachable
+        }
+        _ if error.kind() == io::ErrorKind::WouldBlock => DropReason::UnderlayFull,
+        _ => DropReason::UnderlayError,
     }
 }
 
@@ -147,7 +150,7 @@ fn deliver<T>(drops: &Drops, port: &Port<T>, frame: &[u8]) -> bool {
     let taken = port.device().send(&vnet::PLAIN, &[IoSlice::new(frame)]);
     if let Err(error) = &taken {
         debug!(network = %port.id(), %error, "frame not delivered");
-        drops.add(DropKey::of("tap_error").in_network(port.id()), 1);
+        drops.add(DropKey::of(DropReason::TapError).in_network(port.id()), 1);
     }
     taken.is_ok()
 }

@@ -7,8 +7,10 @@
 use std::{
     fs::File,
     io::{self, IoSlice, IoSliceMut},
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
-    os::unix::fs::OpenOptionsExt,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::fs::OpenOptionsExt,
+    },
 };
 
 use nix::{

@@ -15,11 +15,14 @@ use nix::{
     sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
 };
 use tracing::{error, info};
-use vxmesh_proto::datapath::{
-    DropReason, Lane, Lanes, Scratch, SuperFrame, Verdict,
-    fair::{Fair, cost},
-    outbound,
-    vnet::{self, Offload},
+use vxmesh_proto::{
+    datapath::{
+        Lane, Lanes, Scratch, SuperFrame, Verdict,
+        fair::{Fair, cost},
+        outbound,
+        vnet::{self, Offload},
+    },
+    reason::DropReason,
 };
 
 use super::{

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use vxmesh_proto::{
     addr::{EndpointId, NetworkId, NodeId, Vni},
-    datapath::{DropReason, plain::PlainTable},
+    datapath::plain::PlainTable,
+    reason::DropReason,
     session::Peer,
     tables::NetworkTable,
 };
@@ -76,7 +77,7 @@ impl<T> Port<T> {
 
     /// Counts a frame of which no endpoint of this host is known.
     pub(super) fn dropped(&self, drops: &Drops, reason: DropReason, peer: Option<NodeId>) {
-        let key = DropKey::of(reason.as_str()).in_network(self.id);
+        let key = DropKey::of(reason).in_network(self.id);
         drops.add(key.with_peer(peer), 1);
     }
 
@@ -87,7 +88,7 @@ impl<T> Port<T> {
         reason: DropReason,
         endpoint: Option<EndpointId>,
     ) {
-        let key = DropKey::of(reason.as_str()).in_network(self.id);
+        let key = DropKey::of(reason).in_network(self.id);
         drops.add(key.with_endpoint(endpoint), 1);
     }
 }

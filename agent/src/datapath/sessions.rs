@@ -73,7 +73,7 @@ fn handle(sessions: &mut Sessions, input: SessionInput, shared: &Shared) {
     match input {
         SessionInput::Datagram { from, bytes } => {
             if let Err(reason) = sessions.handle_datagram(now, from, &bytes) {
-                shared.drops.unknown(reason.as_str());
+                shared.drops.unknown(reason);
             }
         }
         SessionInput::Wanted(node) => sessions.handle_wanted(now, node),
@@ -94,7 +94,7 @@ fn report(event: SessionEvent, shared: &Shared) {
         SessionEvent::Unreachable { peer } => warn!(%peer, "peer does not answer handshakes"),
         SessionEvent::Failed { peer, reason } => warn!(%peer, %reason, "handshake cannot begin"),
         SessionEvent::Dropped { peer, reason, count } => {
-            let key = DropKey::of(reason.as_str()).with_peer(peer);
+            let key = DropKey::of(reason).with_peer(peer);
             shared.drops.add(key, u64::try_from(count).unwrap_or(u64::MAX));
         }
     }

@@ -15,8 +15,9 @@ use nix::errno::Errno;
 use vxmesh_proto::{
     addr::Vni,
     datapath::{Lane, Segments, SuperFrame, ecn::Ecn},
+    reason::DropReason,
     session::{
-        Keypair, Peer, SessionDrop,
+        Keypair, Peer,
         wire::{FLAG_AGGREGATE, FLAG_SPARSE, HEADER_LEN, SEAL_OVERHEAD, TAG_LEN},
     },
     wire::{
@@ -119,7 +120,7 @@ impl Train {
         vni: Vni,
         segments: &Segments<'_>,
         now: Instant,
-    ) -> Result<(), (SessionDrop, usize)> {
+    ) -> Result<(), (DropReason, usize)> {
         let count = segments.count();
         let is_small = count == 1 && vxlan::HEADER_LEN + segments.frame_len(0) <= PACKET_LEN;
         if is_small && self.share(peer, vni, segments) {
@@ -131,21 +132,21 @@ impl Train {
         let Some(keypair) = peer.sender(now) else {
             return stage(shared, peer, vni, segments);
         };
-        let addr = peer.addr().ok_or_else(|| all(SessionDrop::NoSession))?;
+        let addr = peer.addr().ok_or_else(|| all(DropReason::NoSession))?;
         if is_small {
             self.make_room(shared, (peer, addr, ecn), None, now);
             self.open = Some((keypair, List::default()));
             let fits = self.share(peer, vni, segments);
-            return fits.then_some(()).ok_or_else(|| all(SessionDrop::BadLength));
+            return fits.then_some(()).ok_or_else(|| all(DropReason::BadLength));
         }
-        let counters = u32::try_from(count).map_err(|_too_many| all(SessionDrop::BadLength))?;
+        let counters = u32::try_from(count).map_err(|_too_many| all(DropReason::BadLength))?;
         let mut batch = keypair.reserve(counters).map_err(all)?;
         for index in 0..count {
             let len = vxlan::HEADER_LEN + segments.frame_len(index) + SEAL_OVERHEAD;
             let lost = |reason| (reason, count - index);
             self.make_room(shared, (peer, addr, ecn), Some(len), now);
             let room = self.buffer.get_mut(self.used..self.used + len);
-            let room = room.ok_or_else(|| lost(SessionDrop::BadLength))?;
+            let room = room.ok_or_else(|| lost(DropReason::BadLength))?;
             let end = len - TAG_LEN;
             put_packet(room.get_mut(HEADER_LEN..end).unwrap_or_default(), vni, segments, index);
             batch.seal(flags(self.lane), room).map_err(lost)?;
@@ -297,8 +298,8 @@ const fn flags(lane: Lane) -> u16 {
     }
 }
 
-fn not_sealed(shared: &Shared, peer: &Peer, reason: SessionDrop, packets: usize) {
-    let key = DropKey::of(reason.as_str()).with_peer(peer.id());
+fn not_sealed(shared: &Shared, peer: &Peer, reason: DropReason, packets: usize) {
+    let key = DropKey::of(reason).with_peer(peer.id());
     shared.drops.add(key, u64::try_from(packets).unwrap_or(u64::MAX));
 }
 
@@ -316,7 +317,7 @@ fn stage(
     peer: &Peer,
     vni: Vni,
     segments: &Segments<'_>,
-) -> Result<(), (SessionDrop, usize)> {
+) -> Result<(), (DropReason, usize)> {
     let mut lost = None;
     for index in 0..segments.count() {
         let mut packet = vec![0; vxlan::HEADER_LEN + segments.frame_len(index)];

@@ -29,6 +29,7 @@ use tokio::{sync::watch, time::timeout};
 use vxmesh_proto::{
     addr::{Name, NetworkId},
     dns::{HostOptions, NamesTable, Query, ResolvConf, Step, View, decide},
+    reason::DropReason,
 };
 
 pub use self::{
@@ -173,13 +174,13 @@ impl Desk {
     fn admit(&self, client: IpAddr) -> Admission {
         let now = Instant::now();
         let Some(limits) = self.clients.limits(client, now) else {
-            self.count("dns_stranger");
+            self.count(DropReason::DnsStranger);
             return Admission::Ignored;
         };
         if limits.questions.take(now) {
             return Admission::Granted(limits);
         }
-        self.count("dns_rate");
+        self.count(DropReason::DnsRate);
         if limits.refusals.take(now) { Admission::Refused } else { Admission::Ignored }
     }
 
@@ -187,7 +188,7 @@ impl Desk {
     async fn reply_later(&self, query: Query, limits: &Limits) -> Vec<u8> {
         let failure = query.failure();
         let Ok(_permit) = limits.under_way.try_acquire() else {
-            self.count("dns_forwards_full");
+            self.count(DropReason::DnsForwardsFull);
             return failure;
         };
         match timeout(WAIT, self.known(query)).await {
@@ -222,18 +223,18 @@ impl Desk {
             return reply;
         }
         if !limits.forwards.take(Instant::now()) {
-            self.count("dns_forward_rate");
+            self.count(DropReason::DnsForwardRate);
             return failure;
         }
-        let foreign = |count| self.count_some("dns_foreign_answer", count);
+        let foreign = |count| self.count_some(DropReason::DnsForeignAnswer, count);
         match self.names.forwarder.ask(query, &panel, limits, foreign).await {
             Ok(reply) => reply,
             Err(Unanswered::Busy) => {
-                self.count("dns_forwards_full");
+                self.count(DropReason::DnsForwardsFull);
                 failure
             }
             Err(Unanswered::Failed) => {
-                self.count("dns_upstream_failed");
+                self.count(DropReason::DnsUpstreamFailed);
                 failure
             }
         }
@@ -254,11 +255,11 @@ impl Desk {
         }
     }
 
-    fn count(&self, reason: &'static str) {
+    fn count(&self, reason: DropReason) {
         self.count_some(reason, 1);
     }
 
-    fn count_some(&self, reason: &'static str, count: usize) {
+    fn count_some(&self, reason: DropReason, count: usize) {
         let count = u64::try_from(count).unwrap_or(u64::MAX);
         if count > 0 {
             let network = self.scope.load().networks.first().copied();

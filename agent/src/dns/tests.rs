@@ -3,8 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
-    time::Duration,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{clients::BURST, *};
@@ -49,7 +48,7 @@ impl Bench {
         stream
     }
 
-    fn count(&self, reason: &str) -> u64 {
+    fn count(&self, reason: DropReason) -> u64 {
         let rows = self.names.drops().rows();
         rows.iter().filter(|(key, _)| key.reason == reason).map(|(_, count)| count).sum()
     }
@@ -95,7 +94,7 @@ fn who_lets_many_questions_wait_is_refused_alone() {
     let udp = bench.udp();
     let begun = Instant::now();
     let mut buffer = [0; 512];
-    while bench.count("dns_forwards_full") == 0 {
+    while bench.count(DropReason::DnsForwardsFull) == 0 {
         assert!(begun.elapsed() < PATIENCE);
         udp.send(MISSING).unwrap();
     }
@@ -127,7 +126,10 @@ fn both_transports_answer_and_bad_bytes_are_counted() {
     udp.send(QUESTION).unwrap();
     let len = udp.recv(&mut buffer).unwrap();
     assert!(is_good(&buffer[..len]), "{:?}", &buffer[..len]);
-    assert_eq!((bench.count("dns_malformed"), bench.count("dns_not_a_query")), (1, 1));
+    assert_eq!(
+        (bench.count(DropReason::DnsMalformed), bench.count(DropReason::DnsNotAQuery)),
+        (1, 1)
+    );
 
     // Several questions on one connection, also in one write.
     let mut tcp = bench.tcp();
@@ -154,7 +156,7 @@ fn who_asks_too_much_waits_and_is_counted() {
     let (mut asked, mut answered, mut refused) = (0, 0, 0);
     let begun = Instant::now();
     // Whoever asks too much is told.
-    while bench.count("dns_rate") == 0 || refused == 0 {
+    while bench.count(DropReason::DnsRate) == 0 || refused == 0 {
         assert!(begun.elapsed() < PATIENCE, "{asked} questions were all admitted");
         if udp.send(QUESTION).is_ok() {
             asked += 1;

@@ -28,8 +28,8 @@ use std::{
 use ring::digest::{SHA256, digest};
 use vxmesh_proto::{
     addr::MacAddr,
-    datapath::DropReason,
     wire::{ethernet, ipv6::link_local_of},
+    reason::DropReason,
 };
 
 use super::{

@@ -10,7 +10,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use vxmesh_proto::datapath::DropReason;
+use vxmesh_proto::reason::DropReason;
 
 pub use super::{
     closed::{Closed, Open},

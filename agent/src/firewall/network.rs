@@ -9,7 +9,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv6Net};
-use vxmesh_proto::datapath::DropReason;
+use vxmesh_proto::reason::DropReason;
 
 use super::{
     flows::Flow,

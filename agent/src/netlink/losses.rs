@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 
-use vxmesh_proto::addr::EndpointId;
+use vxmesh_proto::{addr::EndpointId, reason::DropReason};
 
 use super::{
     link::{Link, LinkError, Links},
@@ -23,8 +23,8 @@ use crate::gateway::uplink::INSIDE;
 /// What the kernel lost, and at whose interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Loss {
-    /// The counter's name.
-    pub reason: &'static str,
+    /// Its counter.
+    pub reason: DropReason,
     /// Whose cable it is, if it is an endpoint's.
     pub endpoint: Option<EndpointId>,
     /// How many frames.
@@ -68,13 +68,16 @@ impl Losses {
             let endpoint = link.alias.as_deref().and_then(|alias| alias.parse().ok());
             let both = more.0 + more.1;
             let found = match (link.name.as_str(), endpoint) {
-                (TAP, _) => [("tap_full", more.1), ("", 0)],
-                (NODE_PORT, _) => [("node_overrun", both), ("", 0)],
-                (INSIDE, _) => [("uplink_overrun", both), ("", 0)],
-                (_, Some(_)) => [("port_overrun", more.0), ("sandbox_overrun", more.1)],
+                (TAP, _) => [Some((DropReason::TapFull, more.1)), None],
+                (NODE_PORT, _) => [Some((DropReason::NodeOverrun, both)), None],
+                (INSIDE, _) => [Some((DropReason::UplinkOverrun, both)), None],
+                (_, Some(_)) => [
+                    Some((DropReason::PortOverrun, more.0)),
+                    Some((DropReason::SandboxOverrun, more.1)),
+                ],
                 (_, None) => continue,
             };
-            let found = found.into_iter().filter(|(_, count)| *count > 0);
+            let found = found.into_iter().flatten().filter(|(_, count)| *count > 0);
             all.extend(found.map(|(reason, count)| Loss { reason, endpoint, count }));
         }
         all

@@ -18,8 +18,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::DropReason;
 use crate::{
+    reason::DropReason,
     tables::{NetworkTable, Row},
     wire::{
         Arp, Ethernet, Fragment, ICMP, ICMPV6, IGMP, Ipv4, Ipv6, UDP, Upper, arp, ethernet,

@@ -12,8 +12,11 @@
 //! A packet that says CE outside and Not-ECT inside would have been dropped by the router that marked it, if that had seen the
 //! packet inside; so it is dropped here. A frame that is no IP packet (ARP) has no mark, and arrives whatever the outer header says.
 
-use super::{DropReason, segments::put};
-use crate::wire::{array, be16, checksum::Sum, ethernet};
+use super::segments::put;
+use crate::{
+    reason::DropReason,
+    wire::{array, be16, checksum::Sum, ethernet},
+};
 
 /// Where the bytes with version and class are: TOS in IPv4, the middle of the traffic class in IPv6.
 const IP: usize = ethernet::HEADER_LEN;

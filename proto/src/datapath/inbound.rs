@@ -8,9 +8,10 @@
 //! 6. Destination: a local endpoint, or a group. A frame from the mesh never goes back into it (split horizon). Where the network
 //!    keeps endpoints from each other, only from or to a node itself ([`super::isolation`]).
 
-use super::{DropReason, Verdict, claims, isolation};
+use super::{Verdict, claims, isolation};
 use crate::{
     addr::{MacAddr, NodeId, Vni},
+    reason::DropReason,
     tables::{NetworkTable, Place},
     wire::{ethernet, vxlan},
 };

@@ -9,8 +9,9 @@
 
 use std::net::IpAddr;
 
-use super::{DropReason, claims};
+use super::claims;
 use crate::{
+    reason::DropReason,
     tables::{NetworkTable, Row},
     wire::Ethernet,
 };
@@ -48,7 +49,8 @@ mod tests {
 
     use crate::{
         addr::MacAddr,
-        datapath::{DropReason, Scratch, SuperFrame, Verdict, inbound, outbound},
+        datapath::{Scratch, SuperFrame, Verdict, inbound, outbound},
+        reason::DropReason,
         tables::{
             NetworkSpec, NetworkTable, Place, TableUpdate,
             tests::{mac, node, now, row, spec},

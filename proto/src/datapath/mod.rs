@@ -18,7 +18,6 @@ mod judged;
 mod lanes;
 mod outbound;
 pub mod plain;
-mod reason;
 mod segments;
 mod superframe;
 mod too_big;
@@ -28,11 +27,10 @@ pub use inbound::{Inbound, inbound, inbound_vxlan};
 pub use judged::Judged;
 pub use lanes::{Lane, Lanes};
 pub use outbound::{Scratch, outbound};
-pub use reason::DropReason;
 pub use segments::Segments;
 pub use superframe::{Gso, GsoKind, PartialChecksum, SuperFrame};
 
-use crate::addr::NodeId;
+use crate::{addr::NodeId, reason::DropReason};
 
 /// The fate of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,12 +17,13 @@ use std::{
 };
 
 use super::{
-    DropReason, SuperFrame, Verdict,
+    SuperFrame, Verdict,
     claims::{self, Content},
     isolation, too_big,
 };
 use crate::{
     addr::MacAddr,
+    reason::DropReason,
     tables::{NetworkTable, Place, Row},
     wire::{
         Arp, Ethernet,

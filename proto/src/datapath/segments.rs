@@ -9,8 +9,11 @@
 //! UDP  : length, checksum
 //! ```
 
-use super::{DropReason, Gso, GsoKind, SuperFrame, ecn::Ecn, vnet};
-use crate::wire::{array, be16, checksum::Sum, ethernet, ipv6};
+use super::{Gso, GsoKind, SuperFrame, ecn::Ecn, vnet};
+use crate::{
+    reason::DropReason,
+    wire::{array, be16, checksum::Sum, ethernet, ipv6},
+};
 
 /// Packets of one frame: more than TCP makes of 64 KB with the smallest segments that can be asked for (`TCP_MIN_MSS`, 88).
 const MAX_PACKETS: usize = 2048;

@@ -3,8 +3,10 @@
 
 use etherparse::checksum::Sum16BitWords;
 
-use super::DropReason;
-use crate::wire::{ethernet, ipv4, ipv6};
+use crate::{
+    reason::DropReason,
+    wire::{ethernet, ipv4, ipv6},
+};
 
 /// What each packet of a super-frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -120,8 +120,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        datapath::{DropReason, SuperFrame, Verdict, outbound},
+        datapath::{SuperFrame, Verdict, outbound},
         limits::ICMP_BURST,
+        reason::DropReason,
         tables::{
             NetworkTable, Place, TableUpdate,
             tests::{mac, now, row, spec},

@@ -5,8 +5,11 @@
 //! flags 1 | gso type 1 | header length 2 | segment size 2 | checksum start 2 | checksum offset 2
 //! ```
 
-use super::{DropReason, Gso, GsoKind, PartialChecksum};
-use crate::wire::{Ethernet, Fragment, Ipv4, Ipv6, TCP, UDP, array, ethernet};
+use super::{Gso, GsoKind, PartialChecksum};
+use crate::{
+    reason::DropReason,
+    wire::{Ethernet, Fragment, Ipv4, Ipv6, TCP, UDP, array, ethernet},
+};
 
 /// Bytes of the header.
 pub const LEN: usize = 10;

@@ -18,7 +18,10 @@ use hickory_proto::{
 use ipnet::IpNet;
 
 use super::Found;
-use crate::limits::{DNS_QUERY_LEN, DNS_TTL, DNS_UDP_LEN};
+use crate::{
+    limits::{DNS_QUERY_LEN, DNS_TTL, DNS_UDP_LEN},
+    reason::DropReason,
+};
 
 /// What a reply without EDNS has room for over UDP (RFC 1035 section 4.2.1).
 const PLAIN_LEN: u16 = 512;
@@ -41,8 +44,8 @@ pub enum Transport {
 /// Why bytes are no question, and what the asker is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// The reason, as counters show it.
-    pub reason: &'static str,
+    /// The reason.
+    pub reason: DropReason,
     /// The reply, if the asker may have one.
     pub reply: Option<Vec<u8>>,
 }
@@ -99,37 +102,37 @@ impl Query {
     pub fn parse(bytes: &[u8], transport: Transport) -> Result<Self, Fault> {
         let silent = |reason| Fault { reason, reply: None };
         // The counts are looked at first: they say how much memory the rest would take.
-        let header =
-            Header::read(&mut BinDecoder::new(bytes)).map_err(|_short| silent("dns_malformed"))?;
+        let header = Header::read(&mut BinDecoder::new(bytes))
+            .map_err(|_short| silent(DropReason::DnsMalformed))?;
         if header.metadata.message_type == MessageType::Response {
-            return Err(silent("dns_not_a_query"));
+            return Err(silent(DropReason::DnsNotAQuery));
         }
         let refuse = |reason, code| Fault { reason, reply: error_reply(&header, code) };
         if header.metadata.op_code != OpCode::Query {
-            return Err(refuse("dns_not_a_query", ResponseCode::NotImp));
+            return Err(refuse(DropReason::DnsNotAQuery, ResponseCode::NotImp));
         }
         let counts = &header.counts;
         let only_a_question = counts.queries == 1 && counts.answers == 0 && counts.authorities == 0;
         if !only_a_question || counts.additionals > 2 || bytes.len() > DNS_QUERY_LEN {
-            return Err(refuse("dns_malformed", ResponseCode::FormErr));
+            return Err(refuse(DropReason::DnsMalformed, ResponseCode::FormErr));
         }
         // A name that points elsewhere would come back longer than it came, and there is nothing before it to point to.
         if !is_plain(bytes) {
-            return Err(refuse("dns_malformed", ResponseCode::FormErr));
+            return Err(refuse(DropReason::DnsMalformed, ResponseCode::FormErr));
         }
         let mut message = Message::from_vec(bytes)
-            .map_err(|_fault| refuse("dns_malformed", ResponseCode::FormErr))?;
+            .map_err(|_fault| refuse(DropReason::DnsMalformed, ResponseCode::FormErr))?;
         message.additionals.clear();
         message.signature = None;
         let question = message
             .queries
             .first()
             .cloned()
-            .ok_or_else(|| refuse("dns_malformed", ResponseCode::FormErr))?;
+            .ok_or_else(|| refuse(DropReason::DnsMalformed, ResponseCode::FormErr))?;
         let query = Self { message, question, transport };
         match query.unanswerable() {
             Some(code) => {
-                Err(Fault { reason: "dns_refused", reply: query.encode(query.bare(code)) })
+                Err(Fault { reason: DropReason::DnsRefused, reply: query.encode(query.bare(code)) })
             }
             None => Ok(query),
         }
@@ -234,7 +237,10 @@ impl Query {
 
     /// The reply to whoever asks for a name of others and wants nobody to be asked.
     pub(super) fn refusal(&self) -> Fault {
-        Fault { reason: "dns_refused", reply: self.encode(self.bare(ResponseCode::Refused)) }
+        Fault {
+            reason: DropReason::DnsRefused,
+            reply: self.encode(self.bare(ResponseCode::Refused)),
+        }
     }
 
     /// How its reply goes.

@@ -1,6 +1,10 @@
 //! What becomes of the addresses of a subnet, for people: [`Usage`].
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration, time::Instant};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use super::{
     Block, Pool,

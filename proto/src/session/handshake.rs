@@ -11,11 +11,10 @@ use super::{
     entry::Attempt,
     keypair::{Agreed, Keypair},
     noise::{Initiation, Opened, Suite, Terms, TransportKeys},
-    reason::SessionDrop,
     sessions::{SessionEvent, Sessions},
     wire::{FLAG_CONTROL, HEADER_LEN, Init, Response, SEAL_OVERHEAD, TAG_LEN},
 };
-use crate::addr::NodeId;
+use crate::{addr::NodeId, reason::DropReason};
 
 impl Sessions {
     /// Sends an initiation, in the place of one that is under way.
@@ -27,7 +26,7 @@ impl Sessions {
         self.report(SessionEvent::Failed { peer: id, reason });
     }
 
-    fn try_begin(&mut self, now: Instant, id: NodeId) -> Result<(), SessionDrop> {
+    fn try_begin(&mut self, now: Instant, id: NodeId) -> Result<(), DropReason> {
         self.abandon(id);
         let local = self.fresh_index()?;
         let retry_at = now + REKEY_TIMEOUT + self.jitter()?;
@@ -89,10 +88,10 @@ impl Sessions {
         now: Instant,
         from: SocketAddr,
         datagram: &[u8],
-    ) -> Result<(), SessionDrop> {
+    ) -> Result<(), DropReason> {
         let init = Init::parse(datagram, &self.mac)?;
-        let suite = Suite::from_number(init.suite).ok_or(SessionDrop::BadSuite)?;
-        let psk = self.config.psk(init.epoch).ok_or(SessionDrop::UnknownEpoch)?;
+        let suite = Suite::from_number(init.suite).ok_or(DropReason::BadSuite)?;
+        let psk = self.config.psk(init.epoch).ok_or(DropReason::UnknownEpoch)?;
         let terms = Terms {
             mesh: self.config.mesh,
             suite,
@@ -100,9 +99,9 @@ impl Sessions {
             static_private: &self.config.static_private,
         };
         let opened = Opened::open(&terms, init.noise, self.entropy.as_mut())?;
-        let id = *self.by_static.get(&opened.remote).ok_or(SessionDrop::UnknownPeer)?;
+        let id = *self.by_static.get(&opened.remote).ok_or(DropReason::UnknownPeer)?;
         if let Err(reason) = self.admit_init(now, id, suite, &opened) {
-            if reason == SessionDrop::ReplayedHandshake {
+            if reason == DropReason::ReplayedHandshake {
                 self.begin_instead(now, id, &opened);
             }
             return Err(reason);
@@ -110,7 +109,7 @@ impl Sessions {
         let local = self.fresh_index()?;
         let (keys, noise) = opened.respond()?;
         let key = self.keypair(now, id, suite, (false, local, init.sender), &keys)?;
-        let Some(entry) = self.entries.get_mut(&id) else { return Err(SessionDrop::UnknownPeer) };
+        let Some(entry) = self.entries.get_mut(&id) else { return Err(DropReason::UnknownPeer) };
         entry.set_next(key, from, &self.table);
         entry.peer.note_shaken(now);
         entry.heard();
@@ -128,18 +127,18 @@ impl Sessions {
         id: NodeId,
         suite: Suite,
         opened: &Opened,
-    ) -> Result<(), SessionDrop> {
-        let entry = self.entries.get_mut(&id).ok_or(SessionDrop::UnknownPeer)?;
+    ) -> Result<(), DropReason> {
+        let entry = self.entries.get_mut(&id).ok_or(DropReason::UnknownPeer)?;
         if suite != Suite::of(self.config.aes, entry.config.aes) {
-            return Err(SessionDrop::BadSuite);
+            return Err(DropReason::BadSuite);
         }
-        let (stamp, boot_id) = opened.payload.split_first_chunk().ok_or(SessionDrop::BadLength)?;
-        let boot_id: [u8; 8] = boot_id.try_into().map_err(|_length| SessionDrop::BadLength)?;
+        let (stamp, boot_id) = opened.payload.split_first_chunk().ok_or(DropReason::BadLength)?;
+        let boot_id: [u8; 8] = boot_id.try_into().map_err(|_length| DropReason::BadLength)?;
         if entry.greatest.is_some_and(|greatest| *stamp <= greatest) {
-            return Err(SessionDrop::ReplayedHandshake);
+            return Err(DropReason::ReplayedHandshake);
         }
         if entry.last_init.is_some_and(|last| now.saturating_duration_since(last) < INIT_INTERVAL) {
-            return Err(SessionDrop::HandshakeFlood);
+            return Err(DropReason::HandshakeFlood);
         }
         entry.greatest = Some(*stamp);
         entry.last_init = Some(now);
@@ -171,19 +170,19 @@ impl Sessions {
         now: Instant,
         from: SocketAddr,
         datagram: &[u8],
-    ) -> Result<(), SessionDrop> {
+    ) -> Result<(), DropReason> {
         let response = Response::parse(datagram, &self.mac)?;
-        let id = *self.pending.get(&response.receiver).ok_or(SessionDrop::UnknownIndex)?;
-        let entry = self.entries.get_mut(&id).ok_or(SessionDrop::UnknownIndex)?;
+        let id = *self.pending.get(&response.receiver).ok_or(DropReason::UnknownIndex)?;
+        let entry = self.entries.get_mut(&id).ok_or(DropReason::UnknownIndex)?;
         if entry.overtaken == Some(response.receiver) {
             return Ok(());
         }
-        let attempt = entry.attempt.as_mut().ok_or(SessionDrop::UnknownIndex)?;
+        let attempt = entry.attempt.as_mut().ok_or(DropReason::UnknownIndex)?;
         let keys = attempt.state.finish(response.noise)?;
         let (suite, local, begun) = (attempt.suite, attempt.local, attempt.begun);
         let key = self.keypair(now, id, suite, (true, local, response.sender), &keys)?;
         self.abandon(id);
-        let Some(entry) = self.entries.get_mut(&id) else { return Err(SessionDrop::UnknownIndex) };
+        let Some(entry) = self.entries.get_mut(&id) else { return Err(DropReason::UnknownIndex) };
         let wins = self.public < entry.config.noise_public;
         entry.finish_own(key, begun, wins, &self.table);
         entry.peer.roam(from);
@@ -235,7 +234,7 @@ impl Sessions {
                 lost += 1;
             }
         }
-        self.report_dropped(id, SessionDrop::NoSession, lost);
+        self.report_dropped(id, DropReason::NoSession, lost);
         some
     }
 
@@ -255,8 +254,8 @@ impl Sessions {
         key: &Keypair,
         flags: u16,
         payload: &[u8],
-    ) -> Result<(), SessionDrop> {
-        let to = key.peer().addr().ok_or(SessionDrop::NoSession)?;
+    ) -> Result<(), DropReason> {
+        let to = key.peer().addr().ok_or(DropReason::NoSession)?;
         let mut datagram = Vec::with_capacity(payload.len() + SEAL_OVERHEAD);
         datagram.extend([0; HEADER_LEN]);
         datagram.extend(payload);
@@ -264,7 +263,7 @@ impl Sessions {
         key.reserve(1)?.seal(flags, &mut datagram)?;
         let bytes = datagram.len() as u64;
         if !self.transmit(to, datagram) {
-            return Err(SessionDrop::NoSession);
+            return Err(DropReason::NoSession);
         }
         key.peer().note_sent(now, bytes, flags & FLAG_CONTROL == 0);
         Ok(())
@@ -277,14 +276,14 @@ impl Sessions {
         suite: Suite,
         (initiator, local, remote): (bool, u32, u32),
         keys: &TransportKeys,
-    ) -> Result<Arc<Keypair>, SessionDrop> {
-        let peer = self.peer(id).ok_or(SessionDrop::UnknownPeer)?;
+    ) -> Result<Arc<Keypair>, DropReason> {
+        let peer = self.peer(id).ok_or(DropReason::UnknownPeer)?;
         let limits = self.config.limits(suite);
         let agreed = Agreed { suite, limits, initiator, local, remote, created: now };
         Keypair::new(peer, &agreed, keys).map(Arc::new)
     }
 
-    fn jitter(&mut self) -> Result<Duration, SessionDrop> {
+    fn jitter(&mut self) -> Result<Duration, DropReason> {
         let mut bytes = [0; 4];
         self.entropy.fill(&mut bytes)?;
         let share = u64::from(u32::from_le_bytes(bytes));

@@ -24,10 +24,10 @@ use super::{
     REJECT_AFTER, REKEY_AFTER,
     noise::{Suite, TransportKeys},
     peer::Peer,
-    reason::SessionDrop,
     replay::{COUNTERS, ReplayWindow, Replayed},
     wire::{DataHeader, FLAG_SPARSE, HEADER_LEN, SEAL_OVERHEAD, TAG_LEN},
 };
+use crate::reason::DropReason;
 
 /// After how many packets a key is replaced, and refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,11 +114,11 @@ impl Keypair {
         peer: Arc<Peer>,
         agreed: &Agreed,
         keys: &TransportKeys,
-    ) -> Result<Self, SessionDrop> {
+    ) -> Result<Self, DropReason> {
         let key = |bytes: &[u8; 32]| {
             UnboundKey::new(agreed.suite.algorithm(), bytes)
                 .map(LessSafeKey::new)
-                .map_err(|_unspecified| SessionDrop::AuthFailed)
+                .map_err(|_unspecified| DropReason::AuthFailed)
         };
         Ok(Self {
             send: key(&keys.send)?,
@@ -141,7 +141,7 @@ impl Keypair {
     ///
     /// # Errors
     /// If the key has not that many left, or its peer was removed.
-    pub fn reserve(&self, count: u32) -> Result<Batch<'_>, SessionDrop> {
+    pub fn reserve(&self, count: u32) -> Result<Batch<'_>, DropReason> {
         self.check_open()?;
         let step = u64::from(count);
         let within =
@@ -149,7 +149,7 @@ impl Keypair {
         let next = self
             .counter
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, within)
-            .map_err(|_next| SessionDrop::KeyExpired)?;
+            .map_err(|_next| DropReason::KeyExpired)?;
         Ok(Batch { key: self, next, end: next.saturating_add(step) })
     }
 
@@ -157,27 +157,23 @@ impl Keypair {
     ///
     /// # Errors
     /// Why it is refused; the datagram's bytes are of no use then.
-    pub fn open<'a>(
-        &self,
-        now: Instant,
-        datagram: &'a mut [u8],
-    ) -> Result<Opened<'a>, SessionDrop> {
+    pub fn open<'a>(&self, now: Instant, datagram: &'a mut [u8]) -> Result<Opened<'a>, DropReason> {
         let header = DataHeader::parse(datagram)?;
         if header.receiver != self.local {
-            return Err(SessionDrop::UnknownIndex);
+            return Err(DropReason::UnknownIndex);
         }
         self.check_open()?;
         if self.age(now) >= REJECT_AFTER || header.counter >= self.limits.reject_after {
-            return Err(SessionDrop::KeyExpired);
+            return Err(DropReason::KeyExpired);
         }
         let (window, other) = self.windows(header.flags);
-        window.peek(header.counter).map_err(|Replayed| SessionDrop::Replay)?;
+        window.peek(header.counter).map_err(|Replayed| DropReason::Replay)?;
         let (aad, sealed) = datagram.split_at_mut(HEADER_LEN);
         let payload = self
             .receive
             .open_in_place(nonce(self.suite, header.counter), Aad::from(aad), sealed)
-            .map_err(|_unspecified| SessionDrop::AuthFailed)?;
-        let newest = window.commit(header.counter).map_err(|Replayed| SessionDrop::Replay)?
+            .map_err(|_unspecified| DropReason::AuthFailed)?;
+        let newest = window.commit(header.counter).map_err(|Replayed| DropReason::Replay)?
             && !other.is_past(header.counter);
         let confirms =
             !self.proven.load(Ordering::Relaxed) && !self.proven.swap(true, Ordering::AcqRel);
@@ -261,13 +257,13 @@ impl Keypair {
         if flags & FLAG_SPARSE == 0 { (bulk, sparse) } else { (sparse, bulk) }
     }
 
-    fn check_open(&self) -> Result<(), SessionDrop> {
-        if self.closed.load(Ordering::Acquire) { Err(SessionDrop::PeerRemoved) } else { Ok(()) }
+    fn check_open(&self) -> Result<(), DropReason> {
+        if self.closed.load(Ordering::Acquire) { Err(DropReason::PeerRemoved) } else { Ok(()) }
     }
 
-    fn seal(&self, counter: u64, flags: u16, datagram: &mut [u8]) -> Result<(), SessionDrop> {
+    fn seal(&self, counter: u64, flags: u16, datagram: &mut [u8]) -> Result<(), DropReason> {
         if datagram.len() < SEAL_OVERHEAD {
-            return Err(SessionDrop::BadLength);
+            return Err(DropReason::BadLength);
         }
         let header = DataHeader { flags, receiver: self.remote, counter }.to_bytes();
         let (head, body) = datagram.split_at_mut(HEADER_LEN);
@@ -276,7 +272,7 @@ impl Keypair {
         let tag = self
             .send
             .seal_in_place_separate_tag(nonce(self.suite, counter), Aad::from(&header), payload)
-            .map_err(|_unspecified| SessionDrop::BadLength)?;
+            .map_err(|_unspecified| DropReason::BadLength)?;
         tag_room.copy_from_slice(tag.as_ref());
         Ok(())
     }
@@ -299,10 +295,10 @@ impl Batch<'_> {
     ///
     /// # Errors
     /// If there is no room, the batch is used up, or the peer was removed.
-    pub fn seal(&mut self, flags: u16, datagram: &mut [u8]) -> Result<(), SessionDrop> {
+    pub fn seal(&mut self, flags: u16, datagram: &mut [u8]) -> Result<(), DropReason> {
         self.key.check_open()?;
         if self.next >= self.end {
-            return Err(SessionDrop::KeyExpired);
+            return Err(DropReason::KeyExpired);
         }
         let counter = self.next;
         self.next += 1;
@@ -474,10 +470,10 @@ mod tests {
             let opened = b.open(start, &mut datagram).unwrap();
             assert_eq!((opened.flags, &*opened.payload), (0x0102, payload));
             assert_eq!((opened.newest, opened.confirms), (true, counter == 0));
-            assert!(matches!(b.open(start, &mut again), Err(SessionDrop::Replay)));
+            assert!(matches!(b.open(start, &mut again), Err(DropReason::Replay)));
         }
-        assert_eq!(batch.seal(0, &mut room(b"")), Err(SessionDrop::KeyExpired));
-        assert_eq!(a.reserve(1).unwrap().seal(0, &mut [0; 31]), Err(SessionDrop::BadLength));
+        assert_eq!(batch.seal(0, &mut room(b"")), Err(DropReason::KeyExpired));
+        assert_eq!(a.reserve(1).unwrap().seal(0, &mut [0; 31]), Err(DropReason::BadLength));
     }
 
     /// A socket of 8 MiB holds more packets than these even if they come alone.
@@ -494,7 +490,7 @@ mod tests {
             if sparse {
                 let mut again = datagram.clone();
                 assert!(b.open(start, &mut datagram).unwrap().newest);
-                assert!(matches!(b.open(start, &mut again), Err(SessionDrop::Replay)));
+                assert!(matches!(b.open(start, &mut again), Err(DropReason::Replay)));
                 // The lane cannot be changed on the way, so nothing is accepted in both.
                 again[2] ^= FLAG_SPARSE.to_le_bytes()[0];
                 assert!(b.open(start, &mut again).is_err());
@@ -509,7 +505,7 @@ mod tests {
                 !newest,
                 "{at}: an address is believed of the newest packet of either lane only"
             );
-            assert!(matches!(b.open(start, &mut again), Err(SessionDrop::Replay)));
+            assert!(matches!(b.open(start, &mut again), Err(DropReason::Replay)));
         }
     }
 
@@ -526,7 +522,7 @@ mod tests {
         b.reserve(1).unwrap().seal(0, &mut datagram).unwrap();
         let mut late = datagram.clone();
         assert!(!a.open(at(164), &mut datagram).unwrap().refresh);
-        assert!(matches!(a.open(at(180), &mut late), Err(SessionDrop::KeyExpired)));
+        assert!(matches!(a.open(at(180), &mut late), Err(DropReason::KeyExpired)));
         b.reserve(1).unwrap().seal(0, &mut datagram).unwrap();
         assert!(a.open(at(165), &mut datagram).unwrap().refresh);
     }

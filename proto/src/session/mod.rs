@@ -18,7 +18,6 @@ mod handshake;
 mod keypair;
 pub mod noise;
 mod peer;
-mod reason;
 mod replay;
 mod sessions;
 mod stamp;
@@ -34,7 +33,6 @@ pub use self::{
     keypair::{Batch, KeyLimits, Keypair, Opened},
     noise::{Entropy, NoEntropy, Psk, Suite},
     peer::{Peer, PeerState},
-    reason::SessionDrop,
     replay::{COUNTERS, ReplayWindow, Replayed, WINDOW},
     sessions::{Config, PeerConfig, SessionEvent, Sessions, SetPeerError, Transmit},
     table::IndexTable,

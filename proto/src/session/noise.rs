@@ -23,11 +23,8 @@ use snow::{
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::{
-    reason::SessionDrop,
-    wire::{INIT_PAYLOAD, NOISE_1, NOISE_2},
-};
-use crate::addr::NodeId;
+use super::wire::{INIT_PAYLOAD, NOISE_1, NOISE_2};
+use crate::{addr::NodeId, reason::DropReason};
 
 /// Where random bytes come from.
 pub trait Entropy: Send {
@@ -42,7 +39,7 @@ pub trait Entropy: Send {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoEntropy;
 
-impl From<NoEntropy> for SessionDrop {
+impl From<NoEntropy> for DropReason {
     fn from(NoEntropy: NoEntropy) -> Self {
         Self::NoEntropy
     }
@@ -165,7 +162,7 @@ impl Terms<'_> {
         &self,
         remote: Option<&[u8; 32]>,
         entropy: &mut dyn Entropy,
-    ) -> Result<HandshakeState, SessionDrop> {
+    ) -> Result<HandshakeState, DropReason> {
         let mut ephemeral = Zeroizing::new([0; 32]);
         entropy.fill(ephemeral.as_mut())?;
         let prologue = self.prologue();
@@ -200,7 +197,7 @@ impl Initiation {
         remote: &[u8; 32],
         payload: &[u8; INIT_PAYLOAD],
         entropy: &mut dyn Entropy,
-    ) -> Result<(Self, [u8; NOISE_1]), SessionDrop> {
+    ) -> Result<(Self, [u8; NOISE_1]), DropReason> {
         let mut state = terms.build(Some(remote), entropy)?;
         let mut message = [0; NOISE_1];
         state.write_message(payload, &mut message).map_err(reason)?;
@@ -208,7 +205,7 @@ impl Initiation {
     }
 
     /// A forged response leaves the state as it was, so that the genuine one still finds it.
-    pub(super) fn finish(&mut self, message: &[u8; NOISE_2]) -> Result<TransportKeys, SessionDrop> {
+    pub(super) fn finish(&mut self, message: &[u8; NOISE_2]) -> Result<TransportKeys, DropReason> {
         self.0.read_message(message, &mut []).map_err(reason)?;
         let (mut send, mut receive) = self.0.dangerously_get_raw_split();
         let keys = TransportKeys { send, receive };
@@ -230,18 +227,18 @@ impl Opened {
         terms: &Terms<'_>,
         message: &[u8; NOISE_1],
         entropy: &mut dyn Entropy,
-    ) -> Result<Self, SessionDrop> {
+    ) -> Result<Self, DropReason> {
         let mut state = terms.build(None, entropy)?;
         let mut payload = [0; INIT_PAYLOAD];
         state.read_message(message, &mut payload).map_err(reason)?;
         let remote = state
             .get_remote_static()
             .and_then(|remote| remote.try_into().ok())
-            .ok_or(SessionDrop::AuthFailed)?;
+            .ok_or(DropReason::AuthFailed)?;
         Ok(Self { state, remote, payload })
     }
 
-    pub(super) fn respond(mut self) -> Result<(TransportKeys, [u8; NOISE_2]), SessionDrop> {
+    pub(super) fn respond(mut self) -> Result<(TransportKeys, [u8; NOISE_2]), DropReason> {
         let mut message = [0; NOISE_2];
         self.state.write_message(&[], &mut message).map_err(reason)?;
         let (mut receive, mut send) = self.state.dangerously_get_raw_split();
@@ -252,11 +249,11 @@ impl Opened {
     }
 }
 
-fn reason(error: snow::Error) -> SessionDrop {
+fn reason(error: snow::Error) -> DropReason {
     match error {
-        snow::Error::Dh => SessionDrop::ZeroDh,
-        snow::Error::Rng => SessionDrop::NoEntropy,
-        _ => SessionDrop::AuthFailed,
+        snow::Error::Dh => DropReason::ZeroDh,
+        snow::Error::Rng => DropReason::NoEntropy,
+        _ => DropReason::AuthFailed,
     }
 }
 

@@ -16,8 +16,8 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 
-use super::{keypair::Keypair, noise::Suite, reason::SessionDrop};
-use crate::{addr::NodeId, limits::STAGED_FRAMES};
+use super::{keypair::Keypair, noise::Suite};
+use crate::{addr::NodeId, limits::STAGED_FRAMES, reason::DropReason};
 
 /// How it stands with a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,10 +127,10 @@ impl Peer {
     ///
     /// # Errors
     /// One frame is lost and to be counted: this one if the peer was removed, else the oldest that waited.
-    pub fn stage(&self, payload: Vec<u8>) -> Result<(), SessionDrop> {
+    pub fn stage(&self, payload: Vec<u8>) -> Result<(), DropReason> {
         let mut staged = self.staged();
         if self.removed.load(Ordering::Acquire) {
-            return Err(SessionDrop::PeerRemoved);
+            return Err(DropReason::PeerRemoved);
         }
         let full = staged.payloads.len() >= STAGED_FRAMES;
         if full {
@@ -138,7 +138,7 @@ impl Peer {
             staged.late = staged.late.saturating_sub(1);
         }
         staged.payloads.push_back(payload);
-        if full { Err(SessionDrop::NoSession) } else { Ok(()) }
+        if full { Err(DropReason::NoSession) } else { Ok(()) }
     }
 
     /// Whether the caller is the one to tell the sessions' owner that a key is wanted (`Sessions::handle_wanted`);

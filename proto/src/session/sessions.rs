@@ -19,7 +19,6 @@ use super::{
     keypair::KeyLimits,
     noise::{self, Entropy, Psk, Suite},
     peer::Peer,
-    reason::SessionDrop,
     stamp::{Stamp, Stamper},
     table::IndexTable,
     wire::{Kind, MacKey},
@@ -27,6 +26,7 @@ use super::{
 use crate::{
     addr::NodeId,
     limits::{SESSION_EVENTS, SESSION_PEERS, SESSION_STAMPS, SESSION_TRANSMITS},
+    reason::DropReason,
 };
 
 /// What a node brings to its sessions.
@@ -136,14 +136,14 @@ pub enum SessionEvent {
         /// With whom.
         peer: NodeId,
         /// Why.
-        reason: SessionDrop,
+        reason: DropReason,
     },
     /// Frames that waited for a key are lost and to be counted.
     Dropped {
         /// For whom they were.
         peer: NodeId,
         /// Why.
-        reason: SessionDrop,
+        reason: DropReason,
         /// How many.
         count: usize,
     },
@@ -264,7 +264,7 @@ impl Sessions {
         {
             self.timers.remove(&(deadline, id));
         }
-        self.report_dropped(id, SessionDrop::PeerRemoved, count);
+        self.report_dropped(id, DropReason::PeerRemoved, count);
     }
 
     /// The mesh secret was rotated: sessions go on, new handshakes use the new one.
@@ -282,12 +282,12 @@ impl Sessions {
         now: Instant,
         from: SocketAddr,
         datagram: &[u8],
-    ) -> Result<(), SessionDrop> {
+    ) -> Result<(), DropReason> {
         match Kind::of(datagram)? {
             Kind::Init => self.handle_init(now, from, datagram),
             Kind::Response => self.handle_response(now, from, datagram),
-            Kind::Cookie => Err(SessionDrop::UnsolicitedCookie),
-            Kind::Data => Err(SessionDrop::BadType),
+            Kind::Cookie => Err(DropReason::UnsolicitedCookie),
+            Kind::Data => Err(DropReason::BadType),
         }
     }
 
@@ -323,14 +323,14 @@ impl Sessions {
         self.events.push_back(event);
     }
 
-    pub(super) fn report_dropped(&mut self, peer: NodeId, reason: SessionDrop, count: usize) {
+    pub(super) fn report_dropped(&mut self, peer: NodeId, reason: DropReason, count: usize) {
         if count > 0 {
             self.report(SessionEvent::Dropped { peer, reason, count });
         }
     }
 
     /// A random index that no other handshake or key has.
-    pub(super) fn fresh_index(&mut self) -> Result<u32, SessionDrop> {
+    pub(super) fn fresh_index(&mut self) -> Result<u32, DropReason> {
         loop {
             let mut bytes = [0; 4];
             self.entropy.fill(&mut bytes)?;

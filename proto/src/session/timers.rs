@@ -8,10 +8,9 @@ use std::time::Instant;
 use super::{
     ERASE_AFTER, KEEPALIVE, MAX_TRIES, REJECT_AFTER, REKEY_TIMEOUT,
     entry::Entry,
-    reason::SessionDrop,
     sessions::{SessionEvent, Sessions},
 };
-use crate::addr::NodeId;
+use crate::{addr::NodeId, reason::DropReason};
 
 impl Sessions {
     /// A worker found no usable key, or one that is due to be replaced.
@@ -126,14 +125,14 @@ impl Sessions {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         if entry.tries < MAX_TRIES {
             let late = entry.peer.expire_staged();
-            self.report_dropped(id, SessionDrop::NoSession, late);
+            self.report_dropped(id, DropReason::NoSession, late);
             self.begin(now, id);
             return;
         }
         entry.back_off(now);
         let lost = entry.peer.take_staged().len();
         self.abandon(id);
-        self.report_dropped(id, SessionDrop::NoSession, lost);
+        self.report_dropped(id, DropReason::NoSession, lost);
         self.report(SessionEvent::Unreachable { peer: id });
     }
 

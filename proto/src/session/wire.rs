@@ -15,7 +15,7 @@ use blake2::{
 };
 use subtle::ConstantTimeEq;
 
-use super::reason::SessionDrop;
+use crate::reason::DropReason;
 
 /// The version of everything on the data port.
 pub const WIRE_VERSION: u8 = 1;
@@ -81,19 +81,19 @@ impl Kind {
     ///
     /// # Errors
     /// Why it is none of ours.
-    pub fn of(datagram: &[u8]) -> Result<Self, SessionDrop> {
-        let (&[number, version], _) = datagram.split_first_chunk().ok_or(SessionDrop::BadLength)?;
+    pub fn of(datagram: &[u8]) -> Result<Self, DropReason> {
+        let (&[number, version], _) = datagram.split_first_chunk().ok_or(DropReason::BadLength)?;
         let (kind, fits) = match number {
             1 => (Self::Init, datagram.len() == INIT_LEN),
             2 => (Self::Response, datagram.len() == RESPONSE_LEN),
             3 => (Self::Cookie, datagram.len() == COOKIE_LEN),
             4 => (Self::Data, datagram.len() >= SEAL_OVERHEAD),
-            _ => return Err(SessionDrop::BadType),
+            _ => return Err(DropReason::BadType),
         };
         if version != WIRE_VERSION {
-            return Err(SessionDrop::BadVersion);
+            return Err(DropReason::BadVersion);
         }
-        if fits { Ok(kind) } else { Err(SessionDrop::BadLength) }
+        if fits { Ok(kind) } else { Err(DropReason::BadLength) }
     }
 }
 
@@ -113,9 +113,9 @@ impl DataHeader {
     ///
     /// # Errors
     /// If `datagram` is no data message.
-    pub fn parse(datagram: &[u8]) -> Result<Self, SessionDrop> {
+    pub fn parse(datagram: &[u8]) -> Result<Self, DropReason> {
         if Kind::of(datagram)? != Kind::Data {
-            return Err(SessionDrop::BadType);
+            return Err(DropReason::BadType);
         }
         let mut rest = Reader(datagram.get(2..).unwrap_or_default());
         Ok(Self {
@@ -145,7 +145,7 @@ pub(super) struct Init<'a> {
 }
 
 impl<'a> Init<'a> {
-    pub(super) fn parse(datagram: &'a [u8], own: &MacKey) -> Result<Self, SessionDrop> {
+    pub(super) fn parse(datagram: &'a [u8], own: &MacKey) -> Result<Self, DropReason> {
         let mut rest = Reader(own.check(datagram)?);
         rest.take::<2>()?;
         let [suite] = *rest.take()?;
@@ -172,7 +172,7 @@ pub(super) struct Response<'a> {
 }
 
 impl<'a> Response<'a> {
-    pub(super) fn parse(datagram: &'a [u8], own: &MacKey) -> Result<Self, SessionDrop> {
+    pub(super) fn parse(datagram: &'a [u8], own: &MacKey) -> Result<Self, DropReason> {
         let mut rest = Reader(own.check(datagram)?);
         rest.take::<2>()?;
         let sender = u32::from_le_bytes(*rest.take()?);
@@ -206,21 +206,21 @@ impl MacKey {
         )
     }
 
-    fn mac1(&self, message: &[u8]) -> Result<[u8; MAC_LEN], SessionDrop> {
+    fn mac1(&self, message: &[u8]) -> Result<[u8; MAC_LEN], DropReason> {
         let mac =
-            Blake2sMac::<U16>::new_from_slice(&self.0).map_err(|_length| SessionDrop::BadMac1)?;
+            Blake2sMac::<U16>::new_from_slice(&self.0).map_err(|_length| DropReason::BadMac1)?;
         Ok(mac.chain(message).finalize_fixed().into())
     }
 
     /// The message before its macs, if they are right.
-    fn check<'a>(&self, datagram: &'a [u8]) -> Result<&'a [u8], SessionDrop> {
-        let (rest, mac2) = datagram.split_last_chunk::<MAC_LEN>().ok_or(SessionDrop::BadLength)?;
-        let (message, mac1) = rest.split_last_chunk::<MAC_LEN>().ok_or(SessionDrop::BadLength)?;
+    fn check<'a>(&self, datagram: &'a [u8]) -> Result<&'a [u8], DropReason> {
+        let (rest, mac2) = datagram.split_last_chunk::<MAC_LEN>().ok_or(DropReason::BadLength)?;
+        let (message, mac1) = rest.split_last_chunk::<MAC_LEN>().ok_or(DropReason::BadLength)?;
         if !bool::from(self.mac1(message)?.ct_eq(mac1)) {
-            return Err(SessionDrop::BadMac1);
+            return Err(DropReason::BadMac1);
         }
         if *mac2 != [0; MAC_LEN] {
-            return Err(SessionDrop::BadMac2);
+            return Err(DropReason::BadMac2);
         }
         Ok(message)
     }
@@ -245,8 +245,8 @@ pub(super) fn remac(message: &mut Vec<u8>, receiver_public: &[u8; 32]) {
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn take<const N: usize>(&mut self) -> Result<&'a [u8; N], SessionDrop> {
-        let (field, rest) = self.0.split_first_chunk().ok_or(SessionDrop::BadLength)?;
+    fn take<const N: usize>(&mut self) -> Result<&'a [u8; N], DropReason> {
+        let (field, rest) = self.0.split_first_chunk().ok_or(DropReason::BadLength)?;
         self.0 = rest;
         Ok(field)
     }
@@ -273,17 +273,17 @@ mod tests {
         };
         let cases = [
             (message(1, 1, INIT_LEN), Ok(Kind::Init)),
-            (message(1, 1, INIT_LEN + 1), Err(SessionDrop::BadLength)),
+            (message(1, 1, INIT_LEN + 1), Err(DropReason::BadLength)),
             (message(2, 1, RESPONSE_LEN), Ok(Kind::Response)),
-            (message(2, 1, RESPONSE_LEN - 1), Err(SessionDrop::BadLength)),
+            (message(2, 1, RESPONSE_LEN - 1), Err(DropReason::BadLength)),
             (message(3, 1, COOKIE_LEN), Ok(Kind::Cookie)),
             (message(4, 1, SEAL_OVERHEAD), Ok(Kind::Data)),
-            (message(4, 1, SEAL_OVERHEAD - 1), Err(SessionDrop::BadLength)),
-            (message(4, 2, SEAL_OVERHEAD), Err(SessionDrop::BadVersion)),
-            (message(0, 1, 100), Err(SessionDrop::BadType)),
-            (message(5, 1, 100), Err(SessionDrop::BadType)),
-            (vec![4], Err(SessionDrop::BadLength)),
-            (vec![], Err(SessionDrop::BadLength)),
+            (message(4, 1, SEAL_OVERHEAD - 1), Err(DropReason::BadLength)),
+            (message(4, 2, SEAL_OVERHEAD), Err(DropReason::BadVersion)),
+            (message(0, 1, 100), Err(DropReason::BadType)),
+            (message(5, 1, 100), Err(DropReason::BadType)),
+            (vec![4], Err(DropReason::BadLength)),
+            (vec![], Err(DropReason::BadLength)),
         ];
         for (bytes, expected) in cases {
             assert_eq!(Kind::of(&bytes), expected, "{:?}", bytes.get(..2));
@@ -305,12 +305,12 @@ mod tests {
         assert_eq!(bytes.len(), INIT_LEN);
         let parsed = Init::parse(&bytes, &key).unwrap_or_else(|reason| panic!("{reason}"));
         assert_eq!((parsed.suite, parsed.epoch, parsed.sender), (2, 0x1234, 9));
-        assert!(matches!(Init::parse(&bytes, &MacKey::of(&[8; 32])), Err(SessionDrop::BadMac1)));
+        assert!(matches!(Init::parse(&bytes, &MacKey::of(&[8; 32])), Err(DropReason::BadMac1)));
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[at] ^= 1;
             let expected =
-                if at < INIT_LEN - 16 { SessionDrop::BadMac1 } else { SessionDrop::BadMac2 };
+                if at < INIT_LEN - 16 { DropReason::BadMac1 } else { DropReason::BadMac2 };
             assert!(matches!(Init::parse(&bad, &key), Err(reason) if reason == expected), "{at}");
         }
     }

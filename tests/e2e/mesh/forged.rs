@@ -10,9 +10,9 @@ use anyhow::{Context, Result, ensure};
 use etherparse::PacketBuilder;
 use vxmesh::api::{Network, Node, Peer, Status};
 use vxmesh_proto::{
-    session::{
-        SessionDrop,
-        wire::{COOKIE_LEN, DataHeader, HEADER_LEN, INIT_LEN, Kind, RESPONSE_LEN, SEAL_OVERHEAD},
+    reason::DropReason,
+    session::wire::{
+        COOKIE_LEN, DataHeader, HEADER_LEN, INIT_LEN, Kind, RESPONSE_LEN, SEAL_OVERHEAD,
     },
     wire::vxlan,
 };
@@ -71,23 +71,23 @@ fn plain_vxlan(network: &Network) -> Result<Vec<u8>> {
 }
 
 /// Every message type with garbage inside, a plain frame, and bytes of every kind; each with the reason to drop it.
-fn forged(network: &Network) -> Result<Vec<(SessionDrop, Vec<u8>)>> {
+fn forged(network: &Network) -> Result<Vec<(DropReason, Vec<u8>)>> {
     let mut all = vec![
-        (SessionDrop::BadLength, vec![]),
-        (SessionDrop::BadLength, vec![4]),
-        (SessionDrop::BadType, message(0, 1, 100)),
-        (SessionDrop::BadType, message(5, 1, 100)),
-        (SessionDrop::BadMac1, message(1, 1, INIT_LEN)),
-        (SessionDrop::BadVersion, message(1, 2, INIT_LEN)),
-        (SessionDrop::BadLength, message(1, 1, INIT_LEN - 1)),
-        (SessionDrop::BadMac1, message(2, 1, RESPONSE_LEN)),
-        (SessionDrop::BadLength, message(2, 1, RESPONSE_LEN + 1)),
-        (SessionDrop::UnsolicitedCookie, message(3, 1, COOKIE_LEN)),
-        (SessionDrop::UnknownIndex, message(4, 1, 1400)),
-        (SessionDrop::UnknownIndex, message(4, 1, SEAL_OVERHEAD)),
-        (SessionDrop::BadLength, message(4, 1, SEAL_OVERHEAD - 1)),
-        (SessionDrop::BadVersion, message(4, 0, 100)),
-        (SessionDrop::BadType, plain_vxlan(network)?),
+        (DropReason::BadLength, vec![]),
+        (DropReason::BadLength, vec![4]),
+        (DropReason::BadType, message(0, 1, 100)),
+        (DropReason::BadType, message(5, 1, 100)),
+        (DropReason::BadMac1, message(1, 1, INIT_LEN)),
+        (DropReason::BadVersion, message(1, 2, INIT_LEN)),
+        (DropReason::BadLength, message(1, 1, INIT_LEN - 1)),
+        (DropReason::BadMac1, message(2, 1, RESPONSE_LEN)),
+        (DropReason::BadLength, message(2, 1, RESPONSE_LEN + 1)),
+        (DropReason::UnsolicitedCookie, message(3, 1, COOKIE_LEN)),
+        (DropReason::UnknownIndex, message(4, 1, 1400)),
+        (DropReason::UnknownIndex, message(4, 1, SEAL_OVERHEAD)),
+        (DropReason::BadLength, message(4, 1, SEAL_OVERHEAD - 1)),
+        (DropReason::BadVersion, message(4, 0, 100)),
+        (DropReason::BadType, plain_vxlan(network)?),
     ];
     // The bytes of a linear congruential generator: different lengths and types, the same in each run.
     let mut state = 0x2545_f491_u32;
@@ -100,9 +100,9 @@ fn forged(network: &Network) -> Result<Vec<(SessionDrop, Vec<u8>)>> {
         let bytes: Vec<u8> = (0..len).map(|_| next()).collect();
         let reason = match Kind::of(&bytes) {
             Err(reason) => reason,
-            Ok(Kind::Data) => SessionDrop::UnknownIndex,
-            Ok(Kind::Cookie) => SessionDrop::UnsolicitedCookie,
-            Ok(Kind::Init | Kind::Response) => SessionDrop::BadMac1,
+            Ok(Kind::Data) => DropReason::UnknownIndex,
+            Ok(Kind::Cookie) => DropReason::UnsolicitedCookie,
+            Ok(Kind::Init | Kind::Response) => DropReason::BadMac1,
         };
         all.push((reason, bytes));
     }
@@ -124,7 +124,7 @@ fn counts(lab: &Lab, host: &str) -> Result<BTreeMap<String, u64>> {
 fn counts_more(
     lab: &Lab,
     host: &str,
-    reasons: &[SessionDrop],
+    reasons: &[DropReason],
     deed: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let mut expected = counts(lab, host)?;
@@ -250,7 +250,7 @@ fn replay_data(lab: &Lab, recorded: &[Datagram<'_>], (from, to): (u8, u8)) -> Re
     let of_them = recorded.iter().filter(|it| (it.from, it.to, it.kind) == (from, to, Kind::Data));
     let sealed: Vec<_> = of_them.collect();
     ensure!(sealed.len() >= 5, "only {} sealed datagrams were recorded", sealed.len());
-    let (host, reasons) = (format!("h{to}"), vec![SessionDrop::Replay; sealed.len()]);
+    let (host, reasons) = (format!("h{to}"), vec![DropReason::Replay; sealed.len()]);
     // With the address of their sender, from the middle of the underlay.
     let frames: Vec<_> = sealed.iter().map(|it| it.with(&it.payload())).collect();
     counts_more(lab, &host, &reasons, || send_frames(&lab.wire()?, "wire", &frames))?;
@@ -269,8 +269,8 @@ fn replay_handshakes(lab: &Lab, recorded: &[Datagram<'_>]) -> Result<()> {
     let mut seen = 0;
     for it in recorded {
         let reason = match it.kind {
-            Kind::Init => SessionDrop::ReplayedHandshake,
-            Kind::Response => SessionDrop::UnknownIndex,
+            Kind::Init => DropReason::ReplayedHandshake,
+            Kind::Response => DropReason::UnknownIndex,
             Kind::Cookie | Kind::Data => continue,
         };
         seen += 1;
@@ -300,11 +300,11 @@ fn tamper(lab: &Lab, recorded: &[Datagram<'_>]) -> Result<()> {
     };
     let other = DataHeader { receiver: !header.receiver, ..header };
     let cases = [
-        (SessionDrop::AuthFailed, with(later, None)),
-        (SessionDrop::AuthFailed, with(later, Some(HEADER_LEN))),
-        (SessionDrop::AuthFailed, with(later, Some(original.len() - 1))),
-        (SessionDrop::AuthFailed, with(DataHeader { flags: 1, ..later }, None)),
-        (SessionDrop::UnknownIndex, with(other, None)),
+        (DropReason::AuthFailed, with(later, None)),
+        (DropReason::AuthFailed, with(later, Some(HEADER_LEN))),
+        (DropReason::AuthFailed, with(later, Some(original.len() - 1))),
+        (DropReason::AuthFailed, with(DataHeader { flags: 1, ..later }, None)),
+        (DropReason::UnknownIndex, with(other, None)),
     ];
     for (reason, frame) in cases {
         counts_more(lab, "h2", &[reason], || send_frames(&lab.wire()?, "wire", &[frame]))?;
@@ -332,8 +332,8 @@ fn after_leaving(
     let from_it = recorded.iter().filter(|it| (it.from, it.to) == (2, 1));
     for it in from_it {
         let reason = match it.kind {
-            Kind::Init => SessionDrop::UnknownPeer,
-            Kind::Response | Kind::Data => SessionDrop::UnknownIndex,
+            Kind::Init => DropReason::UnknownPeer,
+            Kind::Response | Kind::Data => DropReason::UnknownIndex,
             Kind::Cookie => continue,
         };
         let frame = it.with(&it.payload());

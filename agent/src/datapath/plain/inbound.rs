@@ -20,11 +20,12 @@ use nix::{
 use vxmesh_proto::{
     addr::Vni,
     datapath::{
-        DropReason, Scratch, Segments, SuperFrame, Verdict,
+        Scratch, Segments, SuperFrame, Verdict,
         coalesce::Coalescer,
         ecn::{self, Ecn},
         plain::{finish_received, plain_inbound, tell_station, undone},
     },
+    reason::DropReason,
     wire::vxlan,
 };
 
@@ -121,7 +122,7 @@ impl Taker<'_> {
     fn datagram(&mut self, from: IpAddr, outer: Ecn, arena: &mut [u8], at: Range<usize>) {
         let drops = &self.shared.drops;
         let Ok((vni, frame)) = vxlan::decap(arena.get_mut(at.clone()).unwrap_or_default()) else {
-            return drops.unknown(DropReason::MalformedVxlan.as_str());
+            return drops.unknown(DropReason::MalformedVxlan);
         };
         let Some(port) = self.ports.get(&vni) else {
             return self.strange(vni);
@@ -196,6 +197,6 @@ impl Taker<'_> {
     fn strange(&self, vni: Vni) {
         let network = self.shared.sealed.load().get(&vni).copied();
         let reason = if network.is_some() { DropReason::SealedVni } else { DropReason::VniUnknown };
-        self.shared.drops.add(DropKey::of(reason.as_str()).in_network(network), 1);
+        self.shared.drops.add(DropKey::of(reason).in_network(network), 1);
     }
 }

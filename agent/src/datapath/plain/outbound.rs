@@ -16,12 +16,13 @@ use std::{
 use nix::errno::Errno;
 use vxmesh_proto::{
     datapath::{
-        DropReason, Scratch, Segments, SuperFrame,
+        Scratch, Segments, SuperFrame,
         ecn::Ecn,
         plain::{PlainVerdict, flow_hash, plain_outbound},
         vnet::Offload,
     },
     limits::PLAIN_PORT,
+    reason::DropReason,
     wire::vxlan,
 };
 

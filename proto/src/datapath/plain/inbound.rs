@@ -15,9 +15,8 @@ use std::{net::IpAddr, time::Instant};
 use super::{PlainTable, Vtep};
 use crate::{
     addr::NodeId,
-    datapath::{
-        DropReason, Scratch, SuperFrame, Verdict, claims, inbound, inbound::destination, too_big,
-    },
+    datapath::{Scratch, SuperFrame, Verdict, claims, inbound, inbound::destination, too_big},
+    reason::DropReason,
     tables::Place,
     wire::{Ethernet, ethernet},
 };

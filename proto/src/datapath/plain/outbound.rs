@@ -13,7 +13,8 @@ use std::{net::IpAddr, time::Instant};
 use super::{PlainTable, Vtep};
 use crate::{
     addr::NodeId,
-    datapath::{DropReason, Scratch, SuperFrame, Verdict, claims, outbound, outbound::finish},
+    datapath::{Scratch, SuperFrame, Verdict, claims, outbound, outbound::finish},
+    reason::DropReason,
     wire::ethernet,
 };
 

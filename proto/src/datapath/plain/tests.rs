@@ -10,11 +10,11 @@ use super::*;
 use crate::{
     addr::MacAddr,
     datapath::{
-        DropReason, Gso, GsoKind, PartialChecksum, Scratch, Segments, SuperFrame, Verdict,
-        vnet::Offload,
+        Gso, GsoKind, PartialChecksum, Scratch, Segments, SuperFrame, Verdict, vnet::Offload,
     },
     limits::{FLOOD_ENDPOINT_BURST, LEARNED_AGE, LEARNED_STATIONS},
     object::{Network, Subnet},
+    reason::DropReason,
     tables::{
         Place, Row,
         tests::{ip, mac, node, now, row, spec},

@@ -9,6 +9,7 @@ use super::{
     },
     world::{Link, World, addr, id, private},
 };
+use crate::reason::DropReason;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -97,15 +98,15 @@ fn replayed_handshakes_are_refused_now_and_later() {
     for pause in [0, 1, 60, 180] {
         world.run(SECOND * pause);
         let result = world.deliver(addr(0), 1, init.clone());
-        assert_eq!(result, Err(SessionDrop::ReplayedHandshake));
-        assert_eq!(world.deliver(addr(1), 0, response.clone()), Err(SessionDrop::UnknownIndex));
+        assert_eq!(result, Err(DropReason::ReplayedHandshake));
+        assert_eq!(world.deliver(addr(1), 0, response.clone()), Err(DropReason::UnknownIndex));
     }
     // Removing a peer and setting it again does not open the door.
     world.nodes[1].sessions.remove_peer(id(0));
-    assert_eq!(world.deliver(addr(0), 1, init.clone()), Err(SessionDrop::UnknownPeer));
+    assert_eq!(world.deliver(addr(0), 1, init.clone()), Err(DropReason::UnknownPeer));
     let (now, config) = (world.now, world.peer_config(0));
     world.nodes[1].sessions.set_peer(now, config).unwrap();
-    assert_eq!(world.deliver(addr(0), 1, init), Err(SessionDrop::ReplayedHandshake));
+    assert_eq!(world.deliver(addr(0), 1, init), Err(DropReason::ReplayedHandshake));
     assert_eq!(world.nodes[1].table.len(), 0);
 }
 
@@ -142,7 +143,7 @@ fn initiations_of_an_earlier_life_are_answered_by_few_of_ours() {
     let (sent, start) = (world.nodes[1].inits_sent, world.now);
     while world.now < start + SECOND * 20 {
         let result = world.deliver(addr(9), 1, init.clone());
-        assert_eq!(result, Err(SessionDrop::ReplayedHandshake));
+        assert_eq!(result, Err(DropReason::ReplayedHandshake));
         world.run(SECOND / 10);
     }
     assert!(world.nodes[1].inits_sent - sent <= 4, "{}", world.nodes[1].inits_sent - sent);
@@ -190,7 +191,7 @@ fn a_forged_counter_moves_no_window() {
         let mut forged = DataHeader { flags: 0, receiver, counter }.to_bytes().to_vec();
         forged.extend([0x5a; 64]);
         let expected =
-            if counter < 1 << 28 { SessionDrop::AuthFailed } else { SessionDrop::KeyExpired };
+            if counter < 1 << 28 { DropReason::AuthFailed } else { DropReason::KeyExpired };
         assert_eq!(world.deliver(addr(0), 1, forged), Err(expected));
     }
     world.nodes[1].inbox.clear();
@@ -214,7 +215,7 @@ fn points_of_low_order_are_refused_everywhere() {
         world.send(0, 1, b"hello");
         let ((_, _), (_, _, mut init)) = world.flying.pop_first().unwrap();
         init[9..41].copy_from_slice(&point);
-        assert_eq!(world.deliver(addr(0), 1, with_mac1(init, 1)), Err(SessionDrop::ZeroDh));
+        assert_eq!(world.deliver(addr(0), 1, with_mac1(init, 1)), Err(DropReason::ZeroDh));
         // As the ephemeral key of a response.
         world.run(SECOND * 6);
         let mut world = World::new(2, Link::GOOD, 27);
@@ -222,7 +223,7 @@ fn points_of_low_order_are_refused_everywhere() {
         world.run(Duration::from_millis(1));
         let ((_, _), (_, _, mut response)) = world.flying.pop_first().unwrap();
         response[10..42].copy_from_slice(&point);
-        assert_eq!(world.deliver(addr(1), 0, with_mac1(response, 0)), Err(SessionDrop::ZeroDh));
+        assert_eq!(world.deliver(addr(1), 0, with_mac1(response, 0)), Err(DropReason::ZeroDh));
         assert!(world.flying.is_empty());
     }
 }
@@ -260,7 +261,7 @@ fn strangers_leave_no_state() {
     world.nodes[1].sessions.remove_peer(id(2));
     world.send(2, 1, b"let me in");
     world.run(SECOND * 200);
-    assert!(world.dropped(1, SessionDrop::UnknownPeer) >= 18);
+    assert!(world.dropped(1, DropReason::UnknownPeer) >= 18);
     assert_eq!(world.nodes[1].table.len(), 0);
     assert!(world.wiretap.iter().all(|(from, to, _)| (*from, *to) != (1, 2)), "no answer");
 }
@@ -274,14 +275,14 @@ fn a_wrong_suite_or_secret_opens_nothing() {
     world.send(0, 1, b"weaker please");
     world.run(SECOND * 20);
     assert!(world.received(1).is_empty());
-    assert!(world.dropped(1, SessionDrop::BadSuite) > 0);
+    assert!(world.dropped(1, DropReason::BadSuite) > 0);
 
     let mut world = World::new(2, Link::GOOD, 32);
     world.nodes[0].sessions.set_psk(Psk { epoch: 3, key: [8; 32] }, None);
     world.send(0, 1, b"guessed");
     world.run(SECOND * 20);
     assert!(world.received(1).is_empty());
-    assert!(world.dropped(0, SessionDrop::AuthFailed) > 0);
+    assert!(world.dropped(0, DropReason::AuthFailed) > 0);
 }
 
 #[test]
@@ -295,7 +296,7 @@ fn initiations_faster_than_every_20_ms_are_refused() {
         let _counted = world.deliver(addr(0), 1, init);
         world.run(Duration::from_millis(5));
     }
-    assert_eq!(world.dropped(1, SessionDrop::HandshakeFlood), 1);
+    assert_eq!(world.dropped(1, DropReason::HandshakeFlood), 1);
 }
 
 #[test]
@@ -303,7 +304,7 @@ fn cookies_that_nobody_asked_for_are_refused() {
     let mut world = World::new(2, Link::GOOD, 34);
     let mut cookie = vec![0; COOKIE_LEN];
     cookie[..2].copy_from_slice(&[3, 1]);
-    assert_eq!(world.deliver(addr(1), 0, cookie), Err(SessionDrop::UnsolicitedCookie));
+    assert_eq!(world.deliver(addr(1), 0, cookie), Err(DropReason::UnsolicitedCookie));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use super::{
     super::*,
     world::{Link, World, addr, id},
 };
+use crate::reason::DropReason;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -62,7 +63,7 @@ fn the_oldest_staged_frames_go_first_and_are_counted() {
     world.run(SECOND);
     let expected: Vec<_> = (7..count + 7).map(number).collect();
     assert_eq!(world.received(1), expected);
-    assert_eq!(world.dropped(0, SessionDrop::NoSession), 7);
+    assert_eq!(world.dropped(0, DropReason::NoSession), 7);
 }
 
 #[test]
@@ -122,10 +123,10 @@ fn a_bad_link_delays_but_does_not_break() {
             assert!(count as u64 > sent * 8 / 10, "seed {seed}: {count} of {sent}");
         }
         let known = [
-            SessionDrop::Replay,
-            SessionDrop::UnknownIndex,
-            SessionDrop::ReplayedHandshake,
-            SessionDrop::HandshakeFlood,
+            DropReason::Replay,
+            DropReason::UnknownIndex,
+            DropReason::ReplayedHandshake,
+            DropReason::HandshakeFlood,
         ];
         for node in &world.nodes {
             assert!(node.drops.keys().all(|reason| known.contains(reason)), "{:?}", node.drops);
@@ -234,7 +235,7 @@ fn a_peer_that_lost_its_keys_in_silence_is_found_out() {
         world.run(SECOND);
     }
     assert!(world.received(1).len() >= 4, "{}", world.received(1).len());
-    assert!(world.dropped(1, SessionDrop::UnknownIndex) <= 16);
+    assert!(world.dropped(1, DropReason::UnknownIndex) <= 16);
 }
 
 #[test]
@@ -277,7 +278,7 @@ fn an_old_key_is_refused_by_the_receiver() {
     world.send(0, 1, b"held back by the underlay");
     let (_, (_, _, bytes)) = world.flying.pop_last().unwrap();
     world.run(SECOND * 181);
-    assert_eq!(world.deliver(addr(0), 1, bytes), Err(SessionDrop::KeyExpired));
+    assert_eq!(world.deliver(addr(0), 1, bytes), Err(DropReason::KeyExpired));
 }
 
 #[test]
@@ -299,7 +300,7 @@ fn packet_limits_renew_the_key_and_nothing_passes_the_end() {
     }
     assert_eq!(key.sent_packets(), limits.reject_after);
     assert!(world.peer(0, 1).sender(world.now).is_none());
-    assert!(matches!(key.reserve(1), Err(SessionDrop::KeyExpired)));
+    assert!(matches!(key.reserve(1), Err(DropReason::KeyExpired)));
 }
 
 #[test]
@@ -310,7 +311,7 @@ fn an_unreachable_peer_is_tried_18_times_and_then_seldom() {
     world.run(SECOND * 100);
     assert_eq!(world.nodes[0].inits_sent, 18);
     assert!(world.nodes[0].events.contains(&SessionEvent::Unreachable { peer: id(1) }));
-    let lost = SessionEvent::Dropped { peer: id(1), reason: SessionDrop::NoSession, count: 1 };
+    let lost = SessionEvent::Dropped { peer: id(1), reason: DropReason::NoSession, count: 1 };
     assert!(world.nodes[0].events.contains(&lost));
     for _ in 0..1200 {
         world.send(0, 1, b"still wanted");
@@ -330,7 +331,7 @@ fn an_unreachable_peer_is_tried_18_times_and_then_seldom() {
 /// How many staged frames the first node gave up.
 fn given_up(world: &World) -> usize {
     let lost = world.nodes[0].events.iter().filter_map(|event| match event {
-        SessionEvent::Dropped { reason: SessionDrop::NoSession, count, .. } => Some(*count),
+        SessionEvent::Dropped { reason: DropReason::NoSession, count, .. } => Some(*count),
         _ => None,
     });
     lost.sum()
@@ -402,10 +403,10 @@ fn remove_peer_stops_delivery_at_once() {
     world.send(0, 1, b"under way");
     world.nodes[1].sessions.remove_peer(id(0));
     // A worker that still holds the key can neither seal nor open with it.
-    assert!(matches!(held.reserve(1), Err(SessionDrop::PeerRemoved)));
+    assert!(matches!(held.reserve(1), Err(DropReason::PeerRemoved)));
     let (_, (_, _, mut bytes)) = world.flying.pop_first().unwrap();
-    assert!(matches!(held.open(world.now, &mut bytes), Err(SessionDrop::PeerRemoved)));
-    assert_eq!(peer.stage(vec![1]), Err(SessionDrop::PeerRemoved));
+    assert!(matches!(held.open(world.now, &mut bytes), Err(DropReason::PeerRemoved)));
+    assert_eq!(peer.stage(vec![1]), Err(DropReason::PeerRemoved));
     for _ in 0..100 {
         world.send(0, 1, b"still trying");
         world.send(2, 1, b"fine");
@@ -413,7 +414,7 @@ fn remove_peer_stops_delivery_at_once() {
     }
     assert!(world.nodes[1].inbox.iter().all(|(from, _)| *from == id(2)));
     assert_eq!(world.nodes[1].inbox.len(), 100);
-    assert!(world.dropped(1, SessionDrop::UnknownPeer) > 0);
+    assert!(world.dropped(1, DropReason::UnknownPeer) > 0);
     assert_eq!(world.nodes[1].sessions.peers().count(), 1);
 }
 
@@ -427,14 +428,14 @@ fn secrets_rotate_without_a_gap() {
     world.send(0, 1, b"rotating");
     world.run(SECOND * 6);
     assert_eq!(world.received(1), [b"rotating"]);
-    assert_eq!(world.dropped(1, SessionDrop::UnknownEpoch), 1);
+    assert_eq!(world.dropped(1, DropReason::UnknownEpoch), 1);
     // Epoch 3 is over.
     world.nodes[0].sessions.set_psk(new, None);
     world.run(SECOND * 600);
     world.send(1, 0, b"too late");
     world.run(SECOND * 30);
     assert!(world.received(0).is_empty());
-    assert!(world.dropped(0, SessionDrop::UnknownEpoch) > 0);
+    assert!(world.dropped(0, DropReason::UnknownEpoch) > 0);
 }
 
 #[test]

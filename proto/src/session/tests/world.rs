@@ -13,7 +13,7 @@ use super::super::{
     wire::{DataHeader, FLAG_CONTROL, HEADER_LEN, Kind, TAG_LEN},
     *,
 };
-use crate::addr::NodeId;
+use crate::{addr::NodeId, reason::DropReason};
 
 /// splitmix64: good enough to vary tests, the same each time.
 #[derive(Clone)]
@@ -59,7 +59,7 @@ pub(super) struct Node {
     pub(super) table: Arc<IndexTable>,
     /// Payloads of data messages that were opened, with their sender.
     pub(super) inbox: Vec<(NodeId, Vec<u8>)>,
-    pub(super) drops: BTreeMap<SessionDrop, usize>,
+    pub(super) drops: BTreeMap<DropReason, usize>,
     pub(super) events: Vec<SessionEvent>,
     pub(super) inits_sent: usize,
 }
@@ -234,7 +234,7 @@ impl World {
         from: SocketAddr,
         to: usize,
         mut bytes: Vec<u8>,
-    ) -> Result<(), SessionDrop> {
+    ) -> Result<(), DropReason> {
         let result = self.try_deliver(from, to, &mut bytes);
         if let Err(reason) = result {
             *self.nodes[to].drops.entry(reason).or_default() += 1;
@@ -248,14 +248,14 @@ impl World {
         from: SocketAddr,
         to: usize,
         bytes: &mut [u8],
-    ) -> Result<(), SessionDrop> {
+    ) -> Result<(), DropReason> {
         let now = self.now;
         let node = &mut self.nodes[to];
         if Kind::of(bytes)? != Kind::Data {
             return node.sessions.handle_datagram(now, from, bytes);
         }
         let header = DataHeader::parse(bytes)?;
-        let key = node.table.get(header.receiver).ok_or(SessionDrop::UnknownIndex)?;
+        let key = node.table.get(header.receiver).ok_or(DropReason::UnknownIndex)?;
         let length = bytes.len() as u64;
         let opened = key.open(now, bytes)?;
         let data = opened.flags & FLAG_CONTROL == 0;
@@ -333,7 +333,7 @@ impl World {
         }
     }
 
-    pub(super) fn dropped(&self, at: usize, reason: SessionDrop) -> usize {
+    pub(super) fn dropped(&self, at: usize, reason: DropReason) -> usize {
         self.nodes[at].drops.get(&reason).copied().unwrap_or(0)
     }
 }

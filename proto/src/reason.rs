@@ -1,11 +1,15 @@
-//! Why a frame was not delivered: [`DropReason`].
+//! Why a frame, a datagram or a question was not answered or delivered: [`DropReason`], one for all
+//! layers (I4). Whoever refuses something names one of these and counts it; `docs/operations.md`
+//! says of each what it means to who runs the host.
 
 use std::fmt;
 
+use thiserror::Error;
+
 macro_rules! drop_reasons {
     ($($(#[$doc:meta])* $reason:ident = $text:literal, $kind:ident;)*) => {
-        /// Why a frame was not delivered. Its text names a counter: it is never changed.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        /// Why something was not delivered. Its text names a counter: it is never changed.
+        #[derive(Clone, Copy, Debug, Error, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum DropReason {
             $($(#[$doc])* $reason,)*
         }
@@ -35,6 +39,7 @@ macro_rules! drop_reasons {
     (@lost) => { false };
 }
 
+// The frames of networks: the steps of `datapath`, and the kernel's rules that mirror them.
 drop_reasons! {
     /// Shorter than an Ethernet header.
     Runt = "runt", lost;
@@ -112,13 +117,101 @@ drop_reasons! {
     VtepUnreachable = "vtep_unreachable", lost;
     /// Of a plain network, while the host's plain port is not open.
     PlainClosed = "plain_closed", lost;
-    /// A router marked it as congested, and its transport does not know of marks: who marked it would have dropped it (RFC 6040).
+    /// A router marked it as congested, and its transport does not know of marks: who marked it would
+    /// have dropped it (RFC 6040).
     CongestedNotEct = "congested_not_ect", lost;
     /// To a MAC that no endpoint of this host has.
     NotLocal = "not_local", lost;
-    /// Out of the mesh, with an address that only the network knows: the kernel calls it no part of a connection (a late RST, a segment outside
-    /// of the window), and so does not rewrite it.
+    /// Out of the mesh, with an address that only the network knows: the kernel calls it no part of a
+    /// connection (a late RST, a segment outside of the window), and so does not rewrite it.
     InnerSource = "inner_source", benign;
+    /// The kernel did not take it at the TAP.
+    TapError = "tap_error", lost;
+
+    // What the kernel lost at the interfaces of a network's namespace, which the agent never sees.
+
+    /// For another host, and the agent did not read the TAP fast enough.
+    TapFull = "tap_full", lost;
+    /// From a sandbox: larger than its port, or too many wait.
+    PortOverrun = "port_overrun", lost;
+    /// For a sandbox that does not take it.
+    SandboxOverrun = "sandbox_overrun", lost;
+    /// For the host itself, or from it.
+    NodeOverrun = "node_overrun", lost;
+    /// For the outside, or from there.
+    UplinkOverrun = "uplink_overrun", lost;
+
+    // Datagrams between hosts: the sessions, and the sockets below them.
+
+    /// The datagram is too short, too long, or not of its type's length.
+    BadLength = "bad_length", lost;
+    /// No message type that this side handles.
+    BadType = "bad_type", lost;
+    /// A wire version that this side does not speak.
+    BadVersion = "bad_version", lost;
+    /// The sender of a handshake message does not know whom it talks to.
+    BadMac1 = "bad_mac1", lost;
+    /// A cookie that was never given.
+    BadMac2 = "bad_mac2", lost;
+    /// A cookie reply although nothing was refused for want of one.
+    UnsolicitedCookie = "unsolicited_cookie", lost;
+    /// No key has this receiver index.
+    UnknownIndex = "unknown_index", lost;
+    /// The handshake is from a static key that belongs to no member.
+    UnknownPeer = "unknown_peer", lost;
+    /// The mesh secret of this epoch is not, or no longer, known.
+    UnknownEpoch = "unknown_epoch", lost;
+    /// The suite is not the one that the certified records of both nodes demand.
+    BadSuite = "bad_suite", lost;
+    /// An initiation whose timestamp is not newer than the newest one of its sender.
+    ReplayedHandshake = "replayed_handshake", lost;
+    /// More initiations of one peer than it has reason to send.
+    HandshakeFlood = "handshake_flood", lost;
+    /// The AEAD tag is wrong.
+    AuthFailed = "auth_failed", lost;
+    /// A key agreement gave zero: the other side sent a point of low order.
+    ZeroDh = "zero_dh", lost;
+    /// The counter was accepted before, or lies behind the window.
+    Replay = "replay", lost;
+    /// The key is too old or has carried too many packets.
+    KeyExpired = "key_expired", lost;
+    /// The peer was removed.
+    PeerRemoved = "peer_removed", lost;
+    /// Frames waited for a session that did not come, or too many of them did.
+    NoSession = "no_session", lost;
+    /// The host gave no random bytes.
+    NoEntropy = "no_entropy", lost;
+    /// Handshakes and wishes for one come faster than the session thread works them off.
+    SessionQueueFull = "session_queue_full", lost;
+    /// Larger than its path.
+    UnderlayTooBig = "underlay_too_big", lost;
+    /// There is no route or no link, or nobody answers for the address.
+    UnderlayUnreachable = "underlay_unreachable", lost;
+    /// The host's buffers are full.
+    UnderlayFull = "underlay_full", lost;
+    /// The host did not take it for another reason.
+    UnderlayError = "underlay_error", lost;
+
+    // Questions to the name server.
+
+    /// No question that can be read.
+    DnsMalformed = "dns_malformed", lost;
+    /// An answer, or another operation than a query.
+    DnsNotAQuery = "dns_not_a_query", lost;
+    /// About a name, or of a kind, that is not answered here.
+    DnsRefused = "dns_refused", lost;
+    /// From an address that is no client's.
+    DnsStranger = "dns_stranger", lost;
+    /// A client asks more often than it may.
+    DnsRate = "dns_rate", lost;
+    /// Too many questions of the client wait for an answer.
+    DnsForwardsFull = "dns_forwards_full", lost;
+    /// A client asks more often for names of others than it may.
+    DnsForwardRate = "dns_forward_rate", lost;
+    /// An answer that no upstream was asked for.
+    DnsForeignAnswer = "dns_foreign_answer", lost;
+    /// No upstream answered.
+    DnsUpstreamFailed = "dns_upstream_failed", lost;
 }
 
 impl fmt::Display for DropReason {
@@ -140,7 +233,10 @@ mod tests {
             assert_eq!(*reason as usize, at);
             assert!(names.insert(reason.as_str()), "{reason} twice");
             assert!(
-                reason.as_str().bytes().all(|c| c.is_ascii_lowercase() || c == b'_'),
+                reason
+                    .as_str()
+                    .bytes()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_'),
                 "{reason}"
             );
         }
