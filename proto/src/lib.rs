@@ -6,7 +6,8 @@
 //!
 //! Reading order: [`addr`] (the words), [`limits`] (every bound with its reason), [`reason`] (why
 //! something is dropped), [`wire`] (headers), [`session`] (keys between two nodes), [`tables`] (what
-//! is known), [`datapath`] (what happens to one frame), [`ipam`] (who may give out which address),
+//! is known), [`frame`] (one frame, cut and joined), [`flow`] (whose turn it is), [`path`] (what happens
+//! to one frame), [`ipam`] (who may give out which address),
 //! [`record`] (signed claims), [`dns`] (what names mean).
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
@@ -14,11 +15,13 @@
 pub mod addr;
 pub mod clock;
 pub mod control;
-pub mod datapath;
 pub mod dns;
+pub mod flow;
+pub mod frame;
 pub mod ipam;
 pub mod limits;
 pub mod object;
+pub mod path;
 pub mod reason;
 pub mod record;
 pub mod restart;

@@ -39,7 +39,7 @@ macro_rules! drop_reasons {
     (@lost) => { false };
 }
 
-// The frames of networks: the steps of `datapath`, and the kernel's rules that mirror them.
+// The frames of networks: the steps of `path`, and the kernel's rules that mirror them.
 drop_reasons! {
     /// Shorter than an Ethernet header.
     Runt = "runt", lost;

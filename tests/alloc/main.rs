@@ -9,11 +9,11 @@ use std::{
 use anyhow::Result;
 use vxmesh_proto::{
     addr::Vni,
-    datapath::{
-        Judged, Scratch, Segments, SuperFrame, Verdict,
+    frame::{
+        Segments, SuperFrame,
         coalesce::{Accepts, Coalescer},
-        outbound,
     },
+    path::{Judged, Scratch, Verdict, outbound},
     reason::DropReason,
     session::wire::{DataHeader, HEADER_LEN, SEAL_OVERHEAD, TAG_LEN},
     wire::vxlan,

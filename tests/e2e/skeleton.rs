@@ -13,8 +13,8 @@ use etherparse::PacketBuilder;
 use vxmesh::datapath::{Dataplane, port::Table, tap::Tap};
 use vxmesh_proto::{
     addr::{EndpointId, MacAddr, NetworkId, NodeId, Vni},
-    session::{Config, Peer, PeerConfig, Psk, noise::public_key},
     reason::DropReason,
+    session::{Config, Peer, PeerConfig, Psk, noise::public_key},
     tables::{NetworkSpec, NetworkTable, Place, Row, RowKey, TableUpdate},
 };
 use vxmesh_tests::{

@@ -7,11 +7,11 @@ use std::{ops::Range, sync::Arc, time::Instant};
 use divan::{Bencher, black_box, counter::ItemsCount};
 use vxmesh_proto::{
     addr::Vni,
-    datapath::{
-        Gso, PartialChecksum, Scratch, Segments, SuperFrame, Verdict,
+    frame::{
+        Gso, PartialChecksum, Segments, SuperFrame,
         coalesce::{Accepts, Coalescer},
-        inbound, outbound,
     },
+    path::{Scratch, Verdict, inbound, outbound},
     session::{
         IndexTable, Peer, Sessions,
         wire::{DataHeader, HEADER_LEN, SEAL_OVERHEAD, TAG_LEN},

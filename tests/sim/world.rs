@@ -9,8 +9,9 @@ use std::{
 
 use vxmesh_proto::{
     addr::{EndpointId, MacAddr, NetworkId, NodeId},
-    datapath::{Scratch, SuperFrame, Verdict, inbound_vxlan, outbound},
+    frame::SuperFrame,
     object::ObjectId,
+    path::{Scratch, Verdict, inbound_vxlan, outbound},
     reason::DropReason,
     record::EndpointClaim,
     session::{

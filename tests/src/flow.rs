@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use etherparse::PacketBuilder;
 use vxmesh_proto::{
     addr::NodeId,
-    datapath::{Gso, GsoKind, PartialChecksum},
+    frame::{Gso, GsoKind, PartialChecksum},
     session::{Config, Entropy, NoEntropy, Peer, PeerConfig, Psk, Sessions, noise},
     wire::checksum::Sum,
 };

@@ -7,10 +7,8 @@
 use etherparse::SlicedPacket;
 use vxmesh_proto::{
     addr::{MacAddr, Vni},
-    datapath::{
-        Gso, GsoKind, Judged, PartialChecksum, Scratch, SuperFrame, Verdict, inbound,
-        inbound_vxlan, outbound,
-    },
+    frame::{Gso, GsoKind, PartialChecksum, SuperFrame},
+    path::{Judged, Scratch, Verdict, inbound, inbound_vxlan, outbound},
     reason::DropReason,
     wire::{Ethernet, nd, vxlan},
 };

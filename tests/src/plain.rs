@@ -8,11 +8,12 @@ use std::{
 
 use vxmesh_proto::{
     addr::NodeId,
-    datapath::{
-        Scratch, SuperFrame, Verdict,
+    frame::SuperFrame,
+    object::{Network, Subnet},
+    path::{
+        Scratch, Verdict,
         plain::{PlainTable, PlainVerdict, Vtep, plain_inbound, plain_outbound, undone},
     },
-    object::{Network, Subnet},
     reason::DropReason,
     tables::{Place, TableUpdate},
     wire::{Ethernet, vxlan},

@@ -21,7 +21,7 @@ use nix::{
 };
 use tempfile::TempDir;
 use vxmesh::{datapath::device::Device, netlink::netns::Netns};
-use vxmesh_proto::datapath::vnet;
+use vxmesh_proto::frame::vnet;
 
 /// More than a loaded machine needs for anything that tests wait for.
 const DEADLINE: Duration = Duration::from_secs(30);

@@ -8,7 +8,8 @@ use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use vxmesh_proto::{
-    datapath::{PartialChecksum, Scratch, SuperFrame, Verdict, inbound, outbound},
+    frame::{PartialChecksum, SuperFrame},
+    path::{Scratch, Verdict, inbound, outbound},
     wire::{Arp, Ethernet, Ipv6, nd},
 };
 use vxmesh_tests::{

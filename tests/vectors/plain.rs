@@ -6,8 +6,9 @@ use std::{fs, path::Path, time::Duration};
 
 use vxmesh_proto::{
     addr::MacAddr,
-    datapath::{
-        SuperFrame, Verdict,
+    frame::SuperFrame,
+    path::{
+        Verdict,
         plain::{Vtep, plain_inbound},
     },
     wire::vxlan,

@@ -28,8 +28,9 @@ use vxmesh_gossip::membership::{Config as GossipConfig, Gossip};
 use vxmesh_proto::{
     addr::{EndpointId, NetworkId, NodeId},
     control::{MemberInfo, Push},
-    datapath::announce::Heard,
-    object::{self, Content, Draft, NetworkState, RollCall},
+    object,
+    object::{Content, Draft, NetworkState, RollCall},
+    path::announce::Heard,
     record::{Claim, NodeClaim, SignedRecord},
     session::{Config as SessionConfig, Psk},
     tables::RowKey,

@@ -12,12 +12,13 @@ use std::{
 use vxmesh_gossip::membership::Gossip;
 use vxmesh_proto::{
     addr::{NetworkId, NodeId, Vni},
-    datapath::{
+    limits::PLAIN_PORT,
+    object,
+    object::Content,
+    path::{
         announce::touched,
         plain::{PlainTable, Vtep},
     },
-    limits::PLAIN_PORT,
-    object::{self, Content},
     record::{Claim, Key},
     tables::{NetworkSpec, TableUpdate},
 };

@@ -14,8 +14,9 @@ use tracing::{info, warn};
 use vxmesh_gossip::{directory::MeshEvent, membership::Gossip};
 use vxmesh_proto::{
     addr::{MacAddr, NetworkId, NodeId},
-    datapath::announce::touched,
-    object::{self, ObjectSet},
+    object,
+    object::ObjectSet,
+    path::announce::touched,
     record::{Claim, Key, NodeClaim},
     tables::{NetworkTable, RowKey, TableUpdate},
 };

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use vxmesh_proto::datapath::announce::Announcement;
+use vxmesh_proto::path::announce::Announcement;
 
 use super::{deliver, drops::Drops, port::Port};
 

@@ -5,7 +5,7 @@ use std::{
     os::fd::BorrowedFd,
 };
 
-use vxmesh_proto::datapath::{coalesce::Accepts, vnet};
+use vxmesh_proto::frame::{coalesce::Accepts, vnet};
 
 use super::backend::Grants;
 

@@ -18,20 +18,18 @@ use arc_swap::Guard;
 use nix::poll::{PollFd, PollFlags, poll};
 use vxmesh_proto::{
     addr::{NodeId, Vni},
-    datapath::{
-        Judged, Verdict,
+    frame::{
         coalesce::{Accepts, Coalescer, Merged, PARTS},
-        ecn::{self, Ecn},
+        ecn,
+        ecn::Ecn,
     },
+    path::{Judged, Verdict},
     reason::DropReason,
     session::{
         Keypair, Peer,
         wire::{DataHeader, FLAG_AGGREGATE, FLAG_CONTROL, HEADER_LEN, Kind},
     },
-    wire::{
-        aggregate::{self, Overlong},
-        vxlan,
-    },
+    wire::{aggregate, aggregate::Overlong, vxlan},
 };
 
 use super::{

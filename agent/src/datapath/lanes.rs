@@ -73,7 +73,7 @@ mod tests {
         poll::{PollFd, PollFlags, PollTimeout, poll},
         sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg},
     };
-    use vxmesh_proto::{datapath::ecn::Ecn, session::wire::FLAG_CONTROL};
+    use vxmesh_proto::{frame::ecn::Ecn, session::wire::FLAG_CONTROL};
 
     use super::*;
     use crate::datapath::udp::Batch;

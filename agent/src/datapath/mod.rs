@@ -54,7 +54,9 @@ use tokio::sync::oneshot;
 use tracing::{debug, error, info};
 use vxmesh_proto::{
     addr::{NetworkId, NodeId, Vni},
-    datapath::{Lane, announce::Announcement, ecn::Ecn, vnet},
+    flow::Lane,
+    frame::{ecn::Ecn, vnet},
+    path::announce::Announcement,
     reason::DropReason,
     session::{Config, Entropy, IndexTable, NoEntropy, Peer, PeerConfig, Sessions, SetPeerError},
 };

@@ -21,7 +21,7 @@ use nix::{
     },
 };
 use tracing::debug;
-use vxmesh_proto::datapath::{
+use vxmesh_proto::frame::{
     coalesce::{Accepts, PARTS},
     vnet,
 };

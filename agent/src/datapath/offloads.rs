@@ -12,7 +12,7 @@ use std::{
 };
 
 use tracing::info;
-use vxmesh_proto::datapath::{GsoKind, coalesce::Accepts};
+use vxmesh_proto::frame::{GsoKind, coalesce::Accepts};
 
 /// Destinations that are remembered; who comes when there are more is told once more.
 const DESTINATIONS: usize = 1024;

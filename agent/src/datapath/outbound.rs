@@ -16,12 +16,12 @@ use nix::{
 };
 use tracing::{error, info};
 use vxmesh_proto::{
-    datapath::{
-        Lane, Lanes, Scratch, SuperFrame, Verdict,
+    flow::{
+        Lane, Lanes,
         fair::{Fair, cost},
-        outbound,
-        vnet::{self, Offload},
     },
+    frame::{SuperFrame, vnet, vnet::Offload},
+    path::{Scratch, Verdict, outbound},
     reason::DropReason,
 };
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use vxmesh_proto::{
     addr::{EndpointId, NetworkId, NodeId, Vni},
-    datapath::plain::PlainTable,
+    path::plain::PlainTable,
     reason::DropReason,
     session::Peer,
     tables::NetworkTable,

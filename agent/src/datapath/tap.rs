@@ -14,7 +14,7 @@ use nix::{
     sys::eventfd::{EfdFlags, EventFd},
 };
 use tun_tap::{Iface, Mode};
-use vxmesh_proto::datapath::{coalesce::Accepts, vnet};
+use vxmesh_proto::frame::{coalesce::Accepts, vnet};
 
 use super::{
     backend::{Backend, Grants},

@@ -14,7 +14,8 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 use nix::errno::Errno;
 use vxmesh_proto::{
     addr::Vni,
-    datapath::{Lane, Segments, SuperFrame, ecn::Ecn},
+    flow::Lane,
+    frame::{Segments, SuperFrame, ecn::Ecn},
     reason::DropReason,
     session::{
         Keypair, Peer,

@@ -23,7 +23,7 @@ use nix::{
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, MsgHdr, Protocol, SockAddr, SockRef, Socket, Type};
 use tracing::debug;
-use vxmesh_proto::datapath::ecn::Ecn;
+use vxmesh_proto::frame::ecn::Ecn;
 
 /// Kernel buffers: 8 MiB hold about 50 ms of full-size datagrams at 1 Gbit/s while a worker is descheduled.
 pub(super) const SOCKET_BUFFER: usize = 8 << 20;

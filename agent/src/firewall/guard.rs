@@ -1,5 +1,5 @@
 //! The table that guards the ports of a network's bridge: [`table`]. The agent sees no frame between two sandboxes of one
-//! host, so here stands for the kernel what `vxmesh_proto::datapath` decides on frames of the mesh, in the same order and with
+//! host, so here stands for the kernel what `vxmesh_proto::path` decides on frames of the mesh, in the same order and with
 //! the same names ([`DropReason`]).
 //!
 //! ```text
@@ -28,8 +28,8 @@ use std::{
 use ring::digest::{SHA256, digest};
 use vxmesh_proto::{
     addr::MacAddr,
-    wire::{ethernet, ipv6::link_local_of},
     reason::DropReason,
+    wire::{ethernet, ipv6::link_local_of},
 };
 
 use super::{

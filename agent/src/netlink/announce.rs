@@ -9,7 +9,7 @@ use nix::{
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, sendto, socket},
 };
 use tracing::debug;
-use vxmesh_proto::{addr::MacAddr, datapath::announce::Announcement};
+use vxmesh_proto::{addr::MacAddr, path::announce::Announcement};
 
 use super::{netns::Netns, overlay::Plug};
 

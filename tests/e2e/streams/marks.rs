@@ -11,7 +11,7 @@ use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt,
 };
 use vxmesh::api::Network;
-use vxmesh_proto::datapath::ecn::Ecn;
+use vxmesh_proto::frame::ecn::Ecn;
 use vxmesh_tests::{
     lab::{Allowed, DEADLINE, Lab, Plugged, wait_until},
     stream,

@@ -19,10 +19,9 @@ use nix::{
 };
 use vxmesh_proto::{
     addr::Vni,
-    datapath::{
-        Scratch, Segments, SuperFrame, Verdict,
-        coalesce::Coalescer,
-        ecn::{self, Ecn},
+    frame::{Segments, SuperFrame, coalesce::Coalescer, ecn, ecn::Ecn},
+    path::{
+        Scratch, Verdict,
         plain::{finish_received, plain_inbound, tell_station, undone},
     },
     reason::DropReason,

@@ -28,8 +28,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tracing::{error, info, warn};
 use vxmesh_proto::{
     addr::{NetworkId, Vni},
-    datapath::{announce::Announcement, plain::PlainTable},
     limits::PLAIN_PORT,
+    path::{announce::Announcement, plain::PlainTable},
 };
 
 use self::socket::Sockets;

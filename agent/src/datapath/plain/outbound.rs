@@ -15,13 +15,12 @@ use std::{
 
 use nix::errno::Errno;
 use vxmesh_proto::{
-    datapath::{
-        Scratch, Segments, SuperFrame,
-        ecn::Ecn,
-        plain::{PlainVerdict, flow_hash, plain_outbound},
-        vnet::Offload,
-    },
+    frame::{Segments, SuperFrame, ecn::Ecn, vnet::Offload},
     limits::PLAIN_PORT,
+    path::{
+        Scratch,
+        plain::{PlainVerdict, flow_hash, plain_outbound},
+    },
     reason::DropReason,
     wire::vxlan,
 };

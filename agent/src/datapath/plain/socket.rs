@@ -14,7 +14,7 @@ use std::{
 };
 
 use rand::RngExt;
-use vxmesh_proto::{datapath::ecn::Ecn, limits::PLAIN_PORT};
+use vxmesh_proto::{frame::ecn::Ecn, limits::PLAIN_PORT};
 
 use crate::datapath::udp::{Batch, UdpIo};
 

@@ -1,34 +1,23 @@
 //! What happens to one frame: out of a local network into the mesh ([`outbound()`]), and back ([`inbound()`]).
 //!
 //! Both are functions of a frame and of one snapshot. They never wait, never allocate, take no lock, and give
-//! every frame exactly one [`Verdict`] (I4). What a frame claims about its source is checked by the same rule
+//! every frame exactly one verdict (I4). What a frame claims about its source is checked by the same rule
 //! in both directions ([`claims`]), so a node never sends what another would refuse from it (I3).
 //!
-//! What a device takes for one frame may be many packets of the mesh: [`SuperFrame`] is judged whole, [`Segments`] cuts
-//! it, and [`coalesce`] puts packets together again. Sealing and file descriptors are not here.
+//! Sealing and file descriptors are not here.
 
 pub mod announce;
 mod claims;
-pub mod coalesce;
-pub mod ecn;
-pub mod fair;
 mod inbound;
 mod isolation;
 mod judged;
-mod lanes;
 mod outbound;
 pub mod plain;
-mod segments;
-mod superframe;
 mod too_big;
-pub mod vnet;
 
 pub use inbound::{Inbound, inbound, inbound_vxlan};
 pub use judged::Judged;
-pub use lanes::{Lane, Lanes};
 pub use outbound::{Scratch, outbound};
-pub use segments::Segments;
-pub use superframe::{Gso, GsoKind, PartialChecksum, SuperFrame};
 
 use crate::{addr::NodeId, reason::DropReason};
 
@@ -47,7 +36,5 @@ pub enum Verdict<'t, P> {
     Drop(DropReason),
 }
 
-#[cfg(test)]
-mod differential;
 #[cfg(test)]
 mod tests;

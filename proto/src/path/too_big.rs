@@ -120,8 +120,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        datapath::{SuperFrame, Verdict, outbound},
+        frame::SuperFrame,
         limits::ICMP_BURST,
+        path::{Verdict, outbound},
         reason::DropReason,
         tables::{
             NetworkTable, Place, TableUpdate,

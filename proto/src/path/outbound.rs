@@ -17,12 +17,13 @@ use std::{
 };
 
 use super::{
-    SuperFrame, Verdict,
+    Verdict,
     claims::{self, Content},
     isolation, too_big,
 };
 use crate::{
     addr::MacAddr,
+    frame::SuperFrame,
     reason::DropReason,
     tables::{NetworkTable, Place, Row},
     wire::{

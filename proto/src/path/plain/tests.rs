@@ -9,11 +9,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     addr::MacAddr,
-    datapath::{
-        Gso, GsoKind, PartialChecksum, Scratch, Segments, SuperFrame, Verdict, vnet::Offload,
-    },
+    frame::{Gso, GsoKind, PartialChecksum, Segments, SuperFrame, vnet::Offload},
     limits::{FLOOD_ENDPOINT_BURST, LEARNED_AGE, LEARNED_STATIONS},
     object::{Network, Subnet},
+    path::{Scratch, Verdict},
     reason::DropReason,
     tables::{
         Place, Row,

@@ -5,7 +5,7 @@
 //! one that was finished already and only looks so gives the same bytes.
 
 use crate::{
-    datapath::{Gso, GsoKind, PartialChecksum, SuperFrame, vnet, vnet::Offload},
+    frame::{Gso, GsoKind, PartialChecksum, SuperFrame, vnet, vnet::Offload},
     wire::{Ethernet, Fragment, Ipv4, Ipv6, TCP, UDP, array, be16, checksum::Sum, ethernet, ipv6},
 };
 

@@ -15,6 +15,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     addr::MacAddr,
+    frame::{Gso, GsoKind, PartialChecksum, SuperFrame},
     limits::{FLOOD_BURST, FLOOD_ENDPOINT_BURST, FLOOD_PER_SECOND},
     tables::{
         NetworkTable, Place, Row, TableUpdate,

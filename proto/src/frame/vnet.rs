@@ -99,7 +99,7 @@ pub fn packets(header: &[u8; LEN], len: usize) -> usize {
 }
 
 /// Bytes of all headers of a super-frame, if the frame is what `kind` says and its checksum is where that has it.
-pub(super) fn header_len(kind: GsoKind, checksum: PartialChecksum, frame: &[u8]) -> Option<u16> {
+pub(crate) fn header_len(kind: GsoKind, checksum: PartialChecksum, frame: &[u8]) -> Option<u16> {
     let eth = Ethernet::parse(frame)?;
     let upper = match (kind, eth.ethertype) {
         (GsoKind::Tcp4 | GsoKind::Udp, ethernet::IPV4) => Ipv4::parse(eth.payload)?.upper,

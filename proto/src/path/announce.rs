@@ -95,7 +95,7 @@ impl Announcement {
 mod tests {
     use super::*;
     use crate::{
-        datapath::claims,
+        path::claims,
         tables::{
             NetworkSpec,
             tests::{mac, now, row, spec},

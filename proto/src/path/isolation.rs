@@ -49,7 +49,8 @@ mod tests {
 
     use crate::{
         addr::MacAddr,
-        datapath::{Scratch, SuperFrame, Verdict, inbound, outbound},
+        frame::SuperFrame,
+        path::{Scratch, Verdict, inbound, outbound},
         reason::DropReason,
         tables::{
             NetworkSpec, NetworkTable, Place, TableUpdate,

@@ -13,7 +13,8 @@ use std::{net::IpAddr, time::Instant};
 use super::{PlainTable, Vtep};
 use crate::{
     addr::NodeId,
-    datapath::{Scratch, SuperFrame, Verdict, claims, outbound, outbound::finish},
+    frame::SuperFrame,
+    path::{Scratch, Verdict, claims, outbound, outbound::finish},
     reason::DropReason,
     wire::ethernet,
 };

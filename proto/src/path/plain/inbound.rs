@@ -15,7 +15,8 @@ use std::{net::IpAddr, time::Instant};
 use super::{PlainTable, Vtep};
 use crate::{
     addr::NodeId,
-    datapath::{Scratch, SuperFrame, Verdict, claims, inbound, inbound::destination, too_big},
+    frame::SuperFrame,
+    path::{Scratch, Verdict, claims, inbound, inbound::destination, too_big},
     reason::DropReason,
     tables::Place,
     wire::{Ethernet, ethernet},

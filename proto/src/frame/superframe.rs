@@ -58,7 +58,7 @@ impl<'a> SuperFrame<'a> {
     }
 
     /// Bytes of the largest frame that this one becomes; nothing if its offloads contradict it.
-    pub(super) fn largest_frame(&self) -> Result<usize, DropReason> {
+    pub(crate) fn largest_frame(&self) -> Result<usize, DropReason> {
         if let Some(checksum) = self.checksum
             && self.checksum_at(checksum).is_none()
         {
@@ -80,7 +80,7 @@ impl<'a> SuperFrame<'a> {
     }
 
     /// How many packets it becomes.
-    pub(super) fn packets(&self) -> usize {
+    pub(crate) fn packets(&self) -> usize {
         let Some(gso) = self.gso else { return 1 };
         let payload = self.bytes.len().saturating_sub(usize::from(gso.header_len));
         payload.div_ceil(usize::from(gso.segment_size).max(1)).max(1)
@@ -88,7 +88,7 @@ impl<'a> SuperFrame<'a> {
 
     /// Finishes the checksum of a frame that is one packet, and says where it is and what was there. Those of a
     /// super-frame are finished where it is cut.
-    pub(super) fn finish_checksum(&mut self) -> Option<(usize, [u8; 2])> {
+    pub(crate) fn finish_checksum(&mut self) -> Option<(usize, [u8; 2])> {
         if self.gso.is_some() {
             return None;
         }
