@@ -13,7 +13,7 @@ use vxmesh_proto::{
         Segments, SuperFrame,
         coalesce::{Accepts, Coalescer},
     },
-    path::{Judged, Scratch, Verdict, outbound},
+    path::{InboundVerdict, Judged, OutboundVerdict, Scratch, outbound},
     reason::DropReason,
     session::wire::{DataHeader, HEADER_LEN, SEAL_OVERHEAD, TAG_LEN},
     wire::vxlan,
@@ -69,7 +69,7 @@ fn the_way_of_a_frame_allocates_nothing() -> Result<()> {
     let mut carry = || {
         let mut frame = SuperFrame { bytes: &mut bytes, gso: Some(gso), checksum: Some(checksum) };
         let verdict = outbound(&pair.tables[0], &mut frame, &mut scratch, now);
-        assert_eq!(verdict, Verdict::Forward(&1));
+        assert_eq!(verdict, OutboundVerdict::Forward(&1));
         let segments = Segments::of(&frame).unwrap();
         let key = peers[0].sender(now).unwrap();
         let mut counters = key.reserve(u32::try_from(segments.count()).unwrap()).unwrap();
@@ -88,7 +88,7 @@ fn the_way_of_a_frame_allocates_nothing() -> Result<()> {
             let opened = opened.open(now, datagram).unwrap();
             let (_, frame) = vxlan::decap(opened.payload).unwrap();
             let verdict = judged.inbound(&pair.tables[1], &pair.nodes[0], frame);
-            assert_eq!(verdict, Verdict::Deliver);
+            assert_eq!(verdict, InboundVerdict::Deliver);
             coalescer.push(Vni::MAX, accepts, &arena, begin + frame_at..at.end - TAG_LEN);
             begin = at.end;
         }
@@ -119,7 +119,7 @@ fn telling_a_sender_what_is_too_large_allocates_nothing() -> Result<()> {
         for _ in 0..10 {
             let mut frame = SuperFrame::plain(&mut bytes);
             let verdict = outbound(&pair.tables[0], &mut frame, &mut scratch, pair.start);
-            assert_eq!(verdict, Verdict::Drop(DropReason::TooBig));
+            assert_eq!(verdict, OutboundVerdict::Drop(DropReason::TooBig));
             told += usize::from(!scratch.reply().is_empty());
         }
     });

@@ -11,7 +11,7 @@ use vxmesh_proto::{
         Gso, PartialChecksum, Segments, SuperFrame,
         coalesce::{Accepts, Coalescer},
     },
-    path::{Scratch, Verdict, inbound, outbound},
+    path::{InboundVerdict, OutboundVerdict, Scratch, inbound, outbound},
     session::{
         IndexTable, Peer, Sessions,
         wire::{DataHeader, HEADER_LEN, SEAL_OVERHEAD, TAG_LEN},
@@ -64,7 +64,7 @@ impl Way {
         let (gso, checksum) = (Some(self.gso), Some(self.checksum));
         let mut frame = SuperFrame { bytes: &mut self.bytes, gso, checksum };
         let verdict = outbound(&self.pair.tables[0], &mut frame, scratch, self.now);
-        assert!(matches!(verdict, Verdict::Forward(_)));
+        assert!(matches!(verdict, OutboundVerdict::Forward(_)));
     }
 
     /// Cuts the super-frame into datagrams that are not sealed yet.
@@ -189,7 +189,7 @@ fn judge_inbound(bencher: Bencher<'_, '_>) {
         for part in &parts {
             let frame = &mut arena[part.start + FRAME_AT..part.end - TAG_LEN];
             let verdict = inbound(&way.pair.tables[1], &way.pair.nodes[0], frame);
-            assert!(matches!(verdict, Verdict::Deliver));
+            assert!(matches!(verdict, InboundVerdict::Deliver));
         }
     });
 }

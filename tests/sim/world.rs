@@ -11,7 +11,7 @@ use vxmesh_proto::{
     addr::{EndpointId, MacAddr, NetworkId, NodeId},
     frame::SuperFrame,
     object::ObjectId,
-    path::{Scratch, Verdict, inbound_vxlan, outbound},
+    path::{InboundVerdict, OutboundVerdict, Scratch, inbound_vxlan, outbound},
     reason::DropReason,
     record::EndpointClaim,
     session::{
@@ -472,11 +472,12 @@ fn send(
     let mut scratch = Scratch::new();
     let verdict = outbound(&local.table, &mut SuperFrame::plain(&mut frame), &mut scratch, now);
     let peers: Vec<Arc<Peer>> = match verdict {
-        Verdict::Forward(peer) => vec![Arc::clone(peer)],
-        Verdict::Flood(members) => members.iter().map(|(_, peer)| Arc::clone(peer)).collect(),
-        Verdict::Hairpin => return (Some(scratch.reply().to_vec()), Vec::new()),
-        Verdict::Drop(_) => return (None, Vec::new()),
-        Verdict::Deliver => panic!("`outbound` delivers nothing"),
+        OutboundVerdict::Forward(peer) => vec![Arc::clone(peer)],
+        OutboundVerdict::Flood(members) => {
+            members.iter().map(|(_, peer)| Arc::clone(peer)).collect()
+        }
+        OutboundVerdict::Hairpin => return (Some(scratch.reply().to_vec()), Vec::new()),
+        OutboundVerdict::Drop(_) => return (None, Vec::new()),
     };
     let payload = [vxlan::header(local.table.spec().vni).as_slice(), &frame].concat();
     let mut sealed = Vec::new();
@@ -545,8 +546,10 @@ fn take(
     let result = inbound_vxlan(table_of, &sender, opened.payload);
     let network = result.vni.and_then(table_of).map(|table| table.spec().id);
     match (result.verdict, network) {
-        (Verdict::Deliver, Some(network)) => Ok(Some((sender, network, result.frame.to_vec()))),
-        (Verdict::Drop(_), _) => Ok(None),
+        (InboundVerdict::Deliver, Some(network)) => {
+            Ok(Some((sender, network, result.frame.to_vec())))
+        }
+        (InboundVerdict::Drop(_), _) => Ok(None),
         (verdict, _) => panic!("a frame from the mesh became {verdict:?}"),
     }
 }

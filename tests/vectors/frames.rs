@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use vxmesh_proto::{
     frame::{PartialChecksum, SuperFrame},
-    path::{Scratch, Verdict, inbound, outbound},
+    path::{InboundVerdict, OutboundVerdict, Scratch, inbound, outbound},
     wire::{Arp, Ethernet, Ipv6, nd},
 };
 use vxmesh_tests::{
@@ -26,7 +26,7 @@ fn every_frame_of_the_kernel_has_its_verdict() {
         let (out, sent) = send(&pair, from, &file);
         let back = inbound(&pair.tables[1 - from], &pair.nodes[from], &sent);
         assert_eq!(text(&out), file.fields["outbound"], "{name} ({}) out", file.description);
-        assert_eq!(text(&back), file.fields["inbound"], "{name} ({}) in", file.description);
+        assert_eq!(fate(back), file.fields["inbound"], "{name} ({}) in", file.description);
         seen.insert(text(&out));
     }
     assert!(seen.len() >= 5, "the vectors show little: {seen:?}");
@@ -59,7 +59,7 @@ fn questions_of_the_kernel_are_answered_from_the_table() {
         let mut scratch = Scratch::new();
         let verdict =
             outbound(&pair.tables[0], &mut SuperFrame::plain(&mut bytes), &mut scratch, pair.start);
-        assert_eq!(verdict, Verdict::Hairpin, "{name}");
+        assert_eq!(verdict, OutboundVerdict::Hairpin, "{name}");
         scratch.reply().to_vec()
     };
 
@@ -87,12 +87,12 @@ fn a_frame_of_another_nodes_endpoint_is_refused_from_every_file() {
         let from = usize::from(source == MAC_B);
         // I3: the other host seals the same frame.
         let verdict = inbound(&pair.tables[from], &pair.nodes[1 - from], &file.bytes);
-        assert_eq!(text(&verdict), "drop source_not_owned", "{name}");
+        assert_eq!(fate(verdict), "drop source_not_owned", "{name}");
         assert!([MAC_A, MAC_B].contains(&source));
     }
 }
 
-fn send(pair: &Pair, from: usize, file: &HexFile) -> (Verdict<'static, ()>, Vec<u8>) {
+fn send(pair: &Pair, from: usize, file: &HexFile) -> (OutboundVerdict<'static, ()>, Vec<u8>) {
     let mut bytes = file.bytes.clone();
     let checksum = file.fields.get("partial").map(|numbers| {
         let (start, offset) = numbers.split_once(' ').unwrap();
@@ -101,28 +101,33 @@ fn send(pair: &Pair, from: usize, file: &HexFile) -> (Verdict<'static, ()>, Vec<
     let mut frame = SuperFrame { bytes: &mut bytes, gso: None, checksum };
     let later = pair.start + Duration::from_secs(1);
     let verdict = match outbound(&pair.tables[from], &mut frame, &mut Scratch::new(), later) {
-        Verdict::Forward(peer) => {
+        OutboundVerdict::Forward(peer) => {
             assert_eq!(*peer, 1 - from);
-            Verdict::Forward(&())
+            OutboundVerdict::Forward(&())
         }
-        Verdict::Flood(members) => {
+        OutboundVerdict::Flood(members) => {
             assert_eq!(members.len(), 1);
-            Verdict::Flood(&[])
+            OutboundVerdict::Flood(&[])
         }
-        Verdict::Hairpin => Verdict::Hairpin,
-        Verdict::Deliver => Verdict::Deliver,
-        Verdict::Drop(reason) => Verdict::Drop(reason),
+        OutboundVerdict::Hairpin => OutboundVerdict::Hairpin,
+        OutboundVerdict::Drop(reason) => OutboundVerdict::Drop(reason),
     };
     (verdict, bytes)
 }
 
-fn text<P>(verdict: &Verdict<'_, P>) -> String {
+fn text<P>(verdict: &OutboundVerdict<'_, P>) -> String {
     match verdict {
-        Verdict::Forward(_) => "forward".into(),
-        Verdict::Flood(_) => "flood".into(),
-        Verdict::Hairpin => "hairpin".into(),
-        Verdict::Deliver => "deliver".into(),
-        Verdict::Drop(reason) => format!("drop {reason}"),
+        OutboundVerdict::Forward(_) => "forward".into(),
+        OutboundVerdict::Flood(_) => "flood".into(),
+        OutboundVerdict::Hairpin => "hairpin".into(),
+        OutboundVerdict::Drop(reason) => format!("drop {reason}"),
+    }
+}
+
+fn fate(verdict: InboundVerdict) -> String {
+    match verdict {
+        InboundVerdict::Deliver => "deliver".into(),
+        InboundVerdict::Drop(reason) => format!("drop {reason}"),
     }
 }
 

@@ -23,7 +23,7 @@ use vxmesh_proto::{
         ecn,
         ecn::Ecn,
     },
-    path::{Judged, Verdict},
+    path::{InboundVerdict, Judged},
     reason::DropReason,
     session::{
         Keypair, Peer,
@@ -237,16 +237,16 @@ impl Taker<'_> {
             return self.other_way(vni, from, peer, arena, at);
         };
         match way.judged.inbound(&way.table, &from, frame) {
-            Verdict::Deliver => match ecn::arrive(frame, self.ecn) {
+            InboundVerdict::Deliver => match ecn::arrive(frame, self.ecn) {
                 Ok(()) => {
                     let frame = at.start + vxlan::HEADER_LEN..at.end;
                     self.coalescer.push(vni, way.accepts, arena, frame);
                 }
                 Err(reason) => way.port.dropped(&self.shared.drops, reason, Some(from)),
             },
-            Verdict::Drop(reason) => way.port.dropped(&self.shared.drops, reason, Some(from)),
-            // `inbound` sends nothing back: nothing from the mesh returns into it.
-            Verdict::Forward(_) | Verdict::Flood(_) | Verdict::Hairpin => {}
+            InboundVerdict::Drop(reason) => {
+                way.port.dropped(&self.shared.drops, reason, Some(from));
+            }
         }
     }
 

@@ -21,7 +21,7 @@ use vxmesh_proto::{
         fair::{Fair, cost},
     },
     frame::{SuperFrame, vnet, vnet::Offload},
-    path::{Scratch, Verdict, outbound},
+    path::{OutboundVerdict, Scratch, outbound},
     reason::DropReason,
 };
 
@@ -406,18 +406,16 @@ impl Way {
         };
         let mut frame = SuperFrame { bytes, gso: offload.gso, checksum: offload.checksum };
         match outbound(&table, &mut frame, &mut self.scratch, now) {
-            Verdict::Forward(peer) => train.carry(shared, port, [peer], &frame, now),
-            Verdict::Flood(members) => {
+            OutboundVerdict::Forward(peer) => train.carry(shared, port, [peer], &frame, now),
+            OutboundVerdict::Flood(members) => {
                 let peers = members.iter().map(|(_node, peer)| peer);
                 train.carry(shared, port, peers, &frame, now);
             }
-            Verdict::Hairpin => {
+            OutboundVerdict::Hairpin => {
                 // What is not taken is counted.
                 let _taken = shared.deliver(port, self.scratch.reply());
             }
-            // `outbound` delivers nothing: what is local stays on the bridge.
-            Verdict::Deliver => {}
-            Verdict::Drop(reason) => {
+            OutboundVerdict::Drop(reason) => {
                 port.dropped_of(&shared.drops, reason, table.sender_of(frame.bytes));
                 if !self.scratch.reply().is_empty() {
                     let _taken = shared.deliver(port, self.scratch.reply());

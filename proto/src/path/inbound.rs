@@ -8,7 +8,7 @@
 //! 6. Destination: a local endpoint, or a group. A frame from the mesh never goes back into it (split horizon). Where the network
 //!    keeps endpoints from each other, only from or to a node itself ([`super::isolation`]).
 
-use super::{Verdict, claims, isolation};
+use super::{claims, isolation};
 use crate::{
     addr::{MacAddr, NodeId, Vni},
     reason::DropReason,
@@ -16,15 +16,24 @@ use crate::{
     wire::{ethernet, vxlan},
 };
 
+/// The fate of a frame that came out of the mesh. Nothing goes back into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InboundVerdict {
+    /// Write it to the local network.
+    Deliver,
+    /// Count it and forget it.
+    Drop(DropReason),
+}
+
 /// The fate of a packet that was opened.
 #[derive(Debug)]
-pub struct Inbound<'t, 'f, P> {
+pub struct Inbound<'f> {
     /// Its network, if it names one; that a frame was dropped is counted there.
     pub vni: Option<Vni>,
     /// Its frame; empty if there is none.
     pub frame: &'f mut [u8],
     /// What happens to the frame.
-    pub verdict: Verdict<'t, P>,
+    pub verdict: InboundVerdict,
 }
 
 /// Decides on an opened packet, VXLAN header first, that the node `from` sealed. `table_of` finds the network.
@@ -32,23 +41,23 @@ pub fn inbound_vxlan<'t, 'f, P: 't>(
     table_of: impl FnOnce(Vni) -> Option<&'t NetworkTable<P>>,
     from: &NodeId,
     packet: &'f mut [u8],
-) -> Inbound<'t, 'f, P> {
+) -> Inbound<'f> {
     let Ok((vni, frame)) = vxlan::decap(packet) else {
-        let verdict = Verdict::Drop(DropReason::MalformedVxlan);
+        let verdict = InboundVerdict::Drop(DropReason::MalformedVxlan);
         return Inbound { vni: None, frame: &mut [], verdict };
     };
     let verdict = match table_of(vni) {
         Some(table) => inbound(table, from, frame),
-        None => Verdict::Drop(DropReason::VniUnknown),
+        None => InboundVerdict::Drop(DropReason::VniUnknown),
     };
     Inbound { vni: Some(vni), frame, verdict }
 }
 
 /// Decides on a frame of the table's network that the node `from` sealed.
-pub fn inbound<'t, P>(table: &'t NetworkTable<P>, from: &NodeId, frame: &[u8]) -> Verdict<'t, P> {
+pub fn inbound<P>(table: &NetworkTable<P>, from: &NodeId, frame: &[u8]) -> InboundVerdict {
     match judge(table, from, frame) {
-        Ok(()) => Verdict::Deliver,
-        Err(reason) => Verdict::Drop(reason),
+        Ok(()) => InboundVerdict::Deliver,
+        Err(reason) => InboundVerdict::Drop(reason),
     }
 }
 

@@ -50,7 +50,7 @@ mod tests {
     use crate::{
         addr::MacAddr,
         frame::SuperFrame,
-        path::{Scratch, Verdict, inbound, outbound},
+        path::{InboundVerdict, OutboundVerdict, Scratch, inbound, outbound},
         reason::DropReason,
         tables::{
             NetworkSpec, NetworkTable, Place, TableUpdate,
@@ -92,14 +92,15 @@ mod tests {
         frame
     }
 
-    fn out(table: &NetworkTable<u32>, mut frame: Vec<u8>) -> Verdict<'_, u32> {
+    fn out(table: &NetworkTable<u32>, mut frame: Vec<u8>) -> OutboundVerdict<'_, u32> {
         outbound(table, &mut SuperFrame::plain(&mut frame), &mut Scratch::new(), now())
     }
 
     #[test]
     fn what_crosses_the_mesh_comes_from_a_node_or_goes_to_one() {
         let (apart, open) = (table(true), table(false));
-        let isolated = Verdict::Drop(DropReason::Isolated);
+        let isolated = OutboundVerdict::Drop(DropReason::Isolated);
+        let refused = InboundVerdict::Drop(DropReason::Isolated);
         for (what, allowed, (by, to, source, destination)) in [
             ("endpoint to endpoint", false, (HERE, mac(THERE), HERE, THERE)),
             ("endpoint to node", true, (HERE, mac(THERE_NODE), HERE, THERE_NODE)),
@@ -109,7 +110,7 @@ mod tests {
             ("carried by the node", false, (HERE_NODE, mac(THERE), HERE, THERE)),
         ] {
             let frame = udp(by, to, source, destination);
-            let forward = Verdict::Forward(&1);
+            let forward = OutboundVerdict::Forward(&1);
             assert_eq!(out(&open, frame.clone()), forward, "{what}");
             assert_eq!(out(&apart, frame), if allowed { forward } else { isolated }, "{what}");
             // The same from there, by a peer that sends what it should not.
@@ -117,8 +118,8 @@ mod tests {
             let mut to = to;
             to.0[5] = there(to.0[5]);
             let frame = udp(there(by), to, there(source), there(destination));
-            assert_eq!(inbound(&open, &node(1), &frame), Verdict::Deliver, "{what}");
-            let expected = if allowed { Verdict::Deliver } else { isolated };
+            assert_eq!(inbound(&open, &node(1), &frame), InboundVerdict::Deliver, "{what}");
+            let expected = if allowed { InboundVerdict::Deliver } else { refused };
             assert_eq!(inbound(&apart, &node(1), &frame), expected, "{what}");
         }
     }
@@ -127,12 +128,16 @@ mod tests {
     fn an_endpoint_speaks_to_no_group_and_hears_of_nodes_only() {
         let apart = table(true);
         let all = MacAddr::BROADCAST;
-        let isolated = Verdict::Drop(DropReason::Isolated);
+        let isolated = OutboundVerdict::Drop(DropReason::Isolated);
+        let refused = InboundVerdict::Drop(DropReason::Isolated);
         assert_eq!(out(&apart, udp(HERE, all, HERE, 255)), isolated);
         let alone = apart.apply([TableUpdate::RemoveMember(node(1))]);
         assert_eq!(out(&alone, udp(HERE, all, HERE, 255)), isolated, "whoever there is");
-        assert!(matches!(out(&apart, udp(HERE_NODE, all, HERE_NODE, 255)), Verdict::Flood(_)));
-        assert_eq!(inbound(&apart, &node(1), &udp(THERE, all, THERE, 255)), isolated);
+        assert!(matches!(
+            out(&apart, udp(HERE_NODE, all, HERE_NODE, 255)),
+            OutboundVerdict::Flood(_)
+        ));
+        assert_eq!(inbound(&apart, &node(1), &udp(THERE, all, THERE, 255)), refused);
         let ask = |from: u8, target: u8| {
             let arp = Arp {
                 operation: Operation::Request,
@@ -144,7 +149,7 @@ mod tests {
             arp.to_frame().to_vec()
         };
         assert_eq!(out(&apart, ask(HERE, THERE)), isolated);
-        assert_eq!(out(&apart, ask(HERE, THERE_NODE)), Verdict::Hairpin);
-        assert_eq!(out(&apart, ask(HERE_NODE, THERE)), Verdict::Hairpin);
+        assert_eq!(out(&apart, ask(HERE, THERE_NODE)), OutboundVerdict::Hairpin);
+        assert_eq!(out(&apart, ask(HERE_NODE, THERE)), OutboundVerdict::Hairpin);
     }
 }

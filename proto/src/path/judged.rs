@@ -11,7 +11,7 @@
 //!
 //! Only packets of TCP and UDP right behind an IP header without options or extensions are remembered.
 
-use super::{Verdict, inbound};
+use super::{InboundVerdict, inbound};
 use crate::{
     addr::NodeId,
     tables::NetworkTable,
@@ -40,18 +40,18 @@ enum Head {
 
 impl Judged {
     /// What [`inbound()`] says of the frame.
-    pub fn inbound<'t, P>(
+    pub fn inbound<P>(
         &mut self,
-        table: &'t NetworkTable<P>,
+        table: &NetworkTable<P>,
         from: &NodeId,
         frame: &[u8],
-    ) -> Verdict<'t, P> {
+    ) -> InboundVerdict {
         let known = self.last.is_some_and(|last| last.is_of(frame));
         if known && frame.len() <= usize::from(table.spec().mtu) + ethernet::HEADER_LEN {
-            return Verdict::Deliver;
+            return InboundVerdict::Deliver;
         }
         let verdict = inbound(table, from, frame);
-        if matches!(verdict, Verdict::Deliver) {
+        if matches!(verdict, InboundVerdict::Deliver) {
             self.last = Head::of(frame);
         }
         verdict

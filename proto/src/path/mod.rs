@@ -15,26 +15,9 @@ mod outbound;
 pub mod plain;
 mod too_big;
 
-pub use inbound::{Inbound, inbound, inbound_vxlan};
+pub use inbound::{Inbound, InboundVerdict, inbound, inbound_vxlan};
 pub use judged::Judged;
-pub use outbound::{Scratch, outbound};
-
-use crate::{addr::NodeId, reason::DropReason};
-
-/// The fate of a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict<'t, P> {
-    /// Seal it for this peer.
-    Forward(&'t P),
-    /// Seal one copy for each of these members.
-    Flood(&'t [(NodeId, P)]),
-    /// Write the answer in the [`Scratch`] back to where the frame came from.
-    Hairpin,
-    /// Write it to the local network.
-    Deliver,
-    /// Count it and forget it. What [`outbound()`] left in the [`Scratch`], if anything, tells the sender: write it back.
-    Drop(DropReason),
-}
+pub use outbound::{OutboundVerdict, Scratch, outbound};
 
 #[cfg(test)]
 mod tests;

@@ -17,12 +17,11 @@ use std::{
 };
 
 use super::{
-    Verdict,
     claims::{self, Content},
     isolation, too_big,
 };
 use crate::{
-    addr::MacAddr,
+    addr::{MacAddr, NodeId},
     frame::SuperFrame,
     reason::DropReason,
     tables::{NetworkTable, Place, Row},
@@ -34,7 +33,21 @@ use crate::{
     },
 };
 
-/// Where the answer of a [`Verdict::Hairpin`] is left, and what the sender of a frame that was dropped is told. One per worker,
+/// The fate of a frame that the local network sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutboundVerdict<'t, P> {
+    /// Seal it for this peer.
+    Forward(&'t P),
+    /// Seal one copy for each of these members.
+    Flood(&'t [(NodeId, P)]),
+    /// Write the answer in the [`Scratch`] back to where the frame came from.
+    Hairpin,
+    /// Count it and forget it. What is left in the [`Scratch`], if anything, tells the sender: write
+    /// it back.
+    Drop(DropReason),
+}
+
+/// Where the answer of an [`OutboundVerdict::Hairpin`] is left, and what the sender of a frame that was dropped is told. One per worker,
 /// used again for each frame.
 #[derive(Debug)]
 pub struct Scratch {
@@ -91,11 +104,13 @@ pub fn outbound<'t, P>(
     frame: &mut SuperFrame<'_>,
     scratch: &mut Scratch,
     now: Instant,
-) -> Verdict<'t, P> {
+) -> OutboundVerdict<'t, P> {
     scratch.clear();
-    let verdict = judge(table, frame, scratch, now).unwrap_or_else(Verdict::Drop);
-    if matches!(verdict, Verdict::Forward(_) | Verdict::Flood(_)) && !finish(table, frame) {
-        return Verdict::Drop(DropReason::BadOffload); // 6
+    let verdict = judge(table, frame, scratch, now).unwrap_or_else(OutboundVerdict::Drop);
+    if matches!(verdict, OutboundVerdict::Forward(_) | OutboundVerdict::Flood(_))
+        && !finish(table, frame)
+    {
+        return OutboundVerdict::Drop(DropReason::BadOffload); // 6
     }
     verdict
 }
@@ -122,13 +137,13 @@ fn judge<'t, P>(
     frame: &SuperFrame<'_>,
     scratch: &mut Scratch,
     now: Instant,
-) -> Result<Verdict<'t, P>, DropReason> {
+) -> Result<OutboundVerdict<'t, P>, DropReason> {
     let eth = claims::ethernet(frame.bytes)?; // 1
     let row = source(table, eth.source)?; // 2
     let content = claims::check(table, row, &eth)?;
     if let Some(answer) = neighbor(table, row, &eth, &content)? {
         answer.write(scratch); // 3
-        return Ok(Verdict::Hairpin);
+        return Ok(OutboundVerdict::Hairpin);
     }
     let largest = frame.largest_frame()?; // 4
     if largest > usize::from(table.spec().mtu) + ethernet::HEADER_LEN {
@@ -251,7 +266,7 @@ fn flood<'t, P>(
     row: &Row<P>,
     (eth, packets): (&Ethernet<'_>, usize),
     now: Instant,
-) -> Result<Verdict<'t, P>, DropReason> {
+) -> Result<OutboundVerdict<'t, P>, DropReason> {
     // First: what has no members may still have somebody to send it to.
     isolation::check(table, row, eth)?;
     if table.members().is_empty() {
@@ -261,7 +276,7 @@ fn flood<'t, P>(
     if !table.admit_flood(row, packets, now) {
         return Err(DropReason::FloodLimited);
     }
-    Ok(Verdict::Flood(table.members()))
+    Ok(OutboundVerdict::Flood(table.members()))
 }
 
 /// Step 5, one endpoint: its peer.
@@ -269,7 +284,7 @@ fn forward<'t, P>(
     table: &'t NetworkTable<P>,
     row: &Row<P>,
     eth: &Ethernet<'_>,
-) -> Result<Verdict<'t, P>, DropReason> {
+) -> Result<OutboundVerdict<'t, P>, DropReason> {
     let mac = eth.destination;
     if mac == table.spec().gateway.mac {
         return Err(DropReason::LocalDestination);
@@ -278,7 +293,7 @@ fn forward<'t, P>(
         Place::Local => Err(DropReason::LocalDestination),
         Place::Remote(peer) => {
             isolation::check(table, row, eth)?;
-            Ok(Verdict::Forward(peer))
+            Ok(OutboundVerdict::Forward(peer))
         }
     }
 }

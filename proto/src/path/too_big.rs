@@ -122,7 +122,7 @@ mod tests {
     use crate::{
         frame::SuperFrame,
         limits::ICMP_BURST,
-        path::{Verdict, outbound},
+        path::{OutboundVerdict, outbound},
         reason::DropReason,
         tables::{
             NetworkTable, Place, TableUpdate,
@@ -140,7 +140,7 @@ mod tests {
     fn told(table: &NetworkTable<u32>, frame: &[u8], at: Instant) -> Vec<u8> {
         let (mut bytes, mut scratch) = (frame.to_vec(), Scratch::new());
         let verdict = outbound(table, &mut SuperFrame::plain(&mut bytes), &mut scratch, at);
-        assert_eq!(verdict, Verdict::Drop(DropReason::TooBig));
+        assert_eq!(verdict, OutboundVerdict::Drop(DropReason::TooBig));
         scratch.reply().to_vec()
     }
 

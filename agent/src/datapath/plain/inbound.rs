@@ -21,7 +21,7 @@ use vxmesh_proto::{
     addr::Vni,
     frame::{Segments, SuperFrame, coalesce::Coalescer, ecn, ecn::Ecn},
     path::{
-        Scratch, Verdict,
+        InboundVerdict, Scratch,
         plain::{finish_received, plain_inbound, tell_station, undone},
     },
     reason::DropReason,
@@ -130,27 +130,25 @@ impl Taker<'_> {
         let offload = undone(frame, table.spec().mtu);
         let mut frame = SuperFrame { bytes: frame, gso: offload.gso, checksum: offload.checksum };
         let mut verdict = plain_inbound(&table, from, &frame, self.now);
-        if matches!(verdict, Verdict::Deliver)
+        if matches!(verdict, InboundVerdict::Deliver)
             && let Err(reason) = ecn::arrive(frame.bytes, outer)
         {
-            verdict = Verdict::Drop(reason);
+            verdict = InboundVerdict::Drop(reason);
         }
         match verdict {
-            Verdict::Deliver if frame.gso.is_some() => self.cut(port, &frame),
-            Verdict::Deliver => {
+            InboundVerdict::Deliver if frame.gso.is_some() => self.cut(port, &frame),
+            InboundVerdict::Deliver => {
                 finish_received(&mut frame);
                 let accepts = self.shared.offloads.allow(port.device().accepts());
                 self.coalescer.push(vni, accepts, arena, at.start + vxlan::HEADER_LEN..at.end);
             }
-            Verdict::Drop(reason) => {
+            InboundVerdict::Drop(reason) => {
                 port.dropped(drops, reason, None);
                 if reason == DropReason::TooBig {
                     tell_station(&table, from, frame.bytes, self.scratch, self.now);
                     self.tell(port, from);
                 }
             }
-            // `plain_inbound` sends nothing back.
-            Verdict::Forward(_) | Verdict::Flood(_) | Verdict::Hairpin => {}
         }
     }
 

@@ -12,11 +12,11 @@
 
 use std::{net::IpAddr, time::Instant};
 
-use super::{PlainTable, Vtep};
+use super::PlainTable;
 use crate::{
     addr::NodeId,
     frame::SuperFrame,
-    path::{Scratch, Verdict, claims, inbound, inbound::destination, too_big},
+    path::{InboundVerdict, Scratch, claims, inbound, inbound::destination, too_big},
     reason::DropReason,
     tables::Place,
     wire::{Ethernet, ethernet},
@@ -25,14 +25,14 @@ use crate::{
 /// Decides on a frame of the table's network that came from the outer address `from`. A super-frame is judged whole.
 ///
 /// It came in clear: [`super::undone()`] says what has to be done to it before it is delivered.
-pub fn plain_inbound<'t>(
-    plain: &'t PlainTable,
+pub fn plain_inbound(
+    plain: &PlainTable,
     from: IpAddr,
     frame: &SuperFrame<'_>,
     now: Instant,
-) -> Verdict<'t, Vtep> {
+) -> InboundVerdict {
     if !plain.knows(from) {
-        return Verdict::Drop(DropReason::UnknownVtep); // 1
+        return InboundVerdict::Drop(DropReason::UnknownVtep); // 1
     }
     if let Some(node) = owner_at(plain, from, frame.bytes) {
         return inbound(plain.table(), &node, frame.bytes); // 2
@@ -42,7 +42,7 @@ pub fn plain_inbound<'t>(
     } else {
         station(plain, from, frame, now) // 3
     };
-    judged.map_or_else(Verdict::Drop, |()| Verdict::Deliver)
+    judged.map_or_else(InboundVerdict::Drop, |()| InboundVerdict::Deliver)
 }
 
 /// Leaves in the scratch what the sender of a frame is told that was too large, if it is behind a static VTEP and may be told. A member

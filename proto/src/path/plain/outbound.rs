@@ -14,7 +14,7 @@ use super::{PlainTable, Vtep};
 use crate::{
     addr::NodeId,
     frame::SuperFrame,
-    path::{Scratch, Verdict, claims, outbound, outbound::finish},
+    path::{OutboundVerdict, Scratch, claims, outbound, outbound::finish},
     reason::DropReason,
     wire::ethernet,
 };
@@ -46,14 +46,14 @@ pub fn plain_outbound<'t>(
     now: Instant,
 ) -> PlainVerdict<'t> {
     match outbound(plain.table(), frame, scratch, now) {
-        Verdict::Forward(vtep) => {
+        OutboundVerdict::Forward(vtep) => {
             vtep.to().map_or(PlainVerdict::Drop(DropReason::VtepUnreachable), PlainVerdict::Forward)
         }
-        Verdict::Flood(members) => PlainVerdict::Flood { members, statics: plain.statics() },
-        Verdict::Hairpin => PlainVerdict::Hairpin,
-        // `outbound` delivers nothing.
-        Verdict::Deliver => PlainVerdict::Drop(DropReason::LocalDestination),
-        Verdict::Drop(reason) => {
+        OutboundVerdict::Flood(members) => {
+            PlainVerdict::Flood { members, statics: plain.statics() }
+        }
+        OutboundVerdict::Hairpin => PlainVerdict::Hairpin,
+        OutboundVerdict::Drop(reason) => {
             let judged = beyond(plain, frame, reason, now);
             if judged.is_ok() && !finish(plain.table(), frame) {
                 return PlainVerdict::Drop(DropReason::BadOffload);

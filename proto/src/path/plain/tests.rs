@@ -12,7 +12,7 @@ use crate::{
     frame::{Gso, GsoKind, PartialChecksum, Segments, SuperFrame, vnet::Offload},
     limits::{FLOOD_ENDPOINT_BURST, LEARNED_AGE, LEARNED_STATIONS},
     object::{Network, Subnet},
-    path::{Scratch, Verdict},
+    path::{InboundVerdict, Scratch},
     reason::DropReason,
     tables::{
         Place, Row,
@@ -100,9 +100,8 @@ impl Net {
         let mut bytes = frame.to_vec();
         let frame = SuperFrame::plain(&mut bytes);
         match plain_inbound(&self.plain, ip(from), &frame, self.start + after) {
-            Verdict::Deliver => Ok(()),
-            Verdict::Drop(reason) => Err(reason),
-            other => panic!("{other:?}"),
+            InboundVerdict::Deliver => Ok(()),
+            InboundVerdict::Drop(reason) => Err(reason),
         }
     }
 
@@ -428,7 +427,7 @@ fn a_burst_is_cut_to_the_networks_mtu() {
         let from = if is_ipv4 { ip(ONE) } else { ip(MEMBER) };
         let net = Net::new();
         let verdict = plain_inbound(&net.plain, from, &frame, net.start);
-        assert_eq!(verdict == Verdict::Deliver, is_ipv4, "a member's frames are never so");
+        assert_eq!(verdict == InboundVerdict::Deliver, is_ipv4, "a member's frames are never so");
     }
     let [_, udp] = finished_and_not(false, true, 5000);
     assert!(undone(&udp, 1390).gso.is_none(), "it is one datagram");
