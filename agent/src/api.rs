@@ -270,6 +270,18 @@ pub struct AttachSpec {
     pub sandbox: Option<String>,
 }
 
+/// `vxmesh endpoint update`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndpointSpec {
+    /// Labels to set.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Keys of labels to remove.
+    #[serde(default)]
+    pub remove_labels: Vec<String>,
+}
+
 /// `vxmesh drops`: frames that were not delivered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DropRow {

@@ -9,9 +9,9 @@ use async_trait::async_trait;
 use super::resolve;
 use crate::api::{
     Address, AddressPool, ApiError, AttachSpec, Connection, Diagnosis, DnsQuery, DnsRecord,
-    DropRow, Endpoint, ExtendSpec, InitSpec, JoinSpec, LeaveSpec, Location, MapDiffRow, MapRow,
-    Membership, Network, NetworkPools, NetworkSpec, Node, NodeSpec, Peer, Sandbox, SandboxEnded,
-    SandboxSpec, SandboxStarted, Status, Token, TokenCreated, TokenSpec,
+    DropRow, Endpoint, EndpointSpec, ExtendSpec, InitSpec, JoinSpec, LeaveSpec, Location,
+    MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec, Node, NodeSpec, Peer,
+    Sandbox, SandboxEnded, SandboxSpec, SandboxStarted, Status, Token, TokenCreated, TokenSpec,
 };
 use crate::identity::backup::Backup;
 
@@ -85,6 +85,12 @@ pub trait Backend: Send + Sync + 'static {
     }
     /// `endpoint attach`
     async fn endpoint_attach(&self, spec: AttachSpec) -> Result<Endpoint, ApiError>;
+    /// `endpoint update`: conflict if it is on another node.
+    async fn endpoint_update(
+        &self,
+        reference: &str,
+        spec: EndpointSpec,
+    ) -> Result<Endpoint, ApiError>;
     /// `endpoint detach`
     async fn endpoint_detach(&self, reference: &str) -> Result<Endpoint, ApiError>;
 

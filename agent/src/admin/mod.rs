@@ -9,6 +9,7 @@
 //! | `GET /v1/nodes[/REF]`, `/v1/peers[/REF]` | | `[Node]`, `Node`, `[Peer]`, `Peer` |
 //! | `GET`, `POST /v1/networks`; `GET`, `DELETE /v1/networks/REF` | `NetworkSpec` | `Network` |
 //! | `GET`, `POST /v1/endpoints`; `GET`, `DELETE /v1/endpoints/REF` | `AttachSpec` | `Endpoint` |
+//! | `PATCH /v1/endpoints/REF` | `EndpointSpec` | `Endpoint` |
 //! | `GET`, `POST /v1/sandboxes`; `GET`, `DELETE /v1/sandboxes/REF` | `SandboxSpec` | `Sandbox` |
 //! | `GET /v1/sandboxes?all=true` | | `[Sandbox]`, with those that have ended |
 //! | `POST /v1/sandboxes/REF/started`, `.../ended` | `SandboxStarted`, `SandboxEnded` | `Sandbox` |

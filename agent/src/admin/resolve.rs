@@ -212,6 +212,7 @@ mod tests {
             exit_status: None,
             ended_at: None,
             hostname: None,
+            labels: Default::default(),
             detached: None,
             records: None,
             restarts: 0,

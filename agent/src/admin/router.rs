@@ -17,9 +17,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::Backend;
 use crate::api::{
-    Address, ApiError, AttachSpec, Connection, DnsQuery, DnsRecord, ErrorBody, ErrorCode,
-    ExtendSpec, InitSpec, JoinSpec, LeaveSpec, Location, NetworkSpec, NodeSpec, SandboxEnded,
-    SandboxSpec, SandboxStarted, TokenSpec,
+    Address, ApiError, AttachSpec, Connection, DnsQuery, DnsRecord, EndpointSpec, ErrorBody,
+    ErrorCode, ExtendSpec, InitSpec, JoinSpec, LeaveSpec, Location, NetworkSpec, NodeSpec,
+    SandboxEnded, SandboxSpec, SandboxStarted, TokenSpec,
 };
 
 /// Largest request body. The largest request has a few dozen addresses and labels; 1 MiB is far above any.
@@ -86,6 +86,9 @@ fn objects() -> Router<Arc<dyn Backend>> {
     let attach = async |State(agent): Agent, Spec(spec): Spec<AttachSpec>| {
         to_the_end(async move { agent.endpoint_attach(spec).await }).await
     };
+    let update = async |State(agent): Agent, Ref(ep): Ref, Spec(spec): Spec<EndpointSpec>| {
+        to_the_end(async move { agent.endpoint_update(&ep, spec).await }).await
+    };
     let detach = async |State(agent): Agent, Ref(ep): Ref| {
         to_the_end(async move { agent.endpoint_detach(&ep).await }).await
     };
@@ -99,7 +102,7 @@ fn objects() -> Router<Arc<dyn Backend>> {
         .route("/v1/networks/{reference}", get(network).delete(rm))
         .route("/v1/networks/{reference}/extend", post(extend))
         .route("/v1/endpoints", get(endpoints).post(attach))
-        .route("/v1/endpoints/{reference}", get(endpoint).delete(detach))
+        .route("/v1/endpoints/{reference}", get(endpoint).patch(update).delete(detach))
 }
 
 fn sandboxes() -> Router<Arc<dyn Backend>> {

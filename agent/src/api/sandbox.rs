@@ -1,6 +1,7 @@
 //! Sandboxes and the ports that lead to them.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
     str::FromStr,
@@ -58,6 +59,9 @@ pub struct Sandbox {
     /// Its hostname; the host's otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
+    /// Free-form labels: of all its endpoints, also of those that it gets later.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// Whether a supervisor stays with the command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detached: Option<Detached>,
@@ -159,6 +163,9 @@ pub struct SandboxSpec {
     /// Its hostname; its name otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
+    /// Free-form labels of all its endpoints.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// The process that stays with the sandbox: while it runs, an agent that starts does not take the sandbox for a leftover.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keeper: Option<u32>,

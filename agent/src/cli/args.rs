@@ -335,6 +335,19 @@ pub(super) enum Ipam {
 pub(super) enum Endpoint {
     /// Plug a network namespace into a network
     Attach(Attach),
+    /// Change the labels of an endpoint of this node
+    #[command(group = ArgGroup::new("change").required(true).multiple(true))]
+    Update {
+        /// Id, beginning of an id, or name
+        #[arg(value_parser = reference)]
+        endpoint: String,
+        /// Label to set; may be given more than once
+        #[arg(long, group = "change", value_name = "KEY=VALUE", value_parser = label)]
+        label: Vec<(String, String)>,
+        /// Label to remove; may be given more than once
+        #[arg(long, group = "change", value_name = "KEY")]
+        rm_label: Vec<String>,
+    },
     /// Unplug an endpoint and release its addresses
     Detach {
         /// Id, beginning of an id, or name
@@ -371,9 +384,6 @@ pub(super) struct Attach {
     /// Name of the interface [default: the first free ethN]
     #[arg(long)]
     pub(super) ifname: Option<String>,
-    /// Label; may be given more than once
-    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
-    pub(super) label: Vec<(String, String)>,
 }
 
 /// What an endpoint shall be like.
@@ -388,6 +398,9 @@ pub(super) struct Wanted {
     /// Another name, which other endpoints may have too; may be given more than once
     #[arg(long, value_delimiter = ',')]
     pub(super) alias: Vec<Alias>,
+    /// Label; may be given more than once
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    pub(super) label: Vec<(String, String)>,
 }
 
 #[derive(Debug, Args)]

@@ -15,8 +15,8 @@ use super::{
     words::Words,
 };
 use crate::api::{
-    self, ApiError, AttachSpec, Connection, ErrorCode, ExtendSpec, LeaveSpec, NetworkSpec,
-    NodeSpec, TokenSpec,
+    self, ApiError, AttachSpec, Connection, EndpointSpec, ErrorCode, ExtendSpec, LeaveSpec,
+    NetworkSpec, NodeSpec, TokenSpec,
 };
 
 /// Makes the call and prints its answer.
@@ -187,6 +187,13 @@ impl Call<'_> {
                     self.client.post("/v1/endpoints", &attach_spec(attach)?).await?;
                 self.output.done(&made, &made.id.to_string())
             }
+            Endpoint::Update { endpoint, label, rm_label } => {
+                let spec =
+                    EndpointSpec { labels: label.into_iter().collect(), remove_labels: rm_label };
+                let row: api::Endpoint =
+                    self.client.patch(&path("endpoints", &endpoint), &spec).await?;
+                self.output.done(&row, row.name.as_str())
+            }
             Endpoint::Detach { endpoint } => {
                 let gone: api::Endpoint = self.client.delete(path("endpoints", &endpoint)).await?;
                 self.output.done(&gone, gone.name.as_str())
@@ -303,7 +310,7 @@ fn attach_spec(attach: Attach) -> Result<AttachSpec, ApiError> {
         ips: attach.wanted.ip,
         mac: attach.wanted.mac,
         ifname: attach.ifname,
-        labels: attach.label.into_iter().collect(),
+        labels: attach.wanted.label.into_iter().collect(),
         sandbox: None,
     })
 }

@@ -290,6 +290,7 @@ fn spec(run: &Run) -> Result<SandboxSpec, ApiError> {
         publish: run.publish.iter().flat_map(|PublishRange(ports)| ports.clone()).collect(),
         command: words(run)?,
         hostname: run.hostname.clone(),
+        labels: run.wanted.label.iter().cloned().collect(),
         keeper: Some(std::process::id()),
         detached: run.detach.then(|| detached(run)).transpose()?,
     })

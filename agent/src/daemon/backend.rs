@@ -21,9 +21,10 @@ use crate::{
     admin::{Backend, resolve},
     api::{
         Address, AddressPool, ApiError, AttachSpec, Connection, Diagnosis, DnsQuery, DnsRecord,
-        DropRow, Endpoint, ErrorCode, ExtendSpec, InitSpec, JoinSpec, LeaveSpec, Location,
-        MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec, Node, NodeSpec, Peer,
-        Sandbox, SandboxEnded, SandboxSpec, SandboxStarted, Status, Token, TokenCreated, TokenSpec,
+        DropRow, Endpoint, EndpointSpec, ErrorCode, ExtendSpec, InitSpec, JoinSpec, LeaveSpec,
+        Location, MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec, Node,
+        NodeSpec, Peer, Sandbox, SandboxEnded, SandboxSpec, SandboxStarted, Status, Token,
+        TokenCreated, TokenSpec,
     },
     config::Config,
     control::join::{JoinOptions, join},
@@ -464,6 +465,14 @@ impl Backend for Agent {
 
     async fn endpoint_attach(&self, spec: AttachSpec) -> Result<Endpoint, ApiError> {
         self.mesh().await?.attach(spec).await
+    }
+
+    async fn endpoint_update(
+        &self,
+        reference: &str,
+        spec: EndpointSpec,
+    ) -> Result<Endpoint, ApiError> {
+        self.mesh().await?.update_endpoint(reference, spec).await
     }
 
     async fn endpoint_detach(&self, reference: &str) -> Result<Endpoint, ApiError> {

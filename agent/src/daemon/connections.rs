@@ -132,7 +132,7 @@ impl Mesh {
             ips: connection.ips.clone(),
             mac: connection.mac,
             ifname: connection.ifname.clone(),
-            labels: BTreeMap::new(),
+            labels: sandbox.labels.clone(),
             sandbox: Some(sandbox.name.to_string()),
         };
         self.attach_stored(hosted, spec, connection.gw_priority).await

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     admin::resolve,
-    api::{self, ApiError, AttachSpec, ErrorCode},
+    api::{self, ApiError, AttachSpec, EndpointSpec, ErrorCode},
     firewall::guard::Port,
     netlink::{
         netns::NetnsError,
@@ -406,6 +406,49 @@ impl Mesh {
         info!(endpoint = %endpoint.name, id = %endpoint.id.short(), %network, "{what}");
     }
 
+    /// The endpoint of this node that a reference means.
+    fn own_endpoint(&self, reference: &str, hint: &str) -> Result<api::Endpoint, ApiError> {
+        let row = resolve::one(&self.endpoint_list(), reference).cloned()?;
+        if row.node != self.me {
+            let message =
+                format!("endpoint `{}` is on node {}", row.name, self.node_name(row.node));
+            return Err(conflict(message, hint));
+        }
+        Ok(row)
+    }
+
+    /// Changes the labels of an endpoint, and tells the mesh.
+    pub(super) async fn update_endpoint(
+        self: &Arc<Self>,
+        reference: &str,
+        spec: EndpointSpec,
+    ) -> Result<api::Endpoint, ApiError> {
+        let _hosted = self.lock_host().await?;
+        let row = self.own_endpoint(reference, "change it there")?;
+        let mut stored = self.stored_endpoints()?;
+        stored.retain(|stored| stored.id == row.id);
+        let Some(mut endpoint) = stored.pop() else {
+            return Err(conflict(
+                format!("endpoint `{}` is this node itself", row.name),
+                "choose another one of `vxmesh endpoint ls`",
+            ));
+        };
+        let absent = spec.remove_labels.iter().find(|key| !endpoint.labels.contains_key(*key));
+        if let Some(key) = absent {
+            return Err(ApiError::new(
+                ErrorCode::NotFound,
+                format!("endpoint `{}` has no label `{key}`", row.name),
+                "see `vxmesh endpoint inspect`; nothing was changed",
+            ));
+        }
+        endpoint.labels.retain(|key, _value| !spec.remove_labels.contains(key));
+        endpoint.labels.extend(spec.labels);
+        // What does not fit into a record is refused by this, before it is written down.
+        self.announce(&Claim::Endpoint(endpoint.claim())).await?;
+        self.save(&endpoint)?;
+        Ok(api::Endpoint { labels: endpoint.labels, ..row })
+    }
+
     /// Unplugs the endpoint that a reference means, and tells the mesh.
     pub(super) async fn detach(
         self: &Arc<Self>,
@@ -428,12 +471,7 @@ impl Mesh {
 
     /// An endpoint that is in no sandbox of ours, and its row in the store if it has one.
     fn find_detachable(&self, reference: &str) -> Result<(api::Endpoint, Vec<Stored>), ApiError> {
-        let row = resolve::one(&self.endpoint_list(), reference).cloned()?;
-        if row.node != self.me {
-            let message =
-                format!("endpoint `{}` is on node {}", row.name, self.node_name(row.node));
-            return Err(conflict(message, "detach it there"));
-        }
+        let row = self.own_endpoint(reference, "detach it there")?;
         // The row shows a namespace's path where there is no sandbox of ours.
         let mut stored = self.stored_endpoints()?;
         stored.retain(|stored| stored.id == row.id);

@@ -14,7 +14,7 @@
 //! An agent that starts leaves a sandbox alone whose keeper or command runs; what else it finds is ended, or started again.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -71,6 +71,9 @@ pub(super) struct Stored {
     pub(super) removing: bool,
     #[serde(default)]
     hostname: Option<String>,
+    /// Of all its endpoints, also of those that it gets later.
+    #[serde(default)]
+    pub(super) labels: BTreeMap<String, String>,
     #[serde(default)]
     pub(super) detached: Option<Detached>,
     command: Vec<String>,
@@ -225,6 +228,7 @@ impl Stored {
             mode: self.mode.as_ref().map(|shared| shared.mode.clone()),
             warnings: Vec::new(),
             hostname: self.hostname.clone(),
+            labels: self.labels.clone(),
             records: self.detached.as_ref().map(|_| records()),
             detached: self.detached.clone(),
             restarts: self.starts.saturating_sub(1),
@@ -361,6 +365,7 @@ impl Mesh {
             starts: 0,
             removing: false,
             hostname: spec.hostname.clone().or(hostname),
+            labels: spec.labels.clone(),
             detached: spec.detached.clone(),
             incarnation: self.store.next_incarnation(unix_ms()).map_err(store_failed)?,
             netns,

@@ -231,6 +231,12 @@ fn object_changes() -> Vec<Case> {
                     "ifname": null, "labels": {}, "sandbox": null }),
             endpoint.clone(),
         ),
+        (
+            &["endpoint", "update", "c3c3", "--label", "a=b", "--rm-label", "k"],
+            "endpoint_update",
+            json!({ "endpoint": "c3c3", "spec": { "labels": { "a": "b" }, "remove_labels": ["k"] } }),
+            endpoint.clone(),
+        ),
         (&["endpoint", "detach", "c3c3"], "endpoint_detach", json!("c3c3"), endpoint),
     ]
 }
@@ -440,6 +446,8 @@ fn wrong_words_are_2_in_both_forms() {
         &["endpoint", "attach", "x", "--netns", "a", "--pid", "1"],
         &["endpoint", "attach", "x", "--pid", "0"],
         &["endpoint", "attach", "x", "--netns", "a", "--mac", "zz"],
+        &["endpoint", "update", "web"],
+        &["endpoint", "update", "web", "--label", "novalue"],
         &["run", "--", "true"],
         &["run", "--network", "x"],
         &["run", "--network", "x", "--log", "f", "--", "true"],

@@ -604,6 +604,15 @@ impl Backend for World {
         Ok(endpoints().swap_remove(0))
     }
 
+    async fn endpoint_update(
+        &self,
+        reference: &str,
+        spec: EndpointSpec,
+    ) -> Result<Endpoint, ApiError> {
+        self.asked("endpoint_update", json!({ "endpoint": reference, "spec": spec }))?;
+        self.endpoint(reference).await
+    }
+
     async fn endpoint_detach(&self, reference: &str) -> Result<Endpoint, ApiError> {
         self.asked("endpoint_detach", reference)?;
         self.endpoint(reference).await
@@ -644,6 +653,7 @@ impl Backend for World {
             command: spec.command,
             incarnation: u64::from(number),
             endpoints: vec![EndpointId::from_random([number; 16])],
+            labels: spec.labels,
             networks: Vec::new(),
             etc: None,
             published: Vec::new(),

@@ -1,5 +1,6 @@
 //! Sandboxes in several networks: connected and disconnected while they work, with one default route, and nothing left.
 
+mod labels;
 mod names;
 mod ports;
 mod refused;
