@@ -437,12 +437,13 @@ impl Mesh {
         if uplinks.is_empty() {
             // Also once after the start: the agent's last life may have left something.
             if !ways.cleared || !self.noted_settings()?.is_empty() {
+                // While the host forwards its rules keep it closed.
+                self.restore_settings()?;
                 foreign::withdraw().map_err(refused)?;
                 self.count_on_host();
                 if Rules::remove().map_err(refused)? {
                     forget_on_host(self.me, &[]).map_err(refused)?;
                 }
-                self.restore_settings()?;
                 (ways.rules, ways.cleared) = (Kept::default(), true);
                 ways.admitted.clear();
                 ways.away.clear();
@@ -451,7 +452,7 @@ impl Mesh {
             return Ok(());
         }
         ways.cleared = false;
-        let noted = self.forward()?;
+        let noted = self.note_settings()?;
         let made_of = MadeOf {
             writes: self.store.writes(),
             objects: self.objects.read(object::ObjectSet::content_hash),
@@ -465,14 +466,21 @@ impl Mesh {
                 HostRules::of(made_of, ports)
             }
         };
-        let Ways { rules, admitted, host: kept, .. } = ways;
-        let HostRules { ports, table, .. } = &*kept.insert(host);
+        let Ways { rules, admitted, host: made, .. } = ways;
+        let HostRules { ports, table, .. } = &*made.insert(host);
         let admit = || {
             *admitted = foreign::admit(uplink::ALL)?;
             Ok(())
         };
         let forget = || forget_on_host(self.me, ports);
-        if rules.keep(Arc::clone(table), forget, admit).map_err(refused)? {
+        let kept = rules.keep(Arc::clone(table), forget, admit);
+        // Without the rules the host would be a router for everybody.
+        if kept.is_ok() || Rules::has_rules().unwrap_or_default() {
+            sysctl::forward().map_err(|error| failed(error, "switch forwarding on yourself"))?;
+        } else {
+            self.restore_settings()?;
+        }
+        if kept.map_err(refused)? {
             *lock(&self.counted_on_host) = None;
         }
         lock(&self.counted_on_host).get_or_insert_default();
@@ -489,14 +497,13 @@ impl Mesh {
         Ok(noted.unwrap_or_default())
     }
 
-    /// Has the host forward, with what is changed noted before.
-    fn forward(&self) -> Result<sysctl::Found, ApiError> {
+    /// Notes how the host is before it forwards.
+    fn note_settings(&self) -> Result<sysctl::Found, ApiError> {
         let noted = self.noted_settings()?;
         let found = sysctl::look(&noted);
         if found != noted {
             self.store.put(Table::Meta, SETTINGS, &found).map_err(store_failed)?;
         }
-        sysctl::forward().map_err(|error| failed(error, "switch forwarding on yourself"))?;
         Ok(found)
     }
 

@@ -139,7 +139,7 @@ fn addresses() -> Vec<IpAddr> {
 /// What stays closed, of what was noted before the host forwarded.
 pub(super) fn closed(noted: &sysctl::Found) -> host::Closed {
     let open = |ipv4| noted.is_closed(ipv4).then(|| noted.open(ipv4));
-    let own = if bridges_ask() { own_macs() } else { BTreeSet::new() };
+    let own = bridges_ask().then(own_macs);
     host::Closed { ipv4: open(true), ipv6: open(false), own }
 }
 

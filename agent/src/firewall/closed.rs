@@ -23,8 +23,8 @@ pub struct Closed {
     pub ipv4: Option<Open>,
     /// Whether the host did not forward it.
     pub ipv6: Option<Open>,
-    /// The MACs by which neighbours call the host, for frames that bridges switch.
-    pub own: BTreeSet<MacAddr>,
+    /// The MACs by which neighbours call the host, where frames that bridges switch come to these rules, too.
+    pub own: Option<BTreeSet<MacAddr>>,
 }
 
 /// Interfaces by which packets were forwarded all the same.
@@ -44,12 +44,15 @@ impl Closed {
         all.into_iter().filter_map(|(ipv4, chain, open)| Some((ipv4, chain, open.as_ref()?)))
     }
 
+    /// The host's MACs where a rule asks for them. An empty set would let everything pass as switched.
+    fn switched(&self) -> Option<&BTreeSet<MacAddr>> {
+        self.own.as_ref().filter(|own| !own.is_empty() && self.versions().next().is_some())
+    }
+
     /// The sets that its rules use.
     pub(super) fn sets(&self) -> Vec<Set> {
-        if self.versions().next().is_none() {
-            return Vec::new();
-        }
-        let keys = self.own.iter().map(|mac| mac.0.to_vec()).collect();
+        let Some(own) = self.switched() else { return Vec::new() };
+        let keys = own.iter().map(|mac| mac.0.to_vec()).collect();
         let set = |name, (key_type, key_len), keys, by_rules| Set {
             by_rules,
             name,
@@ -75,17 +78,17 @@ impl Closed {
 
     /// What leads there, of all that is forwarded; `uplinks` are the interfaces of networks.
     pub(super) fn rules(&self, uplinks: &str) -> Vec<Rule> {
-        if self.versions().next().is_none() {
-            return Vec::new();
+        let mut rules = Vec::new();
+        if self.switched().is_some() {
+            let [note, switched] = within_a_bridge(BRIDGES);
+            rules.push(Rule::new("a bridge").and(note));
+            rules.push(
+                Rule::new("switched by a bridge")
+                    .and(switched)
+                    .and(is_none_of(DESTINATION, OWN))
+                    .and(accept()),
+            );
         }
-        let [note, switched] = within_a_bridge(BRIDGES);
-        let mut rules = vec![
-            Rule::new("a bridge").and(note),
-            Rule::new("switched by a bridge")
-                .and(switched)
-                .and(is_none_of(DESTINATION, OWN))
-                .and(accept()),
-        ];
         rules.extend(self.versions().map(|(ipv4, chain, _open)| {
             let version = if ipv4 { 4 } else { 6 };
             Rule::new(format!("IP version {version} was not forwarded"))
@@ -105,7 +108,7 @@ mod tests {
     fn no_rule_depends_on_what_interfaces_there_are() {
         let closed = Closed { ipv4: Some(Open::new()), ..Closed::default() };
         let rules = closed.rules("vxm*");
-        let [.., last] = &*rules else { panic!("no rules") };
+        let [last] = &*rules else { panic!("{rules:?}") };
         let exprs = [input_not("vxm*").0, is_ip(true).0, goto("closed4").0].concat();
         assert_eq!(last.exprs, exprs);
         let chains = closed.chains();
@@ -129,7 +132,7 @@ mod tests {
     #[test]
     fn what_a_bridge_switches_passes_before_anything_is_closed() {
         let own = BTreeSet::from([MacAddr([2, 0, 0, 0, 0, 1])]);
-        let closed = Closed { ipv6: Some(Open::new()), own, ..Closed::default() };
+        let closed = Closed { ipv6: Some(Open::new()), own: Some(own), ..Closed::default() };
         let rules = closed.rules("vxm*");
         let [_note, switched, closed_rule] = &*rules else { panic!("{rules:?}") };
         let not_the_hosts = is_none_of(DESTINATION, OWN).0;
@@ -140,5 +143,15 @@ mod tests {
         );
         let sets = closed.sets();
         assert!(sets[0].by_rules && sets[1].keys == BTreeSet::from([vec![2, 0, 0, 0, 0, 1]]));
+    }
+
+    #[test]
+    fn nothing_passes_as_switched_where_the_hosts_macs_are_not_known() {
+        for own in [None, Some(BTreeSet::new())] {
+            let closed = Closed { ipv4: Some(Open::new()), own, ..Closed::default() };
+            let rules = closed.rules("vxm*");
+            assert!(rules.iter().all(|rule| !rule.exprs.ends_with(&accept().0)), "{rules:?}");
+            assert!(closed.sets().is_empty());
+        }
     }
 }

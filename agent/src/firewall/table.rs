@@ -246,6 +246,14 @@ impl Table {
         Ok(true)
     }
 
+    /// Whether rules of ours are in this namespace, whatever they say.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn has_rules() -> Result<bool, FirewallError> {
+        Ok(!rules(&open("list", "rules")?, &Family::Inet.header())?.is_empty())
+    }
+
     /// Removes the table; whether there was one.
     ///
     /// # Errors

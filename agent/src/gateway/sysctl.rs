@@ -39,26 +39,23 @@ impl Found {
         self.0.is_empty()
     }
 
-    /// Puts back what differs, unless somebody else needs it by now. Settings of interfaces that are gone are gone with them.
+    /// Puts back what differs, where the switch is still as this program set it: whoever needs forwarding by now wrote
+    /// another value, and after a boot nothing is as it was noted. Settings of interfaces that are gone are gone with them.
     ///
     /// # Errors
-    /// The kernel refuses a value.
+    /// The kernel refuses a value; the others are put back.
     pub fn restore(&self) -> io::Result<()> {
-        let theirs = [(IPV4, "ipv4/"), (IPV6, "ipv6/")].map(|(switch, family)| {
-            let value = read(switch);
-            (family, value.is_some_and(|value| value != ON && value != "0"))
-        });
-        for Setting { path, value } in &self.0 {
-            if theirs.iter().any(|(family, theirs)| *theirs && path.starts_with(family)) {
-                continue;
-            }
-            match read(path) {
-                Some(now) if now != *value => write(path, value)?,
-                Some(_) | None => {}
+        let ours = [(IPV4, "ipv4/"), (IPV6, "ipv6/")]
+            .map(|(switch, family)| (family, read(switch).is_some_and(|value| value == ON)));
+        let is_ours = |path: &str| ours.iter().any(|(family, is)| *is && path.starts_with(family));
+        let mut done = Ok(());
+        for Setting { path, value } in self.0.iter().filter(|setting| is_ours(&setting.path)) {
+            if read(path).is_some_and(|now| now != *value) {
+                done = done.and(write(path, value));
             }
         }
-        let [_, (_, theirs6)] = theirs;
-        if theirs6 { Ok(()) } else { self.restore_later() }
+        let [_, (_, ours6)] = ours;
+        if ours6 { done.and(self.restore_later()) } else { done }
     }
 
     /// Interfaces that came or got their name meanwhile took what was set for new ones.
@@ -183,9 +180,14 @@ fn read(path: &str) -> Option<String> {
     Some(value.trim().to_owned())
 }
 
+/// Writes a setting; an interface that goes meanwhile has none any more.
 fn write(path: &str, value: &str) -> io::Result<()> {
-    fs::write(Path::new(ROOT).join(path), value)
-        .map_err(|error| io::Error::new(error.kind(), format!("net/{path}: {error}")))
+    match fs::write(Path::new(ROOT).join(path), value) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io::Error::new(error.kind(), format!("net/{path}: {error}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

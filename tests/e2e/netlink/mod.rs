@@ -1,11 +1,13 @@
 //! The host's side of networks against the real kernel. [`namespaces`]: pins; [`lifecycle`]: one network from nothing to
-//! nothing (I8, I9); [`plugs`]: endpoints; [`frames`]: who sees which frame, and how whole it is; [`queues`]: the queues of a TAP.
+//! nothing (I8, I9); [`plugs`]: endpoints; [`frames`]: who sees which frame, and how whole it is; [`queues`]: the queues of a TAP;
+//! [`settings`]: what the host is told and what is put back.
 
 mod frames;
 mod lifecycle;
 mod namespaces;
 mod plugs;
 mod queues;
+mod settings;
 
 use anyhow::{Context, Result};
 use vxmesh::netlink::{
