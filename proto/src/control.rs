@@ -166,6 +166,8 @@ pub enum Request {
     },
     /// An issuer has another forget the CA's key; answered when its file is gone.
     WithdrawIssuer,
+    /// An issuer gives the CA's key up, and asks another one to keep it meanwhile.
+    KeepIssuer,
     /// The caller leaves the mesh for good.
     Leave,
 }
@@ -460,6 +462,7 @@ mod tests {
             Request::Probe { ports: true },
             Request::GrantIssuer { key: Blob(vec![8; 48]) },
             Request::WithdrawIssuer,
+            Request::KeepIssuer,
             Request::Leave,
         ];
         for request in requests {

@@ -28,5 +28,6 @@ pub mod restart;
 pub mod sandbox;
 pub mod session;
 pub mod special_names;
+pub mod succession;
 pub mod tables;
 pub mod wire;

@@ -16,6 +16,7 @@ impl From<IdentityError> for ApiError {
             IdentityError::TooOpen { .. }
             | IdentityError::NotOurs { .. }
             | IdentityError::Symlink(_)
+            | IdentityError::NotAFile(_)
             | IdentityError::Damaged { .. } => advised(ErrorCode::Failed, &why),
             IdentityError::Io { .. } => failed(
                 &why,

@@ -52,7 +52,13 @@ pub(super) async fn backup(global: &Global, output: Output, words: Words) -> Out
         let store = store.map_err(|why| ApiError::from(BackupError::from(why)))?;
         Backup::take(&data_dir, &store).map_err(ApiError::from)?
     };
-    backup.write(&words.file).map_err(ApiError::from)?;
+    backup.write(&words.file).map_err(|why| match ApiError::from(why) {
+        error if error.code == ErrorCode::Failed => ApiError {
+            hint: "name a file in a directory that is there and can be written".into(),
+            ..error
+        },
+        error => error,
+    })?;
     let key = if backup.is_issuer() { " and the mesh's CA key" } else { "" };
     output.done(
         &Done::from(&backup),
@@ -77,6 +83,6 @@ pub(super) async fn restore(global: &Global, output: Output, words: Words) -> Ou
     let backup = Backup::read(&words.file).map_err(ApiError::from)?;
     backup.restore(&data_dir).map_err(ApiError::from)?;
     output.done(&Done::from(&backup), &format!("this host is node {} now", backup.node_id))?;
-    output.note("start the agent only if that node runs nowhere else");
+    output.note("start the agent only if that node runs nowhere else, and never left the mesh: a node that left does not come back");
     Ok(0)
 }

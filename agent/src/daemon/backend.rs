@@ -2,8 +2,6 @@
 
 use std::{
     fs,
-    io::{ErrorKind, Write},
-    os::unix::fs::OpenOptionsExt,
     path::Path,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -143,20 +141,7 @@ impl Agent {
                 agent.token_create(TokenSpec { ttl_s: FILE_TOKEN_TTL.as_secs(), uses: None }).await
             })
         })?;
-        let write = || {
-            let partial = file.with_extension("new");
-            // Whatever is there, a link to elsewhere perhaps, is not written through.
-            match fs::remove_file(&partial) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                Ok(()) | Err(_) => {}
-            }
-            let mut options = fs::OpenOptions::new();
-            let mut out = options.write(true).create_new(true).mode(0o600).open(&partial)?;
-            out.write_all(token.token.as_bytes())?;
-            out.sync_all()?;
-            fs::rename(&partial, file)
-        };
-        write().map_err(|error| {
+        identity::write_private(file, token.token.as_bytes()).map_err(|error| {
             failed(
                 format!("cannot write the token to {}: {error}", file.display()),
                 "name another file",
@@ -218,6 +203,7 @@ impl Mesh {
     /// know comes back.
     async fn leave(self: &Arc<Self>, spec: LeaveSpec) -> Result<Vec<String>, ApiError> {
         self.check_leave(spec)?;
+        let _going = if spec.force { None } else { self.find_successor().await? };
         let endpoints = self.stored_endpoints()?;
         self.take_names_if_possible(&endpoints).await;
         let mut hosted = self.host.lock().await;

@@ -47,7 +47,7 @@ fn date(unix: u64) -> String {
     humantime::format_rfc3339_seconds(at).to_string()
 }
 
-fn named(issuers: &[Node]) -> String {
+pub(super) fn named(issuers: &[Node]) -> String {
     let names: Vec<String> =
         issuers.iter().map(|issuer| format!("{} ({})", issuer.name, issuer.state)).collect();
     names.join(", ")
@@ -98,18 +98,23 @@ impl Mesh {
             return Ok(());
         }
         let issuers = self.issuers();
-        let Some(first) = issuers.iter().max_by_key(|issuer| issuer.state == "alive") else {
-            return Err(conflict(
-                format!(
-                    "no node holds the mesh's CA key: nobody can join any more, {}",
-                    self.end()
-                ),
-                "bring back a node that had it (`vxmesh restore` of a backup), or make a new mesh",
-            ));
-        };
+        self.check_has_issuer(&issuers)?;
+        let first = issuers.iter().max_by_key(|issuer| issuer.state == "alive");
+        let first = first.map_or("it", |issuer| issuer.name.as_str());
         Err(conflict(
             format!("this node does not hold the mesh's CA key; who does: {}", named(&issuers)),
-            format!("run `vxmesh token create` on {}", first.name),
+            format!("run `vxmesh token create` on {first}"),
+        ))
+    }
+
+    /// Says what is left to do where nobody holds the key.
+    fn check_has_issuer(&self, issuers: &[Node]) -> Result<(), ApiError> {
+        if !issuers.is_empty() {
+            return Ok(());
+        }
+        Err(conflict(
+            format!("no node holds the mesh's CA key: nobody can join any more, {}", self.end()),
+            "bring back a node that had it and did not leave (`vxmesh restore` of a backup), or make a new mesh",
         ))
     }
 
@@ -130,7 +135,7 @@ impl Mesh {
             return row(
                 Health::Fail,
                 found,
-                "bring back a node that had it (`vxmesh restore` of a backup), or make a new mesh before that day",
+                "bring back a node that had it and did not leave (`vxmesh restore` of a backup), or make a new mesh before that day",
             );
         }
         let found =
@@ -185,6 +190,7 @@ impl Mesh {
         let row = resolve::one(&self.node_list(), reference).cloned()?;
         let issuers = self.issuers();
         if !self.credentials.is_issuer() {
+            self.check_has_issuer(&issuers)?;
             return Err(conflict(
                 "this node does not hold the mesh's CA key, and gives and takes it nowhere"
                     .to_owned(),
@@ -224,7 +230,7 @@ impl Mesh {
         resolve::one(&self.node_list(), &row.id.to_string()).cloned()
     }
 
-    async fn have(&self, row: &Node, request: &Request) -> Result<(), ApiError> {
+    pub(super) async fn have(&self, row: &Node, request: &Request) -> Result<(), ApiError> {
         let Some(control) = self.control.get() else {
             return Err(failed("the agent is starting", "try again"));
         };
@@ -244,7 +250,7 @@ impl Mesh {
     }
 
     /// Only an issuer gives the key and takes it.
-    fn check_from_issuer(&self, from: NodeId) -> Result<(), Refusal> {
+    pub(super) fn check_from_issuer(&self, from: NodeId) -> Result<(), Refusal> {
         if self.issuing.load().contains(&from) {
             return Ok(());
         }
@@ -291,6 +297,7 @@ impl Mesh {
             return Ok(());
         }
         self.check_other_issuer(&self.issuers())?;
+        let _going = self.find_successor().await?;
         // Whoever takes addresses of removed nodes back after this node knows what it took.
         let _no_reclaim = self.reclaiming.lock().await;
         self.certify(false)
@@ -338,7 +345,7 @@ impl Mesh {
         if left.is_empty() {
             return Err(conflict(
                 "this is the last node of its mesh: the mesh, its networks and its CA key go with it, and tokens admit nobody any more".to_owned(),
-                "keep a copy with `vxmesh backup FILE`, or give up the mesh with --force",
+                "give up the mesh with --force; a backup does not bring it back",
             ));
         }
         let away = match others.is_empty() {
@@ -358,7 +365,7 @@ impl Mesh {
                 date(unix_now().saturating_add(LIFETIME)),
             ),
             format!(
-                "make another first: `vxmesh node update --issuer {heir}`; or keep a copy with `vxmesh backup FILE` and use --force"
+                "make another first: `vxmesh node update --issuer {heir}`; with --force the key is lost for good, also if there is a backup: a node that left does not come back"
             ),
         ))
     }

@@ -33,6 +33,7 @@ use vxmesh_proto::{
     path::announce::Heard,
     record::{Claim, NodeClaim, SignedRecord},
     session::{Config as SessionConfig, Psk},
+    succession::Succession,
     tables::RowKey,
 };
 use zeroize::Zeroizing;
@@ -60,8 +61,12 @@ use crate::{
     netlink::{self, losses::Losses},
     objects::{Objects, PublishError, unix_ms},
     reconcile::{addresses::Addresses, admit::Claims},
-    store::{Store, Table},
+    store::{Store, StoreError, Table},
 };
+
+/// How long another agent may take to stop; it waits for peers that are dead.
+const STOPS: Duration = Duration::from_secs(10);
+const LOCK_LOOK: Duration = Duration::from_millis(100);
 
 /// A network that has a TAP here.
 pub(super) struct Local {
@@ -149,6 +154,8 @@ pub(super) struct Mesh {
     pub(super) reclaiming: tokio::sync::Mutex<()>,
     /// Nodes of which the log says that their clock shows another time than this host's.
     pub(super) clocks_differ: Mutex<BTreeSet<NodeId>>,
+    /// Whether this issuer may give the CA's key up.
+    pub(super) succession: Mutex<Succession>,
     /// Whether the log says that this node was removed.
     pub(super) told_removed: Mutex<bool>,
     /// Nodes that see this one behind a translation (NAT).
@@ -235,7 +242,7 @@ impl Mesh {
     fn build(config: Config, credentials: Credentials) -> Result<Self, ApiError> {
         let me = credentials.identity.node_id();
         let path = config.data_dir.join("state.redb");
-        let store = Arc::new(Store::open(&path).map_err(store_failed)?);
+        let store = Arc::new(open_store(&path).map_err(store_failed)?);
         let incarnation = store.next_incarnation(unix_ms()).map_err(store_failed)?;
         let ca = Arc::new(Ca(credentials.membership.ca.clone()));
         let objects = Objects::load(
@@ -294,6 +301,7 @@ impl Mesh {
             roll: Mutex::default(),
             reclaiming: tokio::sync::Mutex::default(),
             clocks_differ: Mutex::default(),
+            succession: Mutex::default(),
             told_removed: Mutex::default(),
             translations: Mutex::default(),
             told_translated: AtomicBool::new(false),
@@ -495,6 +503,17 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 pub(super) fn store_failed(error: impl std::fmt::Display) -> ApiError {
     failed(error, "see the agent's log")
+}
+
+/// Opens the state; an agent that is stopping may have it for some seconds yet.
+fn open_store(path: &std::path::Path) -> Result<Store, StoreError> {
+    let end = Instant::now() + STOPS;
+    loop {
+        match Store::open(path) {
+            Err(StoreError::Locked(_)) if Instant::now() < end => std::thread::sleep(LOCK_LOOK),
+            opened => return opened,
+        }
+    }
 }
 
 fn key_pair(credentials: &Credentials) -> Result<Arc<Ed25519KeyPair>, ApiError> {

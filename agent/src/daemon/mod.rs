@@ -46,6 +46,7 @@ mod rows;
 mod rules;
 mod sandboxes;
 mod subnets;
+mod succession;
 mod supervisors;
 mod sync;
 mod told;

@@ -212,6 +212,7 @@ impl Mesh {
             Request::GrantIssuer { key } => {
                 self.granted(from, zeroize::Zeroizing::new(key.0)).await.map(|()| Response::Done)
             }
+            Request::KeepIssuer => self.promised(from).map(|()| Response::Done),
             Request::WithdrawIssuer => self.withdrawn(from).await.map(|()| Response::Done),
             Request::Leave => Ok(Response::Done),
             Request::Join(_) | Request::ForwardJoin(_) | Request::Renew(_) => {

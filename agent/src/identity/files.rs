@@ -62,10 +62,20 @@ pub(super) fn staging(parent: &Path) -> Result<tempfile::TempDir, IdentityError>
         .map_err(|e| IdentityError::io(parent, e))
 }
 
-/// Writes one file that nobody else can read; what was there is replaced when the new one is whole.
-pub(super) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
+/// Writes one file that nobody else can read; the file that was there is replaced when the new one is whole.
+///
+/// # Errors
+///
+/// A link, a device or a directory is there, or the file cannot be written; what was there stays.
+pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
+    match fs::symlink_metadata(path) {
+        Ok(there) if there.is_symlink() => return Err(IdentityError::Symlink(path.into())),
+        Ok(there) if !there.is_file() => return Err(IdentityError::NotAFile(path.into())),
+        Ok(_) | Err(_) => {}
+    }
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or_else(|| Path::new("."));
+    fs::metadata(parent).map_err(|e| IdentityError::io(parent, e))?;
     let written = tempfile::Builder::new()
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))
         .tempfile_in(parent)

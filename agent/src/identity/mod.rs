@@ -16,6 +16,7 @@ pub mod backup;
 mod ca;
 pub mod certificate;
 mod files;
+pub use files::write_private;
 mod issuer;
 pub mod token;
 
@@ -82,6 +83,9 @@ pub enum IdentityError {
     /// A link where a file should be.
     #[error("{0} is a symbolic link: put the file itself there")]
     Symlink(PathBuf),
+    /// A device or a directory where a file should be written.
+    #[error("{0} is there and is no file: name another place")]
+    NotAFile(PathBuf),
     /// The contents are not what was written.
     #[error(
         "{path} is damaged ({reason}): restore it, or remove the whole directory and join again"

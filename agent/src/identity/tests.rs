@@ -317,6 +317,16 @@ fn a_backup_brings_a_node_back_once_and_only_whole() {
     assert!(backup.is_issuer() && backup.node_id == made.identity.node_id());
     backup.write(&file).unwrap();
     backup.write(&file).unwrap();
+    let (link, socket) = (from.path().join("link"), from.path().join("socket"));
+    symlink(&file, &link).unwrap();
+    let _bound = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    for there in [&link, &socket, &from.path().to_path_buf()] {
+        let kind = fs::symlink_metadata(there).unwrap().file_type();
+        assert!(backup.write(there).is_err(), "{}", there.display());
+        assert_eq!(fs::symlink_metadata(there).unwrap().file_type(), kind);
+    }
+    fs::remove_file(&link).unwrap();
+    fs::remove_file(&socket).unwrap();
     assert_eq!(mode(&file), 0o600);
     let secret =
         data_encoding::BASE64.encode(&fs::read(from.path().join("identity/ca.key")).unwrap());

@@ -110,6 +110,29 @@ fn the_ca_key_is_never_lost_without_a_word() -> Result<()> {
     })
 }
 
+/// Both look at the same moment, see the other one, and would go.
+#[test]
+fn of_two_issuers_that_leave_at_once_one_stays() -> Result<()> {
+    let lab = Lab::up(3)?;
+    lab.vx("h1", &["node", "update", "h2", "--issuer"])?;
+    all_say(&lab, &HOSTS, &["h1 alive", "h2 alive"])?;
+    let lab_ref = &lab;
+    let left = std::thread::scope(|scope| -> Result<Vec<bool>> {
+        let leave =
+            |host| scope.spawn(move || Ok(lab_ref.try_vx(host, &["leave"])?.status.success()));
+        let both = ["h1", "h2"].map(leave);
+        let joined = both.map(|it| it.join().unwrap_or_else(|why| std::panic::resume_unwind(why)));
+        joined.into_iter().collect()
+    })?;
+    ensure!(left.iter().filter(|left| **left).count() <= 1, "both left");
+    wait_until("somebody has the key", || {
+        let said = issuers(&lab, "h3")?;
+        Ok(!said.is_empty() && said.iter().all(|issuer| issuer.ends_with("alive")))
+    })?;
+    ensure!(diagnosis(&lab, "h3")?.0 == "ok", "{:?}", diagnosis(&lab, "h3")?);
+    lab.finish(Allowed::default())
+}
+
 /// Two nodes of one name: refused while the first is up; told while it is away, and shown.
 #[test]
 fn nodes_of_one_name_are_told_and_names_outlive_agents() -> Result<()> {
