@@ -32,8 +32,8 @@ use crate::{
     dns::ETC_FILES,
 };
 
-/// Where systemd-resolved and nscd listen.
-const DAEMONS: [&str; 2] = ["/run/systemd/resolve", "/run/nscd"];
+/// Where systemd-resolved, nscd and avahi listen: they answer for the host, and by nsswitch.conf's order before our server.
+const DAEMONS: [&str; 3] = ["/run/systemd/resolve", "/run/nscd", "/run/avahi-daemon"];
 
 /// Why a command did not start.
 #[derive(Debug, thiserror::Error)]

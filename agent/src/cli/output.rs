@@ -49,7 +49,7 @@ impl Output {
         let mut table = Table::new();
         table.load_style(comfy_table::presets::NOTHING).set_header(T::HEAD);
         for item in items {
-            table.add_row(item.cells(words));
+            table.add_row(item.cells(words).iter().map(|cell| one_line(cell)));
         }
         for column in table.column_iter_mut() {
             column.set_padding((0, 3));
@@ -122,6 +122,11 @@ impl Output {
     pub(super) fn text(self, text: &str) -> Result<(), ApiError> {
         print(text)
     }
+}
+
+/// A cell without line breaks and what else moves the cursor: a command may have them.
+fn one_line(cell: &str) -> String {
+    cell.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// The fields of a JSON object in their own order, which `serde_json::Map` does not keep.

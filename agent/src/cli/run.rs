@@ -168,6 +168,8 @@ pub(super) async fn attend(
             waited = &mut ended => {
                 waited.map_err(|why| cannot_wait(&why))?.map_err(|why| cannot_wait(&why))?;
                 attended.status = child.wait().map(exit_status).map_err(|why| cannot_wait(&why))?;
+                // Whoever ends a whole service signals the command, too, which may be over first.
+                attended.signalled |= signals.pending().is_some();
                 return Ok(attended);
             }
             caught = signals.next() => {

@@ -233,6 +233,13 @@ async fn issue(
     }
     inner.joins(|joins| joins.give_back(observed));
     let now = unix_now();
+    let clock = join.unix_ms.map(|theirs| Offset::between(theirs, unix_ms()));
+    let clock = clock.filter(|offset| offset.is_worth_telling()).map(|offset| {
+        format!(
+            "this host's clock is {offset} that of the issuer {}: set the one that is wrong",
+            inner.node_id()
+        )
+    });
     let membership = &inner.config().credentials.membership;
     let issued = ca.issue(&node, now).map_err(|e| e.to_string()).and_then(|der| {
         let member = certificate::verify(&der, &membership.ca, now).map_err(|e| e.to_string())?;
@@ -256,7 +263,7 @@ async fn issue(
         psk: Blob(membership.psk.key().to_vec()),
         members,
         observed: Some(observed),
-        warnings: warning.into_iter().collect(),
+        warnings: warning.into_iter().chain(clock).collect(),
     })
 }
 

@@ -176,6 +176,7 @@ impl Mesh {
         all.extend(self.passage_diagnoses().await);
         let networks = self.network_list();
         all.extend(networks.iter().filter(|it| it.state == "conflict").map(in_conflict));
+        all.extend(self.endpoint_list().iter().filter_map(called_as_another));
         if let Some(largest) = networks.iter().filter_map(|it| self.sealed_mtu(it)).max() {
             all.extend(self.narrow_paths(largest).map(|(node, mtu)| {
                 check(
@@ -225,6 +226,15 @@ fn in_conflict(network: &api::Network) -> Diagnosis {
     )
 }
 
+/// An endpoint whose name an older one has.
+fn called_as_another(endpoint: &api::Endpoint) -> Option<Diagnosis> {
+    let (name, id) = (&endpoint.name, endpoint.id.short());
+    let older = endpoint.conflict?.short();
+    let found = format!("{id} is not found as {name}: the older endpoint {older} has that name");
+    let hint = "give the newer one another name: remove it, and attach or run it anew";
+    Some(check("endpoints", Health::Warn, found, hint))
+}
+
 /// How long the node's certificate is valid yet. It renews itself at half to eight tenths of its life.
 fn certificate_state(left_s: u64) -> Diagnosis {
     let hint =
@@ -258,7 +268,11 @@ impl Mesh {
             return check("nodes", Health::Ok, found, "");
         }
         let found = format!("{} of {} are dead: {}", dead.len(), nodes.len(), dead.join(", "));
-        let hint = "bring them back, or remove what is gone for good: vxmesh node rm NODE";
+        let hint = if dead.len() + 1 == nodes.len() {
+            "if they are at other addresses now, name one: `vxmesh join HOST`, without a token; else bring them back"
+        } else {
+            "bring them back, or remove what is gone for good: vxmesh node rm NODE"
+        };
         check("nodes", Health::Warn, found, hint)
     }
 
@@ -300,7 +314,7 @@ impl Ways {
                 all.push(check(
                     &check_name,
                     Health::Ok,
-                    format!("the rules inside were put back {} times", way.rules.repairs()),
+                    format!("the rules inside were put back; repairs: {}", way.rules.repairs()),
                     "",
                 ));
             }
@@ -331,7 +345,7 @@ impl Ways {
             chains => format!("inet vxmesh; two rules each in {}", chains.join(", ")),
         };
         if self.rules.repairs() > 0 {
-            found += &format!("; put back {} times", self.rules.repairs());
+            found += &format!("; put back; repairs: {}", self.rules.repairs());
         }
         check("rules", Health::Ok, found, "")
     }

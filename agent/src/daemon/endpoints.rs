@@ -142,9 +142,10 @@ impl Stored {
 impl From<OverlayError> for ApiError {
     fn from(error: OverlayError) -> Self {
         let (code, hint) = match &error {
-            OverlayError::Netns(NetnsError::Open { .. }) => {
-                (ErrorCode::NotFound, "`ip netns` lists the named ones")
-            }
+            OverlayError::Netns(NetnsError::Open { .. }) => (
+                ErrorCode::NotFound,
+                "`ip netns` lists the named ones; of a process it is /proc/PID/ns/net, while the process runs",
+            ),
             OverlayError::Ifname(_) => (ErrorCode::Usage, "nothing was changed"),
             OverlayError::Netns(NetnsError::NotANamespace(_)) | OverlayError::NotASandbox(_) => {
                 (ErrorCode::Usage, "give a sandbox's namespace with --netns or --pid")

@@ -397,7 +397,8 @@ impl Mesh {
                     Some(check(&name, Health::Fail, fault, hint))
                 }
                 None if it.times > 0 => {
-                    let found = format!("its links on this host were put back {} times", it.times);
+                    let found =
+                        format!("its links on this host were put back; repairs: {}", it.times);
                     Some(check(&name, Health::Ok, found, ""))
                 }
                 None => None,

@@ -17,7 +17,6 @@ use tracing::{info, warn};
 use vxmesh_proto::{
     addr::NodeId,
     control::{Request, Response},
-    session::PeerState,
 };
 
 use super::{
@@ -41,6 +40,8 @@ const ANSWER: Duration = Duration::from_secs(4);
 const KEEP_OPEN: Duration = Duration::from_secs(20);
 /// A handshake takes one round trip; this is after the second try.
 const SILENT: Duration = Duration::from_secs(8);
+/// Data that is not answered for this long and for [`SILENT`] after it: a sound peer says something within ten seconds.
+const ANSWERS: Duration = Duration::from_secs(5);
 /// Nodes that a row names.
 const NAMED: usize = 5;
 
@@ -228,8 +229,8 @@ impl Mesh {
         for connection in control.peers().into_iter().filter(|peer| peer.connected) {
             let Some(peer) = self.peers.get(connection.node) else { continue };
             let node = connection.node;
-            let shaking = peer.state(now) == PeerState::Handshake;
-            let due = lock(&self.silent).look(node, shaking, now);
+            let unanswered = peer.unanswered_since().is_some_and(|since| now - since > ANSWERS);
+            let due = lock(&self.silent).look(node, peer.is_shaking() || unanswered, now);
             match due {
                 Some(true) => {
                     let mesh = Arc::clone(self);
@@ -248,7 +249,7 @@ impl Mesh {
             let (name, port) = (self.node_name(node), self.config.data_port);
             warn!(
                 %node, name, port,
-                "the node answers on the control port, but handshakes on the data port get no answer: is UDP blocked? `vxmesh doctor` tells where"
+                "the node answers on the control port, but nothing on the data port: is UDP blocked? `vxmesh doctor` tells where"
             );
         } else {
             lock(&self.silent).forget(node);
@@ -256,14 +257,14 @@ impl Mesh {
     }
 }
 
-/// Since when handshakes with peers are under way, and which of these were told.
+/// Since when peers have left handshakes or data unanswered, and which of these were told.
 #[derive(Debug, Default)]
 pub(super) struct Silent(std::collections::BTreeMap<NodeId, (Instant, bool)>);
 
 impl Silent {
     /// Whether it is to be told now that a peer is silent, or that it is not any more.
-    fn look(&mut self, node: NodeId, shaking: bool, now: Instant) -> Option<bool> {
-        if !shaking {
+    fn look(&mut self, node: NodeId, waits: bool, now: Instant) -> Option<bool> {
+        if !waits {
             return self.0.remove(&node).and_then(|(_since, told)| told.then_some(false));
         }
         let (since, told) = self.0.entry(node).or_insert((now, false));

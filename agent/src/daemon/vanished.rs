@@ -143,29 +143,30 @@ impl Mesh {
         self.watching.place(endpoint);
         let place = lock(&self.watching.places).endpoints.get(&endpoint.id).cloned();
         let Some(Place { netns, .. }) = place else { return };
-        let mut number = None;
+        // What fails now, for want of descriptors perhaps, is tried again with the next look.
+        let (mut number, mut heard, mut waits) = (None, true, false);
         if let Ok(netns) = Netns::open(&netns) {
             match host.number(&netns).await {
                 Ok(given) => number = Some(given),
                 Err(error) => {
                     debug!(endpoint = %endpoint.name, %error, "changes in its namespace are not heard of");
+                    heard = false;
                 }
             }
         }
-        let process = process_of(&netns).map(Process::open);
-        let process = process.and_then(|opened| match opened {
-            Ok(process) => Some(process),
-            Err(error) => {
-                debug!(endpoint = %endpoint.name, %error, "the end of its process is not heard of");
-                None
+        match process_of(&netns).map(Process::open) {
+            Some(Ok(process)) => {
+                self.await_end(endpoint.id, process);
+                waits = true;
             }
-        });
-        let waits = process.is_some();
-        if let Some(process) = process {
-            self.await_end(endpoint.id, process);
+            Some(Err(error)) => {
+                debug!(endpoint = %endpoint.name, %error, "the end of its process is not heard of");
+                heard = false;
+            }
+            None => {}
         }
         if let Some(place) = lock(&self.watching.places).endpoints.get_mut(&endpoint.id) {
-            (place.number, place.process, place.heard) = (number, waits, true);
+            (place.number, place.process, place.heard) = (number, waits, heard);
         }
     }
 

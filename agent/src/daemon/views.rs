@@ -290,7 +290,9 @@ impl Mesh {
         status.nodes_alive = present.filter(|node| node.state == "alive").count();
         let networks = self.network_list();
         status.networks = networks.len();
-        status.conflicts = networks.iter().filter(|network| network.state == "conflict").count();
+        let endpoints = self.endpoint_list();
+        status.conflicts = networks.iter().filter(|network| network.state == "conflict").count()
+            + endpoints.iter().filter(|endpoint| endpoint.conflict.is_some()).count();
         status.certificate_left_s = self.certificate_left();
         status.endpoints = self.stored_endpoints().map_or(0, |endpoints| endpoints.len());
         status.issuer = self.credentials.is_issuer();

@@ -376,6 +376,21 @@ impl Links {
         self.done("enter a MAC for", port, request.execute().await)
     }
 
+    /// Says that a MAC is a bridge's own: the kernel enters it with the MAC, and whoever empties the table takes it away.
+    ///
+    /// # Errors
+    /// The bridge is not there.
+    pub async fn set_own_fdb(&self, bridge: &str, mac: MacAddr) -> Result<(), LinkError> {
+        let index = self.index("enter the MAC of", bridge).await?;
+        let neighbours = self.handle.neighbours();
+        let request = neighbours
+            .add_bridge(index, &mac.0)
+            .state(NeighbourState::Permanent)
+            .flags(NeighbourFlags::Own)
+            .replace();
+        self.done("enter the MAC of", bridge, request.execute().await)
+    }
+
     pub(super) fn done(
         &self,
         what: &'static str,

@@ -198,6 +198,7 @@ impl Overlay {
         })?;
         links.bring_up("lo").await?;
         links.create_bridge(BRIDGE, spec.gateway_mac, spec.mtu).await?;
+        links.set_own_fdb(BRIDGE, spec.gateway_mac).await?;
         self.netns.run(|| {
             BRIDGE_SETTINGS.into_iter().try_for_each(|(path, value)| write_setting(path, value))
         })?;

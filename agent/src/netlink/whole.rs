@@ -152,6 +152,9 @@ impl Overlay {
             faults.bridge = faults.say(what);
         }
         let bridge = state.link(BRIDGE).map(|link| link.index);
+        if bridge.is_some_and(|index| !fdb.contains(&(index, self.spec.gateway_mac))) {
+            faults.bridge = faults.say(format!("{BRIDGE} does not know its own MAC address"));
+        }
         let port_fault = |port: &Port<'_>| port_fault(state, bridge, &fdb, port);
         if wanted.tap {
             let tap = Port { name: TAP, mtu: TAP_MTU, flood: true, mac: None };

@@ -289,8 +289,16 @@ impl Peer {
         staged.take().len()
     }
 
-    pub(super) fn unanswered_since(&self) -> Option<Instant> {
+    /// Since when data is sent and nothing comes; a peer that is sound says something within [`super::KEEPALIVE`].
+    #[must_use]
+    pub fn unanswered_since(&self) -> Option<Instant> {
         self.unanswered.get(self.start)
+    }
+
+    /// Whether a handshake is under way, be there a key to send with or not.
+    #[must_use]
+    pub fn is_shaking(&self) -> bool {
+        self.shaking.load(Ordering::Relaxed)
     }
 
     pub(super) fn forget_unanswered(&self) {

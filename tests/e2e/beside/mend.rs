@@ -20,7 +20,7 @@ const UNTOLD: Duration = Duration::from_secs(30);
 /// All that is configured, without the numbers and MACs that a new cable has.
 const STATE: &str = "ip -o link | sed -E 's/^[0-9]+: //; s/@[^:]*//; s/link\\/.*//; s/group.*//' | sort; \
     ip -o address | awk '{print $2, $3, $4}' | sort; ip route | sort; ip -6 route | sed 's/ pref .*//' | sort; \
-    bridge fdb show | grep static | cut -d' ' -f1-3 | sort; \
+    bridge fdb show | grep -E 'static|dev br0 master br0' | cut -d' ' -f1-3 | sort; \
     sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv4.conf.all.arp_ignore";
 
 fn state(places: &[&NetNs]) -> Result<String> {
@@ -54,6 +54,7 @@ fn what_is_taken_away_comes_back() -> Result<()> {
                 .into(),
             LIMIT,
         ),
+        (&inside, "bridge fdb flush dev br0".into(), LIMIT),
         (&inside, "ip link set tap0 down; ip link set tap0 nomaster".into(), LIMIT),
         (&inside, "ip link del tap0".into(), LIMIT),
         (&inside, "ip link set uplink0 down; ip -6 route flush default".into(), LIMIT),

@@ -54,8 +54,8 @@ fn flushed_rules_are_put_back_while_there_is_traffic() -> Result<()> {
         let rows: Vec<_> = diagnoses.iter().filter(of).map(ToString::to_string).collect();
         rows.join("\n")
     };
-    ensure!(found("rules").contains("put back 1 times"), "{diagnoses:?}");
-    ensure!(found("network blue").contains("put back 1 times"), "{diagnoses:?}");
+    ensure!(found("rules").contains("put back; repairs: 1"), "{diagnoses:?}");
+    ensure!(found("network blue").contains("put back; repairs: 1"), "{diagnoses:?}");
     lab.finish(Allowed::default())
 }
 
