@@ -1,4 +1,5 @@
-# The two commands of the README are `make demo` and `make test`; the others are for people who work on vxmesh.
+# The two commands of the README are `make demo` and `make test`; the others are for people who work
+# on vxmesh.
 
 CARGO ?= cargo
 # Command to look for : Debian package that brings it.
@@ -32,19 +33,21 @@ lint:
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked
 	tests/purity.sh
 
-## fuzz: random damage to the fuzz corpora for ten minutes (FUZZ_SECONDS=N); an input that fails is printed: put it into
-## tests/fuzz/corpus/TARGET/NAME.hex below a line `# what it is`
+## fuzz: random damage to the fuzz corpora for ten minutes (FUZZ_SECONDS=N); an input that fails is
+## printed: put it into tests/fuzz/corpus/TARGET/NAME.hex below a line `# what it is`
 fuzz:
 	VXMESH_FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(CARGO) test --locked --package vxmesh-tests --test fuzz -- --nocapture
 
-## bench: the tunnel against the kernel's VXLAN and other tunnels in one run of some minutes, written to docs/performance.md; needs
-## root and installs the others. PEERS=all (or names, or none) ROUNDS=10 BENCH_ARGS="--underlay wire"
+## bench: the tunnel against the kernel's VXLAN and other tunnels in one run of some minutes, written
+## to docs/performance.md; needs root and installs the others. PEERS=all (or names, or none)
+## ROUNDS=10 BENCH_ARGS="--underlay wire"
 bench: tools-bench
 	$(CARGO) build --release --locked --package vxmesh
 	$(CARGO) run --locked --package vxmesh-tests --bin vxmesh-bench -- --write docs --peers $(or $(PEERS),default) \
 		--rounds $(or $(ROUNDS),3) $(BENCH_ARGS)
 
-## bench-micro: single steps of a frame's way, and tables of all sizes; needs no root. BENCH_ARGS=look_up
+## bench-micro: single steps of a frame's way, and tables of all sizes; needs no root.
+## BENCH_ARGS=look_up
 bench-micro:
 	$(CARGO) bench --locked --package vxmesh-proto --bench tables -- $(BENCH_ARGS)
 	$(CARGO) bench --locked --package vxmesh-tests --bench micro -- $(BENCH_ARGS)

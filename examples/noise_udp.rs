@@ -1,10 +1,12 @@
-//! Two nodes in one process: a Noise handshake and sealed messages over two UDP sockets on the loopback.
+//! Two nodes in one process: a Noise handshake and sealed messages over two UDP sockets on the
+//! loopback.
 //!
 //! ```text
 //! cargo run -p vxmesh-examples --example noise_udp
 //! ```
 //!
-//! The library opens no socket and reads no clock; this file shows what the shell around it has to do.
+//! The library opens no socket and reads no clock; this file shows what the shell around it has to
+//! do.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},

@@ -1,11 +1,13 @@
-//! A mesh of two nodes in one process, over the library: identities, a join with a token, control over QUIC on the loopback,
-//! gossip, and a signed record that one node pushes and the other checks. Needs no root.
+//! A mesh of two nodes in one process, over the library: identities, a join with a token, control
+//! over QUIC on the loopback, gossip, and a signed record that one node pushes and the other
+//! checks. Needs no root.
 //!
 //! ```text
 //! cargo run -p vxmesh-examples --example two_nodes
 //! ```
 //!
-//! [`Node`] is what an embedder writes: it answers what control and gossip ask, from what it knows of the other members.
+//! [`Node`] is what an embedder writes: it answers what control and gossip ask, from what it knows
+//! of the other members.
 
 use std::{
     collections::BTreeMap,

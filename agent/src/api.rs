@@ -34,8 +34,8 @@ pub use self::sandbox::{
 };
 pub use self::{driver::Driver, mode::Mode};
 
-/// The largest number in an object: 2^53 - 1, above which JSON readers that count in floating point are wrong (RFC 8259
-/// section 6). It stands for anything larger.
+/// The largest number in an object: 2^53 - 1, above which JSON readers that count in floating point
+/// are wrong (RFC 8259 section 6). It stands for anything larger.
 pub const MOST: u64 = (1 << 53) - 1;
 
 /// What kind of failure an [`ApiError`] is; each has its own exit status and HTTP status.
@@ -133,7 +133,8 @@ pub struct Status {
     /// Networks that forward nothing because an older one has their name or number.
     #[serde(default)]
     pub conflicts: usize,
-    /// How long this node's certificate is valid yet, in seconds. It renews itself while an issuer is reachable.
+    /// How long this node's certificate is valid yet, in seconds. It renews itself while an issuer
+    /// is reachable.
     #[serde(default)]
     pub certificate_left_s: Option<u64>,
     /// Who holds it: only they admit nodes and renew certificates. Empty if nobody can any more.
@@ -192,8 +193,8 @@ pub struct Peer {
     pub state: String,
     /// `aes-256-gcm`, `chacha20-poly1305`, or nothing without a session.
     pub cipher: Option<String>,
-    /// Smoothed round trip to the node now, in microseconds, as its control connection sees it; without one, that of the
-    /// last handshakes.
+    /// Smoothed round trip to the node now, in microseconds, as its control connection sees it;
+    /// without one, that of the last handshakes.
     pub rtt_us: Option<u64>,
     /// Largest inner packet that this path carries.
     pub mtu: u16,
@@ -392,7 +393,8 @@ pub struct Location {
     pub age_ms: u64,
 }
 
-/// One record of `vxmesh dns query`: what a sandbox would be answered, who says so and how old the word is.
+/// One record of `vxmesh dns query`: what a sandbox would be answered, who says so and how old the
+/// word is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DnsRecord {
     /// The name that was asked for, in full.

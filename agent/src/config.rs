@@ -1,7 +1,8 @@
 //! Configuration: flag over environment over file over default.
 //!
-//! [`RawConfig`] is one source, where everything may be absent; [`Config`] is the outcome, where nothing is. The file is
-//! TOML; unknown keys are refused. Flags and environment arrive together as one `RawConfig`, since clap ranks the two.
+//! [`RawConfig`] is one source, where everything may be absent; [`Config`] is the outcome, where
+//! nothing is. The file is TOML; unknown keys are refused. Flags and environment arrive together as
+//! one `RawConfig`, since clap ranks the two.
 
 use std::{
     fs, io,
@@ -29,9 +30,11 @@ pub const DEFAULT_RUN_DIR: &str = "/run/vxmesh";
 /// File name of the admin socket in the run directory.
 const SOCKET: &str = "api.sock";
 
-/// How often chitchat gossips: a dead host is noticed in about eight intervals, at 6 KiB/s for 100 nodes.
+/// How often chitchat gossips: a dead host is noticed in about eight intervals, at 6 KiB/s for 100
+/// nodes.
 const GOSSIP_INTERVAL: Duration = Duration::from_millis(500);
-/// Faster than this costs more than it brings, since changes are pushed; slower than 10 s delays the repair too much.
+/// Faster than this costs more than it brings, since changes are pushed; slower than 10 s delays
+/// the repair too much.
 const GOSSIP_INTERVALS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(10);
 /// A larger configuration file is a mistake.
@@ -98,7 +101,8 @@ pub struct Config {
     pub gossip_interval: Duration,
     /// Where networks get subnets that nobody named.
     pub default_pools: Vec<DefaultPool>,
-    /// Where members are looked for while one is missing, `HOST[:PORT]`; names are resolved each time.
+    /// Where members are looked for while one is missing, `HOST[:PORT]`; names are resolved each
+    /// time.
     pub peers: Vec<String>,
     /// What to do if this node has no identity.
     pub first_start: FirstStart,
@@ -200,7 +204,8 @@ impl Config {
     }
 }
 
-/// The admin socket that a configuration file names, `file` or the default one; the rest of it is left alone.
+/// The admin socket that a configuration file names, `file` or the default one; the rest of it is
+/// left alone.
 pub fn socket(file: Option<&Path>) -> Result<PathBuf, ApiError> {
     let raw = read_raw(file)?;
     let run_dir = raw.run_dir.unwrap_or_else(|| DEFAULT_RUN_DIR.into());
@@ -300,7 +305,8 @@ impl Source<'_> {
     }
 }
 
-/// 2048 subnets of 4094 addresses; what hosts and Docker use by themselves (10.0, 172.17 and on, 192.168) lies elsewhere.
+/// 2048 subnets of 4094 addresses; what hosts and Docker use by themselves (10.0, 172.17 and on,
+/// 192.168) lies elsewhere.
 fn default_pools() -> Vec<DefaultPool> {
     let pool = |second| DefaultPool {
         base: IpNet::new_assert(IpAddr::from([10, second, 0, 0]), 10),
@@ -422,7 +428,8 @@ mod tests {
     fn the_example_is_complete_and_good() {
         let text = include_str!("../../examples/config/agent.toml");
         parse(text).unwrap();
-        // Each key is shown, in use or in a comment; with every comment taken off but the first start, it parses too.
+        // Each key is shown, in use or in a comment; with every comment taken off but the first
+        // start, it parses too.
         let shown = |line: &str| {
             let line = line.strip_prefix('#').unwrap_or(line);
             line.split_once(" = ").map(|(key, _)| key.to_owned())

@@ -1,4 +1,5 @@
-//! The shell around `vxmesh-proto` and `vxmesh-gossip`: the only crate with sockets, files and root rights.
+//! The shell around `vxmesh-proto` and `vxmesh-gossip`: the only crate with sockets, files and root
+//! rights.
 #![deny(unsafe_code)]
 
 pub mod admin;

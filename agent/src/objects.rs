@@ -1,7 +1,9 @@
-//! The mesh-wide objects of this node: the set in memory, its copy on disk, and word of every change.
+//! The mesh-wide objects of this node: the set in memory, its copy on disk, and word of every
+//! change.
 //!
-//! An own object is on disk before anybody sees it, so that a crash never takes back what other nodes were told. What other
-//! nodes send is merged, then written; a crash between the two loses nothing that the mesh does not have.
+//! An own object is on disk before anybody sees it, so that a crash never takes back what other
+//! nodes were told. What other nodes send is merged, then written; a crash between the two loses
+//! nothing that the mesh does not have.
 
 use std::{
     collections::BTreeMap,
@@ -37,7 +39,8 @@ pub enum PublishError {
 /// The objects of this node.
 pub struct Objects {
     set: Mutex<ObjectSet>,
-    /// Held from merging to writing, and taken before the set: else an older version could be written last.
+    /// Held from merging to writing, and taken before the set: else an older version could be
+    /// written last.
     writing: Mutex<()>,
     mesh: NodeId,
     pair: Arc<Ed25519KeyPair>,
@@ -192,7 +195,8 @@ impl Objects {
     /// Merges what `from` sent; returns what was new here. Blocks for a disk write if anything was.
     ///
     /// # Errors
-    /// What was new could not be written; it is merged all the same and comes again after a restart.
+    /// What was new could not be written; it is merged all the same and comes again after a
+    /// restart.
     pub fn merge<'a>(
         &self,
         from: NodeId,
@@ -258,11 +262,12 @@ pub fn unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A peer that sends bad objects is complained about no more often than this: it decides how many it sends, and must not
-/// decide how much is logged.
+/// A peer that sends bad objects is complained about no more often than this: it decides how many
+/// it sends, and must not decide how much is logged.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
-/// What each peer sent that was refused, since it was last complained about. As many rows as members at most.
+/// What each peer sent that was refused, since it was last complained about. As many rows as
+/// members at most.
 #[derive(Debug, Default)]
 struct Complaints(BTreeMap<NodeId, (Instant, u64)>);
 

@@ -1,7 +1,7 @@
 //! What changed in chitchat's state since the last look.
 //!
-//! Chitchat's own watcher copies everything on every change, and tells of no deletion. This looks at
-//! versions and walks only what is newer. A key that is missing is not a change: tombstones are
+//! Chitchat's own watcher copies everything on every change, and tells of no deletion. This looks
+//! at versions and walks only what is newer. A key that is missing is not a change: tombstones are
 //! unsigned, and a reset of a node's state hides its keys for a moment.
 
 use std::collections::BTreeMap;

@@ -1,5 +1,5 @@
-//! The merged view: of each owner and key the newest record that the owner signed, from push and from
-//! gossip alike.
+//! The merged view: of each owner and key the newest record that the owner signed, from push and
+//! from gossip alike.
 //!
 //! A row is replaced by its owner's newer record and by nothing else. It leaves when its owner's
 //! `gone` record has been kept for [`GONE_KEPT`]; while its owner is down it stays, and the
@@ -55,7 +55,8 @@ pub struct Entry {
     pub learned: Instant,
 }
 
-/// What the reader of the directory is told. The directory itself is the state; an event says where to look.
+/// What the reader of the directory is told. The directory itself is the state; an event says where
+/// to look.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MeshEvent {
     /// A node is up: its records count.
@@ -107,7 +108,8 @@ enum Place {
 #[derive(Debug, Default)]
 pub struct Directory {
     records: BTreeMap<NodeId, BTreeMap<Key, Entry>>,
-    /// Where the endpoints of each network stand: a reader of one network does not walk all of them.
+    /// Where the endpoints of each network stand: a reader of one network does not walk all of
+    /// them.
     networks: BTreeMap<NetworkId, BTreeSet<(NodeId, Key)>>,
     count: usize,
     up: BTreeSet<NodeId>,
@@ -199,7 +201,8 @@ impl Directory {
         }
     }
 
-    /// Forgets what left: `gone` records past their time, and whatever nodes said that are no members.
+    /// Forgets what left: `gone` records past their time, and whatever nodes said that are no
+    /// members.
     pub fn expire(&mut self, now: Instant, is_member: &dyn Fn(NodeId) -> bool) {
         self.objects.retain(|node, _hash| is_member(*node));
         self.released.retain(|_, since| now.saturating_duration_since(*since) < ADDRESS_QUARANTINE);
@@ -225,7 +228,8 @@ impl Directory {
         self.count = self.records.values().map(BTreeMap::len).sum();
     }
 
-    /// What changed since the last call: liveness first, then records, then hashes, each in order of node and key.
+    /// What changed since the last call: liveness first, then records, then hashes, each in order
+    /// of node and key.
     pub fn poll_events(&mut self) -> Vec<MeshEvent> {
         let changed = std::mem::take(&mut self.changed);
         changed
@@ -269,13 +273,15 @@ impl Directory {
         self.records.values().flat_map(BTreeMap::values)
     }
 
-    /// The endpoints that are claimed to be in a network, those of nodes that are down included, by owner and key.
+    /// The endpoints that are claimed to be in a network, those of nodes that are down included, by
+    /// owner and key.
     pub fn records_in(&self, network: NetworkId) -> impl Iterator<Item = &Entry> {
         let places = self.networks.get(&network).into_iter().flatten();
         places.filter_map(|(owner, key)| self.get(*owner, *key))
     }
 
-    /// Addresses of a network that endpoints had until a moment ago: whoever holds them by now lets them rest.
+    /// Addresses of a network that endpoints had until a moment ago: whoever holds them by now lets
+    /// them rest.
     pub fn released(&self, network: NetworkId) -> impl Iterator<Item = (IpAddr, Instant)> {
         let all = self.released.iter().filter(move |((of, _ip), _since)| *of == network);
         all.map(|((_of, ip), since)| (*ip, *since))
@@ -306,7 +312,8 @@ fn own_addresses(entry: Option<&Entry>) -> &[IpAddr] {
     }
 }
 
-/// Notes the addresses that an endpoint no longer has; about as many as endpoints may be in all (I5).
+/// Notes the addresses that an endpoint no longer has; about as many as endpoints may be in all
+/// (I5).
 fn release(
     released: &mut BTreeMap<(NetworkId, IpAddr), Instant>,
     old: &Entry,

@@ -13,9 +13,9 @@
 //! str      = len u16 | UTF-8
 //! ```
 //!
-//! Chitchat's own reader is lenient where its state machine is not: it expands without limit and takes
-//! bytes after the end. This one refuses that, and ids that are not a node id with
-//! its own address. What the content means is for `guard` to judge.
+//! Chitchat's own reader is lenient where its state machine is not: it expands without limit and
+//! takes bytes after the end. This one refuses that, and ids that are not a node id with its own
+//! address. What the content means is for `guard` to judge.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

@@ -1,6 +1,6 @@
-//! What may reach chitchat. It trusts its peers with everything: one message can rewrite a node's own
-//! keys, stop its versions for ever or end its task. Here each message of an authenticated peer is
-//! judged first, and what a peer may not say is cut out of it.
+//! What may reach chitchat. It trusts its peers with everything: one message can rewrite a node's
+//! own keys, stop its versions for ever or end its task. Here each message of an authenticated peer
+//! is judged first, and what a peer may not say is cut out of it.
 //!
 //! Refused whole: what honest agents never send. Cut out: what an honest agent may pass on because
 //! somebody gave it to it, or because it knows more or less than we do:
@@ -8,8 +8,9 @@
 //! - keys and values that are too long or not printable ASCII, versions that leap;
 //! - a delta about ourselves, or a later life of ourselves than this one.
 //!
-//! What a later life of ourselves is said to claim goes past chitchat to whoever checks signatures ([`Admitted::later`]): the
-//! agent was copied, or its clock and its memory were set back, and the others believe that life more than this one.
+//! What a later life of ourselves is said to claim goes past chitchat to whoever checks signatures
+//! ([`Admitted::later`]): the agent was copied, or its clock and its memory were set back, and the
+//! others believe that life more than this one.
 //!
 //! If a peer says that our own state is ahead of us, somebody forged it: our true state would
 //! not be taken any more. [`Admitted::poisoned`] says so, and the remedy is a new generation.
@@ -104,7 +105,8 @@ impl Guard {
         self.own_heartbeat.store(heartbeat, Ordering::Relaxed);
     }
 
-    /// Tells which lives chitchat holds, on each tick, and which of them have as many keys as they may.
+    /// Tells which lives chitchat holds, on each tick, and which of them have as many keys as they
+    /// may.
     pub fn set_lives(&self, held: &BTreeSet<Life>, full: BTreeSet<Life>) {
         let mut lives = self.lives.lock().unwrap_or_else(PoisonError::into_inner);
         lives.held.retain(|life, seen| held.contains(life) || !std::mem::replace(seen, true));

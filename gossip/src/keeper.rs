@@ -1,7 +1,8 @@
-//! The task that looks after chitchat: starts it, starts it again when it ends, and looks at it on every tick.
+//! The task that looks after chitchat: starts it, starts it again when it ends, and looks at it on
+//! every tick.
 //!
-//! Order of a tick: our own keys go in; what changed comes out and through the signature checks into the
-//! directory; who is up; who is to be called; what has expired.
+//! Order of a tick: our own keys go in; what changed comes out and through the signature checks
+//! into the directory; who is up; who is to be called; what has expired.
 
 use std::{
     collections::BTreeSet,
@@ -93,7 +94,8 @@ impl Keeper {
         shared.run.store(None);
     }
 
-    /// Peers hold a forged state of this life, or one of a later life; they cannot hold one of the next life yet.
+    /// Peers hold a forged state of this life, or one of a later life; they cannot hold one of the
+    /// next life yet.
     async fn renew(&mut self) {
         if self.last_renewal.is_none_or(|at| at.elapsed() >= RENEWAL_EVERY) {
             self.last_renewal = Some(Instant::now());
@@ -189,7 +191,8 @@ impl Keeper {
         }
     }
 
-    /// Calls some of the members that chitchat does not hear of: its own list of seeds is fixed at start.
+    /// Calls some of the members that chitchat does not hear of: its own list of seeds is fixed at
+    /// start.
     fn call(&mut self, run: &Run, live: &BTreeSet<NodeId>, members: &BTreeSet<NodeId>) {
         let silent: Vec<NodeId> =
             members.difference(live).copied().filter(|node| *node != run.life.node).collect();

@@ -1,7 +1,7 @@
 //! Who is in the mesh and what they claim.
 //!
-//! [chitchat](https://docs.rs/chitchat) spreads what each node says of itself; everything about it stays
-//! in this crate. Its promises are weaker than ours, so each gap has a file:
+//! [chitchat](https://docs.rs/chitchat) spreads what each node says of itself; everything about it
+//! stays in this crate. Its promises are weaker than ours, so each gap has a file:
 //!
 //! | gap | filled by |
 //! |---|---|

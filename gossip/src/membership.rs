@@ -1,12 +1,12 @@
 //! This node's part in the gossip: it runs chitchat, publishes what this node claims, and keeps the
 //! directory of what all nodes claim.
 //!
-//! Chitchat is supervised by the `keeper`: if its task ends, or if a peer shows that our state was forged,
-//! it starts again under a higher generation, and the directory stays as it is in between.
+//! Chitchat is supervised by the `keeper`: if its task ends, or if a peer shows that our state was
+//! forged, it starts again under a higher generation, and the directory stays as it is in between.
 //!
-//! A peer is down when chitchat's failure detector says so *and* nothing was heard from it directly *and*
-//! the data path heard nothing ([`World::heard_recently`]). A node that was starved itself judges
-//! nobody until it has had time to hear from the others again.
+//! A peer is down when chitchat's failure detector says so *and* nothing was heard from it directly
+//! *and* the data path heard nothing ([`World::heard_recently`]). A node that was starved itself
+//! judges nobody until it has had time to hear from the others again.
 
 use std::{
     collections::BTreeMap,
@@ -61,8 +61,8 @@ pub struct Config {
     pub interval: Duration,
     /// Peers to call first, as they were known when the agent stopped.
     pub seeds: Vec<NodeId>,
-    /// What this node claims from the start. Complete: what it claimed in an earlier life and does not
-    /// claim now is withdrawn when it comes back from a peer.
+    /// What this node claims from the start. Complete: what it claimed in an earlier life and does
+    /// not claim now is withdrawn when it comes back from a peer.
     pub claims: Vec<Claim>,
 }
 
@@ -106,7 +106,8 @@ pub struct Counters {
     pub equivocations: u64,
     /// How often chitchat ended and was started again.
     pub restarts: u64,
-    /// How often it was started again because this node's state had been forged, or that of a later life was met.
+    /// How often it was started again because this node's state had been forged, or that of a later
+    /// life was met.
     pub renewals: u64,
     /// Records that this node's key signed in a later life than this one.
     pub later_lives: u64,
@@ -229,7 +230,8 @@ impl Gossip {
         self.shared.handle_bytes(from, bytes);
     }
 
-    /// Takes records that an authenticated peer pushed, as (owner, key, text). The owner need not be the peer.
+    /// Takes records that an authenticated peer pushed, as (owner, key, text). The owner need not
+    /// be the peer.
     pub fn handle_push(&self, from: NodeId, records: &[(NodeId, String, String)]) -> Pushed {
         let mut pushed = Pushed::default();
         if !self.shared.is_member(from) {
@@ -301,7 +303,8 @@ impl Gossip {
         look(&lock(&self.shared.directory))
     }
 
-    /// When a record was met last that this node's key signed in a later life than this one: another agent has its key.
+    /// When a record was met last that this node's key signed in a later life than this one:
+    /// another agent has its key.
     #[must_use]
     pub fn later_life(&self) -> Option<Instant> {
         *lock(&self.shared.later_life)

@@ -74,8 +74,8 @@ impl Publisher {
         Ok(record)
     }
 
-    /// What to say when a record of this node comes back that it did not sign in this life: what it says
-    /// now, once more and with a greater stamp; that the key is gone if it says nothing.
+    /// What to say when a record of this node comes back that it did not sign in this life: what it
+    /// says now, once more and with a greater stamp; that the key is gone if it says nothing.
     pub fn answer_to(&mut self, own: &Record) -> Option<Claim> {
         let said = self.said.get(&own.key());
         if said.is_some_and(|said| said.stamp >= own.stamp()) {
@@ -119,7 +119,8 @@ impl Publisher {
         self.dirty = self.values.keys().cloned().collect();
     }
 
-    /// Tells chitchat what changed. The caller holds chitchat's lock, so that no older value can come later.
+    /// Tells chitchat what changed. The caller holds chitchat's lock, so that no older value can
+    /// come later.
     pub(crate) fn flush(&mut self, state: &mut NodeState) {
         for key in std::mem::take(&mut self.dirty) {
             match self.values.get(&key) {

@@ -1,4 +1,5 @@
-//! A mesh in one process: real memberships, real chitchat, and pipes that can be cut or lose messages.
+//! A mesh in one process: real memberships, real chitchat, and pipes that can be cut or lose
+//! messages.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

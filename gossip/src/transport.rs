@@ -1,5 +1,5 @@
-//! Chitchat's way out, and the only way in: each peer is a socket pair on the loopback interface, and what
-//! comes out of it goes through a [`Pipe`] to the authenticated peer.
+//! Chitchat's way out, and the only way in: each peer is a socket pair on the loopback interface,
+//! and what comes out of it goes through a [`Pipe`] to the authenticated peer.
 //!
 //! ```text
 //! chitchat - UdpTransport 127.0.0.1:x <-> 127.0.0.1:y connected to x, one per peer - Pipe - QUIC
@@ -125,7 +125,8 @@ async fn read_link(socket: tokio::net::UdpSocket, node: NodeId, pipe: Arc<dyn Pi
     while socket.readable().await.is_ok() {
         // Held only while there is something to read: there may be hundreds of peers.
         let mut buffer = vec![0; MESSAGE_LEN];
-        // An error is a datagram that chitchat refused to take earlier (ECONNREFUSED), or a wrong alarm.
+        // An error is a datagram that chitchat refused to take earlier (ECONNREFUSED), or a wrong
+        // alarm.
         if let Ok(len) = socket.try_recv(&mut buffer) {
             buffer.truncate(len);
             buffer.shrink_to_fit();

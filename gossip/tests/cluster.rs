@@ -174,7 +174,8 @@ async fn a_node_does_not_gossip_with_its_earlier_lives() {
     quiet_counters(&cluster);
 }
 
-/// As after a copy of its data directory ran elsewhere for a while, or a rollback together with a clock that was set back.
+/// As after a copy of its data directory ran elsewhere for a while, or a rollback together with a
+/// clock that was set back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_wins_over_a_later_life_of_itself() {
     let _alone = ALONE.lock().await;

@@ -1,5 +1,5 @@
-//! What a hostile member can do to a real chitchat behind the guard: nothing that ends it, and nothing
-//! that hides what others said.
+//! What a hostile member can do to a real chitchat behind the guard: nothing that ends it, and
+//! nothing that hides what others said.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use std::{sync::Arc, time::Duration};
@@ -112,7 +112,8 @@ async fn ask(
     panic!("chitchat answers no more: {:?}", gossip.counters());
 }
 
-/// Numbers on both sides of the guard's bounds, and none that would harm a chitchat without a guard.
+/// Numbers on both sides of the guard's bounds, and none that would harm a chitchat without a
+/// guard.
 fn number() -> impl Strategy<Value = u64> {
     let bounds = [VERSION_JUMP, VERSION].map(|bound| bound - 1..bound + 3);
     let [jump, version] = bounds;
@@ -237,7 +238,8 @@ async fn until_known(gossip: &Gossip, count: usize) {
     timeout(Duration::from_secs(20), known).await.unwrap();
 }
 
-/// A reset wipes a node's state in chitchat and refills it bit by bit. The directory does not blink.
+/// A reset wipes a node's state in chitchat and refills it bit by bit. The directory does not
+/// blink.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reset_of_a_nodes_state_hides_no_row() {
     let (gossip, mut sent) = victim(Vec::new()).await;

@@ -1,6 +1,8 @@
-//! `make bench-micro`: tables of up to 250,000 rows of 1,000 peers: a lookup, a change of one row, the memory of all; and 1,000 networks.
+//! `make bench-micro`: tables of up to 250,000 rows of 1,000 peers: a lookup, a change of one row,
+//! the memory of all; and 1,000 networks.
 //!
-//! Divan's column `max alloc` of `fill` is the memory of the table, that of `change_one_row` what one change copies. `cargo test` runs each once, with few rows.
+//! Divan's column `max alloc` of `fill` is the memory of the table, that of `change_one_row` what
+//! one change copies. `cargo test` runs each once, with few rows.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -115,7 +117,8 @@ fn look_up_neighbor(bencher: Bencher<'_, '_>, rows: u32) {
     });
 }
 
-/// A new snapshot with one row changed, as a worker gets it: it goes on with the one before until then.
+/// A new snapshot with one row changed, as a worker gets it: it goes on with the one before until
+/// then.
 #[divan::bench(args = SIZES)]
 fn change_one_row(bencher: Bencher<'_, '_>, rows: u32) {
     let nodes = nodes();

@@ -1,5 +1,6 @@
-//! The words of the mesh as types that cannot be wrong: [`MacAddr`], [`Vni`], [`NodeId`], [`NetworkId`],
-//! [`EndpointId`], [`Name`], [`Alias`]. Each parses from untrusted text with an error that says what is expected.
+//! The words of the mesh as types that cannot be wrong: [`MacAddr`], [`Vni`], [`NodeId`],
+//! [`NetworkId`], [`EndpointId`], [`Name`], [`Alias`]. Each parses from untrusted text with an
+//! error that says what is expected.
 
 use std::{borrow::Cow, fmt, net::IpAddr, str::FromStr};
 
@@ -45,12 +46,13 @@ impl MacAddr {
     /// ff:ff:ff:ff:ff:ff
     pub const BROADCAST: Self = Self([0xff; 6]);
 
-    /// The second digit of addresses that are bound to nodes: of the four quarters of the local addresses the one that
-    /// IEEE 802c leaves to nobody, so that addresses which people and other programs choose lie elsewhere.
+    /// The second digit of addresses that are bound to nodes: of the four quarters of the local
+    /// addresses the one that IEEE 802c leaves to nobody, so that addresses which people and other
+    /// programs choose lie elsewhere.
     const BOUND: u8 = 0x06;
 
-    /// An address that only this node may claim: 28 bits of SHA-256 over the domain and the node's id, and 16 of the
-    /// node's choice.
+    /// An address that only this node may claim: 28 bits of SHA-256 over the domain and the node's
+    /// id, and 16 of the node's choice.
     #[must_use]
     pub fn of_node(node: NodeId, number: u16) -> Self {
         let hash = digest::digest(
@@ -161,7 +163,8 @@ impl NodeId {
     pub const LEN: usize = 26;
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
-    /// The id that belongs to an Ed25519 public key. The id of a mesh is made alike from its CA certificate.
+    /// The id that belongs to an Ed25519 public key. The id of a mesh is made alike from its CA
+    /// certificate.
     #[must_use]
     pub fn of_public_key(key: &[u8]) -> Self {
         let hash = digest::digest(&digest::SHA256, key);
@@ -314,7 +317,8 @@ impl TryFrom<u32> for Vni {
     }
 }
 
-/// A name that is also one DNS label in lower case (RFC 1035 section 2.3.1, digits may begin it: RFC 1123).
+/// A name that is also one DNS label in lower case (RFC 1035 section 2.3.1, digits may begin it:
+/// RFC 1123).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Cow<'_, str>", into = "String")]
 pub struct Name(Box<str>);
@@ -352,8 +356,8 @@ impl FromStr for Name {
     }
 }
 
-/// Another name of an endpoint: DNS labels with dots between. Capitals become small letters, as DNS does not tell them apart
-/// (RFC 4343), and `_` is allowed, as habits have it.
+/// Another name of an endpoint: DNS labels with dots between. Capitals become small letters, as DNS
+/// does not tell them apart (RFC 4343), and `_` is allowed, as habits have it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Cow<'_, str>", into = "String")]
 pub struct Alias(Box<str>);

@@ -1,7 +1,8 @@
 //! How far the wall clocks of two hosts are apart: [`Offset`], and what follows from it.
 //!
-//! Certificates, join tokens and the dates of objects are read by the clock of whoever reads them. A small offset harms
-//! nothing; one above [`CLOCKS_APART`] is an error of the host, and a host that has it is not let in.
+//! Certificates, join tokens and the dates of objects are read by the clock of whoever reads them.
+//! A small offset harms nothing; one above [`CLOCKS_APART`] is an error of the host, and a host
+//! that has it is not let in.
 
 use std::{fmt, time::Duration};
 

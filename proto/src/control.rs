@@ -1,4 +1,5 @@
-//! The control protocol: what two nodes say to each other over QUIC, as text (docs/protocol.md, "Control").
+//! The control protocol: what two nodes say to each other over QUIC, as text (docs/protocol.md,
+//! "Control").
 //!
 //! ```text
 //! bidirectional stream : {"v":1,"op":"ping"} FIN          -> {"v":1,"op":"pong"} FIN
@@ -6,10 +7,10 @@
 //! datagram             : gossip bytes
 //! ```
 //!
-//! A message is one JSON object (RFC 8259) that carries the version and names its operation. Unknown fields
-//! are ignored, so that version N can add some; an unknown operation is refused by name. Signed records and
-//! objects travel as the text that was signed: this module neither reads nor re-writes them.
-//! It refuses every message above the limit of its kind before it is parsed.
+//! A message is one JSON object (RFC 8259) that carries the version and names its operation.
+//! Unknown fields are ignored, so that version N can add some; an unknown operation is refused by
+//! name. Signed records and objects travel as the text that was signed: this module neither reads
+//! nor re-writes them. It refuses every message above the limit of its kind before it is parsed.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -156,10 +157,12 @@ pub enum Request {
     },
     /// Asks a node where it sees the caller.
     Probe {
-        /// Also to send something to the caller's data port, and to say what of the caller's comes to its own.
+        /// Also to send something to the caller's data port, and to say what of the caller's comes
+        /// to its own.
         ports: bool,
     },
-    /// An issuer gives the CA's key to a node that shall issue certificates, too; answered when it is on disk.
+    /// An issuer gives the CA's key to a node that shall issue certificates, too; answered when it
+    /// is on disk.
     GrantIssuer {
         /// The key, PKCS #8 (RFC 8410).
         key: Blob,
@@ -207,7 +210,8 @@ pub enum Response {
         /// Whether something of the caller's came to the data port, if that was asked.
         #[serde(default)]
         data: Option<bool>,
-        /// Whether the caller's control port answered at the address that it announces; nothing where none is known.
+        /// Whether the caller's control port answered at the address that it announces; nothing
+        /// where none is known.
         #[serde(default)]
         control: Option<bool>,
         /// Where the caller's control packets come from.
@@ -289,7 +293,8 @@ pub struct JoinRequest {
     pub certificate: CertificateRequest,
     /// The secret part of the join token.
     pub secret: Blob,
-    /// Ed25519 signature with the key of the request over `"vxmesh-join/1" | noise public | binding`.
+    /// Ed25519 signature with the key of the request over
+    /// `"vxmesh-join/1" | noise public | binding`.
     pub proof: Blob,
     /// The node's name.
     pub name: Name,

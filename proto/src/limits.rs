@@ -1,4 +1,5 @@
-//! Every bound of the crate, each with its reason or source. A queue without a line here is a defect (I5).
+//! Every bound of the crate, each with its reason or source. A queue without a line here is a
+//! defect (I5).
 
 use std::time::Duration;
 
@@ -7,16 +8,19 @@ pub const CONTROL_PORT: u16 = 7760;
 /// Data port (sealed frames over UDP) unless configured otherwise.
 pub const DATA_PORT: u16 = 7761;
 
-/// Plain frames over UDP (RFC 7348 section 5, IANA); open only while a plain network is on the host.
+/// Plain frames over UDP (RFC 7348 section 5, IANA); open only while a plain network is on the
+/// host.
 pub const PLAIN_PORT: u16 = 4789;
 
-/// Default MTU of a network: fits a 1500-byte underlay with either IP version (overhead 82 or 102 bytes).
+/// Default MTU of a network: fits a 1500-byte underlay with either IP version (overhead 82 or 102
+/// bytes).
 pub const DEFAULT_MTU: u16 = 1390;
 /// Default MTU of a plain network: the same, where the overhead is 50 or 70 bytes.
 pub const DEFAULT_PLAIN_MTU: u16 = 1430;
 /// Smallest MTU of a network: IPv6 needs it (RFC 8200 section 5).
 pub const MIN_MTU: u16 = 1280;
-/// Largest MTU of a network: a 9000-byte underlay less the IPv6 overhead, with room for one VLAN tag.
+/// Largest MTU of a network: a 9000-byte underlay less the IPv6 overhead, with room for one VLAN
+/// tag.
 pub const MAX_MTU: u16 = 8894;
 /// Largest inner Ethernet frame of one packet: [`MAX_MTU`] + Ethernet header + VLAN tag.
 pub const MAX_FRAME: usize = MAX_MTU as usize + 18;
@@ -26,26 +30,28 @@ pub const STAGED_FRAMES: usize = 128;
 
 /// Peers of one node: each has a handshake under way and five keys at most.
 pub const SESSION_PEERS: usize = 4096;
-/// Handshakes, keepalives and staged frames that wait to be sent; what does not fit is lost as on any link.
+/// Handshakes, keepalives and staged frames that wait to be sent; what does not fit is lost as on
+/// any link.
 pub const SESSION_TRANSMITS: usize = 8192;
 /// Session events that wait to be read; the oldest goes first.
 pub const SESSION_EVENTS: usize = 4096;
 /// Timestamps of peers that were removed, kept against replays for when they are set again.
 pub const SESSION_STAMPS: usize = 4096;
 
-/// Broadcast, unknown-unicast and multicast frames that one network accepts from this host in a second, unless the network says
-/// otherwise.
+/// Broadcast, unknown-unicast and multicast frames that one network accepts from this host in a
+/// second, unless the network says otherwise.
 pub const FLOOD_PER_SECOND: u32 = 1000;
 /// How many such frames may come at once: a fifth of that, whatever it is.
 pub const FLOOD_BURST: u32 = FLOOD_PER_SECOND / FLOOD_BURST_PART;
 /// See [`FLOOD_BURST`].
 pub const FLOOD_BURST_PART: u32 = 5;
-/// How often an endpoint is told in a second that its packets are too large; each flow needs it once (RFC 4443 section 2.4 f).
+/// How often an endpoint is told in a second that its packets are too large; each flow needs it
+/// once (RFC 4443 section 2.4 f).
 pub const ICMP_PER_SECOND: u32 = 100;
 /// How often at once.
 pub const ICMP_BURST: u32 = 20;
-/// Such frames that one endpoint may send in a second, unless the network says otherwise: a third of the network's, so that no one
-/// takes all.
+/// Such frames that one endpoint may send in a second, unless the network says otherwise: a third
+/// of the network's, so that no one takes all.
 pub const FLOOD_ENDPOINT_PER_SECOND: u32 = 300;
 /// How many of them may come at once: a third of that, whatever it is.
 pub const FLOOD_ENDPOINT_BURST: u32 = FLOOD_ENDPOINT_PER_SECOND / FLOOD_ENDPOINT_BURST_PART;
@@ -54,31 +60,35 @@ pub const FLOOD_ENDPOINT_BURST_PART: u32 = 3;
 /// The most that a network may say of either: each frame is copied to every host.
 pub const FLOOD_MOST: u32 = 1_000_000;
 
-/// Addresses of one network of which a node remembers with which MAC it announced them; when there are more it forgets all.
+/// Addresses of one network of which a node remembers with which MAC it announced them; when there
+/// are more it forgets all.
 pub const ANNOUNCED: usize = 65_536;
 
 /// Longest name of a node, network, endpoint or service: one DNS label (RFC 1035 section 2.3.4).
 pub const NAME_LEN: usize = 63;
-/// Longest other name of an endpoint: a name in DNS with its dots (RFC 1035 section 2.3.4), less room for the network's.
+/// Longest other name of an endpoint: a name in DNS with its dots (RFC 1035 section 2.3.4), less
+/// room for the network's.
 pub const ALIAS_LEN: usize = 189;
 /// Longest signed record; see `gossip`, where larger values would starve smaller ones.
 pub const RECORD_LEN: usize = 1024;
 
 /// No clock of objects follows a stamp that is further ahead of the local wall clock than this.
 pub const HLC_AHEAD: Duration = Duration::from_secs(60);
-/// A host whose clock is further from the issuer's than this is not let in: certificates and tokens would mean other times
-/// there.
+/// A host whose clock is further from the issuer's than this is not let in: certificates and tokens
+/// would mean other times there.
 pub const CLOCKS_APART: Duration = Duration::from_secs(300);
-/// Clocks that are further apart than this are told of: a host that keeps its time is within a second.
+/// Clocks that are further apart than this are told of: a host that keeps its time is within a
+/// second.
 pub const CLOCKS_TOLD: Duration = Duration::from_secs(10);
-/// How often a node gives addresses of one subnet to one other node without a pause. Each time it is about half of what it has,
-/// so that these are nearly all.
+/// How often a node gives addresses of one subnet to one other node without a pause. Each time it
+/// is about half of what it has, so that these are nearly all.
 pub const BLOCKS_AT_ONCE: u32 = 12;
 /// Address blocks in one such gift. One is enough unless the free addresses lie in pieces.
 pub const BLOCKS_PER_GIFT: usize = 8;
 /// Pause after which it gives once more: each block is an object that the mesh keeps.
 pub const BLOCK_EVERY: Duration = Duration::from_secs(10);
-/// How long a released address rests before it is given again: longer than any neighbour cache keeps it.
+/// How long a released address rests before it is given again: longer than any neighbour cache
+/// keeps it.
 pub const ADDRESS_QUARANTINE: Duration = Duration::from_secs(60);
 /// How long the owner's `gone` record is kept.
 pub const GONE_KEPT: Duration = Duration::from_secs(600);
@@ -89,26 +99,29 @@ pub const CLAIM_NAMES: usize = 8;
 
 /// Longest signed mesh object: a network of 800 nodes whose two pools are split among all of them.
 pub const OBJECT_LEN: usize = 128 * 1024;
-/// Mesh objects in all: 4096 networks, 800 members, and the address blocks that they gave each other.
+/// Mesh objects in all: 4096 networks, 800 members, and the address blocks that they gave each
+/// other.
 pub const OBJECTS: usize = 16_384;
 /// Bytes of all mesh objects: each node keeps them in memory and on disk.
 pub const OBJECTS_LEN: usize = 64 * 1024 * 1024;
-/// Of both, what only members' own certificates may use: nobody who fills the rest keeps a newcomer out.
+/// Of both, what only members' own certificates may use: nobody who fills the rest keeps a newcomer
+/// out.
 pub const OBJECTS_OF_MEMBERS: usize = 1024;
 /// See [`OBJECTS_OF_MEMBERS`].
 pub const OBJECTS_OF_MEMBERS_LEN: usize = 8 * 1024 * 1024;
-/// Of both, what only address blocks that were taken back from removed nodes may use. They may use no more: one that cut its
-/// addresses into thousands of blocks before it was removed fills nothing else, and keeps no other from being removed.
+/// Of both, what only address blocks that were taken back from removed nodes may use. They may use
+/// no more: one that cut its addresses into thousands of blocks before it was removed fills nothing
+/// else, and keeps no other from being removed.
 pub const OBJECTS_OF_RECLAIMS: usize = OBJECTS / 4;
 /// See [`OBJECTS_OF_RECLAIMS`].
 pub const OBJECTS_OF_RECLAIMS_LEN: usize = 4 * 1024 * 1024;
-/// Mesh objects whose last version is by one author: a quarter, so that no one fills the set. The author of a network that
-/// has many static addresses signs one for each.
+/// Mesh objects whose last version is by one author: a quarter, so that no one fills the set. The
+/// author of a network that has many static addresses signs one for each.
 pub const OBJECTS_PER_AUTHOR: usize = OBJECTS / 4;
 /// Bytes of them.
 pub const OBJECTS_PER_AUTHOR_LEN: usize = OBJECTS_LEN / 4;
-/// How long a deleted network is remembered: longer than a certificate lives. Who slept through all of it cannot come back
-/// with the network, because nobody lets it in without joining anew.
+/// How long a deleted network is remembered: longer than a certificate lives. Who slept through all
+/// of it cannot come back with the network, because nobody lets it in without joining anew.
 pub const DELETED_KEPT: Duration = Duration::from_secs(31 * 24 * 3600);
 /// Entries of one page of a digest of the mesh objects: about 150 KiB as JSON.
 pub const DIGEST_ENTRIES: usize = 2048;
@@ -116,7 +129,8 @@ pub const DIGEST_ENTRIES: usize = 2048;
 pub const OBJECT_BATCH_LEN: usize = 256 * 1024;
 /// Subnets of one network: a few of either IP version.
 pub const NETWORK_SUBNETS: usize = 8;
-/// Subnets of one network with those that were added to it: each frame's source is compared with them.
+/// Subnets of one network with those that were added to it: each frame's source is compared with
+/// them.
 pub const NETWORK_SUBNETS_ALL: usize = 32;
 /// Addresses of one subnet that are given to nobody because something else has them.
 pub const SUBNET_AUX: usize = 64;
@@ -124,11 +138,12 @@ pub const SUBNET_AUX: usize = 64;
 pub const NETWORK_DNS: usize = 3;
 /// Static VTEPs of one plain network: each gets a copy of every broadcast.
 pub const NETWORK_VTEPS: usize = 64;
-/// MAC addresses behind the static VTEPs of one plain network that are known at once: a bridge's worth of machines. More of
-/// them are flooded to, not learned: who makes addresses up pushes nobody out.
+/// MAC addresses behind the static VTEPs of one plain network that are known at once: a bridge's
+/// worth of machines. More of them are flooded to, not learned: who makes addresses up pushes
+/// nobody out.
 pub const LEARNED_STATIONS: usize = 1024;
-/// How long a learned address is known without a frame from it: the default of bridges (IEEE 802.1Q section 8.8.3) and of
-/// the kernel's vxlan device.
+/// How long a learned address is known without a frame from it: the default of bridges (IEEE 802.1Q
+/// section 8.8.3) and of the kernel's vxlan device.
 pub const LEARNED_AGE: Duration = Duration::from_secs(300);
 /// Labels of one network.
 pub const NETWORK_LABELS: usize = 64;

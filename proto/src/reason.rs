@@ -26,7 +26,8 @@ macro_rules! drop_reasons {
                 }
             }
 
-            /// Whether a healthy network shows this too: the frame was needless, and nobody misses it.
+            /// Whether a healthy network shows this too: the frame was needless, and nobody misses
+            /// it.
             #[must_use]
             pub const fn is_benign(self) -> bool {
                 match self {
@@ -117,13 +118,13 @@ drop_reasons! {
     VtepUnreachable = "vtep_unreachable", lost;
     /// Of a plain network, while the host's plain port is not open.
     PlainClosed = "plain_closed", lost;
-    /// A router marked it as congested, and its transport does not know of marks: who marked it would
-    /// have dropped it (RFC 6040).
+    /// A router marked it as congested, and its transport does not know of marks: who marked it
+    /// would have dropped it (RFC 6040).
     CongestedNotEct = "congested_not_ect", lost;
     /// To a MAC that no endpoint of this host has.
     NotLocal = "not_local", lost;
-    /// Out of the mesh, with an address that only the network knows: the kernel calls it no part of a
-    /// connection (a late RST, a segment outside of the window), and so does not rewrite it.
+    /// Out of the mesh, with an address that only the network knows: the kernel calls it no part of
+    /// a connection (a late RST, a segment outside of the window), and so does not rewrite it.
     InnerSource = "inner_source", benign;
     /// The kernel did not take it at the TAP.
     TapError = "tap_error", lost;

@@ -8,10 +8,10 @@
 //! body    = JSON {"s":[incarnation,seq], "n":{node} | "e":{endpoint} | "g":true}
 //! ```
 //!
-//! Of two records with one owner and key the greater stamp wins. An owner that signs two bodies with
-//! one stamp equivocates: the smaller text wins everywhere, so that all nodes still agree, and the
-//! reader is told. A record is relayed as the text it came in: fields that this version does not
-//! know are neither refused nor lost.
+//! Of two records with one owner and key the greater stamp wins. An owner that signs two bodies
+//! with one stamp equivocates: the smaller text wins everywhere, so that all nodes still agree, and
+//! the reader is told. A record is relayed as the text it came in: fields that this version does
+//! not know are neither refused nor lost.
 //!
 //! This file does not know who is a member: the caller brings the owner's public key.
 
@@ -164,7 +164,8 @@ pub struct EndpointClaim {
     /// Free-form labels.
     #[serde(rename = "t", default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Whether it is the node itself, which also carries packets of its endpoints from one subnet to another.
+    /// Whether it is the node itself, which also carries packets of its endpoints from one subnet
+    /// to another.
     #[serde(rename = "r", default, skip_serializing_if = "std::ops::Not::not")]
     pub router: bool,
 }

@@ -25,7 +25,8 @@ pub enum RestartPolicy {
 }
 
 impl RestartPolicy {
-    /// Whether a command that ended with this status is started again. Nobody knows the status of what ended with its host.
+    /// Whether a command that ended with this status is started again. Nobody knows the status of
+    /// what ended with its host.
     #[must_use]
     pub fn restarts(self, status: Option<u8>) -> bool {
         match self {
@@ -68,7 +69,8 @@ impl FromStr for RestartPolicy {
     }
 }
 
-/// How long is waited before the next start: twice as long each time, from the beginning after a command that ran well.
+/// How long is waited before the next start: twice as long each time, from the beginning after a
+/// command that ran well.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
     next: Duration,

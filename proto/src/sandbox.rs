@@ -1,7 +1,8 @@
 //! A sandbox in several networks: which of them comes first, and which have its default routes.
 //!
-//! Networks stand in one order: the highest priority first, then by name. In this order names are looked for, and the first
-//! network whose gateway the sandbox's own address reaches has the default route of that IP version.
+//! Networks stand in one order: the highest priority first, then by name. In this order names are
+//! looked for, and the first network whose gateway the sandbox's own address reaches has the
+//! default route of that IP version.
 
 use std::{cmp::Reverse, net::IpAddr};
 

@@ -1,5 +1,5 @@
-//! Names that programs take for something else: no resolver asks anybody for them, or asks somebody else. An endpoint that has
-//! one of them is never found by it.
+//! Names that programs take for something else: no resolver asks anybody for them, or asks somebody
+//! else. An endpoint that has one of them is never found by it.
 //!
 //! | name | taken for | by |
 //! |---|---|---|
@@ -52,8 +52,9 @@ fn is_number(label: &str) -> bool {
     }
 }
 
-/// The IPv4 address that a text is in one of the forms of inet_aton(3): one to four numbers with dots between, decimal, octal
-/// (`010`) or hexadecimal (`0x10`), of which the last one fills all bytes that are left.
+/// The IPv4 address that a text is in one of the forms of inet_aton(3): one to four numbers with
+/// dots between, decimal, octal (`010`) or hexadecimal (`0x10`), of which the last one fills all
+/// bytes that are left.
 #[must_use]
 pub fn inet_aton(text: &str) -> Option<Ipv4Addr> {
     let number = |part: &str| match part.strip_prefix("0x").or_else(|| part.strip_prefix("0X")) {

@@ -5,7 +5,8 @@
 //!                  └──> it gives its own up as well: the one with the smaller id goes, the other stays
 //! ```
 //!
-//! A promise binds for [`PROMISE`], so that whoever got it can go; a commitment until it is taken back.
+//! A promise binds for [`PROMISE`], so that whoever got it can go; a commitment until it is taken
+//! back.
 
 use std::time::{Duration, Instant};
 
@@ -33,7 +34,8 @@ pub struct Succession {
 }
 
 impl Succession {
-    /// Begins to look for a successor; refused while another node counts on this one, or it does so already.
+    /// Begins to look for a successor; refused while another node counts on this one, or it does so
+    /// already.
     #[must_use]
     pub fn ask(&mut self, now: Instant) -> bool {
         let bound = self.promised.is_some_and(|at| now.saturating_duration_since(at) < PROMISE);
@@ -58,7 +60,8 @@ impl Succession {
         true
     }
 
-    /// Another issuer promised; whether this node may go, which it may not if it promised meanwhile.
+    /// Another issuer promised; whether this node may go, which it may not if it promised
+    /// meanwhile.
     #[must_use]
     pub fn commit(&mut self) -> bool {
         let may = self.stage == Stage::Asks;
@@ -75,6 +78,7 @@ impl Succession {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "virtual time begins at some instant")]
 mod tests {
     use super::*;
 

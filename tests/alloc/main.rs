@@ -1,4 +1,5 @@
-//! A frame's way out of one host and into another allocates nothing once the buffers have their size.
+//! A frame's way out of one host and into another allocates nothing once the buffers have their
+//! size.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -32,7 +33,8 @@ thread_local! {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-// SAFETY: everything is the system's; the counter is a cell of the thread that needs no memory of its own.
+// SAFETY: everything is the system's; the counter is a cell of the thread that needs no memory of
+// its own.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         COUNT.set(COUNT.get() + 1);

@@ -1,7 +1,9 @@
-//! TCP to or from several peers at once: all streams run before the clock does, and until it has stopped.
+//! TCP to or from several peers at once: all streams run before the clock does, and until it has
+//! stopped.
 //!
-//! Programs that are started beside each other, each with a clock of its own, begin and end at different times on a busy
-//! machine, and what the first and the last get of it alone would count for all.
+//! Programs that are started beside each other, each with a clock of its own, begin and end at
+//! different times on a busy machine, and what the first and the last get of it alone would count
+//! for all.
 
 use std::{
     io::{Read, Write},
@@ -83,7 +85,8 @@ fn transfer(peer: &mut TcpStream, way: Way, count: &AtomicU64) -> Result<()> {
     }
 }
 
-/// Connects to all, waits until bytes of all move, and counts for this long. What is sent counts when the socket takes it.
+/// Connects to all, waits until bytes of all move, and counts for this long. What is sent counts
+/// when the socket takes it.
 pub(crate) fn run(peers: &[SocketAddrV4], way: Way, time: Duration) -> Result<Moved> {
     let mut streams = Vec::new();
     for peer in peers {

@@ -1,7 +1,7 @@
 //! Datagrams as fast as one sender makes them, and how many of them arrive.
 //!
-//! The receiver counts on a UDP port and tells the count over TCP on the port of the same number: it begins anew with each
-//! connection and is asked by one byte.
+//! The receiver counts on a UDP port and tells the count over TCP on the port of the same number:
+//! it begins anew with each connection and is asked by one byte.
 
 use std::{
     io::{self, ErrorKind, IoSliceMut, Read, Write},

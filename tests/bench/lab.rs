@@ -1,5 +1,5 @@
-//! The hosts that everything is measured on: a lab of the binary under test, gone when this is dropped or the program
-//! is told to end.
+//! The hosts that everything is measured on: a lab of the binary under test, gone when this is
+//! dropped or the program is told to end.
 
 use std::{
     collections::BTreeSet,
@@ -150,7 +150,8 @@ impl Lab {
                 "ethtool -K eth0 tso {cut} gso {cut} tx-udp-segmentation {cut} gro {glue} >/dev/null"
             );
             self.sh(&host, &script)?;
-            // A veth glues only what its other end does not send in super-packets, and that is a port of the lab's bridge.
+            // A veth glues only what its other end does not send in super-packets, and that is a
+            // port of the lab's bridge.
             let wire = format!("{}-wire", self.name);
             let words = ["netns", "exec", &wire, "ethtool", "-K", &host, "tso", cut];
             let output = program(Path::new("ip")).args(words).output()?;
@@ -184,8 +185,8 @@ impl Drop for Lab {
     }
 }
 
-/// What the labs are called in tables: the first is the tunnel, the others have as much of their programs' paths as tells
-/// all apart.
+/// What the labs are called in tables: the first is the tunnel, the others have as much of their
+/// programs' paths as tells all apart.
 pub(crate) fn labels(labs: &[Lab]) -> Vec<String> {
     let paths: Vec<&Path> = labs.iter().map(Lab::vxmesh).collect();
     let mut labels = distinct(&paths);

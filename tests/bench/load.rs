@@ -65,7 +65,8 @@ pub(crate) fn measure(agents: &[u64], iperf3: impl FnOnce() -> Result<String>) -
     })
 }
 
-/// Busy seconds of all CPUs; `nice` is left out, so that what runs niced beside the benchmark is, too.
+/// Busy seconds of all CPUs; `nice` is left out, so that what runs niced beside the benchmark is,
+/// too.
 fn machine_seconds() -> Result<f64> {
     let stat = fs::read_to_string("/proc/stat")?;
     let line = stat.lines().next().context("/proc/stat is empty")?;

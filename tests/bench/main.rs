@@ -1,4 +1,5 @@
-//! `make bench`: what the encrypted tunnel costs beside the kernel's own VXLAN, measured on this machine in one run.
+//! `make bench`: what the encrypted tunnel costs beside the kernel's own VXLAN, measured on this
+//! machine in one run.
 //!
 //! ```text
 //! bare     host - underlay - host
@@ -6,9 +7,10 @@
 //! tunnel   sandbox - bridge - TAP - agent  - underlay - agent - TAP - bridge - sandbox
 //! ```
 //!
-//! Other tunnels take part in the same rounds (`--peers`). All of them live on the two hosts of a lab. In every round each subject takes its turn (A B C, A B C), so that a
-//! change of the machine's load meets them all, and a ratio is always that of two neighbours in time. Nothing that is
-//! measured is kept beyond the run, and the lab goes however it ends.
+//! Other tunnels take part in the same rounds (`--peers`). All of them live on the two hosts of a
+//! lab. In every round each subject takes its turn (A B C, A B C), so that a change of the
+//! machine's load meets them all, and a ratio is always that of two neighbours in time. Nothing
+//! that is measured is kept beyond the run, and the lab goes however it ends.
 
 mod bulk;
 mod flood;
@@ -62,7 +64,8 @@ struct Args {
     /// Loads to measure [default: all but overload]
     #[arg(long)]
     load: Vec<Load>,
-    /// Other tunnels to measure: their names, `default`, `all` or `none`; what is missing is installed
+    /// Other tunnels to measure: their names, `default`, `all` or `none`; what is missing is
+    /// installed
     #[arg(long, value_delimiter = ',', default_value = "default")]
     peers: Vec<String>,
     /// Write the result into performance.md of this directory, too, and its pictures below it

@@ -1,4 +1,5 @@
-//! Several peers at once against one, and what a flood of datagrams leaves to others, on a lab of five hosts.
+//! Several peers at once against one, and what a flood of datagrams leaves to others, on a lab of
+//! five hosts.
 
 use anyhow::Result;
 

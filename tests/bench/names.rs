@@ -1,7 +1,9 @@
-//! `vxmesh-bench names`: questions per second that one core answers, and how long an answer takes at a given rate.
+//! `vxmesh-bench names`: questions per second that one core answers, and how long an answer takes
+//! at a given rate.
 //!
-//! The servers of several sandboxes run on one thread that is held on one core; a second thread asks over loopback UDP. What is asked
-//! rotates: short and long names, both types of address, reverse names, names that are not there. Each answer's code is checked.
+//! The servers of several sandboxes run on one thread that is held on one core; a second thread
+//! asks over loopback UDP. What is asked rotates: short and long names, both types of address,
+//! reverse names, names that are not there. Each answer's code is checked.
 
 use std::{
     fs, io,
@@ -109,7 +111,8 @@ pub(crate) fn measure(options: Options) -> Result<String> {
     ))
 }
 
-/// Keeps the calling thread on one core, if there are that many, and says where its CPU time is told.
+/// Keeps the calling thread on one core, if there are that many, and says where its CPU time is
+/// told.
 fn hold_on_core(core: usize) -> Result<String> {
     let mut set = CpuSet::new();
     set.set(core)?;

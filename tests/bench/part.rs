@@ -1,4 +1,5 @@
-//! What the program does instead of a run: another measurement, and parts that it runs in the sandboxes itself.
+//! What the program does instead of a run: another measurement, and parts that it runs in the
+//! sandboxes itself.
 
 use std::{net::SocketAddrV4, time::Duration};
 

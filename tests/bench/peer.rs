@@ -5,8 +5,9 @@
 //! layer 2   host: program, its TAP - bridge - veth   place: the other end of the veth
 //! ```
 //!
-//! All have the MTU of our network inside, so that the same number of packets carries the same bytes. What a program writes goes
-//! to the lab's directory; the programs end with the lab, because they live in its network namespaces.
+//! All have the MTU of our network inside, so that the same number of packets carries the same
+//! bytes. What a program writes goes to the lab's directory; the programs end with the lab, because
+//! they live in its network namespaces.
 
 use std::{
     fs,
@@ -56,12 +57,14 @@ pub(crate) struct Peer {
     by_default: bool,
     /// Lines of sh that make keys for both hosts, once.
     keys: &'static str,
-    /// Lines of sh that start it on one host. They print process ids (of the host's own namespace) and nothing else.
+    /// Lines of sh that start it on one host. They print process ids (of the host's own namespace)
+    /// and nothing else.
     start: &'static str,
 }
 
-/// `$D` is the directory, `$me` and `$other` are 1 or 2, `$dev` is the interface to make, `$ip` and `$peer_ip` are the addresses in
-/// the tunnel, `$mtu` is the MTU inside, `$bin` is the program of a crate.
+/// `$D` is the directory, `$me` and `$other` are 1 or 2, `$dev` is the interface to make, `$ip` and
+/// `$peer_ip` are the addresses in the tunnel, `$mtu` is the MTU inside, `$bin` is the program of a
+/// crate.
 const PEERS: [Peer; 9] = [
     Peer {
         name: "wireguard-go",

@@ -27,7 +27,8 @@ const TITLE: usize = 30;
 /// Columns of panels.
 const COLUMNS: usize = 2;
 
-/// Puts the text between the marks of `performance.md` and the pictures into `img`, both below this directory.
+/// Puts the text between the marks of `performance.md` and the pictures into `img`, both below this
+/// directory.
 pub(crate) fn write(docs: &Path, text: &str, tables: &[(String, Table)]) -> Result<()> {
     let page = docs.join("performance.md");
     let old = fs::read_to_string(&page).with_context(|| page.display().to_string())?;

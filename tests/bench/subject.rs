@@ -19,7 +19,8 @@ use crate::{
 
 /// MTU inside all tunnels: the default of a network.
 pub(crate) const MTU: u16 = vxmesh_proto::limits::DEFAULT_MTU;
-/// Seconds that iperf3 may take beside those that it sends. It waits for ever where a tunnel has died.
+/// Seconds that iperf3 may take beside those that it sends. It waits for ever where a tunnel has
+/// died.
 const SLACK: u32 = 20;
 /// Ports of the servers in the second place.
 const PONG_PORT: u16 = 7001;
@@ -57,8 +58,9 @@ impl<'l> Subject<'l> {
         Self::start(lab, "bare", None, server, Programs::None)
     }
 
-    /// The kernel's own VXLAN device on the host, plugged into a bridge like a TAP of ours. What is bridged does not pass the
-    /// host's firewall, as it does where br_netfilter is at work: rules are not what is compared.
+    /// The kernel's own VXLAN device on the host, plugged into a bridge like a TAP of ours. What is
+    /// bridged does not pass the host's firewall, as it does where br_netfilter is at work: rules
+    /// are not what is compared.
     pub(crate) fn kernel(lab: &'l Lab) -> Result<Self> {
         for (me, other) in [(1, 2), (2, 1)] {
             let script = format!(

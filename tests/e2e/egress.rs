@@ -1,4 +1,5 @@
-//! The way out of a network: sandboxes reach the outside, the host reaches sandboxes, and nothing of it stays.
+//! The way out of a network: sandboxes reach the outside, the host reaches sandboxes, and nothing
+//! of it stays.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
@@ -26,7 +27,8 @@ pub(crate) fn host_ip(number: u8, ipv4: bool) -> Result<IpAddr> {
     Ok(text.parse()?)
 }
 
-/// Rules of others: chains that let nothing through that they do not know, and that drop what nobody asked for.
+/// Rules of others: chains that let nothing through that they do not know, and that drop what
+/// nobody asked for.
 pub(crate) const STRICT: &str = "nft -f - <<'EOF'
 table ip filter {
     chain FORWARD {
@@ -151,7 +153,8 @@ fn an_internal_network_has_no_way_out() -> Result<()> {
         sh(&a.netns, "ip route show default; ip -6 route show default")?.is_empty(),
         "a default route"
     );
-    // Also a sandbox that makes itself one, and whose packets are counted where they would come out.
+    // Also a sandbox that makes itself one, and whose packets are counted where they would come
+    // out.
     let counted = "nft -f - <<'EOF'
 table inet count {
     chain in {

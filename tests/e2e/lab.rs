@@ -1,4 +1,5 @@
-//! `vxmesh lab`: hosts that are apart where they must be and joined where they must be, and that leave nothing behind.
+//! `vxmesh lab`: hosts that are apart where they must be and joined where they must be, and that
+//! leave nothing behind.
 
 use std::{
     collections::BTreeSet,
@@ -443,7 +444,8 @@ fn a_failing_up_leaves_nothing() -> Result<()> {
     lab.assert_gone(&BTreeSet::new())
 }
 
-/// All namespaces of the machine share one neighbour table, which hosts that learn of one another would fill.
+/// All namespaces of the machine share one neighbour table, which hosts that learn of one another
+/// would fill.
 #[test]
 fn a_large_lab_takes_nothing_of_the_neighbour_table_and_ends_at_once() -> Result<()> {
     let full = std::env::var_os("VXMESH_FULL").is_some();

@@ -1,4 +1,5 @@
-//! Published ports: reached from everywhere with the client's own address, held, kept over the agent's end, and gone.
+//! Published ports: reached from everywhere with the client's own address, held, kept over the
+//! agent's end, and gone.
 
 use std::{
     io::{Read, Write},

@@ -1,4 +1,5 @@
-//! The scenarios of `examples/scenarios`, run as a user would: a lab of four hosts, then the script.
+//! The scenarios of `examples/scenarios`, run as a user would: a lab of four hosts, then the
+//! script.
 
 use std::{env, path::Path};
 
@@ -8,8 +9,8 @@ use vxmesh_tests::{
     program::{command, printed, vxmesh},
 };
 
-/// What is on its way from and to sandboxes while they are unplugged; and on a busy machine an agent may not get its turn
-/// for a second, and says so.
+/// What is on its way from and to sandboxes while they are unplugged; and on a busy machine an
+/// agent may not get its turn for a second, and says so.
 const ALLOWED: Allowed<'_> = Allowed { drops: UNDERWAY, warnings: &["this node was starved"] };
 
 fn scenario(name: &str) -> Result<()> {

@@ -1,5 +1,6 @@
-//! The tunnel alone: two data paths with static keys and tables, without agents, gossip or control. What a member with
-//! a valid session can do when it lies, and that each of its frames ends in the counter that names it.
+//! The tunnel alone: two data paths with static keys and tables, without agents, gossip or control.
+//! What a member with a valid session can do when it lies, and that each of its frames ends in the
+//! counter that names it.
 
 use std::{
     collections::BTreeMap,

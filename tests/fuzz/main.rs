@@ -1,5 +1,5 @@
-//! Replays every fuzz target over its corpus, and over what simple mutations make of it: each prefix, each
-//! byte turned over, and pieces of two inputs joined.
+//! Replays every fuzz target over its corpus, and over what simple mutations make of it: each
+//! prefix, each byte turned over, and pieces of two inputs joined.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
@@ -54,8 +54,8 @@ fn every_target_holds_over_mutations() {
     }
 }
 
-/// `make fuzz`: random damage for as long as `VXMESH_FUZZ_SECONDS` says, else for a moment. What fails is printed as bytes
-/// for the corpus.
+/// `make fuzz`: random damage for as long as `VXMESH_FUZZ_SECONDS` says, else for a moment. What
+/// fails is printed as bytes for the corpus.
 #[test]
 fn every_target_holds_over_chance() {
     let seconds = env::var("VXMESH_FUZZ_SECONDS").map_or(1, |text| text.parse().unwrap());

@@ -1,4 +1,5 @@
-//! The rules of the house that no linter checks: what may enter the dependency tree, and how long a file may be.
+//! The rules of the house that no linter checks: what may enter the dependency tree, and how long a
+//! file and a line of prose may be.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -10,6 +11,8 @@ use std::{
 use serde_json::Value;
 use vxmesh_proto::reason::DropReason;
 
+/// Characters in a line of prose.
+const WIDEST: usize = 100;
 /// Lines after which a file is two files.
 const LONGEST_FILE: usize = 800;
 
@@ -65,8 +68,46 @@ fn no_file_is_too_long() {
     }
 }
 
+#[test]
+fn no_line_of_prose_is_too_long() {
+    let mut files = sources(&["proto", "gossip", "agent", "examples", "tests"]);
+    files.extend(files_in(&["docs"], "md"));
+    files.extend(fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path()));
+    let is_read = |path: &PathBuf| path.extension().is_some_and(|e| e == "rs" || e == "md");
+    let long: Vec<String> =
+        files.iter().filter(|path| is_read(path)).flat_map(|path| long(path)).collect();
+    assert!(long.is_empty(), "over {WIDEST} characters: {}", long.join("\n"));
+}
+
+/// The lines of prose in a file that are too long; tables, code and diagrams are none.
+fn long(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap();
+    let is_code = path.extension().is_some_and(|e| e == "rs");
+    let mut fenced = false;
+    let mut found = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let comment =
+            line.trim_start().strip_prefix("//").map(|it| it.trim_start_matches(['/', '!']));
+        let Some(prose) = (if is_code { comment } else { Some(line) }) else {
+            fenced = false;
+            continue;
+        };
+        let prose = prose.trim_start();
+        fenced ^= prose.starts_with("```");
+        let is_prose = !fenced && !prose.starts_with(['|', '`', '[']);
+        if is_prose && line.chars().count() > WIDEST {
+            found.push(format!("{}:{}", path.display(), number + 1));
+        }
+    }
+    found
+}
+
 /// All Rust files in these folders.
 fn sources(folders: &[&str]) -> Vec<PathBuf> {
+    files_in(folders, "rs")
+}
+
+fn files_in(folders: &[&str], extension: &str) -> Vec<PathBuf> {
     let mut folders: Vec<_> = folders.iter().map(|folder| root().join(folder)).collect();
     let mut files = Vec::new();
     while let Some(folder) = folders.pop() {
@@ -74,7 +115,7 @@ fn sources(folders: &[&str]) -> Vec<PathBuf> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|e| e == "rs") {
+            } else if path.extension().is_some_and(|e| e == extension) {
                 files.push(path);
             }
         }

@@ -132,7 +132,8 @@ impl Life {
             wall_at_start: Duration::from_millis(time.wall_ms),
             key_limits: None,
         };
-        // What is certified of it is the same on every node: the last bit of the Noise key stands for the processor.
+        // What is certified of it is the same on every node: the last bit of the Noise key stands
+        // for the processor.
         let aes = noise::public_key(&keys.noise)[0] & 1 == 0;
         let config = Config { aes, ..config };
         let sessions = Sessions::new(config, Box::new(Rng(rng.next())), time.now);

@@ -1,13 +1,14 @@
-//! Many nodes in virtual time: the real sessions, tables, data path, objects, records, address pools and reconciliation, over a
-//! network that loses, doubles, delays and cuts. Chitchat and QUIC are models here; one seed decides everything.
+//! Many nodes in virtual time: the real sessions, tables, data path, objects, records, address
+//! pools and reconciliation, over a network that loses, doubles, delays and cuts. Chitchat and QUIC
+//! are models here; one seed decides everything.
 //!
 //! ```text
 //! VXMESH_SIM_SEED=7 VXMESH_SIM_STEPS=400 cargo test -p vxmesh-tests --test sim
 //! ```
 //!
-//! At every step: no address twice (I12), nothing delivered that its sender does not own (I3), no plaintext on the wire
-//! (I10), one verdict for each frame (I4). After quiet: equal objects, records and tables (I11), and whoever shares a network
-//! reaches each other.
+//! At every step: no address twice (I12), nothing delivered that its sender does not own (I3), no
+//! plaintext on the wire (I10), one verdict for each frame (I4). After quiet: equal objects,
+//! records and tables (I11), and whoever shares a network reaches each other.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -164,7 +165,8 @@ fn apply(world: &mut World, transition: &Transition) {
         Transition::RemoveNetwork { on, network } => {
             let time = world.time(on);
             let used = |(_, claim): &(usize, EndpointClaim)| claim.network == network;
-            // The agent refuses this where it knows of endpoints; those that it does not know of are cut off.
+            // The agent refuses this where it knows of endpoints; those that it does not know of
+            // are cut off.
             if !world.endpoints.values().any(used) {
                 world.with(on, |life| life.remove_network(time, network));
             }
@@ -290,7 +292,8 @@ fn create_network(world: &mut World, on: usize, name: usize) {
     });
 }
 
-/// Asks for the other's MAC as an endpoint does, then sends; a node that knows better than the reference is wrong.
+/// Asks for the other's MAC as an endpoint does, then sends; a node that knows better than the
+/// reference is wrong.
 fn send(world: &mut World, from: EndpointId, to: EndpointId) {
     let ((node, source), (place, target)) =
         (world.endpoints[&from].clone(), world.endpoints[&to].clone());

@@ -15,7 +15,8 @@ use vxmesh_proto::{
 
 use crate::rng::Rng;
 
-/// The mesh's CA: a certificate is `Ed25519 key | Noise key | signature`, because its form is not what is tested here.
+/// The mesh's CA: a certificate is `Ed25519 key | Noise key | signature`, because its form is not
+/// what is tested here.
 pub(crate) struct SimCa(Ed25519KeyPair);
 
 impl SimCa {

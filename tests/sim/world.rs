@@ -1,4 +1,5 @@
-//! The simulated world: nodes, the network between them, virtual time, and what must hold at every step.
+//! The simulated world: nodes, the network between them, virtual time, and what must hold at every
+//! step.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -262,7 +263,8 @@ impl World {
         }
     }
 
-    /// I12: no address of a new endpoint is that of another one, wherever its node is and whether it is alive or not.
+    /// I12: no address of a new endpoint is that of another one, wherever its node is and whether
+    /// it is alive or not.
     fn check_addresses(&self, n: usize, new: &EndpointClaim) {
         for (other, claim) in self.endpoints.values() {
             let twice =
@@ -366,7 +368,8 @@ impl World {
         }
     }
 
-    /// I3: who sealed the frame owns its source; and it is the frame that was sent, once, to whom it was sent.
+    /// I3: who sealed the frame owns its source; and it is the frame that was sent, once, to whom
+    /// it was sent.
     fn delivered(&mut self, to: usize, sender: NodeId, network: NetworkId, frame: &[u8]) {
         self.counts.delivered += 1;
         let eth = Ethernet::parse(frame).unwrap();

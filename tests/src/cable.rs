@@ -1,8 +1,9 @@
 //! A bad cable between two hosts of a lab: it loses, doubles and overtakes packets.
 //!
-//! It takes the place of the lab's bridge: two packet sockets (packet(7)) on the bridge's ports, with the ports taken out of
-//! the bridge. Which packet meets which fate is drawn from a fixed seed, so that a run can be repeated as far as the hosts send
-//! the same. (The kernel's own means, netem, is missing from many kernels, and nftables can lose and double but not reorder.)
+//! It takes the place of the lab's bridge: two packet sockets (packet(7)) on the bridge's ports,
+//! with the ports taken out of the bridge. Which packet meets which fate is drawn from a fixed
+//! seed, so that a run can be repeated as far as the hosts send the same. (The kernel's own means,
+//! netem, is missing from many kernels, and nftables can lose and double but not reorder.)
 
 use std::{
     collections::VecDeque,
@@ -66,8 +67,8 @@ pub struct BadCable {
 }
 
 impl BadCable {
-    /// Puts it between the two hosts of a lab, in place of the bridge. What crosses it are packets as a wire carries them: the
-    /// hosts cut and sum them up before.
+    /// Puts it between the two hosts of a lab, in place of the bridge. What crosses it are packets
+    /// as a wire carries them: the hosts cut and sum them up before.
     ///
     /// # Errors
     ///
@@ -177,7 +178,8 @@ fn carry(from: &OwnedFd, to: &OwnedFd, mut lot: Lot, stop: &AtomicBool, fates: &
     }
 }
 
-/// Numbers that look random: xorshift64* (Vigna, "An experimental exploration of Marsaglia's xorshift generators, scrambled").
+/// Numbers that look random: xorshift64* (Vigna, "An experimental exploration of Marsaglia's
+/// xorshift generators, scrambled").
 struct Lot(u64);
 
 impl Lot {

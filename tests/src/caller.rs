@@ -1,7 +1,8 @@
-//! One request at an agent's control port, made without an agent: with any certificate, and believing any server.
+//! One request at an agent's control port, made without an agent: with any certificate, and
+//! believing any server.
 //!
-//! It stands for a host that does not keep to the rules: of another mesh, with a wrong clock, or with a member's keys and
-//! a mind of its own.
+//! It stands for a host that does not keep to the rules: of another mesh, with a wrong clock, or
+//! with a member's keys and a mind of its own.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

@@ -90,7 +90,8 @@ impl Capture {
             if length != len {
                 (len, since) = (length, std::time::Instant::now());
             }
-            // Agents always have something to say; after a while what matters has long been written.
+            // Agents always have something to say; after a while what matters has long been
+            // written.
             Ok(since.elapsed() > quiet || std::time::Instant::now() > end)
         })
     }

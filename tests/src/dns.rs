@@ -63,7 +63,8 @@ pub fn view(count: u16) -> View {
 
 static VIEW: LazyLock<View> = LazyLock::new(|| view(60));
 
-/// Whatever a sandbox sends: one step, no answer to an answer, nothing of ours to an upstream, no larger than it may be.
+/// Whatever a sandbox sends: one step, no answer to an answer, nothing of ours to an upstream, no
+/// larger than it may be.
 pub fn dns_query(data: &[u8]) {
     for transport in [Transport::Udp, Transport::Tcp] {
         match step(&VIEW, data, transport, 1) {
@@ -93,7 +94,8 @@ pub fn dns_query(data: &[u8]) {
     }
 }
 
-/// Whatever comes from an upstream's address: only what has id and question is an answer, and then the asker can have it.
+/// Whatever comes from an upstream's address: only what has id and question is an answer, and then
+/// the asker can have it.
 pub fn dns_answer(data: &[u8]) {
     let Ok(query) = Query::parse(QUESTION, Transport::Udp) else { return };
     match query.hear(ID, data) {

@@ -1,4 +1,5 @@
-//! What a frame's way needs that is not measured: two nodes with a session, and a super-frame from one to the other.
+//! What a frame's way needs that is not measured: two nodes with a session, and a super-frame from
+//! one to the other.
 
 use std::{
     net::SocketAddr,

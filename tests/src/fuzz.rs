@@ -1,8 +1,10 @@
-//! Fuzz targets as plain functions: any bytes in, no panic, and what must hold for every input asserted.
+//! Fuzz targets as plain functions: any bytes in, no panic, and what must hold for every input
+//! asserted.
 //!
-//! `cargo test -p vxmesh-tests --test fuzz` runs every target over its seeds and over simple mutations of them. A fuzzer
-//! may call the same functions. To add a target, write the function and its line in [`TARGETS`], and put inputs into
-//! `fuzz/corpus/NAME/`; an input that ever panicked stays there for good.
+//! `cargo test -p vxmesh-tests --test fuzz` runs every target over its seeds and over simple
+//! mutations of them. A fuzzer may call the same functions. To add a target, write the function and
+//! its line in [`TARGETS`], and put inputs into `fuzz/corpus/NAME/`; an input that ever panicked
+//! stays there for good.
 
 use etherparse::SlicedPacket;
 use vxmesh_proto::{
@@ -26,7 +28,8 @@ pub struct Target {
     pub name: &'static str,
     /// Judges one input.
     pub run: fn(&[u8]),
-    /// Folders with further inputs, under `tests/`. Files `*.hex` are decoded, others are taken as they are.
+    /// Folders with further inputs, under `tests/`. Files `*.hex` are decoded, others are taken as
+    /// they are.
     pub seeds: &'static [&'static str],
 }
 
@@ -51,7 +54,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "user", run: untrusted::user_text, seeds: &[] },
 ];
 
-/// A frame of a sandbox: plain, with a partial checksum, and as a super-frame whose numbers are its last bytes.
+/// A frame of a sandbox: plain, with a partial checksum, and as a super-frame whose numbers are its
+/// last bytes.
 pub fn outbound_frame(data: &[u8]) {
     judge_outbound(data, None, None);
     let Some([.., a, b, c, d]) = data.last_chunk::<8>() else { return };

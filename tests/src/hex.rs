@@ -1,4 +1,5 @@
-//! Bytes in text files: lines `# …` say what they are, `# key: value` what is expected, the rest is hexadecimal.
+//! Bytes in text files: lines `# …` say what they are, `# key: value` what is expected, the rest is
+//! hexadecimal.
 
 use std::{collections::BTreeMap, fs, path::Path};
 

@@ -1,7 +1,7 @@
 //! A lab with agents for one test, made and removed by the real binary.
 //!
-//! [`Lab::finish`] checks what must hold after every test; a lab that is dropped without it belongs to a test that
-//! failed, so it shows what its agents said. Either way it is removed.
+//! [`Lab::finish`] checks what must hold after every test; a lab that is dropped without it belongs
+//! to a test that failed, so it shows what its agents said. Either way it is removed.
 
 use std::{
     fs,
@@ -36,7 +36,8 @@ pub const DATA_PORT: u16 = 7761;
 /// Drop reasons of what is on its way from and to endpoints that are unplugged just then.
 pub const UNDERWAY: &[&str] = &["source_unknown", "fdb_unknown", "not_local"];
 
-/// What the kernel loses where queues are full, as on any busy link: it says more of the machine than of the test.
+/// What the kernel loses where queues are full, as on any busy link: it says more of the machine
+/// than of the test.
 const BUSY: &[&str] =
     &["tap_full", "port_overrun", "sandbox_overrun", "node_overrun", "uplink_overrun"];
 
@@ -213,7 +214,8 @@ impl Lab {
         serde_json::from_str(&text).with_context(|| format!("{args:?} answered {text}"))
     }
 
-    /// Asks the admin API of a host directly: for what is asked often or timed, because it starts no program.
+    /// Asks the admin API of a host directly: for what is asked often or timed, because it starts
+    /// no program.
     ///
     /// # Errors
     ///
@@ -349,8 +351,8 @@ impl Lab {
         Ok(rows.iter().filter(|row| row.reason == reason).map(|row| row.count).sum())
     }
 
-    /// Ends the test: the underlay, where captured, showed no plaintext; no host dropped what it should not; no agent
-    /// complained. Then removes the lab.
+    /// Ends the test: the underlay, where captured, showed no plaintext; no host dropped what it
+    /// should not; no agent complained. Then removes the lab.
     ///
     /// # Errors
     ///

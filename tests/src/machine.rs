@@ -1,7 +1,9 @@
-//! A machine for one test: processes, network, mounts and the directories that programs write to, all of its own.
+//! A machine for one test: processes, network, mounts and the directories that programs write to,
+//! all of its own.
 //!
-//! What a program leaves behind can be told exactly only where nothing else happens. The machine is namespaces
-//! (namespaces(7)) with an empty `/run`, `/var/lib` and `/tmp`; it goes with the value, and all its processes with it.
+//! What a program leaves behind can be told exactly only where nothing else happens. The machine is
+//! namespaces (namespaces(7)) with an empty `/run`, `/var/lib` and `/tmp`; it goes with the value,
+//! and all its processes with it.
 
 use std::{
     fs,
@@ -16,8 +18,9 @@ use crate::program::{command, printed, vxmesh};
 /// Where the program under test is on the machine.
 const PROGRAM: &str = "/mnt/vxmesh";
 
-/// The first process: it collects orphans, and ends with its standard input. The program's own directory may be hidden,
-/// and mounts of other tests would go when those end. /etc is a copy: the labs of other tests make and remove /etc/vxmesh.
+/// The first process: it collects orphans, and ends with its standard input. The program's own
+/// directory may be hidden, and mounts of other tests would go when those end. /etc is a copy: the
+/// labs of other tests make and remove /etc/vxmesh.
 const INIT: &str =
     "set -e; mount -t tmpfs none /mnt; touch /mnt/vxmesh; mount --bind \"$0\" /mnt/vxmesh
 cut -d ' ' -f 5 /proc/self/mountinfo | grep -E '^/(run|var/lib|tmp)/' | sort -r | xargs -r umount -l
@@ -106,8 +109,8 @@ impl Machine {
         })
     }
 
-    /// Everything that there is on the machine: links, namespaces, mounts, processes, rules, routes,
-    /// settings, files.
+    /// Everything that there is on the machine: links, namespaces, mounts, processes, rules,
+    /// routes, settings, files.
     ///
     /// # Errors
     ///

@@ -1,7 +1,8 @@
 //! Work inside a network namespace: a thread enters it, does the work and ends.
 //!
-//! A socket belongs to the namespace of the thread that made it and may be used from anywhere (network_namespaces(7)),
-//! so a test can be server and client in many sandboxes at once without starting a program in each.
+//! A socket belongs to the namespace of the thread that made it and may be used from anywhere
+//! (network_namespaces(7)), so a test can be server and client in many sandboxes at once without
+//! starting a program in each.
 
 use std::{fs::File, io, path::Path, thread};
 

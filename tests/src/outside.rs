@@ -68,8 +68,8 @@ pub fn sh(netns: &NetNs, script: &str) -> Result<String> {
     printed(script, output)
 }
 
-/// Connects from one namespace to an address behind which a server in another one listens on `port`, and carries data
-/// both ways. Says which address the server sees.
+/// Connects from one namespace to an address behind which a server in another one listens on
+/// `port`, and carries data both ways. Says which address the server sees.
 ///
 /// # Errors
 ///

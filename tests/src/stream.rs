@@ -1,4 +1,5 @@
-//! Streams between sandboxes that are long, and compared: TCP by its SHA-256, UDP datagram by datagram.
+//! Streams between sandboxes that are long, and compared: TCP by its SHA-256, UDP datagram by
+//! datagram.
 
 use std::{
     env,
@@ -20,7 +21,8 @@ use ring::{
 use crate::netns::NetNs;
 
 const CHUNK: usize = 1 << 20;
-/// A stream that stands still this long is broken: lost packets may be sent again a few times, each time after twice as long.
+/// A stream that stands still this long is broken: lost packets may be sent again a few times, each
+/// time after twice as long.
 const STALLED: Duration = Duration::from_secs(30);
 /// Datagrams on the way before the sender looks how many have come.
 const WINDOW: usize = 64;
@@ -29,13 +31,15 @@ const RECEIVE_BUFFER: usize = 8 << 20;
 /// Sequence number and length.
 const DATAGRAM_HEADER: usize = 8;
 
-/// How many bytes a stream has in tests: four of them are 64 MiB, and `VXMESH_FULL` makes each a gigabyte.
+/// How many bytes a stream has in tests: four of them are 64 MiB, and `VXMESH_FULL` makes each a
+/// gigabyte.
 #[must_use]
 pub fn long() -> usize {
     if env::var_os("VXMESH_FULL").is_some() { 1 << 30 } else { 16 << 20 }
 }
 
-/// Sends random bytes to an address of another sandbox over TCP and compares the digests of both ends; how long it took.
+/// Sends random bytes to an address of another sandbox over TCP and compares the digests of both
+/// ends; how long it took.
 ///
 /// # Errors
 ///
@@ -87,8 +91,8 @@ fn receive(listener: &TcpListener) -> Result<(usize, Vec<u8>)> {
     }
 }
 
-/// Sends `count` datagrams of all lengths up to `longest` to an address of another sandbox and looks at each that comes: nine
-/// of ten must, none changed and none twice. How many came.
+/// Sends `count` datagrams of all lengths up to `longest` to an address of another sandbox and
+/// looks at each that comes: nine of ten must, none changed and none twice. How many came.
 ///
 /// # Errors
 ///

@@ -1,8 +1,9 @@
-//! Owns what tests do with real network namespaces: make them under a directory that goes with the test, run programs
-//! inside, capture frames, join two TAPs by a wire.
+//! Owns what tests do with real network namespaces: make them under a directory that goes with the
+//! test, run programs inside, capture frames, join two TAPs by a wire.
 //!
-//! Everything is pinned below a temporary directory, so tests run side by side and a panic leaves nothing. No frame touches
-//! the machine's own namespace. Refuses to run without root: a test that is skipped proves nothing.
+//! Everything is pinned below a temporary directory, so tests run side by side and a panic leaves
+//! nothing. No frame touches the machine's own namespace. Refuses to run without root: a test that
+//! is skipped proves nothing.
 
 use std::{
     fmt, fs,
@@ -263,7 +264,8 @@ impl Drop for Capture {
     }
 }
 
-/// A cable between the TAPs of two hosts, or from one TAP to nowhere. It remembers each frame that a TAP gave.
+/// A cable between the TAPs of two hosts, or from one TAP to nowhere. It remembers each frame that
+/// a TAP gave.
 pub struct Wire {
     taps: Vec<Arc<dyn Device>>,
     seen: Vec<Arc<Mutex<Vec<Vec<u8>>>>>,

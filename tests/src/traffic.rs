@@ -1,4 +1,5 @@
-//! Traffic between sandboxes that shows what arrived: echo servers and those who ask them, ping, and raw frames.
+//! Traffic between sandboxes that shows what arrived: echo servers and those who ask them, ping,
+//! and raw frames.
 //!
 //! Every payload carries [`MARKER`], so that a capture of the underlay could tell it.
 

@@ -1,7 +1,8 @@
-//! Fuzz targets for what comes from other nodes, users and files: messages, certificates, signed claims, sealed datagrams.
+//! Fuzz targets for what comes from other nodes, users and files: messages, certificates, signed
+//! claims, sealed datagrams.
 //!
-//! An input stands for itself, and, as `offset u16 | bytes`, for damage to a valid sample: a signature or a tag that
-//! survives damage is a defect, however the sample was made.
+//! An input stands for itself, and, as `offset u16 | bytes`, for damage to a valid sample: a
+//! signature or a tag that survives damage is a defect, however the sample was made.
 
 use std::{
     net::SocketAddr,

@@ -1,4 +1,5 @@
-//! A name server that behaves as a test wants: for what an agent does with answers, none, late ones and forged ones.
+//! A name server that behaves as a test wants: for what an agent does with answers, none, late ones
+//! and forged ones.
 
 use std::{
     io::{Read, Write},

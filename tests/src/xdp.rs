@@ -1,4 +1,5 @@
-//! A native XDP program at an interface, which lets everything pass. No loader is needed for two instructions.
+//! A native XDP program at an interface, which lets everything pass. No loader is needed for two
+//! instructions.
 
 use std::{
     io,

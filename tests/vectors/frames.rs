@@ -1,8 +1,8 @@
-//! Frames that the kernel sent between two namespaces, and what becomes of each: out of the sender's host, and
-//! into the other's.
+//! Frames that the kernel sent between two namespaces, and what becomes of each: out of the
+//! sender's host, and into the other's.
 //!
-//! Each file in `vectors/frames` says its two verdicts. `partial: START OFFSET` marks a frame whose checksum the kernel
-//! left to the device.
+//! Each file in `vectors/frames` says its two verdicts. `partial: START OFFSET` marks a frame whose
+//! checksum the kernel left to the device.
 
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 

@@ -1,5 +1,6 @@
-//! The vectors of cacophony (Noise revision 34) through our resolver: ring's ciphers, our non-zero X25519, and the
-//! ephemeral keys handed in as the only random bytes. See `noise_cacophony.README` for their origin.
+//! The vectors of cacophony (Noise revision 34) through our resolver: ring's ciphers, our non-zero
+//! X25519, and the ephemeral keys handed in as the only random bytes. See `noise_cacophony.README`
+//! for their origin.
 
 use serde::Deserialize;
 use snow::{Builder, HandshakeState};

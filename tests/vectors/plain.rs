@@ -1,4 +1,5 @@
-//! Datagrams that the kernel's vxlan device sent, and what becomes of each: from a static VTEP, from a member, from a stranger.
+//! Datagrams that the kernel's vxlan device sent, and what becomes of each: from a static VTEP,
+//! from a member, from a stranger.
 //!
 //! Each file in `vectors/plain` says its verdicts.
 

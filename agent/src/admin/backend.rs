@@ -1,8 +1,9 @@
 //! What the admin API asks of an agent: one method per call.
 //!
-//! A reference (`&str`) is a full id, a unique prefix of one, or a unique name; see [`super::resolve`]. The calls that
-//! show one object have default bodies that pick it from the list. A call that changes something runs to its end even
-//! if the client goes away, and returns the object as it is afterwards (or was, when it is removed).
+//! A reference (`&str`) is a full id, a unique prefix of one, or a unique name; see
+//! [`super::resolve`]. The calls that show one object have default bodies that pick it from the
+//! list. A call that changes something runs to its end even if the client goes away, and returns
+//! the object as it is afterwards (or was, when it is removed).
 
 use async_trait::async_trait;
 
@@ -67,7 +68,8 @@ pub trait Backend: Send + Sync + 'static {
     async fn network_create(&self, spec: NetworkSpec) -> Result<Network, ApiError>;
     /// `network extend`: conflict if a subnet overlaps one of the network.
     async fn network_extend(&self, reference: &str, spec: ExtendSpec) -> Result<Network, ApiError>;
-    /// `network rm`: conflict while endpoints are in it; `force` counts only those of nodes that are up.
+    /// `network rm`: conflict while endpoints are in it; `force` counts only those of nodes that
+    /// are up.
     async fn network_rm(&self, reference: &str, force: bool) -> Result<Network, ApiError>;
 
     /// `ipam ls`

@@ -1,4 +1,5 @@
-//! The admin API: HTTP/1.1 and JSON on a unix socket, `/v1/...`, for whoever may open the socket (root).
+//! The admin API: HTTP/1.1 and JSON on a unix socket, `/v1/...`, for whoever may open the socket
+//! (root).
 //!
 //! | method and path | request | answer |
 //! |---|---|---|
@@ -19,8 +20,8 @@
 //! | `GET /v1/dns/NAME[?network=REF][&type=TYPE]` | | `[DnsRecord]` |
 //! | `GET /v1/map/diff/REF` | | `[MapDiffRow]` |
 //!
-//! Every failure is `{"error":{"code","message","hint"}}` with the status of its code. It refuses bodies of more than
-//! 1 MiB and unknown fields.
+//! Every failure is `{"error":{"code","message","hint"}}` with the status of its code. It refuses
+//! bodies of more than 1 MiB and unknown fields.
 
 mod backend;
 mod failure;

@@ -1,9 +1,10 @@
 //! Which object a reference means: a full id, else a unique name, else a unique prefix of an id.
 //!
-//! Of several of one name that were made at the same time the oldest has the name; the others are meant by their ids.
+//! Of several of one name that were made at the same time the oldest has the name; the others are
+//! meant by their ids.
 //!
-//! A name goes before a prefix, so that creating an object can never change what an existing name means. A sandbox has
-//! nothing but its name, which is written in full.
+//! A name goes before a prefix, so that creating an object can never change what an existing name
+//! means. A sandbox has nothing but its name, which is written in full.
 
 use crate::api::{ApiError, Endpoint, ErrorCode, Network, Node, Peer, Sandbox, Token};
 

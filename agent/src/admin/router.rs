@@ -1,4 +1,5 @@
-//! The routes of the admin API: each reads its request, makes one call of [`Backend`] and writes the answer as JSON.
+//! The routes of the admin API: each reads its request, makes one call of [`Backend`] and writes
+//! the answer as JSON.
 
 use std::sync::Arc;
 
@@ -22,7 +23,8 @@ use crate::api::{
     SandboxEnded, SandboxSpec, SandboxStarted, TokenSpec,
 };
 
-/// Largest request body. The largest request has a few dozen addresses and labels; 1 MiB is far above any.
+/// Largest request body. The largest request has a few dozen addresses and labels; 1 MiB is far
+/// above any.
 const BODY_LEN: usize = 1024 * 1024;
 
 type Agent = State<Arc<dyn Backend>>;

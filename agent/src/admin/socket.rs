@@ -1,7 +1,7 @@
 //! The unix socket of the admin API: mode 0660, there exactly while its agent lives.
 //!
-//! A socket that a dead agent left behind is replaced; one that answers is refused. It does not guard against two
-//! agents that start in the same instant: the lock on the data directory does.
+//! A socket that a dead agent left behind is replaced; one that answers is refused. It does not
+//! guard against two agents that start in the same instant: the lock on the data directory does.
 
 use std::{
     fs,
@@ -19,7 +19,8 @@ use crate::api::{ApiError, ErrorCode};
 /// How long calls in progress may go on after the agent was told to stop.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// What `sun_path` holds (unix(7)), less what the name under which the socket is made may be longer.
+/// What `sun_path` holds (unix(7)), less what the name under which the socket is made may be
+/// longer.
 const PATH_LEN: usize = 100;
 
 /// A bound socket. Dropping it removes the file.
@@ -50,7 +51,8 @@ impl AdminSocket {
         Ok(Self { listener: Some(listener), path: path.into(), inode })
     }
 
-    /// Serves until `stop` resolves; calls in progress get a few seconds to end. The file is gone afterwards.
+    /// Serves until `stop` resolves; calls in progress get a few seconds to end. The file is gone
+    /// afterwards.
     pub async fn serve(
         mut self,
         router: Router,

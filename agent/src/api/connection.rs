@@ -147,7 +147,8 @@ pub struct SandboxNetwork {
     pub endpoint: EndpointId,
     /// As it was asked for.
     pub gw_priority: i32,
-    /// Gateways of this network to which the sandbox's default routes lead: one of each IP version at most.
+    /// Gateways of this network to which the sandbox's default routes lead: one of each IP version
+    /// at most.
     pub default_gateways: Vec<IpAddr>,
 }
 

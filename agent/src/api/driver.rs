@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Driver {
-    /// All hosts of the mesh: sealed VXLAN between them [-o multicast_rate=N] [-o multicast_host_rate=N]
+    /// All hosts of the mesh: sealed VXLAN between them [-o multicast_rate=N] [-o
+    /// multicast_host_rate=N]
     #[default]
     Overlay,
     /// This host only

@@ -44,8 +44,9 @@ pub struct Network {
     pub vteps: Vec<IpAddr>,
     /// MTU inside.
     pub mtu: u16,
-    /// `active`; or `conflict`: an older network has the name or the VNI, and this one forwards nothing; or, only for one
-    /// network at a time, `degraded`: the host that answers does not get its plain port.
+    /// `active`; or `conflict`: an older network has the name or the VNI, and this one forwards
+    /// nothing; or, only for one network at a time, `degraded`: the host that answers does not get
+    /// its plain port.
     pub state: String,
     /// Its subnets.
     pub subnets: Vec<Subnet>,
@@ -64,13 +65,15 @@ pub struct Network {
     /// Whether endpoints are kept from each other.
     #[serde(default)]
     pub isolated: bool,
-    /// Its way out of the host that answers; nothing in lists, and where the network is internal or has no endpoint.
+    /// Its way out of the host that answers; nothing in lists, and where the network is internal or
+    /// has no endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub way: Option<Way>,
     /// The endpoints in it that this node knows. Only for one network at a time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<Endpoint>,
-    /// Its plain frames on the host that answers; nothing in lists, and where it has no endpoint or is encrypted.
+    /// Its plain frames on the host that answers; nothing in lists, and where it has no endpoint or
+    /// is encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plain: Option<Plain>,
     /// What works, but not as it may be thought. Only for one network at a time.
@@ -137,7 +140,8 @@ pub struct NetworkSpec {
     /// Gateways, each inside one of the subnets; the first address of a subnet otherwise.
     #[serde(default)]
     pub gateways: Vec<IpAddr>,
-    /// Parts of subnets, one of each at most, from which addresses are chosen; all others are given to who names them.
+    /// Parts of subnets, one of each at most, from which addresses are chosen; all others are given
+    /// to who names them.
     #[serde(default)]
     pub ip_ranges: Vec<IpNet>,
     /// Addresses that no endpoint gets, and what has them.

@@ -25,8 +25,8 @@ pub struct Sandbox {
     pub netns: String,
     /// Process that runs its command, once there is one.
     pub pid: Option<u32>,
-    /// `created`, `running`, `restarting` (the command ended and is started again), `unsupervised` (the command runs, and
-    /// who waited for its end was killed), `exited`, `removing`.
+    /// `created`, `running`, `restarting` (the command ended and is started again), `unsupervised`
+    /// (the command runs, and who waited for its end was killed), `exited`, `removing`.
     pub state: String,
     /// How the command ended, as a shell tells it; nothing if nobody saw it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -41,7 +41,8 @@ pub struct Sandbox {
     pub incarnation: u64,
     /// Its endpoints, in the order of its networks.
     pub endpoints: Vec<EndpointId>,
-    /// Its networks: the highest `gw_priority` first, then by name. So they have the default routes and are asked for names.
+    /// Its networks: the highest `gw_priority` first, then by name. So they have the default routes
+    /// and are asked for names.
     #[serde(default)]
     pub networks: Vec<SandboxNetwork>,
     /// Directory of the `resolv.conf` and `hosts` that its programs see.
@@ -121,7 +122,8 @@ pub struct Published {
     pub port: u16,
     /// The sandbox's port.
     pub sandbox_port: u16,
-    /// The endpoint, in the network that has the sandbox's default route; none while no network has it.
+    /// The endpoint, in the network that has the sandbox's default route; none while no network has
+    /// it.
     pub endpoint: Option<EndpointId>,
 }
 
@@ -166,7 +168,8 @@ pub struct SandboxSpec {
     /// Free-form labels of all its endpoints.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// The process that stays with the sandbox: while it runs, an agent that starts does not take the sandbox for a leftover.
+    /// The process that stays with the sandbox: while it runs, an agent that starts does not take
+    /// the sandbox for a leftover.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keeper: Option<u32>,
     /// For a command in the background.

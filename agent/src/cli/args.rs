@@ -1,4 +1,5 @@
-//! The words of the command line. Which command does what is DESIGN's table; help texts say it in one line.
+//! The words of the command line. Which command does what is DESIGN's table; help texts say it in
+//! one line.
 
 mod membership;
 mod sandbox;
@@ -60,7 +61,8 @@ pub(super) enum Command {
     Init(DataDir),
     /// Join a mesh
     Join(Join),
-    /// Write all that makes this node what it is into one file: keys, the CA key if it has it, state
+    /// Write all that makes this node what it is into one file: keys, the CA key if it has it,
+    /// state
     Backup(Backup),
     /// Make this host the node that a backup was made of; that one must not run any more
     Restore(Backup),
@@ -70,8 +72,8 @@ pub(super) enum Command {
     Ask(Ask),
     /// Run a command in a sandbox of its own
     ///
-    /// The exit status is the command's own; 125: it was not tried, 126: it cannot be executed, 127: there is none,
-    /// 128+N: signal N ended it.
+    /// The exit status is the command's own; 125: it was not tried, 126: it cannot be executed,
+    /// 127: there is none, 128+N: signal N ended it.
     Run(Box<Run>),
     /// Run a command in a sandbox that is there
     ///
@@ -212,7 +214,8 @@ pub(super) enum Network {
         /// Id, beginning of an id, or name
         #[arg(value_parser = reference)]
         network: String,
-        /// Also if nodes that are not reachable have endpoints in it: they are unplugged when their node is back
+        /// Also if nodes that are not reachable have endpoints in it: they are unplugged when their
+        /// node is back
         #[arg(long)]
         force: bool,
     },
@@ -235,8 +238,8 @@ pub(super) struct NetworkCreate {
     pub(super) versions: Versions,
     #[command(flatten)]
     pub(super) within: Within,
-    /// Whether frames are sealed. With =false they cross the underlay readable, as RFC 7348 has it, also to VTEPs without an
-    /// agent
+    /// Whether frames are sealed. With =false they cross the underlay readable, as RFC 7348 has it,
+    /// also to VTEPs without an agent
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub(super) encrypted: bool,
     /// With --encrypted=false: VTEP without an agent; may be given more than once
@@ -265,7 +268,8 @@ pub(super) struct NetworkCreate {
 /// The IP versions of a network.
 #[derive(Debug, Args)]
 pub(super) struct Versions {
-    /// Whether it has IPv4; =true chooses a free subnet where none is given [default: as the subnets say, or true]
+    /// Whether it has IPv4; =true chooses a free subnet where none is given [default: as the
+    /// subnets say, or true]
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub(super) ipv4: Option<bool>,
     /// The same of IPv6
@@ -327,7 +331,8 @@ pub(super) enum Ipam {
         #[arg(value_parser = reference)]
         network: String,
     },
-    /// Say that this node's data was not set back, so that it gives out addresses before it has met another node
+    /// Say that this node's data was not set back, so that it gives out addresses before it has met
+    /// another node
     Trust,
 }
 

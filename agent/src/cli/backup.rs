@@ -1,4 +1,5 @@
-//! `backup` and `restore`: a node in one file. The file is written and read here, where its path is meant.
+//! `backup` and `restore`: a node in one file. The file is written and read here, where its path is
+//! meant.
 
 use serde::Serialize;
 use vxmesh_proto::addr::NodeId;

@@ -1,4 +1,5 @@
-//! The client of the admin API: one HTTP/1.1 request with a JSON answer over the agent's unix socket.
+//! The client of the admin API: one HTTP/1.1 request with a JSON answer over the agent's unix
+//! socket.
 
 use std::{
     fmt,

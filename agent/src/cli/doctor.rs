@@ -7,7 +7,8 @@ use crate::{
     daemon,
 };
 
-/// Asks the agent how it is. Where none answers that is told as any command does, after what the host shows.
+/// Asks the agent how it is. Where none answers that is told as any command does, after what the
+/// host shows.
 pub(super) async fn doctor(global: &Global, output: Output) -> Outcome {
     let client = client(global)?;
     let words = |all: &[Diagnosis], words: &Words| output.list(all, words);

@@ -1,10 +1,11 @@
-//! Starting a command inside a sandbox: its network namespace, and a mount and a UTS namespace of its own or of its process.
+//! Starting a command inside a sandbox: its network namespace, and a mount and a UTS namespace of
+//! its own or of its process.
 //!
-//! There /etc/resolv.conf, /etc/hosts and the hostname are the sandbox's, and what would answer for them out of the host's is
-//! hidden.
+//! There /etc/resolv.conf, /etc/hosts and the hostname are the sandbox's, and what would answer for
+//! them out of the host's is hidden.
 //!
-//! Namespaces belong to threads (namespaces(7)), so a thread made for this enters them, starts the command as a child
-//! of this process and ends.
+//! Namespaces belong to threads (namespaces(7)), so a thread made for this enters them, starts the
+//! command as a child of this process and ends.
 
 use std::{
     env,
@@ -32,7 +33,8 @@ use crate::{
     dns::ETC_FILES,
 };
 
-/// Where systemd-resolved, nscd and avahi listen: they answer for the host, and by nsswitch.conf's order before our server.
+/// Where systemd-resolved, nscd and avahi listen: they answer for the host, and by nsswitch.conf's
+/// order before our server.
 const DAEMONS: [&str; 3] = ["/run/systemd/resolve", "/run/nscd", "/run/avahi-daemon"];
 
 /// Why a command did not start.
@@ -108,7 +110,8 @@ impl Inside {
         })
     }
 
-    /// The namespaces of a process, if it is one of this sandbox: its number may have gone to another one.
+    /// The namespaces of a process, if it is one of this sandbox: its number may have gone to
+    /// another one.
     fn namespaces_of(&self, pid: u32) -> io::Result<Option<OfProcess>> {
         let open = |kind: &str| File::open(format!("/proc/{pid}/ns/{kind}"));
         let (Ok(mnt), Ok(uts), Ok(net)) = (open("mnt"), open("uts"), open("net")) else {
@@ -124,7 +127,8 @@ impl Inside {
         match &self.of_process {
             Some(OfProcess { mnt, uts }) => {
                 setns(uts, CloneFlags::CLONE_NEWUTS)?;
-                // The kernel lets nobody change mount namespaces who shares root and working directory with others.
+                // The kernel lets nobody change mount namespaces who shares root and working
+                // directory with others.
                 unshare(CloneFlags::CLONE_FS)?;
                 setns(mnt, CloneFlags::CLONE_NEWNS)?;
                 Ok(())
@@ -140,8 +144,8 @@ impl Inside {
     }
 }
 
-/// A mount namespace whose changes stay inside, with the sandbox's own files in /etc and a /sys that shows the namespace's
-/// interfaces.
+/// A mount namespace whose changes stay inside, with the sandbox's own files in /etc and a /sys
+/// that shows the namespace's interfaces.
 fn own_mounts(etc: Option<&Path>) -> io::Result<()> {
     let none = None::<&str>;
     unshare(CloneFlags::CLONE_NEWNS)?;
@@ -154,7 +158,8 @@ fn own_mounts(etc: Option<&Path>) -> io::Result<()> {
     let cgroups = File::open("/sys/fs/cgroup").ok();
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     if mount(Some("sysfs"), "/sys", Some("sysfs"), quiet, none).is_err() {
-        // Some containers forbid it; the command then sees the names of interfaces outside, and all else works.
+        // Some containers forbid it; the command then sees the names of interfaces outside, and all
+        // else works.
         return Ok(());
     }
     if let Some(cgroups) = cgroups {
@@ -170,7 +175,8 @@ fn own_mounts(etc: Option<&Path>) -> io::Result<()> {
     Ok(())
 }
 
-/// Names as the sandbox's files say. Daemons of the host that libc asks before them would answer with the host's names.
+/// Names as the sandbox's files say. Daemons of the host that libc asks before them would answer
+/// with the host's names.
 fn own_names(etc: &Path) -> io::Result<()> {
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     for daemon in DAEMONS.iter().filter(|daemon| Path::new(daemon).is_dir()) {
@@ -188,8 +194,8 @@ fn own_names(etc: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The file to mount on. A link may lead to what a daemon makes when it runs: without it there is no file, which means
-/// to libc what an empty one does.
+/// The file to mount on. A link may lead to what a daemon makes when it runs: without it there is
+/// no file, which means to libc what an empty one does.
 fn place_of(path: &Path) -> io::Result<Option<PathBuf>> {
     match fs::canonicalize(path) {
         Ok(place) => return Ok(Some(place)),
@@ -244,7 +250,8 @@ fn prepare(
     Ok(command)
 }
 
-/// The user and the group that `USER[:GROUP]` means, each a name or a number. A number need not be known.
+/// The user and the group that `USER[:GROUP]` means, each a name or a number. A number need not be
+/// known.
 fn identify(text: &str) -> Result<(User, Gid), String> {
     let (user, group) = text.split_once(':').map_or((text, None), |(u, group)| (u, Some(group)));
     let cannot = |error| format!("cannot look for user `{text}`: {error}");

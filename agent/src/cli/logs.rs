@@ -1,4 +1,5 @@
-//! `sandbox logs`: the last output of a command in the background, read where its supervisor writes it.
+//! `sandbox logs`: the last output of a command in the background, read where its supervisor writes
+//! it.
 
 use std::path::Path;
 

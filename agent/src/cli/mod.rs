@@ -42,7 +42,8 @@ use crate::{
     config,
 };
 
-/// How a command ended: with an exit status, or with an error and the exit status that goes with it.
+/// How a command ended: with an exit status, or with an error and the exit status that goes with
+/// it.
 type Outcome = Result<u8, Failure>;
 
 /// An error and its exit status, which `run` and `exec` choose themselves.

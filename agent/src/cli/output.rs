@@ -156,7 +156,8 @@ impl<'de> Deserialize<'de> for Fields {
     }
 }
 
-/// Fields line by line, with the units of their values. Several objects in one field have a line each.
+/// Fields line by line, with the units of their values. Several objects in one field have a line
+/// each.
 fn described(fields: &[(String, Value)]) -> String {
     let fields: Vec<_> = fields.iter().map(|(key, value)| field(key, value)).collect();
     let width = fields.iter().map(|(key, _)| key.len()).max().unwrap_or(0) + 1;

@@ -1,7 +1,9 @@
-//! `run` and `exec`: a command in a sandbox with the caller's terminal and the command's own exit status.
+//! `run` and `exec`: a command in a sandbox with the caller's terminal and the command's own exit
+//! status.
 //!
-//! The agent makes the sandbox and is told the command's process; the sandbox is removed when the command has ended or
-//! could not start. 125: it was not tried, 126: it cannot be executed, 127: there is none, 128+N: signal N ended it.
+//! The agent makes the sandbox and is told the command's process; the sandbox is removed when the
+//! command has ended or could not start. 125: it was not tried, 126: it cannot be executed, 127:
+//! there is none, 128+N: signal N ended it.
 
 use std::{
     env,
@@ -135,8 +137,9 @@ pub(super) struct Attended {
     pub(super) refused: bool,
 }
 
-/// Waits for the command, passes signals on to it, and carries `aside` on meanwhile: if that finds that there is no such sandbox
-/// any more, the command is ended, and any other failure is only noted.
+/// Waits for the command, passes signals on to it, and carries `aside` on meanwhile: if that finds
+/// that there is no such sandbox any more, the command is ended, and any other failure is only
+/// noted.
 pub(super) async fn attend(
     mut child: Child,
     signals: &mut Signals,
@@ -157,7 +160,8 @@ pub(super) async fn attend(
         attended.signalled = true;
         pass_on(signal);
     }
-    // It stays a zombie until no signal can be sent any more, lest another process get its number and the signal.
+    // It stays a zombie until no signal can be sent any more, lest another process get its number
+    // and the signal.
     let ended = move || waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
     let mut ended = tokio::task::spawn_blocking(ended);
     let mut aside = std::pin::pin!(aside);
@@ -225,7 +229,8 @@ pub(super) async fn tell_once(
     client.post(format!("{}/started", path(sandbox)), &started).await
 }
 
-/// Removes the sandbox unless that is done; an agent that is away is waited for until a signal comes.
+/// Removes the sandbox unless that is done; an agent that is away is waited for until a signal
+/// comes.
 pub(super) async fn remove(
     client: &Client,
     sandbox: &Sandbox,
@@ -298,7 +303,8 @@ fn spec(run: &Run) -> Result<SandboxSpec, ApiError> {
     })
 }
 
-/// The command's words, as `sandbox ls` shows them; a supervisor that is started later has nothing else.
+/// The command's words, as `sandbox ls` shows them; a supervisor that is started later has nothing
+/// else.
 fn words(run: &Run) -> Result<Vec<String>, ApiError> {
     let word = |word: &OsString| match word.to_str() {
         None if run.detach => Err(not_text(&word.to_string_lossy())),
@@ -377,7 +383,8 @@ mod tests {
 
     #[test]
     fn exit_statuses() {
-        // Linux's wait statuses: the exit code in the second byte, the signal in the first, 0x80 for a core dump.
+        // Linux's wait statuses: the exit code in the second byte, the signal in the first, 0x80
+        // for a core dump.
         for (raw, status) in
             [(0, 0), (1 << 8, 1), (255 << 8, 255), (9, 137), (15, 143), (11 | 0x80, 139)]
         {

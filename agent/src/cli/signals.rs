@@ -1,7 +1,8 @@
 //! The signals that a caller of `run` or `exec` means for the command.
 //!
-//! They are blocked and read from a descriptor (signalfd(2)), which tells who sent them: what the terminal sends goes
-//! to its whole foreground group and has reached the command already, what a process sends has not.
+//! They are blocked and read from a descriptor (signalfd(2)), which tells who sent them: what the
+//! terminal sends goes to its whole foreground group and has reached the command already, what a
+//! process sends has not.
 
 use std::{io, os::fd::AsFd, thread};
 
@@ -41,8 +42,8 @@ pub(super) struct Caught {
 /// Signals on their way; people and supervisors send one or two.
 const QUEUE: usize = 16;
 
-/// A handler for each signal: a thread takes the block off for a moment, so that its child begins without it, and the
-/// signal that comes just then must not end this process.
+/// A handler for each signal: a thread takes the block off for a moment, so that its child begins
+/// without it, and the signal that comes just then must not end this process.
 type Handlers = Vec<(Signal, unix::Signal)>;
 
 /// Reads the signals as they come.
@@ -52,7 +53,8 @@ pub(super) struct Signals {
     handlers: Handlers,
 }
 
-/// Blocks the signals in this thread and those that it will start; call it before any other thread is there.
+/// Blocks the signals in this thread and those that it will start; call it before any other thread
+/// is there.
 pub(super) fn block() -> io::Result<()> {
     Ok(mask().thread_block()?)
 }

@@ -9,8 +9,8 @@
 //!                                | start it again, or: note its end, POST .../ended
 //! ```
 //!
-//! SIGTERM is passed on, and nothing is started again after it: the sandbox is being removed, or the host goes down and the
-//! agent's next start goes on.
+//! SIGTERM is passed on, and nothing is started again after it: the sandbox is being removed, or
+//! the host goes down and the agent's next start goes on.
 
 use std::{
     cell::Cell,
@@ -48,7 +48,8 @@ use crate::{
     records::{End, LOG_LEN, Log, Records},
 };
 
-/// Starting a command takes milliseconds; an agent that is away or a disk that hangs should not hold the caller forever.
+/// Starting a command takes milliseconds; an agent that is away or a disk that hangs should not
+/// hold the caller forever.
 const START: Duration = Duration::from_secs(30);
 /// How long the supervisor waits for the agent meanwhile: it has given up when the caller does.
 const START_PATIENCE: Duration = Duration::from_secs(25);
@@ -56,12 +57,13 @@ const START_PATIENCE: Duration = Duration::from_secs(25);
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// How long it waits to tell the end; an agent that starts finds it in the records anyway.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// How long the agent's answer is waited for when the command is over before it: an agent that is away does not keep it from being
-/// started again.
+/// How long the agent's answer is waited for when the command is over before it: an agent that is
+/// away does not keep it from being started again.
 const BRIEF: Duration = Duration::from_secs(1);
 /// How long the caller waits to take a sandbox back.
 const SHORT_PATIENCE: Duration = Duration::from_secs(5);
-/// How long output is waited for that the command left in its pipe; what it started may hold the pipe for ever.
+/// How long output is waited for that the command left in its pipe; what it started may hold the
+/// pipe for ever.
 const LAST_OUTPUT: Duration = Duration::from_millis(500);
 /// A piece of output; a pipe holds 64 KiB.
 const PIECE: usize = 64 << 10;
@@ -213,7 +215,8 @@ impl Supervisor {
         Records::at(Path::new(self.sandbox.records.as_deref().unwrap_or_default()))
     }
 
-    /// Runs the command until it has ended for good; nothing if the sandbox is gone or this process is told to end.
+    /// Runs the command until it has ended for good; nothing if the sandbox is gone or this process
+    /// is told to end.
     async fn run(&mut self, signals: &mut Signals) -> Result<Option<End>, Failure> {
         let mut backoff = Backoff::default();
         loop {
@@ -267,9 +270,11 @@ impl Supervisor {
     async fn attend(&mut self, child: Child, signals: &mut Signals) -> Result<Attended, Failure> {
         let (pid, output, told) = (child.id(), self.output, self.told);
         let (client, sandbox) = (self.client.clone(), self.sandbox.clone());
-        // Before the caller has heard, an agent that stays away ends the attempt; later, the command goes on without it.
+        // Before the caller has heard, an agent that stays away ends the attempt; later, the
+        // command goes on without it.
         let patience = if told { FOREVER } else { START_PATIENCE };
-        // Whether the agent has written the command down, once that is known, and whether it knows the sandbox no more.
+        // Whether the agent has written the command down, once that is known, and whether it knows
+        // the sandbox no more.
         let (noted, gone) = (Cell::new(None), Cell::new(false));
         let mut tell = std::pin::pin!(async {
             let answer =

@@ -1,4 +1,5 @@
-//! What clap has to say about the words: help and version are results, everything else is a usage error.
+//! What clap has to say about the words: help and version are results, everything else is a usage
+//! error.
 
 use std::ffi::OsString;
 

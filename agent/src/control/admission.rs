@@ -1,4 +1,5 @@
-//! The issuer's side of joining and renewal, and the requests that the control plane answers itself.
+//! The issuer's side of joining and renewal, and the requests that the control plane answers
+//! itself.
 //!
 //! ```text
 //! stranger  -> member : join {certificate request, Noise key, token secret, proof}
@@ -6,11 +7,12 @@
 //! issuer              : takes one use of the token, durable, then signs
 //! ```
 //!
-//! A token is known to the issuer that made it, and to no other: so no use of it is given twice. Whoever does not know it, a member
-//! or another issuer, asks the other issuers one after the other.
+//! A token is known to the issuer that made it, and to no other: so no use of it is given twice.
+//! Whoever does not know it, a member or another issuer, asks the other issuers one after the
+//! other.
 //!
-//! The proof is a signature over the Noise key and the TLS exporter (RFC 8446 section 7.5): it shows that who
-//! holds the identity key chose this Noise key in this connection.
+//! The proof is a signature over the Noise key and the TLS exporter (RFC 8446 section 7.5): it
+//! shows that who holds the identity key chose this Noise key in this connection.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -119,7 +121,8 @@ async fn stranger_asks(inner: &Arc<Inner>, connection: &Connection, bytes: &[u8]
     answer
 }
 
-/// Asks the issuers until one knows the token. `refused` is what this node says to it as an issuer, which counted as a failure.
+/// Asks the issuers until one knows the token. `refused` is what this node says to it as an issuer,
+/// which counted as a failure.
 async fn forward(
     inner: &Arc<Inner>,
     join: JoinRequest,
@@ -311,8 +314,8 @@ fn check_not_removed(inner: &Inner, node: NodeId) -> Result<(), Refusal> {
     Err(Refusal { code: RefusalCode::Conflict, message })
 }
 
-/// A host with a wrong clock would be a member on paper: it reads certificates for other times than they are meant. Its
-/// token is not used up.
+/// A host with a wrong clock would be a member on paper: it reads certificates for other times than
+/// they are meant. Its token is not used up.
 fn check_clock(issuer: NodeId, join: &JoinRequest, now: u64) -> Result<(), Refusal> {
     let Some(offset) = join.unix_ms.map(|theirs| Offset::between(theirs, now)) else {
         return Ok(());

@@ -1,7 +1,8 @@
 //! The QUIC endpoint: one UDP socket, its settings, who comes in and how to dial out.
 //!
-//! A restarted agent answers packets of its earlier life with stateless resets (RFC 9000 section 10.3): the
-//! keys for them are derived from its identity, so peers notice a crash at their next packet.
+//! A restarted agent answers packets of its earlier life with stateless resets (RFC 9000 section
+//! 10.3): the keys for them are derived from its identity, so peers notice a crash at their next
+//! packet.
 
 use std::{
     io,
@@ -214,7 +215,8 @@ impl Inner {
         }
     }
 
-    /// `issuer`: whether the certificate is to say that this node holds the CA's key; only who holds it can say so.
+    /// `issuer`: whether the certificate is to say that this node holds the CA's key; only who
+    /// holds it can say so.
     pub(super) async fn renew(&self, issuer: bool) -> Result<(), ControlError> {
         let _one_at_a_time = self.renewing.lock().await;
         let credentials = &self.config.credentials;
@@ -278,7 +280,8 @@ impl Inner {
     }
 }
 
-/// IPv4 addresses as such, also where a dual-stack socket sees them mapped (RFC 4291 section 2.5.5.2).
+/// IPv4 addresses as such, also where a dual-stack socket sees them mapped (RFC 4291 section
+/// 2.5.5.2).
 pub(super) const fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
@@ -362,7 +365,8 @@ async fn admit(inner: Arc<Inner>, incoming: Incoming) {
     let Ok(connecting) = incoming.accept() else { return };
     let connection = match timeout(HANDSHAKE, connecting).await {
         Ok(Ok(connection)) => connection,
-        // This side refused the caller's certificate; a caller that refuses ours closes the connection instead.
+        // This side refused the caller's certificate; a caller that refuses ours closes the
+        // connection instead.
         Ok(Err(ConnectionError::TransportError(error))) if is_alert(&error) => {
             inner.refuse(from, &error.reason);
             return;
@@ -397,8 +401,9 @@ async fn keep_certificate(inner: Arc<Inner>) {
     loop {
         let (own, now) = (inner.own.load_full(), unix_now());
         let issuer = inner.config.credentials.is_issuer();
-        // The key came or went, and the agent was killed before the certificate said so; or the certificate was made while
-        // this issuer's clock was ahead: others refuse it, and nobody else can help.
+        // The key came or went, and the agent was killed before the certificate said so; or the
+        // certificate was made while this issuer's clock was ahead: others refuse it, and nobody
+        // else can help.
         let at_once = own.issuer != issuer || (issuer && now < own.not_before);
         let pause = if at_once { Duration::ZERO } else { until_renewal(&own, now) };
         tokio::select! {

@@ -1,7 +1,9 @@
-//! The joiner's side: from a token and a server to credentials on disk, with or without a running agent.
+//! The joiner's side: from a token and a server to credentials on disk, with or without a running
+//! agent.
 //!
-//! The server is believed only if its chain ends in the CA certificate whose digest stands in the token, so
-//! the token's secret goes to nobody else. Nothing is written before the answer was checked whole.
+//! The server is believed only if its chain ends in the CA certificate whose digest stands in the
+//! token, so the token's secret goes to nobody else. Nothing is written before the answer was
+//! checked whole.
 
 use std::{
     io,
@@ -184,7 +186,8 @@ impl JoinError {
     }
 }
 
-/// Joins the mesh of the token through the first server that can, and keeps the credentials in `data_dir`.
+/// Joins the mesh of the token through the first server that can, and keeps the credentials in
+/// `data_dir`.
 ///
 /// # Errors
 ///
@@ -346,7 +349,8 @@ async fn call(
     }
 }
 
-/// What there is to say if others see this host at an address that is neither its own nor what it announces.
+/// What there is to say if others see this host at an address that is neither its own nor what it
+/// announces.
 fn translation(seen: IpAddr, advertise: Option<IpAddr>) -> Option<String> {
     if advertise == Some(seen) || is_own(seen) {
         return None;

@@ -1,5 +1,6 @@
-//! Whether a control port answers, without a connection: a QUIC packet of a version that nobody has is answered with the versions
-//! that there are (RFC 9000 section 6), by the first packet that comes to the port.
+//! Whether a control port answers, without a connection: a QUIC packet of a version that nobody has
+//! is answered with the versions that there are (RFC 9000 section 6), by the first packet that
+//! comes to the port.
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -28,14 +28,15 @@ pub(super) const IDLE: Duration = Duration::from_secs(30);
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How often a connection is looked at for answers.
 pub(super) const PROBE: Duration = Duration::from_secs(1);
-/// A connection on which nothing that was sent is acknowledged for this long is broken, though the other side may be heard:
-/// a cut in one direction. QUIC itself notices only silence.
+/// A connection on which nothing that was sent is acknowledged for this long is broken, though the
+/// other side may be heard: a cut in one direction. QUIC itself notices only silence.
 pub(super) const UNANSWERED: Duration = Duration::from_secs(3);
 /// Bytes of one stream under way: the largest request.
 pub(super) const STREAM_WINDOW: u32 = 1 << 20;
 /// Bytes of one connection under way, in each direction.
 pub(super) const WINDOW: u32 = 4 << 20;
-/// Bytes of datagrams that wait inside QUIC, in each direction: 64 of the largest gossip messages' pieces.
+/// Bytes of datagrams that wait inside QUIC, in each direction: 64 of the largest gossip messages'
+/// pieces.
 pub(super) const DATAGRAM_BYTES: usize = 256 << 10;
 /// A one-way message that a peer does not take for this long is dropped.
 pub(super) const SEND: Duration = Duration::from_secs(5);
@@ -54,7 +55,8 @@ pub(super) const CONVERGE: Duration = Duration::from_secs(5);
 /// The loser of two connections is closed after this long: its requests have come home.
 pub(super) const DRAIN: Duration = Duration::from_secs(2);
 
-/// Refused certificates that the log tells of, per minute: enough to see who knocks, too few to fill a disk.
+/// Refused certificates that the log tells of, per minute: enough to see who knocks, too few to
+/// fill a disk.
 const TOLD: u32 = 10;
 
 /// How many failed joins are served: a correct one costs nothing.
@@ -72,7 +74,8 @@ impl Default for JoinLimits {
     }
 }
 
-/// Sources that are remembered; when as many have failed within a minute, `total` has struck long before.
+/// Sources that are remembered; when as many have failed within a minute, `total` has struck long
+/// before.
 const SOURCES: usize = 1024;
 const MINUTE: Duration = Duration::from_secs(60);
 

@@ -133,7 +133,8 @@ pub(super) async fn reply(send: &mut SendStream, response: &Response) {
     }
 }
 
-/// Reads a request to its end, within limits of size and time; the error tells the caller what it did.
+/// Reads a request to its end, within limits of size and time; the error tells the caller what it
+/// did.
 pub(super) async fn read(
     mut receive: RecvStream,
     limit: usize,

@@ -7,12 +7,14 @@
 //!   datagram             : gossip bytes that fit
 //! ```
 //!
-//! Two nodes share one connection, whoever dialed it. A caller without a certificate may join and nothing
-//! else. This module moves messages; what they mean is the [`Service`]'s business, except for joining and
-//! renewal, which it does itself. It refuses what is too large, too many at once, or of another mesh.
+//! Two nodes share one connection, whoever dialed it. A caller without a certificate may join and
+//! nothing else. This module moves messages; what they mean is the [`Service`]'s business, except
+//! for joining and renewal, which it does itself. It refuses what is too large, too many at once,
+//! or of another mesh.
 //!
-//! Reading order: [`tls`] (who is let in), [`link`] (one connection), [`peers`] (all of them), [`outbox`]
-//! (what waits for one), [`admission`] (the issuer's side of joining), [`join`] (the joiner's).
+//! Reading order: [`tls`] (who is let in), [`link`] (one connection), [`peers`] (all of them),
+//! [`outbox`] (what waits for one), [`admission`] (the issuer's side of joining), [`join`] (the
+//! joiner's).
 
 mod admission;
 mod endpoint;
@@ -118,7 +120,8 @@ pub trait Service: Send + Sync + 'static {
     /// This node's certificate was renewed.
     fn handle_renewed(&self, certificate: &[u8]);
 
-    /// The CA's word that this node, or the one at the other end, was removed: then nothing is served.
+    /// The CA's word that this node, or the one at the other end, was removed: then nothing is
+    /// served.
     fn removal(&self, _node: NodeId) -> Option<String> {
         None
     }
@@ -224,8 +227,8 @@ impl Control {
         self.inner.peers().set_wanted(peers.into_iter().collect());
     }
 
-    /// Asks a node and waits for its answer, and first for a connection if it is one of the peers. A refusal
-    /// is an error.
+    /// Asks a node and waits for its answer, and first for a connection if it is one of the peers.
+    /// A refusal is an error.
     ///
     /// # Errors
     ///
@@ -239,8 +242,8 @@ impl Control {
         self.inner.peers().request(node, request, timeout).await
     }
 
-    /// Sends gossip bytes; what does not fit the queue pushes out the oldest, and without a connection
-    /// everything is dropped. Whether it was queued.
+    /// Sends gossip bytes; what does not fit the queue pushes out the oldest, and without a
+    /// connection everything is dropped. Whether it was queued.
     pub fn send_gossip(&self, node: NodeId, bytes: Bytes) -> bool {
         self.inner.peers().send_gossip(node, bytes)
     }
@@ -277,7 +280,8 @@ impl Control {
         self.inner.peers().disconnect(node);
     }
 
-    /// Connects with the member at this address, whoever it is, unless there is a connection with it already.
+    /// Connects with the member at this address, whoever it is, unless there is a connection with
+    /// it already.
     ///
     /// # Errors
     /// Nobody answers there, or no member of this mesh.
@@ -302,7 +306,8 @@ impl Control {
         Ok(node)
     }
 
-    /// Ends all connections and dials anew: this host is elsewhere, and what others send to its old address is lost.
+    /// Ends all connections and dials anew: this host is elsewhere, and what others send to its old
+    /// address is lost.
     pub fn redial(&self) {
         self.inner.peers().redial();
     }
@@ -318,7 +323,8 @@ impl Control {
         self.inner.certificate()
     }
 
-    /// Gets a certificate with a new lifetime from an issuer, keeps it and uses it for new connections.
+    /// Gets a certificate with a new lifetime from an issuer, keeps it and uses it for new
+    /// connections.
     ///
     /// # Errors
     ///
@@ -328,7 +334,8 @@ impl Control {
         self.inner.renew(issuer).await
     }
 
-    /// Makes this node's certificate say whether it holds the CA's key. It must hold it at this moment.
+    /// Makes this node's certificate say whether it holds the CA's key. It must hold it at this
+    /// moment.
     ///
     /// # Errors
     ///
@@ -337,7 +344,8 @@ impl Control {
         self.inner.renew(issuer).await
     }
 
-    /// Says goodbye to all peers and serves nobody any more; the port is free when the last handle is gone.
+    /// Says goodbye to all peers and serves nobody any more; the port is free when the last handle
+    /// is gone.
     pub async fn stop(&self) {
         self.inner.stop().await;
     }

@@ -1,4 +1,5 @@
-//! What waits to be sent to one peer: two bounded queues, of which the oldest goes first when one is full.
+//! What waits to be sent to one peer: two bounded queues, of which the oldest goes first when one
+//! is full.
 
 use std::{
     collections::VecDeque,

@@ -1,6 +1,7 @@
 //! All peers: which are wanted, how each is connected, and which of two connections counts.
 //!
-//! Both nodes may dial at once. The connection that the node with the smaller id dialed is the favoured one:
+//! Both nodes may dial at once. The connection that the node with the smaller id dialed is the
+//! favoured one:
 //!
 //! ```text
 //! the larger node  : holds a favoured one -> closes its own after DRAIN
@@ -416,7 +417,8 @@ async fn keep_connected(inner: Arc<Inner>, peer: Arc<Peer>) {
             }
             Err(reason) => peer.failed(addr, reason),
         }
-        // Two nodes that start together do not stay in step, and a peer that hangs up at once is not pestered.
+        // Two nodes that start together do not stay in step, and a peer that hangs up at once is
+        // not pestered.
         pause = if began.elapsed() > REDIAL_MAX { REDIAL } else { (pause * 2).min(REDIAL_MAX) };
         tokio::select! {
             () = sleep(rand::random_range(pause / 2..pause)) => {}
@@ -446,7 +448,8 @@ async fn drain(me: NodeId, peer: Arc<Peer>) {
     }
 }
 
-/// The connection to send on: the favoured one, unless a much newer one shows that it is a leftover.
+/// The connection to send on: the favoured one, unless a much newer one shows that it is a
+/// leftover.
 fn current(me: NodeId, node: NodeId, links: &[Link]) -> Option<Connection> {
     let newest = links.iter().filter(|link| link.alive()).max_by_key(|link| link.since)?;
     let favoured = links.iter().find(|link| link.alive() && link.dialed == (me < node));

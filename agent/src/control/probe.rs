@@ -1,7 +1,8 @@
 //! Whether the other side of a connection hears this one.
 //!
-//! QUIC ends a connection that is silent, and only after a long time. Where one direction is cut, the node that still hears the
-//! other would go on for as long. Here it looks for acknowledgements, and asks for one when there were none lately.
+//! QUIC ends a connection that is silent, and only after a long time. Where one direction is cut,
+//! the node that still hears the other would go on for as long. Here it looks for acknowledgements,
+//! and asks for one when there were none lately.
 
 use std::time::Instant;
 

@@ -5,8 +5,8 @@
 //! connection is checked anew; server name <node id>.node.vxmesh = whom the dialer expects
 //! ```
 //!
-//! The server asks for a client certificate and admits callers without one, who are then served a join and
-//! nothing else. A certificate that is wrong ends the handshake.
+//! The server asks for a client certificate and admits callers without one, who are then served a
+//! join and nothing else. A certificate that is wrong ends the handshake.
 
 use std::{
     fmt,
@@ -124,7 +124,8 @@ pub(super) fn client(
     QuicClientConfig::try_from(config).map(Arc::new).map_err(tls)
 }
 
-/// The joiner's side of TLS: no certificate of its own, and a server of the mesh that the token names.
+/// The joiner's side of TLS: no certificate of its own, and a server of the mesh that the token
+/// names.
 pub(super) fn joiner(verifier: Arc<ByDigest>) -> Result<Arc<QuicClientConfig>, ControlError> {
     let mut config = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
@@ -269,7 +270,8 @@ pub(super) enum Distrust {
     Certificate(CertificateError),
 }
 
-/// Admits a server whose chain ends in the CA certificate with this digest; remembers why it did not.
+/// Admits a server whose chain ends in the CA certificate with this digest; remembers why it did
+/// not.
 #[derive(Debug)]
 pub(super) struct ByDigest {
     ca_digest: [u8; 32],

@@ -37,10 +37,12 @@ const AT_ONCE: usize = 8;
 /// Why an endpoint of the last life is not adopted.
 #[derive(Debug, Error)]
 pub(super) enum NotAdopted {
-    /// It is known that the sandbox, the network or the endpoint is not there any more: the only reason to remove it.
+    /// It is known that the sandbox, the network or the endpoint is not there any more: the only
+    /// reason to remove it.
     #[error("{0}")]
     Gone(&'static str),
-    /// Whatever else went wrong, such as too many open files. The endpoint stays and is tried again.
+    /// Whatever else went wrong, such as too many open files. The endpoint stays and is tried
+    /// again.
     #[error("{0}")]
     Later(ApiError),
 }
@@ -62,7 +64,8 @@ impl From<OverlayError> for NotAdopted {
 }
 
 impl Mesh {
-    /// Takes over the addresses of the last life of the agent: before anybody can ask for one of them.
+    /// Takes over the addresses of the last life of the agent: before anybody can ask for one of
+    /// them.
     pub(super) fn adopt_addresses(&self) -> Result<(), ApiError> {
         for endpoint in self.stored_endpoints()? {
             endpoint.ips.iter().for_each(|ip| self.addresses.adopt(endpoint.network, *ip));
@@ -100,8 +103,9 @@ impl Mesh {
         self.adopt_routes().await
     }
 
-    /// Takes over the networks of endpoints that were plugged in, several at a time, and these. Who is left out is adopted by itself,
-    /// and so is a network that fails here: it is tried once more.
+    /// Takes over the networks of endpoints that were plugged in, several at a time, and these. Who
+    /// is left out is adopted by itself, and so is a network that fails here: it is tried once
+    /// more.
     async fn adopt_networks(
         self: &Arc<Self>,
         hosted: &mut Hosted,
@@ -148,8 +152,9 @@ impl Mesh {
         all
     }
 
-    /// Unplugs the endpoints of networks that were deleted elsewhere while this node was away: nothing carries their frames any
-    /// more but the bridge between two of them. Tries once more to adopt what could not be adopted.
+    /// Unplugs the endpoints of networks that were deleted elsewhere while this node was away:
+    /// nothing carries their frames any more but the bridge between two of them. Tries once more to
+    /// adopt what could not be adopted.
     pub(super) async fn mend(self: &Arc<Self>) {
         let is_deleted = |network| {
             let id = object::ObjectId::Network(network);
@@ -196,9 +201,11 @@ impl Mesh {
         self.kick();
     }
 
-    /// A network's last endpoint, or the network, may have gone just before the last life of the agent ended.
+    /// A network's last endpoint, or the network, may have gone just before the last life of the
+    /// agent ended.
     async fn sweep(&self, hosted: &Hosted) -> Result<(), ApiError> {
-        // A network that could not be adopted keeps its namespace: the cables in it are those of live sandboxes (I9).
+        // A network that could not be adopted keeps its namespace: the cables in it are those of
+        // live sandboxes (I9).
         let kept: BTreeSet<NetworkId> =
             self.stored_endpoints()?.iter().map(|endpoint| endpoint.network).collect();
         let networks: Vec<NetworkId> = self.objects.read(|set| {
@@ -274,7 +281,8 @@ impl Mesh {
 
     /// Takes over the cable of an endpoint that was plugged in.
     async fn adopt_cable(&self, overlay: &Overlay, endpoint: &Stored) -> Result<(), NotAdopted> {
-        // The number of a process may be another's by now, and its namespace outlive it: then the cable tells.
+        // The number of a process may be another's by now, and its namespace outlive it: then the
+        // cable tells.
         if endpoint.netns().starts_with("/proc") {
             let plugged = overlay.plugged().await?.contains(&endpoint.id);
             return if plugged { Ok(()) } else { Err(NotAdopted::Gone("its sandbox is gone")) };

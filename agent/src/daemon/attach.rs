@@ -7,8 +7,9 @@
 //! locked   : cable -> row "attached"
 //! ```
 //!
-//! Where the host is not locked, many endpoints are attached at once. The row keeps name, MAC and the network's namespace for its
-//! endpoint meanwhile; who removes it removes what there is of the endpoint, and whoever locks the host again looks for it.
+//! Where the host is not locked, many endpoints are attached at once. The row keeps name, MAC and
+//! the network's namespace for its endpoint meanwhile; who removes it removes what there is of the
+//! endpoint, and whoever locks the host again looks for it.
 
 use std::sync::Arc;
 
@@ -35,7 +36,8 @@ impl Mesh {
         self: &Arc<Self>,
         spec: AttachSpec,
     ) -> Result<api::Endpoint, ApiError> {
-        // Into sandboxes of ours leads `network connect`, which keeps their routes and names in step.
+        // Into sandboxes of ours leads `network connect`, which keeps their routes and names in
+        // step.
         let spec = AttachSpec { sandbox: None, ..spec };
         let (id, network) = self.usable_network(&spec.network)?;
         if let Some(name) = &spec.name {
@@ -80,7 +82,8 @@ impl Mesh {
         Ok(endpoint)
     }
 
-    /// Writes an endpoint down. After a failure nothing is written, and the addresses are still the caller's.
+    /// Writes an endpoint down. After a failure nothing is written, and the addresses are still the
+    /// caller's.
     async fn begin(
         self: &Arc<Self>,
         id: NetworkId,
@@ -101,7 +104,8 @@ impl Mesh {
             let network = self.check_begun(endpoint)?;
             self.prepare(&mut hosted, &network, endpoint).await?;
         }
-        // All tables know it before its first frame: none is refused, and whoever asks for it gets an answer.
+        // All tables know it before its first frame: none is refused, and whoever asks for it gets
+        // an answer.
         self.announce(&Claim::Endpoint(endpoint.claim())).await?;
         let hosted = self.lock_host().await?;
         let _network = self.check_begun(endpoint)?;

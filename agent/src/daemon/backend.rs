@@ -163,8 +163,8 @@ impl Agent {
     }
 }
 
-/// Lets a mesh go that was left, and waits until nobody uses it or its state any more: its ports and its state file are
-/// free then.
+/// Lets a mesh go that was left, and waits until nobody uses it or its state any more: its ports
+/// and its state file are free then.
 async fn release(mesh: Arc<Mesh>) {
     let state = Arc::downgrade(&mesh.store);
     let mesh_idle = || Arc::strong_count(&mesh) == 1;
@@ -199,8 +199,8 @@ async fn blocking<T: Send + 'static>(
 }
 
 impl Mesh {
-    /// Leaves the mesh for good: nothing of it stays on this host, and other nodes get this one's addresses. What the user should
-    /// know comes back.
+    /// Leaves the mesh for good: nothing of it stays on this host, and other nodes get this one's
+    /// addresses. What the user should know comes back.
     async fn leave(self: &Arc<Self>, spec: LeaveSpec) -> Result<Vec<String>, ApiError> {
         self.check_leave(spec)?;
         let _going = if spec.force { None } else { self.find_successor().await? };
@@ -234,7 +234,8 @@ impl Mesh {
         self.detach_all(hosted).await
     }
 
-    /// Hands all addresses over and signs that this node has left. If that fails, it is a member as before.
+    /// Hands all addresses over and signs that this node has left. If that fails, it is a member as
+    /// before.
     fn last_words(&self) -> Result<Vec<String>, ApiError> {
         let (mut last_words, mut kept) = (Vec::new(), Vec::new());
         self.leaving.store(true, Ordering::Release);

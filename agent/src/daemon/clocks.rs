@@ -1,5 +1,6 @@
-//! Whether this host's clock and those of the other nodes show the same time. It is only said: everything works with any
-//! clock as long as certificates are valid by it, and those decide for themselves.
+//! Whether this host's clock and those of the other nodes show the same time. It is only said:
+//! everything works with any clock as long as certificates are valid by it, and those decide for
+//! themselves.
 
 use std::{
     collections::BTreeMap,

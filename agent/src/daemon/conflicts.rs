@@ -1,8 +1,9 @@
 //! Names that were given twice at the same time: whose they are, and that somebody is told.
 //!
-//! A name that is known is refused ([`check_name`] and those who make endpoints and networks). Where two nodes gave one before they
-//! heard of each other, the older has it on all nodes: `vxmesh_proto::object` decides about networks (see [`super::told`]),
-//! `vxmesh_proto::dns` about endpoints.
+//! A name that is known is refused ([`check_name`] and those who make endpoints and networks).
+//! Where two nodes gave one before they heard of each other, the older has it on all nodes:
+//! `vxmesh_proto::object` decides about networks (see [`super::told`]), `vxmesh_proto::dns` about
+//! endpoints.
 
 use std::{
     collections::BTreeMap,

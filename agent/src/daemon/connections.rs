@@ -5,9 +5,10 @@
 //! disconnect : names withdrawn -> a second -> store "attaching" -> routes, names, published ports follow -> withdraw -> endpoint unplugged
 //! ```
 //!
-//! Which network has the default route, is asked first for names and leads to published ports is one order
-//! (`vxmesh_proto::sandbox`), made anew from the store after each change. A disconnection that the agent's end cuts short is
-//! completed by the next start, because an endpoint that is "attaching" is undone there.
+//! Which network has the default route, is asked first for names and leads to published ports is
+//! one order (`vxmesh_proto::sandbox`), made anew from the store after each change. A disconnection
+//! that the agent's end cuts short is completed by the next start, because an endpoint that is
+//! "attaching" is undone there.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -78,7 +79,8 @@ pub(super) fn network_rows(connected: &[Connected]) -> Vec<SandboxNetwork> {
     connected.iter().map(row).collect()
 }
 
-/// The names of interfaces for these connections: those that were asked for, and for the others the first that are left.
+/// The names of interfaces for these connections: those that were asked for, and for the others the
+/// first that are left.
 pub(super) fn ifnames(connections: &[Connection]) -> Result<Vec<String>, ApiError> {
     let mut taken = BTreeSet::new();
     for ifname in connections.iter().filter_map(|connection| connection.ifname.clone()) {
@@ -163,7 +165,8 @@ impl Mesh {
         }
         let endpoint = self.attach_sandbox(&mut hosted, &sandbox, &connection).await?;
         if let Err(error) = self.settle(&mut hosted, &sandbox).await {
-            // What kept it from being in step may keep it still; out of the network it is in any case.
+            // What kept it from being in step may keep it still; out of the network it is in any
+            // case.
             if let Err(undo) = self.undo_connection(&mut hosted, &sandbox, endpoint).await {
                 warn!(sandbox = %sandbox.name, error = %undo, "a half-made connection is not wholly undone");
             }
@@ -199,7 +202,8 @@ impl Mesh {
         })
     }
 
-    /// Takes a sandbox out of a network by an endpoint that was found before; it may be gone by now.
+    /// Takes a sandbox out of a network by an endpoint that was found before; it may be gone by
+    /// now.
     async fn leave_found(
         self: &Arc<Self>,
         sandbox: &Stored,
@@ -248,7 +252,8 @@ impl Mesh {
         settled
     }
 
-    /// Takes a sandbox out of a network; if that fails, it is in it as before, unless only the network's own end failed.
+    /// Takes a sandbox out of a network; if that fails, it is in it as before, unless only the
+    /// network's own end failed.
     async fn leave_network(
         self: &Arc<Self>,
         hosted: &mut Hosted,
@@ -257,7 +262,8 @@ impl Mesh {
     ) -> Result<(), ApiError> {
         self.set_attached(&mut endpoint, false)?;
         let Err(error) = self.unplug_from(hosted, sandbox, &endpoint).await else { return Ok(()) };
-        // Without its row its addresses may be another's by now, and it is out of the network in any case.
+        // Without its row its addresses may be another's by now, and it is out of the network in
+        // any case.
         if !matches!(self.is_stored(&endpoint), Ok(true)) {
             return Err(error);
         }
@@ -297,8 +303,8 @@ impl Mesh {
         self.unplug(hosted, endpoint).await
     }
 
-    /// Brings in step what a sandbox's networks decide together: default routes, names, published ports. What fails keeps
-    /// nothing else from being done.
+    /// Brings in step what a sandbox's networks decide together: default routes, names, published
+    /// ports. What fails keeps nothing else from being done.
     pub(super) async fn settle(
         self: &Arc<Self>,
         hosted: &mut Hosted,

@@ -1,4 +1,5 @@
-//! The disk that keeps this node's state: told while it says no, and used again as soon as it takes bytes.
+//! The disk that keeps this node's state: told while it says no, and used again as soon as it takes
+//! bytes.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -12,7 +13,8 @@ use crate::api::{Diagnosis, Health};
 const ROOM: u64 = 16 << 20;
 
 impl Mesh {
-    /// Opens the state anew after the disk had an error, and writes down what was learned meanwhile.
+    /// Opens the state anew after the disk had an error, and writes down what was learned
+    /// meanwhile.
     pub(super) fn mend_state(self: &Arc<Self>) {
         if !self.store.is_stuck() {
             return;

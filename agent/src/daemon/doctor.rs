@@ -1,6 +1,7 @@
 //! `vxmesh doctor`: what this host needs and has, and what is wrong with it.
 //!
-//! Each check says `ok`, `warn` (it works, but not all of it) or `fail`, what was found, and what to do. Nothing is changed.
+//! Each check says `ok`, `warn` (it works, but not all of it) or `fail`, what was found, and what
+//! to do. Nothing is changed.
 
 use std::{fs::File, path::Path};
 
@@ -24,7 +25,8 @@ use crate::{
 /// Tables of iptables-legacy; the file is there once its module is loaded.
 const LEGACY: &str = "/proc/net/ip_tables_names";
 
-/// A certificate of thirty days that is not renewed with so many left was tried to be renewed in vain.
+/// A certificate of thirty days that is not renewed with so many left was tried to be renewed in
+/// vain.
 const RENEWAL_DUE_DAYS: u64 = 5;
 
 /// Bytes that sealing adds to plain VXLAN: a header and a tag.
@@ -85,7 +87,8 @@ pub(super) fn host() -> Vec<Diagnosis> {
     vec![tun, rules, legacy, v6, forwarding()]
 }
 
-/// What can be seen of a host whose agent does not answer: what it needs, and the identity in its data directory.
+/// What can be seen of a host whose agent does not answer: what it needs, and the identity in its
+/// data directory.
 #[must_use]
 pub fn without_agent(data_dir: &Path) -> Vec<Diagnosis> {
     let mut all = host();
@@ -146,7 +149,8 @@ fn data_path(grants: &Grants) -> Diagnosis {
 }
 
 impl Mesh {
-    /// The MTU that a network of the mesh asks of a path between nodes. What is not sealed leaves that much more room.
+    /// The MTU that a network of the mesh asks of a path between nodes. What is not sealed leaves
+    /// that much more room.
     pub(super) fn sealed_mtu(&self, network: &api::Network) -> Option<u16> {
         let more = if network.encrypted { 0 } else { SEALED_MORE };
         (!self.is_local(network.id)).then(|| network.mtu.saturating_sub(more))
@@ -235,7 +239,8 @@ fn called_as_another(endpoint: &api::Endpoint) -> Option<Diagnosis> {
     Some(check("endpoints", Health::Warn, found, hint))
 }
 
-/// How long the node's certificate is valid yet. It renews itself at half to eight tenths of its life.
+/// How long the node's certificate is valid yet. It renews itself at half to eight tenths of its
+/// life.
 fn certificate_state(left_s: u64) -> Diagnosis {
     let hint =
         "an issuer must be reachable to renew it (`vxmesh node ls`); after its end, join again";

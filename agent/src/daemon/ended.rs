@@ -1,4 +1,5 @@
-//! Sandboxes that have ended: what is known of them afterwards, until somebody removes them or there are too many.
+//! Sandboxes that have ended: what is known of them afterwards, until somebody removes them or
+//! there are too many.
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
@@ -43,7 +44,8 @@ impl Mesh {
             let there = there.filter(|it| it.incarnation() == ended.incarnation && !it.removing);
             there.ok_or_else(|| sandbox_gone(&name))
         };
-        // Whoever removes it may hold the host while he waits for the supervisor, which waits for this.
+        // Whoever removes it may hold the host while he waits for the supervisor, which waits for
+        // this.
         find()?;
         let mut hosted = self.lock_host().await?;
         let sandbox = find()?;
@@ -120,8 +122,8 @@ impl Mesh {
             .map_err(|error| failed(error, "see that the data directory can be written"))
     }
 
-    /// Sees to the sandboxes of the agent's last life: those that nobody stays with are started again or have ended. What fails
-    /// for one keeps no other from being seen to.
+    /// Sees to the sandboxes of the agent's last life: those that nobody stays with are started
+    /// again or have ended. What fails for one keeps no other from being seen to.
     pub(super) async fn collect_sandboxes(self: &Arc<Self>) -> Result<(), ApiError> {
         let mut hosted = self.host.lock().await;
         for sandbox in self.stored_sandboxes()? {
@@ -143,7 +145,8 @@ impl Mesh {
         Ok(())
     }
 
-    /// Removes sandboxes whose `run` ended before anything was started in them: it was killed, or did not hear that they were made.
+    /// Removes sandboxes whose `run` ended before anything was started in them: it was killed, or
+    /// did not hear that they were made.
     pub(super) async fn collect_abandoned(self: &Arc<Self>) {
         let sandboxes = self.sandbox_rows().unwrap_or_default();
         let abandoned: Vec<Stored> =

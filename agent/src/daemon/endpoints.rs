@@ -226,7 +226,8 @@ impl Mesh {
         })
     }
 
-    /// Refuses a name or a MAC that an endpoint of the network has, or one that is being attached here.
+    /// Refuses a name or a MAC that an endpoint of the network has, or one that is being attached
+    /// here.
     pub(super) fn check_unique(
         &self,
         network: NetworkId,
@@ -320,8 +321,8 @@ impl Mesh {
         Ok(())
     }
 
-    /// Whether this node says just that already, as at its start of what its last life had. What is said of networks of this host
-    /// alone follows from the store.
+    /// Whether this node says just that already, as at its start of what its last life had. What is
+    /// said of networks of this host alone follows from the store.
     pub(super) fn is_said(&self, claim: &Claim) -> bool {
         let (Some(gossip), Claim::Endpoint(endpoint)) = (self.gossip.get(), claim) else {
             return false;
@@ -339,7 +340,8 @@ impl Mesh {
         }
     }
 
-    /// Removes a row from the store and writes down that its addresses rest, which a restart must not forget.
+    /// Removes a row from the store and writes down that its addresses rest, which a restart must
+    /// not forget.
     pub(super) fn forget(
         &self,
         (table, key): (Table, &str),
@@ -361,7 +363,8 @@ impl Mesh {
         })
     }
 
-    /// Removes an endpoint from host, store and pools, and the network's namespace after the last one.
+    /// Removes an endpoint from host, store and pools, and the network's namespace after the last
+    /// one.
     pub(super) async fn unplug(
         self: &Arc<Self>,
         hosted: &mut Hosted,
@@ -375,7 +378,8 @@ impl Mesh {
             if let Some(overlay) = hosted.overlays.get(&endpoint.network) {
                 overlay.silence_node().await?;
             }
-            // Before anything is taken away here, so that nobody sends what cannot be delivered any more.
+            // Before anything is taken away here, so that nobody sends what cannot be delivered any
+            // more.
             self.forget_node(endpoint.network)?;
         }
         if let Some(overlay) = hosted.overlays.get(&endpoint.network) {
@@ -385,7 +389,8 @@ impl Mesh {
         } else if let Some(macvlan) = self.macvlan_of(endpoint.network) {
             macvlan.parent.detach(&endpoint.plug()).await?;
         } else {
-            // Its network was not adopted. An address must not be given to another while a cable has it.
+            // Its network was not adopted. An address must not be given to another while a cable
+            // has it.
             Overlay::detach_left(&self.run_dir(), endpoint.network, endpoint.id).await?;
         }
         let row = (Table::Endpoints, endpoint.id.to_string());
@@ -498,7 +503,8 @@ impl Mesh {
         self.unplug(hosted, &endpoint).await
     }
 
-    /// Takes nothing more from an endpoint that goes: what it sends once no table has it would be counted as a forgery.
+    /// Takes nothing more from an endpoint that goes: what it sends once no table has it would be
+    /// counted as a forgery.
     pub(super) async fn silence(&self, hosted: &Hosted, endpoint: &Stored) {
         let Some(overlay) = hosted.overlays.get(&endpoint.network) else { return };
         self.count_losses(Some(endpoint.network)).await;

@@ -1,4 +1,5 @@
-//! The ways of networks out of this host and in: opened with a network's first endpoint here, closed after its last.
+//! The ways of networks out of this host and in: opened with a network's first endpoint here,
+//! closed after its last.
 //!
 //! ```text
 //! open  : node's addresses -> store -> publish -> node0 -> uplink, routes -> rules inside -> the host's rules
@@ -6,7 +7,8 @@
 //! close : withdraw -> store -> addresses rest; the cable goes with the namespace -> the host's rules, its settings
 //! ```
 //!
-//! A network works without its way out: what fails is told once, shown by `network inspect`, and tried again.
+//! A network works without its way out: what fails is told once, shown by `network inspect`, and
+//! tried again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -102,8 +104,8 @@ pub(super) struct Ways {
     host: Option<HostRules>,
     /// Whether nothing is left of it.
     cleared: bool,
-    /// Whether there are networks of the agent's last life whose ways are not known yet. Rules and flows of the host that are
-    /// theirs must stay meanwhile.
+    /// Whether there are networks of the agent's last life whose ways are not known yet. Rules and
+    /// flows of the host that are theirs must stay meanwhile.
     pub(super) adopting: bool,
     fault: Option<String>,
     /// Chains of others that have rules of ours.
@@ -203,7 +205,8 @@ impl Mesh {
         Ok(())
     }
 
-    /// Forgets the node's addresses in networks that are not here any more, and brings the host in step: for the start.
+    /// Forgets the node's addresses in networks that are not here any more, and brings the host in
+    /// step: for the start.
     pub(super) fn adopt_ways(&self, hosted: &mut Hosted) -> Result<(), ApiError> {
         for node in self.stored_nodes()?.iter() {
             if !hosted.overlays.contains_key(&node.network)
@@ -218,7 +221,8 @@ impl Mesh {
         Ok(())
     }
 
-    /// Brings the way of a network in step with the host's routes, its own subnets and what is published.
+    /// Brings the way of a network in step with the host's routes, its own subnets and what is
+    /// published.
     pub(super) async fn keep_way(
         self: &Arc<Self>,
         hosted: &mut Hosted,
@@ -252,7 +256,8 @@ impl Mesh {
         raised.map_err(|error| failed(error, "see `vxmesh doctor`"))
     }
 
-    /// Opens the way of a network of the agent's last life. The host's routes and rules are looked at once all ways are known.
+    /// Opens the way of a network of the agent's last life. The host's routes and rules are looked
+    /// at once all ways are known.
     pub(super) async fn adopt_way(
         self: &Arc<Self>,
         overlay: &Overlay,
@@ -281,7 +286,8 @@ impl Mesh {
         way.tried = Some(Instant::now());
         let mended = self.raise(overlay, way, id, network).await;
         let mut fault = mended.err().map(|error| error.message);
-        // At the start of an agent all ways are looked at together a moment later, and the host's routes are there.
+        // At the start of an agent all ways are looked at together a moment later, and the host's
+        // routes are there.
         if !hosted.ways.adopting {
             let Some(way) = hosted.ways.open.get_mut(&id) else { return };
             match View::now(self).await {
@@ -375,7 +381,8 @@ impl Mesh {
         hosted.ways.fault.clone().map_or(Ok(()), |fault| Err(failed(fault, "see `vxmesh doctor`")))
     }
 
-    /// This node as an endpoint of a network, with one address of each subnet; and why one is missing, if so.
+    /// This node as an endpoint of a network, with one address of each subnet; and why one is
+    /// missing, if so.
     async fn node_of(
         &self,
         id: NetworkId,
@@ -415,7 +422,8 @@ impl Mesh {
         Ok((node, missing))
     }
 
-    /// Brings the host's rules and settings in step with the ways that are open, once all of them are known.
+    /// Brings the host's rules and settings in step with the ways that are open, once all of them
+    /// are known.
     pub(super) fn sync_host(&self, hosted: &mut Hosted) {
         if hosted.ways.adopting {
             return;

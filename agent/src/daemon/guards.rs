@@ -1,4 +1,5 @@
-//! The guarded ports of the networks that are here: what a sandbox may say, and what was refused (`crate::firewall::guard`).
+//! The guarded ports of the networks that are here: what a sandbox may say, and what was refused
+//! (`crate::firewall::guard`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,7 +29,8 @@ fn refused(error: FirewallError) -> ApiError {
 }
 
 impl Mesh {
-    /// Guards the ports of a network that comes to this host, those of the agent's last life among them.
+    /// Guards the ports of a network that comes to this host, those of the agent's last life among
+    /// them.
     pub(super) fn guard_network(
         &self,
         overlay: &Overlay,
@@ -69,7 +71,8 @@ impl Mesh {
         lock(&self.guards).remove(&id);
     }
 
-    /// Puts back what somebody took away in these networks, and says in which of their namespaces anybody changed rules.
+    /// Puts back what somebody took away in these networks, and says in which of their namespaces
+    /// anybody changed rules.
     pub(super) fn keep_guards(&self, is_asked: impl Fn(&NetworkId) -> bool) -> BTreeSet<NetworkId> {
         let mut guards = lock(&self.guards);
         let changed = |(id, guarded): (&NetworkId, &mut GuardedPorts)| {

@@ -1,4 +1,5 @@
-//! Networks on this host: the namespace, the TAP and its worker, from a network's first endpoint here to its last.
+//! Networks on this host: the namespace, the TAP and its worker, from a network's first endpoint
+//! here to its last.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -132,8 +133,8 @@ impl Mesh {
         Ok(())
     }
 
-    /// What this node claims in a network. The cables of the agent's last life bring frames before the first reconciliation:
-    /// they must not look like forgeries.
+    /// What this node claims in a network. The cables of the agent's last life bring frames before
+    /// the first reconciliation: they must not look like forgeries.
     fn own_claims(&self, network: NetworkId) -> Claims {
         let Some(gossip) = self.gossip.get() else { return Claims::new() };
         let mut claims = self.believed(gossip, network);
@@ -141,8 +142,8 @@ impl Mesh {
         claims
     }
 
-    /// Brings a hosted network in step with the subnets that were added to it: the gateway gets its addresses there, and
-    /// sandboxes routes. Whether there was one.
+    /// Brings a hosted network in step with the subnets that were added to it: the gateway gets its
+    /// addresses there, and sandboxes routes. Whether there was one.
     pub(super) async fn follow_subnets(
         &self,
         hosted: &mut Hosted,
@@ -164,7 +165,8 @@ impl Mesh {
         Ok(true)
     }
 
-    /// Ends what this host has of a network. What cannot be removed is tried again by the next start.
+    /// Ends what this host has of a network. What cannot be removed is tried again by the next
+    /// start.
     pub(super) async fn unhost(
         self: &Arc<Self>,
         hosted: &mut Hosted,

@@ -1,5 +1,6 @@
-//! How an endpoint of this node gets its addresses, how this node gets blocks to take them from, and what becomes of
-//! all addresses as people see it. Which address is free is `vxmesh_proto::ipam`'s to say.
+//! How an endpoint of this node gets its addresses, how this node gets blocks to take them from,
+//! and what becomes of all addresses as people see it. Which address is free is
+//! `vxmesh_proto::ipam`'s to say.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,8 +30,8 @@ use crate::{
 
 /// How long nobody is asked for address blocks in advance after one could not be had.
 const PREFETCH_PAUSE: Duration = Duration::from_secs(30);
-/// How long an endpoint waits for an address that another node has and does not give yet: its word of what this node uses is
-/// as old as the last records that it heard.
+/// How long an endpoint waits for an address that another node has and does not give yet: its word
+/// of what this node uses is as old as the last records that it heard.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Pause before the others are asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
@@ -143,7 +144,8 @@ impl Mesh {
                 }
                 refused.extend(fetched.err().into_iter().flatten());
             }
-            // What came went to somebody else, or what others know of this node's addresses is a moment old.
+            // What came went to somebody else, or what others know of this node's addresses is a
+            // moment old.
             let passes = got || refused.iter().any(|refusal| refusal.passes);
             if !passes || Instant::now() > patient_until {
                 return Err(self.exhausted(network, id, subnets, &refused));
@@ -269,8 +271,8 @@ impl Mesh {
         )
     }
 
-    /// Asks for an address block in every network of which this node has none, so that it can give addresses out when it is
-    /// cut off later. Whether there is such a network.
+    /// Asks for an address block in every network of which this node has none, so that it can give
+    /// addresses out when it is cut off later. Whether there is such a network.
     pub(super) fn prefetch(self: &Arc<Self>) -> bool {
         let networks = self.objects.read(ObjectSet::active_networks);
         let bare: Vec<_> = networks
@@ -294,8 +296,8 @@ impl Mesh {
                 }
             }
             if failed {
-                // Who has nothing to spare is not asked every second; an attachment asks at once all the same.
-                // A mesh that was left in between ends without waiting for this.
+                // Who has nothing to spare is not asked every second; an attachment asks at once
+                // all the same. A mesh that was left in between ends without waiting for this.
                 let waiting = Arc::downgrade(&mesh);
                 drop(mesh);
                 tokio::time::sleep(PREFETCH_PAUSE).await;
@@ -309,7 +311,8 @@ impl Mesh {
         true
     }
 
-    /// Gets addresses of a subnet from the nodes that are up and have most to spare; else says why each gave none.
+    /// Gets addresses of a subnet from the nodes that are up and have most to spare; else says why
+    /// each gave none.
     async fn fetch_block(
         &self,
         network: NetworkId,
@@ -336,8 +339,8 @@ impl Mesh {
         Err(refused)
     }
 
-    /// Asks the owner of an address for exactly this one. An owner whose connection broke may be back in a moment: it is asked
-    /// again for as long as an answer may take.
+    /// Asks the owner of an address for exactly this one. An owner whose connection broke may be
+    /// back in a moment: it is asked again for as long as an answer may take.
     async fn claim_address(
         &self,
         owner: NodeId,
@@ -350,7 +353,8 @@ impl Mesh {
         let mut broke = false;
         loop {
             let Err(error) = self.request_transfer(owner, &request).await else { return Ok(()) };
-            // The answer to a question before may have come another way; then the owner has nothing to give any more.
+            // The answer to a question before may have come another way; then the owner has nothing
+            // to give any more.
             if broke && self.addresses.holds(network, self.me, ip) {
                 return Ok(());
             }

@@ -5,7 +5,8 @@
 //! issuer ── withdraw_issuer ─────> node : certifies itself without, tells everybody, wipes the key, answers
 //! ```
 //!
-//! A node takes the key from an issuer only, and an issuer gives it only where its own user says so: whoever holds it is the mesh.
+//! A node takes the key from an issuer only, and an issuer gives it only where its own user says
+//! so: whoever holds it is the mesh.
 
 use std::{
     net::SocketAddr,
@@ -406,8 +407,9 @@ impl Mesh {
         ))
     }
 
-    /// Whether it is this node that takes back what a removed node owned. If two issuers did, each would own it for a moment (I12):
-    /// so it is the one that removed it, or the first of all if that one is no issuer any more.
+    /// Whether it is this node that takes back what a removed node owned. If two issuers did, each
+    /// would own it for a moment (I12): so it is the one that removed it, or the first of all if
+    /// that one is no issuer any more.
     pub(super) fn reclaims(&self, set: &ObjectSet, removed: NodeId) -> bool {
         let Some(removal) = set.get(&ObjectId::Removed(removed)) else { return false };
         let issuing = self.issuing.load();

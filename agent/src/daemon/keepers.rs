@@ -23,8 +23,8 @@ use crate::{
     store::Table,
 };
 
-/// From the end of the last process to what follows from it. A host that goes down ends the agent meanwhile, and a supervisor
-/// that is killed again and again is not started all the time.
+/// From the end of the last process to what follows from it. A host that goes down ends the agent
+/// meanwhile, and a supervisor that is killed again and again is not started all the time.
 const PAUSE: Duration = Duration::from_millis(500);
 
 impl Mesh {

@@ -1,9 +1,10 @@
-//! What is on this host and in no row of the state: the data directory is older than the host, because a snapshot was put
-//! back or the directory was lost.
+//! What is on this host and in no row of the state: the data directory is older than the host,
+//! because a snapshot was put back or the directory was lost.
 //!
-//! It is removed when the agent starts, with a line in the log. Listing it instead would need what only the lost rows said:
-//! whose it is, under which name and for how long. Left alone, it would speak with addresses that this node gives away
-//! again. Processes are not ended: nobody here started them. They go on without a network, and the log names them.
+//! It is removed when the agent starts, with a line in the log. Listing it instead would need what
+//! only the lost rows said: whose it is, under which name and for how long. Left alone, it would
+//! speak with addresses that this node gives away again. Processes are not ended: nobody here
+//! started them. They go on without a network, and the log names them.
 
 use std::{
     collections::BTreeSet,
@@ -25,7 +26,8 @@ use crate::{
 const NAMED: usize = 8;
 
 impl Mesh {
-    /// Removes cables, networks' namespaces and sandboxes that no row of the state knows. What cannot be removed is told.
+    /// Removes cables, networks' namespaces and sandboxes that no row of the state knows. What
+    /// cannot be removed is told.
     pub(super) async fn remove_leftovers(&self, hosted: &Hosted) -> Result<(), ApiError> {
         let endpoints = self.stored_endpoints()?;
         let known: BTreeSet<EndpointId> = endpoints.iter().map(|endpoint| endpoint.id).collect();

@@ -1,7 +1,8 @@
 //! Networks of this host alone: rows of its store, which no other node hears of.
 //!
-//! What is common with the mesh's networks is the same code: a row has the form of a mesh object, its pools belong to this node
-//! whole, and its claims are made out of the store where those of the mesh come by gossip.
+//! What is common with the mesh's networks is the same code: a row has the form of a mesh object,
+//! its pools belong to this node whole, and its claims are made out of the store where those of the
+//! mesh come by gossip.
 
 use std::{
     collections::BTreeMap,
@@ -207,7 +208,8 @@ impl Mesh {
                 blocks: Vec::new(),
             },
         };
-        // Nobody can make one of the same name in between: both look at both, in this order of locks.
+        // Nobody can make one of the same name in between: both look at both, in this order of
+        // locks.
         self.objects.read(|set| {
             check_mesh_name(set, &spec.name)?;
             self.local_networks.check_name(&spec.name)?;

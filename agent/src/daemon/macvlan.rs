@@ -1,5 +1,5 @@
-//! Networks of the driver `macvlan` on this host: their parents, and their endpoints, which have no namespace of the network and
-//! no way out of their own: the router is outside.
+//! Networks of the driver `macvlan` on this host: their parents, and their endpoints, which have no
+//! namespace of the network and no way out of their own: the router is outside.
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -180,7 +180,8 @@ impl Mesh {
         missing
     }
 
-    /// Removes the VLANs of networks that are gone, for the start: the last life of the agent may have ended in between.
+    /// Removes the VLANs of networks that are gone, for the start: the last life of the agent may
+    /// have ended in between.
     pub(super) async fn sweep_parents(&self) {
         let macvlans = self.local_networks.macvlans();
         let parents: Vec<Parent> = macvlans.into_iter().map(|(_, it)| it.parent).collect();

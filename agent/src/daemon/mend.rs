@@ -1,4 +1,5 @@
-//! What the agent made on this host, put back where somebody took it away (`watch` says where to look).
+//! What the agent made on this host, put back where somebody took it away (`watch` says where to
+//! look).
 
 use std::{collections::BTreeSet, pin::pin, sync::Arc};
 
@@ -47,9 +48,11 @@ impl View {
 }
 
 impl Mesh {
-    /// Looks at what may be different, puts it back, and ends what is gone. Whether it changed something.
+    /// Looks at what may be different, puts it back, and ends what is gone. Whether it changed
+    /// something.
     pub(super) async fn look(self: &Arc<Self>, dirty: Dirty) -> bool {
-        // Whoever changes the host may wait long, for addresses of other nodes; ports are guarded meanwhile.
+        // Whoever changes the host may wait long, for addresses of other nodes; ports are guarded
+        // meanwhile.
         let mut changed = self.keep_guards(|id| dirty.all || dirty.rules.contains(id));
         let mut hosted = self.host_in_turn(&mut changed).await;
         if self.is_stopping() {
@@ -85,7 +88,8 @@ impl Mesh {
         acted
     }
 
-    /// The host, once nobody else changes it; rules that somebody takes away meanwhile are put back, and their networks noted.
+    /// The host, once nobody else changes it; rules that somebody takes away meanwhile are put
+    /// back, and their networks noted.
     async fn host_in_turn(&self, changed: &mut BTreeSet<NetworkId>) -> MutexGuard<'_, Hosted> {
         let mut turn = pin!(self.host.lock());
         let mut woken = false;
@@ -106,7 +110,8 @@ impl Mesh {
         hosted
     }
 
-    /// Looks at these networks and at where endpoints are plugged in; nothing if the host cannot be looked at.
+    /// Looks at these networks and at where endpoints are plugged in; nothing if the host cannot be
+    /// looked at.
     async fn look_closely(
         self: &Arc<Self>,
         hosted: &mut Hosted,

@@ -116,7 +116,8 @@ pub(super) struct Mesh {
     pub(super) counted_on_host: Mutex<Option<Counted>>,
     /// What the kernel lost in the networks that are here.
     pub(super) losses: tokio::sync::Mutex<BTreeMap<NetworkId, Losses>>,
-    /// Serialises what changes the host: plugging in and out, sandboxes, leave. Free while an endpoint waits for other nodes.
+    /// Serialises what changes the host: plugging in and out, sandboxes, leave. Free while an
+    /// endpoint waits for other nodes.
     pub(super) host: tokio::sync::Mutex<Hosted>,
     /// How often a reconciliation was asked for.
     pub(super) reconciliations: AtomicU64,
@@ -138,7 +139,8 @@ pub(super) struct Mesh {
     pub(super) kept: Mutex<BTreeSet<u64>>,
     /// Endpoints of the last life that could not be adopted yet.
     pub(super) unadopted: Mutex<BTreeSet<EndpointId>>,
-    /// The hash of objects, and how often something had been written, when no endpoint was left over.
+    /// The hash of objects, and how often something had been written, when no endpoint was left
+    /// over.
     pub(super) tidy: Mutex<Option<(String, u64)>>,
     pub(super) prefetching: AtomicBool,
     /// Whether members are being looked for where the configuration says.
@@ -223,7 +225,8 @@ impl Mesh {
             .map_err(|error| failed(error, "see the agent's log"))?;
         // Set once, here.
         let _first = self.control.set(control);
-        // Not before both ports are open: a mesh that could not be made must leave no member in the state.
+        // Not before both ports are open: a mesh that could not be made must leave no member in the
+        // state.
         self.publish_member(&self.credentials.membership.certificate);
         let gossip = Gossip::start(self.gossip_config(claims)?, Arc::clone(&outlook) as _, outlook)
             .await
@@ -538,7 +541,8 @@ fn session_config(credentials: &Credentials) -> Result<SessionConfig, ApiError> 
     })
 }
 
-/// The addresses that others reach this host at: the configured ones, else the first of each IP version.
+/// The addresses that others reach this host at: the configured ones, else the first of each IP
+/// version.
 pub(super) fn own_addresses(config: &Config) -> Vec<IpAddr> {
     if config.advertise.is_empty() { netlink::host_addresses() } else { config.advertise.clone() }
 }

@@ -1,8 +1,9 @@
 //! The running agent: builds everything, holds it together, stops it in order.
 //!
-//! Start: state, identity (made or joined at the first start, if so configured), mesh, admin socket. Without an identity the
-//! agent serves its socket and waits for `init` or `join`. SIGTERM and SIGINT stop it: the admin socket first, then control;
-//! namespaces, cables and addresses stay for the next start.
+//! Start: state, identity (made or joined at the first start, if so configured), mesh, admin
+//! socket. Without an identity the agent serves its socket and waits for `init` or `join`. SIGTERM
+//! and SIGINT stop it: the admin socket first, then control; namespaces, cables and addresses stay
+//! for the next start.
 
 mod adopt;
 mod attach;
@@ -74,8 +75,8 @@ use crate::{
 /// How long an agent without an identity waits between two attempts to join.
 const REJOIN: Duration = Duration::from_secs(2);
 
-/// Lets the agent have as many file descriptors as it may: each network takes about a dozen, and the usual limit is for
-/// programs that use select(2).
+/// Lets the agent have as many file descriptors as it may: each network takes about a dozen, and
+/// the usual limit is for programs that use select(2).
 fn raise_descriptors() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
@@ -127,7 +128,8 @@ async fn first_start(agent: &Arc<Agent>, config: &Config) -> Result<(), ApiError
             }
         }
         FirstStart::Join { servers, token_file } => {
-            // In the background: the file and the server may come later, and the socket says meanwhile how it stands.
+            // In the background: the file and the server may come later, and the socket says
+            // meanwhile how it stands.
             let (agent, servers, token_file) =
                 (Arc::clone(agent), servers.clone(), token_file.clone());
             tokio::spawn(async move {

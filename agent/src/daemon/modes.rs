@@ -1,7 +1,8 @@
-//! Sandboxes without networks of their own: whose namespace they get, and what of it stays with them.
+//! Sandboxes without networks of their own: whose namespace they get, and what of it stays with
+//! them.
 //!
-//! Each has its own pin of the namespace that it shares, so the namespace outlives its owner for as long as somebody shares it;
-//! the owner's endpoints and name server do not.
+//! Each has its own pin of the namespace that it shares, so the namespace outlives its owner for as
+//! long as somebody shares it; the owner's endpoints and name server do not.
 
 use std::path::{Path, PathBuf};
 
@@ -47,7 +48,8 @@ impl Source {
         match self {
             Self::New => {
                 let netns = Netns::create(path).map_err(OverlayError::from)?;
-                // A new namespace takes after the host, which may forward; a sandbox between two networks is no way from one to the other.
+                // A new namespace takes after the host, which may forward; a sandbox between two
+                // networks is no way from one to the other.
                 for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
                     netns.sysctl(setting, "0").map_err(OverlayError::from)?;
                 }

@@ -1,4 +1,5 @@
-//! Names as the mesh's keeper tends them: tables from believed claims, a server and files for each sandbox.
+//! Names as the mesh's keeper tends them: tables from believed claims, a server and files for each
+//! sandbox.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,7 +36,8 @@ use crate::{
     reconcile::admit::Claims,
 };
 
-/// Members that were not heard of this long after the start are not waited for: their names are missing for good reason.
+/// Members that were not heard of this long after the start are not waited for: their names are
+/// missing for good reason.
 const SETTLES: Duration = Duration::from_secs(5);
 
 /// The servers of this host.
@@ -78,7 +80,8 @@ impl Default for NameServers {
 }
 
 impl NameServers {
-    /// The table of a network: the one that is there, or a new one if its claims, its name or its subnets changed.
+    /// The table of a network: the one that is there, or a new one if its claims, its name or its
+    /// subnets changed.
     pub(super) fn table(
         &self,
         id: NetworkId,
@@ -198,7 +201,8 @@ impl Mesh {
         Ok(())
     }
 
-    /// Serves a network's endpoints that are here on its gateway's addresses, for sandboxes that somebody else made.
+    /// Serves a network's endpoints that are here on its gateway's addresses, for sandboxes that
+    /// somebody else made.
     pub(super) fn name_network(&self, id: NetworkId, network: &Network, netns: &Path) {
         let (servers, faults) = (BTreeMap::new(), BTreeMap::new());
         let mut gateways = Gateways { netns: netns.to_owned(), servers, faults };
@@ -206,8 +210,8 @@ impl Mesh {
         lock(&self.name_servers.gateways).insert(id, gateways);
     }
 
-    /// Tries once more to serve the gateway addresses that are not served, and, where objects changed, has those that are
-    /// follow their networks.
+    /// Tries once more to serve the gateway addresses that are not served, and, where objects
+    /// changed, has those that are follow their networks.
     pub(super) fn name_gateways(&self, changed: bool) {
         // With the lock held all the time, so that no network comes back that is just closed.
         for (id, gateways) in &mut *lock(&self.name_servers.gateways) {
@@ -286,8 +290,8 @@ impl Mesh {
         before.is_some_and(|before| before != conf)
     }
 
-    /// Serves every sandbox that is here and has no server: after a start, or where it could not be had. Writes the files of all
-    /// anew if the host's changed.
+    /// Serves every sandbox that is here and has no server: after a start, or where it could not be
+    /// had. Writes the files of all anew if the host's changed.
     pub(super) fn name_sandboxes(&self) {
         // One that is just being removed has a row and no namespace; there is a next time.
         let Ok(_host) = self.host.try_lock() else { return };
@@ -336,8 +340,9 @@ fn gateway_scope(id: NetworkId, network: &Network) -> Scope {
     Scope { networks: vec![id], upstreams: upstreams(std::slice::from_ref(network), &[]) }
 }
 
-/// Who answers a sandbox of these networks: those that the user gave it, else those of the networks, else the host's. A
-/// server that is itself in one of the networks is asked there; from internal networks no other one is.
+/// Who answers a sandbox of these networks: those that the user gave it, else those of the
+/// networks, else the host's. A server that is itself in one of the networks is asked there; from
+/// internal networks no other one is.
 fn upstreams(networks: &[Network], given: &[IpAddr]) -> Upstreams {
     let servers: Vec<IpAddr> = match given {
         [] => networks.iter().flat_map(|network| network.dns.iter().copied()).collect(),

@@ -232,7 +232,8 @@ impl Mesh {
         self.inspect_network(network.id.to_string().as_str())
     }
 
-    /// What users of a network should know: who reads it, what its subnets overlap, where it is too large for the underlay.
+    /// What users of a network should know: who reads it, what its subnets overlap, where it is too
+    /// large for the underlay.
     pub(super) fn with_warnings(&self, network: api::Network) -> api::Network {
         let cidrs: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
         let list = self.network_list();
@@ -259,15 +260,16 @@ impl Mesh {
         Ok(self.with_warnings(self.find_network(reference)?))
     }
 
-    /// Removes a network that has no endpoints, on this node and so on all. `force` leaves those of dead nodes out of
-    /// account: they are unplugged when their node is back.
+    /// Removes a network that has no endpoints, on this node and so on all. `force` leaves those of
+    /// dead nodes out of account: they are unplugged when their node is back.
     pub(super) fn remove_network(
         self: &Arc<Self>,
         reference: &str,
         force: bool,
     ) -> Result<api::Network, ApiError> {
         self.check_member()?;
-        // An endpoint that is being attached is seen, or finds no network: never neither. This is no thread of the runtime.
+        // An endpoint that is being attached is seen, or finds no network: never neither. This is
+        // no thread of the runtime.
         let _host = self.host.blocking_lock();
         let network = self.find_network(reference)?;
         if self.is_local(network.id) {
@@ -301,7 +303,8 @@ impl Mesh {
         Ok(network)
     }
 
-    /// Whose endpoints are in a network: of all nodes, dead ones too, as far as their claims are true, and all of this one.
+    /// Whose endpoints are in a network: of all nodes, dead ones too, as far as their claims are
+    /// true, and all of this one.
     fn tenants(&self, network: NetworkId) -> Vec<Tenant> {
         let Some(gossip) = self.gossip.get() else { return Vec::new() };
         let holds = |node, ip| self.addresses.holds(network, node, ip);

@@ -1,5 +1,5 @@
-//! The other nodes as this one reaches them: their keys from certificates, their addresses from their claims, the session
-//! and the control connection that follow from both.
+//! The other nodes as this one reaches them: their keys from certificates, their addresses from
+//! their claims, the session and the control connection that follow from both.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,11 +23,13 @@ use crate::{
     identity::certificate::{self, Member},
 };
 
-/// Inner packets grow by this much on an IPv4 underlay, by 20 bytes more on IPv6 (docs/protocol.md).
+/// Inner packets grow by this much on an IPv4 underlay, by 20 bytes more on IPv6
+/// (docs/protocol.md).
 const OVERHEAD_V4: u16 = 82;
 const OVERHEAD_V6: u16 = 102;
 
-/// Checks certificates against the mesh CA. Their time does not matter here: what a member signed stays signed.
+/// Checks certificates against the mesh CA. Their time does not matter here: what a member signed
+/// stays signed.
 #[derive(Debug)]
 pub(super) struct Ca(pub(super) Vec<u8>);
 
@@ -47,7 +49,8 @@ impl Certifier for Ca {
     }
 }
 
-/// Members other than `me` with their certificates, those that left or were removed not among them; none if `me` was.
+/// Members other than `me` with their certificates, those that left or were removed not among them;
+/// none if `me` was.
 pub(super) fn members(objects: &ObjectSet, ca: &Ca, me: NodeId) -> BTreeMap<NodeId, Member> {
     if objects.is_removed(me) {
         return BTreeMap::new();

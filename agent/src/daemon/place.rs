@@ -57,7 +57,8 @@ impl Mesh {
         true
     }
 
-    /// Speaks with everybody from where this node is now. What they send to its old address is lost, the old connections too.
+    /// Speaks with everybody from where this node is now. What they send to its old address is
+    /// lost, the old connections too.
     pub(super) async fn show_place(&self) {
         if let Some(control) = self.control.get() {
             control.redial();
@@ -65,7 +66,8 @@ impl Mesh {
         self.plane.show_place().await;
     }
 
-    /// Begins sessions anew once a copy of this node has fallen silent: others have keys with the copy.
+    /// Begins sessions anew once a copy of this node has fallen silent: others have keys with the
+    /// copy.
     pub(super) async fn overrule(&self, gossip: &Gossip, overruled: &mut Option<Instant>) {
         let silent = |at: &Instant| at.elapsed() >= TWIN_SILENT && Some(*at) != *overruled;
         if let Some(heard) = gossip.later_life().filter(silent) {

@@ -1,4 +1,5 @@
-//! Plain networks of this host: which snapshot a network has, where its members are, and how its port is.
+//! Plain networks of this host: which snapshot a network has, where its members are, and how its
+//! port is.
 //!
 //! I10: a network's kind is settled once, when its TAP is opened, by the type of its snapshot.
 
@@ -66,7 +67,8 @@ impl Mesh {
         Some(plain.with_statics(self.statics_of(network)))
     }
 
-    /// The VTEPs without an agent that this node deals with: none once it was removed. They hear of no removal.
+    /// The VTEPs without an agent that this node deals with: none once it was removed. They hear of
+    /// no removal.
     fn statics_of<'a>(&self, network: &'a object::Network) -> &'a [IpAddr] {
         if self.is_removed() { &[] } else { &network.vteps }
     }
@@ -168,7 +170,8 @@ impl Mesh {
     }
 }
 
-/// A member by what it claims. It may claim anything: a group or this host itself gets no copy of a frame.
+/// A member by what it claims. It may claim anything: a group or this host itself gets no copy of a
+/// frame.
 fn vtep_at(claimed: &[SocketAddr], own: &[IpAddr]) -> Vtep {
     let mut addrs = claimed.to_vec();
     addrs.retain(|addr| object::may_be_vtep(&addr.ip()));

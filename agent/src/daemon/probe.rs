@@ -1,11 +1,13 @@
-//! Whether packets pass between this node and the others, asked from both ends, and what keeps a way open through a translation (NAT).
+//! Whether packets pass between this node and the others, asked from both ends, and what keeps a
+//! way open through a translation (NAT).
 //!
 //! ```text
 //! doctor ── probe ──> peer : sends to this node's data port, knocks at its control port, waits for what this node sends
 //! doctor              : sends to the peer's data port, knocks at its control port, waits for what the peer sends
 //! ```
 //!
-//! What is sent to a data port is a keepalive or a handshake, so a firewall treats it as it treats the frames.
+//! What is sent to a data port is a keepalive or a handshake, so a firewall treats it as it treats
+//! the frames.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -36,11 +38,13 @@ const LOOK: Duration = Duration::from_millis(10);
 const AGAIN: Duration = Duration::from_millis(500);
 /// How long a peer may take to answer, which waits as long itself.
 const ANSWER: Duration = Duration::from_secs(4);
-/// Translations forget a quiet flow of UDP after 30 s and more (RFC 4787 section 4.3 wants 2 minutes; many do not keep to it).
+/// Translations forget a quiet flow of UDP after 30 s and more (RFC 4787 section 4.3 wants 2
+/// minutes; many do not keep to it).
 const KEEP_OPEN: Duration = Duration::from_secs(20);
 /// A handshake takes one round trip; this is after the second try.
 const SILENT: Duration = Duration::from_secs(8);
-/// Data that is not answered for this long and for [`SILENT`] after it: a sound peer says something within ten seconds.
+/// Data that is not answered for this long and for [`SILENT`] after it: a sound peer says something
+/// within ten seconds.
 const ANSWERS: Duration = Duration::from_secs(5);
 /// Nodes that a row names.
 const NAMED: usize = 5;
@@ -103,7 +107,8 @@ impl Mesh {
         heard
     }
 
-    /// What passes between this node and one that is connected; nothing if its version cannot be asked.
+    /// What passes between this node and one that is connected; nothing if its version cannot be
+    /// asked.
     async fn passage(
         &self,
         control: &Control,
@@ -184,7 +189,8 @@ impl Mesh {
         Some(check("nat", Health::Warn, found, &hint))
     }
 
-    /// Asks a node that was just met where it sees this one, and says so once if that is behind a translation.
+    /// Asks a node that was just met where it sees this one, and says so once if that is behind a
+    /// translation.
     pub(super) async fn look_from(&self, node: NodeId) {
         let Some(control) = self.control.get() else { return };
         let asked = control.request(node, &Request::Probe { ports: false }, ANSWER).await;

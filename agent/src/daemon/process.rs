@@ -46,7 +46,8 @@ impl Process {
         u32::try_from(self.pid).ok()
     }
 
-    /// Whether it has not ended. What cannot be looked at now, because too many files are open for example, has not.
+    /// Whether it has not ended. What cannot be looked at now, because too many files are open for
+    /// example, has not.
     pub(super) fn is_alive(&self) -> bool {
         if let (Some(its), Some(this)) = (&self.boot, boot())
             && its != this

@@ -1,12 +1,14 @@
-//! Published ports of this node's sandboxes: each leads to the sandbox by the network that has its default route of that IP
-//! version, because that is the way by which answers to clients elsewhere leave. Without such a network it leads nowhere.
+//! Published ports of this node's sandboxes: each leads to the sandbox by the network that has its
+//! default route of that IP version, because that is the way by which answers to clients elsewhere
+//! leave. Without such a network it leads nowhere.
 //!
 //! ```text
 //! publish : ports held -> sandbox and endpoints -> store -> rules inside -> the host's rules      undone backwards
 //! start   : rules come from the store; ports are held again
 //! ```
 //!
-//! Rules hold while the agent is away. A port that another program took meanwhile leads to the sandbox all the same, and is told.
+//! Rules hold while the agent is away. A port that another program took meanwhile leads to the
+//! sandbox all the same, and is told.
 
 use std::{
     cmp::Reverse,
@@ -46,7 +48,8 @@ pub(super) struct Published {
     ip: Option<IpAddr>,
     port: u16,
     sandbox_port: u16,
-    /// The port of the uplink, of whatever network: what the host's rules and those inside have in common.
+    /// The port of the uplink, of whatever network: what the host's rules and those inside have in
+    /// common.
     inner: u16,
 }
 
@@ -139,7 +142,8 @@ fn no_port_twice(wanted: &[Publish]) -> Result<(), ApiError> {
 }
 
 impl Mesh {
-    /// Checks what shall be published for a sandbox in these networks and holds the ports. Nothing is changed yet.
+    /// Checks what shall be published for a sandbox in these networks and holds the ports. Nothing
+    /// is changed yet.
     pub(super) fn hold_ports(
         &self,
         hosted: &Hosted,
@@ -217,7 +221,8 @@ impl Mesh {
         if wanted.is_empty() {
             return Ok(());
         }
-        // Of the whole node, so that a port can lead by any network without being given another number.
+        // Of the whole node, so that a port can lead by any network without being given another
+        // number.
         let mut taken: BTreeSet<(Protocol, u16)> =
             self.published()?.iter().map(|(_, other)| (other.protocol, other.inner)).collect();
         for (publish, held) in wanted.iter().zip(&held) {

@@ -1,7 +1,7 @@
 //! The single writer of peers and tables (I2): from what is known to what the data path does.
 //!
-//! State-based: each round looks at directory and objects whole and brings peers and tables in step. A lost or doubled event costs
-//! a round, never the truth.
+//! State-based: each round looks at directory and objects whole and brings peers and tables in
+//! step. A lost or doubled event costs a round, never the truth.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -63,7 +63,8 @@ pub(super) fn changed_macs<P>(updates: &[TableUpdate<P>]) -> Vec<MacAddr> {
 }
 
 impl Mesh {
-    /// Brings peers and tables in step with what is known by now. Of many who ask meanwhile, one does it for all.
+    /// Brings peers and tables in step with what is known by now. Of many who ask meanwhile, one
+    /// does it for all.
     pub(super) async fn reconcile(self: &Arc<Self>) {
         let own = self.reconciliations.fetch_add(1, Ordering::AcqRel) + 1;
         let mut done = self.reconciling.lock().await;
@@ -92,8 +93,8 @@ impl Mesh {
         self.enforce_removals();
         self.follow_peers(gossip).await;
         self.tell_changes();
-        // A handshake before the first frame: it saves that frame the wait, and tells a peer that still seals for this
-        // node's last life.
+        // A handshake before the first frame: it saves that frame the wait, and tells a peer that
+        // still seals for this node's last life.
         for node in self.follow_tables(gossip) {
             self.plane.want(node).await;
         }
@@ -154,7 +155,8 @@ impl Mesh {
         }
     }
 
-    /// Publishes what changed in the hosted networks; returns the nodes that have a part in one of them since.
+    /// Publishes what changed in the hosted networks; returns the nodes that have a part in one of
+    /// them since.
     fn follow_tables(&self, gossip: &Gossip) -> BTreeSet<NodeId> {
         let mut met = BTreeSet::new();
         let active = self.objects.read(ObjectSet::active_networks);
@@ -191,7 +193,8 @@ impl Mesh {
         met
     }
 
-    /// Brings the snapshot of an encrypted network in step with its claims; returns the nodes that have a part in it since.
+    /// Brings the snapshot of an encrypted network in step with its claims; returns the nodes that
+    /// have a part in it since.
     fn follow_sealed(
         &self,
         (local, table): (&mut Local, &Table),
@@ -236,7 +239,8 @@ impl Mesh {
         believed
     }
 
-    /// Forgets unbelieved claims that were withdrawn, so that nobody can grow the list of them (I5).
+    /// Forgets unbelieved claims that were withdrawn, so that nobody can grow the list of them
+    /// (I5).
     fn forget_refused(&self, gossip: &Gossip) {
         let mut refused = lock(&self.refused);
         gossip.with_directory(|directory| {
@@ -252,8 +256,8 @@ impl Mesh {
         NetworkTable::new(spec_of(id, network), self.seed, Instant::now())
     }
 
-    /// Addresses that other nodes claim in a network, whether they are up or not. What they released a moment ago rests here,
-    /// too, if its block came to this node since.
+    /// Addresses that other nodes claim in a network, whether they are up or not. What they
+    /// released a moment ago rests here, too, if its block came to this node since.
     pub(super) fn elsewhere(&self, network: NetworkId) -> Elsewhere {
         let Some(gossip) = self.gossip.get() else { return Elsewhere::new() };
         gossip.with_directory(|directory| {

@@ -1,4 +1,5 @@
-//! `node rm`: a node is removed by the CA's word, nobody deals with it any more, and its addresses come back.
+//! `node rm`: a node is removed by the CA's word, nobody deals with it any more, and its addresses
+//! come back.
 //!
 //! ```text
 //! any member ── remove_node ──> issuer : signs with the CA's key, keeps, tells everybody who is connected
@@ -207,7 +208,8 @@ impl Mesh {
         Ok(sign?.text().to_string())
     }
 
-    /// Ends what is left of removed nodes here, and of everybody if it is this node that was removed.
+    /// Ends what is left of removed nodes here, and of everybody if it is this node that was
+    /// removed.
     pub(super) fn enforce_removals(&self) {
         let Some(control) = self.control.get() else { return };
         let removed: Vec<(NodeId, String)> = self.objects.read(|set| {
@@ -228,7 +230,8 @@ impl Mesh {
         }
     }
 
-    /// Looks whether addresses of removed nodes can be had back, unless that is being done. Whether there are some.
+    /// Looks whether addresses of removed nodes can be had back, unless that is being done. Whether
+    /// there are some.
     pub(super) fn reclaim_soon(self: &Arc<Self>) -> bool {
         if !self.credentials.is_issuer() || self.reclaimable().is_empty() {
             return false;
@@ -280,7 +283,8 @@ impl Mesh {
             match self.sign_issued(content) {
                 Ok(text) => texts.push(text),
                 Err(PublishError::Overtaken) => {}
-                // What keeps one from being signed keeps the others, and is the same at the next look, a second later.
+                // What keeps one from being signed keeps the others, and is the same at the next
+                // look, a second later.
                 Err(error) => {
                     if !self.told_unreclaimed.swap(true, Ordering::Relaxed) {
                         warn!(%network, %cidr, %error, "addresses of removed nodes are not taken back yet; it is tried again");

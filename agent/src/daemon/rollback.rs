@@ -1,16 +1,18 @@
-//! Whether this node's state may be older than the node: a disk, or the whole machine, was set back to an earlier day.
+//! Whether this node's state may be older than the node: a disk, or the whole machine, was set back
+//! to an earlier day.
 //!
-//! What such a node gave away in the life that it lost is its own as far as it knows. So it gives out no address until it has
-//! compared its objects with another node, which knows what went, or until the user says that nothing was set back (I12).
+//! What such a node gave away in the life that it lost is its own as far as it knows. So it gives
+//! out no address until it has compared its objects with another node, which knows what went, or
+//! until the user says that nothing was set back (I12).
 //!
 //! ```text
 //! store "given"  : how many blocks this node gave away, written down before each
 //! RUN_DIR/given  : the same, with the boot in which it was written
 //! ```
 //!
-//! An agent that is started again within a boot, and finds there no more than in its store, knows all that it did. After a boot of
-//! the machine nothing on it tells a state that was set back from one that was not. A node that is alone in its mesh has
-//! given nothing away.
+//! An agent that is started again within a boot, and finds there no more than in its store, knows
+//! all that it did. After a boot of the machine nothing on it tells a state that was set back from
+//! one that was not. A node that is alone in its mesh has given nothing away.
 
 use std::{
     fs, io,
@@ -37,7 +39,8 @@ use crate::{
     store::{StoreError, Table},
 };
 
-/// How long whoever wants an address waits for a first meeting: it takes milliseconds, unless all others are away.
+/// How long whoever wants an address waits for a first meeting: it takes milliseconds, unless all
+/// others are away.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Between two looks meanwhile.
 const LOOK: Duration = Duration::from_millis(50);

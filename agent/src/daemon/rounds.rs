@@ -1,4 +1,5 @@
-//! The keeper of the mesh: the loop that brings peers and tables in step with what it is told, and does what has its time.
+//! The keeper of the mesh: the loop that brings peers and tables in step with what it is told, and
+//! does what has its time.
 //!
 //! ```text
 //! gossip, objects, attaching, changes of this host -> reconcile
@@ -23,11 +24,12 @@ const TICK: Duration = Duration::from_secs(1);
 /// Reconciliation runs at least this often.
 const SWEEP: Duration = Duration::from_secs(30);
 
-/// How often objects are looked through for what was deleted long ago. Nodes that collect far apart in time offer each
-/// other what the other does not want any more.
+/// How often objects are looked through for what was deleted long ago. Nodes that collect far apart
+/// in time offer each other what the other does not want any more.
 const COLLECT_EVERY: Duration = Duration::from_secs(10);
 
-/// How often endpoints are looked through for what another node's word or a failure at the start left in disorder.
+/// How often endpoints are looked through for what another node's word or a failure at the start
+/// left in disorder.
 const MEND_EVERY: Duration = Duration::from_secs(2);
 
 /// What the loop remembers from one round to the next.
@@ -97,8 +99,9 @@ impl Mesh {
         }
     }
 
-    /// Whether all is looked at although nobody said that something changed. Names settle with time, the plain port may be free again,
-    /// and where the kernel tells nothing this host's addresses are looked at, too.
+    /// Whether all is looked at although nobody said that something changed. Names settle with
+    /// time, the plain port may be free again, and where the kernel tells nothing this host's
+    /// addresses are looked at, too.
     fn is_sweep_due(&self, rounds: &Rounds) -> bool {
         rounds.reconciled.elapsed() >= SWEEP
             || self.watching.is_deaf()

@@ -1,8 +1,8 @@
-//! Rules of the firewall as the mesh's keeper tends them, on the host and inside each network: written where they differ, and
-//! flows that rules of before began are forgotten.
+//! Rules of the firewall as the mesh's keeper tends them, on the host and inside each network:
+//! written where they differ, and flows that rules of before began are forgotten.
 //!
-//! The kernel numbers its rulesets, one count for each namespace, and every change of anybody raises it. Only where it differs from when
-//! all was last found in place is anything looked at.
+//! The kernel numbers its rulesets, one count for each namespace, and every change of anybody
+//! raises it. Only where it differs from when all was last found in place is anything looked at.
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
@@ -39,8 +39,9 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Puts the table in place of what is there, where that differs, and says whether its counters begin anew. `forget` is done
-    /// after new rules, `others` after every change of anybody; all is done again until it succeeds.
+    /// Puts the table in place of what is there, where that differs, and says whether its counters
+    /// begin anew. `forget` is done after new rules, `others` after every change of anybody; all is
+    /// done again until it succeeds.
     pub(super) fn keep(
         &mut self,
         wanted: Arc<Table>,
@@ -79,7 +80,8 @@ impl Kept {
     }
 }
 
-/// What the host's table is made of. The store and the objects say what is published, and where it leads.
+/// What the host's table is made of. The store and the objects say what is published, and where it
+/// leads.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct MadeOf {
     /// How often something had been written to the store.

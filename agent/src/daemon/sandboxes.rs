@@ -1,7 +1,7 @@
 //! Sandboxes: network namespaces that this agent makes for `vxmesh run`.
 //!
-//! The command line starts the command and stays with it, or leaves a supervisor that does; the agent owns namespace and
-//! endpoints. Whoever stays with the command is the sandbox's keeper.
+//! The command line starts the command and stays with it, or leaves a supervisor that does; the
+//! agent owns namespace and endpoints. Whoever stays with the command is the sandbox's keeper.
 //!
 //! ```text
 //! row with its keeper (`run`) -> namespace, endpoints -> keeper: the supervisor -> the command starts -> row with the command
@@ -11,7 +11,8 @@
 //! end: exit.json -> endpoints, namespace go -> in one transaction: row goes, row of the ended one comes      see `ended`
 //! ```
 //!
-//! An agent that starts leaves a sandbox alone whose keeper or command runs; what else it finds is ended, or started again.
+//! An agent that starts leaves a sandbox alone whose keeper or command runs; what else it finds is
+//! ended, or started again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -242,15 +243,16 @@ pub(super) fn sandbox_gone(name: &Name) -> ApiError {
 }
 
 impl Stored {
-    /// Whether this is the sandbox that somebody speaks of, and he may: a supervisor that runs is not replaced by another.
+    /// Whether this is the sandbox that somebody speaks of, and he may: a supervisor that runs is
+    /// not replaced by another.
     fn takes(&self, started: &SandboxStarted, keeper: Option<&Process>) -> bool {
         let replaces = keeper.is_some() && self.keeper.as_ref() != keeper;
         let is_kept = self.starts > 0 && self.keeper.as_ref().is_some_and(Process::is_alive);
         self.incarnation == started.incarnation && !self.removing && !(replaces && is_kept)
     }
 
-    /// Ends the command, and the supervisor, which passes SIGTERM on and starts nothing more. Who waits for a command in the
-    /// foreground ends by itself.
+    /// Ends the command, and the supervisor, which passes SIGTERM on and starts nothing more. Who
+    /// waits for a command in the foreground ends by itself.
     pub(super) async fn end_processes(&self) -> Result<(), ApiError> {
         let supervisor = self.keeper.as_ref().filter(|_| self.supervised);
         let supervisor = supervisor.filter(|it| it.is_alive());
@@ -437,7 +439,8 @@ impl Mesh {
         let name: Name = reference.parse().map_err(|_fault| not_one(reference))?;
         let process = started.pid.and_then(Process::look);
         let keeper = started.keeper.and_then(Process::look);
-        // In one transaction: a sandbox that is removed meanwhile has no process any more that its removal does not end.
+        // In one transaction: a sandbox that is removed meanwhile has no process any more that its
+        // removal does not end.
         let noted = self.store.write(|txn| {
             let there = txn.get::<Stored>(Table::Sandboxes, name.as_str())?;
             let Some(mut sandbox) = there.filter(|it| it.takes(started, keeper.as_ref())) else {
@@ -494,7 +497,8 @@ impl Mesh {
     async fn end_and_clear(self: &Arc<Self>, sandbox: &Stored) -> Result<(), ApiError> {
         sandbox.end_processes().await?;
         let mut hosted = self.lock_host().await?;
-        // Another removal may be done by now; whoever comes second must not take a new one of that name.
+        // Another removal may be done by now; whoever comes second must not take a new one of that
+        // name.
         let current = self.stored_sandboxes()?.into_iter().find(|other| other.name == sandbox.name);
         if current.is_some_and(|current| current.incarnation == sandbox.incarnation) {
             self.clear(&mut hosted, sandbox, None).await?;
@@ -503,7 +507,8 @@ impl Mesh {
         Ok(())
     }
 
-    /// Writes down that a sandbox is being removed: from now on nothing starts in it. What its row says then is all there is.
+    /// Writes down that a sandbox is being removed: from now on nothing starts in it. What its row
+    /// says then is all there is.
     pub(super) fn begin_removal(&self, sandbox: &Stored) -> Result<Option<Stored>, ApiError> {
         let name = sandbox.name.as_str();
         let marked = self.store.write(|txn| {
@@ -518,7 +523,8 @@ impl Mesh {
         marked.map_err(store_failed)
     }
 
-    /// Takes a sandbox away whose processes have ended; what is to be known of it afterwards is kept.
+    /// Takes a sandbox away whose processes have ended; what is to be known of it afterwards is
+    /// kept.
     pub(super) async fn clear(
         self: &Arc<Self>,
         hosted: &mut Hosted,

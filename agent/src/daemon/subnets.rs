@@ -1,4 +1,5 @@
-//! Which subnets a network gets: those that were asked for, or free ones of the default pools; and what they overlap.
+//! Which subnets a network gets: those that were asked for, or free ones of the default pools; and
+//! what they overlap.
 
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
@@ -68,7 +69,8 @@ impl Wanted {
             && self.aux.is_empty()
     }
 
-    /// The IP versions for which a subnet is to be chosen: those that are wanted by name, and without a word both.
+    /// The IP versions for which a subnet is to be chosen: those that are wanted by name, and
+    /// without a word both.
     pub(super) fn missing(
         &self,
         ipv4: Option<bool>,
@@ -162,7 +164,8 @@ impl Wanted {
     }
 }
 
-/// A free subnet of each of these IP versions. Two nodes that choose at once choose at random, so that they seldom choose the same.
+/// A free subnet of each of these IP versions. Two nodes that choose at once choose at random, so
+/// that they seldom choose the same.
 pub(super) fn free_subnets(
     pools: &[DefaultPool],
     taken: &[IpNet],

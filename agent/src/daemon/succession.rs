@@ -27,7 +27,8 @@ impl Drop for Going<'_> {
 }
 
 impl Mesh {
-    /// Has another issuer that is up promise to keep the key. Nothing where there is no other one, or no key here.
+    /// Has another issuer that is up promise to keep the key. Nothing where there is no other one,
+    /// or no key here.
     pub(super) async fn find_successor(&self) -> Result<Option<Going<'_>>, ApiError> {
         let mut others = self.issuers();
         others.retain(|node| !node.is_self && node.state == "alive");

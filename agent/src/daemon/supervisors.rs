@@ -1,4 +1,5 @@
-//! Supervisors that the agent starts: of sandboxes whose command and supervisor ended with the host, or were killed.
+//! Supervisors that the agent starts: of sandboxes whose command and supervisor ended with the
+//! host, or were killed.
 //!
 //! This is the only program that the agent starts, and it is the agent's own binary (decision 24).
 
@@ -19,8 +20,9 @@ use super::{
 use crate::{api::ApiError, netlink::netns::Netns};
 
 impl Mesh {
-    /// Makes the namespaces anew of sandboxes that are started again after the host was: before their endpoints are adopted,
-    /// which then are plugged in as they were, with their names and addresses.
+    /// Makes the namespaces anew of sandboxes that are started again after the host was: before
+    /// their endpoints are adopted, which then are plugged in as they were, with their names and
+    /// addresses.
     pub(super) async fn repin_sandboxes(&self) -> Result<(), ApiError> {
         let mut sandboxes = self.stored_sandboxes()?;
         // One that shares a namespace comes after its owner.

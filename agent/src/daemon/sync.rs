@@ -1,4 +1,5 @@
-//! What this node says to others when it meets them, how object sets become equal, and what it answers to requests.
+//! What this node says to others when it meets them, how object sets become equal, and what it
+//! answers to requests.
 
 use std::{
     net::IpAddr,
@@ -31,7 +32,8 @@ const FIRST_MEETING: Duration = Duration::from_secs(3);
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
 /// How long a new endpoint waits for all nodes to know it: it is to be reachable in 200 ms.
 const TOLD: Duration = Duration::from_millis(150);
-/// A pair of nodes compares its sets no more often than this, so that a difference that neither can mend costs little.
+/// A pair of nodes compares its sets no more often than this, so that a difference that neither can
+/// mend costs little.
 const SYNC_EVERY: Duration = Duration::from_millis(500);
 /// And again after this time while they differ.
 const SYNC_AGAIN: Duration = Duration::from_secs(10);
@@ -39,7 +41,8 @@ const SYNC_AGAIN: Duration = Duration::from_secs(10);
 const RECORDS_PER_PUSH: usize = 200;
 
 impl Mesh {
-    /// A connection with a member came up: tell it what this node claims, compare objects, gossip at once.
+    /// A connection with a member came up: tell it what this node claims, compare objects, gossip
+    /// at once.
     pub(super) async fn greet(self: Arc<Self>, node: NodeId) {
         let (Some(control), Some(gossip)) = (self.control.get(), self.gossip.get()) else { return };
         let own: Vec<_> = gossip.with_directory(|directory| {
@@ -72,7 +75,8 @@ impl Mesh {
         tokio::spawn(async move { mesh.sync_with(node).await });
     }
 
-    /// Compares objects with nodes that have differed for a while: what one of them refused may be admitted by now.
+    /// Compares objects with nodes that have differed for a while: what one of them refused may be
+    /// admitted by now.
     pub(super) fn sync_again(self: &Arc<Self>, gossip: &Gossip) {
         let own = self.objects.read(ObjectSet::content_hash);
         let differing: Vec<NodeId> = gossip.with_directory(|directory| {
@@ -143,8 +147,8 @@ impl Mesh {
         }
     }
 
-    /// Tells everybody who is connected of a record and waits until their tables follow it, or for as long as a user may wait
-    /// for a node that hangs; that one hears of it by gossip.
+    /// Tells everybody who is connected of a record and waits until their tables follow it, or for
+    /// as long as a user may wait for a node that hangs; that one hears of it by gossip.
     pub(super) async fn spread_and_wait(&self, record: &SignedRecord) {
         let Some(control) = self.control.get() else { return };
         let records = vec![(record.owner, record.key.to_string(), record.text.to_string())];
@@ -282,7 +286,8 @@ impl Mesh {
         Ok(())
     }
 
-    /// A block is given up before its transfer is signed: one that could not be would be nobody's until the next start.
+    /// A block is given up before its transfer is signed: one that could not be would be nobody's
+    /// until the next start.
     fn check_room(&self, to: NodeId) -> Result<(), Refusal> {
         self.check_proof()?;
         if self.objects.read(|set| set.is_removed(to)) {
@@ -354,7 +359,8 @@ async fn off_runtime<T: Send + 'static>(
 }
 
 impl Mesh {
-    /// Hands everybody who is connected the last objects of this node, and waits until they have them. How many took them.
+    /// Hands everybody who is connected the last objects of this node, and waits until they have
+    /// them. How many took them.
     pub(super) async fn say_goodbye(&self, texts: &[String]) -> usize {
         // A node that has just joined or started has no connection yet.
         let end = Instant::now() + FIRST_MEETING;
@@ -364,14 +370,16 @@ impl Mesh {
         self.tell(texts, |_node| true, ANSWER).await
     }
 
-    /// Whether there are others and none of them is connected. Just after a join, only their addresses tell of them.
+    /// Whether there are others and none of them is connected. Just after a join, only their
+    /// addresses tell of them.
     fn has_met_nobody(&self) -> bool {
         let peers = self.control.get().map(|control| control.peers()).unwrap_or_default();
         let are_others = lock(&self.addrs).keys().any(|node| *node != self.me);
         !self.is_removed() && are_others && peers.iter().all(|peer| !peer.connected)
     }
 
-    /// Hands objects to those who are connected, and waits until they have them, or for so long. How many took them.
+    /// Hands objects to those who are connected, and waits until they have them, or for so long.
+    /// How many took them.
     pub(super) async fn tell(
         &self,
         texts: &[String],

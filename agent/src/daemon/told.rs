@@ -1,4 +1,5 @@
-//! What the log says of the mesh: one line for each change of a node's or a network's state ([`Told`]).
+//! What the log says of the mesh: one line for each change of a node's or a network's state
+//! ([`Told`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,7 +44,8 @@ impl Change {
 }
 
 impl Told {
-    /// The changes since the last look. At the first, nodes that are not heard yet are no news, nor are networks.
+    /// The changes since the last look. At the first, nodes that are not heard yet are no news, nor
+    /// are networks.
     fn changes(&mut self, nodes: &[Node], networks: &[Network]) -> Vec<Change> {
         let first = self.nodes.is_empty();
         let mut changes = Vec::new();

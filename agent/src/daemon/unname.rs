@@ -1,7 +1,9 @@
-//! How an endpoint loses its names before its link, so that who was just led to it still reaches it.
+//! How an endpoint loses its names before its link, so that who was just led to it still reaches
+//! it.
 //!
-//! So it is wherever somebody takes an endpoint away that works: `network disconnect`, `endpoint detach`, `sandbox rm`, `leave`. Where
-//! the command or the namespace is gone, the names go at once.
+//! So it is wherever somebody takes an endpoint away that works: `network disconnect`,
+//! `endpoint detach`, `sandbox rm`, `leave`. Where the command or the namespace is gone, the names
+//! go at once.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -18,12 +20,13 @@ use super::{
 };
 use crate::api::ApiError;
 
-/// From the end of a name to the end of the link: longer than a resolver's answer and a handshake are on their way.
+/// From the end of a name to the end of the link: longer than a resolver's answer and a handshake
+/// are on their way.
 const LEAD: Duration = Duration::from_secs(1);
 
 impl Mesh {
-    /// Takes the names of endpoints away everywhere and waits until who asked for them before is connected. Their links
-    /// work meanwhile.
+    /// Takes the names of endpoints away everywhere and waits until who asked for them before is
+    /// connected. Their links work meanwhile.
     pub(super) async fn take_names(self: &Arc<Self>, endpoints: &[Stored]) -> Result<(), ApiError> {
         let rows = self.endpoint_list();
         let others = rows.iter().filter(|row| endpoints.iter().all(|it| it.id != row.id));
@@ -49,7 +52,8 @@ impl Mesh {
         }
     }
 
-    /// Ends what [`take_names`](Self::take_names) began: an endpoint that is still there has its names again.
+    /// Ends what [`take_names`](Self::take_names) began: an endpoint that is still there has its
+    /// names again.
     pub(super) async fn settle_names(
         self: &Arc<Self>,
         endpoints: &[Stored],

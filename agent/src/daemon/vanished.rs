@@ -1,4 +1,5 @@
-//! Endpoints whose namespace, process or interface is gone: they end, and their names can be had again.
+//! Endpoints whose namespace, process or interface is gone: they end, and their names can be had
+//! again.
 //!
 //! An error while looking ends nothing: only what is seen to be gone is gone.
 
@@ -61,7 +62,8 @@ fn cause(endpoint: &Stored, why: &'static str) -> &'static str {
 }
 
 impl Mesh {
-    /// Learns where to hear of what: of each network that is here, and of where its endpoints are plugged in.
+    /// Learns where to hear of what: of each network that is here, and of where its endpoints are
+    /// plugged in.
     pub(super) async fn register(
         self: &Arc<Self>,
         hosted: &Hosted,
@@ -93,7 +95,8 @@ impl Mesh {
         }
     }
 
-    /// Learns where to hear of an endpoint that was just plugged in: whoever takes its interface away from now on is heard.
+    /// Learns where to hear of an endpoint that was just plugged in: whoever takes its interface
+    /// away from now on is heard.
     pub(super) async fn register_new(
         self: &Arc<Self>,
         overlay: Option<&Overlay>,
@@ -265,7 +268,8 @@ impl Mesh {
         })
     }
 
-    /// Ends an endpoint of this node that has this name in this network, if it is gone: who comes next may have the name.
+    /// Ends an endpoint of this node that has this name in this network, if it is gone: who comes
+    /// next may have the name.
     pub(super) async fn end_if_vanished(self: &Arc<Self>, is_it: impl Fn(&Stored) -> bool) {
         let is_there = self.stored_endpoints().is_ok_and(|all| all.iter().any(&is_it));
         if !is_there {

@@ -143,8 +143,8 @@ impl Mesh {
         let endpoints = self.known().into_iter().filter(|(_, (_, claim, _))| !claim.router);
         let mut rows: Vec<api::Endpoint> = endpoints.map(row).collect();
         conflicts::mark(&mut rows);
-        // What is on this host can be detached, also if the mesh does not show it: its network was removed, or another's claim
-        // stands against it.
+        // What is on this host can be detached, also if the mesh does not show it: its network was
+        // removed, or another's claim stands against it.
         let shown: BTreeSet<EndpointId> = rows.iter().map(|row| row.id).collect();
         let hidden = local.values().filter(|endpoint| !shown.contains(&endpoint.id));
         rows.extend(hidden.filter_map(|endpoint| endpoint.row(self.me)));
@@ -260,7 +260,8 @@ impl Mesh {
         .collect()
     }
 
-    /// Brings the counters up to date: with what the kernel counts, and without networks and endpoints that are gone.
+    /// Brings the counters up to date: with what the kernel counts, and without networks and
+    /// endpoints that are gone.
     pub(super) async fn count_drops(&self) {
         self.count_on_host();
         self.count_refused(|_place, _id| true);

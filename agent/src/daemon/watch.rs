@@ -4,10 +4,11 @@
 //! netlink, mounts, ends of processes ──> Dirty: what may be different ──> look: what is (`mend`, `vanished`)
 //! ```
 //!
-//! Events only say where to look; what is found there decides. So events of the agent's own changes cost a look and cause no
-//! change, and one that was lost costs time, never the truth: all is looked at when the kernel says that it lost some, and
-//! once a minute where it tells nothing at all. What it tells nobody is looked at by the clock ([`Turn`]): some settings and what
-//! rules counted, before somebody flushes these.
+//! Events only say where to look; what is found there decides. So events of the agent's own changes
+//! cost a look and cause no change, and one that was lost costs time, never the truth: all is
+//! looked at when the kernel says that it lost some, and once a minute where it tells nothing at
+//! all. What it tells nobody is looked at by the clock ([`Turn`]): some settings and what rules
+//! counted, before somebody flushes these.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,9 +43,11 @@ const SETTLE: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_millis(500);
 /// How often settings are looked at that change without a word, and what failed is tried again.
 const SETTINGS: Duration = Duration::from_secs(5);
-/// A minute of these: where the kernel tells nothing, all is looked at after it, else the settings inside of every network.
+/// A minute of these: where the kernel tells nothing, all is looked at after it, else the settings
+/// inside of every network.
 const MINUTE: usize = 12;
-/// After so many minutes each network was looked at whole, so that a change that was misunderstood does not stay.
+/// After so many minutes each network was looked at whole, so that a change that was misunderstood
+/// does not stay.
 const ROUND: usize = 10;
 /// Routes that are looked at one by one; more are all.
 const ROUTES: usize = 256;
@@ -83,7 +86,8 @@ impl Place {
     }
 }
 
-/// Whether an error says that there is nothing. `ESRCH` is what /proc says of a process that just ended.
+/// Whether an error says that there is nothing. `ESRCH` is what /proc says of a process that just
+/// ended.
 pub(super) fn is_gone(error: &io::Error) -> bool {
     let gone = [Errno::ENOENT, Errno::ESRCH].map(|errno| errno as i32);
     error.raw_os_error().is_some_and(|errno| gone.contains(&errno))
@@ -110,12 +114,14 @@ impl Places {
     }
 }
 
-/// Whose turn it is to be looked at by the clock. Networks take turns, so that many cost no more at a time than a few.
+/// Whose turn it is to be looked at by the clock. Networks take turns, so that many cost no more at
+/// a time than a few.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Turn(usize);
 
 impl Turn {
-    /// Whether the settings inside of the network at this place, and what its rules counted, are looked at.
+    /// Whether the settings inside of the network at this place, and what its rules counted, are
+    /// looked at.
     pub(super) fn is_for_settings(self, place: usize) -> bool {
         self.0 % MINUTE == place % MINUTE
     }
@@ -133,8 +139,8 @@ pub(super) struct Dirty {
     pub(super) all: bool,
     /// The host's rules and settings.
     pub(super) host: bool,
-    /// What the kernel tells nobody: settings of the host's ends of uplinks, and of the networks whose turn it is. What failed
-    /// before, too.
+    /// What the kernel tells nobody: settings of the host's ends of uplinks, and of the networks
+    /// whose turn it is. What failed before, too.
     pub(super) turn: Option<Turn>,
     /// This host's addresses.
     pub(super) moved: bool,
@@ -403,7 +409,8 @@ impl Mesh {
             }
             let (all, begun) = (dirty.all, Instant::now());
             if self.look(dirty).await || all {
-                // Where more happens than can be heard, looking at everything takes a tenth of the time at most.
+                // Where more happens than can be heard, looking at everything takes a tenth of the
+                // time at most.
                 let rest = if all { begun.elapsed() * 10 } else { Duration::ZERO };
                 tokio::time::sleep(rest.clamp(PAUSE, 4 * PAUSE)).await;
             }

@@ -21,11 +21,13 @@ use crate::{
     identity::Member,
 };
 
-/// A peer whose packets came within this time is not dead: two keepalive intervals of a busy session would be 20 s, but a
-/// killed host must be noticed, and whoever has traffic is heard every moment.
+/// A peer whose packets came within this time is not dead: two keepalive intervals of a busy
+/// session would be 20 s, but a killed host must be noticed, and whoever has traffic is heard every
+/// moment.
 const HEARD: Duration = Duration::from_secs(3);
 
-/// Pushes with objects that wait for the disk: 256 KiB each at most, and what is refused comes when the sets are compared.
+/// Pushes with objects that wait for the disk: 256 KiB each at most, and what is refused comes when
+/// the sets are compared.
 pub(super) const PUSHES: usize = 64;
 
 /// The agent as its control plane and its gossip see it. Weak, because the agent owns both.

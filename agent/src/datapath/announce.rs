@@ -1,4 +1,5 @@
-//! What the local network is told of remote endpoints, written to its TAP: the bridge gives it to all sandboxes and to this node.
+//! What the local network is told of remote endpoints, written to its TAP: the bridge gives it to
+//! all sandboxes and to this node.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,9 +7,11 @@ use vxmesh_proto::path::announce::Announcement;
 
 use super::{deliver, drops::Drops, port::Port};
 
-/// Frames at once: the bridge copies each for every port, and the kernel keeps a thousand for each CPU (`net.core.netdev_max_backlog`).
+/// Frames at once: the bridge copies each for every port, and the kernel keeps a thousand for each
+/// CPU (`net.core.netdev_max_backlog`).
 const AT_ONCE: usize = 16;
-/// How long the others wait. So much comes only when a network with many endpoints is new on the host.
+/// How long the others wait. So much comes only when a network with many endpoints is new on the
+/// host.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Announces them, a few at a time. Needs a tokio runtime.

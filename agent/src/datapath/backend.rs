@@ -1,4 +1,5 @@
-//! Which backend drives the TAPs: the best that the kernel grants, unless the configuration says otherwise.
+//! Which backend drives the TAPs: the best that the kernel grants, unless the configuration says
+//! otherwise.
 
 use std::{io, str::FromStr, thread};
 
@@ -41,7 +42,8 @@ impl Backend {
     /// Makes a TAP in the calling thread's network namespace, with up to so many queues.
     ///
     /// # Errors
-    /// There is no /dev/net/tun, the name is taken, or the rights are missing; or the kernel does not grant the backend.
+    /// There is no /dev/net/tun, the name is taken, or the rights are missing; or the kernel does
+    /// not grant the backend.
     pub fn open(self, name: &str, queues: usize) -> io::Result<Box<dyn Device>> {
         let plain = || Tap::open(name).map(|tap| Box::new(tap) as Box<dyn Device>);
         let offload = || OffloadTap::open(name, queues).map(|tap| Box::new(tap) as Box<dyn Device>);
@@ -91,7 +93,8 @@ pub struct Grants {
     pub offloads: Vec<&'static str>,
 }
 
-/// Whether the kernel knows no such thing, or the system lacks it, as opposed to a name that is taken.
+/// Whether the kernel knows no such thing, or the system lacks it, as opposed to a name that is
+/// taken.
 fn is_not_granted(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::EINVAL | Errno::ENOTTY | Errno::EOPNOTSUPP))

@@ -9,12 +9,14 @@ use vxmesh_proto::frame::{coalesce::Accepts, vnet};
 
 use super::backend::Grants;
 
-/// The longest frame that a TAP gives: one maximal IP packet behind an Ethernet header, and room for a tag.
+/// The longest frame that a TAP gives: one maximal IP packet behind an Ethernet header, and room
+/// for a tag.
 pub const MAX_SUPER_FRAME: usize = 65_535 + 18;
 
 /// A TAP of one network. Workers share it; no call needs a lock.
 pub trait Device: Send + Sync + std::fmt::Debug {
-    /// How many queues of frames it has. The frames of a flow are all in one; fragments of its packets may be in another.
+    /// How many queues of frames it has. The frames of a flow are all in one; fragments of its
+    /// packets may be in another.
     fn queues(&self) -> usize;
 
     /// What becomes readable when a queue has a frame.
@@ -32,7 +34,8 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     /// `WouldBlock` when there is none.
     fn recv(&self, queue: usize, buffer: &mut [u8]) -> io::Result<Received>;
 
-    /// Gives one frame, the parts one after another, to the kernel without waiting. `vnet` says how it is to be cut.
+    /// Gives one frame, the parts one after another, to the kernel without waiting. `vnet` says how
+    /// it is to be cut.
     ///
     /// # Errors
     /// The kernel does not take it.

@@ -1,7 +1,8 @@
 //! Counters of frames that were not delivered: (reason, network, peer, endpoint) -> count (I4).
 //!
-//! Dropping is off the fast path, so one lock guards the table. Its keys are reasons from the code, networks and endpoints that
-//! exist and peers that were authenticated, so it cannot be grown from outside. What goes takes its rows along.
+//! Dropping is off the fast path, so one lock guards the table. Its keys are reasons from the code,
+//! networks and endpoints that exist and peers that were authenticated, so it cannot be grown from
+//! outside. What goes takes its rows along.
 
 use std::{
     collections::BTreeMap,
@@ -93,7 +94,8 @@ impl Drops {
         recent.map(|(key, row)| (*key, row.count)).collect()
     }
 
-    /// Forgets the rows of networks that are gone; those of endpoints that are gone are counted without them.
+    /// Forgets the rows of networks that are gone; those of endpoints that are gone are counted
+    /// without them.
     pub fn forget_gone(
         &self,
         has_network: impl Fn(NetworkId) -> bool,

@@ -1,8 +1,10 @@
-//! The workers that take datagrams in, each from its own socket: UDP -> open -> `inbound` -> coalesce -> TAP.
+//! The workers that take datagrams in, each from its own socket: UDP -> open -> `inbound` ->
+//! coalesce -> TAP.
 //!
-//! One call takes a batch of datagrams. Data messages are opened where they lie, and what the packets of one flow are is put
-//! together and written with one call, from where it lies. Handshake messages go to the session thread through a bounded
-//! queue, so that a flood of them costs the data path one copy each at most.
+//! One call takes a batch of datagrams. Data messages are opened where they lie, and what the
+//! packets of one flow are is put together and written with one call, from where it lies. Handshake
+//! messages go to the session thread through a bounded queue, so that a flood of them costs the
+//! data path one copy each at most.
 
 use std::{
     collections::HashMap,
@@ -65,7 +67,8 @@ pub(super) fn run(shared: &Shared, udp: &UdpIo) -> io::Result<()> {
                     take_batch(shared, &mut batch, &mut coalescer);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // The kernel reports an ICMP error of an earlier datagram here; it says nothing about this socket.
+                // The kernel reports an ICMP error of an earlier datagram here; it says nothing
+                // about this socket.
                 Err(_icmp) => {}
             }
         }
@@ -90,7 +93,8 @@ fn wait(shared: &Shared, udp: &UdpIo, eager: bool, waiter: &mut Waiter) -> io::R
 /// Who gets the frames of a number.
 type Ports = HashMap<Vni, Arc<Port>>;
 
-/// What one batch is taken with: snapshots, and the key and the way of the datagram before, which are mostly those of the next.
+/// What one batch is taken with: snapshots, and the key and the way of the datagram before, which
+/// are mostly those of the next.
 struct Taker<'s> {
     shared: &'s Shared,
     ports: &'s Ports,
@@ -274,7 +278,8 @@ impl Taker<'_> {
     }
 }
 
-/// Writes a frame to its TAP. A super-frame that the kernel does not take is written as what it was made of.
+/// Writes a frame to its TAP. A super-frame that the kernel does not take is written as what it was
+/// made of.
 pub(super) fn write<T>(
     (drops, offloads): (&Drops, &Offloads),
     port: &Port<T>,

@@ -7,8 +7,8 @@
 //! data                              : the socket of the key's index, so what is sealed with one key stays in order
 //! ```
 //!
-//! The flag is read before anybody knows whether it is genuine. Whoever forges it reaches a thread that looks at each datagram
-//! as the others do.
+//! The flag is read before anybody knows whether it is genuine. Whoever forges it reaches a thread
+//! that looks at each datagram as the others do.
 
 use std::io;
 
@@ -24,7 +24,8 @@ use super::udp::UdpIo;
 const FLAGS_AT: u32 = 2;
 const INDEX_AT: u32 = 4;
 
-/// Opens the other sockets of the data port, so that there are `receivers` of them in all, and that of sparse flows.
+/// Opens the other sockets of the data port, so that there are `receivers` of them in all, and that
+/// of sparse flows.
 pub(super) fn share(udp: &UdpIo, receivers: usize) -> io::Result<(Vec<UdpIo>, UdpIo)> {
     let others = (1..receivers).map(|_| udp.share()).collect::<io::Result<Vec<_>>>()?;
     let mut sparse = udp.share()?;

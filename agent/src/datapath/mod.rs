@@ -9,7 +9,8 @@
 //! plain-in   agent    plain socket, stop              a batch of datagram buffers; only while a plain network is here
 //! ```
 //!
-//! What they share is [`Shared`]: snapshots and atomics, no lock on the way of a frame. Decisions are `vxmesh_proto`'s.
+//! What they share is [`Shared`]: snapshots and atomics, no lock on the way of a frame. Decisions
+//! are `vxmesh_proto`'s.
 
 mod announce;
 pub mod backend;
@@ -72,8 +73,8 @@ use self::{
     workers::Workers,
 };
 
-/// Threads of either direction: one for each CPU, but no more than this, since each has half a megabyte of buffers and
-/// its socket up to [`udp::SOCKET_BUFFER`] in the kernel.
+/// Threads of either direction: one for each CPU, but no more than this, since each has half a
+/// megabyte of buffers and its socket up to [`udp::SOCKET_BUFFER`] in the kernel.
 const MAX_THREADS: usize = 8;
 
 /// What all threads of the data path see.
@@ -313,7 +314,8 @@ impl Dataplane {
         self.tell(SessionInput::Wanted(node)).await;
     }
 
-    /// Begins a handshake with every peer that there is a session with: it shows them where this node is by now.
+    /// Begins a handshake with every peer that there is a session with: it shows them where this
+    /// node is by now.
     pub async fn show_place(&self) {
         self.tell(SessionInput::Moved).await;
     }
@@ -323,7 +325,8 @@ impl Dataplane {
         self.tell(SessionInput::Probe(node)).await;
     }
 
-    /// Control inputs are not lost when the queue is full: they wait, off the threads of the runtime.
+    /// Control inputs are not lost when the queue is full: they wait, off the threads of the
+    /// runtime.
     async fn tell(&self, input: SessionInput) {
         if let Err(TrySendError::Full(input)) = self.shared.sessions.try_send(input) {
             let queue = self.shared.sessions.clone();
@@ -353,14 +356,16 @@ impl Dataplane {
         }
     }
 
-    /// Tells the local endpoints of a network, and this node itself, which MACs these addresses have by now.
+    /// Tells the local endpoints of a network, and this node itself, which MACs these addresses
+    /// have by now.
     pub fn announce(&self, network: NetworkId, news: &[Announcement]) {
         if let Some(port) = self.ports().get(&network) {
             announce::announce(&self.shared.drops, port, news);
         }
     }
 
-    /// Says which networks get the frames that come with their number: of those that claim one number the active one.
+    /// Says which networks get the frames that come with their number: of those that claim one
+    /// number the active one.
     pub fn serve(&self, is_active: impl Fn(NetworkId) -> bool) {
         let all = self.ports();
         let served = || all.values().filter(|port| is_active(port.id()));

@@ -1,8 +1,10 @@
-//! The offload backend: a TAP that hands over and takes super-frames of up to 64 KB (`IFF_VNET_HDR`).
+//! The offload backend: a TAP that hands over and takes super-frames of up to 64 KB
+//! (`IFF_VNET_HDR`).
 //!
-//! Of what the kernel offers everything is asked for that it grants: checksums left open, TCP and, since Linux 6.2, UDP
-//! segmentation. In front of each frame stands a `virtio_net_hdr` of 10 bytes. Like every TAP it lives in the network
-//! namespace in which it was opened and ends with its descriptors, one for each queue ([`super::steering`]).
+//! Of what the kernel offers everything is asked for that it grants: checksums left open, TCP and,
+//! since Linux 6.2, UDP segmentation. In front of each frame stands a `virtio_net_hdr` of 10 bytes.
+//! Like every TAP it lives in the network namespace in which it was opened and ends with its
+//! descriptors, one for each queue ([`super::steering`]).
 
 use std::{
     fs::File,
@@ -59,7 +61,8 @@ impl OffloadTap {
     /// Makes the interface in the calling thread's network namespace, with up to so many queues.
     ///
     /// # Errors
-    /// The kernel grants no offloads, there is no /dev/net/tun, the name is taken, or the rights are missing.
+    /// The kernel grants no offloads, there is no /dev/net/tun, the name is taken, or the rights
+    /// are missing.
     pub fn open(name: &str, queues: usize) -> io::Result<Self> {
         if queues > 1
             && let Some(program) = steering::program()

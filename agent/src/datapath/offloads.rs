@@ -1,5 +1,5 @@
-//! Which offloads were refused at work after the kernel had granted them: each is switched off where it failed, counted, and
-//! the traffic goes on without.
+//! Which offloads were refused at work after the kernel had granted them: each is switched off
+//! where it failed, counted, and the traffic goes on without.
 
 use std::{
     collections::HashSet,
@@ -51,7 +51,8 @@ impl Offloads {
         }
     }
 
-    /// The interface to a destination refused datagrams that it was to cut, and took them one by one. Each thread finds out by itself.
+    /// The interface to a destination refused datagrams that it was to cut, and took them one by
+    /// one. Each thread finds out by itself.
     pub(super) fn refuse_segments(&self, to: SocketAddr, error: &io::Error) {
         let mut singly = self.singly.lock().unwrap_or_else(PoisonError::into_inner);
         if singly.len() >= DESTINATIONS {

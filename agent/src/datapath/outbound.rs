@@ -1,7 +1,8 @@
 //! A worker that carries frames out: TAPs -> `outbound` -> cut, seal -> UDP.
 //!
-//! It takes what its queues of the TAPs have; frames of sparse flows leave at once, those of bulk flows in turn, one network after the
-//! other and in each one flow after the other, and between two turns it looks for new ones. When nothing is left it waits.
+//! It takes what its queues of the TAPs have; frames of sparse flows leave at once, those of bulk
+//! flows in turn, one network after the other and in each one flow after the other, and between two
+//! turns it looks for new ones. When nothing is left it waits.
 
 use std::{
     collections::VecDeque,
@@ -36,15 +37,19 @@ use super::{
 
 /// TAPs with frames that are told at once; others are in turn the next time.
 const READY: usize = 64;
-/// The same while frames wait to leave: so that the kernel goes through all TAPs in turn, and reading does not displace sealing.
+/// The same while frames wait to leave: so that the kernel goes through all TAPs in turn, and
+/// reading does not displace sealing.
 const READY_BUSY: usize = 8;
 /// Frames taken from one TAP before the others have their turn.
 const BUDGET: usize = 64;
-/// Frames lost to others of their network, after which the rest is left to the TAP: what the kernel drops costs nothing here.
+/// Frames lost to others of their network, after which the rest is left to the TAP: what the kernel
+/// drops costs nothing here.
 const SHED: usize = 8;
-/// Large frames of bulk flows of one network that wait here, up to half a megabyte. More stay in the TAP's queue, and all others behind them.
+/// Large frames of bulk flows of one network that wait here, up to half a megabyte. More stay in
+/// the TAP's queue, and all others behind them.
 const LARGE: usize = 8;
-/// Frames of any length that wait here, as many as in the TAP's queue. When more come, those of the flow that has most are lost.
+/// Frames of any length that wait here, as many as in the TAP's queue. When more come, those of the
+/// flow that has most are lost.
 const HELD: usize = 1024;
 /// Frames that are kept in so many bytes.
 const SMALL: usize = 2048;
@@ -52,7 +57,8 @@ const SMALL: usize = 2048;
 const TURN: usize = 64 * 1024;
 /// How long sealed datagrams may wait for more while other networks have their turn.
 const LATE: Duration = Duration::from_millis(1);
-/// Buffers of large and of small frames of all networks together. When all are taken, a network has one of its own, and sheds.
+/// Buffers of large and of small frames of all networks together. When all are taken, a network has
+/// one of its own, and sheds.
 const PLACES: (usize, usize) = (128, 16 * 1024);
 /// Buffers of large and of small frames that are kept though nothing is in them.
 const SPARE: (usize, usize) = (32, 256);
@@ -71,14 +77,16 @@ pub(super) struct Outbound {
     spare: Spare,
     way: Way,
     waiter: Waiter,
-    /// The last frame came alone and was sparse: the next is probably alone, too, and leaves before another is looked for.
+    /// The last frame came alone and was sparse: the next is probably alone, too, and leaves before
+    /// another is looked for.
     lonely: bool,
 }
 
 /// Room for one frame, [`SMALL`] or [`MAX_SUPER_FRAME`].
 type Place = Box<[u8]>;
 
-/// Rooms without a frame. The last one used is taken first, so that memory is not touched without need.
+/// Rooms without a frame. The last one used is taken first, so that memory is not touched without
+/// need.
 #[derive(Default)]
 struct Spare {
     large: Vec<Place>,
@@ -168,7 +176,8 @@ impl Outbound {
         }
     }
 
-    /// Takes frames of one TAP while there are some and there is room, and gives how many there were.
+    /// Takes frames of one TAP while there are some and there is room, and gives how many there
+    /// were.
     fn take(&mut self, number: usize, alone: bool) -> usize {
         let Some(Some(seat)) = self.seats.get_mut(number) else { return 0 };
         let waited = !seat.held.is_empty();
@@ -306,7 +315,8 @@ pub(super) fn tap_failed(vni: vxmesh_proto::addr::Vni, error: &io::Error) {
 }
 
 impl Seat {
-    /// How a frame travels that came now, and a number of its flow. While others of its flow wait, it waits behind them.
+    /// How a frame travels that came now, and a number of its flow. While others of its flow wait,
+    /// it waits behind them.
     fn lane(&mut self, frame: &[u8], now: Instant) -> (Lane, u64) {
         match self.lanes.of(frame, now) {
             (Lane::Sparse, flow) if self.held.holds(flow) => (Lane::Bulk, flow),
@@ -318,7 +328,8 @@ impl Seat {
         cost(len, vnet::packets(&vnet, len))
     }
 
-    /// Keeps a frame of a bulk flow; if these are too many, one of the flow that has most is lost. How many were lost.
+    /// Keeps a frame of a bulk flow; if these are too many, one of the flow that has most is lost.
+    /// How many were lost.
     fn keep(
         &mut self,
         shared: &Shared,

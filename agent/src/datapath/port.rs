@@ -19,7 +19,8 @@ use super::{
 /// The snapshot of an encrypted network that workers read.
 pub type Table = NetworkTable<Arc<Peer>>;
 
-/// A network that has a TAP on this host. What may be done with its frames is a matter of its snapshot's type (I10).
+/// A network that has a TAP on this host. What may be done with its frames is a matter of its
+/// snapshot's type (I10).
 #[derive(Debug)]
 pub struct Port<T = Table> {
     id: NetworkId,

@@ -1,7 +1,7 @@
 //! The thread that owns the Noise sessions: handshakes, timers, and what the workers ask of it.
 //!
-//! It waits on one bounded queue until the next timer is due. Workers never wait for it: what the queue does not take is
-//! counted and lost, and timers make up for it.
+//! It waits on one bounded queue until the next timer is due. Workers never wait for it: what the
+//! queue does not take is counted and lost, and timers make up for it.
 
 use std::{
     net::SocketAddr,
@@ -21,7 +21,8 @@ use vxmesh_proto::{
 
 use super::{Shared, drops::DropKey};
 
-/// Inputs that wait for the thread: a fifth of a second of handshakes at their full rate, and 80 KiB.
+/// Inputs that wait for the thread: a fifth of a second of handshakes at their full rate, and 80
+/// KiB.
 pub(super) const QUEUE: usize = 512;
 /// How long the thread waits when no timer is set.
 const IDLE: Duration = Duration::from_secs(3600);

@@ -1,7 +1,8 @@
-//! Which queue of a TAP a frame goes to: a program of the kernel's ([`program`]) that depends on nothing but the frame's flow.
+//! Which queue of a TAP a frame goes to: a program of the kernel's ([`program`]) that depends on
+//! nothing but the frame's flow.
 //!
-//! Without one the kernel has a flow follow the queue that its answers were written to, and flows that pause move: a flow's frames could
-//! overtake each other.
+//! Without one the kernel has a flow follow the queue that its answers were written to, and flows
+//! that pause move: a flow's frames could overtake each other.
 
 use std::{
     io,
@@ -63,7 +64,8 @@ fn load() -> io::Result<Option<OwnedFd>> {
         license: LICENSE.as_ptr() as u64,
     };
     #[expect(unsafe_code, reason = "nobody wraps bpf(2) without a loader of its own")]
-    // SAFETY: the kernel reads so many bytes of `load`, and the steps and the text that it points to, which outlive the call.
+    // SAFETY: the kernel reads so many bytes of `load`, and the steps and the text that it points
+    // to, which outlive the call.
     let fd =
         unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) };
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
@@ -76,7 +78,8 @@ fn load() -> io::Result<Option<OwnedFd>> {
     Ok(Some(program))
 }
 
-/// Sums up addresses, and ports where a frame surely has them, and spreads the bits. A frame that is too short for a load goes to the first queue.
+/// Sums up addresses, and ports where a frame surely has them, and spreads the bits. A frame that
+/// is too short for a load goes to the first queue.
 fn steps() -> Vec<Step> {
     const CONTEXT: u8 = 6;
     const SUM: u8 = 7;
@@ -115,7 +118,8 @@ fn steps() -> Vec<Step> {
         skip(len(&ipv4) + 1 + len(&ipv6)),
     ];
     let end = [
-        // Carries and the lower 32 bits, times the golden ratio as in `proto`'s tables; the upper bits are the mixed ones.
+        // Carries and the lower 32 bits, times the golden ratio as in `proto`'s tables; the upper
+        // bits are the mixed ones.
         step(0xbf, 0, SUM, 0, 0),
         step(0x77, 0, 0, 0, 32),
         step(0x0f, 0, SUM, 0, 0),

@@ -1,7 +1,8 @@
 //! The baseline backend: the tun-tap crate, one frame per call, works on every kernel.
 //!
-//! The TAP has no virtio header and asks for no offload, so the kernel cuts super-frames into packets and completes their
-//! checksums before they are read. It lives in the network namespace in which it was opened and ends with its descriptor.
+//! The TAP has no virtio header and asks for no offload, so the kernel cuts super-frames into
+//! packets and completes their checksums before they are read. It lives in the network namespace in
+//! which it was opened and ends with its descriptor.
 
 use std::{
     io::{self, IoSlice},

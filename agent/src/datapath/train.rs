@@ -1,13 +1,16 @@
-//! From frames to sealed datagrams on the underlay: a [`Train`] of datagrams for one peer, which leaves with one call.
+//! From frames to sealed datagrams on the underlay: a [`Train`] of datagrams for one peer, which
+//! leaves with one call.
 //!
 //! ```text
 //! | header 16 | VXLAN 8 | frame | tag 16 | header 16 | VXLAN 8 | frame | tag 16 | ...     UDP_SEGMENT = length of the first
 //! | header 16 | list of small packets: VXLAN 8, frame   | tag 16 | ...
 //! ```
 //!
-//! All have the same length but the last, which may be shorter, and the congestion mark of what is inside ([`Ecn`]). Each frame is cut to where it is sealed and sealed there. Small
-//! frames that follow one another share a datagram, whatever their networks and lengths, if their marks are the same. A train leaves when the next frame does
-//! not fit, and whenever the worker has nothing more to read: nothing waits.
+//! All have the same length but the last, which may be shorter, and the congestion mark of what is
+//! inside ([`Ecn`]). Each frame is cut to where it is sealed and sealed there. Small frames that
+//! follow one another share a datagram, whatever their networks and lengths, if their marks are the
+//! same. A train leaves when the next frame does not fit, and whenever the worker has nothing more
+//! to read: nothing waits.
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
@@ -35,7 +38,8 @@ const ROOM: usize = 65_507;
 const MAX_DATAGRAMS: usize = 64;
 /// The longest datagram that small packets share.
 const SHARED_LEN: usize = PAYLOAD_LEN + SEAL_OVERHEAD;
-/// Destinations that do without segmentation. One that comes when this is full tries again what did not work.
+/// Destinations that do without segmentation. One that comes when this is full tries again what did
+/// not work.
 const PLAIN_DESTINATIONS: usize = 1024;
 
 /// Sealed datagrams that are about to leave.
@@ -52,7 +56,8 @@ pub(super) struct Train {
     ended: bool,
     /// Packets in all of them.
     packets: usize,
-    /// Behind them one that is not sealed yet: small packets, and the key that they will be sealed with.
+    /// Behind them one that is not sealed yet: small packets, and the key that they will be sealed
+    /// with.
     open: Option<(Arc<Keypair>, List)>,
     to: Option<(Arc<Peer>, SocketAddr)>,
     /// The mark of all of them.
@@ -81,7 +86,8 @@ impl Train {
         }
     }
 
-    /// Cuts a frame of a network and seals each packet for each of the peers; sends what becomes full.
+    /// Cuts a frame of a network and seals each packet for each of the peers; sends what becomes
+    /// full.
     pub(super) fn carry<'p>(
         &mut self,
         shared: &Shared,
@@ -159,7 +165,8 @@ impl Train {
         Ok(())
     }
 
-    /// Adds a small packet to those that are not sealed yet. False if there are none for its peer, or no room.
+    /// Adds a small packet to those that are not sealed yet. False if there are none for its peer,
+    /// or no room.
     fn share(&mut self, peer: &Arc<Peer>, vni: Vni, segments: &Segments<'_>) -> bool {
         let is_to = self.is_to(peer, segments.ecn());
         let Some((_, list)) = self.open.as_mut().filter(|_| is_to) else { return false };
@@ -169,7 +176,8 @@ impl Train {
         place.map(|packet| put_packet(packet, vni, segments, 0)).is_some()
     }
 
-    /// Seals the packets that share a datagram. Where more of them follow (`is_full`) it gets the length of the next ones.
+    /// Seals the packets that share a datagram. Where more of them follow (`is_full`) it gets the
+    /// length of the next ones.
     fn close(&mut self, shared: &Shared, is_full: bool) {
         let Some((keypair, mut list)) = self.open.take() else { return };
         let shares = list.packets() > 1;
@@ -194,7 +202,8 @@ impl Train {
         }
     }
 
-    /// Sends what is there if a datagram cannot follow it: one of this length, or one for small packets.
+    /// Sends what is there if a datagram cannot follow it: one of this length, or one for small
+    /// packets.
     fn make_room(
         &mut self,
         shared: &Shared,
@@ -255,7 +264,8 @@ impl Train {
             let lost = u64::try_from(packets).unwrap_or(u64::MAX);
             return shared.not_sent(*addr, &error, Some(peer.id()), lost);
         }
-        // An interface without checksum offload refuses trains (EIO), others refuse this one (EINVAL).
+        // An interface without checksum offload refuses trains (EIO), others refuse this one
+        // (EINVAL).
         let addr = *addr;
         let mut carried = false;
         for datagram in bytes.chunks(self.stride) {

@@ -1,11 +1,12 @@
 //! The data socket: sealed datagrams to and from the underlay.
 //!
-//! Dual-stack sockets (`[::]`, IPv4 as mapped addresses; 0.0.0.0 where the host has no IPv6). Datagrams are never
-//! fragmented: DF is set and what the path cannot carry comes back as an error. Receiving takes a batch per call and
-//! lets the kernel glue equal datagrams of one flow together (UDP_GRO); [`Batch`] takes them apart again.
+//! Dual-stack sockets (`[::]`, IPv4 as mapped addresses; 0.0.0.0 where the host has no IPv6).
+//! Datagrams are never fragmented: DF is set and what the path cannot carry comes back as an error.
+//! Receiving takes a batch per call and lets the kernel glue equal datagrams of one flow together
+//! (UDP_GRO); [`Batch`] takes them apart again.
 //!
-//! Several sockets may share the port (SO_REUSEPORT), one for each thread and one for sparse flows; which of them gets a datagram
-//! is decided by [`super::lanes`].
+//! Several sockets may share the port (SO_REUSEPORT), one for each thread and one for sparse flows;
+//! which of them gets a datagram is decided by [`super::lanes`].
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -25,9 +26,11 @@ use socket2::{Domain, MsgHdr, Protocol, SockAddr, SockRef, Socket, Type};
 use tracing::debug;
 use vxmesh_proto::frame::ecn::Ecn;
 
-/// Kernel buffers: 8 MiB hold about 50 ms of full-size datagrams at 1 Gbit/s while a worker is descheduled.
+/// Kernel buffers: 8 MiB hold about 50 ms of full-size datagrams at 1 Gbit/s while a worker is
+/// descheduled.
 pub(super) const SOCKET_BUFFER: usize = 8 << 20;
-/// Datagram trains taken with one call. Each slot needs [`SLOT_LEN`] bytes, so a batch owns 512 KiB.
+/// Datagram trains taken with one call. Each slot needs [`SLOT_LEN`] bytes, so a batch owns 512
+/// KiB.
 const SLOTS: usize = 8;
 /// So many datagrams at once are no bulk.
 const FEW: usize = 3;
@@ -78,8 +81,8 @@ impl UdpIo {
         }
     }
 
-    /// Opens another socket that shares the port. The port was free when the first took it; nobody else who does not ask for
-    /// sharing gets it.
+    /// Opens another socket that shares the port. The port was free when the first took it; nobody
+    /// else who does not ask for sharing gets it.
     ///
     /// # Errors
     /// The host refuses the socket.
@@ -89,8 +92,9 @@ impl UdpIo {
         Self::open(domain, self.local_addr()?, SOCKET_BUFFER, true)
     }
 
-    /// Marks what is sent alone for the sparse lane: it may be treated better on the way (RFC 4594 section 4.7), and the receiver's kernel
-    /// does not glue it behind the datagrams of a bulk flow. A mark that cannot be had costs only that.
+    /// Marks what is sent alone for the sparse lane: it may be treated better on the way (RFC 4594
+    /// section 4.7), and the receiver's kernel does not glue it behind the datagrams of a bulk
+    /// flow. A mark that cannot be had costs only that.
     pub fn mark_sparse(&mut self) {
         self.marked = true;
         let socket = SockRef::from(&self.socket);
@@ -110,7 +114,8 @@ impl UdpIo {
         if domain == Domain::IPV6 {
             socket.set_only_v6(false)?;
         }
-        // More than rmem_max needs CAP_NET_ADMIN; without it the kernel clamps, which costs speed only.
+        // More than rmem_max needs CAP_NET_ADMIN; without it the kernel clamps, which costs speed
+        // only.
         if setsockopt(&socket, sockopt::RcvBufForce, &receive).is_err() {
             socket.set_recv_buffer_size(receive)?;
         }
@@ -123,8 +128,9 @@ impl UdpIo {
         Ok(Self { socket, state, dual_stack: domain == Domain::IPV6, marked: false })
     }
 
-    /// Has the kernel give each datagram alone. What it glues together may be several datagrams (UDP_GRO), but also one of a tunnel
-    /// whose payload is a burst; then it says how the payload is to be cut, and nothing tells the two apart.
+    /// Has the kernel give each datagram alone. What it glues together may be several datagrams
+    /// (UDP_GRO), but also one of a tunnel whose payload is a burst; then it says how the payload
+    /// is to be cut, and nothing tells the two apart.
     ///
     /// # Errors
     /// The kernel does not do so.
@@ -174,7 +180,8 @@ impl UdpIo {
         send.into_iter().chain(receive)
     }
 
-    /// Sends one datagram, or with `segment` a train of datagrams of that length (the last may be shorter), all with this mark.
+    /// Sends one datagram, or with `segment` a train of datagrams of that length (the last may be
+    /// shorter), all with this mark.
     ///
     /// # Errors
     /// The path cannot carry the length (`EMSGSIZE`), there is no route, or the socket stays full.

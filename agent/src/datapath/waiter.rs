@@ -1,9 +1,11 @@
 //! Waiting for the next frame or datagram without sleeping where it is about to come: [`Waiter`].
 //!
-//! To be woken costs a thread more than all the rest of a frame's way, most of all where the CPU fell asleep, too. So a thread that
-//! slept only shortly looks again and again for a moment before it sleeps, and offers its CPU to others between two looks. Where
-//! somebody takes the CPU for long, nobody looks for a while: whoever offers a CPU to a computation gets it back after a whole time
-//! slice. Nor does anybody while bulk is carried ([`Bulk`]), which has use for every CPU and keeps them awake.
+//! To be woken costs a thread more than all the rest of a frame's way, most of all where the CPU
+//! fell asleep, too. So a thread that slept only shortly looks again and again for a moment before
+//! it sleeps, and offers its CPU to others between two looks. Where somebody takes the CPU for
+//! long, nobody looks for a while: whoever offers a CPU to a computation gets it back after a whole
+//! time slice. Nor does anybody while bulk is carried ([`Bulk`]), which has use for every CPU and
+//! keeps them awake.
 //!
 //! ```text
 //! slept for less than SHORT  -> looks for up to LOOK, then sleeps
@@ -85,8 +87,8 @@ impl Waiter {
         Self { short: false, after: Instant::now(), in_vain: 0 }
     }
 
-    /// Waits until `ready` finds something, and gives how much. It is asked with the time for which it may sleep; `eager` says whether
-    /// what comes is worth looking for.
+    /// Waits until `ready` finds something, and gives how much. It is asked with the time for which
+    /// it may sleep; `eager` says whether what comes is worth looking for.
     pub(super) fn wait(
         &mut self,
         bulk: &Bulk,
@@ -146,7 +148,8 @@ pub(super) fn checked(found: nix::Result<usize>) -> io::Result<usize> {
 mod tests {
     use super::*;
 
-    /// Waits `times` times for something that is found at the third question, and gives how often it was asked with leave to sleep.
+    /// Waits `times` times for something that is found at the third question, and gives how often
+    /// it was asked with leave to sleep.
     fn slept((waiter, bulk): (&mut Waiter, &Bulk), times: usize, eager: bool) -> usize {
         let mut slept = 0;
         for _ in 0..times {

@@ -1,4 +1,5 @@
-//! The threads that carry frames out: [`Workers`], one for each CPU. Of each network's TAP each has a queue, as far as there are some.
+//! The threads that carry frames out: [`Workers`], one for each CPU. Of each network's TAP each has
+//! a queue, as far as there are some.
 
 use std::{
     io,

@@ -16,7 +16,8 @@ use vxmesh_proto::tables::TokenBucket;
 const PER_SECOND: u32 = 10_000;
 /// How many may come at once: every process of a busy sandbox starts at the same time.
 pub(super) const BURST: u32 = 2_000;
-/// Questions of one client that the upstreams are asked in a second; the host's name server is not a sandbox's to flood.
+/// Questions of one client that the upstreams are asked in a second; the host's name server is not
+/// a sandbox's to flood.
 const FORWARDS_PER_SECOND: u32 = 500;
 /// How many may come at once.
 const FORWARDS_BURST: u32 = 500;
@@ -24,9 +25,11 @@ const FORWARDS_BURST: u32 = 500;
 const FORWARDS_OWN: usize = 4;
 /// Questions over the rate that are refused in a second; the rest is not answered at all.
 const REFUSALS_PER_SECOND: u32 = 200;
-/// Questions of one client that are under way: a quarter of all, so that no sandbox takes them from the others.
+/// Questions of one client that are under way: a quarter of all, so that no sandbox takes them from
+/// the others.
 const FORWARDS_UNDER_WAY: usize = 64;
-/// Clients that one server keeps apart: as many endpoints as a bridge has ports, with two addresses each.
+/// Clients that one server keeps apart: as many endpoints as a bridge has ports, with two addresses
+/// each.
 const CLIENTS: usize = 2048;
 
 /// The clients of one server.
@@ -34,7 +37,8 @@ const CLIENTS: usize = 2048;
 pub enum Clients {
     /// Whoever comes is one client: the programs of a sandbox, which has many addresses of its own.
     One(Arc<Limits>),
-    /// Each address of these subnets is one. Nobody else is answered, lest answers be sent to where somebody else wants them.
+    /// Each address of these subnets is one. Nobody else is answered, lest answers be sent to where
+    /// somebody else wants them.
     Of(ArcSwap<Vec<IpNet>>, Mutex<BTreeMap<IpAddr, Arc<Limits>>>),
 }
 

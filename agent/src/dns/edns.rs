@@ -1,4 +1,5 @@
-//! Which upstreams are asked without EDNS: those that refuse it, and those that were silent with it and answered without.
+//! Which upstreams are asked without EDNS: those that refuse it, and those that were silent with it
+//! and answered without.
 
 use std::{
     net::SocketAddr,

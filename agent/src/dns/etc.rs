@@ -1,6 +1,8 @@
-//! What a sandbox sees as /etc/resolv.conf, /etc/hosts and /etc/hostname (resolv.conf(5), hosts(5), hostname(5)).
+//! What a sandbox sees as /etc/resolv.conf, /etc/hosts and /etc/hostname (resolv.conf(5), hosts(5),
+//! hostname(5)).
 //!
-//! The files live below the run directory and are written in place: who mounted them sees every change.
+//! The files live below the run directory and are written in place: who mounted them sees every
+//! change.
 
 use std::{
     fmt::Write as _,
@@ -89,7 +91,8 @@ impl EtcFiles {
 }
 
 impl Etc {
-    /// Names are looked for in the sandbox's networks first, and then as on the host: in its domains, with its patience.
+    /// Names are looked for in the sandbox's networks first, and then as on the host: in its
+    /// domains, with its patience.
     fn resolv_conf(&self) -> String {
         let mut text = format!("# made by vxmesh\nnameserver {}\n", IN_SANDBOX.ip());
         let theirs = self.resolver.iter().flat_map(|conf| &conf.search).map(String::as_str);
@@ -107,8 +110,9 @@ impl Etc {
         text + &format!("options {}\n", self.options())
     }
 
-    /// A single label that is nobody's in the networks can only be somebody's in the host's domains. Without these, names are
-    /// looked up as they are first: one question instead of several.
+    /// A single label that is nobody's in the networks can only be somebody's in the host's
+    /// domains. Without these, names are looked up as they are first: one question instead of
+    /// several.
     fn options(&self) -> String {
         let Some(conf) = &self.resolver else { return "ndots:0".to_owned() };
         let (theirs, usual) = (conf.options, HostOptions::default());
@@ -132,7 +136,8 @@ impl Etc {
 
     fn hosts(&self) -> String {
         let mut text = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n".to_owned();
-        // Its own addresses, and none of them loopback: a program that asks for its host tells others what it hears.
+        // Its own addresses, and none of them loopback: a program that asks for its host tells
+        // others what it hears.
         if self.own.is_empty() && !self.host.is_empty() {
             text += &format!("127.0.1.1 {}\n", self.host);
         }
@@ -148,8 +153,8 @@ impl Etc {
     }
 }
 
-/// Writes a file in place. Whoever reads it meanwhile finds the old text or the new one, and at most empty lines behind it:
-/// never an empty file, which would send libc elsewhere.
+/// Writes a file in place. Whoever reads it meanwhile finds the old text or the new one, and at
+/// most empty lines behind it: never an empty file, which would send libc elsewhere.
 fn overwrite(path: &Path, text: &str) -> io::Result<()> {
     let file = fs::File::options().write(true).create(true).truncate(false).open(path)?;
     let there = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);

@@ -1,12 +1,14 @@
-//! Questions about names that are not ours: asked of all upstreams at once, believed by RFC 5452, kept for a while.
+//! Questions about names that are not ours: asked of all upstreams at once, believed by RFC 5452,
+//! kept for a while.
 //!
 //! ```text
 //! asker ── cache ── room for some hundred ── all upstreams side by side ── the first upstream's answer,
 //!                                                                          or another's after a moment
 //! ```
 //!
-//! The moment is for the order in which the servers stand: where a company's own server and a public one know one name, libc takes
-//! the word of the first. Each question leaves from a socket of its own, connected to its upstream, with a port and an id at random.
+//! The moment is for the order in which the servers stand: where a company's own server and a
+//! public one know one name, libc takes the word of the first. Each question leaves from a socket
+//! of its own, connected to its upstream, with a port and an id at random.
 
 use std::{
     io,
@@ -37,7 +39,8 @@ use super::{
 };
 use crate::netlink::netns::Netns;
 
-/// Questions of all sandboxes that are under way: some hundred sockets, far below the usual limit of files.
+/// Questions of all sandboxes that are under way: some hundred sockets, far below the usual limit
+/// of files.
 const UNDER_WAY: usize = 256;
 /// Answers that are kept.
 const KEPT: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
@@ -135,7 +138,8 @@ impl Forwarder {
         limits: &Limits,
         foreign: impl Fn(usize),
     ) -> Result<Vec<u8>, Unanswered> {
-        // Whatever others ask, each client has some room of its own; for more it waits, and so do they.
+        // Whatever others ask, each client has some room of its own; for more it waits, and so do
+        // they.
         let _permit = match limits.own.try_acquire() {
             Ok(permit) => permit,
             Err(_full) => match timeout(ROOM, self.room.acquire()).await {
@@ -172,8 +176,8 @@ impl Forwarder {
 }
 
 impl Panel {
-    /// Under what its answer is kept. A sandbox may be cut off from what another reaches at the same address, so answers from
-    /// inside of one are not.
+    /// Under what its answer is kept. A sandbox may be cut off from what another reaches at the
+    /// same address, so answers from inside of one are not.
     fn key(&self, query: &Query) -> Option<(Source, CacheKey)> {
         let outside = self.upstreams.iter().all(|upstream| upstream.inside.is_none());
         outside.then(|| (self.upstreams.iter().map(|it| it.addr).collect(), query.cache_key()))
@@ -270,7 +274,8 @@ impl Held {
         self.said.iter().find(|said| !matches!(said, Said::Failure))?.answer()
     }
 
-    /// The first server's answer, a denial too, as libc has it. While that is awaited, another's records, or its denial.
+    /// The first server's answer, a denial too, as libc has it. While that is awaited, another's
+    /// records, or its denial.
     fn best(&self) -> Option<UpstreamAnswer> {
         let first = self.first().filter(|answer| !self.rotate || answer.is_positive());
         let positive = || self.answers().find(|answer| answer.is_positive());
@@ -303,7 +308,8 @@ async fn ask_one(
         };
         let Some(received) = received else {
             again.next();
-            // It may drop what has EDNS. Whoever checks signatures needs that, so it is tried once more.
+            // It may drop what has EDNS. Whoever checks signatures needs that, so it is tried once
+            // more.
             if !query.wants_dnssec() || again.as_slice().is_empty() {
                 (ignored, edns) = (ignored || edns, false);
             }

@@ -1,12 +1,13 @@
-//! Names for sandboxes: sockets, upstreams, files. What a name means is decided in `vxmesh_proto::dns`.
+//! Names for sandboxes: sockets, upstreams, files. What a name means is decided in
+//! `vxmesh_proto::dns`.
 //!
 //! ```text
 //! reconcile ─> snapshot: one table of names per hosted network ─┐
 //! sandbox   ─> scope: which networks, which upstreams ──────────┴─> view ─> server: reply, or forward
 //! ```
 //!
-//! A [`Server`] answers on any pair of sockets and does not know where they are: inside a sandbox, where whoever asks 127.0.0.11:53
-//! comes to them, or on a network's gateway address.
+//! A [`Server`] answers on any pair of sockets and does not know where they are: inside a sandbox,
+//! where whoever asks 127.0.0.11:53 comes to them, or on a network's gateway address.
 
 mod clients;
 mod edns;
@@ -48,8 +49,8 @@ use crate::{
     netlink::netns::Netns,
 };
 
-/// How long a question waits until it is known whether there is such a name. musl asks again after 2.5 seconds, and takes five over
-/// a SERVFAIL.
+/// How long a question waits until it is known whether there is such a name. musl asks again after
+/// 2.5 seconds, and takes five over a SERVFAIL.
 const WAIT: Duration = Duration::from_secs(2);
 
 /// All names that this host answers for, from one writer (I2).
@@ -170,7 +171,8 @@ impl Desk {
         }
     }
 
-    /// Whether a client may ask one more question; counted if it may not. Only who asks too much is told so, or not answered.
+    /// Whether a client may ask one more question; counted if it may not. Only who asks too much is
+    /// told so, or not answered.
     fn admit(&self, client: IpAddr) -> Admission {
         let now = Instant::now();
         let Some(limits) = self.clients.limits(client, now) else {
@@ -184,7 +186,8 @@ impl Desk {
         if limits.refusals.take(now) { Admission::Refused } else { Admission::Ignored }
     }
 
-    /// The reply to a question that cannot be answered at once. A client has so many of them under way, whatever they wait for.
+    /// The reply to a question that cannot be answered at once. A client has so many of them under
+    /// way, whatever they wait for.
     async fn reply_later(&self, query: Query, limits: &Limits) -> Vec<u8> {
         let failure = query.failure();
         let Ok(_permit) = limits.under_way.try_acquire() else {

@@ -1,7 +1,8 @@
-//! The sockets of a server, opened inside the namespace that they serve and belonging to it for good.
+//! The sockets of a server, opened inside the namespace that they serve and belonging to it for
+//! good.
 //!
-//! In a sandbox they are at ports that the kernel chose, so that port 53 is free for a name server of the sandbox's own; a
-//! [`Detour`] leads to them.
+//! In a sandbox they are at ports that the kernel chose, so that port 53 is free for a name server
+//! of the sandbox's own; a [`Detour`] leads to them.
 
 use std::{
     io,

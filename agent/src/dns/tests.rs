@@ -60,7 +60,8 @@ const MISSING: &[u8] =
 const SERVFAIL: u8 = 2;
 const NXDOMAIN: u8 = 3;
 
-/// musl takes five seconds over a refusal, and Java ten over a denial, so neither comes before it is known to be right.
+/// musl takes five seconds over a refusal, and Java ten over a denial, so neither comes before it
+/// is known to be right.
 #[test]
 fn a_question_waits_for_the_word_of_others() {
     let bench = Bench::start();

@@ -1,11 +1,12 @@
-//! The Docker engine of this host, asked over its socket: where the network namespace of a container is.
+//! The Docker engine of this host, asked over its socket: where the network namespace of a
+//! container is.
 //!
 //! ```text
 //! GET /containers/NAME/json -> 200 {"Name","State":{"Pid","Running"},"ResolvConfPath","Config":{"Hostname"}} | 404 {"message"}
 //! ```
 //!
-//! Of the engine's API (docs.docker.com/reference/api/engine) only what every version has is used, without a version in the
-//! path. Nothing is changed there.
+//! Of the engine's API (docs.docker.com/reference/api/engine) only what every version has is used,
+//! without a version in the path. Nothing is changed there.
 
 use std::{
     io::{self, ErrorKind},
@@ -82,7 +83,8 @@ struct State {
     pid: u32,
 }
 
-/// The running container of this name or id, which holds only what both have: letters, digits, `_`, `.` and `-`.
+/// The running container of this name or id, which holds only what both have: letters, digits, `_`,
+/// `.` and `-`.
 ///
 /// # Errors
 /// There is no engine, no such container, or it does not run.

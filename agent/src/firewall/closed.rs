@@ -1,4 +1,5 @@
-//! What stays closed while the host forwards for its networks, though it forwarded nothing before: [`Closed`].
+//! What stays closed while the host forwards for its networks, though it forwarded nothing before:
+//! [`Closed`].
 //!
 //! ```text
 //! uplink -> anywhere            is judged elsewhere
@@ -23,7 +24,8 @@ pub struct Closed {
     pub ipv4: Option<Open>,
     /// Whether the host did not forward it.
     pub ipv6: Option<Open>,
-    /// The MACs by which neighbours call the host, where frames that bridges switch come to these rules, too.
+    /// The MACs by which neighbours call the host, where frames that bridges switch come to these
+    /// rules, too.
     pub own: Option<BTreeSet<MacAddr>>,
 }
 
@@ -44,7 +46,8 @@ impl Closed {
         all.into_iter().filter_map(|(ipv4, chain, open)| Some((ipv4, chain, open.as_ref()?)))
     }
 
-    /// The host's MACs where a rule asks for them. An empty set would let everything pass as switched.
+    /// The host's MACs where a rule asks for them. An empty set would let everything pass as
+    /// switched.
     fn switched(&self) -> Option<&BTreeSet<MacAddr>> {
         self.own.as_ref().filter(|own| !own.is_empty() && self.versions().next().is_some())
     }

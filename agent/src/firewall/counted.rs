@@ -18,7 +18,8 @@ impl Counted {
         self.0.retain(|(of, _name), _count| *of != family.number());
     }
 
-    /// What was counted since the last time in the network namespace of the calling thread, by name.
+    /// What was counted since the last time in the network namespace of the calling thread, by
+    /// name.
     ///
     /// # Errors
     /// The kernel does not answer.

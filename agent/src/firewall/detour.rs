@@ -1,16 +1,19 @@
-//! The detour from an address and port of a sandbox's loopback interface to the servers behind it: [`Detour`].
+//! The detour from an address and port of a sandbox's loopback interface to the servers behind it:
+//! [`Detour`].
 //!
 //! ```text
 //! program ─ to 127.0.0.11:53 ─> lo ─ port becomes that of our socket ─> server
 //! program <─ from 127.0.0.11:53 ─ port becomes 53 ─ lo <─ server
 //! ```
 //!
-//! A socket of ours at port 53 would be in the way of a name server of the sandbox's own, which wants that port on all
-//! addresses. So our sockets are at other ports, and what passes `lo` is rewritten there, packet by packet: nothing is remembered of a
-//! connection, what passes other interfaces is not looked at, and programs and rules in the sandbox see port 53.
+//! A socket of ours at port 53 would be in the way of a name server of the sandbox's own, which
+//! wants that port on all addresses. So our sockets are at other ports, and what passes `lo` is
+//! rewritten there, packet by packet: nothing is remembered of a connection, what passes other
+//! interfaces is not looked at, and programs and rules in the sandbox see port 53.
 //!
-//! The table belongs to the netlink socket that made it (`NFT_TABLE_F_OWNER`, Linux 5.12): `nft flush ruleset` in the sandbox leaves it
-//! alone, and it ends with the agent, so that programs hear at once that nobody answers.
+//! The table belongs to the netlink socket that made it (`NFT_TABLE_F_OWNER`, Linux 5.12):
+//! `nft flush ruleset` in the sandbox leaves it alone, and it ends with the agent, so that programs
+//! hear at once that nobody answers.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -48,7 +51,8 @@ pub struct Detour {
 }
 
 impl Detour {
-    /// Leads from an address of the calling thread's namespace to servers at its other ports, over UDP and TCP.
+    /// Leads from an address of the calling thread's namespace to servers at its other ports, over
+    /// UDP and TCP.
     ///
     /// # Errors
     /// The kernel refuses it, or another agent has one there.

@@ -1,9 +1,10 @@
-//! Flows as the kernel tracks them (ctnetlink, linux/netfilter/nfnetlink_conntrack.h), and how those are forgotten that
-//! rules of now would carry elsewhere.
+//! Flows as the kernel tracks them (ctnetlink, linux/netfilter/nfnetlink_conntrack.h), and how
+//! those are forgotten that rules of now would carry elsewhere.
 //!
-//! Address translation is decided by a flow's first packet. A client that never pauses keeps a UDP flow alive for good,
-//! and so on the way of rules that are gone: to a port that is published no more, or to whoever has a sandbox's address
-//! next. What is forgotten here is decided anew with its next packet.
+//! Address translation is decided by a flow's first packet. A client that never pauses keeps a UDP
+//! flow alive for good, and so on the way of rules that are gone: to a port that is published no
+//! more, or to whoever has a sandbox's address next. What is forgotten here is decided anew with
+//! its next packet.
 
 use std::{
     fs, io,
@@ -65,7 +66,8 @@ impl Flow {
     }
 }
 
-/// Has the kernel forget the flows of the calling thread's network namespace of which this is true; how many they were.
+/// Has the kernel forget the flows of the calling thread's network namespace of which this is true;
+/// how many they were.
 ///
 /// # Errors
 /// The kernel does not track flows, or refuses.
@@ -127,8 +129,8 @@ fn ends(tuple: &IterableTupleAttrs<'_>) -> Option<(SocketAddr, SocketAddr)> {
     Some((source.into(), destination.into()))
 }
 
-/// The bindings know how to ask for a flow, not how to delete one; the attributes are the same, and the id keeps a newer
-/// flow between the same ends out of it.
+/// The bindings know how to ask for a flow, not how to delete one; the attributes are the same, and
+/// the id keeps a newer flow between the same ends out of it.
 fn request(header: &Nfgenmsg, tuple: &[u8], id: u32) -> Vec<u8> {
     let mut body = Vec::new();
     OpGetDo::encode_request(&mut body, header);

@@ -1,9 +1,12 @@
-//! What must be told to firewalls of others: two rules in each chain that would drop whatever is forwarded.
+//! What must be told to firewalls of others: two rules in each chain that would drop whatever is
+//! forwarded.
 //!
-//! A packet must pass every chain at the forward hook, so an accepting rule in our own table saves none from a chain of
-//! another that drops what it does not know (as Docker's, ufw's or firewalld's do). There two rules, one for each way, stand directly in
-//! front of what says no, behind all rules that are about something: these are somebody's word ([`super::last_word`]). Ours carry [`COMMENT`], and
-//! are written the way that iptables(8) reads, too. Tables of iptables-legacy are out of reach.
+//! A packet must pass every chain at the forward hook, so an accepting rule in our own table saves
+//! none from a chain of another that drops what it does not know (as Docker's, ufw's or firewalld's
+//! do). There two rules, one for each way, stand directly in front of what says no, behind all
+//! rules that are about something: these are somebody's word ([`super::last_word`]). Ours carry
+//! [`COMMENT`], and are written the way that iptables(8) reads, too. Tables of iptables-legacy are
+//! out of reach.
 
 use std::{collections::BTreeSet, ffi::CStr, io};
 
@@ -61,8 +64,8 @@ impl std::fmt::Display for ForeignChain {
     }
 }
 
-/// Makes an exception for interfaces of this name wherever a chain at the forward hook says no to what no rule is about, and nowhere
-/// else. Says which chains have it.
+/// Makes an exception for interfaces of this name wherever a chain at the forward hook says no to
+/// what no rule is about, and nowhere else. Says which chains have it.
 ///
 /// # Errors
 /// The kernel refuses a change.

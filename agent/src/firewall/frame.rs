@@ -1,7 +1,8 @@
-//! What rules say of frames that a bridge switches: Ethernet, ARP and what is behind the IP header, beside [`super::rule`].
+//! What rules say of frames that a bridge switches: Ethernet, ARP and what is behind the IP header,
+//! beside [`super::rule`].
 //!
-//! A field that a frame is too short for, or whose header the kernel does not find, makes no comparison true. So what
-//! must be there is compared, too ([`at_least`]).
+//! A field that a frame is too short for, or whose header the kernel does not find, makes no
+//! comparison true. So what must be there is compared, too ([`at_least`]).
 
 use netlink_bindings::nftables::{MetaKeys, PayloadBase};
 use vxmesh_proto::addr::MacAddr;
@@ -34,7 +35,8 @@ impl Field {
         Self { base: PayloadBase::NetworkHeader as u32, offset, len }
     }
 
-    /// Of what the IP header and its extensions say that follows; a later fragment has none of that.
+    /// Of what the IP header and its extensions say that follows; a later fragment has none of
+    /// that.
     #[must_use]
     pub const fn transport(offset: u32, len: u32) -> Self {
         Self { base: PayloadBase::TransportHeader as u32, offset, len }

@@ -1,6 +1,6 @@
-//! The table that guards the ports of a network's bridge: [`table`]. The agent sees no frame between two sandboxes of one
-//! host, so here stands for the kernel what `vxmesh_proto::path` decides on frames of the mesh, in the same order and with
-//! the same names ([`DropReason`]).
+//! The table that guards the ports of a network's bridge: [`table`]. The agent sees no frame
+//! between two sandboxes of one host, so here stands for the kernel what `vxmesh_proto::path`
+//! decides on frames of the mesh, in the same order and with the same names ([`DropReason`]).
 //!
 //! ```text
 //! port v...   -> guard    untagged, to no reserved group, from the endpoint's MAC
@@ -11,14 +11,16 @@
 //! port v... to port v...  not in an isolated network
 //! ```
 //!
-//! What is refused goes to a chain of its reason, which counts it for the port and drops it. Counting stands in a rule of its own: where there
-//! is no room for another port's counter, the frame is dropped all the same.
+//! What is refused goes to a chain of its reason, which counts it for the port and drops it.
+//! Counting stands in a rule of its own: where there is no room for another port's counter, the
+//! frame is dropped all the same.
 //!
-//! Who may speak as whom stands in three sets of (port, address), so that a port comes and goes with a change of its keys. A port
-//! without keys is let say nothing. Options of neighbour discovery cannot be walked here: a message has none, or exactly the one
-//! that the systems send (RFC 4861 section 4.3 and 4.4, RFC 7527 section 4.2). The gateway, this node's own port and the TAP,
-//! behind which the agent has judged, are not guarded. A bridge hides frames for reserved groups from its rules unless a port is told
-//! otherwise (`Links::show_groups`).
+//! Who may speak as whom stands in three sets of (port, address), so that a port comes and goes
+//! with a change of its keys. A port without keys is let say nothing. Options of neighbour
+//! discovery cannot be walked here: a message has none, or exactly the one that the systems send
+//! (RFC 4861 section 4.3 and 4.4, RFC 7527 section 4.2). The gateway, this node's own port and the
+//! TAP, behind which the agent has judged, are not guarded. A bridge hides frames for reserved
+//! groups from its rules unless a port is told otherwise (`Links::show_groups`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -51,7 +53,8 @@ const MACS: &str = "macs";
 pub(super) const BLAMED: &str = "blamed";
 const IPV4: &str = "ipv4_addresses";
 const IPV6: &str = "ipv6_addresses";
-/// nft(8)'s numbers of types, six bits each in a key of two: ifname, then ether_addr, ipv4_addr, ipv6_addr.
+/// nft(8)'s numbers of types, six bits each in a key of two: ifname, then ether_addr, ipv4_addr,
+/// ipv6_addr.
 const KEY_TYPES: [(&str, u32, u32); 3] =
     [(MACS, 41 << 6 | 9, 24), (IPV4, 41 << 6 | 7, 20), (IPV6, 41 << 6 | 8, 32)];
 
@@ -204,8 +207,8 @@ fn refuse(reason: DropReason, what: &str, clause: Clause) -> Rule {
     Rule::new(format!("{reason}: {what}")).and(clause).and(goto(reason.as_str()))
 }
 
-/// The number of a reason in the set of who is to blame: the same whatever reasons there are, as an agent of another version may have
-/// written the rules.
+/// The number of a reason in the set of who is to blame: the same whatever reasons there are, as an
+/// agent of another version may have written the rules.
 fn number(reason: DropReason) -> u32 {
     let digest = digest(&SHA256, reason.as_str().as_bytes());
     let first = digest.as_ref().first_chunk().copied().unwrap_or_default();

@@ -1,7 +1,8 @@
 //! The guarded ports of one network, as they are in the kernel: [`GuardedPorts`].
 //!
-//! It keeps a socket of the network's namespace open, so that a port comes and goes with one request, and what was dropped can be
-//! asked for at any time. The rules stay while the agent is away, and the next one adopts them without a gap.
+//! It keeps a socket of the network's namespace open, so that a port comes and goes with one
+//! request, and what was dropped can be asked for at any time. The rules stay while the agent is
+//! away, and the next one adopts them without a gap.
 
 use std::collections::BTreeMap;
 
@@ -116,7 +117,8 @@ impl GuardedPorts {
         self.counted.anew(family);
     }
 
-    /// What was dropped since the last time, by reason, in all tables of ours, and by port where one is to blame.
+    /// What was dropped since the last time, by reason, in all tables of ours, and by port where
+    /// one is to blame.
     ///
     /// # Errors
     /// The kernel does not answer.

@@ -29,7 +29,8 @@ use super::{
 
 /// Before connections are tracked and addresses are rewritten (`NF_IP_PRI_RAW`).
 const RAW: i32 = -300;
-/// Before others filter what is for the host itself: nobody waits for an answer that they would keep back.
+/// Before others filter what is for the host itself: nobody waits for an answer that they would
+/// keep back.
 const BEFORE_FILTERS: i32 = -10;
 /// After addresses were rewritten (`NF_IP_PRI_NAT_SRC`), and after what others do there.
 const LAST: i32 = 300;
@@ -46,9 +47,10 @@ pub struct Uplink {
 /// The counter of what would leave with an address that only this host knows.
 pub const INNER_SOURCE: &str = DropReason::InnerSource.as_str();
 
-/// Whether a flow goes another way than it would if it began now: to a port that is published no more or leads elsewhere,
-/// past one that was not published yet, or out of a network without having been rewritten. `is_uplink` knows the addresses
-/// of uplinks' insides, of now and of before, `is_local` the host's.
+/// Whether a flow goes another way than it would if it began now: to a port that is published no
+/// more or leads elsewhere, past one that was not published yet, or out of a network without having
+/// been rewritten. `is_uplink` knows the addresses of uplinks' insides, of now and of before,
+/// `is_local` the host's.
 #[must_use]
 pub fn is_stale(
     flow: &Flow,
@@ -74,7 +76,8 @@ pub fn is_stale(
     before || between
 }
 
-/// The table for these uplinks, all of whose interfaces have names that match `all`, and these published ports.
+/// The table for these uplinks, all of whose interfaces have names that match `all`, and these
+/// published ports.
 #[must_use]
 pub fn table(all: &str, uplinks: &[Uplink], ports: &[Port], closed: &Closed) -> Table {
     let raw = vec![
@@ -122,8 +125,9 @@ const VERSIONS: [(bool, Field, &str, &str); 2] = [
     (false, Field::network(8, 16), "uplinks6", "inner6"),
 ];
 
-/// An uplink carries what its own end inside sends, and of that nothing leaves that was not rewritten: neither what belongs
-/// to no connection, nor what somebody's rules keep from being tracked. These rules are met by every packet, and so do not grow with the networks.
+/// An uplink carries what its own end inside sends, and of that nothing leaves that was not
+/// rewritten: neither what belongs to no connection, nor what somebody's rules keep from being
+/// tracked. These rules are met by every packet, and so do not grow with the networks.
 fn strays(all: &str) -> impl Iterator<Item = Rule> {
     VERSIONS.into_iter().map(move |(ipv4, source, uplinks, _)| {
         let rule = Rule::new(format!("other sources of IP version {}", if ipv4 { 4 } else { 6 }));
@@ -141,7 +145,8 @@ fn leaving(all: &str) -> Vec<Rule> {
     VERSIONS.map(rule).to_vec()
 }
 
-/// The sets that these rules use. nft(8)'s numbers of types: ipv4_addr, ipv6_addr, behind ifname where that belongs to it.
+/// The sets that these rules use. nft(8)'s numbers of types: ipv4_addr, ipv6_addr, behind ifname
+/// where that belongs to it.
 fn addresses(uplinks: &[Uplink]) -> Vec<Set> {
     const IFNAME: u32 = 41;
     let set =

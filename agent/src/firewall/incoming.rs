@@ -1,8 +1,9 @@
 //! Whether firewalls of others let in, and out, what the agents send each other: [`closed`].
 //!
-//! What a chain does with a packet cannot be told without asking the kernel with one. So this only finds chains at a hook
-//! whose last word is no, by their policy or by a rule without a condition, in tables where no rule accepts the ports
-//! by number. Rules are read as nft(8) writes them and as iptables(8) does (`match udp`, `match multiport`).
+//! What a chain does with a packet cannot be told without asking the kernel with one. So this only
+//! finds chains at a hook whose last word is no, by their policy or by a rule without a condition,
+//! in tables where no rule accepts the ports by number. Rules are read as nft(8) writes them and as
+//! iptables(8) does (`match udp`, `match multiport`).
 
 use netlink_bindings::nftables::{
     CmpOps, ExprOps, IterableExprListAttrs, MetaKeys, PayloadBase, VerdictCode,

@@ -1,7 +1,9 @@
-//! What chains of others do with packets that none of their rules is about: [`Word`], and where that is decided ([`spots`]).
+//! What chains of others do with packets that none of their rules is about: [`Word`], and where
+//! that is decided ([`spots`]).
 //!
-//! A rule that has a condition is somebody's word about what fulfils it, and nothing of ours stands before it. A rule without one, or a
-//! policy, is about everything else. Only there an exception can be made, directly in front of it.
+//! A rule that has a condition is somebody's word about what fulfils it, and nothing of ours stands
+//! before it. A rule without one, or a policy, is about everything else. Only there an exception
+//! can be made, directly in front of it.
 
 use std::collections::BTreeSet;
 
@@ -46,7 +48,8 @@ pub(super) struct Spot {
     pub(super) before: Option<u64>,
 }
 
-/// What a rule does with every packet, as nft(8) and iptables(8) write it; nothing if it has a condition, or does something else.
+/// What a rule does with every packet, as nft(8) and iptables(8) write it; nothing if it has a
+/// condition, or does something else.
 pub(super) fn word(exprs: IterableExprListAttrs<'_>) -> Option<Word> {
     for expr in exprs.get_elem() {
         match expr.get_data() {
@@ -78,7 +81,8 @@ pub(super) fn word(exprs: IterableExprListAttrs<'_>) -> Option<Word> {
     None
 }
 
-/// Where a chain at a hook says no to what no rule of it is about: itself, or a chain to which it leads without a condition.
+/// Where a chain at a hook says no to what no rule of it is about: itself, or a chain to which it
+/// leads without a condition.
 pub(super) fn spots(base: &ForeignChain, policy_drops: bool, rules: &[Ruled]) -> BTreeSet<Spot> {
     let mut walk = Walk { rules, seen: BTreeSet::new(), spots: BTreeSet::new() };
     walk.follow(base, policy_drops);

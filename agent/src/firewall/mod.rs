@@ -1,4 +1,5 @@
-//! Tables of nf_tables: written whole and atomically, compared, mended, removed. No other program is started.
+//! Tables of nf_tables: written whole and atomically, compared, mended, removed. No other program
+//! is started.
 //!
 //! ```text
 //! host's namespace       inet vxmesh   NAT of the uplinks, published ports, what may be forwarded   [`host`], [`ports`], [`closed`]
@@ -8,10 +9,11 @@
 //! sandbox's namespace    netdev vxmesh the way to its name server                                     [`detour`]
 //! ```
 //!
-//! [`rule`] and [`frame`] are the language, [`table`] a table as it shall be, [`user_data`] how a rule is known again, [`socket`] the way to the kernel (netfilter netlink, one
-//! transaction per change), [`flows`] what the kernel remembers of rules that are gone,
-//! [`incoming`] whether others let in what agents send. What a table shall be is computed by pure functions from what is wanted; whatever the kernel
-//! has in its place is replaced.
+//! [`rule`] and [`frame`] are the language, [`table`] a table as it shall be, [`user_data`] how a
+//! rule is known again, [`socket`] the way to the kernel (netfilter netlink, one transaction per
+//! change), [`flows`] what the kernel remembers of rules that are gone, [`incoming`] whether others
+//! let in what agents send. What a table shall be is computed by pure functions from what is
+//! wanted; whatever the kernel has in its place is replaced.
 
 pub mod closed;
 pub mod counted;

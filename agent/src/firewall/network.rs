@@ -50,7 +50,8 @@ pub struct Interfaces<'a> {
     pub uplink_ips: &'a [IpAddr],
 }
 
-/// The table of a network with these subnets; `isolated` ones carry nothing from one endpoint to another.
+/// The table of a network with these subnets; `isolated` ones carry nothing from one endpoint to
+/// another.
 #[must_use]
 pub fn table(
     interfaces: Interfaces<'_>,
@@ -114,8 +115,9 @@ pub fn table(
     }
 }
 
-/// The kernel does not rewrite what it does not count to a connection: a late RST, a segment outside of the window, an ICMP error about
-/// nothing. The host hears this network's own addresses in answers to itself alone.
+/// The kernel does not rewrite what it does not count to a connection: a late RST, a segment
+/// outside of the window, an ICMP error about nothing. The host hears this network's own addresses
+/// in answers to itself alone.
 fn leaving(uplink: &str, ips: &[IpAddr]) -> Vec<Rule> {
     // Its neighbours on the uplink are asked for by link-local addresses, or before it has any.
     let link_local = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10).into();

@@ -1,8 +1,9 @@
-//! Rules of others that keep packets of networks from passing, and that nothing of ours stands against: [`obstacles`].
+//! Rules of others that keep packets of networks from passing, and that nothing of ours stands
+//! against: [`obstacles`].
 //!
-//! Only the chains at the forward hook are told about us ([`super::foreign`]). What a packet meets before and behind that can be seen,
-//! if not always understood: a rule that takes packets out of the kernel's tracking, a chain whose last word is no, a rule that
-//! names our interfaces.
+//! Only the chains at the forward hook are told about us ([`super::foreign`]). What a packet meets
+//! before and behind that can be seen, if not always understood: a rule that takes packets out of
+//! the kernel's tracking, a chain whose last word is no, a rule that names our interfaces.
 
 use std::collections::{BTreeMap, BTreeSet};
 

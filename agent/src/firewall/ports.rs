@@ -1,5 +1,5 @@
-//! Published ports on the host's side: who reaches them, and who is refused at once. Rules look at where a packet comes from,
-//! not only where it is meant to go.
+//! Published ports on the host's side: who reaches them, and who is refused at once. Rules look at
+//! where a packet comes from, not only where it is meant to go.
 //!
 //! ```text
 //! published on             reached from elsewhere                  from this host
@@ -9,8 +9,9 @@
 //! all of an IP version     by addresses above and below            by these and 127.0.0.0/8
 //! ```
 //!
-//! IPv6 is never routed from or to a link-local address, and nothing from ::1 to another interface. So connections to those are left to
-//! the host itself, and refused there: the port is held by a socket that nobody reads.
+//! IPv6 is never routed from or to a link-local address, and nothing from ::1 to another interface.
+//! So connections to those are left to the host itself, and refused there: the port is held by a
+//! socket that nobody reads.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -29,7 +30,8 @@ use super::{
 pub struct Port {
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// The address on which it is published; all of the host's otherwise, or of one IP version if it is unspecified.
+    /// The address on which it is published; all of the host's otherwise, or of one IP version if
+    /// it is unspecified.
     pub ip: Option<IpAddr>,
     /// The port.
     pub port: u16,
@@ -98,7 +100,8 @@ impl Port {
             destination_is_local()
         });
         if ipv4 {
-            // Whoever routes these to the host would be let in before the kernel calls them martians.
+            // Whoever routes these to the host would be let in before the kernel calls them
+            // martians.
             all.extend(
                 (own.is_none() && from == From::Elsewhere).then(|| destination_not(loopback())),
             );

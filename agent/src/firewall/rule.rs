@@ -1,8 +1,10 @@
-//! The language of rules: what a packet is compared with and what becomes of it. What is said of frames is [`super::frame`]'s.
+//! The language of rules: what a packet is compared with and what becomes of it. What is said of
+//! frames is [`super::frame`]'s.
 //!
-//! A [`Rule`] is a list of [`Expr`]essions of nf_tables (linux/netfilter/nf_tables.h): each loads a property of the packet into
-//! a register, compares a register, or acts. The first comparison that fails ends the rule. Constructors below make
-//! what nft(8) writes, e.g. [`input`] is `iifname`, [`destination`] is `ip daddr` or `ip6 daddr`.
+//! A [`Rule`] is a list of [`Expr`]essions of nf_tables (linux/netfilter/nf_tables.h): each loads a
+//! property of the packet into a register, compares a register, or acts. The first comparison that
+//! fails ends the rule. Constructors below make what nft(8) writes, e.g. [`input`] is `iifname`,
+//! [`destination`] is `ip daddr` or `ip6 daddr`.
 
 use std::net::IpAddr;
 
@@ -41,8 +43,8 @@ const INTERNET_CHECKSUM: u32 = 1;
 /// TCP's maximum segment size (RFC 9293 section 3.2): option 2, its value after kind and length.
 const MSS: u8 = 2;
 
-/// One expression. Values are loaded into the first register. The second takes ports that are written, and the latter part of
-/// a key of two.
+/// One expression. Values are loaded into the first register. The second takes ports that are
+/// written, and the latter part of a key of two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Expr {
     Meta(u32),
@@ -66,7 +68,8 @@ pub(super) enum Expr {
     Ct(u32),
     /// A property of the packet, as the latter part of a key.
     MetaBehind(u32),
-    /// Whether the destination is one of the host's addresses, or of the interface by which it came in, as an address type.
+    /// Whether the destination is one of the host's addresses, or of the interface by which it came
+    /// in, as an address type.
     DestinationType {
         of_input: bool,
     },
@@ -80,7 +83,8 @@ pub(super) enum Expr {
         set: &'static str,
         is: bool,
     },
-    /// The key is in this set of the table for so many milliseconds from now on, with a counter if it is to be counted.
+    /// The key is in this set of the table for so many milliseconds from now on, with a counter if
+    /// it is to be counted.
     Remember {
         set: &'static str,
         milliseconds: u64,
@@ -252,8 +256,9 @@ fn version(ipv4: bool) -> Vec<Expr> {
     vec![Expr::Meta(MetaKeys::Nfproto as u32), Expr::Equal(vec![family])]
 }
 
-/// It goes out by the interface by which it came in, and that is a bridge: two rules, of which the first notes the bridge in
-/// a set of names of two interfaces. So there are only pairs of the same interface, whatever comes and goes.
+/// It goes out by the interface by which it came in, and that is a bridge: two rules, of which the
+/// first notes the bridge in a set of names of two interfaces. So there are only pairs of the same
+/// interface, whatever comes and goes.
 pub(super) fn within_a_bridge(set: &'static str) -> [Clause; 2] {
     let pair = |out: u32| [Expr::Meta(MetaKeys::Iifname as u32), Expr::MetaBehind(out)];
     let note = pair(MetaKeys::Iifname as u32);
@@ -618,7 +623,8 @@ fn lookup<P: Pusher>(mut elem: P, set: &str, is: bool) -> P {
     elem
 }
 
-/// `dynset`, which the bindings do not have: the key in the set is made new, or lives on, and its counter counts.
+/// `dynset`, which the bindings do not have: the key in the set is made new, or lives on, and its
+/// counter counts.
 fn remember<P: Pusher>(mut elem: P, (set, milliseconds): (&str, u64), counted: bool) -> P {
     const OP: u16 = 3;
     const SREG_KEY: u16 = 4;

@@ -71,7 +71,8 @@ impl Socket {
         Ok(Self(socket))
     }
 
-    /// Takes what an earlier request left: not every kernel answers the end of a batch, so nobody waits for that.
+    /// Takes what an earlier request left: not every kernel answers the end of a batch, so nobody
+    /// waits for that.
     fn forget_answers(&self) -> io::Result<()> {
         let mut buffer = [MaybeUninit::uninit(); HEADER_LEN];
         loop {
@@ -90,7 +91,8 @@ impl Socket {
         let chain = chain.finalize();
         self.forget_answers()?;
         self.0.send(chain.payload())?;
-        // The frame of the batch is not answered by every kernel; the last request is, after the others.
+        // The frame of the batch is not answered by every kernel; the last request is, after the
+        // others.
         let last = u32::try_from(chain.chain_len()).unwrap_or(u32::MAX).saturating_sub(1);
         let mut buffer = vec![0; PART];
         loop {

@@ -1,7 +1,7 @@
 //! A table as it shall be ([`Table`]), and how it comes to be so in the kernel.
 //!
-//! Every function here works on the network namespace of the calling thread and waits for the kernel, which answers at
-//! once; see [`crate::netlink::netns::Netns::run`] for another namespace.
+//! Every function here works on the network namespace of the calling thread and waits for the
+//! kernel, which answers at once; see [`crate::netlink::netns::Netns::run`] for another namespace.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -167,7 +167,8 @@ pub struct Table {
 }
 
 impl Table {
-    /// Puts the table into the kernel in place of what is there, in one step. Counters that are there count on; whether there were none.
+    /// Puts the table into the kernel in place of what is there, in one step. Counters that are
+    /// there count on; whether there were none.
     ///
     /// # Errors
     /// The kernel refuses it.
@@ -260,7 +261,8 @@ impl Table {
     /// The kernel refuses it.
     pub fn remove() -> Result<bool, FirewallError> {
         let failed = |error| FirewallError::new("remove", TABLE, error);
-        // Where nf_tables was never used there is nothing to remove, and nothing to be loaded for it.
+        // Where nf_tables was never used there is nothing to remove, and nothing to be loaded for
+        // it.
         if !is_there()? {
             return Ok(false);
         }
@@ -365,7 +367,8 @@ impl Found {
         Ok(found)
     }
 
-    /// The table without all this. Its counters stay: what packets count between a look at them and their end would be lost.
+    /// The table without all this. Its counters stay: what packets count between a look at them and
+    /// their end would be lost.
     fn clear(&self, batch: &mut Batch, family: &Nfgenmsg) {
         make(batch, family);
         let mut request = batch.request().op_delrule_do(family);

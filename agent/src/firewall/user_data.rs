@@ -1,4 +1,5 @@
-//! What the kernel keeps with a rule and never reads (`NFTA_RULE_USERDATA`): type, length and value each, as nft(8) writes them.
+//! What the kernel keeps with a rule and never reads (`NFTA_RULE_USERDATA`): type, length and value
+//! each, as nft(8) writes them.
 
 use netlink_bindings::nftables::PushExprListAttrs;
 use ring::digest::{SHA256, digest};
@@ -25,8 +26,8 @@ pub(super) fn comment(rule: &Rule) -> Vec<u8> {
     entry(COMMENT, &[rule.comment.as_bytes(), &[0]].concat())
 }
 
-/// The rule's comment, and a fingerprint of what it does and of where its chain stands: the kernel does not give expressions
-/// back as they were written, and two rules with one comment may differ.
+/// The rule's comment, and a fingerprint of what it does and of where its chain stands: the kernel
+/// does not give expressions back as they were written, and two rules with one comment may differ.
 pub(super) fn fingerprinted(rule: &Rule, base: Option<Base>) -> Vec<u8> {
     let place = base.map(Base::bytes).unwrap_or_default();
     let exprs = encode(PushExprListAttrs::new(Vec::new()), &rule.exprs);

@@ -8,8 +8,8 @@
 //!         default route, NAT                                     routes to the subnets, NAT, published ports
 //! ```
 //!
-//! [`uplink`] chooses addresses and makes the cable, [`sysctl`] sets what the host's kernel must do and puts it back, [`publish`]
-//! owns ports of the host. Rules are [`crate::firewall`]'s.
+//! [`uplink`] chooses addresses and makes the cable, [`sysctl`] sets what the host's kernel must do
+//! and puts it back, [`publish`] owns ports of the host. Rules are [`crate::firewall`]'s.
 
 pub mod publish;
 pub mod sysctl;

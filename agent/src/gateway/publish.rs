@@ -1,4 +1,5 @@
-//! Ports of the host that lead to a sandbox: what a user asks for, and how the host's ports are held.
+//! Ports of the host that lead to a sandbox: what a user asks for, and how the host's ports are
+//! held.
 //!
 //! ```text
 //! [IP:]HOST[:SANDBOX][/tcp|udp]       HOST and SANDBOX are ports or ranges of one length; IPv6 addresses stand in brackets
@@ -6,8 +7,8 @@
 //! 8080:80/udp   8080 to 80                            127.0.0.1::80, [fd00::1]:8080:80, 8000-8009:80-89
 //! ```
 //!
-//! Each published port is held by a socket that is bound and never used, so that a port in use is noticed before anything is
-//! changed, and no other program takes it afterwards and wonders.
+//! Each published port is held by a socket that is bound and never used, so that a port in use is
+//! noticed before anything is changed, and no other program takes it afterwards and wonders.
 
 use std::{
     io,
@@ -25,7 +26,8 @@ use crate::firewall::rule::Protocol;
 
 /// Ports of one sandbox: each is four rules or more.
 pub const PORTS: usize = 256;
-/// Where a free port is looked for: below the ports that Linux gives to clients (ip_local_port_range), as Swarm does.
+/// Where a free port is looked for: below the ports that Linux gives to clients
+/// (ip_local_port_range), as Swarm does.
 const FREE: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
 /// One port to publish.

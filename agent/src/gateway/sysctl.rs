@@ -1,14 +1,16 @@
-//! What the host's kernel must do for packets to pass from an uplink to elsewhere, and how it is put back.
+//! What the host's kernel must do for packets to pass from an uplink to elsewhere, and how it is
+//! put back.
 //!
 //! ```text
 //! net/ipv4/ip_forward            1
 //! net/ipv6/conf/all/forwarding   1, and accept_ra 2 where it was 1: a router else forgets the routers that it learned
 //! ```
 //!
-//! Switching forwarding writes other settings too (`inet_forward_change` and `addrconf_fixup_forwarding` of the
-//! kernel), so all that it touches is noted first. Nothing is noted where a version forwards already: then it is somebody
-//! else's, and stays. The switch is set to [`ON`], which means the same as 1 to the kernel: whoever needs forwarding later,
-//! too, writes 1 (Docker does, and people), and by that it becomes theirs.
+//! Switching forwarding writes other settings too (`inet_forward_change` and
+//! `addrconf_fixup_forwarding` of the kernel), so all that it touches is noted first. Nothing is
+//! noted where a version forwards already: then it is somebody else's, and stays. The switch is set
+//! to [`ON`], which means the same as 1 to the kernel: whoever needs forwarding later, too, writes
+//! 1 (Docker does, and people), and by that it becomes theirs.
 
 use std::{collections::BTreeSet, fs, io, path::Path};
 
@@ -39,8 +41,9 @@ impl Found {
         self.0.is_empty()
     }
 
-    /// Puts back what differs, where the switch is still as this program set it: whoever needs forwarding by now wrote
-    /// another value, and after a boot nothing is as it was noted. Settings of interfaces that are gone are gone with them.
+    /// Puts back what differs, where the switch is still as this program set it: whoever needs
+    /// forwarding by now wrote another value, and after a boot nothing is as it was noted. Settings
+    /// of interfaces that are gone are gone with them.
     ///
     /// # Errors
     /// The kernel refuses a value; the others are put back.
@@ -51,11 +54,13 @@ impl Found {
         let mut done = Ok(());
         for Setting { path, value } in self.0.iter().filter(|setting| is_ours(&setting.path)) {
             if read(path).is_some_and(|now| now != *value) {
-                done = done.and(write(path, value));
+                let written = write(path, value);
+                done = done.and(written);
             }
         }
         let [_, (_, ours6)] = ours;
-        if ours6 { done.and(self.restore_later()) } else { done }
+        let later = if ours6 { self.restore_later() } else { Ok(()) };
+        done.and(later)
     }
 
     /// Interfaces that came or got their name meanwhile took what was set for new ones.
@@ -80,9 +85,10 @@ impl Found {
         self.0.iter().any(|setting| setting.path == switch && setting.value == "0")
     }
 
-    /// Interfaces by which packets came that were forwarded although the host as a whole did not: those that had the setting
-    /// then and, for IPv6, those for which somebody says so now (`force_forwarding`, since Linux 6.17). What is true of new
-    /// interfaces nobody can tell any more.
+    /// Interfaces by which packets came that were forwarded although the host as a whole did not:
+    /// those that had the setting then and, for IPv6, those for which somebody says so now
+    /// (`force_forwarding`, since Linux 6.17). What is true of new interfaces nobody can tell any
+    /// more.
     #[must_use]
     pub fn open(&self, ipv4: bool) -> BTreeSet<String> {
         if !ipv4 {
@@ -112,7 +118,8 @@ impl Found {
     }
 }
 
-/// What must be noted before this host forwards: nothing if it does. `known` is what was noted before and still holds.
+/// What must be noted before this host forwards: nothing if it does. `known` is what was noted
+/// before and still holds.
 #[must_use]
 pub fn look(known: &Found) -> Found {
     let mut found = known.clone();
@@ -159,7 +166,8 @@ pub fn forward() -> io::Result<()> {
     Ok(())
 }
 
-/// The interfaces that have settings, `all` and `default` among them; those of uplinks have what they need.
+/// The interfaces that have settings, `all` and `default` among them; those of uplinks have what
+/// they need.
 fn interfaces(family: &str) -> Vec<String> {
     let entries = fs::read_dir(Path::new(ROOT).join(family).join("conf"));
     let names = entries.into_iter().flatten().flatten().map(|entry| entry.file_name());

@@ -32,8 +32,9 @@ pub const PREFIX: &str = "vxm";
 /// All of them, as a firewall names them.
 pub const ALL: &str = "vxm*";
 
-/// Where pairs are looked for, in this order, each 4096 pairs inside of a block. A route to more than the block leads there by chance: none of these
-/// is anybody's whom a router could reach. What clouds serve at link-local addresses lies elsewhere (169.254.169.0/24 and neighbours).
+/// Where pairs are looked for, in this order, each 4096 pairs inside of a block. A route to more
+/// than the block leads there by chance: none of these is anybody's whom a router could reach. What
+/// clouds serve at link-local addresses lies elsewhere (169.254.169.0/24 and neighbours).
 const POOLS: [(Ipv4Addr, u8); 3] = [
     (Ipv4Addr::new(169, 254, 96, 0), 16),
     (Ipv4Addr::new(198, 19, 96, 0), 15),
@@ -97,7 +98,8 @@ pub fn is_uplink(interface: &str) -> bool {
         .is_some_and(|id| id.len() == 12 && id.bytes().all(|digit| digit.is_ascii_hexdigit()))
 }
 
-/// Whether an address may be that of an uplink's inside: of the pool, or unique-local as this program makes them.
+/// Whether an address may be that of an uplink's inside: of the pool, or unique-local as this
+/// program makes them.
 #[must_use]
 pub fn is_inside(node: NodeId, ip: IpAddr) -> bool {
     match ip {
@@ -201,8 +203,8 @@ async fn ipv6((host, name): (&Links, &str), inside: &Links, ip: Ipv6Addr) -> Res
     host.set_route(IpNet::V6(ip.into()), Some(INSIDE_LL.into()), name).await
 }
 
-/// Brings the host's routes to a network in step: to each subnet that no other route of the host touches. Says which
-/// subnets are left out, and for which route. `now` is the host's state.
+/// Brings the host's routes to a network in step: to each subnet that no other route of the host
+/// touches. Says which subnets are left out, and for which route. `now` is the host's state.
 ///
 /// # Errors
 /// The kernel refuses a step.
@@ -242,7 +244,8 @@ pub async fn follow_routes(
     Ok(overlaps)
 }
 
-/// A route that shares addresses with the subnet; those that lead everywhere share with all and do not count.
+/// A route that shares addresses with the subnet; those that lead everywhere share with all and do
+/// not count.
 fn overlapping(subnet: &IpNet, routes: &[IpNet]) -> Option<IpNet> {
     let touches = |route: &&IpNet| {
         !leads_everywhere(route) && (route.contains(subnet) || subnet.contains(*route))
@@ -266,7 +269,8 @@ fn is_of_pool(ip: Ipv4Addr) -> bool {
     POOLS.iter().any(|(pool, _)| u32::from(ip) & !(PAIRS * 2 - 1) == u32::from(*pool))
 }
 
-/// The lower address of the first free pair. The search begins where the network's id says, so that a network mostly keeps its pair.
+/// The lower address of the first free pair. The search begins where the network's id says, so that
+/// a network mostly keeps its pair.
 fn free_pair(network: NetworkId, taken: &[IpNet]) -> Option<Ipv4Addr> {
     let [a, b, ..] = *network.bytes();
     let start = u32::from(u16::from_be_bytes([a, b])) % PAIRS;

@@ -1,4 +1,5 @@
-//! What of an uplink is not as `super::uplink` made it: somebody took an end down, an address, a route or a setting away.
+//! What of an uplink is not as `super::uplink` made it: somebody took an end down, an address, a
+//! route or a setting away.
 
 use std::{fs, net::IpAddr};
 
@@ -10,7 +11,8 @@ use crate::netlink::{
     whole::State,
 };
 
-/// What is not as it should be, in words; nothing is changed. `host` is the host's namespace, in which this runs.
+/// What is not as it should be, in words; nothing is changed. `host` is the host's namespace, in
+/// which this runs.
 #[must_use]
 pub fn faults(uplink: &Uplink, mtu: u16, host: &State, inside: &State) -> Vec<String> {
     let name = uplink.ifname.as_str();
@@ -54,7 +56,8 @@ pub fn faults(uplink: &Uplink, mtu: u16, host: &State, inside: &State) -> Vec<St
     said
 }
 
-/// Takes both ends down: with the links the kernel brings back the routes that it makes of addresses.
+/// Takes both ends down: with the links the kernel brings back the routes that it makes of
+/// addresses.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -63,8 +66,8 @@ pub async fn take_down(uplink: &Uplink, host: &Links, inside: &Links) -> Result<
     inside.take_down(INSIDE).await
 }
 
-/// Settings of the host's end that are not as they should be. Of those of IPv4 the kernel tells nobody; where one of IPv6
-/// matters, addresses go with it.
+/// Settings of the host's end that are not as they should be. Of those of IPv4 the kernel tells
+/// nobody; where one of IPv6 matters, addresses go with it.
 #[must_use]
 pub fn setting_faults(uplink: &Uplink, ipv6: bool) -> Vec<String> {
     let settings = host_settings(&uplink.ifname, ipv6).into_iter();

@@ -5,8 +5,9 @@
 //! {"made_at":unix seconds,"mesh_id","node_id","identity":{file: base64},"state":{table:{key: value}}}
 //! ```
 //!
-//! The file is a secret as the identity is, and 0600. A node that is restored is the node that was: it must not run twice. What it
-//! gave away since the backup was made comes back to it from the other members.
+//! The file is a secret as the identity is, and 0600. A node that is restored is the node that was:
+//! it must not run twice. What it gave away since the backup was made comes back to it from the
+//! other members.
 
 use std::{
     collections::BTreeMap,
@@ -151,7 +152,8 @@ impl Backup {
     ///
     /// # Errors
     ///
-    /// This host is a member already, an agent uses the state, or something cannot be written; then it is no member.
+    /// This host is a member already, an agent uses the state, or something cannot be written; then
+    /// it is no member.
     pub fn restore(&self, data_dir: &Path) -> Result<(), BackupError> {
         refuse_member(data_dir)?;
         let decode = |(name, Secret(text)): (&String, &Secret)| {

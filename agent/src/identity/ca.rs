@@ -1,7 +1,7 @@
 //! The mesh CA: makes certificates of nodes (profile: [`super::certificate`]).
 //!
-//! From a certificate request (PKCS #10, RFC 2986) only the public key is taken, after its signature proved
-//! that the caller holds the private one; names and extensions in it are ignored.
+//! From a certificate request (PKCS #10, RFC 2986) only the public key is taken, after its
+//! signature proved that the caller holds the private one; names and extensions in it are ignored.
 
 use std::fmt;
 

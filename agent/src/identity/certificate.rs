@@ -1,4 +1,5 @@
-//! Certificates of nodes: what one must contain, and the check that it does (RFC 5280, profile of vxmesh).
+//! Certificates of nodes: what one must contain, and the check that it does (RFC 5280, profile of
+//! vxmesh).
 //!
 //! ```text
 //! issuer  : the mesh CA, which signs every node directly; Ed25519 only (RFC 8410)
@@ -7,8 +8,8 @@
 //!           OCTET STRING { version u8 = 1 | flags u8 (1 = AES hardware, 2 = issuer) | X25519 public key 32 }
 //! ```
 //!
-//! It refuses CA certificates, other algorithms, unknown critical extensions, a node id that is not the hash
-//! of the key, and another mesh. Names that anyone could choose are never looked at.
+//! It refuses CA certificates, other algorithms, unknown critical extensions, a node id that is not
+//! the hash of the key, and another mesh. Names that anyone could choose are never looked at.
 
 use ring::signature::{ED25519, UnparsedPublicKey};
 use thiserror::Error;
@@ -21,7 +22,8 @@ use x509_parser::{
     x509::{AlgorithmIdentifier, SubjectPublicKeyInfo, X509Version},
 };
 
-/// Object identifier of the private extension: one number under the arc of UUIDs, which nobody assigns.
+/// Object identifier of the private extension: one number under the arc of UUIDs, which nobody
+/// assigns.
 pub(super) const EXTENSION_OID: [u64; 3] = [2, 25, 5_317_960_417_302_168_733];
 const EXTENSION_VERSION: u8 = 1;
 const FLAG_AES: u8 = 1;
@@ -185,8 +187,8 @@ fn check_algorithm(algorithm: &AlgorithmIdentifier<'_>) -> Result<(), Certificat
 
 /// The Ed25519 signature behind the signed part of a certificate or request.
 ///
-/// What stands around both is not signed and the parser is lax about it; only the one right form is taken,
-/// so that nobody can make a second text of a certificate.
+/// What stands around both is not signed and the parser is lax about it; only the one right form is
+/// taken, so that nobody can make a second text of a certificate.
 pub(super) fn signature_of<'a>(der: &'a [u8], signed: &[u8]) -> Result<&'a [u8], CertificateError> {
     let length = signed.len() + SIGNATURE_HEADER.len() + SIGNATURE_LEN;
     let length = u16::try_from(length).unwrap_or(u16::MAX).to_be_bytes();

@@ -5,8 +5,8 @@
 //! one file      : <name>.new O_EXCL|O_NOFOLLOW 0600 + fsync, rename, fsync(dir)
 //! ```
 //!
-//! rename(2) refuses to put a directory over one that is not empty, so of two writers one wins whole. Reading
-//! refuses what is open to others, belongs to another user, or is a symbolic link.
+//! rename(2) refuses to put a directory over one that is not empty, so of two writers one wins
+//! whole. Reading refuses what is open to others, belongs to another user, or is a symbolic link.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -52,7 +52,8 @@ pub(super) fn write_directory(
     step("parent").and_then(|()| sync(parent)).map_err(|e| IdentityError::io(parent, e))
 }
 
-/// A new directory for secrets inside another, which is made or checked; [`sweep`] removes what a crash leaves of it.
+/// A new directory for secrets inside another, which is made or checked; [`sweep`] removes what a
+/// crash leaves of it.
 pub(super) fn staging(parent: &Path) -> Result<tempfile::TempDir, IdentityError> {
     make_private(parent)?;
     tempfile::Builder::new()
@@ -62,7 +63,8 @@ pub(super) fn staging(parent: &Path) -> Result<tempfile::TempDir, IdentityError>
         .map_err(|e| IdentityError::io(parent, e))
 }
 
-/// Writes one file that nobody else can read; the file that was there is replaced when the new one is whole.
+/// Writes one file that nobody else can read; the file that was there is replaced when the new one
+/// is whole.
 ///
 /// # Errors
 ///
@@ -98,7 +100,8 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
     done.map_err(|e| IdentityError::io(path, e))
 }
 
-/// Overwrites a file with zeros and removes it. A disk may keep what was overwritten, as SSDs and copying file systems do.
+/// Overwrites a file with zeros and removes it. A disk may keep what was overwritten, as SSDs and
+/// copying file systems do.
 pub(super) fn wipe(path: &Path) -> Result<(), IdentityError> {
     let file = OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(path);
     let zeros = |mut file: File| {
@@ -163,7 +166,8 @@ pub(super) fn is_private_directory(path: &Path) -> Result<bool, IdentityError> {
     }
 }
 
-/// Makes the data directory 0700 with its parents, or checks that nobody else can put files into it.
+/// Makes the data directory 0700 with its parents, or checks that nobody else can put files into
+/// it.
 pub(super) fn make_private(path: &Path) -> Result<(), IdentityError> {
     match fs::metadata(path) {
         Ok(metadata) => return check_owner(path, &metadata, 0o022, 0o700),

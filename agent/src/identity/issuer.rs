@@ -1,7 +1,8 @@
 //! The CA's key on a node that issues certificates: how it comes there and goes.
 //!
-//! The first node has it from the start. Another gets it from one that has it, and has it on disk before it says so. When it is
-//! taken away, its file is overwritten and removed. Neither that nor anything else makes a copy unlearned that somebody took.
+//! The first node has it from the start. Another gets it from one that has it, and has it on disk
+//! before it says so. When it is taken away, its file is overwritten and removed. Neither that nor
+//! anything else makes a copy unlearned that somebody took.
 
 use std::{path::Path, sync::Arc};
 

@@ -9,8 +9,9 @@
 //!   ca.key     PKCS #8, only where the node issues certificates
 //! ```
 //!
-//! Either the directory is there and complete, or the node belongs to no mesh. A file that others can read,
-//! that belongs to someone else or is a link is refused, as are keys that do not fit the certificate.
+//! Either the directory is there and complete, or the node belongs to no mesh. A file that others
+//! can read, that belongs to someone else or is a link is refused, as are keys that do not fit the
+//! certificate.
 
 pub mod backup;
 mod ca;
@@ -202,7 +203,8 @@ impl Identity {
         &self.pkcs8
     }
 
-    /// A secret for one purpose, the same at every start: a signature, which Ed25519 makes without chance, hashed.
+    /// A secret for one purpose, the same at every start: a signature, which Ed25519 makes without
+    /// chance, hashed.
     pub(crate) fn derive(&self, purpose: &str) -> Zeroizing<[u8; 32]> {
         let signature = Zeroizing::new(self.sign(format!("vxmesh-derive/1 {purpose}").as_bytes()));
         Zeroizing::new(token::sha256(signature.as_slice()))
@@ -250,7 +252,8 @@ pub struct Membership {
     pub psk: Psk,
     /// Other members and where they were at the join.
     pub peers: Vec<MemberInfo>,
-    /// What the user named to join, `HOST[:PORT]`: a name may lead to the mesh when no address does any more.
+    /// What the user named to join, `HOST[:PORT]`: a name may lead to the mesh when no address does
+    /// any more.
     pub servers: Vec<String>,
 }
 
@@ -315,8 +318,8 @@ impl Credentials {
         Ok(credentials)
     }
 
-    /// Reads what `init` or `join` wrote; nothing if the node belongs to no mesh. An expired certificate is
-    /// no error here: it can be renewed.
+    /// Reads what `init` or `join` wrote; nothing if the node belongs to no mesh. An expired
+    /// certificate is no error here: it can be renewed.
     ///
     /// # Errors
     ///
@@ -439,7 +442,8 @@ pub fn export(data_dir: &Path) -> Result<Option<Files>, IdentityError> {
 ///
 /// # Errors
 ///
-/// [`IdentityError::AlreadyMember`], files that are none of an identity, or nothing could be written; then nothing is.
+/// [`IdentityError::AlreadyMember`], files that are none of an identity, or nothing could be
+/// written; then nothing is.
 pub fn import(data_dir: &Path, all: &Files) -> Result<Credentials, IdentityError> {
     refuse_member(data_dir)?;
     files::sweep(data_dir)?;

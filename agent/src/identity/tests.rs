@@ -65,7 +65,8 @@ fn a_member_cannot_become_one_again_until_it_left() {
     Credentials::init(dir.path(), NOW).unwrap();
 }
 
-/// Whichever step is the last one before a crash, the node is a member or it is not, and a retry works.
+/// Whichever step is the last one before a crash, the node is a member or it is not, and a retry
+/// works.
 #[test]
 fn stopping_at_any_step_leaves_nothing_or_everything() {
     let sample = tempfile::tempdir().unwrap();
@@ -93,7 +94,8 @@ fn stopping_at_any_step_leaves_nothing_or_everything() {
     }
 }
 
-/// A process that is killed runs no destructors: what it leaves behind is swept away and never read.
+/// A process that is killed runs no destructors: what it leaves behind is swept away and never
+/// read.
 #[test]
 fn leftovers_of_a_killed_process_are_swept() {
     let dir = tempfile::tempdir().unwrap();

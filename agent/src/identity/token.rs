@@ -1,7 +1,8 @@
 //! Join tokens: `VXMTKN-1-<base32 SHA-256 of the CA certificate>-<base32 secret>`.
 //!
-//! The text is shown once; the store keeps SHA-256 of the secret, and every compare takes the same time for
-//! every secret. An expired or used token is kept for a day, so that a late joiner hears why it is refused.
+//! The text is shown once; the store keeps SHA-256 of the secret, and every compare takes the same
+//! time for every secret. An expired or used token is kept for a day, so that a late joiner hears
+//! why it is refused.
 
 use std::{fmt, str::FromStr};
 

@@ -1,7 +1,9 @@
-//! Owns the agents of a lab: starts, kills and joins them, all through the commands that any user has.
+//! Owns the agents of a lab: starts, kills and joins them, all through the commands that any user
+//! has.
 //!
-//! The first host makes the mesh (`init`), the others join it with one token; every answer is read as JSON.
-//! Nothing waits without end: an agent that dies or is not ready in time fails the command with the end of its log.
+//! The first host makes the mesh (`init`), the others join it with one token; every answer is read
+//! as JSON. Nothing waits without end: an agent that dies or is not ready in time fails the command
+//! with the end of its log.
 
 use std::{
     fs::File,
@@ -172,7 +174,8 @@ impl Host {
             .failed(format!("its agent is not ready after {} s: {last}", READY_DEADLINE.as_secs())))
     }
 
-    /// Waits a while for the host to know where all others are; what begins before that finds a smaller mesh.
+    /// Waits a while for the host to know where all others are; what begins before that finds a
+    /// smaller mesh.
     async fn meet(
         &self,
         hosts: usize,

@@ -1,4 +1,5 @@
-//! Owns one question: whether the machine's memory holds a lab. Asked before anything of it is made.
+//! Owns one question: whether the machine's memory holds a lab. Asked before anything of it is
+//! made.
 
 use super::plan::Plan;
 use crate::api::{ApiError, ErrorCode};

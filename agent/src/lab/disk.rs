@@ -6,8 +6,9 @@
 //! /run/vxmesh-lab/NAME/hN/          holder.json agent.json: processes; holder.log agent.log
 //! /run/vxmesh-lab/NAME/hN/{run,var-lib,etc-vxmesh}/   what the host sees as /run, /var/lib, /etc/vxmesh
 //! ```
-//! Two locks, released by the kernel when their process dies: one on the lab's directory for commands that change
-//! it, one on the whole for making and removing labs. Refuses to make a lab that is there.
+//! Two locks, released by the kernel when their process dies: one on the lab's directory for
+//! commands that change it, one on the whole for making and removing labs. Refuses to make a lab
+//! that is there.
 
 use std::{
     fs::{self, File},
@@ -233,7 +234,8 @@ impl HostDir {
     }
 }
 
-/// The lock under which labs come and go. The directory may be removed and made anew while one waits for it.
+/// The lock under which labs come and go. The directory may be removed and made anew while one
+/// waits for it.
 fn lock_machine() -> io::Result<Flock<File>> {
     loop {
         match make_dir(Path::new(BASE)) {
@@ -254,7 +256,8 @@ fn lock_machine() -> io::Result<Flock<File>> {
     }
 }
 
-/// Notes what is missing before it makes it, so that a death in between leaves no unknown directory.
+/// Notes what is missing before it makes it, so that a death in between leaves no unknown
+/// directory.
 fn make_mount_points() -> io::Result<()> {
     for path in MOUNT_POINTS.map(Path::new) {
         if !path.is_dir() {

@@ -1,8 +1,9 @@
 //! Owns the end of a lab: everything that has its name goes, in whatever state it is found.
 //!
-//! Processes first (the holders on record, then whatever else is in the lab's network namespaces), then namespaces, and
-//! with them every interface, address and nft table, then files. Each step takes what it finds and nothing for granted, so
-//! it also ends what a killed `up` or `down` left. Refuses to run inside the lab itself.
+//! Processes first (the holders on record, then whatever else is in the lab's network namespaces),
+//! then namespaces, and with them every interface, address and nft table, then files. Each step
+//! takes what it finds and nothing for granted, so it also ends what a killed `up` or `down` left.
+//! Refuses to run inside the lab itself.
 
 use std::{
     collections::HashSet,
@@ -62,8 +63,9 @@ pub(super) async fn remove(name: &LabName, lab: Option<LabDir>) -> Result<(), Ap
     lab.map_or(Ok(()), LabDir::remove)
 }
 
-/// Ends the agent of a host and then its first process: a zombie child of this very process would keep that one from
-/// ending. A record that a sudden end left unreadable tells nothing that a look at the namespaces does not find.
+/// Ends the agent of a host and then its first process: a zombie child of this very process would
+/// keep that one from ending. A record that a sudden end left unreadable tells nothing that a look
+/// at the namespaces does not find.
 async fn end_host(host: &HostDir) -> io::Result<()> {
     for record in [host.agent(), host.holder()] {
         if let Ok(Some(process)) = record {

@@ -1,8 +1,9 @@
 //! Owns how a program is started, or a piece of work done, inside a host of a lab.
 //!
-//! Namespaces belong to threads (namespaces(7)): a thread made for this joins or makes them, starts the program as its
-//! child and ends, so that the rest of this process stays where it is. A new PID namespace holds the thread's
-//! children only (pid_namespaces(7)), which is what is wanted here. Refuses a host whose holder is dead.
+//! Namespaces belong to threads (namespaces(7)): a thread made for this joins or makes them, starts
+//! the program as its child and ends, so that the rest of this process stays where it is. A new PID
+//! namespace holds the thread's children only (pid_namespaces(7)), which is what is wanted here.
+//! Refuses a host whose holder is dead.
 
 use std::{
     env,
@@ -91,7 +92,8 @@ impl Namespaces {
     }
 
     fn join_all(&self) -> io::Result<()> {
-        // The kernel lets nobody change mount namespaces who shares root and working directory with others.
+        // The kernel lets nobody change mount namespaces who shares root and working directory with
+        // others.
         unshare(CloneFlags::CLONE_FS)?;
         setns(&self.net, CloneFlags::CLONE_NEWNET)?;
         setns(&self.uts, CloneFlags::CLONE_NEWUTS)?;
@@ -160,7 +162,8 @@ enum ProgramFile {
 }
 
 impl Program {
-    /// Any program with its arguments, found by the caller's `PATH` with this program's own directory in front.
+    /// Any program with its arguments, found by the caller's `PATH` with this program's own
+    /// directory in front.
     pub(super) fn any<S: Into<OsString>>(
         name: impl Into<OsString>,
         args: impl IntoIterator<Item = S>,
@@ -205,7 +208,8 @@ impl Program {
         let mut command = match self.file {
             ProgramFile::Named(name) => Command::new(name),
             ProgramFile::Own { path, dev, ino } => {
-                // Hidden below a private directory, or replaced by a newer one since this process started.
+                // Hidden below a private directory, or replaced by a newer one since this process
+                // started.
                 let same =
                     fs::metadata(&path).is_ok_and(|file| (file.dev(), file.ino()) == (dev, ino));
                 let mut command =
@@ -227,7 +231,8 @@ impl Program {
     }
 }
 
-/// The caller's `PATH`, with the directory of this program in front: `vxmesh` in a host is the program that made it.
+/// The caller's `PATH`, with the directory of this program in front: `vxmesh` in a host is the
+/// program that made it.
 fn search_path() -> OsString {
     let path = env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
     let own = env::current_exe().ok().and_then(|file| file.parent().map(Path::to_owned));

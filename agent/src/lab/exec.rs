@@ -1,7 +1,9 @@
-//! Owns `lab exec`: one program in a host, with the caller's terminal and the program's own exit status.
+//! Owns `lab exec`: one program in a host, with the caller's terminal and the program's own exit
+//! status.
 //!
-//! As docker does it: 125 the lab failed, 126 the program cannot be executed, 127 there is none, 128+n it died of
-//! signal n. Keyboard signals reach the program by itself, the others are passed on to it.
+//! As docker does it: 125 the lab failed, 126 the program cannot be executed, 127 there is none,
+//! 128+n it died of signal n. Keyboard signals reach the program by itself, the others are passed
+//! on to it.
 
 use std::{
     ffi::OsString,
@@ -70,7 +72,8 @@ pub(super) async fn exec(
 struct Signals {
     terminate: unix::Signal,
     hangup: unix::Signal,
-    /// The terminal sends these to every process of the group; only the command decides what they mean.
+    /// The terminal sends these to every process of the group; only the command decides what they
+    /// mean.
     _keyboard: [unix::Signal; 2],
 }
 

@@ -1,8 +1,10 @@
-//! Owns the first process of a host: it keeps the host's namespaces alive, and the host ends with it.
+//! Owns the first process of a host: it keeps the host's namespaces alive, and the host ends with
+//! it.
 //!
-//! As process 1 of its PID namespace it inherits every orphan of the host and takes its zombie away; the kernel
-//! kills all others when it dies (pid_namespaces(7)), and lets nothing but SIGKILL from outside reach it. It says `ready`
-//! on standard output, once, when `/proc` is the host's own. Refuses to run as anything but process 1.
+//! As process 1 of its PID namespace it inherits every orphan of the host and takes its zombie
+//! away; the kernel kills all others when it dies (pid_namespaces(7)), and lets nothing but SIGKILL
+//! from outside reach it. It says `ready` on standard output, once, when `/proc` is the host's own.
+//! Refuses to run as anything but process 1.
 
 use std::{
     fs::{self, File},

@@ -1,7 +1,8 @@
 //! Owns the wish of the user to stop: SIGINT, SIGTERM or SIGHUP while a lab is made.
 //!
-//! Work asks between its steps and while it waits, never in the middle of a step, so that what it made is known when
-//! it is undone. Once watched, the signals end nothing by themselves: the undoing cannot be interrupted.
+//! Work asks between its steps and while it waits, never in the middle of a step, so that what it
+//! made is known when it is undone. Once watched, the signals end nothing by themselves: the
+//! undoing cannot be interrupted.
 
 use std::{io, time::Duration};
 

@@ -162,7 +162,8 @@ impl Links {
         self.handle.address().add(index, address, prefix).execute().await.map_err(io::Error::other)
     }
 
-    /// Writes neighbours down: the kernel asks for none of them, and none counts against the limit of the machine's table.
+    /// Writes neighbours down: the kernel asks for none of them, and none counts against the limit
+    /// of the machine's table.
     pub(super) async fn add_neighbours(
         &self,
         name: &str,

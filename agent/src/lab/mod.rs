@@ -1,8 +1,9 @@
 //! A whole cluster on one machine: `vxmesh lab`.
 //!
-//! Each host is a network namespace `LAB-hN` with mount, UTS and PID namespaces around it (`enter`, `mounts`), kept alive by
-//! its first process (`holder`); `wire` joins them through bridges in `LAB-wire`; `agents` runs in them the same
-//! binary that runs anywhere. `disk` is the only memory between commands, `down` needs none of it.
+//! Each host is a network namespace `LAB-hN` with mount, UTS and PID namespaces around it (`enter`,
+//! `mounts`), kept alive by its first process (`holder`); `wire` joins them through bridges in
+//! `LAB-wire`; `agents` runs in them the same binary that runs anywhere. `disk` is the only memory
+//! between commands, `down` needs none of it.
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -110,7 +111,8 @@ pub enum Action {
 /// Carries a lab command out and gives its exit status.
 ///
 /// # Errors
-/// What failed, with the exit status of its kind. `exec` tells its own failures to `out` and gives their status.
+/// What failed, with the exit status of its kind. `exec` tells its own failures to `out` and gives
+/// their status.
 pub async fn run(command: &Command, out: &mut dyn Output) -> Result<u8, ApiError> {
     let name = &command.name;
     if let Action::Exec { host, command } = &command.action {

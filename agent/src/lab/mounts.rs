@@ -1,9 +1,10 @@
 //! Owns what a host of a lab sees of the file system: the machine's, with four places of its own.
 //!
-//! `/var/lib`, `/etc/vxmesh` and `/run` (with it `/run/netns`) are directories of the lab, `/sys` shows the host's
-//! own interfaces, `/proc` (mounted by the holder, from inside its PID namespace) its own processes. Mounts that the
-//! machine makes or removes later come and go in the host too, never the other way. What lay mounted below the private
-//! places is let go, so that no host keeps alive a namespace or a container's disk that the machine removed.
+//! `/var/lib`, `/etc/vxmesh` and `/run` (with it `/run/netns`) are directories of the lab, `/sys`
+//! shows the host's own interfaces, `/proc` (mounted by the holder, from inside its PID namespace)
+//! its own processes. Mounts that the machine makes or removes later come and go in the host too,
+//! never the other way. What lay mounted below the private places is let go, so that no host keeps
+//! alive a namespace or a container's disk that the machine removed.
 
 use std::{
     fs, io,
@@ -17,7 +18,8 @@ use super::disk::HostDir;
 
 const NONE: Option<&str> = None;
 
-/// Gives the calling thread, which has a new mount namespace and the host's network namespace, the host's view.
+/// Gives the calling thread, which has a new mount namespace and the host's network namespace, the
+/// host's view.
 pub(super) fn make_private(host: &HostDir) -> io::Result<()> {
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_SLAVE, NONE)
         .map_err(what("make mounts private"))?;
@@ -51,7 +53,8 @@ fn let_go_below(place: &Path) -> io::Result<()> {
     below.reverse();
     for path in below {
         match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-            // Gone with the one it lay on, or hidden below another: out of the host's sight either way.
+            // Gone with the one it lay on, or hidden below another: out of the host's sight either
+            // way.
             Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
             Err(error) => return Err(what(&path.display().to_string())(error)),
         }

@@ -1,8 +1,9 @@
 //! Owns the names of labs and of their hosts, which become file, namespace and interface names.
 //!
-//! A lab is `[a-z0-9]([a-z0-9-]*[a-z0-9])?`, at most 24 characters; a host is `h1`..`h250`. Namespace names are
-//! `LAB-hN` and `LAB-wire`: two labs can never own the same one, because the part after the last hyphen decides.
-//! Refuses everything else, so no name can leave its directory or be cut short by the kernel.
+//! A lab is `[a-z0-9]([a-z0-9-]*[a-z0-9])?`, at most 24 characters; a host is `h1`..`h250`.
+//! Namespace names are `LAB-hN` and `LAB-wire`: two labs can never own the same one, because the
+//! part after the last hyphen decides. Refuses everything else, so no name can leave its directory
+//! or be cut short by the kernel.
 
 use std::{
     fmt,
@@ -108,7 +109,8 @@ impl HostName {
     /// Its address in the IPv6 underlay.
     #[must_use]
     pub const fn v6(self) -> Ipv6Addr {
-        // fd13::10 is host 16: the number stands in the address as every tool prints it, in hexadecimal.
+        // fd13::10 is host 16: the number stands in the address as every tool prints it, in
+        // hexadecimal.
         Ipv6Addr::new(0xfd13, 0, 0, 0, 0, 0, 0, self.0 as u16)
     }
 

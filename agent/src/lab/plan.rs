@@ -66,7 +66,8 @@ impl Default for Plan {
 }
 
 impl Plan {
-    /// The plan of a file, if there is one, with the number of hosts from the command line, if given.
+    /// The plan of a file, if there is one, with the number of hosts from the command line, if
+    /// given.
     ///
     /// # Errors
     /// The file cannot be read or says what no lab can be.

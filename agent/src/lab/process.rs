@@ -1,8 +1,9 @@
 //! Owns one fact: which process a number on disk means.
 //!
-//! A process is its id and its start time (`/proc/PID/stat`, field 22, proc(5)), so that a number that the kernel
-//! gave to another process since is never taken for ours. A zombie without threads counts as gone: its memory, files and
-//! namespaces are, and only its parent can remove it. Refuses to signal anything whose start time differs.
+//! A process is its id and its start time (`/proc/PID/stat`, field 22, proc(5)), so that a number
+//! that the kernel gave to another process since is never taken for ours. A zombie without threads
+//! counts as gone: its memory, files and namespaces are, and only its parent can remove it. Refuses
+//! to signal anything whose start time differs.
 
 use std::{
     fs, io,
@@ -49,7 +50,8 @@ impl Process {
     /// Kills it and waits until it is gone.
     ///
     /// # Errors
-    /// The kernel refused the signal, or it outlived the deadline, as a process that waits for a disk can.
+    /// The kernel refused the signal, or it outlived the deadline, as a process that waits for a
+    /// disk can.
     pub(super) async fn kill(self, deadline: Duration) -> io::Result<()> {
         if self.is_alive() {
             match signal::kill(Pid::from_raw(self.pid), Signal::SIGKILL) {
@@ -102,7 +104,8 @@ fn read_stat(pid: i32) -> io::Result<Stat> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "malformed /proc/PID/stat"))
 }
 
-/// State, number of threads (field 20) and start time. The command's name stands in parentheses and may itself hold any of `( )`.
+/// State, number of threads (field 20) and start time. The command's name stands in parentheses and
+/// may itself hold any of `( )`.
 fn parse_stat(text: &str) -> Option<Stat> {
     let (_, fields) = text.rsplit_once(')')?;
     let mut fields = fields.split_ascii_whitespace();

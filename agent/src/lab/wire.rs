@@ -1,9 +1,10 @@
-//! Owns the underlay of a lab: bridges in `LAB-wire`, and one virtual cable from there to each host's `eth0`.
+//! Owns the underlay of a lab: bridges in `LAB-wire`, and one virtual cable from there to each
+//! host's `eth0`.
 //!
-//! The port of host `hN` is called `hN`; all ports start on the bridge `wire`. A cut moves ports to a bridge `cutK` of
-//! their own, so the kernel alone remembers who is cut off; a bridge that no port is on goes. Every interface lives
-//! in a namespace of the lab, none ever on the machine. IPv6 addresses are usable at once: nobody else can have them.
-//! The ports have no IPv6 of their own.
+//! The port of host `hN` is called `hN`; all ports start on the bridge `wire`. A cut moves ports to
+//! a bridge `cutK` of their own, so the kernel alone remembers who is cut off; a bridge that no
+//! port is on goes. Every interface lives in a namespace of the lab, none ever on the machine. IPv6
+//! addresses are usable at once: nobody else can have them. The ports have no IPv6 of their own.
 
 use std::{collections::BTreeMap, fs::File, io, net::IpAddr};
 
@@ -76,8 +77,9 @@ fn disable_v6(links: &Links, name: &str) -> io::Result<()> {
     }
 }
 
-/// Tells the hosts of a large lab each other's MAC addresses. All namespaces of a machine share one neighbour table of 1024
-/// entries by default; hosts that learned of one another would fill it, and others would lose packets.
+/// Tells the hosts of a large lab each other's MAC addresses. All namespaces of a machine share one
+/// neighbour table of 1024 entries by default; hosts that learned of one another would fill it, and
+/// others would lose packets.
 pub(super) async fn introduce(lab: &LabName, plan: &Plan, host: HostName) -> Result<(), ApiError> {
     if plan.hosts <= LEARNING_HOSTS {
         return Ok(());

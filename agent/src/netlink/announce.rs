@@ -1,5 +1,6 @@
-//! Says at once, from an endpoint's own interface, which MAC its addresses have: whoever spoke with another MAC under one of them,
-//! on this host, behind a VTEP that learns or on the link of a macvlan, would find out only after seconds.
+//! Says at once, from an endpoint's own interface, which MAC its addresses have: whoever spoke with
+//! another MAC under one of them, on this host, behind a VTEP that learns or on the link of a
+//! macvlan, would find out only after seconds.
 
 use std::{io, net::IpAddr, os::fd::AsRawFd, time::Duration};
 
@@ -13,11 +14,12 @@ use vxmesh_proto::{addr::MacAddr, path::announce::Announcement};
 
 use super::{netns::Netns, overlay::Plug};
 
-/// The second one comes after this: a bridge may not have noticed yet that the cable is plugged in when the first does.
+/// The second one comes after this: a bridge may not have noticed yet that the cable is plugged in
+/// when the first does.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// Has the interface of an endpoint announce its addresses, now and once more. A failure costs others some seconds. Needs a tokio
-/// runtime.
+/// Has the interface of an endpoint announce its addresses, now and once more. A failure costs
+/// others some seconds. Needs a tokio runtime.
 pub(super) fn announce(netns: Netns, ifname: &str, plug: &Plug) {
     let (ifname, mac) = (ifname.to_owned(), plug.mac);
     let ips: Vec<IpAddr> = plug.ips.iter().map(IpNet::addr).collect();

@@ -1,4 +1,5 @@
-//! Where this host's own routes lead, from the kernel's tables in /proc/net. Only to tell people of overlaps.
+//! Where this host's own routes lead, from the kernel's tables in /proc/net. Only to tell people of
+//! overlaps.
 
 use std::{
     fs,
@@ -30,7 +31,8 @@ pub fn routes() -> Vec<HostRoute> {
     routes
 }
 
-/// `Iface Destination Gateway Flags RefCnt Use Metric Mask ...`, addresses as numbers of this machine's byte order.
+/// `Iface Destination Gateway Flags RefCnt Use Metric Mask ...`, addresses as numbers of this
+/// machine's byte order.
 fn route_v4(line: &str) -> Option<HostRoute> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let number = |at: usize| {
@@ -41,7 +43,8 @@ fn route_v4(line: &str) -> Option<HostRoute> {
     kept(destination, fields.first()?)
 }
 
-/// `destination length source length next-hop metric refs use flags interface`, addresses as 32 digits.
+/// `destination length source length next-hop metric refs use flags interface`, addresses as 32
+/// digits.
 fn route_v6(line: &str) -> Option<HostRoute> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let address = u128::from_str_radix(fields.first()?, 16).ok().map(Ipv6Addr::from)?;
@@ -49,11 +52,13 @@ fn route_v6(line: &str) -> Option<HostRoute> {
     kept(IpNet::new(address.into(), length).ok()?, fields.last()?)
 }
 
-/// Whether a route leads where nothing else leads, whole or in parts: a VPN lays `0.0.0.0/1` and `128.0.0.0/1`, or a few more, beside the
-/// default route that it finds. Whatever has a route of its own goes there.
+/// Whether a route leads where nothing else leads, whole or in parts: a VPN lays `0.0.0.0/1` and
+/// `128.0.0.0/1`, or a few more, beside the default route that it finds. Whatever has a route of
+/// its own goes there.
 #[must_use]
 pub fn leads_everywhere(destination: &IpNet) -> bool {
-    // No network is that large: the smallest parts are larger than any private block (10.0.0.0/8, fc00::/7).
+    // No network is that large: the smallest parts are larger than any private block (10.0.0.0/8,
+    // fc00::/7).
     let private = if destination.addr().is_ipv4() { 8 } else { 7 };
     destination.prefix_len() < private
 }
@@ -63,7 +68,8 @@ fn kept(destination: IpNet, interface: &str) -> Option<HostRoute> {
         IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local() || ip.is_multicast(),
         IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local() || ip.is_multicast(),
     };
-    // Host routes of IPv6 to the host's own addresses are those of `lo`, and uplinks lead into networks themselves.
+    // Host routes of IPv6 to the host's own addresses are those of `lo`, and uplinks lead into
+    // networks themselves.
     let kept =
         !leads_everywhere(&destination) && !local && interface != "lo" && !is_uplink(interface);
     kept.then(|| HostRoute { destination, interface: interface.to_owned() })

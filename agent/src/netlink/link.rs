@@ -1,6 +1,7 @@
 //! The interfaces of one network namespace: [`Links`].
 //!
-//! Requests are idempotent where the kernel allows it: what is there already is brought to the wanted state.
+//! Requests are idempotent where the kernel allows it: what is there already is brought to the
+//! wanted state.
 
 use std::{
     io,
@@ -36,10 +37,12 @@ use vxmesh_proto::addr::MacAddr;
 
 use super::netns::Netns;
 
-/// How often a dump is asked for while another one of the same socket goes on, and how long one takes.
+/// How often a dump is asked for while another one of the same socket goes on, and how long one
+/// takes.
 const DUMPS: usize = 200;
 const DUMP_TAKES: Duration = Duration::from_millis(2);
-/// A bit for each of the groups 01:80:c2:00:00:00 to 0f, but for the one that pauses senders: the kernel drops what is for that.
+/// A bit for each of the groups 01:80:c2:00:00:00 to 0f, but for the one that pauses senders: the
+/// kernel drops what is for that.
 const RESERVED_GROUPS: u16 = !0b10;
 
 /// What the kernel refused, and about which interface.
@@ -78,7 +81,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// Whether it shares another link, as a MAC-VLAN.
     pub is_macvlan: bool,
-    /// The other end of a cable, or the link that it is upon, by its number in the namespace where that is.
+    /// The other end of a cable, or the link that it is upon, by its number in the namespace where
+    /// that is.
     pub peer: Option<u32>,
     /// Its MAC address.
     pub mac: Option<MacAddr>,
@@ -88,9 +92,11 @@ pub struct Link {
     pub up: bool,
     /// Free text; the outer end of a veth carries its endpoint's id here.
     pub alias: Option<String>,
-    /// Of a bridge's port, whether it learns addresses, and whether it takes unicast frames for unknown ones.
+    /// Of a bridge's port, whether it learns addresses, and whether it takes unicast frames for
+    /// unknown ones.
     pub port: Option<(bool, bool)>,
-    /// Frames that it did not take in, and that it did not give away, as far as the kernel counts them.
+    /// Frames that it did not take in, and that it did not give away, as far as the kernel counts
+    /// them.
     pub dropped: (u64, u64),
 }
 
@@ -190,7 +196,8 @@ impl Links {
         self.done("make the cable", name, self.handle.link().add(veth).execute().await)
     }
 
-    /// Makes an interface a port that neither learns nor takes unicast frames for unknown addresses; `flood` lets those in.
+    /// Makes an interface a port that neither learns nor takes unicast frames for unknown
+    /// addresses; `flood` lets those in.
     ///
     /// # Errors
     /// One of the two is not there.
@@ -202,8 +209,9 @@ impl Links {
         self.done("set up the port", name, self.handle.link().set_port(port).execute().await)
     }
 
-    /// Has a port treat frames for the groups that bridges keep to themselves (IEEE 802.1Q-2022 table 8-1) as all others. The
-    /// kernel would take them in as if they came to the port itself, past all rules for bridges.
+    /// Has a port treat frames for the groups that bridges keep to themselves (IEEE 802.1Q-2022
+    /// table 8-1) as all others. The kernel would take them in as if they came to the port itself,
+    /// past all rules for bridges.
     ///
     /// # Errors
     /// It is no port.
@@ -221,7 +229,8 @@ impl Links {
         self.change(name, |link| link.mtu(mtu.into()).up()).await
     }
 
-    /// Has what an interface sends reach its driver at once. To be done before it comes up, for then the kernel makes queues.
+    /// Has what an interface sends reach its driver at once. To be done before it comes up, for
+    /// then the kernel makes queues.
     ///
     /// # Errors
     /// It is not there, or the kernel cannot do without queues.
@@ -299,8 +308,8 @@ impl Links {
         }
     }
 
-    /// Gives an interface an address, at once and without asking the link whether somebody has it (RFC 4862 section 5.4):
-    /// the mesh knows.
+    /// Gives an interface an address, at once and without asking the link whether somebody has it
+    /// (RFC 4862 section 5.4): the mesh knows.
     ///
     /// # Errors
     /// The interface is not there.
@@ -314,7 +323,8 @@ impl Links {
         self.done("give an address to", name, request.execute().await)
     }
 
-    /// Adds a default route unless there is one of this IP version, of whatever metric; says whether it did.
+    /// Adds a default route unless there is one of this IP version, of whatever metric; says
+    /// whether it did.
     ///
     /// # Errors
     /// The gateway cannot be reached from here.
@@ -376,7 +386,8 @@ impl Links {
         self.done("enter a MAC for", port, request.execute().await)
     }
 
-    /// Says that a MAC is a bridge's own: the kernel enters it with the MAC, and whoever empties the table takes it away.
+    /// Says that a MAC is a bridge's own: the kernel enters it with the MAC, and whoever empties
+    /// the table takes it away.
     ///
     /// # Errors
     /// The bridge is not there.
@@ -440,8 +451,8 @@ fn port_of(info: &LinkInfo) -> Option<(bool, bool)> {
     Some((has(InfoBridgePort::Learning(true)), has(InfoBridgePort::UnicastFlood(true))))
 }
 
-/// All that a dump tells. The kernel does one dump of a socket at a time, and several tasks may share one: whoever finds it
-/// busy asks again.
+/// All that a dump tells. The kernel does one dump of a socket at a time, and several tasks may
+/// share one: whoever finds it busy asks again.
 pub(super) async fn listed<T, S>(what: &str, dump: impl Fn() -> S) -> Result<Vec<T>, LinkError>
 where
     S: TryStream<Ok = T, Error = rtnetlink::Error>,

@@ -1,5 +1,5 @@
-//! Frames of one network that the kernel lost on this host, at the interfaces of the network's namespace ([`Losses`]). The agent sees
-//! none of them.
+//! Frames of one network that the kernel lost on this host, at the interfaces of the network's
+//! namespace ([`Losses`]). The agent sees none of them.
 //!
 //! ```text
 //! tap0         does not give away : the agent did not read fast enough

@@ -1,11 +1,12 @@
-//! Interfaces that share a link of the host, its parent: MAC-VLANs in sandboxes, and the 802.1Q link below them.
+//! Interfaces that share a link of the host, its parent: MAC-VLANs in sandboxes, and the 802.1Q
+//! link below them.
 //!
 //! ```text
 //! host: eth0 ── eth0.50 (made here if it is missing, and then marked) ── sandbox: eth0, kind macvlan, the endpoint's id as alias
 //! ```
 //!
-//! Every step finds what is there, so a restarted agent adopts it (I9). The kernel takes an interface away with its sandbox
-//! and with its parent.
+//! Every step finds what is there, so a restarted agent adopts it (I9). The kernel takes an
+//! interface away with its sandbox and with its parent.
 
 use std::{
     collections::BTreeSet,
@@ -228,11 +229,12 @@ impl Parent {
         Ok(())
     }
 
-    /// Plugs an endpoint into a sandbox and says under which name. A failure leaves nothing behind; one that is plugged in
-    /// already is mended and keeps its name.
+    /// Plugs an endpoint into a sandbox and says under which name. A failure leaves nothing behind;
+    /// one that is plugged in already is mended and keeps its name.
     ///
     /// # Errors
-    /// The parent is missing, the sandbox is not one, the name is taken, or the kernel refuses a step.
+    /// The parent is missing, the sandbox is not one, the name is taken, or the kernel refuses a
+    /// step.
     pub async fn attach(
         &self,
         (mode, mtu): (Mode, u16),
@@ -300,7 +302,8 @@ impl Parent {
         Ok(())
     }
 
-    /// By its alias, and by its MAC where the sandbox has changed that: both are the sandbox's to change, the parent is not.
+    /// By its alias, and by its MAC where the sandbox has changed that: both are the sandbox's to
+    /// change, the parent is not.
     async fn own(&self, inside: &Links, plug: &Plug) -> Result<Option<Link>, MacvlanError> {
         let parent = here()?.get(&self.name).await?;
         let mut links = inside.list().await?;
@@ -332,8 +335,8 @@ pub async fn sweep_sandbox(netns: &Path, known: &BTreeSet<EndpointId>) -> Result
     Ok(())
 }
 
-/// Removes the links that were made here for other parents than these, and says which: what was left when nobody could remove
-/// them.
+/// Removes the links that were made here for other parents than these, and says which: what was
+/// left when nobody could remove them.
 ///
 /// # Errors
 /// The kernel does not answer, or keeps one.
@@ -398,7 +401,8 @@ async fn configure(
     (sandbox, inside): (&Netns, &Links),
 ) -> Result<(), MacvlanError> {
     inside.bring_up("lo").await?;
-    // Others on the link are not ours, so it is asked about its link-local address, which may be used meanwhile (RFC 4429).
+    // Others on the link are not ours, so it is asked about its link-local address, which may be
+    // used meanwhile (RFC 4429).
     for setting in ["optimistic_dad", "use_optimistic"] {
         sandbox.ipv6_setting(ifname, setting, "1")?;
     }

@@ -1,8 +1,8 @@
 //! Network namespaces and interfaces over rtnetlink; no other program is started.
 //!
-//! [`netns`] owns namespaces, [`link`] the interfaces of one namespace, [`overlay`] this host's side of one network,
-//! [`macvlan`] interfaces that share a link of the host, [`watch`] what the kernel tells of changes, [`whole`] what of a network's
-//! side is not as it should be.
+//! [`netns`] owns namespaces, [`link`] the interfaces of one namespace, [`overlay`] this host's
+//! side of one network, [`macvlan`] interfaces that share a link of the host, [`watch`] what the
+//! kernel tells of changes, [`whole`] what of a network's side is not as it should be.
 
 mod announce;
 pub mod hosts;
@@ -63,8 +63,8 @@ fn ipv6_mtu(socket: &UdpSocket) -> Option<libc::c_int> {
     (status == 0).then_some(mtu)
 }
 
-/// The first address of each IP version on an interface of the calling thread's namespace that others may reach: up, not a
-/// loopback, not link-local. IPv4 comes first.
+/// The first address of each IP version on an interface of the calling thread's namespace that
+/// others may reach: up, not a loopback, not link-local. IPv4 comes first.
 #[must_use]
 pub fn host_addresses() -> Vec<IpAddr> {
     let addrs = all_addresses();

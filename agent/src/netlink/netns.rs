@@ -1,7 +1,8 @@
 //! One network namespace: made, pinned under a path, entered.
 //!
-//! A namespace is entered only by a thread that is made for it and ends with the work: no thread of the runtime ever changes its
-//! namespace. A socket or a TAP that was opened inside belongs to it for good.
+//! A namespace is entered only by a thread that is made for it and ends with the work: no thread of
+//! the runtime ever changes its namespace. A socket or a TAP that was opened inside belongs to it
+//! for good.
 
 use std::{
     fs::{self, File},
@@ -56,7 +57,8 @@ pub enum NetnsError {
 }
 
 impl NetnsError {
-    /// Whether the namespace is known to be gone: nothing is at the path, or something else. Any other error says nothing about it.
+    /// Whether the namespace is known to be gone: nothing is at the path, or something else. Any
+    /// other error says nothing about it.
     #[must_use]
     pub fn is_absence(&self) -> bool {
         match self {
@@ -105,7 +107,8 @@ impl Netns {
         Ok(Self { identity: (metadata.dev(), metadata.ino()), file })
     }
 
-    /// Makes a namespace and pins it at `path`, whose directory is made too. One that is there already is opened.
+    /// Makes a namespace and pins it at `path`, whose directory is made too. One that is there
+    /// already is opened.
     ///
     /// # Errors
     /// The rights are missing, or something else is at the path.
@@ -196,7 +199,8 @@ impl Netns {
         })
     }
 
-    /// Writes a kernel setting below `/proc/sys/net`, which shows the namespace of whoever opens it.
+    /// Writes a kernel setting below `/proc/sys/net`, which shows the namespace of whoever opens
+    /// it.
     ///
     /// # Errors
     /// The kernel has no such setting or refuses the value.
@@ -205,7 +209,8 @@ impl Netns {
             .map_err(|error| io::Error::new(error.kind(), format!("net/{path}: {error}")))
     }
 
-    /// Writes a setting of an interface about IPv6. Not every kernel has each of them, or IPv6 at all.
+    /// Writes a setting of an interface about IPv6. Not every kernel has each of them, or IPv6 at
+    /// all.
     ///
     /// # Errors
     /// The kernel refuses the value.

@@ -1,4 +1,5 @@
-//! This host's side of one network: a network namespace with a bridge and a TAP, and the cables of its endpoints.
+//! This host's side of one network: a network namespace with a bridge and a TAP, and the cables of
+//! its endpoints.
 //!
 //! ```text
 //! <run dir>/netns/<network id, 12 digits>      br0   gateway MAC and addresses, no learning on its ports
@@ -8,8 +9,9 @@
 //!                                              uplink0  the way to the host (`crate::gateway::uplink`)
 //! ```
 //!
-//! Every step finds what is there and brings it to the wanted state, so a restarted agent adopts what the last one left
-//! (I9), and a failed attachment is undone (I8). The host's own rules and routes do not reach into the namespace.
+//! Every step finds what is there and brings it to the wanted state, so a restarted agent adopts
+//! what the last one left (I9), and a failed attachment is undone (I8). The host's own rules and
+//! routes do not reach into the namespace.
 
 use std::{
     fs, io,
@@ -37,10 +39,11 @@ pub(super) const TAP: &str = "tap0";
 pub const NODE: &str = "node0";
 /// Its other end, a port of the bridge.
 pub(super) const NODE_PORT: &str = "nodep";
-/// MTU of ports that lead to sandboxes. It is larger than the network's: what a sandbox sends though it is too large for the network
-/// comes in, and is answered by the gateway or by the agent. The kernel would drop it without a word. It is the largest with which a
-/// sandbox can attach a native XDP program to its interface (`veth_xdp_set`): a page of 4096 bytes less 256 of headroom, 320 for the
-/// kernel's notes, an Ethernet header, and 2 where headers are aligned.
+/// MTU of ports that lead to sandboxes. It is larger than the network's: what a sandbox sends
+/// though it is too large for the network comes in, and is answered by the gateway or by the agent.
+/// The kernel would drop it without a word. It is the largest with which a sandbox can attach a
+/// native XDP program to its interface (`veth_xdp_set`): a page of 4096 bytes less 256 of headroom,
+/// 320 for the kernel's notes, an Ethernet header, and 2 where headers are aligned.
 const PORT_MTU: u16 = 4096 - 256 - 320 - 14 - 2;
 /// That of the ports of a network whose own is larger, the largest of a veth.
 const LARGE_PORT_MTU: u16 = u16::MAX;
@@ -50,9 +53,10 @@ pub(super) const TAP_MTU: u16 = u16::MAX - 14;
 pub const GATEWAY: &str = BRIDGE;
 /// `IFNAMSIZ` of linux/if.h, without the zero at the end.
 const IFNAME_LEN: usize = 15;
-/// Gateway and node are two interfaces of one host on one link: each answers ARP for its own addresses only and
-/// asks with one of its own, a packet may come in by one and be answered by the other, and nobody is sent elsewhere. What is
-/// for a group on the link is for no single address (RFC 1122 section 3.3.6).
+/// Gateway and node are two interfaces of one host on one link: each answers ARP for its own
+/// addresses only and asks with one of its own, a packet may come in by one and be answered by the
+/// other, and nobody is sent elsewhere. What is for a group on the link is for no single address
+/// (RFC 1122 section 3.3.6).
 pub(super) const IPV4_SETTINGS: [(&str, &str); 5] = [
     ("arp_ignore", "1"),
     ("arp_announce", "2"),
@@ -157,7 +161,8 @@ impl Overlay {
     /// Makes the namespace and the bridge, or adopts and mends what is there.
     ///
     /// # Errors
-    /// The rights are missing or the kernel refuses a step; a namespace that was made for it is gone again.
+    /// The rights are missing or the kernel refuses a step; a namespace that was made for it is
+    /// gone again.
     pub async fn ensure(run_dir: &Path, spec: OverlaySpec) -> Result<Self, OverlayError> {
         let path = path_of(run_dir, spec.id);
         let fresh = Netns::open(&path).is_err();
@@ -188,7 +193,8 @@ impl Overlay {
                 write_setting(path, value)?;
             }
             for version in ["arptables", "iptables", "ip6tables"] {
-                // Frames that are switched are no business of our rules. Not every kernel has these.
+                // Frames that are switched are no business of our rules. Not every kernel has
+                // these.
                 match write_setting(&format!("bridge/bridge-nf-call-{version}"), "0") {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                     Ok(()) | Err(_) => {}
@@ -207,7 +213,8 @@ impl Overlay {
 
     /// What the namespace's settings shall be.
     pub(super) fn settings(&self) -> Vec<(String, &'static str)> {
-        // A new namespace takes after the host, which forwards where Docker runs (devconf_inherit_init_net).
+        // A new namespace takes after the host, which forwards where Docker runs
+        // (devconf_inherit_init_net).
         let forwards = if self.spec.routed { "1" } else { "0" };
         let mut settings = vec![
             ("ipv4/ip_forward".to_owned(), forwards),
@@ -218,13 +225,15 @@ impl Overlay {
                 settings.push((format!("ipv4/conf/{conf}/{setting}"), value));
             }
         }
-        // Only the bridge speaks IPv6, and only from the gateway's address: ports and TAP would announce themselves.
+        // Only the bridge speaks IPv6, and only from the gateway's address: ports and TAP would
+        // announce themselves.
         settings.push(("ipv6/conf/default/disable_ipv6".to_owned(), "1"));
         settings.push(("ipv6/conf/default/accept_ra".to_owned(), "0"));
         settings
     }
 
-    /// Gives the bridge the gateway's addresses; it leads to the subnets in which this node has no address of its own.
+    /// Gives the bridge the gateway's addresses; it leads to the subnets in which this node has no
+    /// address of its own.
     pub(super) async fn route_by_bridge(&self, own: &[IpNet]) -> Result<(), OverlayError> {
         Ok(self.links.set_addresses(BRIDGE, &self.bridge_addresses(own)).await?)
     }
@@ -237,7 +246,8 @@ impl Overlay {
         self.spec.gateways.iter().map(address).collect()
     }
 
-    /// Plugs this node in as an endpoint with this MAC and these addresses, by which it then routes; mends what is there.
+    /// Plugs this node in as an endpoint with this MAC and these addresses, by which it then
+    /// routes; mends what is there.
     ///
     /// # Errors
     /// The kernel refuses a step.
@@ -294,7 +304,8 @@ impl Overlay {
         Ok(added)
     }
 
-    /// Opens the TAP as a port of the bridge, with up to so many queues. It ends with its descriptors, so there is one at a time.
+    /// Opens the TAP as a port of the bridge, with up to so many queues. It ends with its
+    /// descriptors, so there is one at a time.
     ///
     /// # Errors
     /// There is one already, or the kernel refuses it.
@@ -304,7 +315,8 @@ impl Overlay {
         queues: usize,
     ) -> Result<Box<dyn Device>, OverlayError> {
         let tap = self.netns.run(|| backend.open(TAP, queues)).map_err(OverlayError::Tap)?;
-        // The TAP has a queue of its own. Of those in front of it the kernel would make one for each of the 256 queues that it may have.
+        // The TAP has a queue of its own. Of those in front of it the kernel would make one for
+        // each of the 256 queues that it may have.
         if let Err(error) = self.links.set_no_queue(TAP).await {
             debug!(%error, "the TAP has queues in front of it");
         }
@@ -326,8 +338,9 @@ impl Overlay {
         Ok(links.iter().filter_map(|link| link.alias.as_deref()?.parse().ok()).collect())
     }
 
-    /// Plugs an endpoint into a sandbox and says under which name. A failure leaves nothing behind. An endpoint that is
-    /// plugged in there already is mended and keeps its name; a cable of it that leads elsewhere is replaced.
+    /// Plugs an endpoint into a sandbox and says under which name. A failure leaves nothing behind.
+    /// An endpoint that is plugged in there already is mended and keeps its name; a cable of it
+    /// that leads elsewhere is replaced.
     ///
     /// # Errors
     /// The sandbox is not one, the name is taken, or the kernel refuses a step.
@@ -361,7 +374,8 @@ impl Overlay {
         }
     }
 
-    /// The endpoint's interface in the sandbox if its cable leads there; any other cable of it goes.
+    /// The endpoint's interface in the sandbox if its cable leads there; any other cable of it
+    /// goes.
     async fn adopt(
         &self,
         plug: &Plug,
@@ -416,8 +430,8 @@ impl Overlay {
         self.links.set_alias(outer, &plug.id.to_string()).await?;
         self.set_endpoint_port(outer, plug.mac).await?;
         inside.bring_up("lo").await?;
-        // Nobody else has its addresses, the link-local one neither, so none waits until the link was asked about it (RFC 4862
-        // section 5.4): a program that starts now can bind to each.
+        // Nobody else has its addresses, the link-local one neither, so none waits until the link
+        // was asked about it (RFC 4862 section 5.4): a program that starts now can bind to each.
         sandbox.ipv6_setting(ifname, "accept_dad", "0")?;
         if plug.ips.iter().any(|ip| ip.addr().is_ipv6()) {
             // Container engines switch IPv6 off where they give no address.
@@ -513,7 +527,8 @@ impl Overlay {
         Ok(self.links.delete(&port_name(endpoint)).await?)
     }
 
-    /// Unplugs an endpoint of a network that a killed agent left and that could not be adopted; nothing there is fine.
+    /// Unplugs an endpoint of a network that a killed agent left and that could not be adopted;
+    /// nothing there is fine.
     ///
     /// # Errors
     /// The kernel keeps it.
@@ -551,7 +566,8 @@ impl Overlay {
         Ok(Netns::remove(path)?)
     }
 
-    /// Removes the namespace and everything in it. An open TAP would keep the namespace, unnamed, until it is closed.
+    /// Removes the namespace and everything in it. An open TAP would keep the namespace, unnamed,
+    /// until it is closed.
     ///
     /// # Errors
     /// The kernel keeps it.
@@ -566,7 +582,8 @@ fn path_of(run_dir: &Path, id: NetworkId) -> PathBuf {
     run_dir.join("netns").join(id.short())
 }
 
-/// Whatever else keeps the namespace, no sandbox keeps an interface that leads nowhere; half-made cables included.
+/// Whatever else keeps the namespace, no sandbox keeps an interface that leads nowhere; half-made
+/// cables included.
 async fn clear(links: &Links) -> Result<(), OverlayError> {
     for cable in links.list().await?.iter().filter(|link| link.peer.is_some()) {
         links.delete(&cable.name).await?;
@@ -574,7 +591,8 @@ async fn clear(links: &Links) -> Result<(), OverlayError> {
     Ok(links.delete(BRIDGE).await?)
 }
 
-/// Writes a kernel setting of the calling thread's namespace, below `/proc/sys/net`; where it is so already nothing is written.
+/// Writes a kernel setting of the calling thread's namespace, below `/proc/sys/net`; where it is so
+/// already nothing is written.
 pub(crate) fn write_setting(path: &str, value: &str) -> io::Result<()> {
     let file = format!("/proc/sys/net/{path}");
     match fs::read_to_string(&file) {
@@ -591,7 +609,8 @@ pub fn port_name(endpoint: EndpointId) -> String {
     format!("v{}", short.get(..11).unwrap_or(&short))
 }
 
-/// What the kernel takes as a name (`dev_valid_name`) and /proc/sys does not take for something else.
+/// What the kernel takes as a name (`dev_valid_name`) and /proc/sys does not take for something
+/// else.
 pub(super) fn is_ifname(name: &str) -> bool {
     (1..=IFNAME_LEN).contains(&name.len())
         && name.bytes().all(|c| c.is_ascii_graphic() && c != b'/' && c != b':')

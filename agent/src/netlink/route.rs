@@ -69,7 +69,8 @@ impl Links {
         Ok(())
     }
 
-    /// As [`Links::add_address`], but the host does not use the address towards anybody farther than the link.
+    /// As [`Links::add_address`], but the host does not use the address towards anybody farther
+    /// than the link.
     ///
     /// # Errors
     /// The interface is not there.
@@ -105,7 +106,8 @@ impl Links {
         Ok(routes)
     }
 
-    /// Adds a route of ours, or changes the one that is there: by a router on the interface, or to the link itself.
+    /// Adds a route of ours, or changes the one that is there: by a router on the interface, or to
+    /// the link itself.
     ///
     /// # Errors
     /// The interface is not there or the router cannot be reached by it.
@@ -120,8 +122,8 @@ impl Links {
         self.done("add a route by", name, request.execute().await)
     }
 
-    /// Leads by this router on this interface whatever no other route leads, and by no other router that we chose before; a
-    /// default route that somebody else made stays instead.
+    /// Leads by this router on this interface whatever no other route leads, and by no other router
+    /// that we chose before; a default route that somebody else made stays instead.
     ///
     /// # Errors
     /// The interface is not there, or the kernel refuses a step.

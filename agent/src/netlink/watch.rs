@@ -5,9 +5,10 @@
 //! nf_tables : any rule, set or table
 //! ```
 //!
-//! One socket of each kind hears of the namespace in which it was opened and of all namespaces that have a number there
-//! (`NETLINK_LISTEN_ALL_NSID`), so a hundred networks need no more descriptors than one. [`Links::number`] gives a namespace
-//! its number, which ends with it. The kernel drops what does not fit into a socket's queue and says so: [`Heard::Lost`].
+//! One socket of each kind hears of the namespace in which it was opened and of all namespaces that
+//! have a number there (`NETLINK_LISTEN_ALL_NSID`), so a hundred networks need no more descriptors
+//! than one. [`Links::number`] gives a namespace its number, which ends with it. The kernel drops
+//! what does not fit into a socket's queue and says so: [`Heard::Lost`].
 
 use std::{
     fs::File,
@@ -45,8 +46,8 @@ use super::{
     route::route_of,
 };
 
-/// Groups of rtnetlink (`RTNLGRP_*` of linux/rtnetlink.h): links, neighbours, addresses and routes of both IP versions,
-/// their settings, numbers of namespaces.
+/// Groups of rtnetlink (`RTNLGRP_*` of linux/rtnetlink.h): links, neighbours, addresses and routes
+/// of both IP versions, their settings, numbers of namespaces.
 const ROUTE_GROUPS: [u32; 9] = [1, 3, 5, 7, 9, 11, 24, 25, 28];
 /// `NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h.
 const RULE_GROUPS: [u32; 1] = [7];
@@ -183,7 +184,8 @@ impl Watch {
 
 #[expect(unsafe_code, reason = "the runtime knows no safe way to watch a descriptor")]
 fn registered(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an owned descriptor stays the same and open as long as its owner, which goes into what is made here.
+    // SAFETY: an owned descriptor stays the same and open as long as its owner, which goes into
+    // what is made here.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
 

@@ -1,7 +1,9 @@
-//! What of a network's side of this host is not as it should be, and how it is put back: somebody took a link down, deleted
-//! it, pulled it out of the bridge, flushed the bridge's table, changed a setting.
+//! What of a network's side of this host is not as it should be, and how it is put back: somebody
+//! took a link down, deleted it, pulled it out of the bridge, flushed the bridge's table, changed a
+//! setting.
 //!
-//! Looking changes nothing, so that what the kernel says of a change (`super::watch`) is not answered with another one.
+//! Looking changes nothing, so that what the kernel says of a change (`super::watch`) is not
+//! answered with another one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -243,8 +245,8 @@ impl Overlay {
         &self.links
     }
 
-    /// Makes the pin anew that somebody took away: without it nothing would keep the namespace when the agent ends. Whether it
-    /// was missing.
+    /// Makes the pin anew that somebody took away: without it nothing would keep the namespace when
+    /// the agent ends. Whether it was missing.
     ///
     /// # Errors
     /// The rights are missing.
@@ -279,7 +281,8 @@ impl Overlay {
         Ok(said)
     }
 
-    /// Settings of the namespace that are not as they should be. Of most of them the kernel tells nobody.
+    /// Settings of the namespace that are not as they should be. Of most of them the kernel tells
+    /// nobody.
     ///
     /// # Errors
     /// The namespace cannot be entered.

@@ -1,7 +1,8 @@
 //! The addresses that this node gives out, and how it gets more: [`Addresses`].
 //!
-//! Decisions are `vxmesh_proto::ipam`'s. This keeps one pool per subnet of every network, in step with the transfers
-//! among the mesh objects, and knows which addresses other nodes' endpoints claim.
+//! Decisions are `vxmesh_proto::ipam`'s. This keeps one pool per subnet of every network, in step
+//! with the transfers among the mesh objects, and knows which addresses other nodes' endpoints
+//! claim.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -71,8 +72,8 @@ impl Addresses {
         self.hosted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Brings the pools in step with the objects: new networks, transfers, deleted networks. Does nothing while the objects
-    /// are the same, as in most rounds.
+    /// Brings the pools in step with the objects: new networks, transfers, deleted networks. Does
+    /// nothing while the objects are the same, as in most rounds.
     pub fn follow(&self, objects: &ObjectSet) {
         // Held to the end: who comes second finds the pools in step.
         let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -222,7 +223,8 @@ impl Addresses {
         }
     }
 
-    /// Lets those of these addresses rest that are this node's to give, since when they were released.
+    /// Lets those of these addresses rest that are this node's to give, since when they were
+    /// released.
     pub fn rest_own(
         &self,
         network: NetworkId,
@@ -241,8 +243,8 @@ impl Addresses {
         }
     }
 
-    /// All blocks of this node as transfers to another one, for `leave`. They are given up here and now: a node that asks
-    /// for space meanwhile must not get a part of them, too.
+    /// All blocks of this node as transfers to another one, for `leave`. They are given up here and
+    /// now: a node that asks for space meanwhile must not get a part of them, too.
     #[must_use]
     pub fn give_all(&self, to: NodeId) -> Vec<(NetworkId, Transfer)> {
         let mut pools = self.lock();
@@ -322,7 +324,8 @@ mod tests {
         }
     }
 
-    /// I12: a subnet that an older one puts aside takes its addresses along: nobody gets them again.
+    /// I12: a subnet that an older one puts aside takes its addresses along: nobody gets them
+    /// again.
     #[test]
     fn what_is_in_use_of_a_subnet_that_was_put_aside_is_given_to_nobody() {
         use ring::signature::{Ed25519KeyPair, KeyPair};
@@ -385,7 +388,8 @@ mod tests {
         assert_eq!(take("10.1.0.0/24"), Some("10.1.0.2".parse().unwrap()));
     }
 
-    /// I12: two transfers of one block contradict each other, and the void one's receiver has given addresses out.
+    /// I12: two transfers of one block contradict each other, and the void one's receiver has given
+    /// addresses out.
     #[test]
     fn what_is_given_at_leaving_is_given_to_nobody_else() {
         let network = NetworkId::from_random([1; 16]);

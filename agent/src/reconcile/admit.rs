@@ -1,7 +1,10 @@
-//! Which claims about endpoints are believed, and what changes from one set of them to the next. Pure.
+//! Which claims about endpoints are believed, and what changes from one set of them to the next.
+//! Pure.
 //!
-//! A claim is believed when its owner is up and can be a peer, holds the block of every address of it, and claims no MAC that is
-//! bound to another node. Of two believed claims to one address the table decides (`vxmesh_proto::tables`); neither depends on the order of arrival, so all nodes agree (I11, I12).
+//! A claim is believed when its owner is up and can be a peer, holds the block of every address of
+//! it, and claims no MAC that is bound to another node. Of two believed claims to one address the
+//! table decides (`vxmesh_proto::tables`); neither depends on the order of arrival, so all nodes
+//! agree (I11, I12).
 
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
@@ -35,8 +38,9 @@ impl fmt::Display for Foreign {
     }
 }
 
-/// The claims to a network that are believed. One whose owner cannot be a peer yet is left out, not remembered as
-/// applied: it comes up with the peer. With them, the claims to what is not their owner's.
+/// The claims to a network that are believed. One whose owner cannot be a peer yet is left out, not
+/// remembered as applied: it comes up with the peer. With them, the claims to what is not their
+/// owner's.
 #[must_use]
 pub fn believed(
     directory: &Directory,

@@ -10,8 +10,9 @@ use vxmesh_proto::{
 
 use super::admit::{Change, Claims, changes};
 
-/// What turns a snapshot that holds the claims `before` into one that holds `after`, as the node `me` sees it.
-/// `peer` gives the handle of another node; a claim without one must not be among `after`.
+/// What turns a snapshot that holds the claims `before` into one that holds `after`, as the node
+/// `me` sees it. `peer` gives the handle of another node; a claim without one must not be among
+/// `after`.
 #[must_use]
 pub fn updates<P: Clone>(
     table: &NetworkTable<P>,
@@ -85,7 +86,8 @@ pub fn spec_of(id: NetworkId, network: &Network) -> NetworkSpec {
     }
 }
 
-/// The anycast gateway's MAC: the same on every host, and outside of those that are bound to a node.
+/// The anycast gateway's MAC: the same on every host, and outside of those that are bound to a
+/// node.
 #[must_use]
 pub fn gateway_mac(network: NetworkId) -> MacAddr {
     let [a, b, c, d, ..] = *network.bytes();

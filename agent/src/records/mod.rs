@@ -1,11 +1,13 @@
-//! What outlives a command in the background: its output and its end, in one directory for each sandbox below the data directory.
+//! What outlives a command in the background: its output and its end, in one directory for each
+//! sandbox below the data directory.
 //!
 //! ```text
 //! <data dir>/sandboxes/NAME-INCARNATION/   output.log, output.log.1   the last output, see `Log`
 //!                                          exit.json                  how the command ended for good
 //! ```
 //!
-//! The supervisor writes, so that an agent that was away finds it; the agent makes and removes the directory.
+//! The supervisor writes, so that an agent that was away finds it; the agent makes and removes the
+//! directory.
 
 mod log;
 

@@ -17,7 +17,8 @@ impl Store {
         self.stuck.load(Ordering::Acquire)
     }
 
-    /// Opens the file anew if the disk takes bytes again. What was kept before the error is there; what was not, is not.
+    /// Opens the file anew if the disk takes bytes again. What was kept before the error is there;
+    /// what was not, is not.
     ///
     /// # Errors
     ///

@@ -6,9 +6,9 @@
 //!         "incarnation" -> the last one given, max(last + 1, unix ms)
 //! ```
 //!
-//! A damaged file is an error that says what to do, never a panic: redb's own assertions are caught here. Opening a
-//! file writes to it, so a copy in memory is opened before: what is refused stays as it was.
-//! Secrets do not belong in it; see [`crate::identity`].
+//! A damaged file is an error that says what to do, never a panic: redb's own assertions are caught
+//! here. Opening a file writes to it, so a copy in memory is opened before: what is refused stays
+//! as it was. Secrets do not belong in it; see [`crate::identity`].
 
 mod cached;
 mod mend;
@@ -148,7 +148,8 @@ pub enum StoreError {
     /// A value has no JSON form.
     #[error("the value cannot be written as JSON: {0}")]
     Encode(#[source] serde_json::Error),
-    /// The disk said no before; redb then takes nothing more until it is opened again, which [`Store::mend`] does.
+    /// The disk said no before; redb then takes nothing more until it is opened again, which
+    /// [`Store::mend`] does.
     #[error(
         "the disk of {0} had an error, and nothing is kept there for now: see that the disk works and has room, and try again a few \
          seconds later"
@@ -320,7 +321,8 @@ impl Store {
         written
     }
 
-    /// The next incarnation of anything on this node: greater than all before, even if the clock went back.
+    /// The next incarnation of anything on this node: greater than all before, even if the clock
+    /// went back.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 //! The layout's number and the way from an older one to the current one.
 //!
-//! A migration from N to N+1 runs in one transaction with the number's change, after `<file>.schema-N` was
-//! made as a copy; an interrupted one leaves the old state.
+//! A migration from N to N+1 runs in one transaction with the number's change, after
+//! `<file>.schema-N` was made as a copy; an interrupted one leaves the old state.
 
 use std::{fs, path::PathBuf};
 
@@ -62,7 +62,8 @@ fn backup(store: &Store, found: u64) -> Result<(), StoreError> {
     let mut name = store.path.clone().into_os_string();
     name.push(format!(".schema-{found}"));
     let copy = PathBuf::from(name);
-    // The permissions go with the copy. Nothing is written meanwhile: the caller holds the only handle.
+    // The permissions go with the copy. Nothing is written meanwhile: the caller holds the only
+    // handle.
     fs::copy(&store.path, &copy)
         .and_then(|_| fs::File::open(&copy)?.sync_all())
         .map_err(|source| StoreError::Io { path: copy, source })

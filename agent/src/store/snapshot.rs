@@ -37,8 +37,9 @@ impl Store {
         tables.into_iter().map(parsed).collect()
     }
 
-    /// Keeps what a snapshot holds and nothing else; all of it is durable when it returns. The incarnation never goes back. A
-    /// snapshot of an older schema is migrated when the file is opened next.
+    /// Keeps what a snapshot holds and nothing else; all of it is durable when it returns. The
+    /// incarnation never goes back. A snapshot of an older schema is migrated when the file is
+    /// opened next.
     ///
     /// # Errors
     ///

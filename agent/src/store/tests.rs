@@ -159,7 +159,8 @@ fn an_older_schema_is_migrated_with_a_backup_and_a_newer_one_refused() {
     assert_eq!(old.list::<u8>(Table::Objects).unwrap(), vec![("old".into(), 1)]);
 }
 
-/// Whatever is done to the file, opening and reading it ends in values that were written or in an error.
+/// Whatever is done to the file, opening and reading it ends in values that were written or in an
+/// error.
 #[test]
 fn a_damaged_file_is_an_error_and_no_panic() {
     let (dir, path) = fresh();

@@ -231,19 +231,20 @@ fn object_changes() -> Vec<Case> {
                     "ifname": null, "labels": {}, "sandbox": null }),
             endpoint.clone(),
         ),
-        (
-            &["endpoint", "update", "c3c3", "--label", "a=b", "--rm-label", "k"],
-            "endpoint_update",
-            json!({ "endpoint": "c3c3", "spec": { "labels": { "a": "b" }, "remove_labels": ["k"] } }),
-            endpoint.clone(),
-        ),
         (&["endpoint", "detach", "c3c3"], "endpoint_detach", json!("c3c3"), endpoint),
     ]
 }
 
 fn connections() -> Vec<Case> {
     let endpoint = to_value(&endpoints()[0]).unwrap();
+    let labels = json!({ "labels": { "a": "b" }, "remove_labels": ["k"] });
     vec![
+        (
+            &["endpoint", "update", "c3c3", "--label", "a=b", "--rm-label", "k"],
+            "endpoint_update",
+            json!({ "endpoint": "c3c3", "spec": labels }),
+            endpoint.clone(),
+        ),
         (
             &["network", "connect", "red", "web"],
             "sandbox_connect",

@@ -401,7 +401,8 @@ fn exec_enters_the_namespaces_of_the_sandboxs_process() {
     // It stays when an `exec` ends.
     assert_eq!(agent.world.sandbox_list().len(), 1);
 
-    // A process that ended leaves the network namespace; one with its number elsewhere is not entered.
+    // A process that ended leaves the network namespace; one with its number elsewhere is not
+    // entered.
     agent.world.set_pid("web", Some(std::process::id()));
     let said = agent.say(&[
         "exec",

@@ -91,16 +91,18 @@ fn nodes_that_are_not_what_they_say_are_cut_out() {
         delta(life(0, 6), vec![mutation("k", "EVIL", 1)]),
         // Not a member.
         delta(life(9, 1), vec![mutation("node", "x", 1)]),
-        // Keys that no agent writes. One that began with a letter of several bytes ended chitchat's task.
+        // Keys that no agent writes. One that began with a letter of several bytes ended chitchat's
+        // task.
         delta(life(3, 1), vec![mutation("xé", "x", 1)]),
         delta(life(3, 1), vec![mutation("a b", "x", 1)]),
         delta(life(3, 1), vec![mutation("", "x", 1)]),
         delta(life(3, 1), vec![mutation(&"k".repeat(KEY_LEN + 1), "x", 1)]),
-        // A value longer than a record, and one that is not printable. One that fitted into no message stopped all later keys
-        // of its node.
+        // A value longer than a record, and one that is not printable. One that fitted into no
+        // message stopped all later keys of its node.
         delta(life(3, 1), vec![mutation("node", &long_value, 1)]),
         delta(life(3, 1), vec![mutation("node", "a\nb", 1)]),
-        // Versions beyond the bounds. Chitchat adds to a version unchecked, so that behind the largest nothing could be set.
+        // Versions beyond the bounds. Chitchat adds to a version unchecked, so that behind the
+        // largest nothing could be set.
         NodeDelta {
             from_version: VERSION,
             ..delta(life(3, 1), vec![mutation("node", "x", VERSION + 1)])

@@ -1,7 +1,8 @@
 //! Whose name it is: the rules, in the order in which they are tried.
 //!
-//! A name is looked for without its last label in the network of that name, so that no alias elsewhere can hide it, and then as it is in
-//! the sandbox's networks, in their order. The first network that has it answers, also when it has no record of the wanted type.
+//! A name is looked for without its last label in the network of that name, so that no alias
+//! elsewhere can hide it, and then as it is in the sandbox's networks, in their order. The first
+//! network that has it answers, also when it has no record of the wanted type.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -19,7 +20,8 @@ pub struct View {
     pub domains: Arc<BTreeSet<Name>>,
     /// Whether other names may go to the upstreams.
     pub forwards: bool,
-    /// Whether the tables are as complete as they get. Until then a name that is missing may only be late.
+    /// Whether the tables are as complete as they get. Until then a name that is missing may only
+    /// be late.
     pub settled: bool,
 }
 

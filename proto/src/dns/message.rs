@@ -1,9 +1,9 @@
 //! One question and its reply on the wire (RFC 1035 section 4, EDNS: RFC 6891).
 //!
-//! A question that cannot be asked here is refused with the code that says why; bytes that might make two servers
-//! answer each other, or that nobody can be answered for, get nothing. No reply is longer than what the asker can take,
-//! nor than what crosses any path whole (1232 bytes, dnsflagday.net/2020): what does not fit is left out and marked, and
-//! comes over TCP.
+//! A question that cannot be asked here is refused with the code that says why; bytes that might
+//! make two servers answer each other, or that nobody can be answered for, get nothing. No reply is
+//! longer than what the asker can take, nor than what crosses any path whole (1232 bytes,
+//! dnsflagday.net/2020): what does not fit is left out and marked, and comes over TCP.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -116,7 +116,8 @@ impl Query {
         if !only_a_question || counts.additionals > 2 || bytes.len() > DNS_QUERY_LEN {
             return Err(refuse(DropReason::DnsMalformed, ResponseCode::FormErr));
         }
-        // A name that points elsewhere would come back longer than it came, and there is nothing before it to point to.
+        // A name that points elsewhere would come back longer than it came, and there is nothing
+        // before it to point to.
         if !is_plain(bytes) {
             return Err(refuse(DropReason::DnsMalformed, ResponseCode::FormErr));
         }
@@ -146,8 +147,9 @@ impl Query {
         (transfer || self.question.query_class() != DNSClass::IN).then_some(ResponseCode::Refused)
     }
 
-    /// The name that is asked for, in lower case and without a dot at its end; nothing for the root. What no name of ours
-    /// has in it, a dot inside a label too, becomes a question mark, which none has either.
+    /// The name that is asked for, in lower case and without a dot at its end; nothing for the
+    /// root. What no name of ours has in it, a dot inside a label too, becomes a question mark,
+    /// which none has either.
     #[must_use]
     pub fn host_name(&self) -> Option<String> {
         let plain = |c: &u8| match c.to_ascii_lowercase() {
@@ -282,7 +284,8 @@ impl Query {
         reply.authorities.clear();
         reply.additionals.clear();
         let answers = std::mem::take(&mut reply.answers);
-        // Some records are more than none to an asker that knows no TCP: the largest number that fits.
+        // Some records are more than none to an asker that knows no TCP: the largest number that
+        // fits.
         let (mut low, mut high) = (0, answers.len());
         let mut best = None;
         while low <= high {

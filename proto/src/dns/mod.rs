@@ -17,10 +17,11 @@
 //! | `localhost` and what is below it | the loopback addresses (RFC 6761 section 6.3) |
 //! | anything else | goes to the upstreams, or there is no such name where networks have no way out |
 //!
-//! Answers have no SOA record, so those who keep RFC 2308 (section 5) keep no refusal: dnsmasq, BIND and libc ask again at once.
-//! Others keep it as they like: OpenJDK ten seconds, unbound five. So nobody is told that there is no such name before it is
-//! known. SERVFAIL and REFUSED are dear, too: musl takes five seconds over each.
-//! This file's children open no socket, read no clock and draw no random number.
+//! Answers have no SOA record, so those who keep RFC 2308 (section 5) keep no refusal: dnsmasq,
+//! BIND and libc ask again at once. Others keep it as they like: OpenJDK ten seconds, unbound five.
+//! So nobody is told that there is no such name before it is known. SERVFAIL and REFUSED are dear,
+//! too: musl takes five seconds over each. This file's children open no socket, read no clock and
+//! draw no random number.
 
 mod answer;
 mod message;

@@ -1,4 +1,5 @@
-//! What a host's resolv.conf says (resolv.conf(5)), read as glibc reads it: what resolves on the host shall resolve in its sandboxes.
+//! What a host's resolv.conf says (resolv.conf(5)), read as glibc reads it: what resolves on the
+//! host shall resolve in its sandboxes.
 //!
 //! | line | glibc | here |
 //! |---|---|---|
@@ -7,7 +8,8 @@
 //! | `options` | all such lines; numbers are cut to their range | those of [`HostOptions`]; the others are about libc's own sockets |
 //! | `sortlist` | sorts what the long obsolete gethostbyname(3) returns | not followed |
 //!
-//! A word counts only at the very beginning of its line, so `#`, `;` and white space before it make a comment of the line.
+//! A word counts only at the very beginning of its line, so `#`, `;` and white space before it make
+//! a comment of the line.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6},
@@ -73,7 +75,8 @@ const EARLIER: Duration = Duration::from_millis(250);
 const USUAL: Duration = Duration::from_secs(5);
 
 impl HostOptions {
-    /// How long a question waits for its upstreams in all: nearly as long as libc, which then asks once more or gives up.
+    /// How long a question waits for its upstreams in all: nearly as long as libc, which then asks
+    /// once more or gives up.
     #[must_use]
     pub fn patience(self) -> Duration {
         let once = Duration::from_secs(self.timeout.into());
@@ -104,7 +107,8 @@ impl HostOptions {
 }
 
 impl ResolvConf {
-    /// What this text says on a host of this name; `zone` is the number of an interface. Without a server, the host itself is asked.
+    /// What this text says on a host of this name; `zone` is the number of an interface. Without a
+    /// server, the host itself is asked.
     #[must_use]
     pub fn parse(text: &str, host: &str, zone: impl Fn(&str) -> Option<u32>) -> Self {
         let domain = host.split_once('.').map(|(_host, domain)| domain);

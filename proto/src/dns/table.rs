@@ -1,7 +1,8 @@
 //! The names of one network: an immutable snapshot that is made anew when a claim changes (I2).
 //!
-//! Several endpoints may have one alias. A name is one endpoint's: where two were given it at the same time, on both sides of a
-//! partition for instance, the older one has it, and the other is found by its id. An id never hides a name.
+//! Several endpoints may have one alias. A name is one endpoint's: where two were given it at the
+//! same time, on both sides of a partition for instance, the older one has it, and the other is
+//! found by its id. An id never hides a name.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -21,7 +22,8 @@ use crate::{
 pub struct NamedEndpoint {
     /// Who hosts it, and its id.
     pub key: RowKey,
-    /// Its own name, or its short id where an older endpoint has that; its addresses lead back to it.
+    /// Its own name, or its short id where an older endpoint has that; its addresses lead back to
+    /// it.
     pub name: Name,
     /// Its addresses.
     pub ips: Vec<IpAddr>,

@@ -242,7 +242,8 @@ fn a_name_is_found_before_an_id() {
     assert_eq!(found.iter().map(|e| e.name.as_str()).collect::<Vec<_>>(), ["010101010101"]);
 }
 
-/// Made on three hosts before they heard of each other: all of them decide alike, whatever came first.
+/// Made on three hosts before they heard of each other: all of them decide alike, whatever came
+/// first.
 #[test]
 fn of_endpoints_of_one_name_the_oldest_has_it() {
     let mut claims = vec![
@@ -486,7 +487,8 @@ fn alike_questions_share_an_answer() {
 }
 
 proptest! {
-    /// I7: whatever the bytes, a reply is one that the asker can read and no longer than it has room for.
+    /// I7: whatever the bytes, a reply is one that the asker can read and no longer than it has
+    /// room for.
     #[test]
     fn any_bytes_end_in_one_step(bytes in prop::collection::vec(any::<u8>(), 0..200), seed: u64) {
         let view = view();

@@ -1,10 +1,12 @@
 //! A question as it is sent on, and what is taken for its answer (RFC 5452).
 //!
-//! The question goes out anew: another id, nothing of the asker but the question and whether it knows DNSSEC. An answer is believed
-//! if id and question are those that were sent; who sent it is the socket's to say.
+//! The question goes out anew: another id, nothing of the asker but the question and whether it
+//! knows DNSSEC. An answer is believed if id and question are those that were sent; who sent it is
+//! the socket's to say.
 //!
-//! Some servers refuse or ignore questions with EDNS (RFC 6891 section 7): they are asked without, as libc asks them. Of an answer
-//! that is cut the rest comes over TCP; where there is no TCP, what came is better than nothing.
+//! Some servers refuse or ignore questions with EDNS (RFC 6891 section 7): they are asked without,
+//! as libc asks them. Of an answer that is cut the rest comes over TCP; where there is no TCP, what
+//! came is better than nothing.
 
 use std::time::Duration;
 
@@ -90,7 +92,8 @@ impl Query {
         let code = message.metadata.response_code;
         let refuses_edns = is_edns_refusal(code);
         if message.queries.as_slice() != std::slice::from_ref(&self.question) {
-            // Old servers send the header of what they could not read, and nothing more. It leads to another question, not to an answer.
+            // Old servers send the header of what they could not read, and nothing more. It leads
+            // to another question, not to an answer.
             let bare = message.queries.is_empty() && message.answers.is_empty();
             return if bare && refuses_edns { Heard::Plain } else { Heard::Foreign };
         }
@@ -104,7 +107,8 @@ impl Query {
         }
     }
 
-    /// What of a message can be said of which only the header can be read: some servers cut in the middle of a record.
+    /// What of a message can be said of which only the header can be read: some servers cut in the
+    /// middle of a record.
     fn hear_header(&self, id: u16, bytes: &[u8]) -> Heard {
         let header = Header::read(&mut BinDecoder::new(bytes));
         match header {
@@ -182,7 +186,8 @@ fn is_lame(message: &Message) -> bool {
         && !metadata.recursion_available
 }
 
-/// How long an answer is kept: as its shortest-lived record says, and a refusal as RFC 2308 section 5 says.
+/// How long an answer is kept: as its shortest-lived record says, and a refusal as RFC 2308 section
+/// 5 says.
 fn kept(message: &Message) -> Duration {
     let shortest = message.answers.iter().map(|record| record.ttl).min();
     let seconds = match shortest {

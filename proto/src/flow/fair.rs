@@ -1,11 +1,15 @@
-//! Frames of bulk flows that wait for their turn ([`Fair`]): each flow gets the same share of the worker's time.
+//! Frames of bulk flows that wait for their turn ([`Fair`]): each flow gets the same share of the
+//! worker's time.
 //!
-//! Deficit round robin (Shreedhar and Varghese, 1995) over flows, as in fq_codel (RFC 8290), where a frame costs what it takes to carry it ([`cost`]). When too many wait, the flow loses one whose frames would take the longest. A flood of
-//! small frames so loses its own, and a stream beside it keeps half of the time.
+//! Deficit round robin (Shreedhar and Varghese, 1995) over flows, as in fq_codel (RFC 8290), where
+//! a frame costs what it takes to carry it ([`cost`]). When too many wait, the flow loses one whose
+//! frames would take the longest. A flood of small frames so loses its own, and a stream beside it
+//! keeps half of the time.
 
 use std::collections::VecDeque;
 
-/// What each frame costs beside its bytes: to take and judge a small one takes as long as this many bytes of a large one.
+/// What each frame costs beside its bytes: to take and judge a small one takes as long as this many
+/// bytes of a large one.
 const PER_FRAME: usize = 2048;
 /// What each packet costs that a frame is cut into: headers, checksums, a seal of its own.
 const PER_PACKET: usize = 384;
@@ -14,7 +18,8 @@ const QUANTUM: usize = 96 * 1024;
 /// Flows that are told apart. Two that share a place share a flow's time.
 const FLOWS: usize = 64;
 
-/// What it takes to carry a frame of so many bytes that stands for so many packets, in bytes of a large one.
+/// What it takes to carry a frame of so many bytes that stands for so many packets, in bytes of a
+/// large one.
 #[must_use]
 pub const fn cost(len: usize, packets: usize) -> usize {
     len.saturating_add(PER_FRAME).saturating_add(packets.saturating_mul(PER_PACKET))

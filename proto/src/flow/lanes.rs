@@ -1,8 +1,8 @@
 //! Which frames may overtake others: those of flows that send little ([`Lanes`]).
 //!
-//! A bulk transfer fills whatever queue stands before the slowest part of its way. A question and its answer that wait behind it
-//! take as long as the queue, though they would not delay it noticeably. So frames travel in two lanes, and a flow is in one of
-//! them at a time:
+//! A bulk transfer fills whatever queue stands before the slowest part of its way. A question and
+//! its answer that wait behind it take as long as the queue, though they would not delay it
+//! noticeably. So frames travel in two lanes, and a flow is in one of them at a time:
 //!
 //! ```text
 //! sparse -> bulk  : it sent more than BURST beyond RATE; what follows is behind what went before, in order
@@ -19,11 +19,14 @@ use crate::{
     wire::{TCP, UDP, array, be16, ethernet, ipv4, ipv6},
 };
 
-/// Flows that are told apart. Two that share a place are one for this purpose: an overtaking less, never one too many.
+/// Flows that are told apart. Two that share a place are one for this purpose: an overtaking less,
+/// never one too many.
 const FLOWS: usize = 256;
-/// Bytes that a flow may send at once and stay sparse: a few questions, or the first flight of a connection (RFC 6928).
+/// Bytes that a flow may send at once and stay sparse: a few questions, or the first flight of a
+/// connection (RFC 6928).
 const BURST: u32 = 16 * 1024;
-/// Bytes per microsecond, beyond which a flow is no longer sparse: 32 Mbit/s, more than any call or terminal takes.
+/// Bytes per microsecond, beyond which a flow is no longer sparse: 32 Mbit/s, more than any call or
+/// terminal takes.
 const RATE: u128 = 4;
 /// A pause that is longer than frames of the bulk lane are on their way.
 const PAUSE: Duration = Duration::from_millis(250);

@@ -1,18 +1,21 @@
 //! Consecutive packets of one flow made into a super-frame: [`Coalescer`], the opposite of
 //! [`Segments`](super::Segments).
 //!
-//! The rules are those of the kernel's own receive offload (`inet_gro_receive`, `tcp_gro_receive`, `udp_gro_receive`), so
-//! that nothing is lost: cut again, a super-frame gives the packets that it was made of, byte for byte.
+//! The rules are those of the kernel's own receive offload (`inet_gro_receive`, `tcp_gro_receive`,
+//! `udp_gro_receive`), so that nothing is lost: cut again, a super-frame gives the packets that it
+//! was made of, byte for byte.
 //!
-//! - The same Ethernet header, addresses, ports, TOS or traffic class, TTL or hop limit, DF, flow label.
-//! - No fragments, IPv4 options, IPv6 extension headers or padding. IPv4's identification counts up.
-//! - TCP: the next sequence number; the same acknowledgement, window, options and flags. FIN and PSH may be in the last and end
-//!   it. SYN, RST, URG, CWR and packets without payload stay alone.
+//! - The same Ethernet header, addresses, ports, TOS or traffic class, TTL or hop limit, DF, flow
+//!   label.
+//! - No fragments, IPv4 options, IPv6 extension headers or padding. IPv4's identification counts
+//!   up.
+//! - TCP: the next sequence number; the same acknowledgement, window, options and flags. FIN and
+//!   PSH may be in the last and end it. SYN, RST, URG, CWR and packets without payload stay alone.
 //! - UDP: the same length; a shorter one ends it.
 //! - The checksum is right. What is wrong stays alone, for the receiver to refuse.
 //!
-//! Packets of one flow leave in the order in which they came. Nothing waits for more to come: the caller writes all that
-//! one batch of datagrams brought.
+//! Packets of one flow leave in the order in which they came. Nothing waits for more to come: the
+//! caller writes all that one batch of datagrams brought.
 
 use std::ops::Range;
 
@@ -21,7 +24,8 @@ use crate::wire::{TCP, UDP, array, be16, be32, checksum::Sum, ethernet, ipv4, ip
 
 /// Flows that are looked at for each packet; the kernel has as many in a bucket.
 const OPEN: usize = 8;
-/// Packets of one super-frame; `UDP_GRO_CNT_MAX` of the kernel, and more full-size packets than 64 KiB hold.
+/// Packets of one super-frame; `UDP_GRO_CNT_MAX` of the kernel, and more full-size packets than 64
+/// KiB hold.
 pub const PARTS: usize = 64;
 /// Ethernet 14, IPv6 40, TCP with all its options 60.
 const MAX_HEADERS: usize = ethernet::HEADER_LEN + ipv6::HEADER_LEN + 60;
@@ -30,7 +34,8 @@ const MAX_PACKET: usize = 65_535;
 
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
-/// What a packet that is put together with others may have set: ACK, ECE, and what ends a super-frame.
+/// What a packet that is put together with others may have set: ACK, ECE, and what ends a
+/// super-frame.
 const MERGEABLE: u8 = FIN | PSH | 0x10 | 0x40;
 
 /// What the receiving device takes.
@@ -133,8 +138,8 @@ impl<T: Copy + PartialEq> Coalescer<T> {
             if grown {
                 return;
             }
-            // A packet that stays alone must not be overtaken by later ones of its flow. One whose flow is not known
-            // ends all between the two.
+            // A packet that stays alone must not be overtaken by later ones of its flow. One whose
+            // flow is not known ends all between the two.
             if let Some(open) = self.open.get_mut(slot) {
                 *open = None;
             }
@@ -177,7 +182,8 @@ impl<T: Copy + PartialEq> Coalescer<T> {
         self.open = [None; OPEN];
     }
 
-    /// Whether the item is of the frame's flow, or, where the frame's flow cannot be told, might be.
+    /// Whether the item is of the frame's flow, or, where the frame's flow cannot be told, might
+    /// be.
     fn is_same_flow(
         &self,
         item: usize,
@@ -357,7 +363,8 @@ impl Flow {
 }
 
 impl Headers {
-    /// Reads the headers; nothing if the frame is not TCP or UDP in a whole IP packet without options and padding.
+    /// Reads the headers; nothing if the frame is not TCP or UDP in a whole IP packet without
+    /// options and padding.
     fn of(frame: &[u8]) -> Option<Self> {
         let packet = frame.get(ethernet::HEADER_LEN..)?;
         let (protocol, is_ipv4, upper) = match be16(frame, 12)? {
@@ -444,8 +451,8 @@ impl Headers {
         }
     }
 
-    /// All of the IP header that must be the same, but the addresses: version, TOS or traffic class, flow label, fragment bits,
-    /// TTL or hop limit.
+    /// All of the IP header that must be the same, but the addresses: version, TOS or traffic
+    /// class, flow label, fragment bits, TTL or hop limit.
     fn ip(&self, frame: &[u8]) -> Option<([u8; 4], [u8; 2])> {
         if self.is_ipv4 {
             let [version, tos] = array(frame, 14)?;

@@ -118,7 +118,8 @@ impl Packet {
         self.flags & flag != 0
     }
 
-    /// The packets that a sender cuts this into, by the rules of RFC 9293 and RFC 3168, not by this crate.
+    /// The packets that a sender cuts this into, by the rules of RFC 9293 and RFC 3168, not by this
+    /// crate.
     fn cut(&self, size: usize) -> Vec<Vec<u8>> {
         let chunks: Vec<&[u8]> = self.payload.chunks(size).collect();
         let last = chunks.len() - 1;
@@ -144,7 +145,8 @@ impl Packet {
         chunks.iter().enumerate().map(packet).collect()
     }
 
-    /// The super-frame as the kernel hands it over: whole, with the sum of the pseudo header for a checksum.
+    /// The super-frame as the kernel hands it over: whole, with the sum of the pseudo header for a
+    /// checksum.
     fn whole(&self, size: usize) -> (Vec<u8>, Offload) {
         let mut frame = self.write();
         let start = self.headers_len() - self.upper_len();
@@ -290,7 +292,8 @@ proptest! {
             prop_assert_eq!(cut.len(), count);
             again.extend(cut);
         }
-        // Frames between the same two MACs of which nothing else is known keep their place among all others.
+        // Frames between the same two MACs of which nothing else is known keep their place among
+        // all others.
         let flows = packets.iter().map(|packet| flow(packet)).collect::<std::collections::BTreeSet<_>>();
         for wanted in flows {
             let of = |all: &[Vec<u8>]| all.iter().filter(|packet| flow(packet) == wanted).cloned().collect::<Vec<_>>();

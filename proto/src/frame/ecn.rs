@@ -9,8 +9,9 @@
 //!       CE        CE        CE        CE        CE
 //! ```
 //!
-//! A packet that says CE outside and Not-ECT inside would have been dropped by the router that marked it, if that had seen the
-//! packet inside; so it is dropped here. A frame that is no IP packet (ARP) has no mark, and arrives whatever the outer header says.
+//! A packet that says CE outside and Not-ECT inside would have been dropped by the router that
+//! marked it, if that had seen the packet inside; so it is dropped here. A frame that is no IP
+//! packet (ARP) has no mark, and arrives whatever the outer header says.
 
 use super::segments::put;
 use crate::{
@@ -18,7 +19,8 @@ use crate::{
     wire::{array, be16, checksum::Sum, ethernet},
 };
 
-/// Where the bytes with version and class are: TOS in IPv4, the middle of the traffic class in IPv6.
+/// Where the bytes with version and class are: TOS in IPv4, the middle of the traffic class in
+/// IPv6.
 const IP: usize = ethernet::HEADER_LEN;
 /// The checksum of an IPv4 header.
 const CHECKSUM: usize = IP + 10;
@@ -189,7 +191,8 @@ mod tests {
     }
 
     proptest! {
-        /// The frame that arrives is the one that would have been sent with this mark, checksum included.
+        /// The frame that arrives is the one that would have been sent with this mark, checksum
+        /// included.
         #[test]
         fn only_the_mark_changes(class: u8, outer: u8) {
             let outer = Ecn::from_bits(outer);

@@ -1,7 +1,7 @@
 //! A frame cut into the packets that cross the mesh: [`Segments`].
 //!
-//! What comes out is what the kernel's own segmentation would have put on a wire. Each packet has a copy of all headers, in
-//! which change
+//! What comes out is what the kernel's own segmentation would have put on a wire. Each packet has a
+//! copy of all headers, in which change
 //!
 //! ```text
 //! IPv4 : total length, identification (counts up), checksum      IPv6 : payload length
@@ -15,7 +15,8 @@ use crate::{
     wire::{array, be16, checksum::Sum, ethernet, ipv6},
 };
 
-/// Packets of one frame: more than TCP makes of 64 KB with the smallest segments that can be asked for (`TCP_MIN_MSS`, 88).
+/// Packets of one frame: more than TCP makes of 64 KB with the smallest segments that can be asked
+/// for (`TCP_MIN_MSS`, 88).
 const MAX_PACKETS: usize = 2048;
 
 const FIN: u8 = 0x01;
@@ -134,7 +135,8 @@ impl Cut {
         })
     }
 
-    /// Makes the copied headers those of one packet. `begin` is where its payload begins in that of the whole.
+    /// Makes the copied headers those of one packet. `begin` is where its payload begins in that of
+    /// the whole.
     fn patch(&self, header: &mut [u8], index: usize, last: bool, begin: usize, payload: &[u8]) {
         let transport_len = self.header_len - self.upper + payload.len();
         let packet_len = self.upper - ethernet::HEADER_LEN + transport_len;

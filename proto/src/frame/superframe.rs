@@ -1,5 +1,6 @@
 //! A frame as the kernel hands it over: perhaps 64 KB that stand for many packets, perhaps with a
-//! checksum that is not finished ([`SuperFrame`]; the meaning of `virtio_net_hdr`, virtio 1.2 section 5.1.6).
+//! checksum that is not finished ([`SuperFrame`]; the meaning of `virtio_net_hdr`, virtio 1.2
+//! section 5.1.6).
 
 use etherparse::checksum::Sum16BitWords;
 
@@ -86,8 +87,8 @@ impl<'a> SuperFrame<'a> {
         payload.div_ceil(usize::from(gso.segment_size).max(1)).max(1)
     }
 
-    /// Finishes the checksum of a frame that is one packet, and says where it is and what was there. Those of a
-    /// super-frame are finished where it is cut.
+    /// Finishes the checksum of a frame that is one packet, and says where it is and what was
+    /// there. Those of a super-frame are finished where it is cut.
     pub(crate) fn finish_checksum(&mut self) -> Option<(usize, [u8; 2])> {
         if self.gso.is_some() {
             return None;
@@ -101,7 +102,8 @@ impl<'a> SuperFrame<'a> {
         Some((at, std::mem::replace(field, sum.to_ne_bytes())))
     }
 
-    /// Where the two bytes of the checksum are, if they lie behind the Ethernet header and in the frame.
+    /// Where the two bytes of the checksum are, if they lie behind the Ethernet header and in the
+    /// frame.
     fn checksum_at(&self, checksum: PartialChecksum) -> Option<usize> {
         let at = usize::from(checksum.start) + usize::from(checksum.offset);
         let inside =

@@ -1,5 +1,5 @@
-//! What the kernel says of a frame in front of it: `virtio_net_hdr` (virtio 1.2 section 5.1.6), 10 bytes in the host's
-//! byte order:
+//! What the kernel says of a frame in front of it: `virtio_net_hdr` (virtio 1.2 section 5.1.6), 10
+//! bytes in the host's byte order:
 //!
 //! ```text
 //! flags 1 | gso type 1 | header length 2 | segment size 2 | checksum start 2 | checksum offset 2
@@ -37,7 +37,8 @@ pub struct Offload {
 }
 
 impl Offload {
-    /// What `header` says of `frame`. The header's own length field is only a hint, so lengths come from the frame.
+    /// What `header` says of `frame`. The header's own length field is only a hint, so lengths come
+    /// from the frame.
     ///
     /// # Errors
     /// The header contradicts the frame, or asks for what is not known here.
@@ -98,7 +99,8 @@ pub fn packets(header: &[u8; LEN], len: usize) -> usize {
     if kind == NO_GSO || size == 0 { 1 } else { len.div_ceil(size) }
 }
 
-/// Bytes of all headers of a super-frame, if the frame is what `kind` says and its checksum is where that has it.
+/// Bytes of all headers of a super-frame, if the frame is what `kind` says and its checksum is
+/// where that has it.
 pub(crate) fn header_len(kind: GsoKind, checksum: PartialChecksum, frame: &[u8]) -> Option<u16> {
     let eth = Ethernet::parse(frame)?;
     let upper = match (kind, eth.ethertype) {

@@ -1,7 +1,8 @@
 //! How a node parts with addresses for another: [`Pool::give`], [`Need`], [`Withheld`].
 //!
-//! All addresses of nodes that are up can be used: who has none left gets some as long as anybody has, down to the last one.
-//! So that asking often is not needed, a gift is about half of what the giver has, in several blocks where it is in pieces.
+//! All addresses of nodes that are up can be used: who has none left gets some as long as anybody
+//! has, down to the last one. So that asking often is not needed, a gift is about half of what the
+//! giver has, in several blocks where it is in pieces.
 
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
@@ -58,11 +59,12 @@ pub enum Withheld {
 }
 
 impl Pool {
-    /// Parts with about half of the free addresses for another node, with the last one only if that node needs one now and
-    /// has none. The blocks are given up here and now: the transfers must be durable before they are sent.
+    /// Parts with about half of the free addresses for another node, with the last one only if that
+    /// node needs one now and has none. The blocks are given up here and now: the transfers must be
+    /// durable before they are sent.
     ///
-    /// As long as the receiver does not use what it gets, this node keeps a quarter at least of what neither of the two
-    /// uses, however often it is asked.
+    /// As long as the receiver does not use what it gets, this node keeps a quarter at least of
+    /// what neither of the two uses, however often it is asked.
     ///
     /// # Errors
     /// [`Withheld`] says why all stays here.
@@ -99,8 +101,8 @@ impl Pool {
         Ok(gift)
     }
 
-    /// At most so many free addresses, and most of these unless they lie in too many pieces. In advance half of these do, if
-    /// one block is that large.
+    /// At most so many free addresses, and most of these unless they lie in too many pieces. In
+    /// advance half of these do, if one block is that large.
     fn gift(&self, to: NodeId, need: Need, most: u128, busy: &BTreeSet<u128>) -> Vec<Transfer> {
         let enough = match need {
             Need::InAdvance => most.div_ceil(2),
@@ -111,7 +113,8 @@ impl Pool {
         for cidr in self.mine() {
             self.free_blocks(cidr, busy, &mut free);
         }
-        // The largest first, of equal ones the upper: endpoints of this node are in the lower part more often.
+        // The largest first, of equal ones the upper: endpoints of this node are in the lower part
+        // more often.
         free.sort_unstable_by_key(|cidr| (cidr.bits, cidr.first));
         let (mut gift, mut moved) = (Vec::new(), 0);
         for cidr in free.into_iter().rev() {
@@ -128,7 +131,8 @@ impl Pool {
         gift
     }
 
-    /// The largest upper part of a free block that is worth so many addresses at most, and its worth.
+    /// The largest upper part of a free block that is worth so many addresses at most, and its
+    /// worth.
     fn part(&self, mut cidr: Cidr, most: u128, busy: &BTreeSet<u128>) -> Option<(Cidr, u128)> {
         loop {
             let worth = self.worth(cidr, busy);
@@ -145,7 +149,8 @@ impl Pool {
         cidr.size() - self.unavailable(cidr, busy)
     }
 
-    /// Finds the blocks without a busy address of which something can be given out, each as large as it can be.
+    /// Finds the blocks without a busy address of which something can be given out, each as large
+    /// as it can be.
     fn free_blocks(&self, cidr: Cidr, busy: &BTreeSet<u128>, free: &mut Vec<Cidr>) {
         if busy.range(cidr.first..=cidr.last()).next().is_none() {
             free.extend((self.worth(cidr, busy) > 0).then_some(cidr));

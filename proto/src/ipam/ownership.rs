@@ -2,14 +2,17 @@
 //!
 //! The rule, a function of the set of transfers alone:
 //!
-//! 1. At epoch 0 the network's own list of blocks says who claims what, and its creator claims the rest.
-//! 2. A transfer (block, from, to, epoch) *chains* to a claim (block', owner, epoch') if from = owner, epoch = epoch' + 1, and
-//!    block lies in block'. Then it is itself a claim of `to`, and the chain goes on.
-//! 3. Two transfers that chain to one claim and overlap contradict each other: their signer gave the same address
-//!    away twice, which an honest node never does. The larger block is valid, of equal ones that
-//!    of the smaller receiver; the other is void as a whole. (Blocks are nested or disjoint, so nothing is cut.)
-//! 4. A block that an issuer reclaims from a removed node chains as a transfer of that node would, and stands against every
-//!    transfer of it that contradicts this.
+//! 1. At epoch 0 the network's own list of blocks says who claims what, and its creator claims the
+//!    rest.
+//! 2. A transfer (block, from, to, epoch) *chains* to a claim (block', owner, epoch') if from =
+//!    owner, epoch = epoch' + 1, and block lies in block'. Then it is itself a claim of `to`, and
+//!    the chain goes on.
+//! 3. Two transfers that chain to one claim and overlap contradict each other: their signer gave
+//!    the same address away twice, which an honest node never does. The larger block is valid, of
+//!    equal ones that of the smaller receiver; the other is void as a whole. (Blocks are nested or
+//!    disjoint, so nothing is cut.)
+//! 4. A block that an issuer reclaims from a removed node chains as a transfer of that node would,
+//!    and stands against every transfer of it that contradicts this.
 //! 5. An address belongs to the claim of the highest epoch that chains and contains it.
 //!
 //! A transfer that does not chain does nothing until the one before it has come.
@@ -55,7 +58,8 @@ pub struct Block {
 }
 
 impl Block {
-    /// The lower half, which the owner keeps, and the transfer of the upper one; nothing if this is one address.
+    /// The lower half, which the owner keeps, and the transfer of the upper one; nothing if this is
+    /// one address.
     #[must_use]
     pub fn split(&self, to: NodeId) -> Option<(Self, Transfer)> {
         let v6 = self.cidr.network().is_ipv6();
@@ -77,8 +81,9 @@ impl From<&object::Transfer> for Transfer {
     }
 }
 
-/// The order in which transfers are resolved: those that may chain to one claim together, by address, larger
-/// blocks first. A transfer of a block that is valid thus comes before all that contradict it.
+/// The order in which transfers are resolved: those that may chain to one claim together, by
+/// address, larger blocks first. A transfer of a block that is valid thus comes before all that
+/// contradict it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     from: NodeId,
@@ -107,8 +112,8 @@ struct Claim {
 }
 
 impl Ownership {
-    /// Before any transfer: these blocks belong to these nodes, the rest to the creator. Blocks that do
-    /// not lie in the subnet are ignored.
+    /// Before any transfer: these blocks belong to these nodes, the rest to the creator. Blocks
+    /// that do not lie in the subnet are ignored.
     #[must_use]
     pub fn new(
         subnet: &Subnet,
@@ -137,8 +142,8 @@ impl Ownership {
         }
     }
 
-    /// Adds transfers whose signatures were checked. Says whether any of them changed something known. Those of another
-    /// family, with host bits, or from a node to itself are ignored.
+    /// Adds transfers whose signatures were checked. Says whether any of them changed something
+    /// known. Those of another family, with host bits, or from a node to itself are ignored.
     pub fn extend(&mut self, transfers: impl IntoIterator<Item = Transfer>) -> bool {
         let changed = add_all(&mut self.transfers, transfers, self.v6);
         if changed {
@@ -203,7 +208,8 @@ impl Ownership {
         while let Some(claim) = claims.pop() {
             let reclaimed = chained_to(&self.reclaims, &claim);
             share_out(&claim, reclaimed, self.v6, &mut claims, &mut left);
-            // A transfer of what is left lies in one of these blocks, which are as large as they can be.
+            // A transfer of what is left lies in one of these blocks, which are as large as they
+            // can be.
             for rest in left.drain(..) {
                 let given = chained_to(&self.transfers, &rest);
                 share_out(&rest, given, self.v6, &mut claims, &mut blocks);
@@ -229,7 +235,8 @@ fn chained_to<'a>(
     })
 }
 
-/// Adds those that are of this family, without host bits, and from one node to another; false if that changes nothing.
+/// Adds those that are of this family, without host bits, and from one node to another; false if
+/// that changes nothing.
 fn add_all(
     known: &mut BTreeMap<Key, NodeId>,
     transfers: impl IntoIterator<Item = Transfer>,
@@ -301,8 +308,9 @@ const fn longest_prefix(v6: bool) -> u8 {
     if v6 { 128 } else { 32 }
 }
 
-/// How the creator of a subnet shares it at once: every other live node gets an equal part of three quarters
-/// of what addresses are chosen from, the rest stays with the creator for those who come later. The blocks of the others, for [`Ownership::new`].
+/// How the creator of a subnet shares it at once: every other live node gets an equal part of three
+/// quarters of what addresses are chosen from, the rest stays with the creator for those who come
+/// later. The blocks of the others, for [`Ownership::new`].
 #[must_use]
 pub fn first_split(
     subnet: &Subnet,
@@ -318,7 +326,8 @@ pub fn first_split(
     }
     let mut end = root.last();
     let mut blocks = Vec::new();
-    // The creator's part holds the network's address and the gateway, so the others get theirs from the end.
+    // The creator's part holds the network's address and the gateway, so the others get theirs from
+    // the end.
     for node in others {
         let first = end - (share - 1);
         let part = cover(first, end).into_iter();

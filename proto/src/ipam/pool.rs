@@ -88,7 +88,8 @@ pub struct Pool {
     used: BTreeSet<u128>,
     /// Released addresses and when they may be given again.
     pub(super) resting: BTreeMap<u128, Instant>,
-    /// Where the next search begins: addresses are given in turn, so one that was released comes late again.
+    /// Where the next search begins: addresses are given in turn, so one that was released comes
+    /// late again.
     cursor: u128,
     /// Who got blocks, and when it may have as many at once again.
     pub(super) paced: BTreeMap<NodeId, Instant>,
@@ -138,8 +139,8 @@ impl Pool {
         theirs.filter_map(|block| block.give(block.cidr, self.me)).collect()
     }
 
-    /// Takes the next free address. `elsewhere` are the addresses that the tables show in this network: they are
-    /// skipped, and counted against what other nodes have.
+    /// Takes the next free address. `elsewhere` are the addresses that the tables show in this
+    /// network: they are skipped, and counted against what other nodes have.
     ///
     /// # Errors
     ///
@@ -210,7 +211,8 @@ impl Pool {
         self.used.insert(number(ip));
     }
 
-    /// Gives an address back. It rests before it is given again, as others still remember who had it.
+    /// Gives an address back. It rests before it is given again, as others still remember who had
+    /// it.
     pub fn release(&mut self, ip: IpAddr, now: Instant) {
         if self.used.remove(&number(ip)) {
             self.resting.insert(number(ip), now + ADDRESS_QUARANTINE);
@@ -228,8 +230,8 @@ impl Pool {
         self.used.iter().map(|number| address(*number, self.subnet.is_v6()))
     }
 
-    /// Addresses in use that are not this node's to give: their block went to another by a contradiction
-    /// among transfers, and their endpoints must be addressed anew.
+    /// Addresses in use that are not this node's to give: their block went to another by a
+    /// contradiction among transfers, and their endpoints must be addressed anew.
     pub fn strays(&self) -> impl Iterator<Item = IpAddr> {
         self.in_use()
             .filter(|ip| self.ownership.block_at(*ip).is_none_or(|block| block.owner != self.me))
@@ -286,8 +288,8 @@ impl Pool {
         own.filter_map(move |(_, cidr)| cidr.common(range))
     }
 
-    /// The first free address of ours from `from` to `to`. Each step passes an address that somebody has, so the
-    /// size of a block does not matter.
+    /// The first free address of ours from `from` to `to`. Each step passes an address that
+    /// somebody has, so the size of a block does not matter.
     fn next_free(&self, from: u128, to: u128, elsewhere: &BTreeSet<IpAddr>) -> Option<u128> {
         let v6 = self.subnet.is_v6();
         self.mine().find_map(|cidr| {
@@ -340,8 +342,9 @@ impl Pool {
         taken.len() as u128 + self.edges(cidr)
     }
 
-    /// Whether an IPv4 address ends in .0 or .255. In a subnet wider than /24 it is as good as any, but it looks like a
-    /// network or a broadcast, and there is software that refuses it: only who asks for it by --ip gets it.
+    /// Whether an IPv4 address ends in .0 or .255. In a subnet wider than /24 it is as good as any,
+    /// but it looks like a network or a broadcast, and there is software that refuses it: only who
+    /// asks for it by --ip gets it.
     fn is_edge(&self, number: u128) -> bool {
         !self.subnet.is_v6() && matches!(number & 0xff, 0 | 0xff)
     }

@@ -1,5 +1,6 @@
-//! I12 by simulation: random schedules of allocation, transfer, loss, restart, leaving and removal against a model that
-//! knows all. Node 0 issues removals; `object::RollCall` says when it may reclaim, and this models it.
+//! I12 by simulation: random schedules of allocation, transfer, loss, restart, leaving and removal
+//! against a model that knows all. Node 0 issues removals; `object::RollCall` says when it may
+//! reclaim, and this models it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -27,7 +27,8 @@ struct Mesh {
 }
 
 impl Mesh {
-    /// Of the nodes only the first `live` were there when the subnet was made; the others ask for blocks when they come.
+    /// Of the nodes only the first `live` were there when the subnet was made; the others ask for
+    /// blocks when they come.
     fn new(cidr: &str, nodes: u8, live: u8) -> Self {
         let subnet = subnet(cidr);
         let initial = first_split(&subnet, node(0), (0..live).map(node));

@@ -1,5 +1,5 @@
-//! A subnet that a network can have: [`Subnet`]. What cannot work is refused with the reason and what to
-//! write in its place.
+//! A subnet that a network can have: [`Subnet`]. What cannot work is refused with the reason and
+//! what to write in its place.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -77,7 +77,8 @@ pub struct Subnet {
 }
 
 impl Subnet {
-    /// A subnet with this gateway, or else with its first host as gateway. Reserved addresses are given to nobody.
+    /// A subnet with this gateway, or else with its first host as gateway. Reserved addresses are
+    /// given to nobody.
     ///
     /// # Errors
     ///
@@ -99,7 +100,8 @@ impl Subnet {
         Ok(Self { cidr, gateway, reserved, range: cidr })
     }
 
-    /// The subnet with addresses chosen from this part of it only. The others are given to who names them.
+    /// The subnet with addresses chosen from this part of it only. The others are given to who
+    /// names them.
     ///
     /// # Errors
     ///
@@ -224,8 +226,8 @@ fn check_cidr(cidr: &IpNet) -> Result<(), SubnetError> {
     Ok(())
 }
 
-/// What the addresses are, if they are not for hosts. A prefix that is shorter than a special range and begins with it
-/// is too large anyway.
+/// What the addresses are, if they are not for hosts. A prefix that is shorter than a special range
+/// and begins with it is too large anyway.
 fn unusable(cidr: &IpNet) -> Option<&'static str> {
     match cidr.network() {
         IpAddr::V4(ip) => match ip.octets() {
@@ -264,8 +266,8 @@ fn default_gateway(cidr: &IpNet) -> IpAddr {
     address(number(cidr.network()).saturating_add(1), cidr.network().is_ipv6())
 }
 
-/// Whether one interface can have this address: neither the network's nor its broadcast address in IPv4, nor
-/// the anycast address of routers in IPv6 (RFC 4291 section 2.6.1).
+/// Whether one interface can have this address: neither the network's nor its broadcast address in
+/// IPv4, nor the anycast address of routers in IPv6 (RFC 4291 section 2.6.1).
 fn is_host(cidr: &IpNet, ip: IpAddr) -> bool {
     cidr.contains(&ip) && ip != cidr.network() && (ip.is_ipv6() || ip != cidr.broadcast())
 }

@@ -502,8 +502,8 @@ proptest! {
         prop_assert!(giver.allocate(&claimed, time).is_ok() || free(&giver, &claimed, 1) <= 1);
     }
 
-    /// Any set of transfers, honest or not, in any order and in any portions, gives the same blocks, and they
-    /// tile the subnet.
+    /// Any set of transfers, honest or not, in any order and in any portions, gives the same
+    /// blocks, and they tile the subnet.
     #[test]
     fn order_does_not_matter(
         transfers in prop::collection::vec((0u8..8, 29u8..=32, 0u8..3, 0u8..3, 0u64..4), 0..40),
@@ -580,7 +580,8 @@ fn what_is_reclaimed_stands_against_what_a_removed_node_signs_later() {
     let half = net("10.0.0.0/25");
     let honest = [t(half, 0, 1, 1), t(given, 1, 2, 2)];
     let reclaim = t(kept, 1, 0, 2);
-    // Larger than what was reclaimed, the same to a smaller node, a part of it, and of what is not its own.
+    // Larger than what was reclaimed, the same to a smaller node, a part of it, and of what is not
+    // its own.
     let lies =
         [t(half, 1, 3, 2), t(kept, 1, 3, 2), t(net("10.0.0.64/28"), 1, 3, 2), t(late, 1, 3, 2)];
     let fresh = || Ownership::new(&subnet("10.0.0.0/24"), node(0), []);

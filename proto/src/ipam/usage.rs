@@ -32,7 +32,8 @@ pub struct BlockUsage {
 }
 
 impl Pool {
-    /// What becomes of the addresses. `elsewhere` are the addresses that other nodes' endpoints claim.
+    /// What becomes of the addresses. `elsewhere` are the addresses that other nodes' endpoints
+    /// claim.
     pub fn usage(&mut self, elsewhere: &BTreeSet<IpAddr>, now: Instant) -> Usage {
         self.wake(now);
         let v6 = self.subnet().is_v6();

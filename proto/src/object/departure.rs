@@ -1,10 +1,12 @@
-//! Nodes that are gone for good: [`Removal`], and when what they held may be given to others: [`RollCall`].
+//! Nodes that are gone for good: [`Removal`], and when what they held may be given to others:
+//! [`RollCall`].
 //!
-//! A removal is signed by the mesh CA, so every member believes it, and nobody can take it back. Whoever holds it takes
-//! nothing from that node any more ([`ObjectSet::merge_from`]). What the node owned may have gone to others in transfers
-//! that not everybody knows of. So its blocks are reclaimed only when every member that is left holds all
-//! departures that the issuer holds, and had nothing to tell that the issuer does not know: then a transfer that the
-//! issuer does not know of is in the hands of departed nodes alone, and nobody listens to them (I12).
+//! A removal is signed by the mesh CA, so every member believes it, and nobody can take it back.
+//! Whoever holds it takes nothing from that node any more ([`ObjectSet::merge_from`]). What the
+//! node owned may have gone to others in transfers that not everybody knows of. So its blocks are
+//! reclaimed only when every member that is left holds all departures that the issuer holds, and
+//! had nothing to tell that the issuer does not know: then a transfer that the issuer does not know
+//! of is in the hands of departed nodes alone, and nobody listens to them (I12).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -87,7 +89,8 @@ impl RollCall {
         }
     }
 
-    /// Members other than `me` that may not have heard of every departure, or may know what this node does not.
+    /// Members other than `me` that may not have heard of every departure, or may know what this
+    /// node does not.
     #[must_use]
     pub fn missing(&self, set: &ObjectSet, me: NodeId) -> BTreeSet<NodeId> {
         let departures = set.departures();

@@ -1,8 +1,10 @@
-//! Subnets that were added to a network after it was made: [`Extension`], and which of all its subnets count.
+//! Subnets that were added to a network after it was made: [`Extension`], and which of all its
+//! subnets count.
 //!
-//! A network's id commits to its own subnets, so growth comes as objects beside it that only add. The rule, a function
-//! of the set of objects alone: a network's own subnets count; then its extensions in the order of (created, author), each
-//! unless it overlaps one that counts, as long as there are fewer than [`NETWORK_SUBNETS_ALL`].
+//! A network's id commits to its own subnets, so growth comes as objects beside it that only add.
+//! The rule, a function of the set of objects alone: a network's own subnets count; then its
+//! extensions in the order of (created, author), each unless it overlaps one that counts, as long
+//! as there are fewer than [`NETWORK_SUBNETS_ALL`].
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -76,7 +78,8 @@ pub struct SubnetOf<'a> {
 }
 
 impl ObjectSet {
-    /// All subnets of a network in the order in which they count; nothing if the network is not known.
+    /// All subnets of a network in the order in which they count; nothing if the network is not
+    /// known.
     #[must_use]
     pub fn subnets(&self, id: NetworkId) -> Vec<SubnetOf<'_>> {
         let Some(Content::Network(network)) =

@@ -1,13 +1,15 @@
-//! The hybrid logical clock of the mesh objects: wall time that never ties, and follows what was seen.
+//! The hybrid logical clock of the mesh objects: wall time that never ties, and follows what was
+//! seen.
 //!
 //! ```text
 //! hlc = unix milliseconds << 16 | counter
 //! ```
 //!
-//! A stamp that is made is greater than those that were made and seen, within [`HLC_AHEAD`] of the own wall clock. What is
-//! stamped further ahead is admitted, because a fact that only some nodes hold is worse than a wrong date, but no clock
-//! follows it: one node with a wrong clock must not set those of others. So a stamp may be smaller than one that
-//! was seen; whoever edits an object stamps it later than the version that it replaces ([`Hlc::next`]).
+//! A stamp that is made is greater than those that were made and seen, within [`HLC_AHEAD`] of the
+//! own wall clock. What is stamped further ahead is admitted, because a fact that only some nodes
+//! hold is worse than a wrong date, but no clock follows it: one node with a wrong clock must not
+//! set those of others. So a stamp may be smaller than one that was seen; whoever edits an object
+//! stamps it later than the version that it replaces ([`Hlc::next`]).
 
 use serde::{Deserialize, Serialize};
 
@@ -53,7 +55,8 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// A stamp greater than all that were made or learned, unless the wall clock was set back far since.
+    /// A stamp greater than all that were made or learned, unless the wall clock was set back far
+    /// since.
     pub fn tick(&mut self, wall_ms: u64) -> Hlc {
         let now = Hlc::at(wall_ms);
         self.last = if is_near(self.last, wall_ms) { now.max(self.last.next()) } else { now };

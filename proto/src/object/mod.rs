@@ -11,21 +11,24 @@
 //!              JSON [creator, created, driver, vni, encrypted, subnets, blocks]
 //! ```
 //!
-//! Which of two texts for one object stays is a total order, so replicas agree in whatever order they
-//! learn: closed (a deleted network, a member that left) over open, then the greater (HLC, author),
-//! then the smaller text. Extensions, transfers, removals and reclaims never change: there the *smaller* stamp stays.
-//! Removals and reclaims are signed with the key of the mesh CA, in the name of the issuer that used it.
+//! Which of two texts for one object stays is a total order, so replicas agree in whatever order
+//! they learn: closed (a deleted network, a member that left) over open, then the greater (HLC,
+//! author), then the smaller text. Extensions, transfers, removals and reclaims never change: there
+//! the *smaller* stamp stays. Removals and reclaims are signed with the key of the mesh CA, in the
+//! name of the issuer that used it.
 //!
 //! What must never change is not remembered, it is committed to: a network's id is the hash of its
 //! fixed fields, so a text that flips `encrypted` is no version of that network, on a node that saw
 //! the network before and on one that did not. A kind of object that this version does not know
 //! is checked for its author, kept and passed on.
 //!
-//! A deleted network is forgotten after [`DELETED_KEPT`](crate::limits::DELETED_KEPT), and a transfer of that age with it: a text that would be
-//! forgotten is not admitted either, so that sets whose clocks differ a little do not fill each other again.
+//! A deleted network is forgotten after [`DELETED_KEPT`](crate::limits::DELETED_KEPT), and a
+//! transfer of that age with it: a text that would be forgotten is not admitted either, so that
+//! sets whose clocks differ a little do not fill each other again.
 //!
-//! The clock of the author is not judged. A stamp from another time is admitted and orders versions as any other; it
-//! moves nobody's clock ([`Clock`]), and the next edit of that object is later than it.
+//! The clock of the author is not judged. A stamp from another time is admitted and orders versions
+//! as any other; it moves nobody's clock ([`Clock`]), and the next edit of that object is later
+//! than it.
 //!
 //! [`ObjectSet`] merges them, [`sync`] reconciles two sets, [`Hlc`] orders edits. Whether a
 //! certificate is the CA's word is the [`Certifier`]'s to say.
@@ -146,7 +149,8 @@ pub enum ObjectId {
     Transfer {
         /// The network.
         network: NetworkId,
-        /// Who gave it; in the id, so that nobody can put another's transfer aside by writing one of the same block.
+        /// Who gave it; in the id, so that nobody can put another's transfer aside by writing one
+        /// of the same block.
         from: NodeId,
         /// The block.
         cidr: IpNet,
@@ -320,7 +324,8 @@ impl Draft {
         Self { created: hlc, hlc, closed: false, content }
     }
 
-    /// Signs it as the key pair's node. What [`ObjectSet::merge`] would refuse at once is not signed.
+    /// Signs it as the key pair's node. What [`ObjectSet::merge`] would refuse at once is not
+    /// signed.
     ///
     /// # Errors
     /// The content is not valid, too large, or not the node's to say.
@@ -328,7 +333,8 @@ impl Draft {
         self.sign_as(NodeId::of_public_key(pair.public_key().as_ref()), pair, mesh)
     }
 
-    /// Signs it as this node with this key: the CA's for what only an issuer may say, else the node's own.
+    /// Signs it as this node with this key: the CA's for what only an issuer may say, else the
+    /// node's own.
     ///
     /// # Errors
     /// As [`Self::sign`].

@@ -80,7 +80,8 @@ pub struct Block {
     pub owner: NodeId,
 }
 
-/// How many packets for everybody (broadcast, multicast, in a plain network for unknown addresses) a network carries in a second.
+/// How many packets for everybody (broadcast, multicast, in a plain network for unknown addresses)
+/// a network carries in a second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Multicast {
     /// From one endpoint, where it is not [`FLOOD_ENDPOINT_PER_SECOND`].
@@ -145,7 +146,8 @@ pub struct Network {
     /// VTEPs without an agent that have a part in it, where it is plain.
     #[serde(rename = "e", default, skip_serializing_if = "Vec::is_empty")]
     pub vteps: Vec<IpAddr>,
-    /// How much its endpoints may send to everybody. A node that does not know the field keeps to the defaults.
+    /// How much its endpoints may send to everybody. A node that does not know the field keeps to
+    /// the defaults.
     #[serde(rename = "l", default, skip_serializing_if = "Multicast::is_default")]
     pub multicast: Multicast,
     /// Free-form labels.
@@ -171,8 +173,8 @@ impl Network {
         );
         // INVARIANT: these types have no map with keys other than strings, so JSON can hold them.
         let json = serde_json::to_vec(&fixed).unwrap_or_default();
-        // Other networks keep the ids that they had before there were such, and a node that does not know the field refuses the
-        // network rather than let its endpoints talk.
+        // Other networks keep the ids that they had before there were such, and a node that does
+        // not know the field refuses the network rather than let its endpoints talk.
         let domain = if self.isolated { ISOLATED_DOMAIN } else { DOMAIN };
         let hash = digest::digest(&digest::SHA256, &[domain, json.as_slice()].concat());
         let mut id = [0; 16];
@@ -235,7 +237,8 @@ impl Network {
     }
 }
 
-/// Whether the address can be that of one host on any underlay. A link-local one says nothing without an interface.
+/// Whether the address can be that of one host on any underlay. A link-local one says nothing
+/// without an interface.
 #[must_use]
 pub fn may_be_vtep(ip: &IpAddr) -> bool {
     let local = match ip {

@@ -100,7 +100,8 @@ pub struct ObjectSet {
     reclaims: Share,
     /// All but reclaims.
     rest: Share,
-    /// Of each author, but what it said with the CA's key: others decide how much of that is needed.
+    /// Of each author, but what it said with the CA's key: others decide how much of that is
+    /// needed.
     shares: BTreeMap<NodeId, Share>,
     // Sum of the texts' hashes: takes a change in constant time and does not depend on order.
     sum: [u64; 4],
@@ -132,7 +133,8 @@ impl ObjectSet {
         self.merge_unless_over(text, ca, wall_ms, |set, object| set.is_over(object, wall_ms))
     }
 
-    /// Takes a text that another node sent: nothing from one that was removed, and from one that left only its own words.
+    /// Takes a text that another node sent: nothing from one that was removed, and from one that
+    /// left only its own words.
     pub fn merge_from(
         &mut self,
         from: NodeId,
@@ -142,7 +144,8 @@ impl ObjectSet {
     ) -> Merge {
         let removed = self.is_removed(from);
         let left = self.get(&ObjectId::Member(from)).is_some_and(|member| member.closed());
-        // The word of a removal is the CA's, whoever brings it: this is how one removed node hears of it from another.
+        // The word of a removal is the CA's, whoever brings it: this is how one removed node hears
+        // of it from another.
         let heard = |object: Object| {
             matches!(object.id, ObjectId::Removed(_)) || (!removed && object.author == from)
         };
@@ -152,12 +155,14 @@ impl ObjectSet {
         self.merge(text, ca, wall_ms)
     }
 
-    /// Takes a text that this node stored when it had admitted it: it goes when [`Self::collect`] says so.
+    /// Takes a text that this node stored when it had admitted it: it goes when [`Self::collect`]
+    /// says so.
     pub fn restore(&mut self, text: &str, ca: &dyn Certifier, wall_ms: u64) -> Merge {
         self.merge_unless_over(text, ca, wall_ms, |_set, _object| false)
     }
 
-    /// What [`Self::merge`] would refuse, or `false` if it would change nothing. A stamp and a key in it are learned.
+    /// What [`Self::merge`] would refuse, or `false` if it would change nothing. A stamp and a key
+    /// in it are learned.
     ///
     /// # Errors
     /// It is not admitted.
@@ -267,7 +272,8 @@ impl ObjectSet {
         }
     }
 
-    /// Forgets networks that were deleted [`DELETED_KEPT`] ago, and transfers of that age whose network is not known.
+    /// Forgets networks that were deleted [`DELETED_KEPT`] ago, and transfers of that age whose
+    /// network is not known.
     pub fn collect(&mut self, wall_ms: u64) -> Vec<ObjectId> {
         let mut collected = Vec::new();
         // Networks come before transfers, in the order of ids.
@@ -413,7 +419,8 @@ impl ObjectSet {
         added.filter(move |(_, extension)| extension.network == network)
     }
 
-    /// Networks that were not deleted, oldest first. Of two with one name or VNI the older is active.
+    /// Networks that were not deleted, oldest first. Of two with one name or VNI the older is
+    /// active.
     #[must_use]
     pub fn networks(&self) -> Vec<(NetworkId, Arc<Object>, NetworkState)> {
         let mut live: Vec<(Hlc, NetworkId, &Network, &Arc<Object>)> = self

@@ -285,7 +285,8 @@ fn content_that_makes_no_sense_is_not_signed() {
 fn the_older_of_two_networks_with_a_name_or_number_is_active() {
     let mut set = set();
     let mut ids = Vec::new();
-    // The second has the first's name, the third the second's number, the fourth the first's number.
+    // The second has the first's name, the third the second's number, the fourth the first's
+    // number.
     for (at, name, vni) in [(3, "a", 1), (4, "a", 2), (5, "b", 2), (6, "c", 1)] {
         let text = sign(1, &Draft::new(hlc(at), Content::Network(network(1, name, vni))));
         let ObjectId::Network(id) = *new(&mut set, &text).id() else { panic!() };
@@ -382,7 +383,8 @@ fn extensions_add_and_the_older_of_two_that_overlap_counts() {
     texts[1..].iter().for_each(|text| {
         new(&mut set, text);
     });
-    // What came with the network is never put aside, and who was first goes before who was heard first.
+    // What came with the network is never put aside, and who was first goes before who was heard
+    // first.
     assert_eq!(counted(&set, &blue), [own[0], own[1], "10.2.128.0/17", "10.3.0.0/16"]);
     assert_eq!(counted(&set, &red), own, "another network is another matter");
     let ObjectId::Network(network) = *blue.id() else { panic!() };
@@ -498,7 +500,8 @@ fn a_deleted_network_goes_with_its_transfers_and_never_comes_back() {
     for text in &texts[1..] {
         assert_eq!(set.merge(text, &TestCa, NOW + 9 + KEPT), Merge::Stale);
     }
-    // Nobody kills a network with a tombstone that is forgotten at once: others would bring the network back.
+    // Nobody kills a network with a tombstone that is forgotten at once: others would bring the
+    // network back.
     let mut late = self::set();
     new(&mut late, &texts[0]);
     assert_eq!(late.merge(&texts[2], &TestCa, NOW + 9 + KEPT), Merge::Stale);
@@ -588,8 +591,8 @@ fn texts(edits: &[Edit]) -> Vec<Arc<str>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// I11: nodes that sleep, meet and collect in any order agree in the end, and what was deleted stays so. Nobody is away
-    /// for as long as a certificate lives.
+    /// I11: nodes that sleep, meet and collect in any order agree in the end, and what was deleted
+    /// stays so. Nobody is away for as long as a certificate lives.
     #[test]
     fn whoever_comes_back_in_time_brings_nothing_back(
         steps in prop::collection::vec((0usize..3, 0usize..3, 0u64..4), 1..60),
@@ -711,7 +714,8 @@ fn issue(draft: &Draft) -> Arc<str> {
 fn a_removal_is_the_cas_word_and_stands() {
     let mut set = set();
     let text = issue(&removal(3, 5));
-    // Issuer or not, its own key does not do; nor does the CA's for what is said in somebody's name.
+    // Issuer or not, its own key does not do; nor does the CA's for what is said in somebody's
+    // name.
     let own = removal(3, 5).sign(&pair(1), mesh()).unwrap();
     assert_eq!(merge(&mut set, &own), Merge::Refused(Refused::Signature));
     assert!(matches!(removal(1, 5).sign_as(node(1), &pair(CA), mesh()), Err(Refused::Content(_))));

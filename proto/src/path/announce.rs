@@ -1,8 +1,9 @@
-//! Addresses that have another MAC than before: whoever spoke with one has the old MAC in its neighbour cache, and finds out only
-//! when nobody answers there, after seconds. So it is told at once ([`Announcement`]), by an ARP announcement (RFC 5227 section 3) or an
-//! unsolicited neighbour advertisement (RFC 4861 section 7.2.6); both change an entry that is there and make none. An endpoint's own
-//! host has it announce itself from its interface; other hosts tell their local network what their tables say ([`Heard`]), since
-//! no announcement crosses the mesh.
+//! Addresses that have another MAC than before: whoever spoke with one has the old MAC in its
+//! neighbour cache, and finds out only when nobody answers there, after seconds. So it is told at
+//! once ([`Announcement`]), by an ARP announcement (RFC 5227 section 3) or an unsolicited neighbour
+//! advertisement (RFC 4861 section 7.2.6); both change an entry that is there and make none. An
+//! endpoint's own host has it announce itself from its interface; other hosts tell their local
+//! network what their tables say ([`Heard`]), since no announcement crosses the mesh.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -37,15 +38,17 @@ pub fn touched<P>(before: &NetworkTable<P>, updates: &[TableUpdate<P>]) -> BTree
     rows.flatten().flat_map(|row| row.ips.iter().copied()).collect()
 }
 
-/// What the local network was told of each address. It outlives the claims, since neighbour caches do.
+/// What the local network was told of each address. It outlives the claims, since neighbour caches
+/// do.
 #[derive(Clone, Debug, Default)]
 pub struct Heard {
     told: HashMap<IpAddr, MacAddr>,
 }
 
 impl Heard {
-    /// What the local network is to be told of these addresses after a change: those of remote endpoints that it did not hear of,
-    /// or otherwise. Where endpoints are kept from each other, they hear of nodes only.
+    /// What the local network is to be told of these addresses after a change: those of remote
+    /// endpoints that it did not hear of, or otherwise. Where endpoints are kept from each other,
+    /// they hear of nodes only.
     pub fn changes<P>(
         &mut self,
         table: &NetworkTable<P>,
@@ -141,7 +144,8 @@ mod tests {
         let announced = world.step(vec![TableUpdate::Put(again.clone())]);
         assert!(announced.iter().all(|it| it.mac == again.mac), "{announced:?}");
         assert_eq!(announced.len(), first.ips.len());
-        // Here it announces itself, and what was said of it before is no longer what was heard last.
+        // Here it announces itself, and what was said of it before is no longer what was heard
+        // last.
         let mut here = row(0, 13, Place::Local);
         here.ips.clone_from(&first.ips);
         assert_eq!(world.step(vec![TableUpdate::Remove(again.key), TableUpdate::Put(here)]), []);

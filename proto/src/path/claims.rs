@@ -1,20 +1,24 @@
 //! What a frame says about its source, and whether that is true: one rule for both directions (I3).
 //!
-//! The frame's source MAC is the row of an endpoint. Then every other address that it speaks for must be the
-//! row's too:
+//! The frame's source MAC is the row of an endpoint. Then every other address that it speaks for
+//! must be the row's too:
 //!
-//! - IPv4 and IPv6: the source; that of a node's own row may be any of the node's endpoints, since it routes between subnets. 0.0.0.0 and :: only where a host without an address must speak: IGMP reports
-//!   (RFC 3376 section 4.2.13), duplicate address detection and MLD reports (RFC 4862 section 5.4, RFC 3810 section 5.2.13).
+//! - IPv4 and IPv6: the source; that of a node's own row may be any of the node's endpoints, since
+//!   it routes between subnets. 0.0.0.0 and :: only where a host without an address must speak:
+//!   IGMP reports (RFC 3376 section 4.2.13), duplicate address detection and MLD reports (RFC 4862
+//!   section 5.4, RFC 3810 section 5.2.13).
 //! - ARP: the sender's pair; the address may be 0.0.0.0 in a probe (RFC 5227 section 2.1.1).
 //! - Neighbour discovery: the source or target link-layer option; in an advertisement the target.
 //!
 //! A link-local IPv6 address is an endpoint's if it is made from its MAC (RFC 4291 appendix A) or
-//! stands in its row. A random one (RFC 7217) that does not stand there is spoofed: nothing tells it from a stolen one.
+//! stands in its row. A random one (RFC 7217) that does not stand there is spoofed: nothing tells
+//! it from a stolen one.
 //!
-//! What a static VTEP of a plain network sends has no row. It may speak for every address that no endpoint has.
+//! What a static VTEP of a plain network sends has no row. It may speak for every address that no
+//! endpoint has.
 //!
-//! Refused whoever speaks: DHCP, router advertisements, redirects. Protocols other than IP and ARP carry no
-//! address that could be checked, and pass.
+//! Refused whoever speaks: DHCP, router advertisements, redirects. Protocols other than IP and ARP
+//! carry no address that could be checked, and pass.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -103,8 +107,8 @@ pub(super) fn check<P>(
     check_speaker(table, &Speaker::Endpoint(row), eth)
 }
 
-/// Checks all that a frame from a static VTEP claims for its source: no MAC and no address that an endpoint has, or the
-/// gateway.
+/// Checks all that a frame from a static VTEP claims for its source: no MAC and no address that an
+/// endpoint has, or the gateway.
 pub(super) fn check_station<P>(
     table: &NetworkTable<P>,
     eth: &Ethernet<'_>,

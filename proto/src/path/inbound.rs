@@ -3,10 +3,12 @@
 //! 1. VXLAN (RFC 7348): a network that this host has.
 //! 2. Peer: the node that sealed the frame has a part in the network.
 //! 3. Ethernet: whole, untagged, to no reserved group.
-//! 4. Source: the peer owns the source MAC; what the frame says about its source is true ([`super::claims`]).
+//! 4. Source: the peer owns the source MAC; what the frame says about its source is true
+//!    ([`super::claims`]).
 //! 5. MTU: it fits the network.
-//! 6. Destination: a local endpoint, or a group. A frame from the mesh never goes back into it (split horizon). Where the network
-//!    keeps endpoints from each other, only from or to a node itself ([`super::isolation`]).
+//! 6. Destination: a local endpoint, or a group. A frame from the mesh never goes back into it
+//!    (split horizon). Where the network keeps endpoints from each other, only from or to a node
+//!    itself ([`super::isolation`]).
 
 use super::{claims, isolation};
 use crate::{
@@ -36,7 +38,8 @@ pub struct Inbound<'f> {
     pub verdict: InboundVerdict,
 }
 
-/// Decides on an opened packet, VXLAN header first, that the node `from` sealed. `table_of` finds the network.
+/// Decides on an opened packet, VXLAN header first, that the node `from` sealed. `table_of` finds
+/// the network.
 pub fn inbound_vxlan<'t, 'f, P: 't>(
     table_of: impl FnOnce(Vni) -> Option<&'t NetworkTable<P>>,
     from: &NodeId,

@@ -1,11 +1,13 @@
-//! Networks that keep their endpoints from each other: what may cross the mesh there. One rule for both directions, so that a
-//! sender that does not keep it gains nothing.
+//! Networks that keep their endpoints from each other: what may cross the mesh there. One rule for
+//! both directions, so that a sender that does not keep it gains nothing.
 //!
-//! - An endpoint sends to a node itself ([`Row::router`]) and to one of that node's addresses: a packet for another address would
-//!   be carried on to an endpoint.
-//! - A node itself sends with its own address as the source: it carries nothing from one of its endpoints to another.
+//! - An endpoint sends to a node itself ([`Row::router`]) and to one of that node's addresses: a
+//!   packet for another address would be carried on to an endpoint.
+//! - A node itself sends with its own address as the source: it carries nothing from one of its
+//!   endpoints to another.
 //!
-//! Gateway and local endpoints are not here: the bridge has them, and the kernel's rules keep them apart there.
+//! Gateway and local endpoints are not here: the bridge has them, and the kernel's rules keep them
+//! apart there.
 
 use std::net::IpAddr;
 

@@ -1,7 +1,7 @@
 //! The verdict on the packet before, for the packets of its flow that follow it: [`Judged`].
 //!
-//! A flow's packets differ in what no verdict depends on. So a packet whose headers agree with those of one that was
-//! delivered is delivered, too, without another look into the tables:
+//! A flow's packets differ in what no verdict depends on. So a packet whose headers agree with
+//! those of one that was delivered is delivered, too, without another look into the tables:
 //!
 //! ```text
 //! equal    : Ethernet 14 | IPv4 version, header length, TOS; fragment bits, TTL, protocol; addresses | ports
@@ -9,7 +9,8 @@
 //! its own  : lengths, which are checked; identification and checksum, which nothing depends on
 //! ```
 //!
-//! Only packets of TCP and UDP right behind an IP header without options or extensions are remembered.
+//! Only packets of TCP and UDP right behind an IP header without options or extensions are
+//! remembered.
 
 use super::{InboundVerdict, inbound};
 use crate::{
@@ -25,7 +26,8 @@ const UPPER6: usize = ethernet::HEADER_LEN + ipv6::HEADER_LEN;
 const HEAD4: usize = UPPER4 + 4;
 const HEAD6: usize = UPPER6 + 4;
 
-/// What one snapshot said of the last packet from one node. It must not be kept for another snapshot or another node.
+/// What one snapshot said of the last packet from one node. It must not be kept for another
+/// snapshot or another node.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Judged {
     last: Option<Head>,

@@ -1,8 +1,10 @@
-//! What happens to one frame: out of a local network into the mesh ([`outbound()`]), and back ([`inbound()`]).
+//! What happens to one frame: out of a local network into the mesh ([`outbound()`]), and back
+//! ([`inbound()`]).
 //!
-//! Both are functions of a frame and of one snapshot. They never wait, never allocate, take no lock, and give
-//! every frame exactly one verdict (I4). What a frame claims about its source is checked by the same rule
-//! in both directions ([`claims`]), so a node never sends what another would refuse from it (I3).
+//! Both are functions of a frame and of one snapshot. They never wait, never allocate, take no
+//! lock, and give every frame exactly one verdict (I4). What a frame claims about its source is
+//! checked by the same rule in both directions ([`claims`]), so a node never sends what another
+//! would refuse from it (I3).
 //!
 //! Sealing and file descriptors are not here.
 

@@ -1,12 +1,14 @@
 //! From a local network into the mesh.
 //!
 //! 1. Ethernet: whole, untagged, to no reserved group.
-//! 2. Source: the MAC of a local endpoint; what the frame says about its source is true ([`super::claims`]).
-//! 3. Neighbours: ARP (RFC 826) and neighbour solicitations (RFC 4861) for remote endpoints are answered from the
-//!    table; none crosses the mesh.
+//! 2. Source: the MAC of a local endpoint; what the frame says about its source is true
+//!    ([`super::claims`]).
+//! 3. Neighbours: ARP (RFC 826) and neighbour solicitations (RFC 4861) for remote endpoints are
+//!    answered from the table; none crosses the mesh.
 //! 4. MTU: each packet fits the network; else its sender is told ([`super::too_big`]).
-//! 5. Destination: one peer by the Fdb, or every member for groups, as many packets as the limits allow. Where the network keeps
-//!    endpoints from each other, only a node itself ([`super::isolation`]).
+//! 5. Destination: one peer by the Fdb, or every member for groups, as many packets as the limits
+//!    allow. Where the network keeps endpoints from each other, only a node itself
+//!    ([`super::isolation`]).
 //! 6. Checksum: what leaves is complete, and still true about its source.
 //!
 //! Unknown unicast is never flooded: the table knows every endpoint.
@@ -42,13 +44,13 @@ pub enum OutboundVerdict<'t, P> {
     Flood(&'t [(NodeId, P)]),
     /// Write the answer in the [`Scratch`] back to where the frame came from.
     Hairpin,
-    /// Count it and forget it. What is left in the [`Scratch`], if anything, tells the sender: write
-    /// it back.
+    /// Count it and forget it. What is left in the [`Scratch`], if anything, tells the sender:
+    /// write it back.
     Drop(DropReason),
 }
 
-/// Where the answer of an [`OutboundVerdict::Hairpin`] is left, and what the sender of a frame that was dropped is told. One per worker,
-/// used again for each frame.
+/// Where the answer of an [`OutboundVerdict::Hairpin`] is left, and what the sender of a frame that
+/// was dropped is told. One per worker, used again for each frame.
 #[derive(Debug)]
 pub struct Scratch {
     bytes: [u8; too_big::LEN],
@@ -97,8 +99,8 @@ impl Default for Scratch {
     }
 }
 
-/// Decides on a frame that the local network sent into the mesh. If it goes on, its checksum is complete
-/// (that of a super-frame stays partial until it is cut).
+/// Decides on a frame that the local network sent into the mesh. If it goes on, its checksum is
+/// complete (that of a super-frame stays partial until it is cut).
 pub fn outbound<'t, P>(
     table: &'t NetworkTable<P>,
     frame: &mut SuperFrame<'_>,
@@ -115,8 +117,8 @@ pub fn outbound<'t, P>(
     verdict
 }
 
-/// Step 6. A sandbox may say where its checksum is (packet(7), PACKET_VNET_HDR): not where it would change what was
-/// judged. False, and the frame as it was, if it does.
+/// Step 6. A sandbox may say where its checksum is (packet(7), PACKET_VNET_HDR): not where it would
+/// change what was judged. False, and the frame as it was, if it does.
 pub(super) fn finish<P>(table: &NetworkTable<P>, frame: &mut SuperFrame<'_>) -> bool {
     let Some((at, before)) = frame.finish_checksum() else { return true };
     let judged = || {
@@ -183,7 +185,8 @@ impl Answer {
     }
 }
 
-/// Step 3: the answer to a question about a remote endpoint. Other frames go on, if they are needed.
+/// Step 3: the answer to a question about a remote endpoint. Other frames go on, if they are
+/// needed.
 fn neighbor<P>(
     table: &NetworkTable<P>,
     row: &Row<P>,

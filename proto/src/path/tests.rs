@@ -1,7 +1,7 @@
 //! Every reason and every way on.
 //!
-//! The network is 10.0.0.0/24 and fd00::/64 (see `tables::tests`): endpoint 10 is local, 11 is on node 1, 12 on node 2,
-//! the gateway is .1 with MAC 02:…:fe.
+//! The network is 10.0.0.0/24 and fd00::/64 (see `tables::tests`): endpoint 10 is local, 11 is on
+//! node 1, 12 on node 2, the gateway is .1 with MAC 02:…:fe.
 
 use std::{
     collections::BTreeSet,

@@ -1,12 +1,15 @@
-//! What the sender of a packet that is larger than the network is told: ICMP "fragmentation needed" (RFC 792, RFC 1191 section 4) or
-//! "packet too big" (RFC 4443 section 3.2), with the network's MTU.
+//! What the sender of a packet that is larger than the network is told: ICMP "fragmentation needed"
+//! (RFC 792, RFC 1191 section 4) or "packet too big" (RFC 4443 section 3.2), with the network's
+//! MTU.
 //!
-//! It comes from the gateway: that is the one router which every endpoint knows, and whose addresses this host has, also where it
-//! leads nowhere (RFC 1812 section 4.3.2.4 and RFC 4443 section 2.2 want an address of the node that answers). A switch cannot
-//! fragment, so a packet that would allow it is answered, too: its sender can.
+//! It comes from the gateway: that is the one router which every endpoint knows, and whose
+//! addresses this host has, also where it leads nowhere (RFC 1812 section 4.3.2.4 and RFC 4443
+//! section 2.2 want an address of the node that answers). A switch cannot fragment, so a packet
+//! that would allow it is answered, too: its sender can.
 //!
-//! Nobody is told about an error message, a group, a later fragment, or a packet without a source (RFC 1122 section 3.2.2,
-//! RFC 4443 section 2.4), and an endpoint not more often than its share (`limits`).
+//! Nobody is told about an error message, a group, a later fragment, or a packet without a source
+//! (RFC 1122 section 3.2.2, RFC 4443 section 2.4), and an endpoint not more often than its share
+//! (`limits`).
 
 use std::net::IpAddr;
 
@@ -22,7 +25,8 @@ use crate::{
 };
 
 const ICMP_HEADER_LEN: usize = 8;
-/// How much of the packet is sent back: what makes 576 bytes (RFC 1812 section 4.3.2.3) and 1280 (RFC 4443 section 3.2).
+/// How much of the packet is sent back: what makes 576 bytes (RFC 1812 section 4.3.2.3) and 1280
+/// (RFC 4443 section 3.2).
 const QUOTE_V4: usize = 576 - ipv4::MIN_HEADER_LEN - ICMP_HEADER_LEN;
 const QUOTE_V6: usize = 1280 - ipv6::HEADER_LEN - ICMP_HEADER_LEN;
 /// Bytes of the largest answer.

@@ -6,8 +6,9 @@
 //! retired : what the peer may still send with; two, since two handshakes can cross
 //! ```
 //!
-//! When two handshakes cross, both sides keep the key of the node with the smaller static key as current, and the
-//! other one for receiving; so they agree without a further message, and nothing under way is lost.
+//! When two handshakes cross, both sides keep the key of the node with the smaller static key as
+//! current, and the other one for receiving; so they agree without a further message, and nothing
+//! under way is lost.
 
 use std::{
     collections::VecDeque,
@@ -35,7 +36,8 @@ pub(super) struct Entry {
     pub(super) mac: MacKey,
     pub(super) peer: Arc<Peer>,
     pub(super) attempt: Option<Attempt>,
-    /// The index of an initiation of ours that the peer's own handshake overtook: its response may still come, and is not needed.
+    /// The index of an initiation of ours that the peer's own handshake overtook: its response may
+    /// still come, and is not needed.
     pub(super) overtaken: Option<u32>,
     /// Initiations since the peer was last heard of.
     pub(super) tries: u32,

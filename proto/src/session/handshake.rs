@@ -34,7 +34,8 @@ impl Sessions {
         let Some(entry) = self.entries.get_mut(&id) else { return Ok(()) };
         let Some(to) = entry.peer.addr() else { return Ok(()) };
         let suite = Suite::of(self.config.aes, entry.config.aes);
-        // The peer may not have heard of a new epoch yet: every other try uses the old one while it is accepted.
+        // The peer may not have heard of a new epoch yet: every other try uses the old one while it
+        // is accepted.
         let psk = match &self.config.previous_psk {
             Some(previous) if entry.tries % 2 == 1 => previous,
             _ => &self.config.psk,
@@ -82,7 +83,8 @@ impl Sessions {
         }
     }
 
-    /// Answers an initiation. Cheap checks first; a stranger costs two key agreements and leaves nothing behind.
+    /// Answers an initiation. Cheap checks first; a stranger costs two key agreements and leaves
+    /// nothing behind.
     pub(super) fn handle_init(
         &mut self,
         now: Instant,
@@ -120,7 +122,8 @@ impl Sessions {
         Ok(())
     }
 
-    /// Whether a peer may have this initiation answered; notes it, and whether the peer was started anew.
+    /// Whether a peer may have this initiation answered; notes it, and whether the peer was started
+    /// anew.
     fn admit_init(
         &mut self,
         now: Instant,
@@ -149,9 +152,9 @@ impl Sessions {
         Ok(())
     }
 
-    /// The peer's initiation looks old. If it is of another life than the one we know, it was replayed, or the peer was
-    /// started anew with a clock that is behind. An initiation of ours gets through in the second case and changes
-    /// nothing in the first.
+    /// The peer's initiation looks old. If it is of another life than the one we know, it was
+    /// replayed, or the peer was started anew with a clock that is behind. An initiation of ours
+    /// gets through in the second case and changes nothing in the first.
     fn begin_instead(&mut self, now: Instant, id: NodeId, opened: &Opened) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let same_life = entry.boot_id.is_none_or(|known| opened.payload.ends_with(&known));
@@ -164,7 +167,8 @@ impl Sessions {
         self.reschedule(now, id);
     }
 
-    /// Finishes a handshake of ours. A response that does not fit leaves it waiting for the one that does.
+    /// Finishes a handshake of ours. A response that does not fit leaves it waiting for the one
+    /// that does.
     pub(super) fn handle_response(
         &mut self,
         now: Instant,

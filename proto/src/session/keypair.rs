@@ -1,13 +1,13 @@
-//! The two keys of one finished handshake, shared by all workers: [`Keypair`] seals and opens data messages in
-//! place, hands out every counter once (I6) and accepts every counter once.
+//! The two keys of one finished handshake, shared by all workers: [`Keypair`] seals and opens data
+//! messages in place, hands out every counter once (I6) and accepts every counter once.
 //!
 //! ```text
 //! datagram: header 16 | ciphertext | tag 16        AAD: the header
 //! nonce   : 0u32 || counter u64 (AES-GCM: big endian, ChaChaPoly: little endian; Noise revision 34 section 12)
 //! ```
 //!
-//! It refuses to seal past its limits, and to open what is too old, forged or replayed. ring keeps expanded keys in
-//! memory that it does not wipe; the raw bytes are wiped here.
+//! It refuses to seal past its limits, and to open what is too old, forged or replayed. ring keeps
+//! expanded keys in memory that it does not wipe; the raw bytes are wiped here.
 
 use std::{
     fmt,
@@ -39,7 +39,8 @@ pub struct KeyLimits {
 }
 
 impl KeyLimits {
-    /// Half of, and all of the confidentiality limit of AES-GCM for packets up to 2 KiB (RFC 9001 section B.1.1).
+    /// Half of, and all of the confidentiality limit of AES-GCM for packets up to 2 KiB (RFC 9001
+    /// section B.1.1).
     pub const AES_GCM: Self = Self { rekey_after: 1 << 27, reject_after: 1 << 28 };
     /// ChaCha20-Poly1305 outlasts the counter; the window ends at [`COUNTERS`].
     pub const CHACHA_POLY: Self = Self { rekey_after: 1 << 60, reject_after: COUNTERS };
@@ -64,8 +65,9 @@ pub struct Keypair {
     created: Instant,
     /// The next counter that nobody has.
     counter: AtomicU64,
-    /// That of bulk flows and that of sparse ones, whose packets overtake as many of the others as wait at the receiver: more than a
-    /// window is wide. The packet says in which flow it is and is authenticated, so no counter is accepted in both.
+    /// That of bulk flows and that of sparse ones, whose packets overtake as many of the others as
+    /// wait at the receiver: more than a window is wide. The packet says in which flow it is and is
+    /// authenticated, so no counter is accepted in both.
     windows: [ReplayWindow; 2],
     /// Whether the peer has shown that it holds the keys, too.
     proven: AtomicBool,
@@ -105,7 +107,8 @@ pub struct Opened<'a> {
     pub newest: bool,
     /// Whether it is the first on its key: `Sessions::handle_confirmed` wants to know.
     pub confirms: bool,
-    /// Whether the key nears its end: `Sessions::handle_wanted` wants to know (once per [`Peer::want`]).
+    /// Whether the key nears its end: `Sessions::handle_wanted` wants to know (once per
+    /// [`Peer::want`]).
     pub refresh: bool,
 }
 
@@ -153,7 +156,8 @@ impl Keypair {
         Ok(Batch { key: self, next, end: next.saturating_add(step) })
     }
 
-    /// Opens a data message in place: cheap checks, then the AEAD, and only then is the counter marked as used.
+    /// Opens a data message in place: cheap checks, then the AEAD, and only then is the counter
+    /// marked as used.
     ///
     /// # Errors
     /// Why it is refused; the datagram's bytes are of no use then.
@@ -231,7 +235,8 @@ impl Keypair {
             && self.check_open().is_ok()
     }
 
-    /// Whether the sender of a packet should ask for a new key: the initiator by age, both by packets.
+    /// Whether the sender of a packet should ask for a new key: the initiator by age, both by
+    /// packets.
     #[must_use]
     pub fn wants_rekey(&self, now: Instant) -> bool {
         (self.initiator && self.age(now) >= REKEY_AFTER)
@@ -281,8 +286,8 @@ impl Keypair {
 /// A receiving initiator asks for a new key early enough that the old one outlasts the handshake.
 const REFRESH_AFTER: Duration = Duration::from_secs(165);
 
-/// Counters of one key that only this holder has. Each packet uses one up; what is left unused is lost, which costs
-/// nothing.
+/// Counters of one key that only this holder has. Each packet uses one up; what is left unused is
+/// lost, which costs nothing.
 #[derive(Debug)]
 pub struct Batch<'a> {
     key: &'a Keypair,
@@ -291,7 +296,8 @@ pub struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    /// Seals in place: `datagram` is 16 bytes of room for the header, the payload, 16 bytes of room for the tag.
+    /// Seals in place: `datagram` is 16 bytes of room for the header, the payload, 16 bytes of room
+    /// for the tag.
     ///
     /// # Errors
     /// If there is no room, the batch is used up, or the peer was removed.

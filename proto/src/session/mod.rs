@@ -1,17 +1,19 @@
-//! Keys between two nodes: Noise handshakes, key slots, timers, replay windows. Pure: time, randomness and datagrams
-//! come in as arguments.
+//! Keys between two nodes: Noise handshakes, key slots, timers, replay windows. Pure: time,
+//! randomness and datagrams come in as arguments.
 //!
-//! Two halves. [`Sessions`] is the slow path with one owner: it takes handshake messages, wishes and timeouts, and
-//! gives handshake messages, keepalives and events. [`IndexTable`], [`Keypair`] and [`Peer`] are the fast path: the
-//! workers share them without a lock. A frame meets them in this order:
+//! Two halves. [`Sessions`] is the slow path with one owner: it takes handshake messages, wishes
+//! and timeouts, and gives handshake messages, keepalives and events. [`IndexTable`], [`Keypair`]
+//! and [`Peer`] are the fast path: the workers share them without a lock. A frame meets them in
+//! this order:
 //!
 //! ```text
 //! out: Peer::sender -> Keypair::reserve -> Batch::seal -> Peer::note_sent      (no sender: Peer::stage, Peer::want)
 //! in : wire::Kind::of -> DataHeader::parse -> IndexTable::get -> Keypair::open -> Peer::note_received, Peer::roam
 //! ```
 //!
-//! The timers are WireGuard's (<https://www.wireguard.com/papers/wireguard.pdf> section 6); the bytes are in
-//! `docs/protocol.md`. Nothing here sends a payload in clear: there is no function that could.
+//! The timers are WireGuard's (<https://www.wireguard.com/papers/wireguard.pdf> section 6); the
+//! bytes are in `docs/protocol.md`. Nothing here sends a payload in clear: there is no function
+//! that could.
 
 mod entry;
 mod handshake;

@@ -1,6 +1,6 @@
-//! The Noise handshake between two nodes: `Noise_IKpsk2_25519_{AESGCM,ChaChaPoly}_BLAKE2s` (Noise revision 34) by
-//! snow over ring's ciphers, with two rules of our own: a key agreement that gives zero is refused, and the
-//! only random bytes are those that were handed in.
+//! The Noise handshake between two nodes: `Noise_IKpsk2_25519_{AESGCM,ChaChaPoly}_BLAKE2s` (Noise
+//! revision 34) by snow over ring's ciphers, with two rules of our own: a key agreement that gives
+//! zero is refused, and the only random bytes are those that were handed in.
 //!
 //! ```text
 //! <- s
@@ -9,7 +9,8 @@
 //! prologue: "vxmesh-data/1" || mesh id 26 || suite u8 || psk epoch u16 le
 //! ```
 //!
-//! It hands out the two transport keys and nothing else; snow's own transport takes no associated data.
+//! It hands out the two transport keys and nothing else; snow's own transport takes no associated
+//! data.
 
 use std::fmt;
 
@@ -133,7 +134,8 @@ pub fn public_key(private: &[u8; 32]) -> [u8; 32] {
     dh.pubkey().try_into().unwrap_or_default()
 }
 
-/// Whether a key agreement with this public key gives zero whatever the private key: a point of low order.
+/// Whether a key agreement with this public key gives zero whatever the private key: a point of low
+/// order.
 pub(super) fn is_weak(public: &[u8; 32]) -> bool {
     let Some(mut dh) = DefaultResolver.resolve_dh(&DHChoice::Curve25519) else { return true };
     dh.set(&[0x55; 32]);
@@ -257,8 +259,8 @@ fn reason(error: snow::Error) -> DropReason {
     }
 }
 
-/// snow's primitives as this mesh wants them: ciphers by ring, BLAKE2s and X25519 by RustCrypto and dalek, zero
-/// results refused, and one ephemeral key's worth of randomness.
+/// snow's primitives as this mesh wants them: ciphers by ring, BLAKE2s and X25519 by RustCrypto and
+/// dalek, zero results refused, and one ephemeral key's worth of randomness.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct Resolver {
     ephemeral: [u8; 32],

@@ -1,7 +1,8 @@
-//! One other node as the workers see it: [`Peer`], where to send, with which key, and what waits for a key.
+//! One other node as the workers see it: [`Peer`], where to send, with which key, and what waits
+//! for a key.
 //!
-//! The fast path reads and writes atomics only. The times it leaves here are what the session's timers go by, so a
-//! worker owes nobody a message per packet.
+//! The fast path reads and writes atomics only. The times it leaves here are what the session's
+//! timers go by, so a worker owes nobody a message per packet.
 
 use std::{
     collections::VecDeque,
@@ -117,7 +118,8 @@ impl Peer {
         self.id
     }
 
-    /// The key to send with, if there is one that may still be used. Without: [`stage`](Self::stage) the payload.
+    /// The key to send with, if there is one that may still be used. Without:
+    /// [`stage`](Self::stage) the payload.
     #[must_use]
     pub fn sender(&self, now: Instant) -> Option<Arc<Keypair>> {
         self.current.load_full().filter(|key| key.is_usable(now))
@@ -126,7 +128,8 @@ impl Peer {
     /// Keeps a payload until there is a key; call [`want`](Self::want) afterwards.
     ///
     /// # Errors
-    /// One frame is lost and to be counted: this one if the peer was removed, else the oldest that waited.
+    /// One frame is lost and to be counted: this one if the peer was removed, else the oldest that
+    /// waited.
     pub fn stage(&self, payload: Vec<u8>) -> Result<(), DropReason> {
         let mut staged = self.staged();
         if self.removed.load(Ordering::Acquire) {
@@ -141,8 +144,8 @@ impl Peer {
         if full { Err(DropReason::NoSession) } else { Ok(()) }
     }
 
-    /// Whether the caller is the one to tell the sessions' owner that a key is wanted (`Sessions::handle_wanted`);
-    /// false while an earlier call is yet to be heard.
+    /// Whether the caller is the one to tell the sessions' owner that a key is wanted
+    /// (`Sessions::handle_wanted`); false while an earlier call is yet to be heard.
     pub fn want(&self) -> bool {
         !self.wanted.load(Ordering::Acquire) && !self.wanted.swap(true, Ordering::AcqRel)
     }
@@ -153,14 +156,16 @@ impl Peer {
         self.addr.load().as_deref().copied()
     }
 
-    /// It is at `addr` from here on. Only for the source of the newest packet of a key, after it was opened.
+    /// It is at `addr` from here on. Only for the source of the newest packet of a key, after it
+    /// was opened.
     pub fn roam(&self, addr: SocketAddr) {
         if self.addr() != Some(addr) {
             self.addr.store(Some(Arc::new(addr)));
         }
     }
 
-    /// Notes that datagrams of `bytes` in sum went out; `data` unless all of them were control messages.
+    /// Notes that datagrams of `bytes` in sum went out; `data` unless all of them were control
+    /// messages.
     pub fn note_sent(&self, now: Instant, bytes: u64, data: bool) {
         self.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.last_sent.set(self.micros(now));
@@ -170,7 +175,8 @@ impl Peer {
         }
     }
 
-    /// Notes that datagrams of `bytes` in sum were opened; `data` unless all of them were control messages.
+    /// Notes that datagrams of `bytes` in sum were opened; `data` unless all of them were control
+    /// messages.
     pub fn note_received(&self, now: Instant, bytes: u64, data: bool) {
         self.rx_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.last_received.set(self.micros(now));
@@ -268,8 +274,8 @@ impl Peer {
         self.staged().take()
     }
 
-    /// A handshake went unanswered: gives up what has seen that before, and says how many payloads that was. Whoever sent them has
-    /// sent them again or given up by now.
+    /// A handshake went unanswered: gives up what has seen that before, and says how many payloads
+    /// that was. Whoever sent them has sent them again or given up by now.
     pub(super) fn expire_staged(&self) -> usize {
         let mut staged = self.staged();
         let late = staged.late.min(staged.payloads.len());
@@ -289,7 +295,8 @@ impl Peer {
         staged.take().len()
     }
 
-    /// Since when data is sent and nothing comes; a peer that is sound says something within [`super::KEEPALIVE`].
+    /// Since when data is sent and nothing comes; a peer that is sound says something within
+    /// [`super::KEEPALIVE`].
     #[must_use]
     pub fn unanswered_since(&self) -> Option<Instant> {
         self.unanswered.get(self.start)

@@ -1,21 +1,24 @@
-//! Which counters of one key were accepted: a window over the newest [`WINDOW`] of them (RFC 6479's bitmap that is
-//! never shifted), shared by all workers without a lock.
+//! Which counters of one key were accepted: a window over the newest [`WINDOW`] of them (RFC 6479's
+//! bitmap that is never shifted), shared by all workers without a lock.
 //!
-//! RFC 6479 clears the words between the old and the new top. Two workers cannot do that without a lock: one may
-//! set a bit in a word that the other is about to clear. So each word carries, above its 32 bits, the number of the
-//! lap around the ring that they belong to, and a bit of a newer lap replaces word and lap in one compare-exchange:
+//! RFC 6479 clears the words between the old and the new top. Two workers cannot do that without a
+//! lock: one may set a bit in a word that the other is about to clear. So each word carries, above
+//! its 32 bits, the number of the lap around the ring that they belong to, and a bit of a newer lap
+//! replaces word and lap in one compare-exchange:
 //!
 //! ```text
 //! counter: lap (32 bits) | word in ring (10 bits) | bit (5 bits)
 //! word:    lap (32 bits) | accepted (32 bits)
 //! ```
 //!
-//! Whether a counter was accepted is thus decided by one atomic word, exactly once however many threads ask, and a
-//! jump of any size costs the same as a step. Laps of 32 bits end the counters at [`COUNTERS`].
+//! Whether a counter was accepted is thus decided by one atomic word, exactly once however many
+//! threads ask, and a jump of any size costs the same as a step. Laps of 32 bits end the counters
+//! at [`COUNTERS`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bits in the ring. Threads that seal with one key at a million packets a second may be 30 ms apart: several time slices.
+/// Bits in the ring. Threads that seal with one key at a million packets a second may be 30 ms
+/// apart: several time slices.
 const RING: u64 = 32_768;
 /// Counters that share a word.
 const BITS: u64 = 32;
@@ -24,8 +27,8 @@ const LAP_SHIFT: u32 = 32;
 
 /// How far behind the newest counter one may come and still be accepted.
 pub const WINDOW: u64 = RING - 64;
-/// Counters from here on do not exist; keys retire long before, because of their age: this many packets in a key's three minutes
-/// are 195 thousand million a second. Less than the laps allow.
+/// Counters from here on do not exist; keys retire long before, because of their age: this many
+/// packets in a key's three minutes are 195 thousand million a second. Less than the laps allow.
 pub const COUNTERS: u64 = 1 << 45;
 
 /// The counters that were accepted.
@@ -47,7 +50,8 @@ impl Default for ReplayWindow {
 }
 
 impl ReplayWindow {
-    /// Whether `counter` would be refused. Cheap, changes nothing: for use before the packet is authenticated.
+    /// Whether `counter` would be refused. Cheap, changes nothing: for use before the packet is
+    /// authenticated.
     ///
     /// # Errors
     /// [`Replayed`].
@@ -60,7 +64,8 @@ impl ReplayWindow {
         Ok(())
     }
 
-    /// Accepts `counter`, once. Only for packets that were authenticated. True if it is the newest so far.
+    /// Accepts `counter`, once. Only for packets that were authenticated. True if it is the newest
+    /// so far.
     ///
     /// # Errors
     /// [`Replayed`].

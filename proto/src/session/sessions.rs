@@ -1,7 +1,7 @@
 //! The slow path: [`Sessions`], all peers of this node and their handshakes, with one owner.
 //!
-//! Inputs are `handle_*`, outputs `poll_*`; after any input all outputs are to be polled. It refuses what it cannot
-//! attribute to a peer that was set, and holds no state for a stranger.
+//! Inputs are `handle_*`, outputs `poll_*`; after any input all outputs are to be polled. It
+//! refuses what it cannot attribute to a peer that was set, and holds no state for a stranger.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -126,7 +126,8 @@ pub enum SessionEvent {
         /// Who.
         peer: NodeId,
     },
-    /// It answered none of [`MAX_TRIES`](super::MAX_TRIES) initiations, or of the single ones since.
+    /// It answered none of [`MAX_TRIES`](super::MAX_TRIES) initiations, or of the single ones
+    /// since.
     Unreachable {
         /// Who.
         peer: NodeId,
@@ -250,8 +251,8 @@ impl Sessions {
         Ok(shared)
     }
 
-    /// Ends all sessions with a peer at once: nothing of it is opened and nothing is sealed for it, whoever still
-    /// holds its keys.
+    /// Ends all sessions with a peer at once: nothing of it is opened and nothing is sealed for it,
+    /// whoever still holds its keys.
     pub fn remove_peer(&mut self, id: NodeId) {
         self.end_session(id);
         let Some(entry) = self.entries.get(&id) else { return };

@@ -1,7 +1,8 @@
-//! TAI64N timestamps (<https://cr.yp.to/libtai/tai64.html>) that only grow: what makes a replayed initiation old.
+//! TAI64N timestamps (<https://cr.yp.to/libtai/tai64.html>) that only grow: what makes a replayed
+//! initiation old.
 //!
-//! The wall clock enters once, at the start; from there on monotonic time carries it, so a clock that is set back
-//! while the agent runs harms nothing.
+//! The wall clock enters once, at the start; from there on monotonic time carries it, so a clock
+//! that is set back while the agent runs harms nothing.
 
 use std::time::{Duration, Instant};
 

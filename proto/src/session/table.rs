@@ -1,5 +1,6 @@
-//! Which key a datagram is for: [`IndexTable`], receiver index -> [`Keypair`]. One writer (the sessions' owner), any
-//! number of readers, no lock: sharded maps that are replaced, not edited (I2).
+//! Which key a datagram is for: [`IndexTable`], receiver index -> [`Keypair`]. One writer (the
+//! sessions' owner), any number of readers, no lock: sharded maps that are replaced, not edited
+//! (I2).
 
 use std::{collections::HashMap, sync::Arc};
 

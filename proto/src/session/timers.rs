@@ -1,7 +1,8 @@
 //! The wishes and deadlines of [`Sessions`].
 //!
-//! Workers leave times in [`Peer`](super::Peer) and tell nobody. That is enough: whatever they leave after a look
-//! falls due no sooner than [`KEEPALIVE`] after it, so a look at each established peer that often misses nothing.
+//! Workers leave times in [`Peer`](super::Peer) and tell nobody. That is enough: whatever they
+//! leave after a look falls due no sooner than [`KEEPALIVE`] after it, so a look at each
+//! established peer that often misses nothing.
 
 use std::time::Instant;
 
@@ -23,8 +24,9 @@ impl Sessions {
         self.reschedule(now, id);
     }
 
-    /// Sends a peer something that it can tell to be ours, whether or not anybody has frames for it: a keepalive, or an initiation
-    /// where there is no key. Nothing is sent to a peer without an address.
+    /// Sends a peer something that it can tell to be ours, whether or not anybody has frames for
+    /// it: a keepalive, or an initiation where there is no key. Nothing is sent to a peer without
+    /// an address.
     pub fn handle_probe(&mut self, now: Instant, id: NodeId) {
         self.promote(now, id);
         let Some(entry) = self.entries.get(&id) else { return };
@@ -44,8 +46,8 @@ impl Sessions {
         self.reschedule(now, id);
     }
 
-    /// This node is elsewhere, or others may take another for it: begins a handshake with every peer that there is a
-    /// session with, so that they send here.
+    /// This node is elsewhere, or others may take another for it: begins a handshake with every
+    /// peer that there is a session with, so that they send here.
     pub fn handle_moved(&mut self, now: Instant) {
         let met: Vec<NodeId> = self
             .entries

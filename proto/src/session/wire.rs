@@ -1,4 +1,5 @@
-//! The bytes of the data port: four message types, little endian, as `docs/protocol.md` lays them out.
+//! The bytes of the data port: four message types, little endian, as `docs/protocol.md` lays them
+//! out.
 //!
 //! ```text
 //! init   : 1 | version | suite | psk epoch u16 | sender index u32 | Noise message 1 (116) | mac1 16 | mac2 16
@@ -30,7 +31,8 @@ pub const SEAL_OVERHEAD: usize = HEADER_LEN + TAG_LEN;
 pub const FLAG_CONTROL: u16 = 1;
 /// Data flag: the payload is a list of packets ([`crate::wire::aggregate`]), not one.
 pub const FLAG_AGGREGATE: u16 = 2;
-/// Data flag: the frame is one of a flow that sends little, which may overtake others. A hint: a receiver may ignore it.
+/// Data flag: the frame is one of a flow that sends little, which may overtake others. A hint: a
+/// receiver may ignore it.
 pub const FLAG_SPARSE: u16 = 4;
 
 const MAC_LEN: usize = 16;
@@ -190,8 +192,9 @@ impl<'a> Response<'a> {
     }
 }
 
-/// Keys mac1 for messages to one node: BLAKE2s("mac1----" || its static public key). It shows that the sender knows
-/// whom it talks to, so that strangers cost one hash and get no answer; it authenticates nothing.
+/// Keys mac1 for messages to one node: BLAKE2s("mac1----" || its static public key). It shows that
+/// the sender knows whom it talks to, so that strangers cost one hash and get no answer; it
+/// authenticates nothing.
 #[derive(Clone)]
 pub(super) struct MacKey([u8; 32]);
 
@@ -226,7 +229,8 @@ impl MacKey {
     }
 
     fn append(&self, mut message: Vec<u8>) -> Vec<u8> {
-        // A mac of zeroes is refused by the other side; the key's length is constant, so it does not come to that.
+        // A mac of zeroes is refused by the other side; the key's length is constant, so it does
+        // not come to that.
         let mac1 = self.mac1(&message).unwrap_or_default();
         message.extend(mac1);
         message.extend([0; MAC_LEN]);

@@ -1,5 +1,5 @@
-//! A token bucket that many threads share without a lock: the generic cell rate algorithm (ITU-T I.371
-//! annex A), whose whole state is one number, the time at which the bucket is full again.
+//! A token bucket that many threads share without a lock: the generic cell rate algorithm (ITU-T
+//! I.371 annex A), whose whole state is one number, the time at which the bucket is full again.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},

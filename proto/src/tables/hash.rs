@@ -1,8 +1,9 @@
 //! A fast hash for the keys of the tables (MAC and IP addresses, row keys), and sets in shards.
 //!
-//! SipHash costs more than the rest of a lookup. This one folds 8 bytes at a time with a 64 by 64 bit
-//! multiplication, keyed with a random seed that the caller gives, so that a member who chooses addresses
-//! cannot choose collisions without knowing the seed. It is for maps of one process and for nothing else.
+//! SipHash costs more than the rest of a lookup. This one folds 8 bytes at a time with a 64 by 64
+//! bit multiplication, keyed with a random seed that the caller gives, so that a member who chooses
+//! addresses cannot choose collisions without knowing the seed. It is for maps of one process and
+//! for nothing else.
 
 use std::{
     hash::{BuildHasher, Hash, Hasher},
@@ -13,8 +14,8 @@ use hashbrown::HashTable;
 
 /// Shards of an empty set. A change copies the pointers to all shards and the rows of one.
 const SHARDS: usize = 4;
-/// A set doubles its shards when one has more than this times as many rows as there are shards: so both parts of what a change
-/// copies grow with the square root of the rows.
+/// A set doubles its shards when one has more than this times as many rows as there are shards: so
+/// both parts of what a change copies grow with the square root of the rows.
 const ROWS_PER_SHARD: usize = 2;
 /// The first digits of the golden ratio, odd, as multiplicative hashing wants (Knuth, TAOCP 6.4).
 const FOLD: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -71,8 +72,9 @@ impl Hasher for Folding {
     }
 }
 
-/// A set of entries whose clone is cheap and whose change copies one shard of it. An entry is found by the hash of a key and
-/// a test that tells it from others of the same hash; so that a key need not be stored twice.
+/// A set of entries whose clone is cheap and whose change copies one shard of it. An entry is found
+/// by the hash of a key and a test that tells it from others of the same hash; so that a key need
+/// not be stored twice.
 #[derive(Clone, Debug)]
 pub struct Sharded<T> {
     seed: Seeded,
@@ -83,7 +85,8 @@ pub struct Sharded<T> {
 /// Entries with their hashes, half of which is enough.
 type Shard<T> = HashTable<(u32, T)>;
 
-/// The bits of a hash that a shard uses: the seven highest of 64, and the lowest, which must not be those that chose the shard.
+/// The bits of a hash that a shard uses: the seven highest of 64, and the lowest, which must not be
+/// those that chose the shard.
 fn within_shard(hash: u32) -> u64 {
     (u64::from(hash) << 32) | u64::from(hash >> 12)
 }
@@ -185,7 +188,8 @@ impl<T: Clone> Sharded<T> {
         Arc::make_mut(&mut Arc::make_mut(&mut self.shards)[at])
     }
 
-    /// Twice as many shards, all of them new. Until the next time there are four times as many rows.
+    /// Twice as many shards, all of them new. Until the next time there are four times as many
+    /// rows.
     fn split(&mut self) {
         let empty = Arc::new(HashTable::new());
         let shards = vec![empty; self.shards.len() * 2].into();

@@ -9,8 +9,9 @@ use crate::addr::{MacAddr, NodeId};
 
 const LOT_DOMAIN: &[u8] = b"vxmesh lot 1\0";
 
-/// An address with which a node draws against others that claim it, too: a number that no node can choose, because its
-/// id is what it is. It differs from address to address, so that no id wins everywhere.
+/// An address with which a node draws against others that claim it, too: a number that no node can
+/// choose, because its id is what it is. It differs from address to address, so that no id wins
+/// everywhere.
 pub(super) trait Address: Clone + Eq + Hash {
     fn bytes(&self) -> Vec<u8>;
 

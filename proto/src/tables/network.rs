@@ -81,7 +81,8 @@ pub struct Row<P> {
     pub ips: Vec<IpAddr>,
     /// Of two claims of one node to one address the smaller rank has it.
     pub rank: u64,
-    /// Whether it is the node itself, which carries packets of its endpoints from one subnet to another.
+    /// Whether it is the node itself, which carries packets of its endpoints from one subnet to
+    /// another.
     pub router: bool,
     /// Where it is.
     pub place: Place<P>,
@@ -130,7 +131,8 @@ pub struct NetworkTable<P> {
 #[derive(Clone, Debug)]
 struct Known<P> {
     row: Row<P>,
-    /// Of a row that is or was local. Outlives the row's replacement, so that a change of it is no way around the limits.
+    /// Of a row that is or was local. Outlives the row's replacement, so that a change of it is no
+    /// way around the limits.
     shares: Option<Arc<Shares>>,
 }
 
@@ -152,7 +154,8 @@ impl Shares {
 }
 
 impl<P: Clone> NetworkTable<P> {
-    /// A network without endpoints and members. `seed` is random and the same for all tables of a process.
+    /// A network without endpoints and members. `seed` is random and the same for all tables of a
+    /// process.
     #[must_use]
     pub fn new(spec: NetworkSpec, seed: u64, now: Instant) -> Self {
         let (seed, rate) = (Seeded(seed), spec.multicast.of_host());
@@ -308,8 +311,8 @@ impl<P> NetworkTable<P> {
         self.fdb(self.row(key)?.mac).filter(|winner| winner.key.node != key.node)
     }
 
-    /// Whether packets from this address may come from the row's MAC: its own, and for a router those of its node's
-    /// endpoints.
+    /// Whether packets from this address may come from the row's MAC: its own, and for a router
+    /// those of its node's endpoints.
     #[must_use]
     pub fn carries(&self, row: &Row<P>, ip: IpAddr) -> bool {
         self.neighbor(ip).is_some_and(|owner| {
@@ -358,8 +361,9 @@ impl<P> NetworkTable<P> {
         self.shares(row).is_some_and(|shares| shares.errors.take(now))
     }
 
-    /// Whether the endpoint, a local one, and the network may send this many more packets to everybody. Asks the endpoint
-    /// first, so that one that floods does not use up what belongs to the others.
+    /// Whether the endpoint, a local one, and the network may send this many more packets to
+    /// everybody. Asks the endpoint first, so that one that floods does not use up what belongs to
+    /// the others.
     pub(crate) fn admit_flood(&self, row: &Row<P>, packets: usize, now: Instant) -> bool {
         self.shares(row).is_some_and(|shares| shares.flood.take_many(packets, now))
             && self.flood.take_many(packets, now)
@@ -407,8 +411,8 @@ impl NetworkSpec {
     }
 }
 
-/// Whether one interface can have this address: not the network's or its broadcast address in IPv4, not the
-/// anycast address of routers in IPv6 (RFC 4291 section 2.6.1).
+/// Whether one interface can have this address: not the network's or its broadcast address in IPv4,
+/// not the anycast address of routers in IPv6 (RFC 4291 section 2.6.1).
 fn is_host_of(subnet: &IpNet, ip: IpAddr) -> bool {
     subnet.contains(&ip)
         && ip != subnet.network()

@@ -1,7 +1,9 @@
-//! Rows under small numbers that they keep: a vector whose clone is cheap and whose change copies a small part of it.
+//! Rows under small numbers that they keep: a vector whose clone is cheap and whose change copies a
+//! small part of it.
 //!
-//! Two levels of pointers stand above the rows. Both fit into the processor's caches, so that a row costs one fetch from
-//! memory, and the rows themselves lie side by side. The numbers of rows that are gone are used again.
+//! Two levels of pointers stand above the rows. Both fit into the processor's caches, so that a row
+//! costs one fetch from memory, and the rows themselves lie side by side. The numbers of rows that
+//! are gone are used again.
 
 use std::sync::Arc;
 

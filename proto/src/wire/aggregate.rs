@@ -4,8 +4,9 @@
 //! | length 2 | packet | length 2 | packet | ... | zeros or nothing
 //! ```
 //!
-//! Lengths are little endian, as in the other headers of the data port. A packet is never empty: a length of zero ends the list, and what
-//! follows only fills the datagram up to the length of those beside it, so that all of them leave with one call.
+//! Lengths are little endian, as in the other headers of the data port. A packet is never empty: a
+//! length of zero ends the list, and what follows only fills the datagram up to the length of those
+//! beside it, so that all of them leave with one call.
 
 use std::ops::Range;
 
@@ -14,7 +15,8 @@ use crate::session::wire::SEAL_OVERHEAD;
 
 /// Bytes in front of each packet.
 const PREFIX_LEN: usize = 2;
-/// The longest list that is sent: whatever the way cannot carry, it carries this sealed, behind IPv6 and UDP (RFC 8200 section 5).
+/// The longest list that is sent: whatever the way cannot carry, it carries this sealed, behind
+/// IPv6 and UDP (RFC 8200 section 5).
 pub const PAYLOAD_LEN: usize = 1280 - 48 - SEAL_OVERHEAD;
 /// The longest packet that is put into one: four fit at least.
 pub const PACKET_LEN: usize = PAYLOAD_LEN / 4 - PREFIX_LEN;
@@ -49,7 +51,8 @@ impl List {
         self.packets == 0
     }
 
-    /// Where the next packet is to be written, which has this length; nothing if it does not fit into the room for the payload.
+    /// Where the next packet is to be written, which has this length; nothing if it does not fit
+    /// into the room for the payload.
     pub fn add<'r>(&mut self, room: &'r mut [u8], len: usize) -> Option<&'r mut [u8]> {
         let prefixes = match self.packets {
             0 => 0,

@@ -1,7 +1,7 @@
 //! The Internet checksum (RFC 1071), fast over long payloads.
 //!
-//! Words are added as they lie in memory: the sum of swapped words is the swapped sum (section 2.B), so nothing is
-//! swapped but the few numbers that do not come from a packet.
+//! Words are added as they lie in memory: the sum of swapped words is the swapped sum (section
+//! 2.B), so nothing is swapped but the few numbers that do not come from a packet.
 
 /// A one's complement sum under way. Every piece but the last has an even length.
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,7 +1,7 @@
 //! The Ethernet II header (IEEE 802.3 clause 3): destination 6, source 6, ethertype 2.
 //!
-//! A frame here has no preamble and no check sequence, as the kernel hands it over. Tags are recognised
-//! ([`Ethernet::is_vlan`]) and not looked behind.
+//! A frame here has no preamble and no check sequence, as the kernel hands it over. Tags are
+//! recognised ([`Ethernet::is_vlan`]) and not looked behind.
 
 use super::{array, be16};
 use crate::addr::MacAddr;

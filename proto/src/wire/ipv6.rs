@@ -1,7 +1,8 @@
 //! The IPv6 header (RFC 8200 section 3) and the walk over its extension headers (section 4).
 //!
-//! The walk exists so that a router advertisement cannot hide behind a chain of headers (RFC 7113): it is
-//! bounded, and a chain that it cannot finish within the first fragment is refused (RFC 7112).
+//! The walk exists so that a router advertisement cannot hide behind a chain of headers (RFC 7113):
+//! it is bounded, and a chain that it cannot finish within the first fragment is refused (RFC
+//! 7112).
 
 use std::net::Ipv6Addr;
 
@@ -10,7 +11,8 @@ use crate::addr::MacAddr;
 
 /// Bytes of the fixed header.
 pub const HEADER_LEN: usize = 40;
-/// Extension headers that one packet may have; RFC 8200 section 4.1 orders seven, and none sends more.
+/// Extension headers that one packet may have; RFC 8200 section 4.1 orders seven, and none sends
+/// more.
 const MAX_EXTENSIONS: usize = 8;
 
 const HOP_BY_HOP: u8 = 0;
@@ -33,8 +35,8 @@ pub struct Ipv6<'a> {
 }
 
 impl<'a> Ipv6<'a> {
-    /// Reads a packet; nothing if version or lengths contradict the bytes, or the chain of headers does not
-    /// end within them. Bytes behind the payload length are padding.
+    /// Reads a packet; nothing if version or lengths contradict the bytes, or the chain of headers
+    /// does not end within them. Bytes behind the payload length are padding.
     #[must_use]
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
         if *bytes.first()? >> 4 != 6 {
@@ -59,7 +61,8 @@ fn walk(mut next: u8, mut rest: &[u8]) -> Option<Upper<'_>> {
             FRAGMENT => {
                 let offset_and_more = be16(rest, 2)?;
                 if offset_and_more & 0xfff8 != 0 {
-                    // What follows is the middle of something: the header chain is in the first fragment.
+                    // What follows is the middle of something: the header chain is in the first
+                    // fragment.
                     let payload = rest.get(8..)?;
                     return Some(Upper {
                         protocol: *rest.first()?,
@@ -91,7 +94,8 @@ pub fn link_local_of(mac: MacAddr) -> Ipv6Addr {
     Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 0x02, b, c, 0xff, 0xfe, d, e, f])
 }
 
-/// The MAC from which a link-local address was made, if it was made so: inverse of [`link_local_of`].
+/// The MAC from which a link-local address was made, if it was made so: inverse of
+/// [`link_local_of`].
 #[must_use]
 pub const fn mac_of_link_local(ip: Ipv6Addr) -> Option<MacAddr> {
     match ip.octets() {

@@ -1,12 +1,12 @@
 //! Headers as views over bytes: what each field is, never what it means.
 //!
-//! A view borrows the frame and reads at fixed offsets. `parse` is the only way to make one and checks every
-//! length that later reads rely on, so a view that exists is whole. The fast path (Ethernet, the fixed
-//! parts of IPv4 and IPv6, VXLAN) is read here; the slow path (options of neighbour discovery, building
-//! answers, checksums) is etherparse's.
+//! A view borrows the frame and reads at fixed offsets. `parse` is the only way to make one and
+//! checks every length that later reads rely on, so a view that exists is whole. The fast path
+//! (Ethernet, the fixed parts of IPv4 and IPv6, VXLAN) is read here; the slow path (options of
+//! neighbour discovery, building answers, checksums) is etherparse's.
 //!
-//! Bytes come from the network and from endpoints, neither of which is trusted: nothing here panics, loops
-//! without bound, or allocates (I7).
+//! Bytes come from the network and from endpoints, neither of which is trusted: nothing here
+//! panics, loops without bound, or allocates (I7).
 
 pub mod aggregate;
 pub mod arp;

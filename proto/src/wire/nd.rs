@@ -1,4 +1,5 @@
-//! Neighbour discovery for IPv6 (RFC 4861 section 4; duplicate address detection: RFC 4862 section 5.4).
+//! Neighbour discovery for IPv6 (RFC 4861 section 4; duplicate address detection: RFC 4862 section
+//! 5.4).
 //!
 //! ```text
 //! solicitation  : type 1 = 135 | code 1 = 0 | checksum 2 | reserved 4       | target 16 | options
@@ -6,8 +7,9 @@
 //! option        : type 1 | length 1, in units of 8 bytes | data      1 = source, 2 = target link-layer address
 //! ```
 //!
-//! Messages that RFC 4861 section 6.1 and 7.1 tell a receiver to ignore (hop limit below 255, a non-zero code,
-//! an option without length) and fragments (RFC 6980) are refused. Checksums are left to the receiving kernel.
+//! Messages that RFC 4861 section 6.1 and 7.1 tell a receiver to ignore (hop limit below 255, a
+//! non-zero code, an option without length) and fragments (RFC 6980) are refused. Checksums are
+//! left to the receiving kernel.
 
 use std::net::Ipv6Addr;
 
@@ -26,7 +28,8 @@ const NEIGHBOR_ADVERTISEMENT: u8 = 136;
 const REDIRECT: u8 = 137;
 /// ICMPv6 header and target address: where the options begin.
 const OPTIONS_AT: usize = 8 + 16;
-/// Bytes of the frame that [`Advertisement::to_frame`] makes: the message and one option of 8 bytes.
+/// Bytes of the frame that [`Advertisement::to_frame`] makes: the message and one option of 8
+/// bytes.
 pub const ADVERTISEMENT_LEN: usize = ethernet::HEADER_LEN + ipv6::HEADER_LEN + OPTIONS_AT + 8;
 
 /// All nodes of the link (RFC 4291 section 2.7.1).
@@ -113,8 +116,8 @@ fn neighbor(kind: u8, icmp: &[u8]) -> Option<Message> {
     Some(Message::Advertisement { target, target_mac, solicited: flags.solicited })
 }
 
-/// The source and target link-layer addresses; nothing at all if an option is broken or one comes twice
-/// with different contents.
+/// The source and target link-layer addresses; nothing at all if an option is broken or one comes
+/// twice with different contents.
 fn link_layer_options(options: &[u8]) -> Option<(Option<MacAddr>, Option<MacAddr>)> {
     let (mut source, mut target) = (None, None);
     for option in NdpOptionsIterator::from_slice(options) {
@@ -143,8 +146,8 @@ pub struct Advertisement {
 }
 
 impl Advertisement {
-    /// The message as a frame from the target. It has the override flag, as the tables are the truth, and
-    /// the solicited flag if it answers one asker (RFC 4861 section 7.2.4).
+    /// The message as a frame from the target. It has the override flag, as the tables are the
+    /// truth, and the solicited flag if it answers one asker (RFC 4861 section 7.2.4).
     #[must_use]
     pub fn to_frame(&self) -> [u8; ADVERTISEMENT_LEN] {
         let (ip, mac) = self.asker.unwrap_or((ALL_NODES, ALL_NODES_MAC));

@@ -1,5 +1,5 @@
-//! What an IP packet carries, the same for both versions: a protocol number, its bytes, and which part of
-//! the whole they are.
+//! What an IP packet carries, the same for both versions: a protocol number, its bytes, and which
+//! part of the whole they are.
 
 use super::be16;
 
@@ -37,7 +37,8 @@ pub struct Upper<'a> {
 }
 
 impl Upper<'_> {
-    /// Source and destination port of TCP or UDP; nothing in a later fragment or where they are cut off.
+    /// Source and destination port of TCP or UDP; nothing in a later fragment or where they are cut
+    /// off.
     #[must_use]
     pub fn ports(&self) -> Option<(u16, u16)> {
         if self.fragment == Fragment::Later || !matches!(self.protocol, TCP | UDP) {

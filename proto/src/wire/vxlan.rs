@@ -4,8 +4,8 @@
 //! flags 1 (R R R R I R R R) | reserved 3 | VNI 3 | reserved 1
 //! ```
 //!
-//! The I flag must be set. Reserved bits are sent as zero and ignored on receipt, as the RFC asks, so that
-//! extensions (GPE, group policy) of a foreign VTEP that are only hints do no harm.
+//! The I flag must be set. Reserved bits are sent as zero and ignored on receipt, as the RFC asks,
+//! so that extensions (GPE, group policy) of a foreign VTEP that are only hints do no harm.
 
 use super::array;
 use crate::addr::Vni;

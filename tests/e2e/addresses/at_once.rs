@@ -38,7 +38,8 @@ fn a_program_can_bind_to_every_address_when_it_starts() -> Result<()> {
         let seen = first_sight(&lab, name)?;
         ensure!(seen.contains("fe80::") && !seen.contains("tentative"), "{name}: {seen}");
     }
-    // Others are on the link of a macvlan: it is asked about the address, which can be used meanwhile.
+    // Others are on the link of a macvlan: it is asked about the address, which can be used
+    // meanwhile.
     lab.sh(
         "h1",
         "ip link add wan0 type veth peer name lan0 && ip link set wan0 up && ip link set lan0 up",

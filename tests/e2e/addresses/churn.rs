@@ -153,7 +153,8 @@ fn endpoints_attached_at_once_wait_together_for_a_node_that_hangs() -> Result<()
     let api = &lab.api("h1");
     let mut all = vec![attach(api, "h1", "crowd", count)?];
     lab.lab(&["cut", "h2"])?;
-    // Its connection counts until it was idle for long, so it is waited for: before and after what is measured.
+    // Its connection counts until it was idle for long, so it is waited for: before and after what
+    // is measured.
     let waits = |n: usize| -> Result<Endpoint> {
         let start = Instant::now();
         let alone = attach(api, "h1", "crowd", n)?;

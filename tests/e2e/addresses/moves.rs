@@ -1,5 +1,5 @@
-//! An address that has another MAC than before is reached at once, by whoever spoke with the old one: sandboxes and hosts on either
-//! side, and what is behind a VTEP that learns.
+//! An address that has another MAC than before is reached at once, by whoever spoke with the old
+//! one: sandboxes and hosts on either side, and what is behind a VTEP that learns.
 
 use std::{
     net::IpAddr,
@@ -21,7 +21,8 @@ const OLD: &str = "02:00:00:00:00:99";
 /// How long it may take; a test fails only at ten times that.
 const AIM: Duration = Duration::from_secs(1);
 
-/// Leaves the neighbour cache of a namespace as it is when the address was spoken with a moment ago. It does not doubt what it has.
+/// Leaves the neighbour cache of a namespace as it is when the address was spoken with a moment
+/// ago. It does not doubt what it has.
 fn remember(netns: &NetNs, interface: &str) -> Result<()> {
     for version in ["ipv4", "ipv6"] {
         let setting = format!("/proc/sys/net/{version}/neigh/{interface}");

@@ -1,4 +1,5 @@
-//! How much an endpoint may send to everybody is an option of its network, and `doctor` says when it is met.
+//! How much an endpoint may send to everybody is an option of its network, and `doctor` says when
+//! it is met.
 
 use std::net::UdpSocket;
 

@@ -1,5 +1,5 @@
-//! Bridges of others on a host that becomes a router for its networks: with `br_netfilter` the frames that they switch pass
-//! the host's rules, too.
+//! Bridges of others on a host that becomes a router for its networks: with `br_netfilter` the
+//! frames that they switch pass the host's rules, too.
 
 use std::path::Path;
 
@@ -11,7 +11,8 @@ use vxmesh_tests::{
     traffic::ping,
 };
 
-/// A bridge with two guests, as of virtual machines; one has a neighbour's address behind the host, too.
+/// A bridge with two guests, as of virtual machines; one has a neighbour's address behind the host,
+/// too.
 const BRIDGE: &str = "set -e
 for f in iptables ip6tables; do p=/proc/sys/net/bridge/bridge-nf-call-$f; if [ -e $p ]; then echo 1 > $p; fi; done
 ip link add vmbr type bridge; ip link set vmbr up

@@ -1,5 +1,5 @@
-//! A real Docker engine on a lab's host, started before and after the agent's networks. Its policy for what is forwarded
-//! is DROP, and bridged frames pass its rules, too (`br_netfilter`).
+//! A real Docker engine on a lab's host, started before and after the agent's networks. Its policy
+//! for what is forwarded is DROP, and bridged frames pass its rules, too (`br_netfilter`).
 
 use std::{fs, path::PathBuf};
 
@@ -12,7 +12,8 @@ use vxmesh_tests::{
 
 use super::{Site, saved};
 
-/// The engine, with the machine's control groups below the directory of its own that it gets, and nothing of /etc.
+/// The engine, with the machine's control groups below the directory of its own that it gets, and
+/// nothing of /etc.
 const START: &str = r#"cat > /run/engine.sh <<'EOS'
 set -e
 umount /sys; mkdir -p /run/cg /run/etc-docker; mount --rbind /sys/fs/cgroup /run/cg

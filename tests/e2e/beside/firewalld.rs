@@ -1,4 +1,5 @@
-//! A real firewalld on a lab's host: it rejects what comes in and what is routed, and writes its table anew when it reloads.
+//! A real firewalld on a lab's host: it rejects what comes in and what is routed, and writes its
+//! table anew when it reloads.
 
 use anyhow::{Result, ensure};
 use vxmesh_tests::lab::{Allowed, Lab};

@@ -91,7 +91,8 @@ fn what_is_taken_away_comes_back() -> Result<()> {
         .iter()
         .any(|row| row.to_string().contains("its links on this host were put back"));
     ensure!(said, "{diagnoses:?}");
-    // What is sent while links are away is lost, and what was in a TAP that went is judged after it.
+    // What is sent while links are away is lost, and what was in a TAP that went is judged after
+    // it.
     site.lab.finish(Allowed {
         drops: &["source_unknown", "fdb_unknown", "not_local", "tap_refused"],
         ..Allowed::default()

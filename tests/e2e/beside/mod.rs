@@ -1,4 +1,5 @@
-//! Beside what else a host does with packets: other firewalls, users who flush rules, flows that began before.
+//! Beside what else a host does with packets: other firewalls, users who flush rules, flows that
+//! began before.
 
 mod bridges;
 mod docker;
@@ -43,7 +44,8 @@ impl Site {
         Ok(Self { lab, outside, a, b })
     }
 
-    /// Out, in with the client's address, and through the mesh; within a while, since others have just changed rules.
+    /// Out, in with the client's address, and through the mesh; within a while, since others have
+    /// just changed rules.
     fn works(&self, what: &str) -> Result<()> {
         let Self { outside, a, b, .. } = self;
         for (ipv4, to) in [(true, outside::IPV4), (false, outside::IPV6)] {
@@ -83,7 +85,8 @@ impl Site {
         Ok(())
     }
 
-    /// Removes the sandbox on h1, after which the rules there are these, in any order: others write theirs anew meanwhile.
+    /// Removes the sandbox on h1, after which the rules there are these, in any order: others write
+    /// theirs anew meanwhile.
     fn leaves(&self, rules: &str) -> Result<()> {
         self.lab.vxmesh("h1", &["sandbox", "rm", "a"])?;
         let now = saved(&self.lab.host("h1")?)?;

@@ -19,7 +19,8 @@ use crate::{
     publish::publish,
 };
 
-/// Between a flush and the first answer; the aim is two seconds, and other tests are at work beside this one.
+/// Between a flush and the first answer; the aim is two seconds, and other tests are at work beside
+/// this one.
 const LIMIT: Duration = Duration::from_secs(10);
 /// All rules, without what they note themselves.
 const RULES: &str = "nft -s list ruleset | sed '/set blamed {/,/^\t}/d'";

@@ -1,4 +1,5 @@
-//! Rules of users: what is said about an address holds, and what only drops the unknown does not keep networks from passing.
+//! Rules of users: what is said about an address holds, and what only drops the unknown does not
+//! keep networks from passing.
 
 use std::{
     net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},

@@ -1,4 +1,5 @@
-//! Commands in the background: what `run -d` said is so, what ended is known, and what shall go on does.
+//! Commands in the background: what `run -d` said is so, what ended is known, and what shall go on
+//! does.
 
 use std::time::Instant;
 
@@ -91,7 +92,8 @@ fn what_ended_is_known_and_what_shall_go_on_does_after_the_host_was_started_anew
         let words = [&["run", "-d", "--name", name, "--network", "blue"], flags, command].concat();
         lab.vx("h1", &words)
     };
-    // One that dies is known by its status and its last words, also in the log, until it is removed.
+    // One that dies is known by its status and its last words, also in the log, until it is
+    // removed.
     run("bad", &[], &["sh", "-c", "echo no database; exit 3"])?;
     wait_until("its end", || {
         Ok(sandbox(&lab, "h1", "bad", ALL)?.is_some_and(|it| it["exit_status"] == 3))

@@ -1,4 +1,5 @@
-//! Both sides of a partition go on, and agree when it ends; a dead node's rows are hidden, not forgotten (I11, I12).
+//! Both sides of a partition go on, and agree when it ends; a dead node's rows are hidden, not
+//! forgotten (I11, I12).
 
 use std::{collections::BTreeSet, env, time::Duration};
 
@@ -59,7 +60,8 @@ fn i11_i12_both_sides_of_a_partition_agree_after_it() -> Result<()> {
     for own in ["own-h1", "own-h3"] {
         assert!(lab.find("h2", &["network", "ls"], "name", own)?.is_some(), "{own}");
     }
-    // Two networks have the name by now. It means the older one, on every host, and so does a name of endpoints.
+    // Two networks have the name by now. It means the older one, on every host, and so does a name
+    // of endpoints.
     for host in HOSTS {
         let both = lab.json(host, &["network", "inspect", "both"])?;
         assert_eq!(both["id"], *both1, "{host}");

@@ -71,7 +71,8 @@ fn an_endpoint_ends_with_its_sandbox() -> Result<()> {
     lab.lab(&["start", "h1"])?;
     wait_until("it lives", || Ok(names(&lab, "h2")? == ["e"]))?;
     ends(&lab, "ip netns del box", "namespace")?;
-    // What was in a TAP when its endpoint went may be judged after it, as what others sealed with the keys of the last life.
+    // What was in a TAP when its endpoint went may be judged after it, as what others sealed with
+    // the keys of the last life.
     lab.finish(Allowed { drops: &[UNDERWAY, &["unknown_index"]].concat(), ..Allowed::default() })
 }
 

@@ -1,4 +1,5 @@
-//! A published port answers where it was promised, and whoever calls it elsewhere is refused at once.
+//! A published port answers where it was promised, and whoever calls it elsewhere is refused at
+//! once.
 
 use std::{
     io::ErrorKind,

@@ -1,4 +1,5 @@
-//! A host that forwards for its networks only, whatever interfaces come and whatever they are called.
+//! A host that forwards for its networks only, whatever interfaces come and whatever they are
+//! called.
 
 use anyhow::{Result, ensure};
 use vxmesh_tests::{
@@ -28,8 +29,8 @@ EOF";
 /// What has come so far, by IP version.
 const CAME: &str = "nft list table inet count | grep -o 'packets [0-9]*' | cut -d ' ' -f 2";
 
-/// Two guests of one bridge in different subnets, whom the host does not bring together: rules for what a bridge switches
-/// must not hold for what is routed.
+/// Two guests of one bridge in different subnets, whom the host does not bring together: rules for
+/// what a bridge switches must not hold for what is routed.
 const BRIDGED: &str = "set -e
 for family in iptables ip6tables; do
     asked=/proc/sys/net/bridge/bridge-nf-call-$family; ! [ -e $asked ] || echo 0 >$asked
@@ -47,8 +48,9 @@ fn nobody_routes_between_guests_of_a_bridge(lab: &Lab) -> Result<()> {
     lab.sh("h1", BRIDGED)?;
     for (router, other) in [("10.9.1.1", "10.9.2.2"), ("fd09:1::1", "fd09:2::2")] {
         lab.sh("h1", &format!("ip netns exec guest1 ping -n -c 1 -W 3 {router}"))?;
-        let passed = lab.sh("h1", &format!("ip netns exec guest1 ping -n -c 1 -W 1 {other}"));
-        ensure!(passed.is_err(), "the host became a router within a bridge: {other}");
+        let ping = format!("ip netns exec guest1 ping -n -c 1 -W 1 {other}");
+        // Where the switch was on before, the rules follow it after a moment.
+        wait_until("nothing is routed within a bridge", || Ok(lab.sh("h1", &ping).is_err()))?;
     }
     Ok(())
 }
@@ -118,12 +120,12 @@ fn a_host_forwards_nothing_while_its_rules_cannot_be_written() -> Result<()> {
     lab.sh("h1", &format!("{hold} >/dev/null 2>&1"))?;
     wait_until("the table is held", || Ok(lab.sh("h1", "nft list tables")?.contains("vxmesh")))?;
     let a = lab.sandbox("h1", "blue", "a")?;
-    ensure!(lab.sh("h1", switches)? == "0\n0\n", "it forwards without rules");
+    ensure!(lab.sh("h1", switches)?.trim() == "0\n0", "it forwards without rules");
     let doctor = lab.try_vxmesh("h1", &["doctor"])?;
     ensure!(!doctor.status.success(), "doctor: {}", String::from_utf8_lossy(&doctor.stdout));
     lab.sh("h1", "pkill -x nft")?;
     wait_until("the way out is open", || Ok(ping(&a.netns, outside::IPV4, 1).is_ok()))?;
-    ensure!(lab.sh("h1", switches)? == "2\n2\n");
+    ensure!(lab.sh("h1", switches)?.trim() == "2\n2");
     lab.finish(Allowed {
         warnings: &["the host's rules are not as they should be"],
         ..Allowed::default()

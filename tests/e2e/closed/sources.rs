@@ -106,7 +106,8 @@ fn send(sandbox: &NetNs, to: IpAddr, protocol: u8, packet: &[u8]) -> Result<()> 
     })
 }
 
-/// Rules that are written anew while packets are dropped lose none of the counts, neither those of routed packets nor those of a port.
+/// Rules that are written anew while packets are dropped lose none of the counts, neither those of
+/// routed packets nor those of a port.
 fn count_while_rules_change(lab: &Lab, a: &Plugged) -> Result<()> {
     let own = ip_of(a, true)?;
     let pin = format!("/run/vxmesh/netns/{}", a.endpoint.network.short());
@@ -183,7 +184,8 @@ fn nothing_leaves_with_an_inner_source() -> Result<()> {
             let far = segment(ours.local_addr()?, (to, PORT).into(), sequence, 0x10);
             send(&a.netns, to, TCP, &far)?;
         }
-        // One of them at least is far ahead of it. What is far behind belongs to it: the kernel takes it for late.
+        // One of them at least is far ahead of it. What is far behind belongs to it: the kernel
+        // takes it for late.
         sent += 1;
     }
     sent += 1;

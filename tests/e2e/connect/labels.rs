@@ -51,7 +51,7 @@ fn labels_of_a_sandbox_are_those_of_its_endpoints_and_can_be_changed() -> Result
     let long = format!("long={}", "x".repeat(2000));
     for (host, flags, status, says) in [
         ("h2", ["--label", "a=b"], 4, "change it there"),
-        ("h1", ["--rm-label", "tier"], 1, "has no label `tier`"),
+        ("h1", ["--rm-label", "tier"], 3, "has no label `tier`"),
         ("h1", ["--label", long.as_str()], 2, "fewer or shorter labels"),
     ] {
         let words = [&["endpoint", "update", id.as_str()], flags.as_slice()].concat();

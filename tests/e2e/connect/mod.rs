@@ -1,4 +1,5 @@
-//! Sandboxes in several networks: connected and disconnected while they work, with one default route, and nothing left.
+//! Sandboxes in several networks: connected and disconnected while they work, with one default
+//! route, and nothing left.
 
 mod labels;
 mod names;
@@ -24,7 +25,8 @@ use vxmesh_tests::{lab::Lab, lab::Plugged, netns::NetNs, outside::sh};
 
 /// Between two round trips of a conversation.
 const PAUSE: Duration = Duration::from_millis(5);
-/// A conversation that waits longer was interrupted. A retransmission under load takes part of a second.
+/// A conversation that waits longer was interrupted. A retransmission under load takes part of a
+/// second.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// `network connect` with further flags.
@@ -62,7 +64,8 @@ fn gateway(network: &Network, ipv4: bool) -> Result<String> {
     Ok(gateway.context("no such gateway")?.to_string())
 }
 
-/// All that a sandbox has of its networks, but for link-local addresses, which the kernel takes its time to check.
+/// All that a sandbox has of its networks, but for link-local addresses, which the kernel takes its
+/// time to check.
 fn inside(netns: &NetNs) -> Result<String> {
     let all = "ip -o link | sed 's/state.*//'; ip -o addr; ip rule; \
                ip route show table all; ip -6 route show table all";

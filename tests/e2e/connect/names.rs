@@ -158,7 +158,8 @@ impl Web {
                     Ok((mut stream, _from)) => {
                         stream.set_nonblocking(false)?;
                         stream.set_read_timeout(Some(GONE))?;
-                        // One whose address goes meanwhile says no more, and that is not ours to judge.
+                        // One whose address goes meanwhile says no more, and that is not ours to
+                        // judge.
                         drop(stream.read(&mut [0; 1024]));
                         drop(stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nok\n"));
                     }
@@ -178,7 +179,8 @@ impl Drop for Web {
     }
 }
 
-/// One alias on two endpoints: while one of them leaves, whoever asks by name gets an answer each time.
+/// One alias on two endpoints: while one of them leaves, whoever asks by name gets an answer each
+/// time.
 #[test]
 fn an_alias_is_handed_over_without_a_failed_request() -> Result<()> {
     let lab = Lab::up(3)?;
@@ -231,12 +233,14 @@ fn an_alias_is_handed_over_without_a_failed_request() -> Result<()> {
     ensure!(failed.is_empty() && asked > 30, "of {asked} requests failed {failed:?}");
     tell(&format!("{asked} requests while an alias was handed over, none failed"));
     drop(webs);
-    // Who still asks for an address that went, and connections of a server's last address that go on by its next interface.
+    // Who still asks for an address that went, and connections of a server's last address that go
+    // on by its next interface.
     let drops = [UNDERWAY, &["neighbor_unknown", "ip_spoofed"]].concat();
     lab.finish(Allowed { drops: &drops, ..Allowed::default() })
 }
 
-/// Whoever was led to an endpoint before it loses its names still reaches it, whichever way it goes.
+/// Whoever was led to an endpoint before it loses its names still reaches it, whichever way it
+/// goes.
 #[test]
 fn names_go_before_links() -> Result<()> {
     let lab = Lab::up(2)?;

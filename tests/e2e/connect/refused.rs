@@ -172,7 +172,8 @@ fn nothing_is_left_of_a_connection() -> Result<()> {
         "sleep",
         "1000",
     ])?;
-    // What an agent writes into its log and its state is not left behind; nor is what the kernel counts.
+    // What an agent writes into its log and its state is not left behind; nor is what the kernel
+    // counts.
     let look = || -> Result<String> {
         let host = "ip -o link; ip -o addr; ip route; ip -6 route; nft list ruleset; find /run /etc -xdev | sort; \
                     cut -d' ' -f 4- /proc/self/mountinfo; ls /run/vxmesh/netns /run/vxmesh/sandbox /run/vxmesh/etc/a; cat /run/vxmesh/etc/a/*";

@@ -1,4 +1,5 @@
-//! Frontend, application and database: who is in two networks reaches both, and is no way from one to the other.
+//! Frontend, application and database: who is in two networks reaches both, and is no way from one
+//! to the other.
 
 use anyhow::{Result, ensure};
 use vxmesh_tests::{
@@ -23,7 +24,8 @@ fn the_application_reaches_both_sides_and_the_frontend_no_database() -> Result<(
     let app =
         run(&lab, "h2", "app", &["--network", "front", "--network", "name=back,alias=backend"])?;
     let db = lab.sandbox("h3", "back", "db")?;
-    // The first network that was named has eth0; by name `back` is the first, and it has no gateway.
+    // The first network that was named has eth0; by name `back` is the first, and it has no
+    // gateway.
     leads_by(&app.netns, &front)?;
     ensure!(routers(&db.netns)?.is_empty(), "an internal network leads nowhere");
     let shown = inspect(&lab, &app)?;

@@ -1,4 +1,5 @@
-//! Connected and disconnected while a connection in another network goes on, over the agent's end, down to no network.
+//! Connected and disconnected while a connection in another network goes on, over the agent's end,
+//! down to no network.
 
 use std::net::SocketAddr;
 

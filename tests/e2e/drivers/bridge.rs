@@ -1,4 +1,5 @@
-//! `network create --driver bridge`: all that an overlay network has, on one host, and nothing of it elsewhere.
+//! `network create --driver bridge`: all that an overlay network has, on one host, and nothing of
+//! it elsewhere.
 
 use std::net::SocketAddr;
 

@@ -93,7 +93,8 @@ fn sandboxes_are_in_the_network_of_their_parent() -> Result<()> {
 
     lab.lab(&["kill", "h1"])?;
     ping(&a.netns, ip_of(&b, true)?, 2)?;
-    // What an agent that was killed left of a network; any kind of link does where the kernel has no VLANs.
+    // What an agent that was killed left of a network; any kind of link does where the kernel has
+    // no VLANs.
     sh(
         &host,
         "ip link add old0 type veth peer name old1 && ip link set old0 alias 'made by vxmesh'",
@@ -105,7 +106,8 @@ fn sandboxes_are_in_the_network_of_their_parent() -> Result<()> {
     })?;
     ping(&a.netns, ip_of(&b, true)?, 2)?;
     led("dev eth1")?;
-    // Its interface is found though the sandbox changed its mark, which is put back, and another has it.
+    // Its interface is found though the sandbox changed its mark, which is put back, and another
+    // has it.
     let id = sh(&b.netns, "ip -o link show eth0")?;
     ensure!(id.contains(&b.endpoint.id.to_string()), "{id}");
     sh(

@@ -1,4 +1,5 @@
-//! `network create --isolated`: endpoints reach the gateway, the hosts, names and the outside, and not each other.
+//! `network create --isolated`: endpoints reach the gateway, the hosts, names and the outside, and
+//! not each other.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,4 +1,5 @@
-//! What a sandbox may try to be taken for another, or for more than an endpoint: one frame each, and the counter that catches it.
+//! What a sandbox may try to be taken for another, or for more than an endpoint: one frame each,
+//! and the counter that catches it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -239,7 +240,8 @@ fn servers(me: Party, to: Party) -> Result<Vec<Forgery>> {
 /// The name server's port.
 const DNS: u16 = 53;
 
-/// What bridges keep to themselves, and the gateway must not take in past the rules: its answer would go to `other`.
+/// What bridges keep to themselves, and the gateway must not take in past the rules: its answer
+/// would go to `other`.
 fn groups(me: Party, to: Party, other: Party, gateway: Party) -> Result<Vec<Forgery>> {
     let question = |group: u8| -> Result<Vec<u8>> {
         let name = u8::try_from(FORGED.len())?;

@@ -1,5 +1,6 @@
-//! What is too large for a network is answered: by the gateway where it is routed, and by the agent where it would cross the mesh.
-//! A network that is too large for the underlay is told by the doctor.
+//! What is too large for a network is answered: by the gateway where it is routed, and by the agent
+//! where it would cross the mesh. A network that is too large for the underlay is told by the
+//! doctor.
 
 use std::net::IpAddr;
 
@@ -37,7 +38,8 @@ fn is_told(from: &Plugged, to: IpAddr, network: &Network) -> Result<String> {
     let said = whole(&from.netns, to, 3000)?;
     let [v4, v6] = ["mtu = ", "mtu="].map(|words| format!("{words}{}", network.mtu));
     ensure!(said.contains("From ") && (said.contains(&v4) || said.contains(&v6)), "{to}: {said}");
-    // The kernel knows now, and cuts what it may. An answer may be too large in turn until its sender is told.
+    // The kernel knows now, and cuts what it may. An answer may be too large in turn until its
+    // sender is told.
     knows(from, to, network.mtu)?;
     sh(&from.netns, &format!("ping -n -c 3 -i 0.2 -W 5 -M want -s 3000 {to}"))?;
     Ok(said)

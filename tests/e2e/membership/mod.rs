@@ -1,4 +1,5 @@
-//! What keeps a mesh together: who may admit nodes, what a backup brings back, what passes between hosts, what the disk keeps.
+//! What keeps a mesh together: who may admit nodes, what a backup brings back, what passes between
+//! hosts, what the disk keeps.
 
 mod backup;
 mod disk;

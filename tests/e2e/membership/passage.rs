@@ -1,4 +1,5 @@
-//! `doctor` asks the other side what passes, and says where it does not; a translation on the way is told.
+//! `doctor` asks the other side what passes, and says where it does not; a translation on the way
+//! is told.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -53,7 +54,8 @@ fn doctor_says_which_port_is_blocked_and_where() -> Result<()> {
 fn a_node_behind_a_translation_is_told_so() -> Result<()> {
     let lab = Lab::with(Options { hosts: 2, underlay: "v4", ..Options::default() })?;
     lab.vx("h2", &["leave"])?;
-    // The router of h2 is h2 itself: what it sends comes from an address that it does not have, and nobody begins with it.
+    // The router of h2 is h2 itself: what it sends comes from an address that it does not have, and
+    // nobody begins with it.
     let mac = lab.sh("h2", "cat /sys/class/net/eth0/address")?;
     lab.sh(
         "h1",

@@ -1,4 +1,5 @@
-//! The control of every test that finds no plaintext on the underlay: the same capture finds each packet that has some.
+//! The control of every test that finds no plaintext on the underlay: the same capture finds each
+//! packet that has some.
 
 use std::net::{SocketAddr, UdpSocket};
 
@@ -9,7 +10,8 @@ use vxmesh_tests::{
     traffic::{Echo, ask_udp},
 };
 
-/// Where packets in clear go to; somebody listens there, because an ICMP error would show the marker once more.
+/// Where packets in clear go to; somebody listens there, because an ICMP error would show the
+/// marker once more.
 const CLEAR_PORT: u16 = 9;
 
 /// Sends a datagram in clear from h1 to an address of h2, and sees it arrive.
@@ -38,7 +40,8 @@ fn i10_the_capture_that_finds_no_marker_would_find_one() -> Result<()> {
     }
     ensure!(containing(&lab.recorded()?, MARKER) == 0, "sealed traffic shows the marker");
 
-    // At the beginning of a packet, in its middle and at the end of the longest, over both versions.
+    // At the beginning of a packet, in its middle and at the end of the longest, over both
+    // versions.
     let longest = |header: usize| [vec![0; 1500 - header - MARKER.len()], MARKER.to_vec()].concat();
     let middle = [b"before ".as_slice(), MARKER, b" after"].concat();
     let mut sent = 0;

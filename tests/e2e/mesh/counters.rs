@@ -31,7 +31,8 @@ fn counters(lab: &Lab) -> Result<Counters> {
     Ok(all)
 }
 
-/// What a kernel says when an interface is new (multicast groups, routers) and the keepalive after it must be through.
+/// What a kernel says when an interface is new (multicast groups, routers) and the keepalive after
+/// it must be through.
 fn quiet(lab: &Lab) -> Result<Counters> {
     let mut last = counters(lab)?;
     let mut same = 0;

@@ -1,5 +1,5 @@
-//! Whatever strangers send to the data port is counted and goes nowhere: before there is a peer, with peers, and after
-//! a peer left.
+//! Whatever strangers send to the data port is counted and goes nowhere: before there is a peer,
+//! with peers, and after a peer left.
 
 use std::{
     collections::BTreeMap,
@@ -45,7 +45,8 @@ fn filler(len: usize) -> Vec<u8> {
     FORGED.iter().copied().cycle().take(len).collect()
 }
 
-/// Ends a capture inside of a sandbox, which neither a forged nor a replayed frame may have reached.
+/// Ends a capture inside of a sandbox, which neither a forged nor a replayed frame may have
+/// reached.
 fn nothing_arrived(inside: Capture) -> Result<()> {
     let packets = inside.stop()?;
     for bytes in [FORGED, MARKER] {
@@ -70,7 +71,8 @@ fn plain_vxlan(network: &Network) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Every message type with garbage inside, a plain frame, and bytes of every kind; each with the reason to drop it.
+/// Every message type with garbage inside, a plain frame, and bytes of every kind; each with the
+/// reason to drop it.
 fn forged(network: &Network) -> Result<Vec<(DropReason, Vec<u8>)>> {
     let mut all = vec![
         (DropReason::BadLength, vec![]),
@@ -89,7 +91,8 @@ fn forged(network: &Network) -> Result<Vec<(DropReason, Vec<u8>)>> {
         (DropReason::BadVersion, message(4, 0, 100)),
         (DropReason::BadType, plain_vxlan(network)?),
     ];
-    // The bytes of a linear congruential generator: different lengths and types, the same in each run.
+    // The bytes of a linear congruential generator: different lengths and types, the same in each
+    // run.
     let mut state = 0x2545_f491_u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -193,8 +196,8 @@ impl Datagram<'_> {
         self.frame.get(OUTER_LEN..).unwrap_or_default().to_vec()
     }
 
-    /// As it was on the wire, with another content of the same length, and without the UDP checksum, which the sender's
-    /// kernel leaves to a device that does not exist.
+    /// As it was on the wire, with another content of the same length, and without the UDP
+    /// checksum, which the sender's kernel leaves to a device that does not exist.
     fn with(&self, payload: &[u8]) -> Vec<u8> {
         let mut frame = self.frame.get(..OUTER_LEN).unwrap_or_default().to_vec();
         frame.truncate(OUTER_LEN - 2);

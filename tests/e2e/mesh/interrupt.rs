@@ -1,4 +1,5 @@
-//! Ctrl-C on a foreground `run`: the sandbox goes with its command, on this host and from every table.
+//! Ctrl-C on a foreground `run`: the sandbox goes with its command, on this host and from every
+//! table.
 
 use std::{
     io::{BufRead, BufReader},

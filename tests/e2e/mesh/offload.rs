@@ -38,7 +38,8 @@ fn stream(from: &Plugged, to: &Plugged, ip: IpAddr) -> Result<()> {
     Ok(())
 }
 
-/// Segments that a sandbox's kernel refused for their checksum; it looks at each, for its interface does not.
+/// Segments that a sandbox's kernel refused for their checksum; it looks at each, for its interface
+/// does not.
 fn checksum_errors(lab: &Lab, of: &Plugged) -> Result<u64> {
     let netns = &of.sandbox.netns;
     let table = lab.sh(&of.host, &format!("nsenter --net={netns} cat /proc/net/snmp"))?;

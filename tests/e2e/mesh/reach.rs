@@ -31,7 +31,8 @@ fn every_endpoint_reaches_every_other_over_an_ipv6_underlay() -> Result<()> {
     lab.finish(Allowed::default())
 }
 
-/// Docker sets the policy of FORWARD to DROP, and its br_netfilter shows bridged frames to that chain.
+/// Docker sets the policy of FORWARD to DROP, and its br_netfilter shows bridged frames to that
+/// chain.
 #[test]
 fn a_host_as_docker_leaves_it_disturbs_nobody() -> Result<()> {
     let lab = Lab::captured(Options::default())?;
@@ -49,7 +50,8 @@ fn a_host_as_docker_leaves_it_disturbs_nobody() -> Result<()> {
     lab.finish(Allowed::default())
 }
 
-/// The policy is in force: it takes what a bridge of the host forwards, or the variant would prove nothing.
+/// The policy is in force: it takes what a bridge of the host forwards, or the variant would prove
+/// nothing.
 fn policy_takes_bridged_frames(lab: &Lab, host: &str) -> Result<()> {
     if !Path::new("/proc/sys/net/bridge").exists() {
         tell("br_netfilter is not loaded: bridged frames do not come to FORWARD on this machine");
@@ -71,8 +73,9 @@ fn policy_takes_bridged_frames(lab: &Lab, host: &str) -> Result<()> {
     Ok(())
 }
 
-/// Room in the neighbour tables, which all namespaces of a kernel share (arp(7), gc_thresh3): 1024 entries by default, and
-/// a table that is full loses packets that no agent ever sees. Ends with this.
+/// Room in the neighbour tables, which all namespaces of a kernel share (arp(7), gc_thresh3): 1024
+/// entries by default, and a table that is full loses packets that no agent ever sees. Ends with
+/// this.
 struct NeighborRoom(Vec<(&'static str, String)>);
 
 impl NeighborRoom {

@@ -1,4 +1,5 @@
-//! How long others wait for what one host did. The aims are DESIGN's; a machine under load gets ten times as long.
+//! How long others wait for what one host did. The aims are DESIGN's; a machine under load gets ten
+//! times as long.
 
 use std::{
     io,

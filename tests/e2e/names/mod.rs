@@ -1,4 +1,5 @@
-//! Names: what programs in sandboxes get from 127.0.0.11, asked with `dig` and `getent` as people do.
+//! Names: what programs in sandboxes get from 127.0.0.11, asked with `dig` and `getent` as people
+//! do.
 
 mod at_once;
 mod own_server;
@@ -249,7 +250,8 @@ fn dns_query_shows_whose_word_a_name_is() -> Result<()> {
 
 /// How long a question waits for an agent that is starting.
 const WAITS: Duration = Duration::from_secs(2);
-/// All names are known again soon after all agents were away, and nobody is told meanwhile that one does not exist.
+/// All names are known again soon after all agents were away, and nobody is told meanwhile that one
+/// does not exist.
 const BACK: Duration = Duration::from_secs(5);
 
 #[test]
@@ -288,7 +290,8 @@ fn after_all_agents_were_away_names_are_late_and_never_denied() -> Result<()> {
     lab.finish(Allowed { warnings: &["h1", "h2", "h3"], drops: &["not_a_member"] })
 }
 
-/// There libc may ask the daemon's socket before anything else, and /etc/resolv.conf is a link to a file of the daemon's.
+/// There libc may ask the daemon's socket before anything else, and /etc/resolv.conf is a link to a
+/// file of the daemon's.
 #[test]
 fn a_host_with_systemd_resolved_keeps_its_names_to_itself() -> Result<()> {
     let lab = Lab::with(Options { hosts: 1, ..Options::default() })?;

@@ -1,4 +1,5 @@
-//! A name server of the sandbox's own beside ours: port 53 is free on all addresses, and 127.0.0.11 answers all the same.
+//! A name server of the sandbox's own beside ours: port 53 is free on all addresses, and 127.0.0.11
+//! answers all the same.
 
 use std::net::{TcpListener, UdpSocket};
 

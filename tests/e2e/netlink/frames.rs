@@ -48,7 +48,8 @@ async fn the_tap_gets_what_is_unknown_here_and_nothing_local() -> Result<()> {
             |frame: &Vec<u8>| is_to(frame, MacAddr::BROADCAST) && frame.ends_with(&[10, 10, 0, 98]);
         Ok(wire.seen(0).iter().any(broadcast) && at_b.frames()?.iter().any(broadcast))
     })?;
-    // From afar: what nobody here has is flooded to nobody, what somebody has arrives. The second tells that the first was handled.
+    // From afar: what nobody here has is flooded to nobody, what somebody has arrives. The second
+    // tells that the first was handled.
     wire.inject(&frame(mac(0x77), afar, b"for nobody here"))?;
     wire.inject(&frame(mac(12), afar, b"for b"))?;
     wait_until("a frame from afar arrives", || {
@@ -73,8 +74,8 @@ async fn the_tap_gets_what_is_unknown_here_and_nothing_local() -> Result<()> {
     Ok(())
 }
 
-/// Whether the transport's checksum is right (RFC 1071 over the pseudo header of RFC 9293 section 3.1 or RFC 8200 section
-/// 8.1); nothing if the frame carries neither TCP nor UDP.
+/// Whether the transport's checksum is right (RFC 1071 over the pseudo header of RFC 9293 section
+/// 3.1 or RFC 8200 section 8.1); nothing if the frame carries neither TCP nor UDP.
 fn is_whole(frame: &[u8]) -> Result<Option<bool>> {
     let packet = SlicedPacket::from_ethernet(frame)?;
     let (sum, number) = match (&packet.net, &packet.transport) {
@@ -133,8 +134,8 @@ fn exchange(from: &Sandbox, to: &Sandbox, ip: IpAddr, bytes: &[u8]) -> Result<Ve
     Ok(back)
 }
 
-/// Sandboxes leave checksums and cutting to the hardware that they think they have. The TAP offers none of that, so the
-/// kernel must have done both before the agent reads a frame.
+/// Sandboxes leave checksums and cutting to the hardware that they think they have. The TAP offers
+/// none of that, so the kernel must have done both before the agent reads a frame.
 #[tokio::test(flavor = "multi_thread")]
 async fn frames_reach_the_agent_cut_and_with_whole_checksums() -> Result<()> {
     let topology = Topology::new()?;
@@ -169,7 +170,8 @@ async fn frames_reach_the_agent_cut_and_with_whole_checksums() -> Result<()> {
         // Each direction of each IP version carried all the bytes.
         assert!(checked >= 2 * bytes.len() / usize::from(MTU), "host {host}: {checked} frames");
     }
-    // The same frames one step before the TAP: the proof would be worth nothing if they were whole there already.
+    // The same frames one step before the TAP: the proof would be worth nothing if they were whole
+    // there already.
     let before = at_port.stop()?;
     assert!(before.iter().any(|frame| frame.len() > longest), "no super-frame at the port");
     let partial = before.iter().any(|frame| matches!(is_whole(frame), Ok(Some(false))));

@@ -1,5 +1,6 @@
-//! The host's side of networks against the real kernel. [`namespaces`]: pins; [`lifecycle`]: one network from nothing to
-//! nothing (I8, I9); [`plugs`]: endpoints; [`frames`]: who sees which frame, and how whole it is; [`queues`]: the queues of a TAP;
+//! The host's side of networks against the real kernel. [`namespaces`]: pins; [`lifecycle`]: one
+//! network from nothing to nothing (I8, I9); [`plugs`]: endpoints; [`frames`]: who sees which
+//! frame, and how whole it is; [`queues`]: the queues of a TAP;
 //! [`settings`]: what the host is told and what is put back.
 
 mod frames;
@@ -76,7 +77,8 @@ async fn sandbox(topology: &Topology, overlay: &Overlay, number: u8) -> Result<S
     Ok(sandbox)
 }
 
-/// All that is configured in a namespace: equal texts mean that nothing was changed, made anew or left behind.
+/// All that is configured in a namespace: equal texts mean that nothing was changed, made anew or
+/// left behind.
 fn state(netns: &Netns) -> Result<String> {
     let lines = [
         "ip link",
@@ -101,7 +103,8 @@ fn state(netns: &Netns) -> Result<String> {
     Ok(state)
 }
 
-/// Waits until a namespace is as it was. The kernel spreads carriers and makes IPv6 addresses usable a little later.
+/// Waits until a namespace is as it was. The kernel spreads carriers and makes IPv6 addresses
+/// usable a little later.
 fn settles(netns: &Netns, wanted: &str, after: &str) -> Result<()> {
     let settled = wait_until(after, || Ok(state(netns)? == wanted));
     if settled.is_err() {

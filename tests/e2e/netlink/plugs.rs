@@ -1,4 +1,5 @@
-//! Endpoints: what a sandbox gets, what is refused, and that nothing is left of what failed or went.
+//! Endpoints: what a sandbox gets, what is refused, and that nothing is left of what failed or
+//! went.
 
 use std::{fs, path::PathBuf};
 
@@ -24,7 +25,8 @@ async fn sandboxes_of_one_host_talk_and_the_bridge_learns_nothing() -> Result<()
         assert!(from.pings(&format!("10.10.0.{to}"))?, "{to}");
         assert!(from.pings(&format!("fd10::{to}"))?, "{to}");
     }
-    // An address that the bridge was not told of gets no answer: it is neither learned nor flooded to.
+    // An address that the bridge was not told of gets no answer: it is neither learned nor flooded
+    // to.
     let stranger = mac(0x55);
     ok(&b.netns, &format!("ip link set eth0 address {stranger}"))?;
     assert!(!b.pings("10.10.0.1")?);

@@ -20,7 +20,8 @@ fn write(path: &str, value: &str) -> Result<()> {
     fs::write(format!("/proc/sys/net/{path}"), value).with_context(|| path.to_owned())
 }
 
-/// Does something in the settings of a host that forwards nothing, and says what they are afterwards.
+/// Does something in the settings of a host that forwards nothing, and says what they are
+/// afterwards.
 fn settings_after(
     host: &Netns,
     act: impl FnOnce(Found) -> Result<()> + Send,

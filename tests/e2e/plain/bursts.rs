@@ -1,5 +1,5 @@
-//! Bursts that a program behind the kernel's vxlan device has the kernel cut (UDP_SEGMENT): all of it arrives, and none of it is
-//! taken for VXLAN.
+//! Bursts that a program behind the kernel's vxlan device has the kernel cut (UDP_SEGMENT): all of
+//! it arrives, and none of it is taken for VXLAN.
 
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
@@ -26,8 +26,8 @@ const LEN: usize = 1200;
 const HEADERS: usize = 50;
 const PAYLOAD: &[u8; 16] = b"PAYLOAD-NO-FRAME";
 
-/// Datagrams with their numbers. Read in steps of their length from the outer header on, each would be a VXLAN packet of the network
-/// for the station with this MAC.
+/// Datagrams with their numbers. Read in steps of their length from the outer header on, each would
+/// be a VXLAN packet of the network for the station with this MAC.
 fn burst(vni: Vni, to: &Plugged) -> Vec<u8> {
     let mut bytes: Vec<u8> = (0..DATAGRAMS)
         .flat_map(|number| number.to_be_bytes().into_iter().cycle().take(LEN))
@@ -78,7 +78,8 @@ fn a_burst_behind_the_kernels_vxlan_device_arrives_and_its_payload_is_no_header(
             arrives_whole(&outside.netns, &a.netns, ip, &burst)?;
         }
     }
-    // The stations hear of something that is sent to them, so they would have seen what came before.
+    // The stations hear of something that is sent to them, so they would have seen what came
+    // before.
     for (capture, station) in inside.iter().zip([&b, &c]) {
         let ip = of_version(&station.endpoint.ips, KERNEL[0].parse()?)?;
         let to = SocketAddr::new(ip, 9);

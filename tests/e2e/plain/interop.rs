@@ -1,4 +1,5 @@
-//! Sandboxes and the kernel's vxlan device reach each other, and sealed networks beside stay sealed.
+//! Sandboxes and the kernel's vxlan device reach each other, and sealed networks beside stay
+//! sealed.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 

@@ -1,4 +1,5 @@
-//! Each lost frame has one reason, also where the kernel lost it, and where one is to blame it is named.
+//! Each lost frame has one reason, also where the kernel lost it, and where one is to blame it is
+//! named.
 
 use std::fs;
 

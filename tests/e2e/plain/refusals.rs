@@ -1,4 +1,5 @@
-//! What is not taken in clear: from strangers, of encrypted and unknown networks, and for endpoints from who does not have them.
+//! What is not taken in clear: from strangers, of encrypted and unknown networks, and for endpoints
+//! from who does not have them.
 
 use std::net::SocketAddr;
 

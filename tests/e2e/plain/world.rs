@@ -36,8 +36,8 @@ pub(super) fn network(lab: &Lab, name: &str, vteps: &[&str]) -> Result<Network> 
     Ok(network)
 }
 
-/// Makes the kernel's vxlan device `vx0`, which floods to these hosts. What a card would finish is left
-/// unfinished, unless `ethtool` says so.
+/// Makes the kernel's vxlan device `vx0`, which floods to these hosts. What a card would finish is
+/// left unfinished, unless `ethtool` says so.
 pub(super) fn kernel_vtep(netns: &NetNs, local: &str, hosts: &[&str]) -> Result<()> {
     let [v4, v6] = KERNEL;
     let mut script = format!(

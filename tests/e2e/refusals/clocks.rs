@@ -1,4 +1,5 @@
-//! Nodes whose clock is wrong: certificates for another time are refused and named, objects are not.
+//! Nodes whose clock is wrong: certificates for another time are refused and named, objects are
+//! not.
 
 use std::{collections::BTreeMap, fs};
 

@@ -42,7 +42,8 @@ pub(super) fn told(lab: &Lab, host: &str, words: &[&str]) -> Result<Vec<String>>
     Ok(lines.map(ToOwned::to_owned).collect())
 }
 
-/// A request that fails because of the caller's certificate; the host's log says who called and why not.
+/// A request that fails because of the caller's certificate; the host's log says who called and why
+/// not.
 pub(super) fn refused(lab: &Lab, shown: &Shown, request: &Request, why: &str) -> Result<()> {
     let words = ["INFO", "refused a certificate", "from=10.213.0.2:", why];
     let before = told(lab, "h1", &words)?.len();
@@ -95,7 +96,8 @@ fn a_certificate_of_another_ca_is_refused_by_name() -> Result<()> {
     }
     let counts = told(&lab, "h1", &[NOT_OURS, "so_far=8"])?;
     ensure!(counts.len() == 1, "all were counted: {counts:?}");
-    // The same caller with a member's certificate is heard: it is the certificate that makes the difference.
+    // The same caller with a member's certificate is heard: it is the certificate that makes the
+    // difference.
     lab.lab(&["kill", "h3"])?;
     let answer = ask(&lab.host("h2")?, H1.parse()?, &shown(&member), &Request::Ping)?;
     ensure!(answer == Response::Pong, "{answer:?}");

@@ -1,4 +1,5 @@
-//! Joins that must not be: each is refused for its own reason, and neither side keeps anything of it.
+//! Joins that must not be: each is refused for its own reason, and neither side keeps anything of
+//! it.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -20,7 +21,8 @@ fn token(lab: &Lab, args: &[&str]) -> Result<(String, String)> {
     Ok((text("token")?, text("id")?))
 }
 
-/// The token with the character at this place from its end replaced by another of the same alphabet.
+/// The token with the character at this place from its end replaced by another of the same
+/// alphabet.
 fn altered(token: &str, from_end: usize) -> String {
     let mut characters: Vec<char> = token.chars().collect();
     if let Some(character) = characters.iter_mut().rev().nth(from_end) {
@@ -38,8 +40,8 @@ fn issuer(lab: &Lab) -> Result<(Value, Vec<Value>)> {
     Ok((lab.json("h1", &["token", "ls"])?, known.collect()))
 }
 
-/// A join that fails with this status and these words, by the agent and by the command alone, and leaves both sides as
-/// they were.
+/// A join that fails with this status and these words, by the agent and by the command alone, and
+/// leaves both sides as they were.
 fn no_join(lab: &Lab, token: &str, server: &str, status: i32, says: &[&str]) -> Result<()> {
     let before = issuer(lab)?;
     refused(lab, "h2", &["join", "--token", token, server], status, says)?;
@@ -87,7 +89,8 @@ fn nobody_joins_without_a_good_token() -> Result<()> {
     let cut = &good[..good.len() - 1];
     no_join(&lab, cut, h1, 2, &["damaged or cut off", "hint: copy the whole line"])?;
 
-    // The mesh sees at most five failed joins of one host in a minute; the two above never came to it.
+    // The mesh sees at most five failed joins of one host in a minute; the two above never came to
+    // it.
     let unknown =
         ["does not know this join token", "its last part is wrong", "hint: copy it again", ANOTHER];
     let mistyped = altered(&good, 3);

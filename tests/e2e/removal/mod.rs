@@ -1,4 +1,5 @@
-//! `node rm`: whoever is removed is nobody from then on, wherever it was, and its addresses come back.
+//! `node rm`: whoever is removed is nobody from then on, wherever it was, and its addresses come
+//! back.
 
 use std::time::{Duration, Instant};
 
@@ -78,7 +79,8 @@ fn pings(lab: &Lab, host: &str, sandbox: &str, to: &str) -> Result<bool> {
     Ok(lab.try_vx(host, &ping)?.status.success())
 }
 
-/// A removed host says what it is, keeps what it has, does nothing new, and is clean after `leave`, which needs nobody.
+/// A removed host says what it is, keeps what it has, does nothing new, and is clean after `leave`,
+/// which needs nobody.
 fn removed_and_leaves(lab: &Lab, host: &str, network: &str) -> Result<()> {
     wait_until("it knows that it was removed", || {
         Ok(lab.json(host, &["status"])?["state"] == "removed")

@@ -116,7 +116,8 @@ fn cross(underlay: &'static str, ip: &str) -> Result<()> {
                 seen.send(mark)?;
                 ensure!(seen.next()? == (mark, mark), "{to}: {mark:?} on a quiet way");
             }
-            // A router that is congested marks what may be marked: so the outer headers have the marks.
+            // A router that is congested marks what may be marked: so the outer headers have the
+            // marks.
             on_the_way(&lab, &format!("{ip} ecn != not-ect {ip} ecn set ce"))?;
             for (mark, expected) in [(NotEct, NotEct), (Ect0, Ce), (Ect1, Ce), (Ce, Ce)] {
                 seen.send(mark)?;

@@ -1,6 +1,8 @@
-//! Correct at speed: long streams over underlays of all kinds, and what happens when the kernel takes an offload back.
+//! Correct at speed: long streams over underlays of all kinds, and what happens when the kernel
+//! takes an offload back.
 //!
-//! The interfaces of the sandboxes believe no checksum that they did not compute, so that a wrong one is counted.
+//! The interfaces of the sandboxes believe no checksum that they did not compute, so that a wrong
+//! one is counted.
 
 mod marks;
 mod refused;

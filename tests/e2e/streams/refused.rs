@@ -1,7 +1,9 @@
-//! An offload that the kernel granted and refuses at work: switched off, counted, and the traffic goes on.
+//! An offload that the kernel granted and refuses at work: switched off, counted, and the traffic
+//! goes on.
 //!
-//! A kernel that does so is not at hand (newer ones cut datagrams themselves where an interface cannot), so strace(1) has single
-//! calls of some threads fail, which the agent cannot tell from a refusal.
+//! A kernel that does so is not at hand (newer ones cut datagrams themselves where an interface
+//! cannot), so strace(1) has single calls of some threads fail, which the agent cannot tell from a
+//! refusal.
 
 use std::{
     fs,
@@ -89,7 +91,8 @@ fn refusals(lab: &Lab, host: &str) -> Result<u64> {
     Ok(status.datapath.context("no data path")?.refused)
 }
 
-/// Streams arrive whole while the calls fail, until the agent has switched something off, and after it.
+/// Streams arrive whole while the calls fail, until the agent has switched something off, and after
+/// it.
 fn survives(
     lab: &Lab,
     (a, b): (&Plugged, &Plugged),

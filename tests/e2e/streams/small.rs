@@ -1,4 +1,5 @@
-//! Small frames of all lengths: those that wait at the same time share sealed datagrams, and come out as they went in.
+//! Small frames of all lengths: those that wait at the same time share sealed datagrams, and come
+//! out as they went in.
 
 use std::thread;
 

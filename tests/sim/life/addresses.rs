@@ -1,4 +1,5 @@
-//! How a simulated node gets addresses and gives them, makes networks, leaves, and removes others as the issuer.
+//! How a simulated node gets addresses and gives them, makes networks, leaves, and removes others
+//! as the issuer.
 
 use vxmesh_proto::{ipam::AllocateError, object::Removal};
 
@@ -179,7 +180,8 @@ impl Life {
         self.reconcile(time);
     }
 
-    /// Leaves for good: endpoints, blocks, membership; the last words are asked for, as the agent does it.
+    /// Leaves for good: endpoints, blocks, membership; the last words are asked for, as the agent
+    /// does it.
     pub(crate) fn leave(&mut self, time: Time) {
         let endpoints: Vec<EndpointId> = self.disk.endpoints.keys().copied().collect();
         for id in endpoints {

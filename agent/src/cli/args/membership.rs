@@ -78,11 +78,13 @@ pub(in crate::cli) enum Node {
         /// Id, beginning of an id, or name of the node
         #[arg(value_parser = reference)]
         node: String,
-        /// Give it the mesh's CA key, so that it admits nodes and renews certificates, too; =false takes it away
+        /// Give it the mesh's CA key, so that it admits nodes and renews certificates, too; =false
+        /// takes it away
         #[arg(long, value_name = "BOOL", required = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
         issuer: bool,
     },
-    /// Remove one that is gone for good, or that must not be a member any more; its addresses come back
+    /// Remove one that is gone for good, or that must not be a member any more; its addresses come
+    /// back
     Rm {
         /// Id, beginning of an id, or name of the node
         #[arg(value_parser = reference)]

@@ -16,13 +16,15 @@ pub(in crate::cli) struct Run {
     /// Go on in the background; prints the sandbox's name
     #[arg(short, long)]
     pub(in crate::cli) detach: bool,
-    /// With -d: start the command again when it ends: no, on-failure, always; also after the host was started anew
+    /// With -d: start the command again when it ends: no, on-failure, always; also after the host
+    /// was started anew
     #[arg(long, requires = "detach", default_value_t, value_name = "POLICY")]
     pub(in crate::cli) restart: RestartPolicy,
     /// Keep nothing of the sandbox when the command has ended, as without -d
     #[arg(long)]
     pub(in crate::cli) rm: bool,
-    /// With -d: append the command's output to this file [default: `sandbox logs` shows the last 1 to 2 MiB]
+    /// With -d: append the command's output to this file [default: `sandbox logs` shows the last 1
+    /// to 2 MiB]
     #[arg(long, requires = "detach", value_name = "FILE", value_parser = absolute)]
     pub(in crate::cli) log: Option<PathBuf>,
     /// Name of the sandbox [default: chosen]
@@ -33,11 +35,12 @@ pub(in crate::cli) struct Run {
     pub(in crate::cli) hostname: Option<String>,
     #[command(flatten)]
     pub(in crate::cli) begin: BeginWords,
-    /// Networks to be in; more than once, also as name=NET,ip=IP,mac=MAC,alias=NAME,ifname=IF,gw-priority=N
+    /// Networks to be in; more than once, also as
+    /// name=NET,ip=IP,mac=MAC,alias=NAME,ifname=IF,gw-priority=N
     ///
-    /// The network with the highest gw-priority that is not internal has the default route; of equal ones, the first by name.
-    /// --ip and --mac are for the first network that is named, --alias is for all. Instead of networks: none, host,
-    /// sandbox:NAME or container:NAME.
+    /// The network with the highest gw-priority that is not internal has the default route; of
+    /// equal ones, the first by name. --ip and --mac are for the first network that is named,
+    /// --alias is for all. Instead of networks: none, host, sandbox:NAME or container:NAME.
     #[arg(long, required = true, value_name = "NET[,NET]|name=NET[,KEY=VALUE]", value_parser = connections)]
     pub(in crate::cli) network: Vec<Connections>,
     #[command(flatten)]
@@ -48,7 +51,8 @@ pub(in crate::cli) struct Run {
     /// A name for an address in /etc/hosts; may be given more than once
     #[arg(long, value_name = "NAME:IP")]
     pub(in crate::cli) add_host: Vec<HostEntry>,
-    /// Lead ports of this host here, such as 8080:80, :80 (a free port), 127.0.0.1:53:53/udp or 8000-8009:80-89
+    /// Lead ports of this host here, such as 8080:80, :80 (a free port), 127.0.0.1:53:53/udp or
+    /// 8000-8009:80-89
     #[arg(long, value_name = "[IP:]HOST[:SANDBOX][/tcp|udp]", value_parser = publish)]
     pub(in crate::cli) publish: Vec<PublishRange>,
     /// The command with its arguments, also without --

@@ -148,7 +148,8 @@ async fn a_token_is_good_at_every_issuer_and_its_uses_are_those_of_its_maker() {
     assert!(!renewed.member(unix_now()).unwrap().issuer);
     assert!(second.control.member(first.id()).unwrap().issuer);
 
-    // Whether a token is good is known only to who made it: while that one is away nobody says that it is not.
+    // Whether a token is good is known only to who made it: while that one is away nobody says that
+    // it is not.
     let lost = first.token(None);
     first.control.stop().await;
     until("the first one is away", || !third.is_connected_with(&first)).await;

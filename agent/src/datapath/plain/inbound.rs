@@ -1,6 +1,7 @@
 //! The worker that takes plain frames in: UDP -> `plain_inbound` -> coalesce -> TAP.
 //!
-//! One datagram is one VXLAN packet, whatever the kernel says of how it may be cut: see [`super::socket`].
+//! One datagram is one VXLAN packet, whatever the kernel says of how it may be cut: see
+//! [`super::socket`].
 
 use std::{
     collections::HashMap,
@@ -42,7 +43,8 @@ use crate::datapath::{
 const BUDGET: usize = 16;
 /// Datagrams taken with one call, as many as `quinn_udp` takes: each comes alone.
 pub(super) const SLOTS: usize = 32;
-/// Room for what a sender is told, an ICMPv6 error of the largest length (RFC 4443 section 3.2), behind a VXLAN header.
+/// Room for what a sender is told, an ICMPv6 error of the largest length (RFC 4443 section 3.2),
+/// behind a VXLAN header.
 const MAX_REPLY: usize = vxlan::HEADER_LEN + 14 + 1280;
 /// How often what was learned is looked through for what is too old.
 const EXPIRE_EVERY: Duration = Duration::from_secs(10);
@@ -59,7 +61,8 @@ pub(super) fn run(shared: &Shared, sockets: &Sockets, stop: &EventFd) -> io::Res
             match sockets.recv(&mut batch) {
                 Ok(()) => take_batch((shared, sockets), &mut batch, &mut coalescer, &mut scratch),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // The kernel reports an ICMP error of an earlier datagram here; it says nothing about this socket.
+                // The kernel reports an ICMP error of an earlier datagram here; it says nothing
+                // about this socket.
                 Err(_icmp) => {}
             }
         }

@@ -6,11 +6,13 @@
 //! plain-in  agent          plain socket, stop  a batch of datagram buffers
 //! ```
 //!
-//! The port is open only while a plain network is on this host. It is often taken: by the kernel's vxlan device of Docker or
-//! flannel. Then plain networks are without it, say so, and it is tried again; others are not concerned.
+//! The port is open only while a plain network is on this host. It is often taken: by the kernel's
+//! vxlan device of Docker or flannel. Then plain networks are without it, say so, and it is tried
+//! again; others are not concerned.
 //!
-//! I10: this is the only module that sends frames in clear. What it sends comes from a [`PlainPort`], whose snapshot is made
-//! for plain networks only; the workers of encrypted networks have no handle on it.
+//! I10: this is the only module that sends frames in clear. What it sends comes from a
+//! [`PlainPort`], whose snapshot is made for plain networks only; the workers of encrypted networks
+//! have no handle on it.
 
 mod inbound;
 mod outbound;
@@ -124,15 +126,16 @@ impl Plain {
         }
     }
 
-    /// Tells the local endpoints of a network, and this node itself, which MACs these addresses have by now.
+    /// Tells the local endpoints of a network, and this node itself, which MACs these addresses
+    /// have by now.
     pub fn announce(&self, network: NetworkId, news: &[Announcement]) {
         if let Some(worker) = self.lock().workers.get(&network) {
             announce(&self.shared.drops, &worker.port, news);
         }
     }
 
-    /// Says which networks get the frames that come with their number, and which numbers are encrypted networks'. Tries
-    /// again to open the port, if it is wanted and not open.
+    /// Says which networks get the frames that come with their number, and which numbers are
+    /// encrypted networks'. Tries again to open the port, if it is wanted and not open.
     pub fn serve(
         &self,
         is_active: impl Fn(NetworkId) -> bool,

@@ -40,7 +40,8 @@ const BUDGET: usize = 64;
 const ROOM: usize = 65_507;
 /// Datagrams that the kernel cuts from one (`UDP_MAX_SEGMENTS`; 128 in newer ones).
 const MAX_DATAGRAMS: usize = 64;
-/// Destinations that do without segmentation. One that comes when this is full tries again what did not work.
+/// Destinations that do without segmentation. One that comes when this is full tries again what did
+/// not work.
 const SINGLE_DESTINATIONS: usize = 1024;
 
 /// The state of one worker.
@@ -180,7 +181,8 @@ impl Train {
                 leaving.lost(vtep, &error, datagrams.len().div_ceil(leaving.stride));
                 continue;
             }
-            // An interface without checksum offload refuses trains (EIO), others refuse this one (EINVAL).
+            // An interface without checksum offload refuses trains (EIO), others refuse this one
+            // (EINVAL).
             if leaving.send_singly(vtep, datagrams) {
                 let to = SocketAddr::new(vtep, PLAIN_PORT);
                 leaving.shared.offloads.refuse_segments(to, &error);

@@ -1,11 +1,14 @@
 //! The plain port, and the ports from which plain frames are sent.
 //!
-//! RFC 7348 section 5 asks for a source port out of 49152..=65535 that is a hash of the inner packet, so that routers spread
-//! flows over paths. A socket has one port, so there are [`FLOWS`] of them. Nothing is read there.
+//! RFC 7348 section 5 asks for a source port out of 49152..=65535 that is a hash of the inner
+//! packet, so that routers spread flows over paths. A socket has one port, so there are [`FLOWS`]
+//! of them. Nothing is read there.
 //!
-//! The plain port is without UDP_GRO. A burst of a program behind a kernel's VTEP on the same machine reaches it uncut, as one VXLAN
-//! packet with a super-frame inside, and there the kernel reports the length of the *inner* datagrams. Cut by that, the payload would
-//! be read as VXLAN packets: any program could put frames into any plain network. Without UDP_GRO the kernel cuts it itself.
+//! The plain port is without UDP_GRO. A burst of a program behind a kernel's VTEP on the same
+//! machine reaches it uncut, as one VXLAN packet with a super-frame inside, and there the kernel
+//! reports the length of the *inner* datagrams. Cut by that, the payload would be read as VXLAN
+//! packets: any program could put frames into any plain network. Without UDP_GRO the kernel cuts it
+//! itself.
 
 use std::{
     io,
@@ -45,8 +48,8 @@ impl Sockets {
         self.listener.recv(batch)
     }
 
-    /// Sends one datagram of a flow, or with `segment` a train of datagrams of that length (the last may be shorter), all with this
-    /// mark.
+    /// Sends one datagram of a flow, or with `segment` a train of datagrams of that length (the
+    /// last may be shorter), all with this mark.
     pub(super) fn send(
         &self,
         flow: u64,

@@ -1,7 +1,9 @@
-//! Owns a look at packets as they pass: an AF_PACKET socket (packet(7)) in one network namespace, on all of its interfaces.
+//! Owns a look at packets as they pass: an AF_PACKET socket (packet(7)) in one network namespace,
+//! on all of its interfaces.
 //!
-//! Counts each packet where it arrives, not again where it leaves, and looks for a text in it. It keeps one packet to
-//! show: the first that has the text, else the biggest. Refuses nothing: what it sees is what the kernel carries.
+//! Counts each packet where it arrives, not again where it leaves, and looks for a text in it. It
+//! keeps one packet to show: the first that has the text, else the biggest. Refuses nothing: what
+//! it sees is what the kernel carries.
 
 use std::{
     fmt::Write as _,

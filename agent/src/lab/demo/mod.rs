@@ -1,8 +1,9 @@
-//! `vxmesh lab demo`: a play in seven parts that shows on a lab what the mesh does, and measures it.
+//! `vxmesh lab demo`: a play in seven parts that shows on a lab what the mesh does, and measures
+//! it.
 //!
-//! What is shown is what any user can type; [`stage`] runs it. Only the TCP connections ([`stream`]) and the look at
-//! the wire ([`capture`]) are made here, so that they need no other program. Whatever happens, the lab goes at the end
-//! unless it shall stay.
+//! What is shown is what any user can type; [`stage`] runs it. Only the TCP connections
+//! ([`stream`]) and the look at the wire ([`capture`]) are made here, so that they need no other
+//! program. Whatever happens, the lab goes at the end unless it shall stay.
 
 mod capture;
 mod stage;

@@ -1,4 +1,5 @@
-//! Owns what the demo does with a lab: commands that are shown, questions that are not, and what was found.
+//! Owns what the demo does with a lab: commands that are shown, questions that are not, and what
+//! was found.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,8 @@
 //! Owns a TCP connection from one sandbox to another, made without any program inside them.
 //!
-//! A socket belongs to the network namespace in which it was opened (network_namespaces(7)), so that a thread that
-//! visits a sandbox for a moment can use the kernel's TCP there. Every byte that arrives is compared.
+//! A socket belongs to the network namespace in which it was opened (network_namespaces(7)), so
+//! that a thread that visits a sandbox for a moment can use the kernel's TCP there. Every byte that
+//! arrives is compared.
 
 use std::{
     io::{self, Read, Write},
@@ -46,7 +47,8 @@ pub(super) fn connect(to: SocketAddr) -> io::Result<TcpStream> {
     TcpStream::connect_timeout(&to, PATIENCE)
 }
 
-/// Sends a text over and over, takes it at the other end, and fails unless what arrives is what was sent.
+/// Sends a text over and over, takes it at the other end, and fails unless what arrives is what was
+/// sent.
 pub(super) fn transfer(
     mut sender: TcpStream,
     listener: &TcpListener,

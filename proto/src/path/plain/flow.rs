@@ -1,5 +1,5 @@
-//! Which packets belong together, for the outer source port (RFC 7348 section 5): routers between hosts spread flows over
-//! paths by it, and packets of one flow stay in order.
+//! Which packets belong together, for the outer source port (RFC 7348 section 5): routers between
+//! hosts spread flows over paths by it, and packets of one flow stay in order.
 
 use std::{
     hash::{BuildHasher, Hash},
@@ -11,7 +11,8 @@ use crate::{
     wire::{Ethernet, Fragment, Ipv4, Ipv6, Upper, ethernet},
 };
 
-/// A number that the packets of one flow share: of addresses, protocol and ports, or of the MAC addresses.
+/// A number that the packets of one flow share: of addresses, protocol and ports, or of the MAC
+/// addresses.
 #[must_use]
 pub fn flow_hash(seed: u64, frame: &[u8]) -> u64 {
     let Some(eth) = Ethernet::parse(frame) else { return 0 };

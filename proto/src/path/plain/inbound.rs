@@ -1,14 +1,14 @@
-//! From the underlay into a plain network of this host. Nothing here was authenticated: an outer address is believed as far as
-//! the underlay keeps others from using it.
+//! From the underlay into a plain network of this host. Nothing here was authenticated: an outer
+//! address is believed as far as the underlay keeps others from using it.
 //!
 //! 1. VTEP: a member of the network by its own word, or a static one.
-//! 2. Ethernet, source, MTU, destination of a member's frame: as if it were sealed ([`super::super::inbound()`]). The member whose
-//!    address it came from owns the source.
-//! 3. Of a static VTEP's frame: Ethernet; a source that no endpoint has, and what the frame says about it ([`claims`]);
-//!    it is learned; MTU; a local destination.
+//! 2. Ethernet, source, MTU, destination of a member's frame: as if it were sealed
+//!    ([`super::super::inbound()`]). The member whose address it came from owns the source.
+//! 3. Of a static VTEP's frame: Ethernet; a source that no endpoint has, and what the frame says
+//!    about it ([`claims`]); it is learned; MTU; a local destination.
 //!
-//! A static VTEP stays one, whoever claims its address: a member that did could silence it. What the member's endpoints send from
-//! there is still theirs.
+//! A static VTEP stays one, whoever claims its address: a member that did could silence it. What
+//! the member's endpoints send from there is still theirs.
 
 use std::{net::IpAddr, time::Instant};
 
@@ -22,7 +22,8 @@ use crate::{
     wire::{Ethernet, ethernet},
 };
 
-/// Decides on a frame of the table's network that came from the outer address `from`. A super-frame is judged whole.
+/// Decides on a frame of the table's network that came from the outer address `from`. A super-frame
+/// is judged whole.
 ///
 /// It came in clear: [`super::undone()`] says what has to be done to it before it is delivered.
 pub fn plain_inbound(
@@ -45,8 +46,9 @@ pub fn plain_inbound(
     judged.map_or_else(InboundVerdict::Drop, |()| InboundVerdict::Deliver)
 }
 
-/// Leaves in the scratch what the sender of a frame is told that was too large, if it is behind a static VTEP and may be told. A member
-/// looks itself. The answer comes from the MAC that the frame was for: the gateway's never leaves a host.
+/// Leaves in the scratch what the sender of a frame is told that was too large, if it is behind a
+/// static VTEP and may be told. A member looks itself. The answer comes from the MAC that the frame
+/// was for: the gateway's never leaves a host.
 pub fn tell_station(
     plain: &PlainTable,
     from: IpAddr,

@@ -1,8 +1,10 @@
-//! What is behind the static VTEPs of one network: MAC addresses, learned from their frames (RFC 7348 section 4.1).
+//! What is behind the static VTEPs of one network: MAC addresses, learned from their frames (RFC
+//! 7348 section 4.1).
 //!
-//! An address is where its last frame came from, and forgotten [`LEARNED_AGE`] after that. It moves between static VTEPs only:
-//! who calls [`Learned::learn`] has seen that no endpoint has it, and looks here only for what no endpoint has. At most
-//! [`LEARNED_STATIONS`] are known; what does not fit is counted, and gets its frames by flooding.
+//! An address is where its last frame came from, and forgotten [`LEARNED_AGE`] after that. It moves
+//! between static VTEPs only: who calls [`Learned::learn`] has seen that no endpoint has it, and
+//! looks here only for what no endpoint has. At most [`LEARNED_STATIONS`] are known; what does not
+//! fit is counted, and gets its frames by flooding.
 //!
 //! One thread learns and expires; any look up, without a lock.
 
@@ -23,7 +25,8 @@ use crate::{
     tables::{Seeded, Sharded},
 };
 
-/// A table that is full is looked through for old entries at most this often: each new address would cost a whole round.
+/// A table that is full is looked through for old entries at most this often: each new address
+/// would cost a whole round.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// Where an address was last, and when in milliseconds of the table's time.

@@ -4,12 +4,14 @@
 //! UDP, source port 49152..=65535 by flow, destination port 4789 | VXLAN header 8 | frame
 //! ```
 //!
-//! Endpoints are known by their signed claims, as on every network. What is behind a static VTEP is learned from its frames
-//! ([`Learned`]), and never instead of a claim. A frame leaves for a member, for the static VTEP that its destination was
-//! learned from, or for all static VTEPs; nothing from the underlay goes back to it.
+//! Endpoints are known by their signed claims, as on every network. What is behind a static VTEP is
+//! learned from its frames ([`Learned`]), and never instead of a claim. A frame leaves for a
+//! member, for the static VTEP that its destination was learned from, or for all static VTEPs;
+//! nothing from the underlay goes back to it.
 //!
-//! I10: plain frames are judged with a [`PlainTable`], which no encrypted network has: [`PlainTable::new`] makes none. Its
-//! handle of a member is a [`Vtep`], an address; that of an encrypted network is a peer, which can only be sealed for.
+//! I10: plain frames are judged with a [`PlainTable`], which no encrypted network has:
+//! [`PlainTable::new`] makes none. Its handle of a member is a [`Vtep`], an address; that of an
+//! encrypted network is a peer, which can only be sealed for.
 
 mod flow;
 mod inbound;
@@ -67,7 +69,8 @@ pub struct PlainTable {
 }
 
 impl PlainTable {
-    /// A plain network without endpoints and members; nothing if the network is encrypted, or another one than the spec's.
+    /// A plain network without endpoints and members; nothing if the network is encrypted, or
+    /// another one than the spec's.
     #[must_use]
     pub fn new(network: &Network, spec: NetworkSpec, seed: u64, now: Instant) -> Option<Self> {
         if network.encrypted || network.vni != spec.vni {

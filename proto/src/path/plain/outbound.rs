@@ -1,9 +1,12 @@
 //! From a plain network of this host to the underlay.
 //!
-//! The steps are those of [`super::super::outbound()`]. Where that knows no destination, the static VTEPs are left:
+//! The steps are those of [`super::super::outbound()`]. Where that knows no destination, the static
+//! VTEPs are left:
 //!
-//! 1. A question for an address that no endpoint has (ARP, neighbour solicitation) and an announcement go to all of them.
-//! 2. A frame to a MAC that no endpoint has goes to the one that it was learned from, else to all, as often as the limits allow.
+//! 1. A question for an address that no endpoint has (ARP, neighbour solicitation) and an
+//!    announcement go to all of them.
+//! 2. A frame to a MAC that no endpoint has goes to the one that it was learned from, else to all,
+//!    as often as the limits allow.
 //! 3. What goes to every member goes to them, too.
 //!
 //! Members get none of 1 and 2: every address behind them is known by a claim.
@@ -33,12 +36,13 @@ pub enum PlainVerdict<'t> {
     },
     /// Write the answer in the [`Scratch`] back to where the frame came from.
     Hairpin,
-    /// Count it and forget it. What was left in the [`Scratch`], if anything, tells the sender: write it back.
+    /// Count it and forget it. What was left in the [`Scratch`], if anything, tells the sender:
+    /// write it back.
     Drop(DropReason),
 }
 
-/// Decides on a frame that the local network sent. If it goes on, its checksum is complete (that of a super-frame stays
-/// partial until it is cut).
+/// Decides on a frame that the local network sent. If it goes on, its checksum is complete (that of
+/// a super-frame stays partial until it is cut).
 pub fn plain_outbound<'t>(
     plain: &'t PlainTable,
     frame: &mut SuperFrame<'_>,

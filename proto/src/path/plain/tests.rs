@@ -1,5 +1,6 @@
-//! The network is that of `tables::tests`, plain: endpoint 10 is local, 11 is on node 1 (192.0.2.1 and 2001:db8::1), 12 on
-//! node 2 (192.0.2.2). Static VTEPs are 192.0.2.8 and 192.0.2.9; MAC 20 and above are behind them.
+//! The network is that of `tables::tests`, plain: endpoint 10 is local, 11 is on node 1 (192.0.2.1
+//! and 2001:db8::1), 12 on node 2 (192.0.2.2). Static VTEPs are 192.0.2.8 and 192.0.2.9; MAC 20 and
+//! above are behind them.
 
 use std::time::{Duration, Instant};
 

@@ -1,19 +1,22 @@
-//! What the kernel leaves to a network card that a frame never meets: where the VTEP is on the same machine (a namespace, a
-//! VM), the inner packet comes with its checksum unfinished, and a burst of TCP comes as one packet.
+//! What the kernel leaves to a network card that a frame never meets: where the VTEP is on the same
+//! machine (a namespace, a VM), the inner packet comes with its checksum unfinished, and a burst of
+//! TCP comes as one packet.
 //!
-//! An unfinished checksum is the sum of the pseudo header (RFC 9293 section 3.1), as for a partial checksum of a TAP. To finish
-//! one that was finished already and only looks so gives the same bytes.
+//! An unfinished checksum is the sum of the pseudo header (RFC 9293 section 3.1), as for a partial
+//! checksum of a TAP. To finish one that was finished already and only looks so gives the same
+//! bytes.
 
 use crate::{
     frame::{Gso, GsoKind, PartialChecksum, SuperFrame, vnet, vnet::Offload},
     wire::{Ethernet, Fragment, Ipv4, Ipv6, TCP, UDP, array, be16, checksum::Sum, ethernet, ipv6},
 };
 
-/// A burst that would be cut into smaller segments than these is none: headers that leave so little room were made to have one
-/// datagram cut into thousands.
+/// A burst that would be cut into smaller segments than these is none: headers that leave so little
+/// room were made to have one datagram cut into thousands.
 const SMALLEST_SEGMENT: usize = 512;
 
-/// What is undone of a frame that came in clear; where it is longer than the network's MTU allows, how to cut it.
+/// What is undone of a frame that came in clear; where it is longer than the network's MTU allows,
+/// how to cut it.
 #[must_use]
 pub fn undone(frame: &[u8], mtu: u16) -> Offload {
     look(frame, mtu).unwrap_or_default()

@@ -13,7 +13,8 @@ use crate::reason::DropReason;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The points whose order divides 8, and their non-canonical forms (RFC 7748 section 6.1 and its errata's list).
+/// The points whose order divides 8, and their non-canonical forms (RFC 7748 section 6.1 and its
+/// errata's list).
 fn low_order_points() -> Vec<[u8; 32]> {
     let hex = [
         "0000000000000000000000000000000000000000000000000000000000000000",
@@ -62,7 +63,8 @@ fn a_flipped_bit_anywhere_is_refused() {
                 bad[at] ^= 1 << bit;
                 assert!(world.deliver(addr(1 - to), to, bad.clone()).is_err(), "{kind:?} {at}");
                 if kind != Kind::Data && at < length - 32 && Kind::of(&bad).is_ok() {
-                    // mac1 can be made right by anyone; indices are then the sender's word, the rest is bound.
+                    // mac1 can be made right by anyone; indices are then the sender's word, the
+                    // rest is bound.
                     let index = if kind == Kind::Init { 5..9 } else { 2..6 };
                     let result = world.deliver(addr(1 - to), to, with_mac1(bad, to));
                     assert!(result.is_err() || index.contains(&at), "{kind:?} {at}");

@@ -345,7 +345,8 @@ fn what_waits_for_a_silent_peer_is_soon_counted() {
         world.send(0, 1, &number(n));
         world.run(SECOND);
     }
-    // Each waits for the answer to two handshakes, which are tried again after five seconds or a little more.
+    // Each waits for the answer to two handshakes, which are tried again after five seconds or a
+    // little more.
     let dropped = given_up(&world);
     assert!((5..=6).contains(&dropped), "{dropped}");
     world.link.loss = 0;
