@@ -15,6 +15,7 @@ use vxmesh_proto::object::{self, Content, Draft};
 use super::doctor;
 use super::hosting::Hosted;
 use super::mesh::{Mesh, failed, store_failed};
+use super::rollback;
 use crate::{
     admin::{Backend, resolve},
     api::{
@@ -92,6 +93,7 @@ impl Agent {
         let started = self.become_member(made).await;
         if started.is_err() {
             // Nobody else knows of the mesh: nothing is lost with it.
+            rollback::forget(&self.config.run_dir);
             identity::forget(&self.config.data_dir).map_err(ApiError::from)?;
         }
         started
@@ -225,6 +227,7 @@ impl Mesh {
                 }
             }
         }
+        rollback::forget(&self.config.run_dir);
         identity::forget(&self.config.data_dir).map_err(ApiError::from)?;
         Ok(warnings)
     }

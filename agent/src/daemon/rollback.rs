@@ -16,6 +16,7 @@
 
 use std::{
     fs, io,
+    path::Path,
     sync::atomic::Ordering,
     time::{Duration, Instant},
 };
@@ -58,6 +59,12 @@ struct Mark {
 /// Whether a state in which so many blocks were given away is known to be the last one.
 fn is_last(mark: Option<&Mark>, boot: Option<&str>, given: u64) -> bool {
     mark.is_some_and(|mark| boot == Some(mark.boot.as_str()) && mark.given <= given)
+}
+
+/// Takes away what a membership left outside of the store when it ended.
+pub(super) fn forget(run_dir: &Path) {
+    // Where it stays, the next start waits for another node at the most.
+    drop(fs::remove_file(run_dir.join(GIVEN)));
 }
 
 impl Mesh {
