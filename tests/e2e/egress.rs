@@ -1,7 +1,7 @@
 //! The way out of a network: sandboxes reach the outside, the host reaches sandboxes, and nothing
 //! of it stays.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{getsockopt, sockopt};
@@ -10,7 +10,7 @@ use vxmesh_tests::{
     lab::{Allowed, Lab, Plugged, UNDERWAY, wait_until},
     netns::NetNs,
     outside::{self, Outside, call_tcp, call_udp, sh},
-    traffic::ping,
+    traffic::{listen, ping},
 };
 
 /// A port that nobody uses.
@@ -395,7 +395,7 @@ fn no_packet_is_too_large_without_a_word() -> Result<()> {
         ensure!(said.contains(says), "{said}");
     }
     for (to, most) in [(outside::IPV4, 1200 - 40), (outside::IPV6, 1300 - 60)] {
-        let listener = outside.netns.run(|| Ok(TcpListener::bind((to, PORT))?))?;
+        let listener = outside.netns.run(|| Ok(listen((to, PORT))?))?;
         let _ours = a.run(|| Ok(TcpStream::connect((to, PORT))?))?;
         let (theirs, _from) = listener.accept()?;
         let mss = getsockopt(&theirs, sockopt::TcpMaxSeg)?;

@@ -15,6 +15,7 @@ use vxmesh_tests::{
     lab::{Allowed, DEADLINE, Lab, Plugged, UNDERWAY, wait_until},
     netns::NetNs,
     outside::{self, Outside, call_tcp, call_udp, sh},
+    traffic::listen,
 };
 
 use crate::egress::{STRICT, host_ip, ip_of, settles, state};
@@ -249,7 +250,7 @@ struct Call {
 
 impl Call {
     fn open(client: &NetNs, to: SocketAddr, sandbox: &NetNs, port: u16) -> Result<Self> {
-        let listener = sandbox.run(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?))?;
+        let listener = sandbox.run(|| Ok(listen((Ipv6Addr::UNSPECIFIED, port))?))?;
         let client = client.run(|| Ok(TcpStream::connect_timeout(&to, DEADLINE)?))?;
         let (server, _from) = listener.accept()?;
         for end in [&client, &server] {

@@ -5,7 +5,9 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{
+        IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket,
+    },
     os::fd::AsRawFd,
     process::Stdio,
     sync::{
@@ -13,7 +15,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -24,7 +26,7 @@ use nix::{
 };
 
 use crate::{
-    lab::MARKER,
+    lab::{DEADLINE, MARKER},
     netns::NetNs,
     program::{command, printed},
 };
@@ -60,7 +62,7 @@ impl Echo {
     pub fn start_on(netns: &NetNs, port: u16) -> Result<Self> {
         let (tcp, udp) = netns.run(|| {
             let any = (Ipv6Addr::UNSPECIFIED, port);
-            Ok((TcpListener::bind(any)?, UdpSocket::bind(any)?))
+            Ok((listen(any)?, UdpSocket::bind(any)?))
         })?;
         tcp.set_nonblocking(true)?;
         udp.set_read_timeout(Some(TICK))?;
@@ -167,6 +169,23 @@ pub fn udp_to(to: IpAddr, port: u16) -> Result<UdpSocket> {
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.connect((to, port))?;
     Ok(socket)
+}
+
+/// Listens at an address. A process that another test starts has a copy of a listener that was
+/// closed here until it executes its program, so a port may be taken for a moment yet.
+///
+/// # Errors
+/// It is taken for longer, or not this host's.
+pub fn listen(at: impl ToSocketAddrs + Copy) -> io::Result<TcpListener> {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        match TcpListener::bind(at) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            bound => return bound,
+        }
+    }
 }
 
 /// So many pings of 56 bytes each, every one of them answered.

@@ -213,6 +213,7 @@ impl Mesh {
         let settled = self.settle_names(&endpoints).await;
         cleared.and(settled)?;
         self.release_parents().await;
+        self.await_first_meeting().await;
         let last_words = self.last_words()?;
         // Asked for, so that all of it is known before the connection closes: no copy stays here.
         let warnings = self.unheard(self.say_goodbye(&last_words).await);

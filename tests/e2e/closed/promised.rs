@@ -13,6 +13,7 @@ use vxmesh_tests::{
     lab::{Allowed, Lab, wait_until},
     netns::NetNs,
     outside::{self, Outside, call_tcp, call_udp, sh},
+    traffic::listen,
 };
 
 use crate::{
@@ -43,7 +44,7 @@ struct Shut(TcpListener, UdpSocket);
 impl Shut {
     fn start(sandbox: &NetNs, port: u16) -> Result<Self> {
         let any = (Ipv6Addr::UNSPECIFIED, port);
-        let (tcp, udp) = sandbox.run(|| Ok((TcpListener::bind(any)?, UdpSocket::bind(any)?)))?;
+        let (tcp, udp) = sandbox.run(|| Ok((listen(any)?, UdpSocket::bind(any)?)))?;
         tcp.set_nonblocking(true)?;
         udp.set_nonblocking(true)?;
         Ok(Self(tcp, udp))

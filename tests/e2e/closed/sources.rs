@@ -1,7 +1,7 @@
 //! What leaves a network leaves with an address of the host, or not at all.
 
 use std::{
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     os::fd::AsRawFd,
 };
 
@@ -13,6 +13,7 @@ use vxmesh_tests::{
     lab::{Allowed, Lab, Plugged, tell, wait_until},
     netns::NetNs,
     outside::{self, Outside, call_tcp, sh},
+    traffic::listen,
 };
 
 use crate::egress::{PORT, ip_of};
@@ -177,7 +178,7 @@ fn nothing_leaves_with_an_inner_source() -> Result<()> {
             sent += 1;
         }
         // Of a connection that is alive, but far from where it is.
-        let listener = outside.netns.run(|| Ok(TcpListener::bind((to, PORT))?))?;
+        let listener = outside.netns.run(|| Ok(listen((to, PORT))?))?;
         let ours = a.netns.run(|| Ok(TcpStream::connect((to, PORT))?))?;
         let _theirs = listener.accept()?;
         for sequence in [0x1000_0000, 0x5000_0000, 0xa000_0000] {

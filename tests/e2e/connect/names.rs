@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, Read, Write},
-    net::{Ipv6Addr, TcpListener},
+    net::Ipv6Addr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -19,6 +19,7 @@ use vxmesh_tests::{
     netns::NetNs,
     outside,
     program::printed,
+    traffic::listen,
 };
 
 use super::{connect, disconnect, ip, run};
@@ -148,7 +149,7 @@ struct Web {
 
 impl Web {
     fn start(netns: &NetNs) -> Result<Self> {
-        let listener = netns.run(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80))?))?;
+        let listener = netns.run(|| Ok(listen((Ipv6Addr::UNSPECIFIED, 80))?))?;
         listener.set_nonblocking(true)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
