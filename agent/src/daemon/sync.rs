@@ -359,8 +359,8 @@ async fn off_runtime<T: Send + 'static>(
 }
 
 impl Mesh {
-    /// Waits a moment for a first connection: a node that has just joined or started has none yet. Once
-    /// it has signed that it leaves, it looks for nobody any more.
+    /// Waits a moment for a first connection: a node that has just joined or started has none yet.
+    /// Once it has signed that it leaves, it looks for nobody any more.
     pub(super) async fn await_first_meeting(&self) {
         let end = Instant::now() + FIRST_MEETING;
         while self.has_met_nobody() && Instant::now() < end {
@@ -368,8 +368,8 @@ impl Mesh {
         }
     }
 
-    /// Hands everybody who is connected the last objects of this node, and waits until they have them.
-    /// How many took them.
+    /// Hands everybody who is connected the last objects of this node, and waits until they have
+    /// them. How many took them.
     pub(super) async fn say_goodbye(&self, texts: &[String]) -> usize {
         self.tell(texts, |_node| true, ANSWER).await
     }

@@ -1,10 +1,11 @@
 //! The cable from a network's namespace to the host's: its addresses and what leads over it.
 //!
-//! Addresses at both ends are this host's alone: nobody else ever sees them, since the host rewrites them. The IPv4 pair
-//! is the first that no route of the host covers: link-local (RFC 3927) or, on a host that has a link of these addresses, of those for
-//! measurements (RFC 2544) or for later (RFC 1112 section 4); the IPv6 address is
-//! unique-local (RFC 4193), with the global id made from the node's id. The host's own end has no address with which it
-//! could speak to anybody else.
+//! Addresses at both ends are this host's alone: nobody else ever sees them, since the host
+//! rewrites them. The IPv4 pair is the first that no route of the host covers: link-local (RFC
+//! 3927) or, on a host that has a link of these addresses, of those for measurements (RFC 2544)
+//! or for later (RFC 1112 section 4); the IPv6 address is unique-local (RFC 4193), with the
+//! global id made from the node's id. The host's own end has no address with which it could
+//! speak to anybody else.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
