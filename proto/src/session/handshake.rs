@@ -178,7 +178,9 @@ impl Sessions {
         let response = Response::parse(datagram, &self.mac)?;
         let id = *self.pending.get(&response.receiver).ok_or(DropReason::UnknownIndex)?;
         let entry = self.entries.get_mut(&id).ok_or(DropReason::UnknownIndex)?;
-        if entry.overtaken == Some(response.receiver) {
+        // It comes once; what comes after it is a replay.
+        if entry.overtaken.take_if(|local| *local == response.receiver).is_some() {
+            self.pending.remove(&response.receiver);
             return Ok(());
         }
         let attempt = entry.attempt.as_mut().ok_or(DropReason::UnknownIndex)?;

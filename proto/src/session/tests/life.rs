@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    super::*,
+    super::{wire::Kind, *},
     world::{Link, World, addr, id},
 };
 use crate::reason::DropReason;
@@ -167,6 +167,26 @@ fn both_sides_at_once_converge() {
         }
     }
     assert_eq!(most, 2);
+}
+
+#[test]
+fn a_replayed_answer_is_counted_also_if_both_sides_began_at_once() {
+    for seed in 0..300 {
+        let mut world = World::new(2, Link::GOOD, seed);
+        // What is sealed with the key of one handshake may come before the answer of the other.
+        world.link.jitter = Duration::from_millis(4);
+        world.send(0, 1, b"from 0");
+        world.send(1, 0, b"from 1");
+        world.run(SECOND);
+        let sent = world.wiretap.clone();
+        let answers = sent.into_iter().filter(|it| Kind::of(&it.2) == Ok(Kind::Response));
+        for (from, to, bytes) in answers {
+            let before = world.dropped(to, DropReason::UnknownIndex);
+            world.fly(from, to, bytes);
+            world.run(SECOND / 10);
+            assert_eq!(world.dropped(to, DropReason::UnknownIndex), before + 1, "seed {seed}");
+        }
+    }
 }
 
 #[test]
