@@ -21,9 +21,9 @@ use vxmesh_proto::{
 };
 
 use super::{
-    endpoints::{Stored, conflict, gone},
+    endpoints::{Stored, gone},
     hosting::Hosted,
-    mesh::{Mesh, store_failed},
+    mesh::{Mesh, conflict, store_failed},
 };
 use crate::{
     api::{self, ApiError, AttachSpec, ErrorCode},

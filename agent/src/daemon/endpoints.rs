@@ -25,7 +25,7 @@ use vxmesh_proto::{
 use super::{
     conflicts::check_name,
     hosting::Hosted,
-    mesh::{Mesh, failed, store_failed},
+    mesh::{Mesh, conflict, failed, store_failed},
     rules::forget_addresses,
 };
 use crate::{
@@ -170,10 +170,6 @@ pub(super) fn quarantine_ms() -> u64 {
 
 pub(super) fn gone(why: &str) -> ApiError {
     ApiError::new(ErrorCode::NotFound, why, "attach it again")
-}
-
-pub(super) fn conflict(message: String, hint: &str) -> ApiError {
-    ApiError::new(ErrorCode::Conflict, message, hint)
 }
 
 impl Mesh {

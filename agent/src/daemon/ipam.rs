@@ -18,7 +18,7 @@ use vxmesh_proto::{
 };
 
 use super::{
-    mesh::{Mesh, failed},
+    mesh::{Mesh, conflict, failed},
     sync::refusal,
 };
 use crate::{
@@ -54,10 +54,6 @@ impl NotGiven {
         };
         Self { by, why, passes }
     }
-}
-
-pub(super) fn conflict(message: String, hint: impl Into<String>) -> ApiError {
-    ApiError::new(ErrorCode::Conflict, message, hint)
 }
 
 fn gone() -> ApiError {

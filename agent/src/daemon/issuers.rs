@@ -24,8 +24,7 @@ use zeroize::Zeroizing;
 
 use super::{
     doctor::check,
-    mesh::{Mesh, failed, lock},
-    removal::conflict,
+    mesh::{Mesh, conflict, failed, lock},
     sync::refusal,
 };
 use crate::{

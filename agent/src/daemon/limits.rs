@@ -8,17 +8,28 @@ use std::{
 use vxmesh_proto::{limits::FLOOD_MOST, object::Multicast, reason::DropReason};
 
 use super::{doctor::check, mesh::Mesh, networks::usage};
-use crate::api::{self, ApiError, Diagnosis, Health, NetworkSpec};
+use crate::{
+    api::{self, ApiError, Diagnosis, Health, NetworkSpec},
+    dns::clients::{FORWARDS_PER_SECOND, FORWARDS_UNDER_WAY, PER_SECOND},
+};
 
 const OF_ENDPOINT: &str = "multicast_rate";
 const OF_HOST: &str = "multicast_host_rate";
 /// A limit that was met this long ago bites.
 const OF_LATE: Duration = Duration::from_secs(60);
 /// Limits of a name server, as its counters call them, and what they allow each client.
-const OF_NAMES: [(DropReason, &str); 3] = [
-    (DropReason::DnsRate, "10000 questions in a second are answered"),
-    (DropReason::DnsForwardRate, "500 questions in a second go to the name servers outside"),
-    (DropReason::DnsForwardsFull, "64 questions wait for the name servers outside at a time"),
+const OF_NAMES: [(DropReason, usize, &str); 3] = [
+    (DropReason::DnsRate, PER_SECOND as usize, "questions in a second are answered"),
+    (
+        DropReason::DnsForwardRate,
+        FORWARDS_PER_SECOND as usize,
+        "questions in a second go to the name servers outside",
+    ),
+    (
+        DropReason::DnsForwardsFull,
+        FORWARDS_UNDER_WAY,
+        "questions wait for the name servers outside at a time",
+    ),
 ];
 
 /// What the options of a network say of multicast.
@@ -57,13 +68,13 @@ impl Mesh {
         let Some(begin) = Instant::now().checked_sub(OF_LATE) else { return Vec::new() };
         let rows = self.name_servers.names.drops().since(begin).into_iter();
         let rows = rows.filter_map(|(key, count)| {
-            let (_, allowed) = OF_NAMES.into_iter().find(|(reason, _)| *reason == key.reason)?;
+            let (_, most, allowed) = OF_NAMES.into_iter().find(|(it, ..)| *it == key.reason)?;
             let network = networks.iter().find(|network| Some(network.id) == key.network)?;
             let found = format!(
                 "a sandbox asks for more names than it may: {count} questions were not answered ({})",
                 key.reason
             );
-            let hint = format!("{allowed} for each sandbox; a cache of names in it asks less");
+            let hint = format!("{most} {allowed} for each sandbox; a cache of names in it asks less");
             Some(check(&format!("network {}", network.name), Health::Warn, found, &hint))
         });
         rows.collect()

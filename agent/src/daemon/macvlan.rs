@@ -9,8 +9,8 @@ use vxmesh_proto::{addr::NetworkId, object, record::Claim};
 
 use super::{
     adopt::NotAdopted,
-    endpoints::{Stored, conflict},
-    mesh::Mesh,
+    endpoints::Stored,
+    mesh::{Mesh, conflict},
     networks::usage,
 };
 use crate::{

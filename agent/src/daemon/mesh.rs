@@ -28,8 +28,7 @@ use vxmesh_gossip::membership::{Config as GossipConfig, Gossip};
 use vxmesh_proto::{
     addr::{EndpointId, NetworkId, NodeId},
     control::{MemberInfo, Push},
-    object,
-    object::{Content, Draft, NetworkState, RollCall},
+    object::{self, Content, Draft, NetworkState, RollCall},
     path::announce::Heard,
     record::{Claim, NodeClaim, SignedRecord},
     session::{Config as SessionConfig, Psk},
@@ -134,7 +133,9 @@ pub(super) struct Mesh {
     /// Endpoints that lost their names and are about to lose their links.
     pub(super) unnamed: Mutex<BTreeSet<EndpointId>>,
     /// Whether this node's state may be older than the node.
-    pub(super) unproven: AtomicBool,
+    pub(super) unproven: watch::Sender<bool>,
+    /// Whether objects were compared with another node since the start.
+    pub(super) met: watch::Sender<bool>,
     /// Incarnations of sandboxes whose keepers are watched.
     pub(super) kept: Mutex<BTreeSet<u64>>,
     /// Endpoints of the last life that could not be adopted yet.
@@ -185,6 +186,11 @@ impl std::fmt::Debug for Mesh {
 
 pub(super) fn failed(what: impl std::fmt::Display, hint: &str) -> ApiError {
     ApiError::new(ErrorCode::Failed, what.to_string(), hint)
+}
+
+/// What is there keeps it from being done.
+pub(super) fn conflict(message: String, hint: impl Into<String>) -> ApiError {
+    ApiError::new(ErrorCode::Conflict, message, hint)
 }
 
 impl Mesh {
@@ -292,7 +298,8 @@ impl Mesh {
             conflicts: Conflicts::default(),
             kick: Notify::new(),
             refused: Mutex::default(),
-            unproven: AtomicBool::new(false),
+            unproven: watch::Sender::new(false),
+            met: watch::Sender::new(false),
             kept: Mutex::default(),
             unadopted: Mutex::default(),
             tidy: Mutex::default(),

@@ -14,8 +14,7 @@ use vxmesh_gossip::membership::Gossip;
 use vxmesh_proto::{
     addr::{NetworkId, NodeId, Vni},
     limits::PLAIN_PORT,
-    object,
-    object::Content,
+    object::{self, Content},
     path::{
         announce::touched,
         plain::{PlainTable, Vtep},

@@ -14,8 +14,7 @@ use tracing::{info, warn};
 use vxmesh_gossip::{directory::MeshEvent, membership::Gossip};
 use vxmesh_proto::{
     addr::{MacAddr, NetworkId, NodeId},
-    object,
-    object::ObjectSet,
+    object::{self, ObjectSet},
     path::announce::touched,
     record::{Claim, Key, NodeClaim},
     tables::{NetworkTable, RowKey, TableUpdate},

@@ -23,7 +23,7 @@ use vxmesh_proto::{
 };
 
 use super::{
-    mesh::{Mesh, failed, lock},
+    mesh::{Mesh, conflict, failed, lock},
     sync::refusal,
 };
 use crate::{
@@ -39,10 +39,6 @@ const REMOVED: Duration = Duration::from_secs(10);
 const TOLD: Duration = Duration::from_secs(1);
 /// Endpoints that a refusal names.
 const NAMED: usize = 5;
-
-pub(super) fn conflict(message: String, hint: impl Into<String>) -> ApiError {
-    ApiError::new(ErrorCode::Conflict, message, hint)
-}
 
 impl Mesh {
     /// Whether this node was removed.

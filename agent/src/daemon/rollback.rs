@@ -14,14 +14,10 @@
 //! all that it did. After a boot of the machine nothing on it tells a state that was set back from
 //! one that was not. A node that is alone in its mesh has given nothing away.
 
-use std::{
-    fs, io,
-    path::Path,
-    sync::atomic::Ordering,
-    time::{Duration, Instant},
-};
+use std::{fs, io, path::Path, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 use tracing::{info, warn};
 use vxmesh_proto::{
     addr::NodeId,
@@ -30,8 +26,7 @@ use vxmesh_proto::{
 
 use super::{
     doctor::check,
-    ipam::conflict,
-    mesh::{Mesh, store_failed},
+    mesh::{Mesh, conflict, store_failed},
     process::boot,
     sync::refusal,
 };
@@ -43,8 +38,6 @@ use crate::{
 /// How long whoever wants an address waits for a first meeting: it takes milliseconds, unless all
 /// others are away.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Between two looks meanwhile.
-const LOOK: Duration = Duration::from_millis(50);
 const GIVEN: &str = "given";
 const WHY: &str = "this node has met no other since it was started, and its state may be an older copy that was put back: \
                    its addresses may have been given to others meanwhile";
@@ -91,7 +84,7 @@ impl Mesh {
             self.remember(given);
             return Ok(());
         }
-        self.unproven.store(true, Ordering::Release);
+        self.unproven.send_replace(true);
         if mark.is_some_and(|mark| mark.given > given) {
             warn!(
                 "this node's state is older than the node: no address is given out before another node is met"
@@ -119,7 +112,11 @@ impl Mesh {
 
     /// Objects were compared with a node: what this one gave away is known again.
     pub(super) fn met(&self, node: NodeId) {
-        if node != self.me && self.unproven.load(Ordering::Acquire) {
+        if node == self.me {
+            return;
+        }
+        self.met.send_replace(true);
+        if *self.unproven.borrow() {
             self.objects.read(|set| self.addresses.follow(set));
             self.trust();
         }
@@ -127,7 +124,7 @@ impl Mesh {
 
     /// Gives out addresses from now on.
     pub(super) fn trust(&self) {
-        if self.unproven.swap(false, Ordering::AcqRel) {
+        if self.unproven.send_replace(false) {
             info!("this node's state is taken for the last one; addresses are given out");
             match self.given() {
                 Ok(given) => self.remember(given),
@@ -138,21 +135,19 @@ impl Mesh {
 
     /// Waits a while until addresses may be given out.
     pub(super) async fn await_proof(&self) -> Result<(), ApiError> {
-        let until = Instant::now() + PATIENCE;
-        while self.unproven.load(Ordering::Acquire) {
-            if Instant::now() > until {
-                let hint = "see that another node is up and reached (`vxmesh node ls`); if this node's data was not set back, \
-                            `vxmesh ipam trust` says so";
-                return Err(conflict(WHY.to_owned(), hint));
-            }
-            tokio::time::sleep(LOOK).await;
+        let mut unproven = self.unproven.subscribe();
+        let proven = timeout(PATIENCE, unproven.wait_for(|unproven| !unproven)).await;
+        if proven.is_err() {
+            let hint = "see that another node is up and reached (`vxmesh node ls`); if this node's data was not set back, \
+                        `vxmesh ipam trust` says so";
+            return Err(conflict(WHY.to_owned(), hint));
         }
         Ok(())
     }
 
     /// Refuses to give others what may be theirs already.
     pub(super) fn check_proof(&self) -> Result<(), Refusal> {
-        if self.unproven.load(Ordering::Acquire) {
+        if *self.unproven.borrow() {
             return Err(refusal(RefusalCode::Conflict, WHY));
         }
         Ok(())
@@ -160,7 +155,7 @@ impl Mesh {
 
     /// Whether addresses are held back.
     pub(super) fn proof_diagnosis(&self) -> Option<Diagnosis> {
-        self.unproven.load(Ordering::Acquire).then(|| {
+        self.unproven.borrow().then(|| {
             let hint = "bring another node up; if this node's data was not set back, `vxmesh ipam trust` says so";
             check("addresses to give", Health::Warn, format!("none: {WHY}"), hint)
         })

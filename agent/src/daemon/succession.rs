@@ -10,8 +10,7 @@ use vxmesh_proto::{
 
 use super::{
     issuers::named,
-    mesh::{Mesh, lock},
-    removal::conflict,
+    mesh::{Mesh, conflict, lock},
     sync::refusal,
 };
 use crate::api::ApiError;

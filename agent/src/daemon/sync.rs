@@ -24,9 +24,8 @@ use crate::{
     objects::{PublishError, unix_ms},
 };
 
-/// How often a node that leaves looks whether somebody is connected.
-const MEETING: Duration = Duration::from_millis(50);
-/// How long it looks: a first connection takes milliseconds, unless all others are away.
+/// How long a node that leaves waits for a first meeting: it takes milliseconds, unless all others
+/// are away.
 const FIRST_MEETING: Duration = Duration::from_secs(3);
 /// How long a request to another node may take.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
@@ -359,12 +358,15 @@ async fn off_runtime<T: Send + 'static>(
 }
 
 impl Mesh {
-    /// Waits a moment for a first connection: a node that has just joined or started has none yet.
-    /// Once it has signed that it leaves, it looks for nobody any more.
+    /// Waits a moment for a first meeting: a node that has just joined or started has met nobody yet,
+    /// and knows only the addresses of others. Once it has signed that it leaves, it looks for nobody
+    /// any more.
     pub(super) async fn await_first_meeting(&self) {
-        let end = Instant::now() + FIRST_MEETING;
-        while self.has_met_nobody() && Instant::now() < end {
-            tokio::time::sleep(MEETING).await;
+        let are_others = lock(&self.addrs).keys().any(|node| *node != self.me);
+        if are_others && !self.is_removed() {
+            let mut met = self.met.subscribe();
+            // Whoever is alone leaves unheard, and is told so.
+            drop(tokio::time::timeout(FIRST_MEETING, met.wait_for(|met| *met)).await);
         }
     }
 
@@ -372,14 +374,6 @@ impl Mesh {
     /// them. How many took them.
     pub(super) async fn say_goodbye(&self, texts: &[String]) -> usize {
         self.tell(texts, |_node| true, ANSWER).await
-    }
-
-    /// Whether there are others and none of them is connected. Just after a join, only their
-    /// addresses tell of them.
-    fn has_met_nobody(&self) -> bool {
-        let peers = self.control.get().map(|control| control.peers()).unwrap_or_default();
-        let are_others = lock(&self.addrs).keys().any(|node| *node != self.me);
-        !self.is_removed() && are_others && peers.iter().all(|peer| !peer.connected)
     }
 
     /// Hands objects to those who are connected, and waits until they have them, or for so long.

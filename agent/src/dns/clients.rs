@@ -13,12 +13,12 @@ use tokio::sync::Semaphore;
 use vxmesh_proto::tables::TokenBucket;
 
 /// Questions of one client that are answered in a second: a tenth of what one core can.
-const PER_SECOND: u32 = 10_000;
+pub(crate) const PER_SECOND: u32 = 10_000;
 /// How many may come at once: every process of a busy sandbox starts at the same time.
 pub(super) const BURST: u32 = 2_000;
 /// Questions of one client that the upstreams are asked in a second; the host's name server is not
 /// a sandbox's to flood.
-const FORWARDS_PER_SECOND: u32 = 500;
+pub(crate) const FORWARDS_PER_SECOND: u32 = 500;
 /// How many may come at once.
 const FORWARDS_BURST: u32 = 500;
 /// Questions of one client for which there is always room, whatever others ask.
@@ -27,7 +27,7 @@ const FORWARDS_OWN: usize = 4;
 const REFUSALS_PER_SECOND: u32 = 200;
 /// Questions of one client that are under way: a quarter of all, so that no sandbox takes them from
 /// the others.
-const FORWARDS_UNDER_WAY: usize = 64;
+pub(crate) const FORWARDS_UNDER_WAY: usize = 64;
 /// Clients that one server keeps apart: as many endpoints as a bridge has ports, with two addresses
 /// each.
 const CLIENTS: usize = 2048;

@@ -9,7 +9,7 @@
 //! A [`Server`] answers on any pair of sockets and does not know where they are: inside a sandbox,
 //! where whoever asks 127.0.0.11:53 comes to them, or on a network's gateway address.
 
-mod clients;
+pub(crate) mod clients;
 mod edns;
 mod etc;
 mod forward;
