@@ -358,9 +358,9 @@ async fn off_runtime<T: Send + 'static>(
 }
 
 impl Mesh {
-    /// Waits a moment for a first meeting: a node that has just joined or started has met nobody yet,
-    /// and knows only the addresses of others. Once it has signed that it leaves, it looks for nobody
-    /// any more.
+    /// Waits a moment for a first meeting: a node that has just joined or started has met nobody
+    /// yet, and knows only the addresses of others. Once it has signed that it leaves, it looks for
+    /// nobody any more.
     pub(super) async fn await_first_meeting(&self) {
         let are_others = lock(&self.addrs).keys().any(|node| *node != self.me);
         if are_others && !self.is_removed() {
