@@ -28,9 +28,12 @@ pub use self::ipam::{
 pub use self::membership::{
     InitSpec, Issuer, JoinSpec, LeaveSpec, Membership, NodeSpec, Token, TokenCreated, TokenSpec,
 };
-pub use self::network::{ExtendSpec, Network, NetworkSpec, Overlap, Plain, Subnet, Way};
+pub use self::network::{
+    ExtendSpec, Network, NetworkSpec, NetworkUpdate, Overlap, Plain, Subnet, Way,
+};
 pub use self::sandbox::{
-    Begin, Detached, HostEntry, Published, Sandbox, SandboxEnded, SandboxSpec, SandboxStarted,
+    Begin, Detached, HostEntry, Hostname, Published, Sandbox, SandboxEnded, SandboxSpec,
+    SandboxStarted,
 };
 pub use self::{driver::Driver, mode::Mode};
 

@@ -75,7 +75,7 @@ fn spec() -> NetworkSpec {
         gateway: Gateway { mac: MacAddr([2, 0, 0, 0, 0, 1]), ips: vec![ip(1 << 23)] },
         subnets: "10.0.0.0/8".parse().into_iter().collect(),
         isolated: false,
-        multicast: Default::default(),
+        limits: Default::default(),
     }
 }
 

@@ -142,12 +142,22 @@ pub const NETWORK_VTEPS: usize = 64;
 /// worth of machines. More of them are flooded to, not learned: who makes addresses up pushes
 /// nobody out.
 pub const LEARNED_STATIONS: usize = 1024;
+/// The most that a network may say of it: a learned address is some 100 bytes on every host.
+pub const LEARNED_STATIONS_MOST: u32 = 65_536;
 /// How long a learned address is known without a frame from it: the default of bridges (IEEE 802.1Q
 /// section 8.8.3) and of the kernel's vxlan device.
 pub const LEARNED_AGE: Duration = Duration::from_secs(300);
 /// Labels of one network.
 pub const NETWORK_LABELS: usize = 64;
 
+/// Questions of one client that are answered in a second, unless the network says otherwise: a
+/// tenth of what one core can.
+pub const DNS_PER_SECOND: u32 = 10_000;
+/// Questions of one client that the upstreams are asked in a second, unless the network says
+/// otherwise; the host's name server is not a sandbox's to flood.
+pub const DNS_FORWARDS_PER_SECOND: u32 = 500;
+/// The most that a network may say of either.
+pub const DNS_MOST: u32 = 1_000_000;
 /// Seconds that an answer about a name of ours may be kept.
 pub const DNS_TTL: u32 = 5;
 /// Longest reply over UDP: it crosses every IPv6 path in one piece (dnsflagday.net/2020).

@@ -19,7 +19,7 @@ use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
-use vxmesh::dns::{Clients, Desk, Names, Scope, Server, Snapshot, Sockets, Upstreams};
+use vxmesh::dns::{Clients, Desk, Names, Scope, Server, Snapshot, Sockets};
 use vxmesh_tests::{dns, lab::percentiles};
 
 /// After this an answer is lost.
@@ -136,7 +136,7 @@ fn servers(options: Options) -> Result<Vec<(SocketAddr, Server)>> {
     });
     let server = |_| {
         let sockets = Sockets::bind((Ipv4Addr::LOCALHOST, 0).into())?;
-        let scope = Scope { networks: vec![network], upstreams: Upstreams::None };
+        let scope = Scope { networks: vec![network], ..Scope::default() };
         let addr = sockets.local_addr()?;
         Ok((
             addr,

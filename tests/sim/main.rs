@@ -283,7 +283,7 @@ fn create_network(world: &mut World, on: usize, name: usize) {
                 .collect(),
             internal: false,
             isolated: false,
-            multicast: Default::default(),
+            limits: Default::default(),
             dns: Vec::new(),
             labels: BTreeMap::new(),
             blocks: blocks.map(|(cidr, owner): (IpNet, _)| object::Block { cidr, owner }).collect(),

@@ -75,7 +75,7 @@ pub fn spec() -> NetworkSpec {
         gateway: Gateway { mac: MAC_GATEWAY, ips },
         subnets: ["10.0.0.0/24", "fd00::/64"].iter().filter_map(|net| net.parse().ok()).collect(),
         isolated: false,
-        multicast: Default::default(),
+        limits: Default::default(),
     }
 }
 

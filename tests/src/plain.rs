@@ -60,7 +60,7 @@ fn network(creator: NodeId, gateways: &[IpAddr]) -> Option<Network> {
         subnets: subnets.map(|(cidr, gateway)| Subnet::whole(*cidr, *gateway)).collect(),
         internal: false,
         isolated: false,
-        multicast: Default::default(),
+        limits: Default::default(),
         dns: Vec::new(),
         labels: Default::default(),
         blocks: Vec::new(),

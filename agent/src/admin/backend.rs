@@ -11,8 +11,9 @@ use super::resolve;
 use crate::api::{
     Address, AddressPool, ApiError, AttachSpec, Connection, Diagnosis, DnsQuery, DnsRecord,
     DropRow, Endpoint, EndpointSpec, ExtendSpec, InitSpec, JoinSpec, LeaveSpec, Location,
-    MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec, Node, NodeSpec, Peer,
-    Sandbox, SandboxEnded, SandboxSpec, SandboxStarted, Status, Token, TokenCreated, TokenSpec,
+    MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec, NetworkUpdate, Node,
+    NodeSpec, Peer, Sandbox, SandboxEnded, SandboxSpec, SandboxStarted, Status, Token,
+    TokenCreated, TokenSpec,
 };
 use crate::identity::backup::Backup;
 
@@ -68,6 +69,12 @@ pub trait Backend: Send + Sync + 'static {
     async fn network_create(&self, spec: NetworkSpec) -> Result<Network, ApiError>;
     /// `network extend`: conflict if a subnet overlaps one of the network.
     async fn network_extend(&self, reference: &str, spec: ExtendSpec) -> Result<Network, ApiError>;
+    /// `network update`: options that are not named stay.
+    async fn network_update(
+        &self,
+        reference: &str,
+        update: NetworkUpdate,
+    ) -> Result<Network, ApiError>;
     /// `network rm`: conflict while endpoints are in it; `force` counts only those of nodes that
     /// are up.
     async fn network_rm(&self, reference: &str, force: bool) -> Result<Network, ApiError>;

@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::Backend;
 use crate::api::{
     Address, ApiError, AttachSpec, Connection, DnsQuery, DnsRecord, EndpointSpec, ErrorBody,
-    ErrorCode, ExtendSpec, InitSpec, JoinSpec, LeaveSpec, Location, NetworkSpec, NodeSpec,
-    SandboxEnded, SandboxSpec, SandboxStarted, TokenSpec,
+    ErrorCode, ExtendSpec, InitSpec, JoinSpec, LeaveSpec, Location, NetworkSpec, NetworkUpdate,
+    NodeSpec, SandboxEnded, SandboxSpec, SandboxStarted, TokenSpec,
 };
 
 /// Largest request body. The largest request has a few dozen addresses and labels; 1 MiB is far
@@ -79,6 +79,9 @@ fn objects() -> Router<Arc<dyn Backend>> {
     let extend = async |State(agent): Agent, Ref(net): Ref, Spec(spec): Spec<ExtendSpec>| {
         to_the_end(async move { agent.network_extend(&net, spec).await }).await
     };
+    let change = async |State(agent): Agent, Ref(net): Ref, Spec(spec): Spec<NetworkUpdate>| {
+        to_the_end(async move { agent.network_update(&net, spec).await }).await
+    };
     let rm = async |State(agent): Agent, Ref(net): Ref, query: Queried<RemoveQuery>| {
         let Query(query) = query.map_err(|why| bad_request(why.body_text()))?;
         to_the_end(async move { agent.network_rm(&net, query.force).await }).await
@@ -101,7 +104,7 @@ fn objects() -> Router<Arc<dyn Backend>> {
         .route("/v1/ipam", get(pools).post(trust))
         .route("/v1/ipam/{reference}", get(pool))
         .route("/v1/networks", get(networks).post(create))
-        .route("/v1/networks/{reference}", get(network).delete(rm))
+        .route("/v1/networks/{reference}", get(network).patch(change).delete(rm))
         .route("/v1/networks/{reference}/extend", post(extend))
         .route("/v1/endpoints", get(endpoints).post(attach))
         .route("/v1/endpoints/{reference}", get(endpoint).patch(update).delete(detach))

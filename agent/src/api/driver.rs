@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "snake_case")]
 pub enum Driver {
     /// All hosts of the mesh: sealed VXLAN between them [-o multicast_rate=N] [-o
-    /// multicast_host_rate=N]
+    /// multicast_host_rate=N] [-o dns_rate=N] [-o dns_forward_rate=N] [-o learned_stations=N]
     #[default]
     Overlay,
     /// This host only
@@ -34,7 +34,13 @@ impl Driver {
     #[must_use]
     pub const fn options(self) -> &'static [&'static str] {
         match self {
-            Self::Overlay => &["multicast_rate", "multicast_host_rate"],
+            Self::Overlay => &[
+                "multicast_rate",
+                "multicast_host_rate",
+                "dns_rate",
+                "dns_forward_rate",
+                "learned_stations",
+            ],
             Self::Bridge => &[],
             Self::Macvlan => &["parent", "macvlan_mode"],
         }

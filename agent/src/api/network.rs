@@ -177,6 +177,14 @@ const fn yes() -> bool {
     true
 }
 
+/// `vxmesh network update`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkUpdate {
+    /// As in [`NetworkSpec::options`]; what is empty is the default again.
+    pub options: BTreeMap<String, String>,
+}
+
 /// `vxmesh network extend`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use vxmesh_proto::{
     addr::{EndpointId, Name},
     restart::RestartPolicy,
+    special_names::taken_for,
 };
 
 use super::{Connection, Mode, SandboxNetwork};
@@ -164,7 +165,7 @@ pub struct SandboxSpec {
     pub command: Vec<String>,
     /// Its hostname; its name otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hostname: Option<String>,
+    pub hostname: Option<Hostname>,
     /// Free-form labels of all its endpoints.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -175,6 +176,49 @@ pub struct SandboxSpec {
     /// For a command in the background.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detached: Option<Detached>,
+}
+
+/// What `hostname` says in a sandbox: a host's name that no program takes for something else, and
+/// that the kernel holds (`__NEW_UTS_LEN`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Hostname(String);
+
+impl FromStr for Hostname {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if !is_host(text) {
+            return Err("use letters, digits and -, with dots between labels".into());
+        }
+        if text.len() > 63 {
+            return Err("it has more than 63 characters".into());
+        }
+        match taken_for(text) {
+            Some(what) => Err(format!("programs take it for {what}")),
+            None => Ok(Self(text.into())),
+        }
+    }
+}
+
+impl TryFrom<String> for Hostname {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse().map_err(|why| format!("`{text}` cannot be a hostname: {why}"))
+    }
+}
+
+impl From<Hostname> for String {
+    fn from(name: Hostname) -> Self {
+        name.0
+    }
+}
+
+fn is_host(name: &str) -> bool {
+    let known = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_');
+    let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(known);
+    name.len() <= 253 && name.split('.').all(label)
 }
 
 /// A name and its address, written `NAME:IP`.
@@ -192,9 +236,7 @@ impl FromStr for HostEntry {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, ip) = text.split_once(':').ok_or("write NAME:IP")?;
-        let known = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_');
-        let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(known);
-        if name.len() > 253 || !name.split('.').all(label) {
+        if !is_host(name) {
             return Err(format!("`{name}` is not a host's name"));
         }
         let ip = ip.trim_start_matches('[').trim_end_matches(']');
@@ -247,4 +289,19 @@ pub struct SandboxEnded {
     pub exit_status: Option<u8>,
     /// When, in Unix seconds.
     pub ended_at: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostnames_are_names_that_mean_the_sandbox() {
+        for good in ["web", "web-1.example", &"a".repeat(63)] {
+            assert!(good.parse::<Hostname>().is_ok(), "{good}");
+        }
+        for bad in ["", "10", "0x10", "localhost", "a\nb", "a b", "a..b", &"a".repeat(64)] {
+            assert!(bad.parse::<Hostname>().is_err(), "{bad:?}");
+        }
+    }
 }

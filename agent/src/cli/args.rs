@@ -209,6 +209,15 @@ pub(super) enum Network {
     },
     /// Add subnets to one, on all nodes and while endpoints are in it
     Extend(Extend),
+    /// Change how much the endpoints of one may do, on all nodes and while they are in it
+    Update {
+        /// Id, beginning of an id, or name
+        #[arg(value_parser = reference)]
+        network: String,
+        /// Option to change, as of `network create`; without a VALUE it is the default again
+        #[arg(long = "opt", short, value_name = "KEY=[VALUE]", value_parser = label, required = true)]
+        options: Vec<(String, String)>,
+    },
     /// Remove one, on all nodes
     Rm {
         /// Id, beginning of an id, or name

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::api::{
     self, ApiError, AttachSpec, Connection, EndpointSpec, ErrorCode, ExtendSpec, LeaveSpec,
-    NetworkSpec, NodeSpec, TokenSpec,
+    NetworkSpec, NetworkUpdate, NodeSpec, TokenSpec,
 };
 
 /// Makes the call and prints its answer.
@@ -119,6 +119,12 @@ impl Call<'_> {
                 };
                 let network: api::Network = self.client.post(&path, &spec).await?;
                 self.warn(&network);
+                self.output.done(&network, network.name.as_str())
+            }
+            Network::Update { network, options } => {
+                let update = NetworkUpdate { options: options.into_iter().collect() };
+                let network: api::Network =
+                    self.client.patch(&path("networks", &network), &update).await?;
                 self.output.done(&network, network.name.as_str())
             }
             Network::Connect(connect) => self.connect(connect).await,

@@ -191,12 +191,16 @@ fn field(key: &str, value: &Value) -> (String, Vec<String>) {
                 .iter()
                 .find_map(|unit| key.strip_suffix(unit).filter(|_| value.is_null()))
                 .unwrap_or(key);
-            (key.to_owned(), lines(value))
+            (key.to_owned(), lines(key, value))
         })
 }
 
-fn lines(value: &Value) -> Vec<String> {
+fn lines(key: &str, value: &Value) -> Vec<String> {
     match value {
+        // The words of a command line.
+        Value::Array(words) if key == "command" => {
+            vec![words.iter().map(plain).collect::<Vec<_>>().join(" ")]
+        }
         Value::Array(items) if items.iter().any(Value::is_object) => {
             items.iter().map(plain).collect()
         }

@@ -21,9 +21,9 @@ use crate::{
     api::{
         Address, AddressPool, ApiError, AttachSpec, Connection, Diagnosis, DnsQuery, DnsRecord,
         DropRow, Endpoint, EndpointSpec, ErrorCode, ExtendSpec, InitSpec, JoinSpec, LeaveSpec,
-        Location, MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec, Node,
-        NodeSpec, Peer, Sandbox, SandboxEnded, SandboxSpec, SandboxStarted, Status, Token,
-        TokenCreated, TokenSpec,
+        Location, MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec,
+        NetworkUpdate, Node, NodeSpec, Peer, Sandbox, SandboxEnded, SandboxSpec, SandboxStarted,
+        Status, Token, TokenCreated, TokenSpec,
     },
     config::Config,
     control::join::{JoinOptions, join},
@@ -204,7 +204,7 @@ impl Mesh {
     /// Leaves the mesh for good: nothing of it stays on this host, and other nodes get this one's
     /// addresses. What the user should know comes back.
     async fn leave(self: &Arc<Self>, spec: LeaveSpec) -> Result<Vec<String>, ApiError> {
-        self.check_leave(spec)?;
+        let ended = self.check_leave(spec)?;
         let _going = if spec.force { None } else { self.find_successor().await? };
         let endpoints = self.stored_endpoints()?;
         self.take_names_if_possible(&endpoints).await;
@@ -216,7 +216,8 @@ impl Mesh {
         self.await_first_meeting().await;
         let last_words = self.last_words()?;
         // Asked for, so that all of it is known before the connection closes: no copy stays here.
-        let warnings = self.unheard(self.say_goodbye(&last_words).await);
+        let mut warnings = self.unheard(self.say_goodbye(&last_words).await);
+        warnings.extend(ended.map(|ended| format!("{ended} of this node were ended")));
         self.stop().await;
         for table in Table::ALL {
             for (key, _value) in
@@ -429,6 +430,15 @@ impl Backend for Agent {
     async fn network_extend(&self, reference: &str, spec: ExtendSpec) -> Result<Network, ApiError> {
         let (mesh, reference) = (self.mesh().await?, reference.to_owned());
         blocking(move || mesh.extend_network(&reference, &spec)).await
+    }
+
+    async fn network_update(
+        &self,
+        reference: &str,
+        update: NetworkUpdate,
+    ) -> Result<Network, ApiError> {
+        let (mesh, reference) = (self.mesh().await?, reference.to_owned());
+        blocking(move || mesh.update_network(&reference, &update)).await
     }
 
     async fn network_rm(&self, reference: &str, force: bool) -> Result<Network, ApiError> {

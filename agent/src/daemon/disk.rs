@@ -45,7 +45,7 @@ impl Mesh {
         let row = |health, found: String, hint: &str| check("disk", health, found, hint);
         if self.store.is_stuck() {
             let found =
-                format!("{} takes nothing: changes are refused and nothing is kept", dir.display());
+                format!("{} takes nothing: changes that need room are refused", dir.display());
             let hint = "free some space, or see what the disk has; it is tried again every second, and needs no restart";
             return row(Health::Fail, found, hint);
         }
@@ -54,7 +54,7 @@ impl Mesh {
                 let free = disk.blocks_available() * disk.fragment_size();
                 let found = format!("{} has {} MiB free", dir.display(), free >> 20);
                 let health = if free < ROOM { Health::Warn } else { Health::Ok };
-                row(health, found, "free some space: without it changes are refused")
+                row(health, found, "free some space: without it changes that need room are refused")
             }
             Err(error) => {
                 row(Health::Warn, format!("{}: {error}", dir.display()), "see what the disk has")

@@ -195,7 +195,6 @@ impl Mesh {
         }
         self.count_drops().await;
         all.extend(self.limits_met(&networks));
-        all.extend(self.names_limited(&networks));
         for (network, fault) in self.missing_parents().await {
             let hint =
                 "bring it back; endpoints whose interface went with it must be plugged in again";

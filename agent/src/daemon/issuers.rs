@@ -370,40 +370,38 @@ impl Mesh {
         ))
     }
 
-    /// Refuses a `leave` that costs more than the user may know.
-    pub(super) fn check_leave(&self, spec: LeaveSpec) -> Result<(), ApiError> {
+    /// Refuses a `leave` that costs more than the user may know. Otherwise what it ends.
+    pub(super) fn check_leave(&self, spec: LeaveSpec) -> Result<Option<String>, ApiError> {
         if !spec.force && !self.is_removed() {
             self.check_other_issuer(&self.issuers())?;
         }
-        if spec.force || spec.yes {
-            return Ok(());
+        let here = self.plugged_here()?;
+        match here {
+            Some(here) if !spec.force && !spec.yes => Err(conflict(
+                format!("this node has {here}; leaving ends and unplugs them"),
+                "use --yes if that is meant",
+            )),
+            here => Ok(here),
         }
+    }
+
+    /// The sandboxes that run here and the other endpoints, if there are any.
+    fn plugged_here(&self) -> Result<Option<String>, ApiError> {
         let sandboxes = self.sandbox_list()?;
         let running = sandboxes.iter().filter(|sandbox| sandbox.state != "exited");
         let running: Vec<&str> = running.map(|sandbox| sandbox.name.as_str()).collect();
         let endpoints = self.endpoint_list();
-        let plugged = endpoints.iter().filter(|endpoint| {
+        let others = endpoints.iter().filter(|endpoint| {
             let of_sandbox =
                 sandboxes.iter().any(|sandbox| sandbox.endpoints.contains(&endpoint.id));
             endpoint.node == self.me && !of_sandbox
         });
-        let plugged: Vec<&str> = plugged.map(|endpoint| endpoint.name.as_str()).collect();
-        let said = match (running.is_empty(), plugged.is_empty()) {
-            (true, true) => return Ok(()),
-            (false, true) => format!("sandboxes run on this node: {}", running.join(", ")),
-            (true, false) => {
-                format!("endpoints are plugged in on this node: {}", plugged.join(", "))
-            }
-            (false, false) => format!(
-                "sandboxes run on this node: {}; and endpoints are plugged in: {}",
-                running.join(", "),
-                plugged.join(", ")
-            ),
-        };
-        Err(conflict(
-            format!("{said}; leaving ends and unplugs them"),
-            "use --yes if that is meant",
-        ))
+        let others: Vec<&str> = others.map(|endpoint| endpoint.name.as_str()).collect();
+        let named = [("sandboxes", running), ("endpoints", others)];
+        let named = named.iter().filter(|(_, names)| !names.is_empty());
+        let named: Vec<String> =
+            named.map(|(what, names)| format!("{what} {}", names.join(", "))).collect();
+        Ok((!named.is_empty()).then(|| named.join(" and ")))
     }
 
     /// Whether it is this node that takes back what a removed node owned. If two issuers did, each

@@ -1,88 +1,150 @@
-//! Limits of a network that its creator may change (`network create -o`), and whether they bite.
+//! Limits of a network that its users may change (`network create -o`, `network update -o`), and
+//! whether they bite.
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use vxmesh_proto::{limits::FLOOD_MOST, object::Multicast, reason::DropReason};
-
-use super::{doctor::check, mesh::Mesh, networks::usage};
-use crate::{
-    api::{self, ApiError, Diagnosis, Health, NetworkSpec},
-    dns::clients::{FORWARDS_PER_SECOND, FORWARDS_UNDER_WAY, PER_SECOND},
+use vxmesh_proto::{
+    limits::{DNS_MOST, FLOOD_MOST, LEARNED_STATIONS_MOST},
+    object::{self, Content, Draft, NetworkLimits, ObjectId},
+    reason::DropReason,
 };
 
-const OF_ENDPOINT: &str = "multicast_rate";
-const OF_HOST: &str = "multicast_host_rate";
+use super::{
+    doctor::check,
+    local::check_options,
+    mesh::{Mesh, conflict, lock},
+    networks::{is_gone, usage},
+    plain::LocalTable,
+};
+use crate::{
+    api::{self, ApiError, Diagnosis, Driver, Health, NetworkUpdate},
+    dns::clients::FORWARDS_UNDER_WAY,
+};
+
 /// A limit that was met this long ago bites.
 const OF_LATE: Duration = Duration::from_secs(60);
-/// Limits of a name server, as its counters call them, and what they allow each client.
-const OF_NAMES: [(DropReason, usize, &str); 3] = [
-    (DropReason::DnsRate, PER_SECOND as usize, "questions in a second are answered"),
-    (
-        DropReason::DnsForwardRate,
-        FORWARDS_PER_SECOND as usize,
-        "questions in a second go to the name servers outside",
-    ),
-    (
-        DropReason::DnsForwardsFull,
-        FORWARDS_UNDER_WAY,
-        "questions wait for the name servers outside at a time",
-    ),
+
+/// An option of a network that is a limit.
+struct Limit {
+    option: &'static str,
+    most: u32,
+    of: fn(&mut NetworkLimits) -> &mut Option<u32>,
+}
+
+const MULTICAST: &str = "multicast_rate";
+const MULTICAST_HOST: &str = "multicast_host_rate";
+const DNS: &str = "dns_rate";
+const DNS_FORWARD: &str = "dns_forward_rate";
+const STATIONS: &str = "learned_stations";
+
+const LIMITS: [Limit; 5] = [
+    Limit { option: MULTICAST, most: FLOOD_MOST, of: |it| &mut it.multicast },
+    Limit { option: MULTICAST_HOST, most: FLOOD_MOST, of: |it| &mut it.multicast_host },
+    Limit { option: DNS, most: DNS_MOST, of: |it| &mut it.dns },
+    Limit { option: DNS_FORWARD, most: DNS_MOST, of: |it| &mut it.dns_forward },
+    Limit { option: STATIONS, most: LEARNED_STATIONS_MOST, of: |it| &mut it.stations },
 ];
 
-/// What the options of a network say of multicast.
-pub(super) fn multicast_of(spec: &NetworkSpec) -> Result<Multicast, ApiError> {
-    let rate = |name: &str| {
-        let Some(text) = spec.options.get(name) else { return Ok(None) };
-        let rate = text.parse().ok().filter(|rate| (1..=FLOOD_MOST).contains(rate));
-        rate.map(Some).ok_or_else(|| {
-            usage(
-                format!("`{text}` is no {name}"),
-                &format!("give a number of packets in a second, 1 to {FLOOD_MOST}"),
-            )
-        })
-    };
-    let multicast = Multicast { endpoint: rate(OF_ENDPOINT)?, host: rate(OF_HOST)? };
-    if multicast.of_host() < multicast.of_endpoint() {
+/// The limits with what these options say of them; an empty one is the default again.
+pub(super) fn limits_by(
+    mut limits: NetworkLimits,
+    options: &BTreeMap<String, String>,
+    encrypted: bool,
+) -> Result<NetworkLimits, ApiError> {
+    for Limit { option, most, of } in LIMITS {
+        let Some(text) = options.get(option) else { continue };
+        if option == STATIONS && encrypted {
+            return Err(usage(
+                "an encrypted network learns no stations: it has no VTEPs without an agent",
+                &format!("leave {STATIONS} out"),
+            ));
+        }
+        let number = text.parse().ok().filter(|number| (1..=most).contains(number));
+        if number.is_none() && !text.is_empty() {
+            return Err(usage(
+                format!("`{text}` is no {option}"),
+                &format!("give a number from 1 to {most}, or nothing for the default"),
+            ));
+        }
+        *of(&mut limits) = number;
+    }
+    if limits.multicast_of_host() < limits.multicast_of_endpoint() {
         return Err(usage(
-            format!("a host may send less than one of its endpoints: {OF_HOST} is too small"),
-            &format!("give {} or more, or leave it out", multicast.of_endpoint()),
+            format!(
+                "a host may send less than one of its endpoints: {MULTICAST_HOST} is too small"
+            ),
+            &format!("give {} or more, or leave it out", limits.multicast_of_endpoint()),
         ));
     }
-    Ok(multicast)
+    Ok(limits)
 }
 
 /// The options that say so.
-pub(super) fn options(multicast: Multicast) -> BTreeMap<String, String> {
-    let all = [(OF_ENDPOINT, multicast.endpoint), (OF_HOST, multicast.host)];
-    let given =
-        all.into_iter().filter_map(|(name, rate)| Some((name.to_owned(), rate?.to_string())));
+pub(super) fn options(mut limits: NetworkLimits) -> BTreeMap<String, String> {
+    let given = LIMITS.into_iter().filter_map(|Limit { option, of, .. }| {
+        Some((option.to_owned(), (*of(&mut limits))?.to_string()))
+    });
     given.collect()
 }
 
+/// What a network may change so that it carries more.
+fn remedy(network: &api::Network, options: &[&str]) -> String {
+    let options: Vec<String> = options.iter().map(|option| format!("-o {option}=N")).collect();
+    format!("`vxmesh network update {} {}` allows more", network.name, options.join(" "))
+}
+
 impl Mesh {
-    /// The networks whose name servers were asked more of late than one client may.
-    pub(super) fn names_limited(&self, networks: &[api::Network]) -> Vec<Diagnosis> {
-        let Some(begin) = Instant::now().checked_sub(OF_LATE) else { return Vec::new() };
-        let rows = self.name_servers.names.drops().since(begin).into_iter();
-        let rows = rows.filter_map(|(key, count)| {
-            let (_, most, allowed) = OF_NAMES.into_iter().find(|(it, ..)| *it == key.reason)?;
-            let network = networks.iter().find(|network| Some(network.id) == key.network)?;
-            let found = format!(
-                "a sandbox asks for more names than it may: {count} questions were not answered ({})",
-                key.reason
-            );
-            let hint = format!("{most} {allowed} for each sandbox; a cache of names in it asks less");
-            Some(check(&format!("network {}", network.name), Health::Warn, found, &hint))
-        });
-        rows.collect()
+    /// Changes the limits of a network, on this node and so on all.
+    pub(super) fn update_network(
+        self: &Arc<Self>,
+        reference: &str,
+        update: &NetworkUpdate,
+    ) -> Result<api::Network, ApiError> {
+        self.check_member()?;
+        let network = self.find_network(reference)?;
+        if self.is_local(network.id) {
+            return Err(usage(
+                format!("network `{}` is of this host alone and has no limits", network.name),
+                "make another with the options that you need",
+            ));
+        }
+        if network.state == "conflict" {
+            return Err(conflict(
+                format!("network `{}` is in conflict with an older one", network.name),
+                "remove one of the two",
+            ));
+        }
+        if update.options.is_empty() {
+            return Err(usage("nothing is to be changed", "give an option with -o KEY=VALUE"));
+        }
+        check_options(Driver::Overlay, &update.options)?;
+        let id = ObjectId::Network(network.id);
+        let object = self.objects.publish::<ApiError>(|set, hlc| {
+            let object = set.get(&id).filter(|object| !object.closed()).ok_or_else(is_gone)?;
+            let Content::Network(before) = object.content() else { return Err(is_gone()) };
+            let limits = limits_by(before.limits, &update.options, before.encrypted)?;
+            let content = Content::Network(object::Network { limits, ..before.clone() });
+            Ok(Draft { content, ..object.edit(hlc) })
+        })?;
+        self.push_objects([object.text().to_string()]);
+        self.kick();
+        self.inspect_network(&network.id.to_string())
     }
 
     /// The networks whose limits were met of late, and by whom.
     pub(super) fn limits_met(&self, networks: &[api::Network]) -> Vec<Diagnosis> {
         let Some(begin) = Instant::now().checked_sub(OF_LATE) else { return Vec::new() };
+        let mut all = self.multicast_limited(networks, begin);
+        all.extend(self.names_limited(networks, begin));
+        all.extend(networks.iter().filter_map(|network| self.stations_limited(network)));
+        all
+    }
+
+    fn multicast_limited(&self, networks: &[api::Network], begin: Instant) -> Vec<Diagnosis> {
         let rows = self.plane.drops().since(begin).into_iter();
         let rows = rows.filter(|(key, _)| key.reason == DropReason::FloodLimited);
         let rows = rows.filter_map(|(key, count)| {
@@ -93,13 +155,47 @@ impl Mesh {
             let found = format!(
                 "broadcasts and multicasts{of} are more than the limit: {count} were dropped"
             );
-            let hint = format!(
-                "a network that is to carry more is made with -o {OF_ENDPOINT}=N and -o {OF_HOST}=N, packets in a second of an endpoint and of a host"
-            );
-            Some(check(&format!("network {}", network.name), Health::Warn, found, &hint))
+            Some(limited(network, found, &remedy(network, &[MULTICAST, MULTICAST_HOST])))
         });
         rows.collect()
     }
+
+    /// The networks whose name servers were asked more of late than one client may.
+    fn names_limited(&self, networks: &[api::Network], begin: Instant) -> Vec<Diagnosis> {
+        let rows = self.name_servers.names.drops().since(begin).into_iter();
+        let rows = rows.filter_map(|(key, count)| {
+            let network = networks.iter().find(|network| Some(network.id) == key.network)?;
+            let hint = match key.reason {
+                DropReason::DnsRate => remedy(network, &[DNS]),
+                DropReason::DnsForwardRate => remedy(network, &[DNS_FORWARD]),
+                DropReason::DnsForwardsFull => format!(
+                    "{FORWARDS_UNDER_WAY} questions of a sandbox may wait for the name servers outside at a time: ask less at once, or see whether these answer"
+                ),
+                _ => return None,
+            };
+            let found = format!(
+                "a sandbox asks for more names than it may: {count} questions were not answered ({})",
+                key.reason
+            );
+            Some(limited(network, found, &hint))
+        });
+        rows.collect()
+    }
+
+    /// Whether a plain network has more behind its static VTEPs than it may know.
+    fn stations_limited(&self, network: &api::Network) -> Option<Diagnosis> {
+        let locals = lock(&self.locals);
+        let LocalTable::Plain(plain) = &locals.get(&network.id)?.table else { return None };
+        let (most, known) = (plain.spec().limits.stations(), plain.learned().len());
+        let found = format!(
+            "{known} machines behind the VTEPs without an agent are known, and no more may be: frames to others go to all"
+        );
+        (known >= most).then(|| limited(network, found, &remedy(network, &[STATIONS])))
+    }
+}
+
+fn limited(network: &api::Network, found: String, hint: &str) -> Diagnosis {
+    check(&format!("network {}", network.name), Health::Warn, found, hint)
 }
 
 #[cfg(test)]
@@ -108,27 +204,43 @@ mod tests {
 
     use super::*;
 
-    fn of(options: serde_json::Value) -> Result<Multicast, ApiError> {
-        let spec = json!({ "name": "blue", "options": options });
-        multicast_of(&serde_json::from_value(spec).unwrap())
+    fn of(options: &serde_json::Value) -> Result<NetworkLimits, ApiError> {
+        let options = serde_json::from_value(options.clone()).unwrap();
+        limits_by(NetworkLimits::default(), &options, false)
     }
 
     #[test]
     fn limits_are_numbers_that_fit_each_other() {
-        assert_eq!(of(json!({})).unwrap(), Multicast::default());
-        let more = of(json!({ "multicast_rate": "5000" })).unwrap();
-        assert_eq!((more.of_endpoint(), more.of_host()), (5000, 5000));
-        let both = json!({ "multicast_rate": "50", "multicast_host_rate": "60" });
-        let both = of(both.clone()).map(|both_of| (options(both_of), both)).unwrap();
-        assert_eq!(serde_json::to_value(both.0).unwrap(), both.1);
+        assert_eq!(of(&json!({})).unwrap(), NetworkLimits::default());
+        let more = of(&json!({ "multicast_rate": "5000" })).unwrap();
+        assert_eq!((more.multicast_of_endpoint(), more.multicast_of_host()), (5000, 5000));
+        let all = json!({
+            "multicast_rate": "50", "multicast_host_rate": "60", "dns_rate": "70",
+            "dns_forward_rate": "80", "learned_stations": "90",
+        });
+        let limits = of(&all).unwrap();
+        assert_eq!(serde_json::to_value(options(limits)).unwrap(), all);
+        assert_eq!((limits.dns(), limits.dns_forward(), limits.stations()), (70, 80, 90));
         for bad in [
             json!({ "multicast_rate": "0" }),
             json!({ "multicast_rate": "many" }),
             json!({ "multicast_host_rate": "1000001" }),
             json!({ "multicast_rate": "50", "multicast_host_rate": "40" }),
             json!({ "multicast_host_rate": "40" }),
+            json!({ "dns_rate": "-1" }),
+            json!({ "learned_stations": "65537" }),
         ] {
-            assert!(of(bad.clone()).is_err(), "{bad}");
+            assert!(of(&bad).is_err(), "{bad}");
         }
+        let options = BTreeMap::from([("learned_stations".to_owned(), "90".to_owned())]);
+        assert!(limits_by(NetworkLimits::default(), &options, true).is_err());
+    }
+
+    #[test]
+    fn what_is_changed_leaves_the_rest() {
+        let before = of(&json!({ "multicast_rate": "5000", "dns_rate": "70" })).unwrap();
+        let options = BTreeMap::from([("multicast_rate".to_owned(), String::new())]);
+        let after = limits_by(before, &options, true).unwrap();
+        assert_eq!((after.multicast, after.dns), (None, Some(70)));
     }
 }

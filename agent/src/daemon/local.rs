@@ -111,9 +111,12 @@ impl LocalNetworks {
 }
 
 /// Refuses options that the driver does not have.
-pub(super) fn check_options(spec: &NetworkSpec) -> Result<(), ApiError> {
-    let known = spec.driver.options();
-    let Some(unknown) = spec.options.keys().find(|key| !known.contains(&key.as_str())) else {
+pub(super) fn check_options(
+    driver: Driver,
+    options: &BTreeMap<String, String>,
+) -> Result<(), ApiError> {
+    let known = driver.options();
+    let Some(unknown) = options.keys().find(|key| !known.contains(&key.as_str())) else {
         return Ok(());
     };
     let hint = if known.is_empty() {
@@ -121,7 +124,7 @@ pub(super) fn check_options(spec: &NetworkSpec) -> Result<(), ApiError> {
     } else {
         format!("it has {}", known.join(", "))
     };
-    Err(usage(format!("driver {} has no option `{unknown}`", spec.driver), &hint))
+    Err(usage(format!("driver {driver} has no option `{unknown}`"), &hint))
 }
 
 impl Mesh {
@@ -203,7 +206,7 @@ impl Mesh {
                 vteps: Vec::new(),
                 internal: spec.internal,
                 isolated: spec.isolated,
-                multicast: Default::default(),
+                limits: Default::default(),
                 labels: spec.labels.clone(),
                 blocks: Vec::new(),
             },

@@ -18,7 +18,7 @@ use vxmesh_gossip::membership::Gossip;
 use vxmesh_proto::{
     addr::{Name, NetworkId},
     dns::{NamesTable, ResolvConf},
-    object::{Content, Network, ObjectId, ObjectSet},
+    object::{Content, Network, NetworkLimits, ObjectId, ObjectSet},
 };
 
 use super::{
@@ -29,8 +29,8 @@ use super::{
 use crate::{
     api::ApiError,
     dns::{
-        Clients, Desk, Etc, EtcFiles, IN_SANDBOX, Names, SERVERS, Scope, Server, Snapshot, Sockets,
-        Upstreams,
+        Clients, Desk, Etc, EtcFiles, IN_SANDBOX, Names, Rates, SERVERS, Scope, Server, Snapshot,
+        Sockets, Upstreams,
     },
     netlink::{netns::Netns, overlay::OverlayError},
     reconcile::admit::Claims,
@@ -185,7 +185,7 @@ impl Mesh {
         let asks_host = upstreams == Upstreams::Host;
         let files = EtcFiles::of(&self.run_dir(), sandbox.name());
         let written = files.write(&self.etc(sandbox, &own, asks_host)).map_err(cannot);
-        let scope = Scope { networks, upstreams };
+        let scope = Scope { networks, upstreams, rates: rates(&objects) };
         let mut servers = lock(&self.name_servers.sandboxes);
         if let Some(server) = servers.get(sandbox.name()) {
             server.desk().set_scope(scope);
@@ -220,6 +220,19 @@ impl Mesh {
             }
             if let Some(network) = self.network_of(*id) {
                 self.name_gateways_of(*id, &network, gateways);
+            }
+        }
+    }
+
+    /// Has the servers of sandboxes allow as much as their networks say now.
+    pub(super) fn rate_sandboxes(&self) {
+        for server in lock(&self.name_servers.sandboxes).values() {
+            let scope = server.desk().scope();
+            let networks: Vec<Network> =
+                scope.networks.iter().filter_map(|id| self.network_of(*id)).collect();
+            let rates = rates(&networks);
+            if scope.rates != rates {
+                server.desk().set_scope(Scope { rates, ..(*scope).clone() });
             }
         }
     }
@@ -337,7 +350,18 @@ fn cidrs(network: &Network) -> Vec<IpNet> {
 
 /// What whoever asks a network's gateway may see.
 fn gateway_scope(id: NetworkId, network: &Network) -> Scope {
-    Scope { networks: vec![id], upstreams: upstreams(std::slice::from_ref(network), &[]) }
+    let only = std::slice::from_ref(network);
+    Scope { networks: vec![id], upstreams: upstreams(only, &[]), rates: rates(only) }
+}
+
+/// How much a client in all these networks may ask: as much as in one of them.
+fn rates(networks: &[Network]) -> Rates {
+    let most = |of: fn(NetworkLimits) -> u32| networks.iter().map(|it| of(it.limits)).max();
+    let default = Rates::default();
+    Rates {
+        questions: most(NetworkLimits::dns).unwrap_or(default.questions),
+        forwards: most(NetworkLimits::dns_forward).unwrap_or(default.forwards),
+    }
 }
 
 /// Who answers a sandbox of these networks: those that the user gave it, else those of the
@@ -383,7 +407,7 @@ mod tests {
             subnets: vec![Subnet::whole(cidr, cidr.addr())],
             internal,
             isolated: false,
-            multicast: Default::default(),
+            limits: Default::default(),
             dns: dns.iter().map(|ip| ip.parse().unwrap()).collect(),
             labels: BTreeMap::new(),
             blocks: Vec::new(),

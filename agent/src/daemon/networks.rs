@@ -16,7 +16,7 @@ use vxmesh_proto::{
 
 use super::{
     conflicts::check_network_name,
-    limits::{multicast_of, options},
+    limits::{limits_by, options},
     local::{check_mesh_name, check_options},
     mesh::{Mesh, failed},
     subnets::{self, Wanted, free_subnets},
@@ -97,7 +97,7 @@ impl Mesh {
             ));
         }
         check_network_name(&spec.name)?;
-        check_options(spec)?;
+        check_options(spec.driver, &spec.options)?;
         let vteps = check_vteps(spec)?;
         if spec.driver != Driver::Overlay {
             return self.create_local(spec);
@@ -108,7 +108,7 @@ impl Mesh {
             return Err(usage(format!("an MTU of {mtu} does not do"), "choose 1280 to 8894"));
         }
         check_dns(spec)?;
-        let multicast = multicast_of(spec)?;
+        let limits = limits_by(object::NetworkLimits::default(), &spec.options, spec.encrypted)?;
         let live = self.live_nodes();
         let object = self.objects.publish::<ApiError>(|set, hlc| {
             let networks = set.networks();
@@ -135,7 +135,7 @@ impl Mesh {
                 dns: spec.dns.clone(),
                 internal: spec.internal,
                 isolated: spec.isolated,
-                multicast,
+                limits,
                 labels: spec.labels.clone(),
                 blocks,
             };
@@ -207,13 +207,7 @@ impl Mesh {
         for (subnet, usable) in wanted.subnets()? {
             let split = first_split(&usable, self.me, live.iter().copied());
             let object = self.objects.publish::<ApiError>(|set, hlc| {
-                let extended = set.extended(network.id).ok_or_else(|| {
-                    ApiError::new(
-                        ErrorCode::NotFound,
-                        "the network is gone",
-                        "see `vxmesh network ls`",
-                    )
-                })?;
+                let extended = set.extended(network.id).ok_or_else(is_gone)?;
                 check_addition(&extended, subnet.cidr)?;
                 let blocks =
                     split.iter().map(|(cidr, owner)| object::Block { cidr: *cidr, owner: *owner });
@@ -293,10 +287,7 @@ impl Mesh {
         }
         let id = object::ObjectId::Network(network.id);
         let object = self.objects.publish::<ApiError>(|set, hlc| {
-            let gone = || {
-                ApiError::new(ErrorCode::NotFound, "the network is gone", "see `vxmesh network ls`")
-            };
-            Ok(Draft { closed: true, ..set.get(&id).ok_or_else(gone)?.edit(hlc) })
+            Ok(Draft { closed: true, ..set.get(&id).ok_or_else(is_gone)?.edit(hlc) })
         })?;
         self.push_objects([object.text().to_string()]);
         self.kick();
@@ -321,6 +312,11 @@ impl Mesh {
         let tenant = |(name, node, up)| Tenant { name, node: self.node_name(node), up };
         claims.into_iter().map(tenant).collect()
     }
+}
+
+/// It was removed while something was done with it.
+pub(super) fn is_gone() -> ApiError {
+    ApiError::new(ErrorCode::NotFound, "the network is gone", "see `vxmesh network ls`")
 }
 
 /// The static VTEPs of a network, each once.
@@ -415,7 +411,7 @@ pub(super) fn row(id: NetworkId, network: &object::Network, state: NetworkState)
             })
             .collect(),
         internal: network.internal,
-        options: options(network.multicast),
+        options: options(network.limits),
         labels: network.labels.clone(),
         isolated: network.isolated,
         way: None,

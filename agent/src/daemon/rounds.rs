@@ -65,6 +65,7 @@ impl Mesh {
                     }
                     self.watching.mark(|dirty| dirty.subnets = true);
                     self.name_gateways(true);
+                    self.rate_sandboxes();
                 }
                 () = self.kick.notified() => {}
                 _ = tick.tick() => {

@@ -330,6 +330,7 @@ impl Mesh {
         }
         check_name(Some(&name), &[])?;
         check_mode(&spec)?;
+        check_end(spec.detached.as_ref())?;
         if spec.networks.is_empty() && spec.mode.is_none() {
             return Err(ApiError::new(
                 ErrorCode::Usage,
@@ -366,7 +367,7 @@ impl Mesh {
             supervised: false,
             starts: 0,
             removing: false,
-            hostname: spec.hostname.clone().or(hostname),
+            hostname: spec.hostname.clone().map(String::from).or(hostname),
             labels: spec.labels.clone(),
             detached: spec.detached.clone(),
             incarnation: self.store.next_incarnation(unix_ms()).map_err(store_failed)?,
@@ -570,5 +571,16 @@ impl Mesh {
             }
         }
         self.forget_all_ended()
+    }
+}
+/// A sandbox that goes with its command cannot start it again.
+fn check_end(detached: Option<&Detached>) -> Result<(), ApiError> {
+    match detached {
+        Some(Detached { restart, remove: true, .. }) if !restart.is_no() => Err(ApiError::new(
+            ErrorCode::Usage,
+            "a sandbox that is removed when its command ends does not start it again",
+            "leave --rm or --restart out",
+        )),
+        _ => Ok(()),
     }
 }

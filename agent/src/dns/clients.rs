@@ -10,17 +10,14 @@ use std::{
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use tokio::sync::Semaphore;
-use vxmesh_proto::tables::TokenBucket;
+use vxmesh_proto::{
+    limits::{DNS_FORWARDS_PER_SECOND, DNS_PER_SECOND},
+    tables::TokenBucket,
+};
 
-/// Questions of one client that are answered in a second: a tenth of what one core can.
-pub(crate) const PER_SECOND: u32 = 10_000;
-/// How many may come at once: every process of a busy sandbox starts at the same time.
-pub(super) const BURST: u32 = 2_000;
-/// Questions of one client that the upstreams are asked in a second; the host's name server is not
-/// a sandbox's to flood.
-pub(crate) const FORWARDS_PER_SECOND: u32 = 500;
-/// How many may come at once.
-const FORWARDS_BURST: u32 = 500;
+/// How many questions may come at once, as a part of those of a second: every process of a busy
+/// sandbox starts at the same time.
+const BURST_PART: u32 = 5;
 /// Questions of one client for which there is always room, whatever others ask.
 const FORWARDS_OWN: usize = 4;
 /// Questions over the rate that are refused in a second; the rest is not answered at all.
@@ -36,15 +33,31 @@ const CLIENTS: usize = 2048;
 #[derive(Debug)]
 pub enum Clients {
     /// Whoever comes is one client: the programs of a sandbox, which has many addresses of its own.
-    One(Arc<Limits>),
+    One(ArcSwap<Limits>),
     /// Each address of these subnets is one. Nobody else is answered, lest answers be sent to where
     /// somebody else wants them.
     Of(ArcSwap<Vec<IpNet>>, Mutex<BTreeMap<IpAddr, Arc<Limits>>>),
 }
 
+/// How many questions of one client are answered in a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rates {
+    /// All.
+    pub questions: u32,
+    /// Those that the upstreams are asked.
+    pub forwards: u32,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self { questions: DNS_PER_SECOND, forwards: DNS_FORWARDS_PER_SECOND }
+    }
+}
+
 /// What limits one client.
 #[derive(Debug)]
 pub struct Limits {
+    rates: Rates,
     pub(super) questions: TokenBucket,
     pub(super) forwards: TokenBucket,
     pub(super) refusals: TokenBucket,
@@ -53,10 +66,11 @@ pub struct Limits {
 }
 
 impl Limits {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(rates: Rates, now: Instant) -> Self {
         Self {
-            questions: TokenBucket::new(PER_SECOND, BURST, now),
-            forwards: TokenBucket::new(FORWARDS_PER_SECOND, FORWARDS_BURST, now),
+            rates,
+            questions: TokenBucket::new(rates.questions, rates.questions / BURST_PART, now),
+            forwards: TokenBucket::new(rates.forwards, rates.forwards, now),
             refusals: TokenBucket::new(REFUSALS_PER_SECOND, REFUSALS_PER_SECOND, now),
             under_way: Semaphore::new(FORWARDS_UNDER_WAY),
             own: Semaphore::new(FORWARDS_OWN),
@@ -68,7 +82,7 @@ impl Clients {
     /// One client, whatever its address.
     #[must_use]
     pub fn one() -> Self {
-        Self::One(Arc::new(Limits::new(Instant::now())))
+        Self::One(ArcSwap::from_pointee(Limits::new(Rates::default(), Instant::now())))
     }
 
     /// The addresses of these subnets, each for itself.
@@ -84,10 +98,17 @@ impl Clients {
         }
     }
 
-    /// What limits the client with this address, if it may ask.
-    pub(super) fn limits(&self, client: IpAddr, now: Instant) -> Option<Arc<Limits>> {
+    /// What limits the client with this address, if it may ask. With other rates than before it
+    /// begins anew.
+    pub(super) fn limits(&self, client: IpAddr, rates: Rates, now: Instant) -> Option<Arc<Limits>> {
+        let new = || Arc::new(Limits::new(rates, now));
         let (subnets, known) = match self {
-            Self::One(limits) => return Some(Arc::clone(limits)),
+            Self::One(limits) => {
+                if limits.load().rates != rates {
+                    limits.store(new());
+                }
+                return Some(limits.load_full());
+            }
             Self::Of(subnets, known) => (subnets, known),
         };
         if !subnets.load().iter().any(|subnet| subnet.contains(&client)) {
@@ -98,7 +119,11 @@ impl Clients {
             // Somebody makes addresses up; the honest get full buckets again.
             known.clear();
         }
-        Some(Arc::clone(known.entry(client).or_insert_with(|| Arc::new(Limits::new(now)))))
+        let limits = known.entry(client).or_insert_with(new);
+        if limits.rates != rates {
+            *limits = new();
+        }
+        Some(Arc::clone(limits))
     }
 }
 
@@ -110,7 +135,8 @@ mod tests {
     fn clients_of_a_network_do_not_share_and_strangers_have_nothing() {
         let now = Instant::now();
         let clients = Clients::of(vec!["10.1.0.0/16".parse().unwrap()]);
-        let limits = |text: &str| clients.limits(text.parse().unwrap(), now);
+        let rates = Rates::default();
+        let limits = |text: &str| clients.limits(text.parse().unwrap(), rates, now);
         assert!(limits("192.0.2.1").is_none());
         let (one, other) = (limits("10.1.0.2").unwrap(), limits("10.1.0.3").unwrap());
         while one.questions.take(now) {}
@@ -124,5 +150,18 @@ mod tests {
         assert!(known.lock().unwrap().len() <= CLIENTS);
         clients.follow(vec!["10.1.0.0/16".parse().unwrap(), "10.2.0.0/16".parse().unwrap()]);
         assert!(limits("10.2.0.2").is_some() && limits("10.3.0.2").is_none());
+    }
+
+    #[test]
+    fn other_rates_hold_at_once() {
+        let (now, client) = (Instant::now(), "10.1.0.2".parse().unwrap());
+        let burst =
+            |limits: Arc<Limits>| (0..10_000).filter(|_| limits.questions.take(now)).count();
+        for clients in [Clients::one(), Clients::of(vec!["10.1.0.0/16".parse().unwrap()])] {
+            let of = |rates| burst(clients.limits(client, rates, now).unwrap());
+            assert_eq!((of(Rates::default()), of(Rates::default())), (2000, 0));
+            let few = Rates { questions: 50, ..Rates::default() };
+            assert_eq!((of(few), of(few)), (10, 0));
+        }
     }
 }

@@ -404,7 +404,7 @@ async fn open(upstream: &Upstream, kind: Type, protocol: Protocol) -> io::Result
 mod tests {
     use vxmesh_proto::dns::Transport;
 
-    use super::*;
+    use super::{super::clients::Rates, *};
 
     /// `a.b` of type A.
     const QUESTION: &[u8] =
@@ -463,7 +463,7 @@ mod tests {
     async fn others_questions_leave_each_client_some_room() {
         let forwarder = Forwarder::default();
         let taken = forwarder.room.try_acquire_many(u32::try_from(UNDER_WAY).unwrap()).unwrap();
-        let limits = Limits::new(Instant::now());
+        let limits = Limits::new(Rates::default(), Instant::now());
         let query = || Query::parse(QUESTION, Transport::Udp).unwrap();
         let none = Panel::default();
         let asked = forwarder.ask(query(), &none, &limits, |_| {}).await;

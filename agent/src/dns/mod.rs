@@ -33,16 +33,16 @@ use vxmesh_proto::{
     reason::DropReason,
 };
 
+use self::{
+    clients::Limits,
+    forward::{Forwarder, Panel, Unanswered, Upstream},
+};
 pub use self::{
-    clients::Clients,
+    clients::{Clients, Rates},
     etc::{ETC_FILES, Etc, EtcFiles},
     resolvers::SERVERS,
     server::Server,
     socket::{IN_SANDBOX, Sockets},
-};
-use self::{
-    clients::Limits,
-    forward::{Forwarder, Panel, Unanswered, Upstream},
 };
 use crate::{
     datapath::drops::{DropKey, Drops},
@@ -81,6 +81,8 @@ pub struct Scope {
     pub networks: Vec<NetworkId>,
     /// Who answers for all other names.
     pub upstreams: Upstreams,
+    /// How much each client may ask.
+    pub rates: Rates,
 }
 
 /// Who answers for names that are not ours.
@@ -148,6 +150,12 @@ impl Desk {
         Self { names, scope: ArcSwap::from_pointee(scope), inside: inside.map(Arc::new), clients }
     }
 
+    /// What the clients may see.
+    #[must_use]
+    pub fn scope(&self) -> Arc<Scope> {
+        self.scope.load_full()
+    }
+
     /// Changes what the clients may see.
     pub fn set_scope(&self, scope: Scope) {
         self.scope.store(Arc::new(scope));
@@ -175,7 +183,7 @@ impl Desk {
     /// told so, or not answered.
     fn admit(&self, client: IpAddr) -> Admission {
         let now = Instant::now();
-        let Some(limits) = self.clients.limits(client, now) else {
+        let Some(limits) = self.clients.limits(client, self.scope.load().rates, now) else {
             self.count(DropReason::DnsStranger);
             return Admission::Ignored;
         };

@@ -359,7 +359,7 @@ mod tests {
             subnets: vec![subnet("10.1.0.0/24", "10.1.0.1")],
             internal: false,
             isolated: false,
-            multicast: Default::default(),
+            limits: Default::default(),
             dns: Vec::new(),
             labels: BTreeMap::new(),
             blocks: Vec::new(),

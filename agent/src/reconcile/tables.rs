@@ -82,7 +82,7 @@ pub fn spec_of(id: NetworkId, network: &Network) -> NetworkSpec {
         },
         subnets: network.subnets.iter().map(|subnet| subnet.cidr).collect(),
         isolated: network.isolated,
-        multicast: network.multicast,
+        limits: network.limits,
     }
 }
 

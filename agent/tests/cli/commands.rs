@@ -147,13 +147,22 @@ fn removals() -> Vec<Case> {
 
 fn extensions() -> Vec<Case> {
     let network = to_value(&networks()[0]).unwrap();
-    vec![(
-        &["network", "extend", "red", "--subnet", "10.2.0.0/24", "--ip-range", "10.2.0.0/25"],
-        "network_extend",
-        json!({ "network": "red", "spec": { "subnets": ["10.2.0.0/24"], "gateways": [],
+    vec![
+        (
+            &["network", "extend", "red", "--subnet", "10.2.0.0/24", "--ip-range", "10.2.0.0/25"],
+            "network_extend",
+            json!({ "network": "red", "spec": { "subnets": ["10.2.0.0/24"], "gateways": [],
                     "ip_ranges": ["10.2.0.0/25"], "aux_addresses": {} } }),
-        network,
-    )]
+            network.clone(),
+        ),
+        (
+            &["network", "update", "red", "-o", "dns_rate=20", "--opt", "multicast_rate="],
+            "network_update",
+            json!({ "network": "red",
+                    "update": { "options": { "dns_rate": "20", "multicast_rate": "" } } }),
+            network,
+        ),
+    ]
 }
 
 fn object_changes() -> Vec<Case> {

@@ -341,6 +341,15 @@ impl Backend for World {
         self.network(reference).await
     }
 
+    async fn network_update(
+        &self,
+        reference: &str,
+        update: NetworkUpdate,
+    ) -> Result<Network, ApiError> {
+        self.asked("network_update", json!({ "network": reference, "update": update }))?;
+        self.network(reference).await
+    }
+
     async fn network_rm(&self, reference: &str, force: bool) -> Result<Network, ApiError> {
         let asked = if force { format!("{reference} by force") } else { reference.to_owned() };
         self.asked("network_rm", asked)?;
@@ -408,7 +417,7 @@ impl Backend for World {
             std::fs::create_dir_all(&records).unwrap();
         }
         let sandbox = Sandbox {
-            hostname: spec.hostname.or_else(|| Some(name.to_string())),
+            hostname: spec.hostname.map(String::from).or_else(|| Some(name.to_string())),
             name,
             netns,
             pid: None,

@@ -53,7 +53,7 @@ pub use self::{
     departure::{Comparison, Removal, RollCall},
     extension::{Extension, SubnetOf, SubnetState},
     hlc::{Clock, Hlc},
-    network::{Block, Multicast, Network, Subnet, may_be_vtep},
+    network::{Block, Network, NetworkLimits, Subnet, may_be_vtep},
     set::{Merge, NetworkState, ObjectSet},
 };
 use crate::{

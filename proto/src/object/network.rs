@@ -10,7 +10,8 @@ use super::{Hlc, Refused};
 use crate::{
     addr::{Name, NetworkId, NodeId, Vni},
     limits::{
-        FLOOD_ENDPOINT_PER_SECOND, FLOOD_MOST, FLOOD_PER_SECOND, MAX_MTU, MIN_MTU, NAME_LEN,
+        DNS_FORWARDS_PER_SECOND, DNS_MOST, DNS_PER_SECOND, FLOOD_ENDPOINT_PER_SECOND, FLOOD_MOST,
+        FLOOD_PER_SECOND, LEARNED_STATIONS, LEARNED_STATIONS_MOST, MAX_MTU, MIN_MTU, NAME_LEN,
         NETWORK_DNS, NETWORK_LABELS, NETWORK_SUBNETS, NETWORK_VTEPS, SUBNET_AUX,
     },
 };
@@ -80,33 +81,72 @@ pub struct Block {
     pub owner: NodeId,
 }
 
-/// How many packets for everybody (broadcast, multicast, in a plain network for unknown addresses)
-/// a network carries in a second.
+/// How much of what costs others a network's endpoints may do, where it is not the default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Multicast {
-    /// From one endpoint, where it is not [`FLOOD_ENDPOINT_PER_SECOND`].
+pub struct NetworkLimits {
+    /// Packets for everybody (broadcast, multicast, in a plain network for unknown addresses) that
+    /// one endpoint sends in a second.
     #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
-    pub endpoint: Option<u32>,
-    /// From all endpoints of one host, where it is not [`FLOOD_PER_SECOND`].
+    pub multicast: Option<u32>,
+    /// Those of all endpoints of one host.
     #[serde(rename = "h", default, skip_serializing_if = "Option::is_none")]
-    pub host: Option<u32>,
+    pub multicast_host: Option<u32>,
+    /// Questions about names that one client asks in a second.
+    #[serde(rename = "q", default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<u32>,
+    /// Those of them that go to the name servers outside.
+    #[serde(rename = "f", default, skip_serializing_if = "Option::is_none")]
+    pub dns_forward: Option<u32>,
+    /// MAC addresses behind static VTEPs that are known at once.
+    #[serde(rename = "s", default, skip_serializing_if = "Option::is_none")]
+    pub stations: Option<u32>,
 }
 
-impl Multicast {
+impl NetworkLimits {
     fn is_default(&self) -> bool {
         *self == Self::default()
     }
 
-    /// What one endpoint may send in a second.
-    #[must_use]
-    pub fn of_endpoint(self) -> u32 {
-        self.endpoint.unwrap_or(FLOOD_ENDPOINT_PER_SECOND)
+    fn are_in_range(self) -> bool {
+        let Self { multicast, multicast_host, dns, dns_forward, stations } = self;
+        let all = [
+            (multicast, FLOOD_MOST),
+            (multicast_host, FLOOD_MOST),
+            (dns, DNS_MOST),
+            (dns_forward, DNS_MOST),
+            (stations, LEARNED_STATIONS_MOST),
+        ];
+        all.iter().all(|(limit, most)| limit.is_none_or(|limit| (1..=*most).contains(&limit)))
     }
 
-    /// What all endpoints of one host may send in a second: no less than one of them.
+    /// Packets for everybody that one endpoint may send in a second.
     #[must_use]
-    pub fn of_host(self) -> u32 {
-        self.host.unwrap_or_else(|| FLOOD_PER_SECOND.max(self.of_endpoint()))
+    pub fn multicast_of_endpoint(self) -> u32 {
+        self.multicast.unwrap_or(FLOOD_ENDPOINT_PER_SECOND)
+    }
+
+    /// Those that all endpoints of one host may send in a second: no less than one of them.
+    #[must_use]
+    pub fn multicast_of_host(self) -> u32 {
+        self.multicast_host.unwrap_or_else(|| FLOOD_PER_SECOND.max(self.multicast_of_endpoint()))
+    }
+
+    /// Questions that one client may ask in a second.
+    #[must_use]
+    pub fn dns(self) -> u32 {
+        self.dns.unwrap_or(DNS_PER_SECOND)
+    }
+
+    /// Those of them that may go to the name servers outside.
+    #[must_use]
+    pub fn dns_forward(self) -> u32 {
+        self.dns_forward.unwrap_or(DNS_FORWARDS_PER_SECOND)
+    }
+
+    /// MAC addresses behind static VTEPs that are known at once.
+    #[must_use]
+    pub fn stations(self) -> usize {
+        self.stations.and_then(|it| usize::try_from(it).ok()).unwrap_or(LEARNED_STATIONS)
     }
 }
 
@@ -148,8 +188,8 @@ pub struct Network {
     pub vteps: Vec<IpAddr>,
     /// How much its endpoints may send to everybody. A node that does not know the field keeps to
     /// the defaults.
-    #[serde(rename = "l", default, skip_serializing_if = "Multicast::is_default")]
-    pub multicast: Multicast,
+    #[serde(rename = "l", default, skip_serializing_if = "NetworkLimits::is_default")]
+    pub limits: NetworkLimits,
     /// Free-form labels.
     #[serde(rename = "t", default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -215,12 +255,8 @@ impl Network {
             "two subnets overlap"
         } else if self.dns.len() > NETWORK_DNS {
             "it has too many name servers"
-        } else if [self.multicast.endpoint, self.multicast.host]
-            .into_iter()
-            .flatten()
-            .any(|rate| !(1..=FLOOD_MOST).contains(&rate))
-        {
-            "its limit of multicast is out of range"
+        } else if !self.limits.are_in_range() {
+            "one of its limits is out of range"
         } else if self.labels.len() > NETWORK_LABELS {
             "it has too many labels"
         } else if self.encrypted && !self.vteps.is_empty() {
@@ -272,10 +308,22 @@ mod tests {
 
     #[test]
     fn limits_that_nobody_changed_are_not_said() {
-        let text = |multicast: Multicast| serde_json::to_string(&multicast).unwrap();
-        assert!(Multicast::default().is_default() && text(Multicast::default()) == "{}");
-        let more = Multicast { endpoint: Some(5000), host: None };
+        let text = |limits: NetworkLimits| serde_json::to_string(&limits).unwrap();
+        let default = NetworkLimits::default();
+        assert!(default.is_default() && text(default) == "{}");
+        let more = NetworkLimits { multicast: Some(5000), ..default };
         assert_eq!(text(more), r#"{"e":5000}"#);
-        assert_eq!(serde_json::from_str::<Multicast>(r#"{"e":5000,"new":1}"#).unwrap(), more);
+        assert_eq!(serde_json::from_str::<NetworkLimits>(r#"{"e":5000,"new":1}"#).unwrap(), more);
+    }
+
+    #[test]
+    fn limits_are_at_least_one_and_not_without_end() {
+        let in_range = |limits: NetworkLimits| limits.are_in_range();
+        let default = NetworkLimits::default();
+        assert!(in_range(default));
+        assert!(in_range(NetworkLimits { dns: Some(DNS_MOST), stations: Some(1), ..default }));
+        assert!(!in_range(NetworkLimits { dns_forward: Some(0), ..default }));
+        assert!(!in_range(NetworkLimits { dns: Some(DNS_MOST + 1), ..default }));
+        assert!(!in_range(NetworkLimits { stations: Some(LEARNED_STATIONS_MOST + 1), ..default }));
     }
 }

@@ -63,7 +63,7 @@ fn network(seed: u8, name: &str, vni: u32) -> Network {
         ],
         internal: false,
         isolated: false,
-        multicast: Default::default(),
+        limits: Default::default(),
         dns: Vec::new(),
         labels: [("k".to_owned(), "wörd".to_owned())].into(),
         blocks: vec![

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     addr::{EndpointId, MacAddr, NetworkId, NodeId, Vni},
     limits::{FLOOD_BURST_PART, FLOOD_ENDPOINT_BURST_PART, ICMP_BURST, ICMP_PER_SECOND},
-    object::Multicast,
+    object::NetworkLimits,
     wire::{
         Ethernet,
         ipv6::{is_link_local, link_local_of, mac_of_link_local},
@@ -39,8 +39,8 @@ pub struct NetworkSpec {
     pub subnets: Vec<IpNet>,
     /// Whether endpoints are kept from each other.
     pub isolated: bool,
-    /// How much endpoints may send to everybody. Fixed.
-    pub multicast: Multicast,
+    /// How much of what costs others endpoints may do.
+    pub limits: NetworkLimits,
 }
 
 /// The anycast gateway: the same on every host, so nothing of it crosses the wire.
@@ -144,8 +144,8 @@ struct Shares {
 }
 
 impl Shares {
-    fn full(multicast: Multicast, now: Instant) -> Self {
-        let rate = multicast.of_endpoint();
+    fn full(limits: NetworkLimits, now: Instant) -> Self {
+        let rate = limits.multicast_of_endpoint();
         Self {
             flood: TokenBucket::new(rate, rate / FLOOD_ENDPOINT_BURST_PART, now),
             errors: TokenBucket::new(ICMP_PER_SECOND, ICMP_BURST, now),
@@ -158,15 +158,15 @@ impl<P: Clone> NetworkTable<P> {
     /// process.
     #[must_use]
     pub fn new(spec: NetworkSpec, seed: u64, now: Instant) -> Self {
-        let (seed, rate) = (Seeded(seed), spec.multicast.of_host());
+        let seed = Seeded(seed);
         Self {
+            flood: flood_of(&spec, now),
             spec: Arc::new(spec),
             rows: Slab::new(),
             keys: Sharded::new(seed),
             fdb: Index::new(seed),
             neighbors: Index::new(seed),
             members: Arc::new([]),
-            flood: Arc::new(TokenBucket::new(rate, rate / FLOOD_BURST_PART, now)),
             epoch: now,
         }
     }
@@ -189,7 +189,7 @@ impl<P: Clone> NetworkTable<P> {
 
     fn put(&mut self, row: Row<P>) {
         let key = row.key;
-        let shares = || Arc::new(Shares::full(self.spec.multicast, self.epoch));
+        let shares = || Arc::new(Shares::full(self.spec.limits, self.epoch));
         let full = matches!(row.place, Place::Local).then(shares);
         if let Some(number) = self.number(&key) {
             self.withdraw(number);
@@ -254,13 +254,28 @@ impl<P: Clone> NetworkTable<P> {
 
     fn replace_spec(&mut self, spec: NetworkSpec) {
         let seed = self.keys.seed();
-        self.spec = Arc::new(spec);
+        let before = std::mem::replace(&mut self.spec, Arc::new(spec));
+        if before.limits != self.spec.limits {
+            self.flood = flood_of(&self.spec, self.epoch);
+            let (limits, epoch) = (self.spec.limits, self.epoch);
+            for (number, _row) in self.rows.clone().iter() {
+                if let Some(shares) = self.rows.get_mut(number).and_then(|it| it.shares.as_mut()) {
+                    *shares = Arc::new(Shares::full(limits, epoch));
+                }
+            }
+        }
         self.fdb = Index::new(seed);
         self.neighbors = Index::new(seed);
         for (number, _row) in self.rows.clone().iter() {
             self.claim(number);
         }
     }
+}
+
+/// What limits the frames for everybody of all endpoints of this host.
+fn flood_of(spec: &NetworkSpec, now: Instant) -> Arc<TokenBucket> {
+    let rate = spec.limits.multicast_of_host();
+    Arc::new(TokenBucket::new(rate, rate / FLOOD_BURST_PART, now))
 }
 
 impl<P> NetworkTable<P> {

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     addr::{EndpointId, MacAddr, NetworkId, NodeId, Vni},
-    object::Multicast,
+    object::NetworkLimits,
     wire::ipv6::link_local_of,
 };
 
@@ -40,7 +40,7 @@ pub(crate) fn spec() -> NetworkSpec {
         gateway: Gateway { mac: mac(0xfe), ips: vec![ip("10.0.0.1"), ip("fd00::1")] },
         subnets: vec!["10.0.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()],
         isolated: false,
-        multicast: Default::default(),
+        limits: Default::default(),
     }
 }
 
@@ -349,16 +349,20 @@ proptest! {
 #[test]
 fn a_network_may_have_other_limits_of_multicast() {
     let start = now();
-    let multicast = Multicast { endpoint: Some(6000), host: None };
-    assert_eq!((multicast.of_endpoint(), multicast.of_host()), (6000, 6000));
-    let table = NetworkTable::new(NetworkSpec { multicast, ..spec() }, 7, start)
+    let limits = NetworkLimits { multicast: Some(6000), ..NetworkLimits::default() };
+    assert_eq!((limits.multicast_of_endpoint(), limits.multicast_of_host()), (6000, 6000));
+    let table = NetworkTable::new(NetworkSpec { limits, ..spec() }, 7, start)
         .apply([TableUpdate::Put(row(0, 5, Place::Local))]);
     let of = table.fdb(mac(5)).unwrap();
     let admitted = (0..5000).filter(|_| table.admit_flood(of, 1, start)).count();
     assert_eq!(admitted, 1200, "a fifth of the host's");
-    let few = Multicast { endpoint: Some(9), host: None };
-    let table = NetworkTable::new(NetworkSpec { multicast: few, ..spec() }, 7, start)
-        .apply([TableUpdate::Put(row(0, 5, Place::Local))]);
-    let of = table.fdb(mac(5)).unwrap();
-    assert_eq!((0..5000).filter(|_| table.admit_flood(of, 1, start)).count(), 3);
+    // Changed while an endpoint is there, they hold from then on.
+    let few = NetworkLimits { multicast: Some(9), ..NetworkLimits::default() };
+    let changed = table.apply([TableUpdate::Spec(NetworkSpec { limits: few, ..spec() })]);
+    let of = changed.fdb(mac(5)).unwrap();
+    assert_eq!((0..5000).filter(|_| changed.admit_flood(of, 1, start)).count(), 3);
+    // Nothing else that changes fills a bucket again.
+    let wider = NetworkSpec { limits: few, mtu: 1400, ..spec() };
+    let changed = changed.apply([TableUpdate::Spec(wider)]);
+    assert!(!changed.admit_flood(changed.fdb(mac(5)).unwrap(), 1, start));
 }

@@ -1,5 +1,5 @@
-//! How much an endpoint may send to everybody is an option of its network, and `doctor` says when
-//! it is met.
+//! How much an endpoint may send to everybody is an option of its network that can be changed, and
+//! `doctor` says when it is met.
 
 use std::net::UdpSocket;
 
@@ -58,6 +58,16 @@ fn a_limit_of_multicast_can_be_changed_and_the_doctor_names_it() -> Result<()> {
         ensure!(row.check == "network narrow" && row.health == Health::Warn, "{row:?}");
         Ok(row.found.contains("endpoint c "))
     })?;
+    // From the other host, while they are in it.
+    let update = ["network", "update", "narrow", "-o", "multicast_rate=9000"];
+    let narrow: Network = lab.json("h2", &update)?;
+    wait_until("the host heard of it", || {
+        let networks: Vec<Network> = lab.get("h1", "/v1/networks")?;
+        Ok(networks
+            .iter()
+            .any(|listed| listed.name == narrow.name && listed.options == narrow.options))
+    })?;
+    wait_until("what it allows now is carried", || Ok(flood(&lab, &all[2])? == 0))?;
     drop(all);
     lab.finish(Allowed { drops: &["flood_limited"], warnings: &[] })
 }

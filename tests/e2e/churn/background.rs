@@ -108,6 +108,11 @@ fn what_ended_is_known_and_what_shall_go_on_does_after_the_host_was_started_anew
     run("brief", &["--rm"], &["true"])?;
     wait_until("nothing of it", || Ok(sandbox(&lab, "h1", "brief", ALL)?.is_none()))?;
 
+    // It goes with its command or is started again, not both.
+    let both = ["run", "-d", "--rm", "--restart", "always", "--network", "blue", "true"];
+    let output = lab.try_vx("h1", &both)?;
+    ensure!(String::from_utf8_lossy(&output.stderr).contains("--rm or --restart"), "{output:?}");
+
     // Two that go on.
     let again = ["--restart", "always", "-e", "WORD=hello", "--publish", "8080:80"];
     run("on", &again, &["sh", "-c", "echo $WORD; exec sleep 30001"])?;

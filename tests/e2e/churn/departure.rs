@@ -43,11 +43,14 @@ fn a_node_that_leaves_is_gone_and_may_come_back_as_another() -> Result<()> {
     let refused = lab.try_vx("h3", &["leave"])?;
     let said = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(4), "{said}");
-    for words in ["sandboxes run on this node: web", "endpoints are plugged in: plain", "--yes"] {
+    for words in ["this node has sandboxes web and endpoints plain", "--yes"] {
         assert!(said.contains(words), "{words}: {said}");
     }
     assert_eq!(lab.json("h3", &["sandbox", "ls"])?[0]["state"], "running", "it goes on");
-    lab.vx("h3", &["leave", "--yes"])?;
+    let left = lab.try_vx("h3", &["leave", "--yes"])?;
+    let said = String::from_utf8_lossy(&left.stderr);
+    assert!(left.status.success(), "{said}");
+    assert!(said.contains("sandboxes web and endpoints plain of this node were ended"), "{said}");
     assert!(lab.pins("h3")?.is_empty());
     assert_eq!(lab.sh("h3", "ls /sys/class/net | sort | xargs; pidof sleep || true")?, "eth0 lo");
     assert_eq!(lab.sh("h3", "ls /var/lib/vxmesh")?, "state.redb", "no identity is left");

@@ -2,6 +2,7 @@
 //! do.
 
 mod at_once;
+mod limits;
 mod own_server;
 mod upstreams;
 
@@ -390,6 +391,11 @@ fn a_sandbox_has_a_hostname_that_leads_to_its_addresses() -> Result<()> {
     let seen = asked(&["run", "--name", "two", "--hostname", "db.example", "--network", "blue"])?;
     ensure!(seen.starts_with("db.example\ndb.example\n"), "{seen}");
     ensure!(!seen.contains("127.0."), "{seen}");
+    for bad in ["10", "localhost", "a\nb"] {
+        let run = ["run", "--network", "blue", "--hostname", bad, "true"];
+        let output = lab.try_vxmesh("h1", &run)?;
+        ensure!(output.status.code() == Some(2), "{bad:?}: {output:?}");
+    }
     let seen = lab.vxmesh("h1", &["run", "--name", "none", "--network", "none", "hostname"])?;
     assert_eq!(seen.trim(), "none");
     assert_eq!(lab.vxmesh("h1", &["run", "--network", "host", "hostname"])?.trim(), "h1");

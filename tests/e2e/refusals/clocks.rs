@@ -99,7 +99,7 @@ fn network(member: &Credentials, name: &str, vni: u32, at: Hlc) -> Result<Reques
         subnets: vec![Subnet::whole("10.9.0.0/16".parse()?, "10.9.0.1".parse()?)],
         internal: false,
         isolated: false,
-        multicast: Default::default(),
+        limits: Default::default(),
         dns: Vec::new(),
         labels: BTreeMap::new(),
         blocks: Vec::new(),

@@ -7,7 +7,7 @@ use vxmesh_proto::{addr::Name, restart::RestartPolicy};
 
 use super::{Wanted, absolute, reference};
 use crate::{
-    api::{Begin, ConnectionError, Connections, HostEntry},
+    api::{Begin, ConnectionError, Connections, HostEntry, Hostname},
     gateway::publish::{PublishError, PublishRange},
 };
 
@@ -31,8 +31,8 @@ pub(in crate::cli) struct Run {
     #[arg(long)]
     pub(in crate::cli) name: Option<Name>,
     /// What `hostname` says in it [default: its name]
-    #[arg(long, value_name = "NAME", value_parser = hostname)]
-    pub(in crate::cli) hostname: Option<String>,
+    #[arg(long, value_name = "NAME")]
+    pub(in crate::cli) hostname: Option<Hostname>,
     #[command(flatten)]
     pub(in crate::cli) begin: BeginWords,
     /// Networks to be in; more than once, also as
@@ -154,18 +154,6 @@ fn variable(text: &str) -> Result<Option<String>, String> {
 fn workdir(text: &str) -> Result<String, String> {
     let path = absolute(text)?.into_os_string();
     path.into_string().map_err(|_bytes| "it is not UTF-8".to_owned())
-}
-
-/// What the kernel takes (`__NEW_UTS_LEN`), and resolvers.
-fn hostname(text: &str) -> Result<String, String> {
-    let entry: HostEntry = format!("{text}:::")
-        .parse()
-        .map_err(|_form| "use letters, digits and -, with dots between labels".to_owned())?;
-    if entry.name.len() > 63 {
-        Err("it has more than 63 characters".into())
-    } else {
-        Ok(entry.name)
-    }
 }
 
 fn publish(text: &str) -> Result<PublishRange, String> {

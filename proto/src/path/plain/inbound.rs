@@ -88,7 +88,8 @@ fn station(
     let eth = claims::ethernet(frame.bytes)?;
     claims::check_station(table, &eth)?;
     // A full table says so by its own counter: the frame itself is good.
-    let _room = plain.learned().learn(eth.source, from, now);
+    let most = table.spec().limits.stations();
+    let _room = plain.learned().learn(eth.source, from, most, now);
     if frame.largest_frame()? > usize::from(table.spec().mtu) + ethernet::HEADER_LEN {
         return Err(DropReason::TooBig);
     }

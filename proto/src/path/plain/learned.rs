@@ -3,7 +3,7 @@
 //!
 //! An address is where its last frame came from, and forgotten [`LEARNED_AGE`] after that. It moves
 //! between static VTEPs only: who calls [`Learned::learn`] has seen that no endpoint has it, and
-//! looks here only for what no endpoint has. At most [`LEARNED_STATIONS`] are known; what does not
+//! looks here only for what no endpoint has. As many are known as the network allows; what does not
 //! fit is counted, and gets its frames by flooding.
 //!
 //! One thread learns and expires; any look up, without a lock.
@@ -21,7 +21,7 @@ use arc_swap::ArcSwap;
 
 use crate::{
     addr::MacAddr,
-    limits::{LEARNED_AGE, LEARNED_STATIONS},
+    limits::LEARNED_AGE,
     tables::{Seeded, Sharded},
 };
 
@@ -57,8 +57,8 @@ impl Learned {
         }
     }
 
-    /// A frame from `mac` came from `vtep`. False if there was no room for it.
-    pub fn learn(&self, mac: MacAddr, vtep: IpAddr, now: Instant) -> bool {
+    /// A frame from `mac` came from `vtep`. False if there was no room for it among `most`.
+    pub fn learn(&self, mac: MacAddr, vtep: IpAddr, most: usize, now: Instant) -> bool {
         let at = self.millis(now);
         let stations = self.stations.load();
         let known = stations.get(&mac);
@@ -66,7 +66,7 @@ impl Learned {
             station.seen.store(at, Ordering::Relaxed);
             return true;
         }
-        if known.is_none() && stations.len() >= LEARNED_STATIONS && !self.make_room(now) {
+        if known.is_none() && stations.len() >= most && !self.make_room(most, now) {
             self.refused.fetch_add(1, Ordering::Relaxed);
             return false;
         }
@@ -114,13 +114,13 @@ impl Learned {
         self.refused.load(Ordering::Relaxed)
     }
 
-    fn make_room(&self, now: Instant) -> bool {
+    fn make_room(&self, most: usize, now: Instant) -> bool {
         let since = self.millis(now).saturating_sub(self.swept.load(Ordering::Relaxed));
         if u128::from(since) < SWEEP_EVERY.as_millis() {
             return false;
         }
         self.expire(now);
-        self.len() < LEARNED_STATIONS
+        self.len() < most
     }
 
     fn is_fresh(&self, station: &Station, now: Instant) -> bool {

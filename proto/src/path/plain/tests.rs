@@ -41,7 +41,7 @@ fn network(encrypted: bool) -> Network {
         subnets: vec![Subnet::whole("10.0.0.0/24".parse().unwrap(), ip("10.0.0.1"))],
         internal: false,
         isolated: false,
-        multicast: Default::default(),
+        limits: Default::default(),
         dns: Vec::new(),
         labels: Default::default(),
         blocks: Vec::new(),
@@ -273,24 +273,26 @@ fn mac_to_local() -> MacAddr {
 
 #[test]
 fn a_full_table_keeps_what_it_knows() {
+    const MOST: usize = LEARNED_STATIONS;
     let start = now();
     let learned = Learned::new(7, start);
     let mac = |n: usize| {
         let [.., a, b] = n.to_be_bytes();
         MacAddr([2, 1, 0, 0, a, b])
     };
-    for n in 0..LEARNED_STATIONS {
-        assert!(learned.learn(mac(n), ip(ONE), start + Duration::from_secs(10)), "{n}");
+    for n in 0..MOST {
+        assert!(learned.learn(mac(n), ip(ONE), MOST, start + Duration::from_secs(10)), "{n}");
     }
     let later = start + Duration::from_secs(20);
-    assert!(!learned.learn(mac(LEARNED_STATIONS), ip(ONE), later));
-    assert_eq!((learned.len(), learned.refused()), (LEARNED_STATIONS, 1));
-    assert!(learned.learn(mac(0), ip(TWO), later), "a move needs no room");
+    assert!(!learned.learn(mac(MOST), ip(ONE), MOST, later));
+    assert_eq!((learned.len(), learned.refused()), (MOST, 1));
+    assert!(learned.learn(mac(0), ip(TWO), MOST, later), "a move needs no room");
+    assert!(learned.learn(mac(MOST + 1), ip(ONE), MOST + 1, later), "the network allows more");
     assert_eq!(learned.vtep_of(mac(0), later), Some(ip(TWO)));
     // What is old makes room; the one that moved is younger.
     let end = start + Duration::from_secs(10) + LEARNED_AGE;
-    assert!(learned.learn(mac(LEARNED_STATIONS), ip(ONE), end));
-    assert_eq!(learned.len(), 2);
+    assert!(learned.learn(mac(MOST), ip(ONE), MOST, end));
+    assert_eq!(learned.len(), 3);
 }
 
 #[test]
