@@ -11,8 +11,9 @@ use anyhow::Result;
 use vxmesh_proto::{
     addr::Vni,
     frame::{
-        Segments, SuperFrame,
+        Frame, Headers, Segments,
         coalesce::{Accepts, Coalescer},
+        vnet::Offload,
     },
     path::{InboundVerdict, Judged, OutboundVerdict, Scratch, outbound},
     reason::DropReason,
@@ -69,7 +70,8 @@ fn the_way_of_a_frame_allocates_nothing() -> Result<()> {
     let mut joined = 0;
 
     let mut carry = || {
-        let mut frame = SuperFrame { bytes: &mut bytes, gso: Some(gso), checksum: Some(checksum) };
+        let mut frame =
+            Frame::new(&mut bytes, Offload { gso: Some(gso), checksum: Some(checksum) });
         let verdict = outbound(&pair.tables[0], &mut frame, &mut scratch, now);
         assert_eq!(verdict, OutboundVerdict::Forward(&1));
         let segments = Segments::of(&frame).unwrap();
@@ -89,9 +91,16 @@ fn the_way_of_a_frame_allocates_nothing() -> Result<()> {
             let opened = index.get(receiver).unwrap();
             let opened = opened.open(now, datagram).unwrap();
             let (_, frame) = vxlan::decap(opened.payload).unwrap();
-            let verdict = judged.inbound(&pair.tables[1], &pair.nodes[0], frame);
+            let headers = Headers::parse(frame);
+            let verdict = judged.inbound(&pair.tables[1], &pair.nodes[0], frame, headers.as_ref());
             assert_eq!(verdict, InboundVerdict::Deliver);
-            coalescer.push(Vni::MAX, accepts, &arena, begin + frame_at..at.end - TAG_LEN);
+            coalescer.push(
+                Vni::MAX,
+                accepts,
+                &arena,
+                begin + frame_at..at.end - TAG_LEN,
+                headers.as_ref(),
+            );
             begin = at.end;
         }
         for frame in coalescer.frames(&arena) {
@@ -119,7 +128,7 @@ fn telling_a_sender_what_is_too_large_allocates_nothing() -> Result<()> {
     let (mut scratch, mut told) = (Scratch::new(), 0);
     let asked = allocations(|| {
         for _ in 0..10 {
-            let mut frame = SuperFrame::plain(&mut bytes);
+            let mut frame = Frame::plain(&mut bytes);
             let verdict = outbound(&pair.tables[0], &mut frame, &mut scratch, pair.start);
             assert_eq!(verdict, OutboundVerdict::Drop(DropReason::TooBig));
             told += usize::from(!scratch.reply().is_empty());

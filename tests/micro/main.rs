@@ -8,8 +8,9 @@ use divan::{Bencher, black_box, counter::ItemsCount};
 use vxmesh_proto::{
     addr::Vni,
     frame::{
-        Gso, PartialChecksum, Segments, SuperFrame,
+        Frame, Gso, Headers, PartialChecksum, Segments,
         coalesce::{Accepts, Coalescer},
+        vnet::Offload,
     },
     path::{InboundVerdict, OutboundVerdict, Scratch, inbound, outbound},
     session::{
@@ -62,7 +63,7 @@ impl Way {
 
     fn outbound(&mut self, scratch: &mut Scratch) {
         let (gso, checksum) = (Some(self.gso), Some(self.checksum));
-        let mut frame = SuperFrame { bytes: &mut self.bytes, gso, checksum };
+        let mut frame = Frame::new(&mut self.bytes, Offload { gso, checksum });
         let verdict = outbound(&self.pair.tables[0], &mut frame, scratch, self.now);
         assert!(matches!(verdict, OutboundVerdict::Forward(_)));
     }
@@ -71,7 +72,7 @@ impl Way {
     #[expect(clippy::unwrap_used, reason = "as above")]
     fn cut(&mut self, (arena, parts): &mut Sealed) {
         let (gso, checksum) = (Some(self.gso), Some(self.checksum));
-        let frame = SuperFrame { bytes: &mut self.bytes, gso, checksum };
+        let frame = Frame::new(&mut self.bytes, Offload { gso, checksum });
         let segments = Segments::of(&frame).unwrap();
         arena.resize(20_000, 0);
         parts.clear();
@@ -201,7 +202,9 @@ fn coalesce(bencher: Bencher<'_, '_>) {
     let mut coalescer = Coalescer::default();
     bencher.counter(ItemsCount::new(parts.len())).bench_local(|| {
         for part in &parts {
-            coalescer.push(Vni::MAX, ALL, &arena, part.start + FRAME_AT..part.end - TAG_LEN);
+            let at = part.start + FRAME_AT..part.end - TAG_LEN;
+            let headers = Headers::parse(&arena[at.clone()]);
+            coalescer.push(Vni::MAX, ALL, &arena, at, headers.as_ref());
         }
         for frame in coalescer.frames(&arena) {
             assert_eq!(frame.count, parts.len());

@@ -10,7 +10,7 @@ use std::{
 
 use vxmesh_proto::{
     addr::{EndpointId, MacAddr, NetworkId, NodeId},
-    frame::SuperFrame,
+    frame::Frame,
     object::ObjectId,
     path::{InboundVerdict, OutboundVerdict, Scratch, inbound_vxlan, outbound},
     reason::DropReason,
@@ -473,7 +473,7 @@ fn send(
 ) -> (Option<Vec<u8>>, Vec<Sealed>) {
     let Some(local) = life.locals.get(&network) else { return (None, Vec::new()) };
     let mut scratch = Scratch::new();
-    let verdict = outbound(&local.table, &mut SuperFrame::plain(&mut frame), &mut scratch, now);
+    let verdict = outbound(&local.table, &mut Frame::plain(&mut frame), &mut scratch, now);
     let peers: Vec<Arc<Peer>> = match verdict {
         OutboundVerdict::Forward(peer) => vec![Arc::clone(peer)],
         OutboundVerdict::Flood(members) => {

@@ -9,7 +9,7 @@
 use etherparse::SlicedPacket;
 use vxmesh_proto::{
     addr::{MacAddr, Vni},
-    frame::{Gso, GsoKind, PartialChecksum, SuperFrame},
+    frame::{Frame, Gso, GsoKind, Headers, PartialChecksum, vnet::Offload},
     path::{InboundVerdict, Judged, OutboundVerdict, Scratch, inbound, inbound_vxlan, outbound},
     reason::DropReason,
     wire::{Ethernet, nd, vxlan},
@@ -73,7 +73,7 @@ fn judge_outbound(data: &[u8], gso: Option<Gso>, checksum: Option<PartialChecksu
     let [from, _] = PAIR.nodes;
     let mut bytes = data.to_vec();
     let mut scratch = Scratch::new();
-    let mut frame = SuperFrame { bytes: &mut bytes, gso, checksum };
+    let mut frame = Frame::new(&mut bytes, Offload { gso, checksum });
     // Far beyond any burst, so that the limit does not hide a verdict.
     let later = PAIR.start + std::time::Duration::from_secs(3600);
     let verdict = outbound(sender, &mut frame, &mut scratch, later);
@@ -118,7 +118,7 @@ pub fn inbound_frame(data: &[u8]) {
     }
     let mut judged = Judged::default();
     for _ in 0..2 {
-        let remembered = judged.inbound(table, &first, data);
+        let remembered = judged.inbound(table, &first, data, Headers::parse(data).as_ref());
         assert_eq!(remembered, inbound(table, &first, data), "the same when it comes again");
     }
     // A host does not accept its own frames from elsewhere.

@@ -8,7 +8,7 @@ use std::{
 
 use vxmesh_proto::{
     addr::NodeId,
-    frame::SuperFrame,
+    frame::{Frame, Headers},
     object::{Network, Subnet},
     path::{
         InboundVerdict, Scratch,
@@ -76,8 +76,8 @@ pub fn plain_datagram(data: &[u8]) {
     if let Ok((_vni, frame)) = vxlan::decap(&mut bytes) {
         let eth = Ethernet::parse(frame).map(|eth| (eth.source, eth.destination));
         for from in [MEMBER, STATIC, STRANGER] {
-            let offload = undone(frame, plain.spec().mtu);
-            let frame = SuperFrame { bytes: frame, gso: offload.gso, checksum: offload.checksum };
+            let offload = undone(frame, Headers::parse(frame).as_ref(), plain.spec().mtu);
+            let frame = Frame::new(frame, offload);
             let verdict = plain_inbound(plain, from, &frame, now);
             match verdict {
                 InboundVerdict::Deliver => {
@@ -97,8 +97,7 @@ pub fn plain_datagram(data: &[u8]) {
         }
     }
     let mut bytes = data.to_vec();
-    let verdict =
-        plain_outbound(plain, &mut SuperFrame::plain(&mut bytes), &mut Scratch::new(), now);
+    let verdict = plain_outbound(plain, &mut Frame::plain(&mut bytes), &mut Scratch::new(), now);
     if matches!(verdict, PlainVerdict::Forward(_) | PlainVerdict::Flood { .. }) {
         let source = Ethernet::parse(&bytes).map(|eth| eth.source);
         assert_eq!(source, Some(MAC_B), "only local endpoints send");

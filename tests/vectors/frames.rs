@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use vxmesh_proto::{
-    frame::{PartialChecksum, SuperFrame},
+    frame::{Frame, PartialChecksum, vnet::Offload},
     path::{InboundVerdict, OutboundVerdict, Scratch, inbound, outbound},
     wire::{Arp, Ethernet, Ipv6, nd},
 };
@@ -58,7 +58,7 @@ fn questions_of_the_kernel_are_answered_from_the_table() {
         let mut bytes = file.bytes;
         let mut scratch = Scratch::new();
         let verdict =
-            outbound(&pair.tables[0], &mut SuperFrame::plain(&mut bytes), &mut scratch, pair.start);
+            outbound(&pair.tables[0], &mut Frame::plain(&mut bytes), &mut scratch, pair.start);
         assert_eq!(verdict, OutboundVerdict::Hairpin, "{name}");
         scratch.reply().to_vec()
     };
@@ -98,7 +98,7 @@ fn send(pair: &Pair, from: usize, file: &HexFile) -> (OutboundVerdict<'static, (
         let (start, offset) = numbers.split_once(' ').unwrap();
         PartialChecksum { start: start.parse().unwrap(), offset: offset.parse().unwrap() }
     });
-    let mut frame = SuperFrame { bytes: &mut bytes, gso: None, checksum };
+    let mut frame = Frame::new(&mut bytes, Offload { gso: None, checksum });
     let later = pair.start + Duration::from_secs(1);
     let verdict = match outbound(&pair.tables[from], &mut frame, &mut Scratch::new(), later) {
         OutboundVerdict::Forward(peer) => {

@@ -7,7 +7,7 @@ use std::{fs, path::Path, time::Duration};
 
 use vxmesh_proto::{
     addr::MacAddr,
-    frame::SuperFrame,
+    frame::Frame,
     path::{InboundVerdict, plain::plain_inbound},
     wire::vxlan,
 };
@@ -32,7 +32,7 @@ fn every_datagram_of_the_kernel_has_its_verdict() {
         let (vni, frame) = vxlan::decap(&mut file.bytes).unwrap();
         assert_eq!(vni, spec().vni);
         for (who, from) in [("static", STATIC), ("member", MEMBER), ("stranger", STRANGER)] {
-            let verdict = text(plain_inbound(&plain, from, &SuperFrame::plain(frame), now));
+            let verdict = text(plain_inbound(&plain, from, &Frame::plain(frame), now));
             let description = &file.description;
             assert_eq!(verdict, file.fields[who], "{} ({description}) from {who}", path.display());
         }

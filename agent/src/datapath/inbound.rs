@@ -21,6 +21,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use vxmesh_proto::{
     addr::{NodeId, Vni},
     frame::{
+        Headers,
         coalesce::{Accepts, Coalescer, Merged, PARTS},
         ecn,
         ecn::Ecn,
@@ -240,11 +241,12 @@ impl Taker<'_> {
         let Some(way) = self.way.as_mut().filter(|way| (way.vni, way.from) == (vni, from)) else {
             return self.other_way(vni, from, peer, arena, at);
         };
-        match way.judged.inbound(&way.table, &from, frame) {
+        let headers = Headers::parse(frame);
+        match way.judged.inbound(&way.table, &from, frame, headers.as_ref()) {
             InboundVerdict::Deliver => match ecn::arrive(frame, self.ecn) {
                 Ok(()) => {
                     let frame = at.start + vxlan::HEADER_LEN..at.end;
-                    self.coalescer.push(vni, way.accepts, arena, frame);
+                    self.coalescer.push(vni, way.accepts, arena, frame, headers.as_ref());
                 }
                 Err(reason) => way.port.dropped(&self.shared.drops, reason, Some(from)),
             },

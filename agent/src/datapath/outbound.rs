@@ -21,7 +21,7 @@ use vxmesh_proto::{
         Lane, Lanes,
         fair::{Fair, cost},
     },
-    frame::{SuperFrame, vnet, vnet::Offload},
+    frame::{Frame, Headers, vnet},
     path::{OutboundVerdict, Scratch, outbound},
     reason::DropReason,
 };
@@ -95,12 +95,15 @@ struct Spare {
     lent: (usize, usize),
 }
 
+/// A frame that waits: where it is, what the device says of it, and its headers.
+type Held = (Place, Received, Option<Headers>);
+
 /// A queue of a network's TAP.
 struct Seat {
     port: Arc<Port>,
     queue: usize,
     lanes: Lanes,
-    held: Fair<(Place, Received)>,
+    held: Fair<Held>,
     /// How many of them are large.
     large: usize,
 }
@@ -193,20 +196,21 @@ impl Outbound {
                 Ok(received) => {
                     frames += 1;
                     let bytes = place.get(..received.len).unwrap_or_default();
-                    match seat.lane(bytes, now) {
+                    let headers = Headers::parse(bytes);
+                    match seat.lane(headers.as_ref(), received.len, now) {
                         (Lane::Sparse, _) => {
                             sent += Seat::cost(received);
                             self.way.frame(
                                 &self.shared,
                                 &seat.port,
-                                (&mut place, received),
+                                (&mut place, received, headers),
                                 Lane::Sparse,
                                 now,
                             );
                             self.spare.put(place);
                         }
                         (Lane::Bulk, flow) => {
-                            let kept = (place, received);
+                            let kept = (place, received, headers);
                             shed += seat.keep(&self.shared, &mut self.spare, flow, kept);
                         }
                     }
@@ -244,10 +248,11 @@ impl Outbound {
         }
         let mut spent = 0;
         while spent < TURN
-            && let Some((mut place, received)) = seat.held.pop()
+            && let Some((mut place, received, headers)) = seat.held.pop()
         {
             spent += Seat::cost(received);
-            self.way.frame(&self.shared, &seat.port, (&mut place, received), Lane::Bulk, now);
+            let frame = (&mut *place, received, headers);
+            self.way.frame(&self.shared, &seat.port, frame, Lane::Bulk, now);
             seat.free(&mut self.spare, place);
         }
         if !seat.held.is_empty() {
@@ -294,7 +299,7 @@ impl Outbound {
     fn leave(&mut self, number: usize) {
         let Some(Some(mut seat)) = self.seats.get_mut(number).map(mem::take) else { return };
         self.turns.retain(|other| *other != number);
-        while let Some((place, _lost)) = seat.held.pop() {
+        while let Some((place, ..)) = seat.held.pop() {
             seat.free(&mut self.spare, place);
         }
         if let Some(Err(error)) =
@@ -317,8 +322,8 @@ pub(super) fn tap_failed(vni: vxmesh_proto::addr::Vni, error: &io::Error) {
 impl Seat {
     /// How a frame travels that came now, and a number of its flow. While others of its flow wait,
     /// it waits behind them.
-    fn lane(&mut self, frame: &[u8], now: Instant) -> (Lane, u64) {
-        match self.lanes.of(frame, now) {
+    fn lane(&mut self, headers: Option<&Headers>, len: usize, now: Instant) -> (Lane, u64) {
+        match self.lanes.of(headers.map(Headers::flow), len, now) {
             (Lane::Sparse, flow) if self.held.holds(flow) => (Lane::Bulk, flow),
             lane => lane,
         }
@@ -335,13 +340,13 @@ impl Seat {
         shared: &Shared,
         spare: &mut Spare,
         flow: u64,
-        (place, received): (Place, Received),
+        (place, received, headers): Held,
     ) -> usize {
         let kept = spare.fit(place, received.len);
         self.large += usize::from(kept.len() > SMALL);
-        self.held.push(flow, Self::cost(received), (kept, received));
+        self.held.push(flow, Self::cost(received), (kept, received, headers));
         if (self.held.count() > HELD || spare.lent.1 > PLACES.1)
-            && let Some((lost, Received { len, .. })) = self.held.shed()
+            && let Some((lost, Received { len, .. }, _)) = self.held.shed()
         {
             let sender = self.port.table().sender_of(lost.get(..len).unwrap_or_default());
             self.port.dropped_of(&shared.drops, DropReason::QueueFull, sender);
@@ -401,7 +406,7 @@ impl Way {
         &mut self,
         shared: &Shared,
         port: &Port,
-        (place, Received { vnet, len }): (&mut [u8], Received),
+        (place, Received { vnet, len }, headers): (&mut [u8], Received, Option<Headers>),
         lane: Lane,
         now: Instant,
     ) {
@@ -411,11 +416,10 @@ impl Way {
             Lane::Bulk => &mut self.bulk,
         };
         let bytes = place.get_mut(..len).unwrap_or_default();
-        let offload = match Offload::parse(&vnet, bytes) {
-            Ok(offload) => offload,
+        let mut frame = match Frame::received(bytes, headers, &vnet) {
+            Ok(frame) => frame,
             Err(reason) => return port.dropped(&shared.drops, reason, None),
         };
-        let mut frame = SuperFrame { bytes, gso: offload.gso, checksum: offload.checksum };
         match outbound(&table, &mut frame, &mut self.scratch, now) {
             OutboundVerdict::Forward(peer) => train.carry(shared, port, [peer], &frame, now),
             OutboundVerdict::Flood(members) => {
@@ -427,7 +431,7 @@ impl Way {
                 let _taken = shared.deliver(port, self.scratch.reply());
             }
             OutboundVerdict::Drop(reason) => {
-                port.dropped_of(&shared.drops, reason, table.sender_of(frame.bytes));
+                port.dropped_of(&shared.drops, reason, table.sender_of(frame.bytes()));
                 if !self.scratch.reply().is_empty() {
                     let _taken = shared.deliver(port, self.scratch.reply());
                 }

@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use vxmesh_proto::{
     addr::Vni,
     flow::Lane,
-    frame::{Segments, SuperFrame, ecn::Ecn},
+    frame::{Frame, Segments, ecn::Ecn},
     reason::DropReason,
     session::{
         Keypair, Peer,
@@ -93,7 +93,7 @@ impl Train {
         shared: &Shared,
         port: &Port,
         peers: impl IntoIterator<Item = &'p Arc<Peer>>,
-        frame: &SuperFrame<'_>,
+        frame: &Frame<'_>,
         now: Instant,
     ) {
         match Segments::of(frame) {

@@ -14,10 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    tables::Seeded,
-    wire::{TCP, UDP, array, be16, ethernet, ipv4, ipv6},
-};
+use crate::{frame::FlowKey, tables::Seeded};
 
 /// Flows that are told apart. Two that share a place are one for this purpose: an overtaking less,
 /// never one too many.
@@ -63,33 +60,12 @@ impl Lanes {
         Self { seed: Seeded(seed), flows: vec![Flow::default(); FLOWS].into() }
     }
 
-    /// The lane of a frame that came now, and a number of its flow.
-    pub fn of(&mut self, frame: &[u8], now: Instant) -> (Lane, u64) {
-        let flow = self.flow(frame);
+    /// The lane of a frame of this length that came now, and a number of its flow.
+    pub fn of(&mut self, flow: Option<FlowKey>, len: usize, now: Instant) -> (Lane, u64) {
+        let flow = self.seed.hash_one(flow);
         let place = usize::try_from(flow % FLOWS as u64).unwrap_or_default();
-        let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
         (self.flows.get_mut(place).map_or(Lane::Bulk, |flow| flow.take(len, now)), flow)
-    }
-
-    fn flow(&self, frame: &[u8]) -> u64 {
-        const ADDRESSES4: usize = ethernet::HEADER_LEN + 12;
-        const ADDRESSES6: usize = ethernet::HEADER_LEN + 8;
-        let kind = be16(frame, 12);
-        let whole = || be16(frame, ethernet::HEADER_LEN + 6).is_some_and(|bits| bits & 0x3fff == 0);
-        if kind == Some(ethernet::IPV4) {
-            let is_bare = frame.get(ethernet::HEADER_LEN) == Some(&0x45) && whole();
-            let protocol = frame.get(ethernet::HEADER_LEN + 9);
-            let ports = array::<4>(frame, ethernet::HEADER_LEN + ipv4::MIN_HEADER_LEN)
-                .filter(|_| is_bare && matches!(protocol, Some(&(TCP | UDP))));
-            self.seed.hash_one((array::<8>(frame, ADDRESSES4), protocol, ports))
-        } else if kind == Some(ethernet::IPV6) {
-            let protocol = frame.get(ethernet::HEADER_LEN + 6);
-            let ports = array::<4>(frame, ethernet::HEADER_LEN + ipv6::HEADER_LEN)
-                .filter(|_| matches!(protocol, Some(&(TCP | UDP))));
-            self.seed.hash_one((array::<32>(frame, ADDRESSES6), protocol, ports))
-        } else {
-            self.seed.hash_one(array::<{ ethernet::HEADER_LEN }>(frame, 0))
-        }
     }
 }
 
@@ -111,16 +87,18 @@ impl Flow {
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "virtual time begins at some instant")]
 mod tests {
-    use super::*;
+    use std::net::IpAddr;
 
-    /// A UDP frame of this length between two ports.
-    fn frame(len: usize, port: u16) -> Vec<u8> {
-        let mut frame = vec![0; len];
-        frame[12..14].copy_from_slice(&ethernet::IPV4.to_be_bytes());
-        frame[14] = 0x45;
-        frame[23] = UDP;
-        frame[34..36].copy_from_slice(&port.to_be_bytes());
-        frame
+    use super::*;
+    use crate::{
+        frame::Headers,
+        wire::{UDP, ethernet},
+    };
+
+    /// A flow of UDP between two ports.
+    fn flow(port: u16) -> FlowKey {
+        let [source, destination] = [1, 2].map(|n| IpAddr::from([10, 0, 0, n]));
+        FlowKey::Ip { source, destination, protocol: UDP, ports: Some((port, 9)) }
     }
 
     #[test]
@@ -128,25 +106,25 @@ mod tests {
         let (mut lanes, begin) = (Lanes::new(7), Instant::now());
         for n in 0..10_000 {
             let now = begin + Duration::from_micros(100 * n);
-            let bulk = lanes.of(&frame(60_000, 1), now).0;
+            let bulk = lanes.of(Some(flow(1)), 60_000, now).0;
             assert_eq!(bulk, Lane::Bulk, "{n}");
             // 120 bytes each 100 us: 1.2 MB/s.
-            assert_eq!(lanes.of(&frame(120, 2), now).0, Lane::Sparse, "{n}");
+            assert_eq!(lanes.of(Some(flow(2)), 120, now).0, Lane::Sparse, "{n}");
         }
     }
 
     #[test]
     fn a_flow_that_sends_much_is_bulk_until_it_pauses() {
         let (mut lanes, mut now) = (Lanes::new(7), Instant::now());
-        let first: Vec<Lane> = (0..20).map(|_| lanes.of(&frame(1400, 1), now).0).collect();
+        let first: Vec<Lane> = (0..20).map(|_| lanes.of(Some(flow(1)), 1400, now).0).collect();
         assert!(first.starts_with(&[Lane::Sparse; 11]) && first.ends_with(&[Lane::Bulk; 9]));
         // Little does not make it sparse again while it goes on: it would overtake its own.
         for _ in 0..100 {
             now += PAUSE;
-            assert_eq!(lanes.of(&frame(100, 1), now).0, Lane::Bulk);
+            assert_eq!(lanes.of(Some(flow(1)), 100, now).0, Lane::Bulk);
         }
         now += PAUSE + Duration::from_millis(1);
-        assert_eq!(lanes.of(&frame(100, 1), now).0, Lane::Sparse);
+        assert_eq!(lanes.of(Some(flow(1)), 100, now).0, Lane::Sparse);
     }
 
     #[test]
@@ -158,7 +136,8 @@ mod tests {
                 if let Some(field) = frame.get_mut(12..14) {
                     field.copy_from_slice(&kind.to_be_bytes());
                 }
-                let _lane = lanes.of(&frame, Instant::now());
+                let flow = Headers::parse(&frame).map(|headers| headers.flow());
+                let _lane = lanes.of(flow, len, Instant::now());
             }
         }
     }

@@ -19,8 +19,8 @@
 
 use std::ops::Range;
 
-use super::{Gso, GsoKind, PartialChecksum, segments::put, vnet::Offload};
-use crate::wire::{TCP, UDP, array, be16, be32, checksum::Sum, ethernet, ipv4, ipv6};
+use super::{Gso, GsoKind, Headers, PartialChecksum, segments::put, vnet::Offload};
+use crate::wire::{TCP, UDP, array, be16, be32, checksum::Sum, ethernet, ipv6};
 
 /// Flows that are looked at for each packet; the kernel has as many in a bucket.
 const OPEN: usize = 8;
@@ -81,7 +81,7 @@ struct Part {
 /// What must fit for a packet to be put behind an item.
 #[derive(Clone, Copy, Debug)]
 struct Flow {
-    headers: Headers,
+    headers: Shape,
     /// Payload bytes of all parts but the last.
     size: usize,
     /// Payload bytes of all parts.
@@ -92,7 +92,7 @@ struct Flow {
 
 /// The headers of a packet that might be put together with others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Headers {
+struct Shape {
     kind: GsoKind,
     is_ipv4: bool,
     upper: usize,
@@ -122,11 +122,18 @@ impl<T: Copy + PartialEq> Default for Coalescer<T> {
 }
 
 impl<T: Copy + PartialEq> Coalescer<T> {
-    /// Takes the frame at `at` in `arena`, which goes to `to`.
-    pub fn push(&mut self, to: T, accepts: Accepts, arena: &[u8], at: Range<usize>) {
+    /// Takes the frame at `at` in `arena`, which has these headers and goes to `to`.
+    pub fn push(
+        &mut self,
+        to: T,
+        accepts: Accepts,
+        arena: &[u8],
+        at: Range<usize>,
+        headers: Option<&Headers>,
+    ) {
         let Some(frame) = arena.get(at.clone()) else { return };
         let part = self.parts.len();
-        let parsed = Headers::of(frame);
+        let parsed = Shape::of(frame, headers);
         let same = self.open.iter().position(|open| {
             open.is_some_and(|item| self.is_same_flow(item, to, parsed.as_ref(), frame, arena))
         });
@@ -188,7 +195,7 @@ impl<T: Copy + PartialEq> Coalescer<T> {
         &self,
         item: usize,
         to: T,
-        headers: Option<&Headers>,
+        headers: Option<&Shape>,
         frame: &[u8],
         arena: &[u8],
     ) -> bool {
@@ -218,7 +225,7 @@ impl<T: Copy + PartialEq> Coalescer<T> {
     fn grow(
         &mut self,
         slot: usize,
-        headers: &Headers,
+        headers: &Shape,
         frame: &[u8],
         arena: &[u8],
         at: Range<usize>,
@@ -351,7 +358,7 @@ impl Flow {
         self.flags & (FIN | PSH) != 0
     }
 
-    fn is_continued_by(&self, count: usize, first: &[u8], headers: &Headers, frame: &[u8]) -> bool {
+    fn is_continued_by(&self, count: usize, first: &[u8], headers: &Shape, frame: &[u8]) -> bool {
         let packet = self.headers.len - ethernet::HEADER_LEN + self.total + headers.payload;
         self.headers.len == headers.len
             && headers.payload <= self.size
@@ -362,34 +369,19 @@ impl Flow {
     }
 }
 
-impl Headers {
-    /// Reads the headers; nothing if the frame is not TCP or UDP in a whole IP packet without
+impl Shape {
+    /// What the headers show; nothing if the frame is not TCP or UDP in a whole IP packet without
     /// options and padding.
-    fn of(frame: &[u8]) -> Option<Self> {
-        let packet = frame.get(ethernet::HEADER_LEN..)?;
-        let (protocol, is_ipv4, upper) = match be16(frame, 12)? {
-            ethernet::IPV4 => {
-                let whole = *packet.first()? == 0x45
-                    && usize::from(be16(packet, 2)?) == packet.len()
-                    && be16(packet, 6)? & 0x3fff == 0;
-                let upper = ethernet::HEADER_LEN + ipv4::MIN_HEADER_LEN;
-                whole.then_some((*packet.get(9)?, true, upper))?
-            }
-            ethernet::IPV6 => {
-                let whole = *packet.first()? >> 4 == 6
-                    && ipv6::HEADER_LEN + usize::from(be16(packet, 4)?) == packet.len();
-                let upper = ethernet::HEADER_LEN + ipv6::HEADER_LEN;
-                whole.then_some((*packet.get(6)?, false, upper))?
-            }
-            _ => return None,
-        };
-        let (kind, len) = match (protocol, is_ipv4) {
-            (TCP, _) => {
+    fn of(frame: &[u8], headers: Option<&Headers>) -> Option<Self> {
+        let ip = headers?.ip.filter(|ip| ip.is_bare(frame.len()))?;
+        let (is_ipv4, upper) = (ip.source.is_ipv4(), ip.upper);
+        let (kind, len) = match ip.protocol {
+            TCP => {
                 let len = usize::from(*frame.get(upper + 12)? >> 4) * 4;
                 let kind = if is_ipv4 { GsoKind::Tcp4 } else { GsoKind::Tcp6 };
                 (kind, (len >= 20).then_some(len)?)
             }
-            (UDP, _) => {
+            UDP => {
                 let len = usize::from(be16(frame, upper + 4)?);
                 (GsoKind::Udp, (len == frame.len() - upper).then_some(8)?)
             }

@@ -6,7 +6,7 @@ use etherparse::{
 use proptest::prelude::*;
 
 use super::{
-    Gso, GsoKind, PartialChecksum, Segments, SuperFrame,
+    Frame, Gso, GsoKind, Headers, PartialChecksum, Segments,
     coalesce::{Accepts, Coalescer, PARTS},
     vnet::{self, Offload},
 };
@@ -170,9 +170,9 @@ impl Packet {
 /// Cuts a frame that the kernel handed over.
 fn cut(bytes: &[u8], vnet: &[u8; vnet::LEN]) -> Vec<Vec<u8>> {
     let mut bytes = bytes.to_vec();
-    let Offload { gso, checksum } = Offload::parse(vnet, &bytes).unwrap();
-    let mut frame = SuperFrame { bytes: &mut bytes, gso, checksum };
-    frame.finish_checksum();
+    let headers = Headers::parse(&bytes);
+    let mut frame = Frame::received(&mut bytes, headers, vnet).unwrap();
+    frame.finish_checksum(|_| true);
     let segments = Segments::of(&frame).unwrap();
     let write = |index| {
         let mut out = vec![0xaa; segments.frame_len(index)];
@@ -188,7 +188,8 @@ fn coalesce(packets: &[Vec<u8>], accepts: Accepts) -> Vec<(Offload, usize, Vec<u
     let mut coalescer = Coalescer::default();
     let mut begin = 0;
     for packet in packets {
-        coalescer.push((), accepts, &arena, begin..begin + packet.len());
+        let headers = Headers::parse(packet);
+        coalescer.push((), accepts, &arena, begin..begin + packet.len(), headers.as_ref());
         begin += packet.len();
     }
     let written = coalescer.frames(&arena).map(|frame| {
@@ -210,12 +211,13 @@ prop_compose! {
 }
 
 proptest! {
+    // Smaller segments would be more packets than one frame may become.
     #[test]
     fn a_super_frame_is_cut_as_a_sender_would_have_cut_it(packet in packet(9000), size in 5usize..2000) {
         prop_assume!(size < packet.payload.len());
         let (frame, offload) = packet.whole(size);
         let vnet = offload.to_bytes();
-        prop_assert_eq!(Offload::parse(&vnet, &frame), Ok(offload));
+        prop_assert_eq!(Offload::parse(&vnet, &frame, Headers::parse(&frame).as_ref()), Ok(offload));
         prop_assert_eq!(cut(&frame, &vnet), packet.cut(size));
     }
 
@@ -312,9 +314,9 @@ proptest! {
             bytes[at] = byte;
         }
         bytes.truncate(bytes.len().saturating_sub(short % 64));
-        if let Ok(Offload { gso, checksum }) = Offload::parse(&vnet, &bytes) {
+        if let Ok(offload) = Offload::parse(&vnet, &bytes, Headers::parse(&bytes).as_ref()) {
             let mut copy = bytes.clone();
-            let frame = SuperFrame { bytes: &mut copy, gso, checksum };
+            let frame = Frame::new(&mut copy, offload);
             if let Ok(segments) = Segments::of(&frame) {
                 for index in 0..segments.count() {
                     let mut out = vec![0; segments.frame_len(index)];

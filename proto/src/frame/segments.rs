@@ -9,7 +9,7 @@
 //! UDP  : length, checksum
 //! ```
 
-use super::{Gso, GsoKind, SuperFrame, ecn::Ecn, vnet};
+use super::{Frame, Gso, GsoKind, ecn::Ecn, vnet};
 use crate::{
     reason::DropReason,
     wire::{array, be16, checksum::Sum, ethernet, ipv6},
@@ -55,9 +55,9 @@ impl<'a> Segments<'a> {
     ///
     /// # Errors
     /// Its offloads contradict it.
-    pub fn of(frame: &'a SuperFrame<'_>) -> Result<Self, DropReason> {
-        let bytes = &*frame.bytes;
-        let Some(gso) = frame.gso else { return Ok(Self { frame: bytes, cut: None, count: 1 }) };
+    pub fn of(frame: &'a Frame<'_>) -> Result<Self, DropReason> {
+        let bytes = frame.bytes();
+        let Some(gso) = frame.gso() else { return Ok(Self { frame: bytes, cut: None, count: 1 }) };
         let cut = Cut::of(frame, gso).ok_or(DropReason::BadOffload)?;
         let count = (bytes.len() - cut.header_len).div_ceil(cut.size);
         if count > MAX_PACKETS {
@@ -113,20 +113,20 @@ impl<'a> Segments<'a> {
 }
 
 impl Cut {
-    fn of(frame: &SuperFrame<'_>, gso: Gso) -> Option<Self> {
-        let checksum = frame.checksum?;
-        // Fields of the frame are public: whoever made it, the headers have the last word.
-        let header_len = vnet::header_len(gso.kind, checksum, frame.bytes)?;
+    fn of(frame: &Frame<'_>, gso: Gso) -> Option<Self> {
+        let (bytes, checksum) = (frame.bytes(), frame.checksum()?);
+        // Whoever said how to cut it, the headers have the last word.
+        let header_len = vnet::header_len(gso.kind, checksum, bytes, frame.headers())?;
         if header_len != gso.header_len || gso.segment_size == 0 {
             return None;
         }
         let (upper, header_len) = (usize::from(checksum.start), usize::from(header_len));
         let at = upper + usize::from(checksum.offset);
-        let transport_len = u16::try_from(frame.bytes.len() - upper).ok()?;
-        let field: [u8; 2] = array(frame.bytes, at)?;
-        (frame.bytes.len() > header_len).then_some(Self {
+        let transport_len = u16::try_from(bytes.len() - upper).ok()?;
+        let field: [u8; 2] = array(bytes, at)?;
+        (bytes.len() > header_len).then_some(Self {
             is_tcp: matches!(gso.kind, GsoKind::Tcp4 | GsoKind::Tcp6),
-            is_ipv4: be16(frame.bytes, 12)? == ethernet::IPV4,
+            is_ipv4: frame.headers()?.ethertype == ethernet::IPV4,
             upper,
             header_len,
             size: usize::from(gso.segment_size),

@@ -5,10 +5,12 @@
 //! flags 1 | gso type 1 | header length 2 | segment size 2 | checksum start 2 | checksum offset 2
 //! ```
 
-use super::{Gso, GsoKind, PartialChecksum};
+use std::net::IpAddr;
+
+use super::{Gso, GsoKind, Headers, PartialChecksum};
 use crate::{
     reason::DropReason,
-    wire::{Ethernet, Fragment, Ipv4, Ipv6, TCP, UDP, array, ethernet},
+    wire::{Fragment, TCP, UDP, array},
 };
 
 /// Bytes of the header.
@@ -37,12 +39,16 @@ pub struct Offload {
 }
 
 impl Offload {
-    /// What `header` says of `frame`. The header's own length field is only a hint, so lengths come
-    /// from the frame.
+    /// What `header` says of `frame`, which has these headers. The header's own length field is
+    /// only a hint, so lengths come from the frame.
     ///
     /// # Errors
     /// The header contradicts the frame, or asks for what is not known here.
-    pub fn parse(header: &[u8; LEN], frame: &[u8]) -> Result<Self, DropReason> {
+    pub fn parse(
+        header: &[u8; LEN],
+        frame: &[u8],
+        headers: Option<&Headers>,
+    ) -> Result<Self, DropReason> {
         let [flags, kind, _, _, size_0, size_1, start_0, start_1, offset_0, offset_1] = *header;
         let checksum = (flags & NEEDS_CHECKSUM != 0).then(|| PartialChecksum {
             start: u16::from_ne_bytes([start_0, start_1]),
@@ -58,7 +64,8 @@ impl Offload {
         let segment_size = u16::from_ne_bytes([size_0, size_1]);
         // A super-frame's checksum cannot be complete: it would be that of no packet.
         let checksum = checksum.ok_or(DropReason::BadOffload)?;
-        let header_len = header_len(kind, checksum, frame).ok_or(DropReason::BadOffload)?;
+        let header_len =
+            header_len(kind, checksum, frame, headers).ok_or(DropReason::BadOffload)?;
         if segment_size == 0 || usize::from(header_len) >= frame.len() {
             return Err(DropReason::BadOffload);
         }
@@ -101,11 +108,16 @@ pub fn packets(header: &[u8; LEN], len: usize) -> usize {
 
 /// Bytes of all headers of a super-frame, if the frame is what `kind` says and its checksum is
 /// where that has it.
-pub(crate) fn header_len(kind: GsoKind, checksum: PartialChecksum, frame: &[u8]) -> Option<u16> {
-    let eth = Ethernet::parse(frame)?;
-    let upper = match (kind, eth.ethertype) {
-        (GsoKind::Tcp4 | GsoKind::Udp, ethernet::IPV4) => Ipv4::parse(eth.payload)?.upper,
-        (GsoKind::Tcp6 | GsoKind::Udp, ethernet::IPV6) => Ipv6::parse(eth.payload)?.upper,
+pub(crate) fn header_len(
+    kind: GsoKind,
+    checksum: PartialChecksum,
+    frame: &[u8],
+    headers: Option<&Headers>,
+) -> Option<u16> {
+    let ip = headers?.ip?;
+    let upper = match (kind, ip.source) {
+        (GsoKind::Tcp4 | GsoKind::Udp, IpAddr::V4(_))
+        | (GsoKind::Tcp6 | GsoKind::Udp, IpAddr::V6(_)) => ip.upper(frame),
         _ => return None,
     };
     let start = usize::from(checksum.start);

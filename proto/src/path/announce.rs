@@ -98,12 +98,12 @@ impl Announcement {
 mod tests {
     use super::*;
     use crate::{
+        frame::{Headers, View},
         path::claims,
         tables::{
             NetworkSpec,
             tests::{mac, now, row, spec},
         },
-        wire::Ethernet,
     };
 
     /// A network's table, and what was told of it.
@@ -184,9 +184,10 @@ mod tests {
         let own = row(1, 11, Place::Remote(1));
         for announcement in world.step(vec![TableUpdate::Put(own.clone())]) {
             let frame = announcement.to_frame();
-            let eth = Ethernet::parse(&frame).unwrap();
-            assert!(eth.destination.is_group() && eth.source == own.mac);
-            assert!(claims::check(&world.0, &own, &eth).is_ok());
+            let headers = Headers::parse(&frame).unwrap();
+            let view = View { bytes: &frame, headers: &headers };
+            assert!(headers.destination.is_group() && headers.source == own.mac);
+            assert!(claims::check(&world.0, &own, &view).is_ok());
         }
     }
 }

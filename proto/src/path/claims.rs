@@ -20,13 +20,15 @@
 //! Refused whoever speaks: DHCP, router advertisements, redirects. Protocols other than IP and ARP
 //! carry no address that could be checked, and pass.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::{
+    addr::MacAddr,
+    frame::{Headers, Ip, View},
     reason::DropReason,
     tables::{NetworkTable, Row},
     wire::{
-        Arp, Ethernet, Fragment, ICMP, ICMPV6, IGMP, Ipv4, Ipv6, UDP, Upper, arp, ethernet,
+        Arp, Fragment, ICMP, ICMPV6, IGMP, UDP, Upper, arp, ethernet,
         nd::{Message, NotNd},
     },
 };
@@ -45,25 +47,28 @@ const MLD: [u8; 3] = [131, 132, 143];
 pub(super) enum Content {
     /// ARP.
     Arp(Arp),
-    /// Neighbour discovery, and the packet's IP source.
-    Nd(Message, Ipv6Addr),
+    /// Neighbour discovery.
+    Nd(Message),
     /// Anything else.
     Other,
 }
 
 /// Header checks that do not depend on who sent the frame.
-pub(super) fn ethernet(frame: &[u8]) -> Result<Ethernet<'_>, DropReason> {
-    let eth = Ethernet::parse(frame).ok_or(DropReason::Runt)?;
-    if eth.is_vlan() {
+pub(super) fn ethernet<'f>(
+    bytes: &'f [u8],
+    headers: Option<&'f Headers>,
+) -> Result<View<'f>, DropReason> {
+    let eth = headers.ok_or(DropReason::Runt)?;
+    if ethernet::is_vlan(eth.ethertype) {
         return Err(DropReason::VlanUnsupported);
     }
     if ethernet::is_reserved_group(eth.destination) {
         return Err(DropReason::ReservedGroup);
     }
-    if eth.is_llc() {
+    if ethernet::is_llc(eth.ethertype) {
         return Err(DropReason::LlcUnsupported);
     }
-    Ok(eth)
+    Ok(View { bytes, headers: eth })
 }
 
 /// Who speaks.
@@ -102,62 +107,49 @@ impl<P> Speaker<'_, P> {
 pub(super) fn check<P>(
     table: &NetworkTable<P>,
     row: &Row<P>,
-    eth: &Ethernet<'_>,
+    frame: &View<'_>,
 ) -> Result<Content, DropReason> {
-    check_speaker(table, &Speaker::Endpoint(row), eth)
+    check_speaker(table, &Speaker::Endpoint(row), frame)
 }
 
 /// Checks all that a frame from a static VTEP claims for its source: no MAC and no address that an
 /// endpoint has, or the gateway.
 pub(super) fn check_station<P>(
     table: &NetworkTable<P>,
-    eth: &Ethernet<'_>,
+    frame: &View<'_>,
 ) -> Result<Content, DropReason> {
-    let mac = eth.source;
+    let mac = frame.headers.source;
     if !mac.is_unicast() || mac == table.spec().gateway.mac || table.fdb(mac).is_some() {
         return Err(DropReason::VtepSourceTaken);
     }
-    check_speaker(table, &Speaker::Station, eth)
+    check_speaker(table, &Speaker::Station, frame)
 }
 
 fn check_speaker<P>(
     table: &NetworkTable<P>,
     speaker: &Speaker<'_, P>,
-    eth: &Ethernet<'_>,
+    frame: &View<'_>,
 ) -> Result<Content, DropReason> {
-    match eth.ethertype {
-        ethernet::IPV4 => check_ipv4(table, speaker, eth),
-        ethernet::IPV6 => check_ipv6(table, speaker, eth),
-        ethernet::ARP => check_arp(table, speaker, eth),
+    match frame.headers.ethertype {
+        ethernet::IPV4 => check_ipv4(table, speaker, frame),
+        ethernet::IPV6 => check_ipv6(table, speaker, frame),
+        ethernet::ARP => check_arp(table, speaker, frame),
         _ => Ok(Content::Other),
-    }
-}
-
-/// Source and destination of the packet, if it is one. What is malformed was refused before.
-pub(super) fn addresses(eth: &Ethernet<'_>) -> Option<(IpAddr, IpAddr)> {
-    match eth.ethertype {
-        ethernet::IPV4 => {
-            Ipv4::parse(eth.payload).map(|ip| (ip.source.into(), ip.destination.into()))
-        }
-        ethernet::IPV6 => {
-            Ipv6::parse(eth.payload).map(|ip| (ip.source.into(), ip.destination.into()))
-        }
-        _ => None,
     }
 }
 
 fn check_ipv4<P>(
     table: &NetworkTable<P>,
     speaker: &Speaker<'_, P>,
-    eth: &Ethernet<'_>,
+    frame: &View<'_>,
 ) -> Result<Content, DropReason> {
-    let ip = Ipv4::parse(eth.payload).ok_or(DropReason::MalformedIp)?;
-    refuse_dhcp(&ip.upper, DHCP_SERVER, DHCP_CLIENT)?;
-    if is_redirect(&ip.upper) {
+    let ip = frame.headers.ip.ok_or(DropReason::MalformedIp)?;
+    refuse_dhcp(&ip, DHCP_SERVER, DHCP_CLIENT)?;
+    if is_redirect(&ip, frame) {
         return Err(DropReason::Redirect);
     }
-    let nameless = ip.source == Ipv4Addr::UNSPECIFIED && ip.upper.protocol == IGMP;
-    if !nameless && !speaker.carries(table, IpAddr::V4(ip.source)) {
+    let nameless = ip.source.is_unspecified() && ip.protocol == IGMP;
+    if !nameless && !speaker.carries(table, ip.source) {
         return Err(DropReason::IpSpoofed);
     }
     Ok(Content::Other)
@@ -166,22 +158,23 @@ fn check_ipv4<P>(
 fn check_ipv6<P>(
     table: &NetworkTable<P>,
     speaker: &Speaker<'_, P>,
-    eth: &Ethernet<'_>,
+    frame: &View<'_>,
 ) -> Result<Content, DropReason> {
-    let ip = Ipv6::parse(eth.payload).ok_or(DropReason::MalformedIp)?;
-    refuse_dhcp(&ip.upper, DHCP6_SERVER, DHCP6_CLIENT)?;
-    let message = match Message::parse(&ip) {
+    let ip = frame.headers.ip.ok_or(DropReason::MalformedIp)?;
+    refuse_dhcp(&ip, DHCP6_SERVER, DHCP6_CLIENT)?;
+    let upper = ip.upper(frame.bytes);
+    let message = match Message::parse(&upper, ip.hop_limit) {
         Ok(message) => Some(message),
         Err(NotNd::Other) => None,
         Err(NotNd::Malformed) => return Err(DropReason::MalformedNd),
     };
-    let nameless = ip.source.is_unspecified() && may_be_nameless(message.as_ref(), &ip.upper);
-    if !nameless && !speaker.carries(table, IpAddr::V6(ip.source)) {
+    let nameless = ip.source.is_unspecified() && may_be_nameless(message.as_ref(), &upper);
+    if !nameless && !speaker.carries(table, ip.source) {
         return Err(DropReason::IpSpoofed);
     }
     let Some(message) = message else { return Ok(Content::Other) };
-    check_nd(table, speaker, eth, &message)?;
-    Ok(Content::Nd(message, ip.source))
+    check_nd(table, speaker, frame.headers.source, &message)?;
+    Ok(Content::Nd(message))
 }
 
 fn may_be_nameless(message: Option<&Message>, upper: &Upper<'_>) -> bool {
@@ -203,17 +196,16 @@ fn may_be_nameless(message: Option<&Message>, upper: &Upper<'_>) -> bool {
 fn check_nd<P>(
     table: &NetworkTable<P>,
     speaker: &Speaker<'_, P>,
-    eth: &Ethernet<'_>,
+    mac: MacAddr,
     message: &Message,
 ) -> Result<(), DropReason> {
     let honest = match message {
         Message::RouterAdvertisement => return Err(DropReason::RouterAdvertisement),
         Message::RouterSolicitation => return Err(DropReason::RouterSolicitation),
         Message::Redirect => return Err(DropReason::Redirect),
-        Message::Solicitation { source_mac, .. } => source_mac.is_none_or(|mac| mac == eth.source),
+        Message::Solicitation { source_mac, .. } => source_mac.is_none_or(|said| said == mac),
         Message::Advertisement { target, target_mac, .. } => {
-            target_mac.is_none_or(|mac| mac == eth.source)
-                && speaker.owns(table, IpAddr::V6(*target))
+            target_mac.is_none_or(|said| said == mac) && speaker.owns(table, IpAddr::V6(*target))
         }
     };
     if honest { Ok(()) } else { Err(DropReason::NdSpoofed) }
@@ -222,26 +214,26 @@ fn check_nd<P>(
 fn check_arp<P>(
     table: &NetworkTable<P>,
     speaker: &Speaker<'_, P>,
-    eth: &Ethernet<'_>,
+    frame: &View<'_>,
 ) -> Result<Content, DropReason> {
-    let arp = Arp::parse(eth.payload).ok_or(DropReason::MalformedArp)?;
+    let arp = Arp::parse(frame.payload()).ok_or(DropReason::MalformedArp)?;
     let probe = arp.sender_ip.is_unspecified() && arp.operation == arp::Operation::Request;
-    let honest =
-        arp.sender_mac == eth.source && (probe || speaker.owns(table, IpAddr::V4(arp.sender_ip)));
+    let honest = arp.sender_mac == frame.headers.source
+        && (probe || speaker.owns(table, IpAddr::V4(arp.sender_ip)));
     if honest { Ok(Content::Arp(arp)) } else { Err(DropReason::ArpSpoofed) }
 }
 
-fn is_redirect(upper: &Upper<'_>) -> bool {
-    upper.protocol == ICMP
-        && upper.fragment != Fragment::Later
-        && upper.payload.first() == Some(&ICMP_REDIRECT)
+fn is_redirect(ip: &Ip, frame: &View<'_>) -> bool {
+    ip.protocol == ICMP
+        && ip.fragment != Fragment::Later
+        && ip.upper(frame.bytes).payload.first() == Some(&ICMP_REDIRECT)
 }
 
-fn refuse_dhcp(upper: &Upper<'_>, server: u16, client: u16) -> Result<(), DropReason> {
-    if upper.protocol != UDP || upper.fragment == Fragment::Later {
+fn refuse_dhcp(ip: &Ip, server: u16, client: u16) -> Result<(), DropReason> {
+    if ip.protocol != UDP || ip.fragment == Fragment::Later {
         return Ok(());
     }
-    let (source, destination) = upper.ports().ok_or(DropReason::MalformedIp)?;
+    let (source, destination) = ip.ports.ok_or(DropReason::MalformedIp)?;
     if source == server {
         return Err(DropReason::DhcpServer);
     }

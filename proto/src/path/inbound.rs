@@ -13,6 +13,7 @@
 use super::{claims, isolation};
 use crate::{
     addr::{MacAddr, NodeId, Vni},
+    frame::Headers,
     reason::DropReason,
     tables::{NetworkTable, Place},
     wire::{ethernet, vxlan},
@@ -58,27 +59,42 @@ pub fn inbound_vxlan<'t, 'f, P: 't>(
 
 /// Decides on a frame of the table's network that the node `from` sealed.
 pub fn inbound<P>(table: &NetworkTable<P>, from: &NodeId, frame: &[u8]) -> InboundVerdict {
-    match judge(table, from, frame) {
+    judged(table, from, frame, Headers::parse(frame).as_ref())
+}
+
+/// The same of a frame whose headers were read.
+pub(super) fn judged<P>(
+    table: &NetworkTable<P>,
+    from: &NodeId,
+    frame: &[u8],
+    headers: Option<&Headers>,
+) -> InboundVerdict {
+    match judge(table, from, frame, headers) {
         Ok(()) => InboundVerdict::Deliver,
         Err(reason) => InboundVerdict::Drop(reason),
     }
 }
 
-fn judge<P>(table: &NetworkTable<P>, from: &NodeId, frame: &[u8]) -> Result<(), DropReason> {
+fn judge<P>(
+    table: &NetworkTable<P>,
+    from: &NodeId,
+    frame: &[u8],
+    headers: Option<&Headers>,
+) -> Result<(), DropReason> {
     if !table.is_member(from) {
         return Err(DropReason::NotAMember); // 2
     }
-    let eth = claims::ethernet(frame)?; // 3
+    let view = claims::ethernet(frame, headers)?; // 3
     let row = table
-        .fdb(eth.source)
+        .fdb(view.headers.source)
         .filter(|row| row.key.node == *from && matches!(row.place, Place::Remote(_)));
     let row = row.ok_or(DropReason::SourceNotOwned)?; // 4
-    claims::check(table, row, &eth)?;
+    claims::check(table, row, &view)?;
     if frame.len() > usize::from(table.spec().mtu) + ethernet::HEADER_LEN {
         return Err(DropReason::TooBig); // 5
     }
-    destination(table, eth.destination)?; // 6
-    isolation::check(table, row, &eth)
+    destination(table, view.headers.destination)?; // 6
+    isolation::check(table, row, view.headers)
 }
 
 pub(super) fn destination<P>(table: &NetworkTable<P>, mac: MacAddr) -> Result<(), DropReason> {

@@ -9,23 +9,24 @@
 //! Gateway and local endpoints are not here: the bridge has them, and the kernel's rules keep them
 //! apart there.
 
-use std::net::IpAddr;
-
-use super::claims;
 use crate::{
+    frame::Headers,
     reason::DropReason,
     tables::{NetworkTable, Row},
-    wire::Ethernet,
 };
 
 /// Whether a frame of `row` may go to where it wants in the mesh.
 pub(super) fn check<P>(
     table: &NetworkTable<P>,
     row: &Row<P>,
-    eth: &Ethernet<'_>,
+    headers: &Headers,
 ) -> Result<(), DropReason> {
     let allowed = !table.spec().isolated
-        || if row.router { speaks_for_itself(table, row, eth) } else { asks_a_node(table, eth) };
+        || if row.router {
+            speaks_for_itself(table, row, headers)
+        } else {
+            asks_a_node(table, headers)
+        };
     if allowed { Ok(()) } else { Err(DropReason::Isolated) }
 }
 
@@ -34,15 +35,13 @@ pub(super) fn may_meet<P>(table: &NetworkTable<P>, one: &Row<P>, other: &Row<P>)
     !table.spec().isolated || one.router || other.router
 }
 
-fn speaks_for_itself<P>(table: &NetworkTable<P>, row: &Row<P>, eth: &Ethernet<'_>) -> bool {
-    claims::addresses(eth)
-        .is_none_or(|(source, _)| source.is_unspecified() || table.owns(row, source))
+fn speaks_for_itself<P>(table: &NetworkTable<P>, row: &Row<P>, headers: &Headers) -> bool {
+    headers.ip.is_none_or(|ip| ip.source.is_unspecified() || table.owns(row, ip.source))
 }
 
-fn asks_a_node<P>(table: &NetworkTable<P>, eth: &Ethernet<'_>) -> bool {
-    let Some(node) = table.fdb(eth.destination).filter(|row| row.router) else { return false };
-    let own = |ip: IpAddr| table.owns(node, ip);
-    claims::addresses(eth).is_none_or(|(_, destination)| own(destination))
+fn asks_a_node<P>(table: &NetworkTable<P>, headers: &Headers) -> bool {
+    let Some(node) = table.fdb(headers.destination).filter(|row| row.router) else { return false };
+    headers.ip.is_none_or(|ip| table.owns(node, ip.destination))
 }
 
 #[cfg(test)]
@@ -51,14 +50,14 @@ mod tests {
 
     use crate::{
         addr::MacAddr,
-        frame::SuperFrame,
+        frame::{Frame, PartialChecksum, vnet::Offload},
         path::{InboundVerdict, OutboundVerdict, Scratch, inbound, outbound},
         reason::DropReason,
         tables::{
             NetworkSpec, NetworkTable, Place, TableUpdate,
             tests::{mac, node, now, row, spec},
         },
-        wire::{Arp, arp::Operation},
+        wire::{Arp, arp::Operation, checksum::Sum},
     };
 
     /// An endpoint and the node itself, here and there.
@@ -95,7 +94,7 @@ mod tests {
     }
 
     fn out(table: &NetworkTable<u32>, mut frame: Vec<u8>) -> OutboundVerdict<'_, u32> {
-        outbound(table, &mut SuperFrame::plain(&mut frame), &mut Scratch::new(), now())
+        outbound(table, &mut Frame::plain(&mut frame), &mut Scratch::new(), now())
     }
 
     #[test]
@@ -124,6 +123,24 @@ mod tests {
             let expected = if allowed { InboundVerdict::Deliver } else { refused };
             assert_eq!(inbound(&apart, &node(1), &frame), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn a_checksum_that_a_sandbox_puts_into_the_destination_leads_nowhere() {
+        let apart = table(true);
+        let mut frame = udp(HERE, mac(THERE_NODE), HERE, THERE_NODE);
+        // The two bytes become those of the endpoint's address when they are completed.
+        let filler = (0..=u16::MAX).find(|word| {
+            frame[42..44].copy_from_slice(&word.to_be_bytes());
+            Sum::default().bytes(&frame[32..]).checksum() == [0, THERE]
+        });
+        assert!(filler.is_some());
+        let checksum = Some(PartialChecksum { start: 32, offset: 0 });
+        let before = frame.clone();
+        let mut leading = Frame::new(&mut frame, Offload { gso: None, checksum });
+        let verdict = outbound(&apart, &mut leading, &mut Scratch::new(), now());
+        assert_eq!(verdict, OutboundVerdict::Drop(DropReason::BadOffload));
+        assert_eq!(frame, before);
     }
 
     #[test]

@@ -13,10 +13,7 @@
 //!
 //! Unknown unicast is never flooded: the table knows every endpoint.
 
-use std::{
-    net::{IpAddr, Ipv6Addr},
-    time::Instant,
-};
+use std::{net::IpAddr, time::Instant};
 
 use super::{
     claims::{self, Content},
@@ -24,11 +21,11 @@ use super::{
 };
 use crate::{
     addr::{MacAddr, NodeId},
-    frame::SuperFrame,
+    frame::{Frame, Headers},
     reason::DropReason,
     tables::{NetworkTable, Place, Row},
     wire::{
-        Arp, Ethernet,
+        Arp,
         arp::Operation,
         ethernet,
         nd::{Advertisement, Message},
@@ -103,15 +100,14 @@ impl Default for Scratch {
 /// complete (that of a super-frame stays partial until it is cut).
 pub fn outbound<'t, P>(
     table: &'t NetworkTable<P>,
-    frame: &mut SuperFrame<'_>,
+    frame: &mut Frame<'_>,
     scratch: &mut Scratch,
     now: Instant,
 ) -> OutboundVerdict<'t, P> {
     scratch.clear();
     let verdict = judge(table, frame, scratch, now).unwrap_or_else(OutboundVerdict::Drop);
-    if matches!(verdict, OutboundVerdict::Forward(_) | OutboundVerdict::Flood(_))
-        && !finish(table, frame)
-    {
+    let goes_on = matches!(verdict, OutboundVerdict::Forward(_) | OutboundVerdict::Flood(_));
+    if goes_on && !finish(table, frame) {
         return OutboundVerdict::Drop(DropReason::BadOffload); // 6
     }
     verdict
@@ -119,45 +115,42 @@ pub fn outbound<'t, P>(
 
 /// Step 6. A sandbox may say where its checksum is (packet(7), PACKET_VNET_HDR): not where it would
 /// change what was judged. False, and the frame as it was, if it does.
-pub(super) fn finish<P>(table: &NetworkTable<P>, frame: &mut SuperFrame<'_>) -> bool {
-    let Some((at, before)) = frame.finish_checksum() else { return true };
-    let judged = || {
-        let eth = claims::ethernet(frame.bytes)?;
-        claims::check(table, source(table, eth.source)?, &eth)
-    };
-    if judged().is_ok() {
-        return true;
-    }
-    if let Some(field) = frame.bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut) {
-        *field = before;
-    }
-    false
+pub(super) fn finish<P>(table: &NetworkTable<P>, frame: &mut Frame<'_>) -> bool {
+    frame.finish_checksum(|frame| {
+        let judged = || {
+            let frame = claims::ethernet(frame.bytes(), frame.headers())?;
+            let row = source(table, frame.headers.source)?;
+            claims::check(table, row, &frame)?;
+            isolation::check(table, row, frame.headers)
+        };
+        judged().is_ok()
+    })
 }
 
 fn judge<'t, P>(
     table: &'t NetworkTable<P>,
-    frame: &SuperFrame<'_>,
+    frame: &Frame<'_>,
     scratch: &mut Scratch,
     now: Instant,
 ) -> Result<OutboundVerdict<'t, P>, DropReason> {
-    let eth = claims::ethernet(frame.bytes)?; // 1
-    let row = source(table, eth.source)?; // 2
-    let content = claims::check(table, row, &eth)?;
-    if let Some(answer) = neighbor(table, row, &eth, &content)? {
+    let view = claims::ethernet(frame.bytes(), frame.headers())?; // 1
+    let row = source(table, view.headers.source)?; // 2
+    let content = claims::check(table, row, &view)?;
+    if let Some(answer) = neighbor(table, row, view.headers, &content)? {
         answer.write(scratch); // 3
         return Ok(OutboundVerdict::Hairpin);
     }
     let largest = frame.largest_frame()?; // 4
     if largest > usize::from(table.spec().mtu) + ethernet::HEADER_LEN {
         if table.admit_error(row, now) {
-            too_big::answer(table.spec(), &eth, scratch);
+            too_big::answer(table.spec(), &view, scratch);
         }
         return Err(DropReason::TooBig);
     }
-    if eth.destination.is_group() {
-        flood(table, row, (&eth, frame.packets()), now) // 5
+    if view.headers.destination.is_group() {
+        flood(table, row, (view.headers, frame.packets()), now) // 5
     } else {
-        forward(table, row, &eth)
+        forward(table, row, view.headers)
     }
 }
 
@@ -190,12 +183,12 @@ impl Answer {
 fn neighbor<P>(
     table: &NetworkTable<P>,
     row: &Row<P>,
-    eth: &Ethernet<'_>,
+    eth: &Headers,
     content: &Content,
 ) -> Result<Option<Answer>, DropReason> {
     match content {
         Content::Arp(arp) => answer_arp(table, row, eth, arp),
-        Content::Nd(message, asker) => answer_nd(table, row, eth, (message, *asker)),
+        Content::Nd(message) => answer_nd(table, row, eth, message),
         Content::Other => Ok(None),
     }
 }
@@ -203,7 +196,7 @@ fn neighbor<P>(
 fn answer_arp<P>(
     table: &NetworkTable<P>,
     row: &Row<P>,
-    eth: &Ethernet<'_>,
+    eth: &Headers,
     arp: &Arp,
 ) -> Result<Option<Answer>, DropReason> {
     if arp.is_announcement() {
@@ -222,14 +215,17 @@ fn answer_arp<P>(
 fn answer_nd<P>(
     table: &NetworkTable<P>,
     row: &Row<P>,
-    eth: &Ethernet<'_>,
-    (message, asker): (&Message, Ipv6Addr),
+    eth: &Headers,
+    message: &Message,
 ) -> Result<Option<Answer>, DropReason> {
     match message {
         Message::Solicitation { target, .. } => {
             let mac = remote_neighbor(table, row, IpAddr::V6(*target))?;
             // Whoever only wants to know whether the address is taken has none to be answered at.
-            let asker = (!asker.is_unspecified()).then_some((asker, eth.source));
+            let asker = match eth.ip.map(|ip| ip.source) {
+                Some(IpAddr::V6(asker)) if !asker.is_unspecified() => Some((asker, eth.source)),
+                _ => None,
+            };
             Ok(Some(Answer::Nd(Advertisement { target: *target, mac, asker })))
         }
         Message::Advertisement { solicited, .. } if !solicited || eth.destination.is_group() => {
@@ -267,7 +263,7 @@ fn remote_neighbor<P>(
 fn flood<'t, P>(
     table: &'t NetworkTable<P>,
     row: &Row<P>,
-    (eth, packets): (&Ethernet<'_>, usize),
+    (eth, packets): (&Headers, usize),
     now: Instant,
 ) -> Result<OutboundVerdict<'t, P>, DropReason> {
     // First: what has no members may still have somebody to send it to.
@@ -286,7 +282,7 @@ fn flood<'t, P>(
 fn forward<'t, P>(
     table: &'t NetworkTable<P>,
     row: &Row<P>,
-    eth: &Ethernet<'_>,
+    eth: &Headers,
 ) -> Result<OutboundVerdict<'t, P>, DropReason> {
     let mac = eth.destination;
     if mac == table.spec().gateway.mac {

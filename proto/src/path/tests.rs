@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     addr::MacAddr,
-    frame::{Gso, GsoKind, PartialChecksum, SuperFrame},
+    frame::{Frame, Gso, GsoKind, Headers, PartialChecksum, vnet::Offload},
     limits::{FLOOD_BURST, FLOOD_ENDPOINT_BURST, FLOOD_PER_SECOND},
     reason::DropReason,
     tables::{
@@ -65,7 +65,7 @@ impl Net {
         let mut bytes = frame.to_vec();
         // A day later every limit is full again.
         let now = self.start + Duration::from_secs(86_400);
-        outbound(&self.table, &mut SuperFrame::plain(&mut bytes), scratch, now)
+        outbound(&self.table, &mut Frame::plain(&mut bytes), scratch, now)
     }
 
     fn answer(&self, frame: &[u8]) -> Vec<u8> {
@@ -76,6 +76,11 @@ impl Net {
 
     fn inbound(&self, from: u8, frame: &[u8]) -> InboundVerdict {
         inbound(&self.table, &node(from), frame)
+    }
+
+    /// The same of a frame that comes behind others.
+    fn follow(&self, judged: &mut Judged, from: u8, frame: &[u8]) -> InboundVerdict {
+        judged.inbound(&self.table, &node(from), frame, Headers::parse(frame).as_ref())
     }
 }
 
@@ -260,7 +265,7 @@ fn mtu_is_that_of_each_packet() {
 
     let long = |gso: Option<Gso>, len: usize| {
         let mut bytes = frame(len);
-        let mut frame = SuperFrame { bytes: &mut bytes, gso, checksum: None };
+        let mut frame = Frame::new(&mut bytes, Offload { gso, checksum: None });
         outbound(&net.table, &mut frame, &mut Scratch::new(), net.start)
     };
     let gso =
@@ -281,9 +286,9 @@ fn partial_checksums_are_finished_in_place() {
     let net = Net::new();
     let good = udp4(LOCAL, mac(REMOTE), v4(LOCAL));
     let run = |bytes: &mut Vec<u8>, checksum, gso| {
-        let mut frame = SuperFrame { bytes, gso, checksum: Some(checksum) };
+        let mut frame = Frame::new(bytes, Offload { gso, checksum: Some(checksum) });
         let verdict = outbound(&net.table, &mut frame, &mut Scratch::new(), net.start);
-        (verdict, frame.checksum)
+        (verdict, frame.checksum())
     };
     // The kernel leaves the sum of the pseudo header: addresses, protocol and length.
     let mut pseudo: u32 =
@@ -359,7 +364,7 @@ fn an_answer_never_has_a_mac_that_the_endpoint_does_not_own() {
         let table = net.table.apply([TableUpdate::Put(liar)]);
         for frame in [request(LOCAL, 13), solicitation(LOCAL, v6(LOCAL), v6(13), Some(LOCAL))] {
             let mut bytes = frame;
-            let mut frame = SuperFrame::plain(&mut bytes);
+            let mut frame = Frame::plain(&mut bytes);
             let verdict = outbound(&table, &mut frame, &mut Scratch::new(), net.start);
             assert_eq!(verdict, drop(DropReason::NeighborUnknown), "claims {}", mac(claimed));
         }
@@ -405,14 +410,17 @@ fn solicitations_for_remote_endpoints_are_answered_from_the_table() {
         assert_eq!((ip.source, ip.destination), (target, v6(LOCAL)));
         let expected =
             Message::Advertisement { target, target_mac: Some(mac(REMOTE)), solicited: true };
-        assert_eq!(Message::parse(&ip), Ok(expected));
+        assert_eq!(Message::parse(&ip.upper, ip.hop_limit), Ok(expected));
     }
     let taken = net.answer(&solicitation(LOCAL, Ipv6Addr::UNSPECIFIED, v6(REMOTE), None));
     let eth = Ethernet::parse(&taken).unwrap();
     assert_eq!(eth.destination, ALL_NODES_MAC);
     let ip = Ipv6::parse(eth.payload).unwrap();
     assert_eq!(ip.destination, ALL_NODES);
-    assert!(matches!(Message::parse(&ip), Ok(Message::Advertisement { solicited: false, .. })));
+    assert!(matches!(
+        Message::parse(&ip.upper, ip.hop_limit),
+        Ok(Message::Advertisement { solicited: false, .. })
+    ));
 }
 
 #[test]
@@ -458,7 +466,7 @@ fn floods_are_limited_for_each_endpoint_and_for_the_network() {
     let net = Net::new();
     let flood = |n: u8, at: Duration| {
         let mut bytes = udp4(n, MacAddr::BROADCAST, v4(n));
-        let mut frame = SuperFrame::plain(&mut bytes);
+        let mut frame = Frame::plain(&mut bytes);
         outbound(&net.table, &mut frame, &mut Scratch::new(), net.start + at)
     };
     let burst =
@@ -478,7 +486,7 @@ fn flood(net: &Net, to: MacAddr, segment_size: u16) -> OutboundVerdict<'_, u32> 
     bytes.resize(42 + 1000, 0);
     let gso = Some(Gso { kind: GsoKind::Udp, segment_size, header_len: 42 });
     let checksum = Some(PartialChecksum { start: 34, offset: 6 });
-    let mut frame = SuperFrame { bytes: &mut bytes, gso, checksum };
+    let mut frame = Frame::new(&mut bytes, Offload { gso, checksum });
     outbound(&net.table, &mut frame, &mut Scratch::new(), net.start)
 }
 
@@ -504,7 +512,7 @@ fn a_flood_that_nobody_gets_takes_no_token() {
         net.table.apply([TableUpdate::RemoveMember(node(1)), TableUpdate::RemoveMember(node(2))]);
     for _ in 0..FLOOD_ENDPOINT_BURST * 2 {
         let mut bytes = udp4(LOCAL, MacAddr::BROADCAST, v4(LOCAL));
-        let mut frame = SuperFrame::plain(&mut bytes);
+        let mut frame = Frame::plain(&mut bytes);
         let verdict = outbound(&alone, &mut frame, &mut Scratch::new(), net.start);
         assert_eq!(verdict, drop(DropReason::NoMembers));
     }
@@ -713,7 +721,7 @@ proptest! {
         let net = Net::new();
         let mut judged = Judged::default();
         for frame in train {
-            let verdict = judged.inbound(&net.table, &node(from), &frame);
+            let verdict = net.follow(&mut judged, from, &frame);
             prop_assert_eq!(verdict, net.inbound(from, &frame), "{:02x?}", frame);
         }
     }
@@ -728,19 +736,19 @@ fn every_changed_byte_is_judged_as_if_it_came_first() {
         for at in 0..frame.len() {
             for value in 0..=u8::MAX {
                 let mut judged = Judged::default();
-                assert_eq!(judged.inbound(&net.table, &node(1), &frame), InboundVerdict::Deliver);
+                assert_eq!(net.follow(&mut judged, 1, &frame), InboundVerdict::Deliver);
                 let mut changed = frame.clone();
                 changed[at] = value;
-                let verdict = judged.inbound(&net.table, &node(1), &changed);
+                let verdict = net.follow(&mut judged, 1, &changed);
                 assert_eq!(verdict, net.inbound(1, &changed), "byte {at} = {value}");
             }
         }
         let mut judged = Judged::default();
-        assert_eq!(judged.inbound(&net.table, &node(1), &frame), InboundVerdict::Deliver);
+        assert_eq!(net.follow(&mut judged, 1, &frame), InboundVerdict::Deliver);
         for len in 0..frame.len() + 2000 {
             let mut cut = frame.clone();
             cut.resize(len, 0);
-            assert_eq!(judged.inbound(&net.table, &node(1), &cut), net.inbound(1, &cut), "{len}");
+            assert_eq!(net.follow(&mut judged, 1, &cut), net.inbound(1, &cut), "{len}");
         }
     }
 }
@@ -756,9 +764,9 @@ fn a_router_carries_packets_of_its_own_nodes_endpoints_only() {
     let sent = |from: u8, source: u8| {
         let mut bytes = udp4(from, mac(REMOTE), v4(source));
         let verdict =
-            outbound(&table, &mut SuperFrame::plain(&mut bytes), &mut Scratch::new(), net.start);
+            outbound(&table, &mut Frame::plain(&mut bytes), &mut Scratch::new(), net.start);
         let mut bytes = udp6(from, mac(REMOTE), v6(source), (1, 2));
-        let mut frame = SuperFrame::plain(&mut bytes);
+        let mut frame = Frame::plain(&mut bytes);
         assert_eq!(outbound(&table, &mut frame, &mut Scratch::new(), net.start), verdict);
         verdict
     };

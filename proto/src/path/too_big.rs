@@ -11,7 +11,7 @@
 //! (RFC 1122 section 3.2.2, RFC 4443 section 2.4), and an endpoint not more often than its share
 //! (`limits`).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::{
     Icmpv4Type, Icmpv6Type, PacketBuilder, icmpv4::DestUnreachableHeader as Unreachable,
@@ -20,8 +20,9 @@ use etherparse::{
 use super::outbound::Scratch;
 use crate::{
     addr::MacAddr,
+    frame::View,
     tables::NetworkSpec,
-    wire::{Ethernet, Fragment, ICMP, ICMPV6, Ipv4, Ipv6, Upper, ethernet, ipv4, ipv6},
+    wire::{Fragment, ICMP, ICMPV6, Upper, ethernet, ipv4, ipv6},
 };
 
 const ICMP_HEADER_LEN: usize = 8;
@@ -38,65 +39,65 @@ const FIRST_INFORMATIONAL: u8 = 128;
 const REDIRECT: u8 = 137;
 
 /// Leaves the answer to an endpoint in the scratch, if there is one.
-pub(super) fn answer(spec: &NetworkSpec, eth: &Ethernet<'_>, scratch: &mut Scratch) {
-    answer_from(spec, spec.gateway.mac, eth, scratch);
+pub(super) fn answer(spec: &NetworkSpec, frame: &View<'_>, scratch: &mut Scratch) {
+    answer_from(spec, spec.gateway.mac, frame, scratch);
 }
 
 /// Leaves the answer in the scratch, if there is one, as a frame from this MAC.
 pub(super) fn answer_from(
     spec: &NetworkSpec,
     mac: MacAddr,
-    eth: &Ethernet<'_>,
+    frame: &View<'_>,
     scratch: &mut Scratch,
 ) {
-    if !eth.destination.is_group() {
-        let written = match eth.ethertype {
-            ethernet::IPV4 => answer_v4(spec, mac, eth, scratch),
-            ethernet::IPV6 => answer_v6(spec, mac, eth, scratch),
-            _ => None,
-        };
-        debug_assert!(written.is_none_or(|len| len <= LEN));
-    }
+    let Some(ip) = frame.headers.ip.filter(|_| !frame.headers.destination.is_group()) else {
+        return;
+    };
+    let written = match (ip.source, ip.destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let single = !source.is_unspecified()
+                && !destination.is_multicast()
+                && !destination.is_broadcast();
+            let told =
+                single && may_be_told(&ip.upper(frame.bytes), ICMP, |it| ERRORS.contains(&it));
+            told.then(|| answer_v4(spec, mac, (source, frame), scratch)).flatten()
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let single = !source.is_unspecified() && !destination.is_multicast();
+            let is_error = |kind| kind < FIRST_INFORMATIONAL || kind == REDIRECT;
+            let told = single && may_be_told(&ip.upper(frame.bytes), ICMPV6, is_error);
+            told.then(|| answer_v6(spec, mac, (source, frame), scratch)).flatten()
+        }
+        _ => None,
+    };
+    debug_assert!(written.is_none_or(|len| len <= LEN));
 }
 
 fn answer_v4(
     spec: &NetworkSpec,
     mac: MacAddr,
-    eth: &Ethernet<'_>,
+    (to, frame): (Ipv4Addr, &View<'_>),
     scratch: &mut Scratch,
 ) -> Option<usize> {
-    let ip = Ipv4::parse(eth.payload)?;
-    let single = !ip.source.is_unspecified()
-        && !ip.destination.is_multicast()
-        && !ip.destination.is_broadcast();
-    if !single || !may_be_told(&ip.upper, ICMP, |kind| ERRORS.contains(&kind)) {
-        return None;
-    }
-    let IpAddr::V4(from) = gateway(spec, ip.source.into())? else { return None };
+    let IpAddr::V4(from) = gateway(spec, to.into())? else { return None };
     let kind = Unreachable::FragmentationNeeded { next_hop_mtu: spec.mtu };
-    let builder = PacketBuilder::ethernet2(mac.0, eth.source.0)
-        .ipv4(from.octets(), ip.source.octets(), 64)
+    let builder = PacketBuilder::ethernet2(mac.0, frame.headers.source.0)
+        .ipv4(from.octets(), to.octets(), 64)
         .icmpv4(Icmpv4Type::DestinationUnreachable(kind));
-    scratch.write(|room| builder.write_to_slice(room, quote(eth, QUOTE_V4)).ok())
+    scratch.write(|room| builder.write_to_slice(room, quote(frame, QUOTE_V4)).ok())
 }
 
 fn answer_v6(
     spec: &NetworkSpec,
     mac: MacAddr,
-    eth: &Ethernet<'_>,
+    (to, frame): (Ipv6Addr, &View<'_>),
     scratch: &mut Scratch,
 ) -> Option<usize> {
-    let ip = Ipv6::parse(eth.payload)?;
-    let single = !ip.source.is_unspecified() && !ip.destination.is_multicast();
-    let is_error = |kind| kind < FIRST_INFORMATIONAL || kind == REDIRECT;
-    if !single || !may_be_told(&ip.upper, ICMPV6, is_error) {
-        return None;
-    }
-    let IpAddr::V6(from) = gateway(spec, ip.source.into())? else { return None };
-    let builder = PacketBuilder::ethernet2(mac.0, eth.source.0)
-        .ipv6(from.octets(), ip.source.octets(), 64)
+    let IpAddr::V6(from) = gateway(spec, to.into())? else { return None };
+    let builder = PacketBuilder::ethernet2(mac.0, frame.headers.source.0)
+        .ipv6(from.octets(), to.octets(), 64)
         .icmpv6(Icmpv6Type::PacketTooBig { mtu: spec.mtu.into() });
-    scratch.write(|room| builder.write_to_slice(room, quote(eth, QUOTE_V6)).ok())
+    scratch.write(|room| builder.write_to_slice(room, quote(frame, QUOTE_V6)).ok())
 }
 
 fn may_be_told(upper: &Upper<'_>, icmp: u8, is_error: impl Fn(u8) -> bool) -> bool {
@@ -112,8 +113,9 @@ fn gateway(spec: &NetworkSpec, sender: IpAddr) -> Option<IpAddr> {
     beside.or_else(|| of_version().next()).copied()
 }
 
-fn quote<'a>(eth: &Ethernet<'a>, len: usize) -> &'a [u8] {
-    eth.payload.get(..len).unwrap_or(eth.payload)
+fn quote<'a>(frame: &View<'a>, len: usize) -> &'a [u8] {
+    let payload = frame.payload();
+    payload.get(..len).unwrap_or(payload)
 }
 
 #[cfg(test)]
@@ -124,7 +126,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        frame::SuperFrame,
+        frame::Frame,
         limits::ICMP_BURST,
         path::{OutboundVerdict, outbound},
         reason::DropReason,
@@ -143,7 +145,7 @@ mod tests {
 
     fn told(table: &NetworkTable<u32>, frame: &[u8], at: Instant) -> Vec<u8> {
         let (mut bytes, mut scratch) = (frame.to_vec(), Scratch::new());
-        let verdict = outbound(table, &mut SuperFrame::plain(&mut bytes), &mut scratch, at);
+        let verdict = outbound(table, &mut Frame::plain(&mut bytes), &mut scratch, at);
         assert_eq!(verdict, OutboundVerdict::Drop(DropReason::TooBig));
         scratch.reply().to_vec()
     }

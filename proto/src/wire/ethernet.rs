@@ -1,7 +1,7 @@
 //! The Ethernet II header (IEEE 802.3 clause 3): destination 6, source 6, ethertype 2.
 //!
 //! A frame here has no preamble and no check sequence, as the kernel hands it over. Tags are
-//! recognised ([`Ethernet::is_vlan`]) and not looked behind.
+//! recognised ([`is_vlan`]) and not looked behind.
 
 use super::{array, be16};
 use crate::addr::MacAddr;
@@ -41,18 +41,18 @@ impl<'a> Ethernet<'a> {
             payload: frame.get(HEADER_LEN..)?,
         })
     }
+}
 
-    /// Whether the type field is a length: an LLC frame (IEEE 802.2).
-    #[must_use]
-    pub const fn is_llc(&self) -> bool {
-        self.ethertype < SMALLEST_TYPE
-    }
+/// Whether the type field is a length: an LLC frame (IEEE 802.2).
+#[must_use]
+pub const fn is_llc(ethertype: u16) -> bool {
+    ethertype < SMALLEST_TYPE
+}
 
-    /// Whether a VLAN tag follows: 802.1Q, 802.1ad, and the older 0x9100 of stacked tags.
-    #[must_use]
-    pub const fn is_vlan(&self) -> bool {
-        matches!(self.ethertype, 0x8100 | 0x88a8 | 0x9100)
-    }
+/// Whether a VLAN tag follows: 802.1Q, 802.1ad, and the older 0x9100 of stacked tags.
+#[must_use]
+pub const fn is_vlan(ethertype: u16) -> bool {
+    matches!(ethertype, 0x8100 | 0x88a8 | 0x9100)
 }
 
 /// Whether bridges must not forward this group (IEEE 802.1Q table 8-1: 01:80:c2:00:00:00 to :0f).
@@ -76,7 +76,7 @@ mod tests {
         assert_eq!(eth.source, MacAddr([7, 8, 9, 10, 11, 12]));
         assert_eq!(eth.ethertype, IPV6);
         assert_eq!(eth.payload.len(), 1);
-        assert!(!eth.is_vlan() && !eth.is_llc());
+        assert!(!is_vlan(eth.ethertype) && !is_llc(eth.ethertype));
     }
 
     #[test]

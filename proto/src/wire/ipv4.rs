@@ -17,6 +17,10 @@ pub struct Ipv4<'a> {
     pub source: Ipv4Addr,
     /// To whom.
     pub destination: Ipv4Addr,
+    /// Routers that it may still pass.
+    pub hop_limit: u8,
+    /// Bytes of the packet; what is behind is padding.
+    pub len: usize,
     /// What it carries.
     pub upper: Upper<'a>,
 }
@@ -41,6 +45,8 @@ impl<'a> Ipv4<'a> {
         Some(Self {
             source: Ipv4Addr::from(array::<4>(bytes, 12)?),
             destination: Ipv4Addr::from(array::<4>(bytes, 16)?),
+            hop_limit: *bytes.get(8)?,
+            len: total_len,
             upper: Upper {
                 protocol: *bytes.get(9)?,
                 fragment,

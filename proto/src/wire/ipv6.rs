@@ -30,6 +30,8 @@ pub struct Ipv6<'a> {
     pub destination: Ipv6Addr,
     /// Routers that it may still pass; 255 means that it passed none.
     pub hop_limit: u8,
+    /// Bytes of the packet; what is behind is padding.
+    pub len: usize,
     /// What it carries behind the extension headers.
     pub upper: Upper<'a>,
 }
@@ -47,6 +49,7 @@ impl<'a> Ipv6<'a> {
             source: Ipv6Addr::from(array::<16>(bytes, 8)?),
             destination: Ipv6Addr::from(array::<16>(bytes, 24)?),
             hop_limit: *bytes.get(7)?,
+            len: end,
             upper: walk(*bytes.get(6)?, bytes.get(HEADER_LEN..end)?)?,
         })
     }

@@ -18,7 +18,7 @@ use etherparse::{
     icmpv6::{NdpOptionSlice, NdpOptionsIterator, NeighborAdvertisementHeader},
 };
 
-use super::{Fragment, ICMPV6, Ipv6, array, ethernet, ipv6};
+use super::{Fragment, ICMPV6, Upper, array, ethernet, ipv6};
 use crate::addr::MacAddr;
 
 const ROUTER_SOLICITATION: u8 = 133;
@@ -74,13 +74,12 @@ pub enum NotNd {
 }
 
 impl Message {
-    /// Reads the message in a packet.
+    /// Reads the message that a packet with this hop limit carries.
     ///
     /// # Errors
     ///
     /// [`NotNd`] says whether the packet is something else or must be ignored.
-    pub fn parse(ip: &Ipv6<'_>) -> Result<Self, NotNd> {
-        let upper = &ip.upper;
+    pub fn parse(upper: &Upper<'_>, hop_limit: u8) -> Result<Self, NotNd> {
         if upper.protocol != ICMPV6 || upper.fragment == Fragment::Later {
             return Err(NotNd::Other);
         }
@@ -89,7 +88,7 @@ impl Message {
         if !(ROUTER_SOLICITATION..=REDIRECT).contains(&kind) {
             return Err(NotNd::Other);
         }
-        let valid = upper.fragment == Fragment::Whole && ip.hop_limit == 255;
+        let valid = upper.fragment == Fragment::Whole && hop_limit == 255;
         if !valid || upper.payload.get(1) != Some(&0) {
             return Err(NotNd::Malformed);
         }
@@ -179,7 +178,7 @@ mod tests {
     use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 
     use super::*;
-    use crate::wire::Ethernet;
+    use crate::wire::{Ethernet, Ipv6};
 
     const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 7]);
 
@@ -197,7 +196,8 @@ mod tests {
     }
 
     fn parse(bytes: &[u8]) -> Result<Message, NotNd> {
-        Message::parse(&Ipv6::parse(bytes).unwrap())
+        let ip = Ipv6::parse(bytes).unwrap();
+        Message::parse(&ip.upper, ip.hop_limit)
     }
 
     fn body(options: &[u8]) -> Vec<u8> {
@@ -271,7 +271,7 @@ mod tests {
             let Some(TransportSlice::Icmpv6(icmp)) = packet.transport else { panic!("no ICMPv6") };
             assert!(icmp.is_checksum_valid(ip.header().source(), ip.header().destination()));
             assert_eq!(
-                Message::parse(&Ipv6::parse(eth.payload).unwrap()),
+                parse(eth.payload),
                 Ok(Message::Advertisement {
                     target: target(),
                     target_mac: Some(MAC),

@@ -20,7 +20,7 @@ use nix::{
 };
 use vxmesh_proto::{
     addr::Vni,
-    frame::{Segments, SuperFrame, coalesce::Coalescer, ecn, ecn::Ecn},
+    frame::{Frame, Headers, Segments, coalesce::Coalescer, ecn::Ecn},
     path::{
         InboundVerdict, Scratch,
         plain::{finish_received, plain_inbound, tell_station, undone},
@@ -130,25 +130,27 @@ impl Taker<'_> {
             return self.strange(vni);
         };
         let table = port.table();
-        let offload = undone(frame, table.spec().mtu);
-        let mut frame = SuperFrame { bytes: frame, gso: offload.gso, checksum: offload.checksum };
+        let headers = Headers::parse(frame);
+        let offload = undone(frame, headers.as_ref(), table.spec().mtu);
+        let mut frame = Frame::with_headers(frame, headers, offload);
         let mut verdict = plain_inbound(&table, from, &frame, self.now);
         if matches!(verdict, InboundVerdict::Deliver)
-            && let Err(reason) = ecn::arrive(frame.bytes, outer)
+            && let Err(reason) = frame.arrive(outer)
         {
             verdict = InboundVerdict::Drop(reason);
         }
         match verdict {
-            InboundVerdict::Deliver if frame.gso.is_some() => self.cut(port, &frame),
+            InboundVerdict::Deliver if frame.gso().is_some() => self.cut(port, &frame),
             InboundVerdict::Deliver => {
                 finish_received(&mut frame);
                 let accepts = self.shared.offloads.allow(port.device().accepts());
-                self.coalescer.push(vni, accepts, arena, at.start + vxlan::HEADER_LEN..at.end);
+                let at = at.start + vxlan::HEADER_LEN..at.end;
+                self.coalescer.push(vni, accepts, arena, at, headers.as_ref());
             }
             InboundVerdict::Drop(reason) => {
                 port.dropped(drops, reason, None);
                 if reason == DropReason::TooBig {
-                    tell_station(&table, from, frame.bytes, self.scratch, self.now);
+                    tell_station(&table, from, &frame, self.scratch, self.now);
                     self.tell(port, from);
                 }
             }
@@ -177,7 +179,7 @@ impl Taker<'_> {
     }
 
     /// Delivers the packets of a burst one by one.
-    fn cut(&self, port: &PlainPort, frame: &SuperFrame<'_>) {
+    fn cut(&self, port: &PlainPort, frame: &Frame<'_>) {
         let drops = &self.shared.drops;
         match Segments::of(frame) {
             Ok(segments) => {

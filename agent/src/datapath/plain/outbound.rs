@@ -15,7 +15,7 @@ use std::{
 
 use nix::errno::Errno;
 use vxmesh_proto::{
-    frame::{Segments, SuperFrame, ecn::Ecn, vnet::Offload},
+    frame::{Frame, Headers, Segments, ecn::Ecn},
     limits::PLAIN_PORT,
     path::{
         Scratch,
@@ -78,11 +78,11 @@ impl Outbound {
         let Self { shared, port, buffer, scratch, train } = self;
         let table = port.table();
         let bytes = buffer.get_mut(..len).unwrap_or_default();
-        let offload = match Offload::parse(&vnet, bytes) {
-            Ok(offload) => offload,
+        let headers = Headers::parse(bytes);
+        let mut frame = match Frame::received(bytes, headers, &vnet) {
+            Ok(frame) => frame,
             Err(reason) => return port.dropped(&shared.drops, reason, None),
         };
-        let mut frame = SuperFrame { bytes, gso: offload.gso, checksum: offload.checksum };
         match plain_outbound(&table, &mut frame, scratch, Instant::now()) {
             PlainVerdict::Forward(vtep) => train.carry(shared, port, &frame, [vtep].into_iter()),
             PlainVerdict::Flood { members, statics } => {
@@ -94,7 +94,7 @@ impl Outbound {
                 let _taken = deliver(&shared.drops, port, scratch.reply());
             }
             PlainVerdict::Drop(reason) => {
-                let sender = table.table().sender_of(frame.bytes);
+                let sender = table.table().sender_of(frame.bytes());
                 port.dropped_of(&shared.drops, reason, sender);
                 if !scratch.reply().is_empty() {
                     let _taken = deliver(&shared.drops, port, scratch.reply());
@@ -128,7 +128,7 @@ impl Train {
         &mut self,
         shared: &Shared,
         port: &PlainPort,
-        frame: &SuperFrame<'_>,
+        frame: &Frame<'_>,
         to: impl Iterator<Item = IpAddr> + Clone,
     ) {
         let sockets = shared.sockets.load();
@@ -139,7 +139,7 @@ impl Train {
             Ok(segments) => segments,
             Err(reason) => return port.dropped(&shared.drops, reason, None),
         };
-        let flow = flow_hash(shared.seed, frame.bytes);
+        let flow = flow_hash(shared.seed, frame.headers());
         let stride = vxlan::HEADER_LEN + segments.frame_len(0);
         let leaving = Leaving { shared, port, sockets, flow, ecn: segments.ecn(), stride };
         let (mut used, mut count) = (0, 0);

@@ -14,12 +14,16 @@ use std::{net::IpAddr, time::Instant};
 
 use super::PlainTable;
 use crate::{
-    addr::NodeId,
-    frame::SuperFrame,
-    path::{InboundVerdict, Scratch, claims, inbound, inbound::destination, too_big},
+    addr::{MacAddr, NodeId},
+    frame::{Frame, View},
+    path::{
+        InboundVerdict, Scratch, claims,
+        inbound::{destination, judged},
+        too_big,
+    },
     reason::DropReason,
     tables::Place,
-    wire::{Ethernet, ethernet},
+    wire::ethernet,
 };
 
 /// Decides on a frame of the table's network that came from the outer address `from`. A super-frame
@@ -29,21 +33,22 @@ use crate::{
 pub fn plain_inbound(
     plain: &PlainTable,
     from: IpAddr,
-    frame: &SuperFrame<'_>,
+    frame: &Frame<'_>,
     now: Instant,
 ) -> InboundVerdict {
     if !plain.knows(from) {
         return InboundVerdict::Drop(DropReason::UnknownVtep); // 1
     }
-    if let Some(node) = owner_at(plain, from, frame.bytes) {
-        return inbound(plain.table(), &node, frame.bytes); // 2
+    let (bytes, headers) = (frame.bytes(), frame.headers());
+    if let Some(node) = headers.and_then(|headers| owner_at(plain, from, headers.source)) {
+        return judged(plain.table(), &node, bytes, headers); // 2
     }
-    let judged = if plain.is_member(from) && !plain.statics().contains(&from) {
-        claims::ethernet(frame.bytes).and(Err(DropReason::SourceNotOwned))
+    let fate = if plain.is_member(from) && !plain.statics().contains(&from) {
+        claims::ethernet(bytes, headers).and(Err(DropReason::SourceNotOwned))
     } else {
         station(plain, from, frame, now) // 3
     };
-    judged.map_or_else(InboundVerdict::Drop, |()| InboundVerdict::Deliver)
+    fate.map_or_else(InboundVerdict::Drop, |()| InboundVerdict::Deliver)
 }
 
 /// Leaves in the scratch what the sender of a frame is told that was too large, if it is behind a
@@ -52,26 +57,27 @@ pub fn plain_inbound(
 pub fn tell_station(
     plain: &PlainTable,
     from: IpAddr,
-    frame: &[u8],
+    frame: &Frame<'_>,
     scratch: &mut Scratch,
     now: Instant,
 ) {
     scratch.clear();
     let table = plain.table();
-    let Some(eth) = Ethernet::parse(frame) else { return };
+    let Some(eth) = frame.headers() else { return };
+    let view = View { bytes: frame.bytes(), headers: eth };
     let to = table.fdb(eth.destination).filter(|row| matches!(row.place, Place::Local));
     let is_station = plain.statics().contains(&from) && table.fdb(eth.source).is_none();
     if let Some(to) = to
         && is_station
         && table.admit_error(to, now)
     {
-        too_big::answer_from(table.spec(), eth.destination, &eth, scratch);
+        too_big::answer_from(table.spec(), eth.destination, &view, scratch);
     }
 }
 
 /// The member that owns the frame's source, if the frame came from one of its addresses.
-fn owner_at(plain: &PlainTable, from: IpAddr, frame: &[u8]) -> Option<NodeId> {
-    let row = plain.table().fdb(Ethernet::parse(frame)?.source)?;
+fn owner_at(plain: &PlainTable, from: IpAddr, source: MacAddr) -> Option<NodeId> {
+    let row = plain.table().fdb(source)?;
     match &row.place {
         Place::Remote(vtep) if vtep.has(from) => Some(row.key.node),
         Place::Remote(_) | Place::Local => None,
@@ -81,12 +87,13 @@ fn owner_at(plain: &PlainTable, from: IpAddr, frame: &[u8]) -> Option<NodeId> {
 fn station(
     plain: &PlainTable,
     from: IpAddr,
-    frame: &SuperFrame<'_>,
+    frame: &Frame<'_>,
     now: Instant,
 ) -> Result<(), DropReason> {
     let table = plain.table();
-    let eth = claims::ethernet(frame.bytes)?;
-    claims::check_station(table, &eth)?;
+    let view = claims::ethernet(frame.bytes(), frame.headers())?;
+    claims::check_station(table, &view)?;
+    let eth = view.headers;
     // A full table says so by its own counter: the frame itself is good.
     let most = table.spec().limits.stations();
     let _room = plain.learned().learn(eth.source, from, most, now);

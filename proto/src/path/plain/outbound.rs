@@ -16,7 +16,7 @@ use std::{net::IpAddr, time::Instant};
 use super::{PlainTable, Vtep};
 use crate::{
     addr::NodeId,
-    frame::SuperFrame,
+    frame::Frame,
     path::{OutboundVerdict, Scratch, claims, outbound, outbound::finish},
     reason::DropReason,
     wire::ethernet,
@@ -45,7 +45,7 @@ pub enum PlainVerdict<'t> {
 /// a super-frame stays partial until it is cut).
 pub fn plain_outbound<'t>(
     plain: &'t PlainTable,
-    frame: &mut SuperFrame<'_>,
+    frame: &mut Frame<'_>,
     scratch: &mut Scratch,
     now: Instant,
 ) -> PlainVerdict<'t> {
@@ -70,7 +70,7 @@ pub fn plain_outbound<'t>(
 /// What becomes of a frame that has no destination among members.
 fn beyond<'t>(
     plain: &'t PlainTable,
-    frame: &SuperFrame<'_>,
+    frame: &Frame<'_>,
     reason: DropReason,
     now: Instant,
 ) -> Result<PlainVerdict<'t>, DropReason> {
@@ -81,7 +81,7 @@ fn beyond<'t>(
         return Err(reason);
     }
     // These reasons are given only after the source was found to be true.
-    let eth = claims::ethernet(frame.bytes)?;
+    let eth = claims::ethernet(frame.bytes(), frame.headers())?.headers;
     let row = table.fdb(eth.source).ok_or(DropReason::SourceUnknown)?;
     if table.fdb(eth.destination).is_some() || eth.destination == table.spec().gateway.mac {
         return Err(reason);

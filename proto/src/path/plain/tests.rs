@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     addr::MacAddr,
-    frame::{Gso, GsoKind, PartialChecksum, Segments, SuperFrame, vnet::Offload},
+    frame::{Frame, Gso, GsoKind, Headers, PartialChecksum, Segments, vnet::Offload},
     limits::{FLOOD_ENDPOINT_BURST, LEARNED_AGE, LEARNED_STATIONS},
     object::{Network, Subnet},
     path::{InboundVerdict, Scratch},
@@ -89,7 +89,7 @@ impl Net {
 
     fn out_at(&self, frame: &[u8], after: Duration) -> PlainVerdict<'_> {
         let mut bytes = frame.to_vec();
-        let mut frame = SuperFrame::plain(&mut bytes);
+        let mut frame = Frame::plain(&mut bytes);
         plain_outbound(&self.plain, &mut frame, &mut Scratch::new(), self.start + after)
     }
 
@@ -99,7 +99,7 @@ impl Net {
 
     fn inbound_at(&self, from: &str, frame: &[u8], after: Duration) -> Result<(), DropReason> {
         let mut bytes = frame.to_vec();
-        let frame = SuperFrame::plain(&mut bytes);
+        let frame = Frame::plain(&mut bytes);
         match plain_inbound(&self.plain, ip(from), &frame, self.start + after) {
             InboundVerdict::Deliver => Ok(()),
             InboundVerdict::Drop(reason) => Err(reason),
@@ -212,7 +212,7 @@ fn a_superframe_to_nobody_known_costs_as_much_as_its_packets() {
         bytes.resize(42 + 200, 0);
         let gso = Some(Gso { kind: GsoKind::Udp, segment_size, header_len: 42 });
         let checksum = Some(PartialChecksum { start: 34, offset: 6 });
-        let mut frame = SuperFrame { bytes: &mut bytes, gso, checksum };
+        let mut frame = Frame::new(&mut bytes, Offload { gso, checksum });
         plain_outbound(&net.plain, &mut frame, &mut Scratch::new(), net.start)
     };
     assert_eq!(flood(1), PlainVerdict::Drop(DropReason::FloodLimited), "200 packets");
@@ -366,18 +366,21 @@ fn packets_of_one_flow_share_a_hash() {
     let frame = from_local(mac(REMOTE));
     let mut longer = frame.clone();
     longer.extend([0; 30]);
-    assert_eq!(flow_hash(1, &frame), flow_hash(1, &longer));
+    assert_eq!(
+        flow_hash(1, Headers::parse(&frame).as_ref()),
+        flow_hash(1, Headers::parse(&longer).as_ref())
+    );
     let mut ports: Vec<u64> = (0..64)
         .map(|port: u8| {
             let mut other = frame.clone();
             other[35] = port;
-            flow_hash(1, &other) % 16
+            flow_hash(1, Headers::parse(&other).as_ref()) % 16
         })
         .collect();
     ports.sort_unstable();
     ports.dedup();
     assert!(ports.len() > 8, "64 flows use {} of 16 ports", ports.len());
-    assert_eq!(flow_hash(1, &[]), 0);
+    assert_eq!(flow_hash(1, None), 0);
 }
 
 /// A TCP or UDP frame of the station, and the same as the kernel leaves it to a card.
@@ -408,13 +411,17 @@ fn finished_and_not(is_tcp: bool, is_ipv4: bool, payload: usize) -> [Vec<u8>; 2]
 fn what_a_card_would_do_is_done() {
     for (is_tcp, is_ipv4) in [(true, true), (true, false), (false, true), (false, false)] {
         let [finished, mut left] = finished_and_not(is_tcp, is_ipv4, 101);
-        assert_eq!(undone(&finished, 1390), Offload::default());
-        let Offload { gso, checksum } = undone(&left, 1390);
+        assert_eq!(undone(&finished, Headers::parse(&finished).as_ref(), 1390), Offload::default());
+        let Offload { gso, checksum } = undone(&left, Headers::parse(&left).as_ref(), 1390);
         assert!(gso.is_none() && checksum.is_some());
-        finish_received(&mut SuperFrame { bytes: &mut left, gso, checksum });
+        finish_received(&mut Frame::new(&mut left, Offload { gso, checksum }));
         assert_eq!(left, finished);
         left.push(0);
-        assert_eq!(undone(&left, 1390), Offload::default(), "padding");
+        assert_eq!(
+            undone(&left, Headers::parse(&left).as_ref(), 1390),
+            Offload::default(),
+            "padding"
+        );
     }
 }
 
@@ -422,8 +429,8 @@ fn what_a_card_would_do_is_done() {
 fn a_burst_is_cut_to_the_networks_mtu() {
     for is_ipv4 in [true, false] {
         let [_, mut left] = finished_and_not(true, is_ipv4, 5000);
-        let Offload { gso, checksum } = undone(&left, 1390);
-        let frame = SuperFrame { bytes: &mut left, gso, checksum };
+        let Offload { gso, checksum } = undone(&left, Headers::parse(&left).as_ref(), 1390);
+        let frame = Frame::new(&mut left, Offload { gso, checksum });
         let segments = Segments::of(&frame).unwrap();
         assert_eq!(segments.count(), 4);
         assert_eq!(segments.frame_len(0), 1404);
@@ -433,7 +440,7 @@ fn a_burst_is_cut_to_the_networks_mtu() {
         assert_eq!(verdict == InboundVerdict::Deliver, is_ipv4, "a member's frames are never so");
     }
     let [_, udp] = finished_and_not(false, true, 5000);
-    assert!(undone(&udp, 1390).gso.is_none(), "it is one datagram");
+    assert!(undone(&udp, Headers::parse(&udp).as_ref(), 1390).gso.is_none(), "it is one datagram");
 }
 
 /// One datagram must not become 60,000 packets.
@@ -447,7 +454,8 @@ fn a_burst_whose_headers_leave_no_room_is_not_cut() {
     frame[20] = 60;
     let len = u16::try_from(frame.len() - 54).unwrap();
     frame[18..20].copy_from_slice(&len.to_be_bytes());
-    let fits = |mtu| undone(&frame, mtu).gso.map(|gso| gso.segment_size);
+    let fits =
+        |mtu| undone(&frame, Headers::parse(&frame).as_ref(), mtu).gso.map(|gso| gso.segment_size);
     assert_eq!(fits(1340 + 512), Some(512));
     assert_eq!(fits(1340 + 511), None);
     assert_eq!(fits(1340 + 1), None);
