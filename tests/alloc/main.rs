@@ -72,7 +72,7 @@ fn the_way_of_a_frame_allocates_nothing() -> Result<()> {
     let mut carry = || {
         let mut frame =
             Frame::new(&mut bytes, Offload { gso: Some(gso), checksum: Some(checksum) });
-        let verdict = outbound(&pair.tables[0], &mut frame, &mut scratch, now);
+        let verdict = outbound(&pair.tables[0], &mut frame, &mut scratch, now, &mut ());
         assert_eq!(verdict, OutboundVerdict::Forward(&1));
         let segments = Segments::of(&frame).unwrap();
         let key = peers[0].sender(now).unwrap();
@@ -92,7 +92,8 @@ fn the_way_of_a_frame_allocates_nothing() -> Result<()> {
             let opened = opened.open(now, datagram).unwrap();
             let (_, frame) = vxlan::decap(opened.payload).unwrap();
             let headers = Headers::parse(frame);
-            let verdict = judged.inbound(&pair.tables[1], &pair.nodes[0], frame, headers.as_ref());
+            let verdict =
+                judged.inbound(&pair.tables[1], &pair.nodes[0], frame, headers.as_ref(), &mut ());
             assert_eq!(verdict, InboundVerdict::Deliver);
             coalescer.push(
                 Vni::MAX,
@@ -129,7 +130,7 @@ fn telling_a_sender_what_is_too_large_allocates_nothing() -> Result<()> {
     let asked = allocations(|| {
         for _ in 0..10 {
             let mut frame = Frame::plain(&mut bytes);
-            let verdict = outbound(&pair.tables[0], &mut frame, &mut scratch, pair.start);
+            let verdict = outbound(&pair.tables[0], &mut frame, &mut scratch, pair.start, &mut ());
             assert_eq!(verdict, OutboundVerdict::Drop(DropReason::TooBig));
             told += usize::from(!scratch.reply().is_empty());
         }

@@ -64,7 +64,7 @@ impl Way {
     fn outbound(&mut self, scratch: &mut Scratch) {
         let (gso, checksum) = (Some(self.gso), Some(self.checksum));
         let mut frame = Frame::new(&mut self.bytes, Offload { gso, checksum });
-        let verdict = outbound(&self.pair.tables[0], &mut frame, scratch, self.now);
+        let verdict = outbound(&self.pair.tables[0], &mut frame, scratch, self.now, &mut ());
         assert!(matches!(verdict, OutboundVerdict::Forward(_)));
     }
 
@@ -189,7 +189,7 @@ fn judge_inbound(bencher: Bencher<'_, '_>) {
     bencher.counter(packets).bench_local(|| {
         for part in &parts {
             let frame = &mut arena[part.start + FRAME_AT..part.end - TAG_LEN];
-            let verdict = inbound(&way.pair.tables[1], &way.pair.nodes[0], frame);
+            let verdict = inbound(&way.pair.tables[1], &way.pair.nodes[0], frame, &mut ());
             assert!(matches!(verdict, InboundVerdict::Deliver));
         }
     });

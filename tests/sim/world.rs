@@ -473,7 +473,7 @@ fn send(
 ) -> (Option<Vec<u8>>, Vec<Sealed>) {
     let Some(local) = life.locals.get(&network) else { return (None, Vec::new()) };
     let mut scratch = Scratch::new();
-    let verdict = outbound(&local.table, &mut Frame::plain(&mut frame), &mut scratch, now);
+    let verdict = outbound(&local.table, &mut Frame::plain(&mut frame), &mut scratch, now, &mut ());
     let peers: Vec<Arc<Peer>> = match verdict {
         OutboundVerdict::Forward(peer) => vec![Arc::clone(peer)],
         OutboundVerdict::Flood(members) => {
@@ -546,7 +546,7 @@ fn take(
     }
     let locals = &life.locals;
     let table_of = |vni| locals.values().map(|l| &l.table).find(|table| table.spec().vni == vni);
-    let result = inbound_vxlan(table_of, &sender, opened.payload);
+    let result = inbound_vxlan(table_of, &sender, opened.payload, &mut ());
     let network = result.vni.and_then(table_of).map(|table| table.spec().id);
     match (result.verdict, network) {
         (InboundVerdict::Deliver, Some(network)) => {

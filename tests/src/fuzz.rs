@@ -76,7 +76,7 @@ fn judge_outbound(data: &[u8], gso: Option<Gso>, checksum: Option<PartialChecksu
     let mut frame = Frame::new(&mut bytes, Offload { gso, checksum });
     // Far beyond any burst, so that the limit does not hide a verdict.
     let later = PAIR.start + std::time::Duration::from_secs(3600);
-    let verdict = outbound(sender, &mut frame, &mut scratch, later);
+    let verdict = outbound(sender, &mut frame, &mut scratch, later, &mut ());
     match verdict {
         OutboundVerdict::Forward(peer) => {
             assert_eq!(*peer, 1, "there is one peer");
@@ -90,7 +90,7 @@ fn judge_outbound(data: &[u8], gso: Option<Gso>, checksum: Option<PartialChecksu
         OutboundVerdict::Drop(_) => assert_eq!(bytes, data, "what is dropped is not changed"),
     }
     if gso.is_none() && matches!(verdict, OutboundVerdict::Forward(_) | OutboundVerdict::Flood(_)) {
-        let received = inbound(receiver, &from, &bytes);
+        let received = inbound(receiver, &from, &bytes, &mut ());
         // I3: what an honest node sends, its peer accepts.
         assert_eq!(received, InboundVerdict::Deliver, "after {verdict:?}");
     }
@@ -108,7 +108,7 @@ fn check_answer(question: &[u8], reply: &[u8]) {
 pub fn inbound_frame(data: &[u8]) {
     let [first, second] = PAIR.nodes;
     let [_, table] = &PAIR.tables;
-    match inbound(table, &first, data) {
+    match inbound(table, &first, data, &mut ()) {
         InboundVerdict::Deliver => {
             assert_eq!(source_of(data), Some(MAC_A), "I3: the peer owns the source");
             let to = Ethernet::parse(data).map(|eth| eth.destination);
@@ -118,11 +118,19 @@ pub fn inbound_frame(data: &[u8]) {
     }
     let mut judged = Judged::default();
     for _ in 0..2 {
-        let remembered = judged.inbound(table, &first, data, Headers::parse(data).as_ref());
-        assert_eq!(remembered, inbound(table, &first, data), "the same when it comes again");
+        let remembered =
+            judged.inbound(table, &first, data, Headers::parse(data).as_ref(), &mut ());
+        assert_eq!(
+            remembered,
+            inbound(table, &first, data, &mut ()),
+            "the same when it comes again"
+        );
     }
     // A host does not accept its own frames from elsewhere.
-    assert_eq!(inbound(table, &second, data), InboundVerdict::Drop(DropReason::NotAMember));
+    assert_eq!(
+        inbound(table, &second, data, &mut ()),
+        InboundVerdict::Drop(DropReason::NotAMember)
+    );
 }
 
 /// What was sealed: a VXLAN header and a frame.
@@ -131,7 +139,8 @@ pub fn vxlan_packet(data: &[u8]) {
     let [_, table] = &PAIR.tables;
     let vni = table.spec().vni;
     let mut bytes = data.to_vec();
-    let result = inbound_vxlan(|asked| (asked == vni).then_some(table), &first, &mut bytes);
+    let result =
+        inbound_vxlan(|asked| (asked == vni).then_some(table), &first, &mut bytes, &mut ());
     let header: Option<&[u8; vxlan::HEADER_LEN]> = data.first_chunk();
     let named = header.filter(|h| h[0] & 0x08 != 0);
     let named = named.and_then(|h| Vni::new(u32::from_be_bytes([0, h[4], h[5], h[6]])));

@@ -78,7 +78,7 @@ pub fn plain_datagram(data: &[u8]) {
         for from in [MEMBER, STATIC, STRANGER] {
             let offload = undone(frame, Headers::parse(frame).as_ref(), plain.spec().mtu);
             let frame = Frame::new(frame, offload);
-            let verdict = plain_inbound(plain, from, &frame, now);
+            let verdict = plain_inbound(plain, from, &frame, now, &mut ());
             match verdict {
                 InboundVerdict::Deliver => {
                     let source = eth.map(|(source, _)| source);
@@ -97,7 +97,8 @@ pub fn plain_datagram(data: &[u8]) {
         }
     }
     let mut bytes = data.to_vec();
-    let verdict = plain_outbound(plain, &mut Frame::plain(&mut bytes), &mut Scratch::new(), now);
+    let verdict =
+        plain_outbound(plain, &mut Frame::plain(&mut bytes), &mut Scratch::new(), now, &mut ());
     if matches!(verdict, PlainVerdict::Forward(_) | PlainVerdict::Flood { .. }) {
         let source = Ethernet::parse(&bytes).map(|eth| eth.source);
         assert_eq!(source, Some(MAC_B), "only local endpoints send");

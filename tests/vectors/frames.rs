@@ -24,7 +24,7 @@ fn every_frame_of_the_kernel_has_its_verdict() {
         let pair = Pair::new();
         let from = usize::from(Ethernet::parse(&file.bytes).unwrap().source == MAC_B);
         let (out, sent) = send(&pair, from, &file);
-        let back = inbound(&pair.tables[1 - from], &pair.nodes[from], &sent);
+        let back = inbound(&pair.tables[1 - from], &pair.nodes[from], &sent, &mut ());
         assert_eq!(text(&out), file.fields["outbound"], "{name} ({}) out", file.description);
         assert_eq!(fate(back), file.fields["inbound"], "{name} ({}) in", file.description);
         seen.insert(text(&out));
@@ -57,8 +57,13 @@ fn questions_of_the_kernel_are_answered_from_the_table() {
         let file = hex::read(&folder().join(name)).unwrap();
         let mut bytes = file.bytes;
         let mut scratch = Scratch::new();
-        let verdict =
-            outbound(&pair.tables[0], &mut Frame::plain(&mut bytes), &mut scratch, pair.start);
+        let verdict = outbound(
+            &pair.tables[0],
+            &mut Frame::plain(&mut bytes),
+            &mut scratch,
+            pair.start,
+            &mut (),
+        );
         assert_eq!(verdict, OutboundVerdict::Hairpin, "{name}");
         scratch.reply().to_vec()
     };
@@ -86,7 +91,7 @@ fn a_frame_of_another_nodes_endpoint_is_refused_from_every_file() {
         let source = Ethernet::parse(&file.bytes).unwrap().source;
         let from = usize::from(source == MAC_B);
         // I3: the other host seals the same frame.
-        let verdict = inbound(&pair.tables[from], &pair.nodes[1 - from], &file.bytes);
+        let verdict = inbound(&pair.tables[from], &pair.nodes[1 - from], &file.bytes, &mut ());
         assert_eq!(fate(verdict), "drop source_not_owned", "{name}");
         assert!([MAC_A, MAC_B].contains(&source));
     }
@@ -100,18 +105,19 @@ fn send(pair: &Pair, from: usize, file: &HexFile) -> (OutboundVerdict<'static, (
     });
     let mut frame = Frame::new(&mut bytes, Offload { gso: None, checksum });
     let later = pair.start + Duration::from_secs(1);
-    let verdict = match outbound(&pair.tables[from], &mut frame, &mut Scratch::new(), later) {
-        OutboundVerdict::Forward(peer) => {
-            assert_eq!(*peer, 1 - from);
-            OutboundVerdict::Forward(&())
-        }
-        OutboundVerdict::Flood(members) => {
-            assert_eq!(members.len(), 1);
-            OutboundVerdict::Flood(&[])
-        }
-        OutboundVerdict::Hairpin => OutboundVerdict::Hairpin,
-        OutboundVerdict::Drop(reason) => OutboundVerdict::Drop(reason),
-    };
+    let verdict =
+        match outbound(&pair.tables[from], &mut frame, &mut Scratch::new(), later, &mut ()) {
+            OutboundVerdict::Forward(peer) => {
+                assert_eq!(*peer, 1 - from);
+                OutboundVerdict::Forward(&())
+            }
+            OutboundVerdict::Flood(members) => {
+                assert_eq!(members.len(), 1);
+                OutboundVerdict::Flood(&[])
+            }
+            OutboundVerdict::Hairpin => OutboundVerdict::Hairpin,
+            OutboundVerdict::Drop(reason) => OutboundVerdict::Drop(reason),
+        };
     (verdict, bytes)
 }
 

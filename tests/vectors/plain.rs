@@ -32,7 +32,7 @@ fn every_datagram_of_the_kernel_has_its_verdict() {
         let (vni, frame) = vxlan::decap(&mut file.bytes).unwrap();
         assert_eq!(vni, spec().vni);
         for (who, from) in [("static", STATIC), ("member", MEMBER), ("stranger", STRANGER)] {
-            let verdict = text(plain_inbound(&plain, from, &Frame::plain(frame), now));
+            let verdict = text(plain_inbound(&plain, from, &Frame::plain(frame), now, &mut ()));
             let description = &file.description;
             assert_eq!(verdict, file.fields[who], "{} ({description}) from {who}", path.display());
         }

@@ -12,6 +12,7 @@ use std::{
 
 use vxmesh_proto::{
     addr::{EndpointId, NetworkId, NodeId},
+    path::Watch,
     reason::DropReason,
 };
 
@@ -78,6 +79,12 @@ impl Drops {
         self.add(DropKey::of(reason), 1);
     }
 
+    /// Counts the frames that go no further on the way that this looks on, under the key that
+    /// `key` has for a frame.
+    pub fn watch<F: Fn(DropReason, &[u8]) -> DropKey>(&self, key: F) -> Counted<'_, F> {
+        Counted { drops: self, key }
+    }
+
     /// All rows, in the order of their reasons' names.
     #[must_use]
     pub fn rows(&self) -> Vec<(DropKey, u64)> {
@@ -117,6 +124,19 @@ impl Drops {
     }
 }
 
+/// Looks on while frames go their way and counts those that are dropped.
+#[derive(Debug)]
+pub struct Counted<'d, F> {
+    drops: &'d Drops,
+    key: F,
+}
+
+impl<F: Fn(DropReason, &[u8]) -> DropKey> Watch for Counted<'_, F> {
+    fn drop(&mut self, reason: DropReason, frame: &[u8]) {
+        self.drops.add((self.key)(reason, frame), 1);
+    }
+}
+
 fn add(rows: &mut BTreeMap<DropKey, Tally>, key: DropKey, more: Tally) {
     let row = rows.entry(key).or_insert(Tally { count: 0, ..more });
     row.count = row.count.saturating_add(more.count);
@@ -141,8 +161,9 @@ mod tests {
         drops.add(key.with_endpoint(here), 7);
         drops.add(key.with_endpoint(gone), 10);
         assert_eq!(drops.rows().len(), 4);
+        drops.watch(|reason, _| DropKey::of(reason)).drop(DropReason::BadLength, &[]);
         drops.forget_gone(|_| true, |id| id == here);
-        let bad = (DropKey::of(DropReason::BadLength), 1);
+        let bad = (DropKey::of(DropReason::BadLength), 2);
         assert_eq!(drops.rows(), [bad, (key, 15), (key.with_endpoint(here), 7)]);
         drops.forget_gone(|_| false, |_| true);
         assert_eq!(drops.rows(), [bad]);

@@ -26,7 +26,7 @@ use vxmesh_proto::{
         ecn,
         ecn::Ecn,
     },
-    path::{InboundVerdict, Judged},
+    path::{InboundVerdict, Judged, Step, Watch},
     reason::DropReason,
     session::{
         Keypair, Peer,
@@ -134,6 +134,14 @@ fn take_batch(shared: &Shared, batch: &mut Batch, coalescer: &mut Coalescer<Vni>
     taker.coalescer.clear();
 }
 
+impl<'s> Way<'s> {
+    fn new(shared: &Shared, from: NodeId, port: &'s Port) -> Self {
+        let accepts = shared.offloads.allow(port.device().accepts());
+        let (table, judged) = (port.table(), Judged::default());
+        Self { vni: port.vni(), from, port, accepts, table, judged }
+    }
+}
+
 impl Taker<'_> {
     /// Takes datagrams that the kernel glued together.
     fn train(&mut self, arrival: Arrival, arena: &mut [u8]) {
@@ -234,44 +242,37 @@ impl Taker<'_> {
 
     /// Takes an opened VXLAN packet.
     fn packet(&mut self, peer: &Peer, arena: &mut [u8], at: Range<usize>) {
-        let from = peer.id();
-        let Ok((vni, frame)) = vxlan::decap(arena.get_mut(at.clone()).unwrap_or_default()) else {
-            return self.lost(from, DropReason::MalformedVxlan);
+        let (shared, from) = (self.shared, peer.id());
+        let packet = arena.get_mut(at.clone()).unwrap_or_default();
+        let mut watch = shared.drops.watch(|reason, _| DropKey::of(reason).with_peer(from));
+        watch.step(Step::Open, packet); // 1
+        watch.step(Step::Vxlan, packet); // 2
+        let Ok((vni, frame)) = vxlan::decap(packet) else {
+            return watch.drop(DropReason::MalformedVxlan, &[]);
         };
-        let Some(way) = self.way.as_mut().filter(|way| (way.vni, way.from) == (vni, from)) else {
-            return self.other_way(vni, from, peer, arena, at);
-        };
-        let headers = Headers::parse(frame);
-        match way.judged.inbound(&way.table, &from, frame, headers.as_ref()) {
-            InboundVerdict::Deliver => match ecn::arrive(frame, self.ecn) {
-                Ok(()) => {
-                    let frame = at.start + vxlan::HEADER_LEN..at.end;
-                    self.coalescer.push(vni, way.accepts, arena, frame, headers.as_ref());
-                }
-                Err(reason) => way.port.dropped(&self.shared.drops, reason, Some(from)),
+        let way = match &mut self.way {
+            Some(way) if (way.vni, way.from) == (vni, from) => way,
+            way => match self.ports.get(&vni) {
+                Some(port) => way.insert(Way::new(shared, from, port)),
+                None => return watch.drop(DropReason::VniUnknown, frame),
             },
-            InboundVerdict::Drop(reason) => {
-                way.port.dropped(&self.shared.drops, reason, Some(from));
-            }
-        }
-    }
-
-    /// Takes a packet that came another way than the one before.
-    fn other_way(
-        &mut self,
-        vni: Vni,
-        from: NodeId,
-        peer: &Peer,
-        arena: &mut [u8],
-        at: Range<usize>,
-    ) {
-        let Some(port) = self.ports.get(&vni) else {
-            return self.lost(from, DropReason::VniUnknown);
         };
-        let accepts = self.shared.offloads.allow(port.device().accepts());
-        let (table, judged) = (port.table(), Judged::default());
-        self.way = Some(Way { vni, from, port, accepts, table, judged });
-        self.packet(peer, arena, at);
+        let mut watch = way.port.watch_in(&shared.drops, from);
+        let headers = Headers::parse(frame);
+        match way.judged.inbound(&way.table, &from, frame, headers.as_ref(), &mut watch) {
+            InboundVerdict::Deliver => {
+                watch.step(Step::Deliver, frame); // 8
+                match ecn::arrive(frame, self.ecn) {
+                    Ok(()) => {
+                        let frame = at.start + vxlan::HEADER_LEN..at.end;
+                        self.coalescer.push(vni, way.accepts, arena, frame, headers.as_ref());
+                    }
+                    Err(reason) => watch.drop(reason, frame),
+                }
+            }
+            // It was counted.
+            InboundVerdict::Drop(_) => {}
+        }
     }
 
     fn lost(&self, from: NodeId, reason: DropReason) {

@@ -22,7 +22,7 @@ use vxmesh_proto::{
         fair::{Fair, cost},
     },
     frame::{Frame, Headers, vnet},
-    path::{OutboundVerdict, Scratch, outbound},
+    path::{OutboundVerdict, Scratch, Step, Watch, outbound},
     reason::DropReason,
 };
 
@@ -196,6 +196,7 @@ impl Outbound {
                 Ok(received) => {
                     frames += 1;
                     let bytes = place.get(..received.len).unwrap_or_default();
+                    seat.port.watch_out(&self.shared.drops).step(Step::Read, bytes); // 1
                     let headers = Headers::parse(bytes);
                     match seat.lane(headers.as_ref(), received.len, now) {
                         (Lane::Sparse, _) => {
@@ -333,8 +334,8 @@ impl Seat {
         cost(len, vnet::packets(&vnet, len))
     }
 
-    /// Keeps a frame of a bulk flow; if these are too many, one of the flow that has most is lost.
-    /// How many were lost.
+    /// Step 2: keeps a frame of a bulk flow; if these are too many, one of the flow that has most
+    /// is lost. How many were lost.
     fn keep(
         &mut self,
         shared: &Shared,
@@ -342,14 +343,16 @@ impl Seat {
         flow: u64,
         (place, received, headers): Held,
     ) -> usize {
+        let bytes = place.get(..received.len).unwrap_or_default();
+        self.port.watch_out(&shared.drops).step(Step::Wait, bytes);
         let kept = spare.fit(place, received.len);
         self.large += usize::from(kept.len() > SMALL);
         self.held.push(flow, Self::cost(received), (kept, received, headers));
         if (self.held.count() > HELD || spare.lent.1 > PLACES.1)
             && let Some((lost, Received { len, .. }, _)) = self.held.shed()
         {
-            let sender = self.port.table().sender_of(lost.get(..len).unwrap_or_default());
-            self.port.dropped_of(&shared.drops, DropReason::QueueFull, sender);
+            let bytes = lost.get(..len).unwrap_or_default();
+            self.port.watch_out(&shared.drops).drop(DropReason::QueueFull, bytes);
             self.free(spare, lost);
             return 1;
         }
@@ -415,26 +418,25 @@ impl Way {
             Lane::Sparse => &mut self.sparse,
             Lane::Bulk => &mut self.bulk,
         };
+        let mut watch = port.watch_out(&shared.drops);
         let bytes = place.get_mut(..len).unwrap_or_default();
-        let mut frame = match Frame::received(bytes, headers, &vnet) {
+        let mut frame = match Frame::received(&mut *bytes, headers, &vnet) {
             Ok(frame) => frame,
-            Err(reason) => return port.dropped(&shared.drops, reason, None),
+            Err(reason) => return watch.drop(reason, bytes),
         };
-        match outbound(&table, &mut frame, &mut self.scratch, now) {
-            OutboundVerdict::Forward(peer) => train.carry(shared, port, [peer], &frame, now),
+        match outbound(&table, &mut frame, &mut self.scratch, now, &mut watch) {
+            OutboundVerdict::Forward(peer) => {
+                train.carry(shared, (port.vni(), &mut watch), [peer], &frame, now);
+            }
             OutboundVerdict::Flood(members) => {
                 let peers = members.iter().map(|(_node, peer)| peer);
-                train.carry(shared, port, peers, &frame, now);
+                train.carry(shared, (port.vni(), &mut watch), peers, &frame, now);
             }
-            OutboundVerdict::Hairpin => {
+            // It was counted, and there is nothing to tell.
+            OutboundVerdict::Drop(_) if self.scratch.reply().is_empty() => {}
+            OutboundVerdict::Hairpin | OutboundVerdict::Drop(_) => {
                 // What is not taken is counted.
                 let _taken = shared.deliver(port, self.scratch.reply());
-            }
-            OutboundVerdict::Drop(reason) => {
-                port.dropped_of(&shared.drops, reason, table.sender_of(frame.bytes()));
-                if !self.scratch.reply().is_empty() {
-                    let _taken = shared.deliver(port, self.scratch.reply());
-                }
             }
         }
     }

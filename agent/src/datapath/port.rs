@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use vxmesh_proto::{
-    addr::{EndpointId, NetworkId, NodeId, Vni},
-    path::plain::PlainTable,
-    reason::DropReason,
+    addr::{NetworkId, NodeId, Vni},
+    path::{Watch, plain::PlainTable},
     session::Peer,
     tables::NetworkTable,
 };
@@ -39,6 +38,17 @@ impl Port {
         let (id, vni) = (table.spec().id, table.spec().vni);
         Self { id, vni, table: ArcSwap::new(table), device }
     }
+
+    /// Counts the frames that go no further on the way out, by the endpoint that sent them if it is
+    /// known.
+    pub(super) fn watch_out<'a>(&'a self, drops: &'a Drops) -> impl Watch {
+        self.watch(drops, |key, frame| key.with_endpoint(self.table().sender_of(frame)))
+    }
+
+    /// The same on the way in, by the peer that they came from.
+    pub(super) fn watch_in<'a>(&'a self, drops: &'a Drops, from: NodeId) -> impl Watch {
+        self.watch(drops, move |key, _frame| key.with_peer(from))
+    }
 }
 
 impl PlainPort {
@@ -47,6 +57,17 @@ impl PlainPort {
     pub fn plain(table: Arc<PlainTable>, device: Box<dyn Device>) -> Self {
         let (id, vni) = (table.spec().id, table.spec().vni);
         Self { id, vni, table: ArcSwap::new(table), device }
+    }
+
+    /// Counts the frames that go no further on the way out, by the endpoint that sent them if it is
+    /// known.
+    pub(super) fn watch_out<'a>(&'a self, drops: &'a Drops) -> impl Watch {
+        self.watch(drops, |key, frame| key.with_endpoint(self.table().table().sender_of(frame)))
+    }
+
+    /// The same on the way in. Who sent a frame in clear was not authenticated.
+    pub(super) fn watch_in<'a>(&'a self, drops: &'a Drops) -> impl Watch {
+        self.watch(drops, |key, _frame| key)
     }
 }
 
@@ -76,20 +97,12 @@ impl<T> Port<T> {
         self.device.as_ref()
     }
 
-    /// Counts a frame of which no endpoint of this host is known.
-    pub(super) fn dropped(&self, drops: &Drops, reason: DropReason, peer: Option<NodeId>) {
-        let key = DropKey::of(reason).in_network(self.id);
-        drops.add(key.with_peer(peer), 1);
-    }
-
-    /// Counts a frame that an endpoint of this host sent, if it is known.
-    pub(super) fn dropped_of(
+    fn watch<'a>(
         &self,
-        drops: &Drops,
-        reason: DropReason,
-        endpoint: Option<EndpointId>,
-    ) {
-        let key = DropKey::of(reason).in_network(self.id);
-        drops.add(key.with_endpoint(endpoint), 1);
+        drops: &'a Drops,
+        blame: impl Fn(DropKey, &[u8]) -> DropKey + 'a,
+    ) -> impl Watch {
+        let id = self.id;
+        drops.watch(move |reason, frame| blame(DropKey::of(reason).in_network(id), frame))
     }
 }

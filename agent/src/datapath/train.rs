@@ -19,6 +19,7 @@ use vxmesh_proto::{
     addr::Vni,
     flow::Lane,
     frame::{Frame, Segments, ecn::Ecn},
+    path::{Step, Watch},
     reason::DropReason,
     session::{
         Keypair, Peer,
@@ -30,7 +31,7 @@ use vxmesh_proto::{
     },
 };
 
-use super::{Shared, drops::DropKey, port::Port, sessions::SessionInput};
+use super::{Shared, drops::DropKey, sessions::SessionInput};
 
 /// The longest payload of a UDP datagram over IPv4, which holds for a train as a whole.
 const ROOM: usize = 65_507;
@@ -86,23 +87,25 @@ impl Train {
         }
     }
 
-    /// Cuts a frame of a network and seals each packet for each of the peers; sends what becomes
-    /// full.
+    /// Steps 9 and 10: cuts a frame of a network and seals each packet for each of the peers; sends
+    /// what becomes full.
     pub(super) fn carry<'p>(
         &mut self,
         shared: &Shared,
-        port: &Port,
+        (vni, watch): (Vni, &mut impl Watch),
         peers: impl IntoIterator<Item = &'p Arc<Peer>>,
         frame: &Frame<'_>,
         now: Instant,
     ) {
+        watch.step(Step::Cut, frame.bytes());
         match Segments::of(frame) {
             Ok(segments) => {
+                watch.step(Step::Seal, frame.bytes());
                 for peer in peers {
-                    self.push(shared, peer, port.vni(), &segments, now);
+                    self.push(shared, peer, vni, &segments, now);
                 }
             }
-            Err(reason) => port.dropped(&shared.drops, reason, None),
+            Err(reason) => watch.drop(reason, frame.bytes()),
         }
     }
 

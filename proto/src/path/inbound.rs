@@ -1,16 +1,17 @@
-//! From the mesh into a local network.
+//! From the mesh into a local network. The numbers are those of [`Step::IN`]; what comes before and
+//! behind is the shell's.
 //!
-//! 1. VXLAN (RFC 7348): a network that this host has.
-//! 2. Peer: the node that sealed the frame has a part in the network.
-//! 3. Ethernet: whole, untagged, to no reserved group.
-//! 4. Source: the peer owns the source MAC; what the frame says about its source is true
+//! 2. VXLAN (RFC 7348): a network that this host has.
+//! 3. Peer: the node that sealed the frame has a part in the network.
+//! 4. Ethernet: whole, untagged, to no reserved group.
+//! 5. Source: the peer owns the source MAC; what the frame says about its source is true
 //!    ([`super::claims`]).
-//! 5. MTU: it fits the network.
-//! 6. Destination: a local endpoint, or a group. A frame from the mesh never goes back into it
+//! 6. MTU: it fits the network.
+//! 7. Destination: a local endpoint, or a group. A frame from the mesh never goes back into it
 //!    (split horizon). Where the network keeps endpoints from each other, only from or to a node
 //!    itself ([`super::isolation`]).
 
-use super::{claims, isolation};
+use super::{Step, Watch, claims, isolation};
 use crate::{
     addr::{MacAddr, NodeId, Vni},
     frame::Headers,
@@ -45,21 +46,31 @@ pub fn inbound_vxlan<'t, 'f, P: 't>(
     table_of: impl FnOnce(Vni) -> Option<&'t NetworkTable<P>>,
     from: &NodeId,
     packet: &'f mut [u8],
+    watch: &mut impl Watch,
 ) -> Inbound<'f> {
+    watch.step(Step::Vxlan, packet); // 2
     let Ok((vni, frame)) = vxlan::decap(packet) else {
+        watch.drop(DropReason::MalformedVxlan, &[]);
         let verdict = InboundVerdict::Drop(DropReason::MalformedVxlan);
         return Inbound { vni: None, frame: &mut [], verdict };
     };
-    let verdict = match table_of(vni) {
-        Some(table) => inbound(table, from, frame),
-        None => InboundVerdict::Drop(DropReason::VniUnknown),
+    let verdict = if let Some(table) = table_of(vni) {
+        inbound(table, from, frame, watch)
+    } else {
+        watch.drop(DropReason::VniUnknown, frame);
+        InboundVerdict::Drop(DropReason::VniUnknown)
     };
     Inbound { vni: Some(vni), frame, verdict }
 }
 
 /// Decides on a frame of the table's network that the node `from` sealed.
-pub fn inbound<P>(table: &NetworkTable<P>, from: &NodeId, frame: &[u8]) -> InboundVerdict {
-    judged(table, from, frame, Headers::parse(frame).as_ref())
+pub fn inbound<P>(
+    table: &NetworkTable<P>,
+    from: &NodeId,
+    frame: &[u8],
+    watch: &mut impl Watch,
+) -> InboundVerdict {
+    judged(table, from, frame, Headers::parse(frame).as_ref(), watch)
 }
 
 /// The same of a frame whose headers were read.
@@ -68,10 +79,18 @@ pub(super) fn judged<P>(
     from: &NodeId,
     frame: &[u8],
     headers: Option<&Headers>,
+    watch: &mut impl Watch,
 ) -> InboundVerdict {
-    match judge(table, from, frame, headers) {
-        Ok(()) => InboundVerdict::Deliver,
-        Err(reason) => InboundVerdict::Drop(reason),
+    let fate = judge(table, from, frame, headers, watch);
+    InboundVerdict::of(fate, frame, watch)
+}
+
+impl InboundVerdict {
+    /// The end of the steps.
+    pub(super) fn of(fate: Result<(), DropReason>, frame: &[u8], watch: &mut impl Watch) -> Self {
+        let Err(reason) = fate else { return Self::Deliver };
+        watch.drop(reason, frame);
+        Self::Drop(reason)
     }
 }
 
@@ -80,20 +99,26 @@ fn judge<P>(
     from: &NodeId,
     frame: &[u8],
     headers: Option<&Headers>,
+    watch: &mut impl Watch,
 ) -> Result<(), DropReason> {
+    watch.step(Step::Peer, frame); // 3
     if !table.is_member(from) {
-        return Err(DropReason::NotAMember); // 2
+        return Err(DropReason::NotAMember);
     }
-    let view = claims::ethernet(frame, headers)?; // 3
+    watch.step(Step::Ethernet, frame); // 4
+    let view = claims::ethernet(frame, headers)?;
+    watch.step(Step::Source, frame); // 5
     let row = table
         .fdb(view.headers.source)
         .filter(|row| row.key.node == *from && matches!(row.place, Place::Remote(_)));
-    let row = row.ok_or(DropReason::SourceNotOwned)?; // 4
+    let row = row.ok_or(DropReason::SourceNotOwned)?;
     claims::check(table, row, &view)?;
+    watch.step(Step::Mtu, frame); // 6
     if frame.len() > usize::from(table.spec().mtu) + ethernet::HEADER_LEN {
-        return Err(DropReason::TooBig); // 5
+        return Err(DropReason::TooBig);
     }
-    destination(table, view.headers.destination)?; // 6
+    watch.step(Step::Destination, frame); // 7
+    destination(table, view.headers.destination)?;
     isolation::check(table, row, view.headers)
 }
 

@@ -94,7 +94,7 @@ mod tests {
     }
 
     fn out(table: &NetworkTable<u32>, mut frame: Vec<u8>) -> OutboundVerdict<'_, u32> {
-        outbound(table, &mut Frame::plain(&mut frame), &mut Scratch::new(), now())
+        outbound(table, &mut Frame::plain(&mut frame), &mut Scratch::new(), now(), &mut ())
     }
 
     #[test]
@@ -119,9 +119,13 @@ mod tests {
             let mut to = to;
             to.0[5] = there(to.0[5]);
             let frame = udp(there(by), to, there(source), there(destination));
-            assert_eq!(inbound(&open, &node(1), &frame), InboundVerdict::Deliver, "{what}");
+            assert_eq!(
+                inbound(&open, &node(1), &frame, &mut ()),
+                InboundVerdict::Deliver,
+                "{what}"
+            );
             let expected = if allowed { InboundVerdict::Deliver } else { refused };
-            assert_eq!(inbound(&apart, &node(1), &frame), expected, "{what}");
+            assert_eq!(inbound(&apart, &node(1), &frame, &mut ()), expected, "{what}");
         }
     }
 
@@ -138,7 +142,7 @@ mod tests {
         let checksum = Some(PartialChecksum { start: 32, offset: 0 });
         let before = frame.clone();
         let mut leading = Frame::new(&mut frame, Offload { gso: None, checksum });
-        let verdict = outbound(&apart, &mut leading, &mut Scratch::new(), now());
+        let verdict = outbound(&apart, &mut leading, &mut Scratch::new(), now(), &mut ());
         assert_eq!(verdict, OutboundVerdict::Drop(DropReason::BadOffload));
         assert_eq!(frame, before);
     }
@@ -156,7 +160,7 @@ mod tests {
             out(&apart, udp(HERE_NODE, all, HERE_NODE, 255)),
             OutboundVerdict::Flood(_)
         ));
-        assert_eq!(inbound(&apart, &node(1), &udp(THERE, all, THERE, 255)), refused);
+        assert_eq!(inbound(&apart, &node(1), &udp(THERE, all, THERE, 255), &mut ()), refused);
         let ask = |from: u8, target: u8| {
             let arp = Arp {
                 operation: Operation::Request,

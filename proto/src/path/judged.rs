@@ -4,7 +4,10 @@
 //! addresses, of Ethernet and IP, and the ports of one that was delivered is delivered, too,
 //! without another look into the tables. Its length is looked at.
 
-use super::inbound::{self, InboundVerdict};
+use super::{
+    Step, Watch,
+    inbound::{self, InboundVerdict},
+};
 use crate::{
     addr::{MacAddr, NodeId},
     frame::{FlowKey, Headers},
@@ -28,20 +31,23 @@ struct Delivered {
 }
 
 impl Judged {
-    /// What [`inbound()`](super::inbound()) says of the frame, which has these headers.
+    /// What [`inbound()`](super::inbound()) says of the frame, which has these headers. Of one that
+    /// is remembered the watcher sees the step that is taken.
     pub fn inbound<P>(
         &mut self,
         table: &NetworkTable<P>,
         from: &NodeId,
         frame: &[u8],
         headers: Option<&Headers>,
+        watch: &mut impl Watch,
     ) -> InboundVerdict {
         let flow = headers.and_then(Delivered::of);
         let known = flow.is_some() && flow == self.last;
         if known && frame.len() <= usize::from(table.spec().mtu) + ethernet::HEADER_LEN {
+            watch.step(Step::Mtu, frame);
             return InboundVerdict::Deliver;
         }
-        let verdict = inbound::judged(table, from, frame, headers);
+        let verdict = inbound::judged(table, from, frame, headers, watch);
         if matches!(verdict, InboundVerdict::Deliver) && flow.is_some() {
             self.last = flow;
         }

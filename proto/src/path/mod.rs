@@ -4,7 +4,8 @@
 //! Both are functions of a frame and of one snapshot. They never wait, never allocate, take no
 //! lock, and give every frame exactly one verdict (I4). What a frame claims about its source is
 //! checked by the same rule in both directions ([`claims`]), so a node never sends what another
-//! would refuse from it (I3).
+//! would refuse from it (I3). A [`Watch`] is told each [`Step`] that a frame comes to, and why it
+//! goes no further if it does not.
 //!
 //! Sealing and file descriptors are not here.
 
@@ -16,10 +17,12 @@ mod judged;
 mod outbound;
 pub mod plain;
 mod too_big;
+mod watch;
 
 pub use inbound::{Inbound, InboundVerdict, inbound, inbound_vxlan};
 pub use judged::Judged;
 pub use outbound::{OutboundVerdict, Scratch, outbound};
+pub use watch::{Step, Watch};
 
 #[cfg(test)]
 mod tests;

@@ -1,21 +1,23 @@
-//! From a local network into the mesh.
+//! From a local network into the mesh. The numbers are those of [`Step::OUT`]; what comes before
+//! and behind is the shell's.
 //!
-//! 1. Ethernet: whole, untagged, to no reserved group.
-//! 2. Source: the MAC of a local endpoint; what the frame says about its source is true
+//! 3. Ethernet: whole, untagged, to no reserved group.
+//! 4. Source: the MAC of a local endpoint; what the frame says about its source is true
 //!    ([`super::claims`]).
-//! 3. Neighbours: ARP (RFC 826) and neighbour solicitations (RFC 4861) for remote endpoints are
+//! 5. Neighbours: ARP (RFC 826) and neighbour solicitations (RFC 4861) for remote endpoints are
 //!    answered from the table; none crosses the mesh.
-//! 4. MTU: each packet fits the network; else its sender is told ([`super::too_big`]).
-//! 5. Destination: one peer by the Fdb, or every member for groups, as many packets as the limits
+//! 6. MTU: each packet fits the network; else its sender is told ([`super::too_big`]).
+//! 7. Destination: one peer by the Fdb, or every member for groups, as many packets as the limits
 //!    allow. Where the network keeps endpoints from each other, only a node itself
 //!    ([`super::isolation`]).
-//! 6. Checksum: what leaves is complete, and still true about its source.
+//! 8. Checksum: what leaves is complete, and still true about its source.
 //!
 //! Unknown unicast is never flooded: the table knows every endpoint.
 
 use std::{net::IpAddr, time::Instant};
 
 use super::{
+    Step, Watch,
     claims::{self, Content},
     isolation, too_big,
 };
@@ -103,20 +105,39 @@ pub fn outbound<'t, P>(
     frame: &mut Frame<'_>,
     scratch: &mut Scratch,
     now: Instant,
+    watch: &mut impl Watch,
 ) -> OutboundVerdict<'t, P> {
-    scratch.clear();
-    let verdict = judge(table, frame, scratch, now).unwrap_or_else(OutboundVerdict::Drop);
-    let goes_on = matches!(verdict, OutboundVerdict::Forward(_) | OutboundVerdict::Flood(_));
-    if goes_on && !finish(table, frame) {
-        return OutboundVerdict::Drop(DropReason::BadOffload); // 6
-    }
-    verdict
+    judged(table, frame, scratch, now, watch).unwrap_or_else(|reason| {
+        watch.drop(reason, frame.bytes());
+        OutboundVerdict::Drop(reason)
+    })
 }
 
-/// Step 6. A sandbox may say where its checksum is (packet(7), PACKET_VNET_HDR): not where it would
-/// change what was judged. False, and the frame as it was, if it does.
-pub(super) fn finish<P>(table: &NetworkTable<P>, frame: &mut Frame<'_>) -> bool {
-    frame.finish_checksum(|frame| {
+/// The same where a frame that is dropped here may still have another destination.
+pub(super) fn judged<'t, P>(
+    table: &'t NetworkTable<P>,
+    frame: &mut Frame<'_>,
+    scratch: &mut Scratch,
+    now: Instant,
+    watch: &mut impl Watch,
+) -> Result<OutboundVerdict<'t, P>, DropReason> {
+    scratch.clear();
+    let verdict = judge(table, frame, scratch, now, watch)?;
+    if matches!(verdict, OutboundVerdict::Forward(_) | OutboundVerdict::Flood(_)) {
+        finish(table, frame, watch)?;
+    }
+    Ok(verdict)
+}
+
+/// Step 8. A sandbox may say where its checksum is (packet(7), PACKET_VNET_HDR): not where it would
+/// change what was judged. The frame is as it was if it does.
+pub(super) fn finish<P>(
+    table: &NetworkTable<P>,
+    frame: &mut Frame<'_>,
+    watch: &mut impl Watch,
+) -> Result<(), DropReason> {
+    watch.step(Step::Checksum, frame.bytes());
+    let finished = frame.finish_checksum(|frame| {
         let judged = || {
             let frame = claims::ethernet(frame.bytes(), frame.headers())?;
             let row = source(table, frame.headers.source)?;
@@ -124,7 +145,8 @@ pub(super) fn finish<P>(table: &NetworkTable<P>, frame: &mut Frame<'_>) -> bool 
             isolation::check(table, row, frame.headers)
         };
         judged().is_ok()
-    })
+    });
+    if finished { Ok(()) } else { Err(DropReason::BadOffload) }
 }
 
 fn judge<'t, P>(
@@ -132,29 +154,35 @@ fn judge<'t, P>(
     frame: &Frame<'_>,
     scratch: &mut Scratch,
     now: Instant,
+    watch: &mut impl Watch,
 ) -> Result<OutboundVerdict<'t, P>, DropReason> {
-    let view = claims::ethernet(frame.bytes(), frame.headers())?; // 1
-    let row = source(table, view.headers.source)?; // 2
+    watch.step(Step::Ethernet, frame.bytes()); // 3
+    let view = claims::ethernet(frame.bytes(), frame.headers())?;
+    watch.step(Step::Source, frame.bytes()); // 4
+    let row = source(table, view.headers.source)?;
     let content = claims::check(table, row, &view)?;
+    watch.step(Step::Neighbours, frame.bytes()); // 5
     if let Some(answer) = neighbor(table, row, view.headers, &content)? {
-        answer.write(scratch); // 3
+        answer.write(scratch);
         return Ok(OutboundVerdict::Hairpin);
     }
-    let largest = frame.largest_frame()?; // 4
+    watch.step(Step::Mtu, frame.bytes()); // 6
+    let largest = frame.largest_frame()?;
     if largest > usize::from(table.spec().mtu) + ethernet::HEADER_LEN {
         if table.admit_error(row, now) {
             too_big::answer(table.spec(), &view, scratch);
         }
         return Err(DropReason::TooBig);
     }
+    watch.step(Step::Destination, frame.bytes()); // 7
     if view.headers.destination.is_group() {
-        flood(table, row, (view.headers, frame.packets()), now) // 5
+        flood(table, row, (view.headers, frame.packets()), now)
     } else {
         forward(table, row, view.headers)
     }
 }
 
-/// Step 2: the local endpoint that has this MAC.
+/// Step 4: the local endpoint that has this MAC.
 fn source<P>(table: &NetworkTable<P>, mac: MacAddr) -> Result<&Row<P>, DropReason> {
     if mac == table.spec().gateway.mac {
         return Err(DropReason::GatewaySource);
@@ -178,7 +206,7 @@ impl Answer {
     }
 }
 
-/// Step 3: the answer to a question about a remote endpoint. Other frames go on, if they are
+/// Step 5: the answer to a question about a remote endpoint. Other frames go on, if they are
 /// needed.
 fn neighbor<P>(
     table: &NetworkTable<P>,
@@ -259,7 +287,7 @@ fn remote_neighbor<P>(
     }
 }
 
-/// Step 5, a group: every other member.
+/// Step 7, a group: every other member.
 fn flood<'t, P>(
     table: &'t NetworkTable<P>,
     row: &Row<P>,
@@ -278,7 +306,7 @@ fn flood<'t, P>(
     Ok(OutboundVerdict::Flood(table.members()))
 }
 
-/// Step 5, one endpoint: its peer.
+/// Step 7, one endpoint: its peer.
 fn forward<'t, P>(
     table: &'t NetworkTable<P>,
     row: &Row<P>,

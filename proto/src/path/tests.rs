@@ -31,6 +31,9 @@ use crate::{
     },
 };
 
+mod judged;
+mod steps;
+
 const LOCAL: u8 = 10;
 const LOCAL_2: u8 = 9;
 const REMOTE: u8 = 11;
@@ -65,7 +68,7 @@ impl Net {
         let mut bytes = frame.to_vec();
         // A day later every limit is full again.
         let now = self.start + Duration::from_secs(86_400);
-        outbound(&self.table, &mut Frame::plain(&mut bytes), scratch, now)
+        outbound(&self.table, &mut Frame::plain(&mut bytes), scratch, now, &mut ())
     }
 
     fn answer(&self, frame: &[u8]) -> Vec<u8> {
@@ -75,12 +78,7 @@ impl Net {
     }
 
     fn inbound(&self, from: u8, frame: &[u8]) -> InboundVerdict {
-        inbound(&self.table, &node(from), frame)
-    }
-
-    /// The same of a frame that comes behind others.
-    fn follow(&self, judged: &mut Judged, from: u8, frame: &[u8]) -> InboundVerdict {
-        judged.inbound(&self.table, &node(from), frame, Headers::parse(frame).as_ref())
+        inbound(&self.table, &node(from), frame, &mut ())
     }
 }
 
@@ -266,7 +264,7 @@ fn mtu_is_that_of_each_packet() {
     let long = |gso: Option<Gso>, len: usize| {
         let mut bytes = frame(len);
         let mut frame = Frame::new(&mut bytes, Offload { gso, checksum: None });
-        outbound(&net.table, &mut frame, &mut Scratch::new(), net.start)
+        outbound(&net.table, &mut frame, &mut Scratch::new(), net.start, &mut ())
     };
     let gso =
         |segment_size, header_len| Some(Gso { kind: GsoKind::Tcp4, segment_size, header_len });
@@ -287,7 +285,7 @@ fn partial_checksums_are_finished_in_place() {
     let good = udp4(LOCAL, mac(REMOTE), v4(LOCAL));
     let run = |bytes: &mut Vec<u8>, checksum, gso| {
         let mut frame = Frame::new(bytes, Offload { gso, checksum: Some(checksum) });
-        let verdict = outbound(&net.table, &mut frame, &mut Scratch::new(), net.start);
+        let verdict = outbound(&net.table, &mut frame, &mut Scratch::new(), net.start, &mut ());
         (verdict, frame.checksum())
     };
     // The kernel leaves the sum of the pseudo header: addresses, protocol and length.
@@ -365,7 +363,7 @@ fn an_answer_never_has_a_mac_that_the_endpoint_does_not_own() {
         for frame in [request(LOCAL, 13), solicitation(LOCAL, v6(LOCAL), v6(13), Some(LOCAL))] {
             let mut bytes = frame;
             let mut frame = Frame::plain(&mut bytes);
-            let verdict = outbound(&table, &mut frame, &mut Scratch::new(), net.start);
+            let verdict = outbound(&table, &mut frame, &mut Scratch::new(), net.start, &mut ());
             assert_eq!(verdict, drop(DropReason::NeighborUnknown), "claims {}", mac(claimed));
         }
     }
@@ -467,7 +465,7 @@ fn floods_are_limited_for_each_endpoint_and_for_the_network() {
     let flood = |n: u8, at: Duration| {
         let mut bytes = udp4(n, MacAddr::BROADCAST, v4(n));
         let mut frame = Frame::plain(&mut bytes);
-        outbound(&net.table, &mut frame, &mut Scratch::new(), net.start + at)
+        outbound(&net.table, &mut frame, &mut Scratch::new(), net.start + at, &mut ())
     };
     let burst =
         |n, at| (0..1000).filter(|_| matches!(flood(n, at), OutboundVerdict::Flood(_))).count();
@@ -487,7 +485,7 @@ fn flood(net: &Net, to: MacAddr, segment_size: u16) -> OutboundVerdict<'_, u32> 
     let gso = Some(Gso { kind: GsoKind::Udp, segment_size, header_len: 42 });
     let checksum = Some(PartialChecksum { start: 34, offset: 6 });
     let mut frame = Frame::new(&mut bytes, Offload { gso, checksum });
-    outbound(&net.table, &mut frame, &mut Scratch::new(), net.start)
+    outbound(&net.table, &mut frame, &mut Scratch::new(), net.start, &mut ())
 }
 
 #[test]
@@ -513,7 +511,7 @@ fn a_flood_that_nobody_gets_takes_no_token() {
     for _ in 0..FLOOD_ENDPOINT_BURST * 2 {
         let mut bytes = udp4(LOCAL, MacAddr::BROADCAST, v4(LOCAL));
         let mut frame = Frame::plain(&mut bytes);
-        let verdict = outbound(&alone, &mut frame, &mut Scratch::new(), net.start);
+        let verdict = outbound(&alone, &mut frame, &mut Scratch::new(), net.start, &mut ());
         assert_eq!(verdict, drop(DropReason::NoMembers));
     }
 }
@@ -579,15 +577,15 @@ fn who_lost_an_address_cannot_speak_for_it() {
         net.table.apply([TableUpdate::Put(thief), TableUpdate::PutMember(node(thiefs_node), 2)]);
     let frame = udp4(13, mac(LOCAL), v4(REMOTE));
     assert_eq!(
-        inbound(&table, &node(thiefs_node), &frame),
+        inbound(&table, &node(thiefs_node), &frame, &mut ()),
         InboundVerdict::Drop(DropReason::IpSpoofed)
     );
     let frame = udp4(REMOTE, mac(LOCAL), v4(REMOTE));
-    assert_eq!(inbound(&table, &node(1), &frame), InboundVerdict::Deliver);
+    assert_eq!(inbound(&table, &node(1), &frame, &mut ()), InboundVerdict::Deliver);
     let table = table.apply([TableUpdate::Remove(key(1, REMOTE))]);
     let frame = udp4(13, mac(LOCAL), v4(REMOTE));
     assert_eq!(
-        inbound(&table, &node(thiefs_node), &frame),
+        inbound(&table, &node(thiefs_node), &frame, &mut ()),
         InboundVerdict::Deliver,
         "until it inherits"
     );
@@ -627,7 +625,7 @@ fn vxlan_names_the_network() {
     let run = |header: [u8; 8], expected: InboundVerdict| {
         let mut packet = [&header[..], &frame].concat();
         let table_of = |asked| (asked == vni).then_some(&net.table);
-        let result = inbound_vxlan(table_of, &node(1), &mut packet);
+        let result = inbound_vxlan(table_of, &node(1), &mut packet, &mut ());
         assert_eq!(result.verdict, expected);
         (result.vni, result.frame.to_vec())
     };
@@ -693,66 +691,6 @@ proptest! {
     }
 }
 
-/// Packets of few flows, mostly each a little different from the one before.
-fn any_train() -> impl Strategy<Value = Vec<Vec<u8>>> {
-    let step = (any::<prop::sample::Index>(), any::<u8>(), 0usize..4, any::<bool>());
-    (any_frame(), prop::collection::vec((prop::option::weighted(0.2, any_frame()), step), 1..20))
-        .prop_map(|(first, steps)| {
-            let mut train = vec![first.clone()];
-            let mut last = first;
-            for (other, (at, value, longer, keep)) in steps {
-                let base = other.unwrap_or_else(|| last.clone());
-                let mut frame = [base.as_slice(), &[0; 4][..longer]].concat();
-                if let (Some(byte), false) = (frame.len().checked_sub(1), keep) {
-                    frame[at.index(byte + 1)] = value;
-                }
-                train.push(frame);
-                last = base;
-            }
-            train
-        })
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
-
-    #[test]
-    fn what_is_remembered_of_a_packet_changes_no_verdict(train in any_train(), from in 0u8..4) {
-        let net = Net::new();
-        let mut judged = Judged::default();
-        for frame in train {
-            let verdict = net.follow(&mut judged, from, &frame);
-            prop_assert_eq!(verdict, net.inbound(from, &frame), "{:02x?}", frame);
-        }
-    }
-}
-
-/// Each byte of a packet changed after the packet itself was delivered.
-#[test]
-fn every_changed_byte_is_judged_as_if_it_came_first() {
-    let net = Net::new();
-    let to = mac(LOCAL);
-    for frame in [udp4(REMOTE, to, v4(REMOTE)), udp6(REMOTE, to, v6(REMOTE), (1, 2))] {
-        for at in 0..frame.len() {
-            for value in 0..=u8::MAX {
-                let mut judged = Judged::default();
-                assert_eq!(net.follow(&mut judged, 1, &frame), InboundVerdict::Deliver);
-                let mut changed = frame.clone();
-                changed[at] = value;
-                let verdict = net.follow(&mut judged, 1, &changed);
-                assert_eq!(verdict, net.inbound(1, &changed), "byte {at} = {value}");
-            }
-        }
-        let mut judged = Judged::default();
-        assert_eq!(net.follow(&mut judged, 1, &frame), InboundVerdict::Deliver);
-        for len in 0..frame.len() + 2000 {
-            let mut cut = frame.clone();
-            cut.resize(len, 0);
-            assert_eq!(net.follow(&mut judged, 1, &cut), net.inbound(1, &cut), "{len}");
-        }
-    }
-}
-
 #[test]
 fn a_router_carries_packets_of_its_own_nodes_endpoints_only() {
     let net = Net::new();
@@ -763,11 +701,16 @@ fn a_router_carries_packets_of_its_own_nodes_endpoints_only() {
     ]);
     let sent = |from: u8, source: u8| {
         let mut bytes = udp4(from, mac(REMOTE), v4(source));
-        let verdict =
-            outbound(&table, &mut Frame::plain(&mut bytes), &mut Scratch::new(), net.start);
+        let verdict = outbound(
+            &table,
+            &mut Frame::plain(&mut bytes),
+            &mut Scratch::new(),
+            net.start,
+            &mut (),
+        );
         let mut bytes = udp6(from, mac(REMOTE), v6(source), (1, 2));
         let mut frame = Frame::plain(&mut bytes);
-        assert_eq!(outbound(&table, &mut frame, &mut Scratch::new(), net.start), verdict);
+        assert_eq!(outbound(&table, &mut frame, &mut Scratch::new(), net.start, &mut ()), verdict);
         verdict
     };
     assert_eq!(sent(20, 20), OutboundVerdict::Forward(&1), "its own");
@@ -777,15 +720,16 @@ fn a_router_carries_packets_of_its_own_nodes_endpoints_only() {
     }
     assert_eq!(sent(LOCAL, 20), drop(DropReason::IpSpoofed), "an endpoint is no router");
 
-    let came =
-        |from: u8, source: u8| inbound(&table, &node(1), &udp4(from, mac(LOCAL), v4(source)));
+    let came = |from: u8, source: u8| {
+        inbound(&table, &node(1), &udp4(from, mac(LOCAL), v4(source)), &mut ())
+    };
     assert_eq!(came(21, REMOTE), InboundVerdict::Deliver);
     for stranger in [LOCAL, OTHER, NOBODY, 1] {
         assert_eq!(came(21, stranger), InboundVerdict::Drop(DropReason::IpSpoofed), "{stranger}");
     }
     let arp = arp(Operation::Request, (21, v4(REMOTE)), v4(LOCAL));
     assert_eq!(
-        inbound(&table, &node(1), &arp),
+        inbound(&table, &node(1), &arp, &mut ()),
         InboundVerdict::Drop(DropReason::ArpSpoofed),
         "it speaks for nobody"
     );

@@ -145,7 +145,7 @@ mod tests {
 
     fn told(table: &NetworkTable<u32>, frame: &[u8], at: Instant) -> Vec<u8> {
         let (mut bytes, mut scratch) = (frame.to_vec(), Scratch::new());
-        let verdict = outbound(table, &mut Frame::plain(&mut bytes), &mut scratch, at);
+        let verdict = outbound(table, &mut Frame::plain(&mut bytes), &mut scratch, at, &mut ());
         assert_eq!(verdict, OutboundVerdict::Drop(DropReason::TooBig));
         scratch.reply().to_vec()
     }

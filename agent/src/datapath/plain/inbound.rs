@@ -22,7 +22,7 @@ use vxmesh_proto::{
     addr::Vni,
     frame::{Frame, Headers, Segments, coalesce::Coalescer, ecn::Ecn},
     path::{
-        InboundVerdict, Scratch,
+        InboundVerdict, Scratch, Step, Watch,
         plain::{finish_received, plain_inbound, tell_station, undone},
     },
     reason::DropReason,
@@ -123,37 +123,40 @@ fn take_batch(
 impl Taker<'_> {
     fn datagram(&mut self, from: IpAddr, outer: Ecn, arena: &mut [u8], at: Range<usize>) {
         let drops = &self.shared.drops;
-        let Ok((vni, frame)) = vxlan::decap(arena.get_mut(at.clone()).unwrap_or_default()) else {
-            return drops.unknown(DropReason::MalformedVxlan);
+        let packet = arena.get_mut(at.clone()).unwrap_or_default();
+        let mut watch = drops.watch(|reason, _| DropKey::of(reason));
+        watch.step(Step::Vxlan, packet); // 2
+        let Ok((vni, frame)) = vxlan::decap(packet) else {
+            return watch.drop(DropReason::MalformedVxlan, &[]);
         };
         let Some(port) = self.ports.get(&vni) else {
             return self.strange(vni);
         };
+        let mut watch = port.watch_in(drops);
         let table = port.table();
         let headers = Headers::parse(frame);
         let offload = undone(frame, headers.as_ref(), table.spec().mtu);
         let mut frame = Frame::with_headers(frame, headers, offload);
-        let mut verdict = plain_inbound(&table, from, &frame, self.now);
-        if matches!(verdict, InboundVerdict::Deliver)
-            && let Err(reason) = frame.arrive(outer)
-        {
-            verdict = InboundVerdict::Drop(reason);
-        }
-        match verdict {
-            InboundVerdict::Deliver if frame.gso().is_some() => self.cut(port, &frame),
+        match plain_inbound(&table, from, &frame, self.now, &mut watch) {
             InboundVerdict::Deliver => {
+                watch.step(Step::Deliver, frame.bytes()); // 8
+                if let Err(reason) = frame.arrive(outer) {
+                    return watch.drop(reason, frame.bytes());
+                }
+                if frame.gso().is_some() {
+                    return self.cut(port, &frame, &mut watch);
+                }
                 finish_received(&mut frame);
                 let accepts = self.shared.offloads.allow(port.device().accepts());
                 let at = at.start + vxlan::HEADER_LEN..at.end;
                 self.coalescer.push(vni, accepts, arena, at, headers.as_ref());
             }
-            InboundVerdict::Drop(reason) => {
-                port.dropped(drops, reason, None);
-                if reason == DropReason::TooBig {
-                    tell_station(&table, from, &frame, self.scratch, self.now);
-                    self.tell(port, from);
-                }
+            InboundVerdict::Drop(DropReason::TooBig) => {
+                tell_station(&table, from, &frame, self.scratch, self.now);
+                self.tell(port, from);
             }
+            // It was counted.
+            InboundVerdict::Drop(_) => {}
         }
     }
 
@@ -179,7 +182,7 @@ impl Taker<'_> {
     }
 
     /// Delivers the packets of a burst one by one.
-    fn cut(&self, port: &PlainPort, frame: &Frame<'_>) {
+    fn cut(&self, port: &PlainPort, frame: &Frame<'_>, watch: &mut impl Watch) {
         let drops = &self.shared.drops;
         match Segments::of(frame) {
             Ok(segments) => {
@@ -191,7 +194,7 @@ impl Taker<'_> {
                     let _taken = deliver(drops, port, &packet);
                 }
             }
-            Err(reason) => port.dropped(drops, reason, None),
+            Err(reason) => watch.drop(reason, frame.bytes()),
         }
     }
 

@@ -18,7 +18,7 @@ use vxmesh_proto::{
     frame::{Frame, Headers, Segments, ecn::Ecn},
     limits::PLAIN_PORT,
     path::{
-        Scratch,
+        Scratch, Step, Watch,
         plain::{PlainVerdict, flow_hash, plain_outbound},
     },
     reason::DropReason,
@@ -77,28 +77,28 @@ impl Outbound {
     fn frame(&mut self, Received { vnet, len }: Received) {
         let Self { shared, port, buffer, scratch, train } = self;
         let table = port.table();
+        let mut watch = port.watch_out(&shared.drops);
         let bytes = buffer.get_mut(..len).unwrap_or_default();
+        watch.step(Step::Read, bytes); // 1
         let headers = Headers::parse(bytes);
-        let mut frame = match Frame::received(bytes, headers, &vnet) {
+        let mut frame = match Frame::received(&mut *bytes, headers, &vnet) {
             Ok(frame) => frame,
-            Err(reason) => return port.dropped(&shared.drops, reason, None),
+            Err(reason) => return watch.drop(reason, bytes),
         };
-        match plain_outbound(&table, &mut frame, scratch, Instant::now()) {
-            PlainVerdict::Forward(vtep) => train.carry(shared, port, &frame, [vtep].into_iter()),
+        match plain_outbound(&table, &mut frame, scratch, Instant::now(), &mut watch) {
+            PlainVerdict::Forward(vtep) => {
+                train.carry(shared, port, &frame, [vtep].into_iter(), &mut watch);
+            }
             PlainVerdict::Flood { members, statics } => {
                 let members = members.iter().filter_map(|(_node, vtep)| vtep.to());
-                train.carry(shared, port, &frame, members.chain(statics.iter().copied()));
+                let to = members.chain(statics.iter().copied());
+                train.carry(shared, port, &frame, to, &mut watch);
             }
-            PlainVerdict::Hairpin => {
+            // It was counted, and there is nothing to tell.
+            PlainVerdict::Drop(_) if scratch.reply().is_empty() => {}
+            PlainVerdict::Hairpin | PlainVerdict::Drop(_) => {
                 // What is not taken is counted.
                 let _taken = deliver(&shared.drops, port, scratch.reply());
-            }
-            PlainVerdict::Drop(reason) => {
-                let sender = table.table().sender_of(frame.bytes());
-                port.dropped_of(&shared.drops, reason, sender);
-                if !scratch.reply().is_empty() {
-                    let _taken = deliver(&shared.drops, port, scratch.reply());
-                }
             }
         }
     }
@@ -130,14 +130,16 @@ impl Train {
         port: &PlainPort,
         frame: &Frame<'_>,
         to: impl Iterator<Item = IpAddr> + Clone,
+        watch: &mut impl Watch,
     ) {
+        watch.step(Step::Cut, frame.bytes()); // 9
         let sockets = shared.sockets.load();
         let Some(sockets) = sockets.as_deref() else {
-            return port.dropped(&shared.drops, DropReason::PlainClosed, None);
+            return watch.drop(DropReason::PlainClosed, frame.bytes());
         };
         let segments = match Segments::of(frame) {
             Ok(segments) => segments,
-            Err(reason) => return port.dropped(&shared.drops, reason, None),
+            Err(reason) => return watch.drop(reason, frame.bytes()),
         };
         let flow = flow_hash(shared.seed, frame.headers());
         let stride = vxlan::HEADER_LEN + segments.frame_len(0);
@@ -154,7 +156,7 @@ impl Train {
                 .get_mut(used..used + len)
                 .and_then(|room| room.split_at_mut_checked(vxlan::HEADER_LEN))
             else {
-                return port.dropped(&shared.drops, DropReason::TooBig, None);
+                return watch.drop(DropReason::TooBig, frame.bytes());
             };
             header.copy_from_slice(&vxlan::header(port.vni()));
             segments.write(index, packet);

@@ -17,7 +17,7 @@ use crate::{
     addr::{MacAddr, NodeId},
     frame::{Frame, View},
     path::{
-        InboundVerdict, Scratch, claims,
+        InboundVerdict, Scratch, Step, Watch, claims,
         inbound::{destination, judged},
         too_big,
     },
@@ -35,20 +35,18 @@ pub fn plain_inbound(
     from: IpAddr,
     frame: &Frame<'_>,
     now: Instant,
+    watch: &mut impl Watch,
 ) -> InboundVerdict {
-    if !plain.knows(from) {
-        return InboundVerdict::Drop(DropReason::UnknownVtep); // 1
-    }
     let (bytes, headers) = (frame.bytes(), frame.headers());
-    if let Some(node) = headers.and_then(|headers| owner_at(plain, from, headers.source)) {
-        return judged(plain.table(), &node, bytes, headers); // 2
+    if !plain.knows(from) {
+        watch.step(Step::Peer, bytes); // 1
+        return InboundVerdict::of(Err(DropReason::UnknownVtep), bytes, watch);
     }
-    let fate = if plain.is_member(from) && !plain.statics().contains(&from) {
-        claims::ethernet(bytes, headers).and(Err(DropReason::SourceNotOwned))
-    } else {
-        station(plain, from, frame, now) // 3
-    };
-    fate.map_or_else(InboundVerdict::Drop, |()| InboundVerdict::Deliver)
+    if let Some(node) = headers.and_then(|headers| owner_at(plain, from, headers.source)) {
+        return judged(plain.table(), &node, bytes, headers, watch); // 2
+    }
+    let fate = station(plain, from, frame, now, watch); // 3
+    InboundVerdict::of(fate, bytes, watch)
 }
 
 /// Leaves in the scratch what the sender of a frame is told that was too large, if it is behind a
@@ -84,21 +82,31 @@ fn owner_at(plain: &PlainTable, from: IpAddr, source: MacAddr) -> Option<NodeId>
     }
 }
 
+/// Step 3, and the end of a member's frame whose source is not its own.
 fn station(
     plain: &PlainTable,
     from: IpAddr,
     frame: &Frame<'_>,
     now: Instant,
+    watch: &mut impl Watch,
 ) -> Result<(), DropReason> {
     let table = plain.table();
+    watch.step(Step::Peer, frame.bytes());
+    watch.step(Step::Ethernet, frame.bytes());
     let view = claims::ethernet(frame.bytes(), frame.headers())?;
+    watch.step(Step::Source, frame.bytes());
+    if plain.is_member(from) && !plain.statics().contains(&from) {
+        return Err(DropReason::SourceNotOwned);
+    }
     claims::check_station(table, &view)?;
     let eth = view.headers;
     // A full table says so by its own counter: the frame itself is good.
     let most = table.spec().limits.stations();
     let _room = plain.learned().learn(eth.source, from, most, now);
+    watch.step(Step::Mtu, frame.bytes());
     if frame.largest_frame()? > usize::from(table.spec().mtu) + ethernet::HEADER_LEN {
         return Err(DropReason::TooBig);
     }
+    watch.step(Step::Destination, frame.bytes());
     destination(table, eth.destination)
 }

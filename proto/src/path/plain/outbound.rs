@@ -17,7 +17,10 @@ use super::{PlainTable, Vtep};
 use crate::{
     addr::NodeId,
     frame::Frame,
-    path::{OutboundVerdict, Scratch, claims, outbound, outbound::finish},
+    path::{
+        OutboundVerdict, Scratch, Step, Watch, claims,
+        outbound::{finish, judged},
+    },
     reason::DropReason,
     wire::ethernet,
 };
@@ -48,23 +51,26 @@ pub fn plain_outbound<'t>(
     frame: &mut Frame<'_>,
     scratch: &mut Scratch,
     now: Instant,
+    watch: &mut impl Watch,
 ) -> PlainVerdict<'t> {
-    match outbound(plain.table(), frame, scratch, now) {
-        OutboundVerdict::Forward(vtep) => {
-            vtep.to().map_or(PlainVerdict::Drop(DropReason::VtepUnreachable), PlainVerdict::Forward)
+    let verdict = match judged(plain.table(), frame, scratch, now, watch) {
+        Ok(OutboundVerdict::Forward(vtep)) => {
+            vtep.to().map(PlainVerdict::Forward).ok_or(DropReason::VtepUnreachable)
         }
-        OutboundVerdict::Flood(members) => {
-            PlainVerdict::Flood { members, statics: plain.statics() }
+        Ok(OutboundVerdict::Flood(members)) => {
+            Ok(PlainVerdict::Flood { members, statics: plain.statics() })
         }
-        OutboundVerdict::Hairpin => PlainVerdict::Hairpin,
-        OutboundVerdict::Drop(reason) => {
-            let judged = beyond(plain, frame, reason, now);
-            if judged.is_ok() && !finish(plain.table(), frame) {
-                return PlainVerdict::Drop(DropReason::BadOffload);
-            }
-            judged.unwrap_or_else(PlainVerdict::Drop)
+        Ok(OutboundVerdict::Hairpin) => Ok(PlainVerdict::Hairpin),
+        Ok(OutboundVerdict::Drop(reason)) => Err(reason),
+        Err(reason) => {
+            let verdict = beyond(plain, frame, reason, now, watch);
+            verdict.and_then(|verdict| finish(plain.table(), frame, watch).map(|()| verdict))
         }
-    }
+    };
+    verdict.unwrap_or_else(|reason| {
+        watch.drop(reason, frame.bytes());
+        PlainVerdict::Drop(reason)
+    })
 }
 
 /// What becomes of a frame that has no destination among members.
@@ -73,6 +79,7 @@ fn beyond<'t>(
     frame: &Frame<'_>,
     reason: DropReason,
     now: Instant,
+    watch: &mut impl Watch,
 ) -> Result<PlainVerdict<'t>, DropReason> {
     use DropReason::{Announcement, FdbUnknown, NeighborUnknown, NoMembers};
     let table = plain.table();
@@ -89,6 +96,7 @@ fn beyond<'t>(
     if frame.largest_frame()? > usize::from(table.spec().mtu) + ethernet::HEADER_LEN {
         return Err(DropReason::TooBig);
     }
+    watch.step(Step::Destination, frame.bytes());
     if !eth.destination.is_group() {
         let vtep = plain.learned().vtep_of(eth.destination, now);
         if let Some(vtep) = vtep.filter(|vtep| plain.statics().contains(vtep)) {

@@ -90,7 +90,7 @@ impl Net {
     fn out_at(&self, frame: &[u8], after: Duration) -> PlainVerdict<'_> {
         let mut bytes = frame.to_vec();
         let mut frame = Frame::plain(&mut bytes);
-        plain_outbound(&self.plain, &mut frame, &mut Scratch::new(), self.start + after)
+        plain_outbound(&self.plain, &mut frame, &mut Scratch::new(), self.start + after, &mut ())
     }
 
     fn inbound(&self, from: &str, frame: &[u8]) -> Result<(), DropReason> {
@@ -100,7 +100,7 @@ impl Net {
     fn inbound_at(&self, from: &str, frame: &[u8], after: Duration) -> Result<(), DropReason> {
         let mut bytes = frame.to_vec();
         let frame = Frame::plain(&mut bytes);
-        match plain_inbound(&self.plain, ip(from), &frame, self.start + after) {
+        match plain_inbound(&self.plain, ip(from), &frame, self.start + after, &mut ()) {
             InboundVerdict::Deliver => Ok(()),
             InboundVerdict::Drop(reason) => Err(reason),
         }
@@ -213,7 +213,7 @@ fn a_superframe_to_nobody_known_costs_as_much_as_its_packets() {
         let gso = Some(Gso { kind: GsoKind::Udp, segment_size, header_len: 42 });
         let checksum = Some(PartialChecksum { start: 34, offset: 6 });
         let mut frame = Frame::new(&mut bytes, Offload { gso, checksum });
-        plain_outbound(&net.plain, &mut frame, &mut Scratch::new(), net.start)
+        plain_outbound(&net.plain, &mut frame, &mut Scratch::new(), net.start, &mut ())
     };
     assert_eq!(flood(1), PlainVerdict::Drop(DropReason::FloodLimited), "200 packets");
     assert_eq!(flood(2), net.statics_only(), "100 packets, and nothing was taken before");
@@ -436,7 +436,7 @@ fn a_burst_is_cut_to_the_networks_mtu() {
         assert_eq!(segments.frame_len(0), 1404);
         let from = if is_ipv4 { ip(ONE) } else { ip(MEMBER) };
         let net = Net::new();
-        let verdict = plain_inbound(&net.plain, from, &frame, net.start);
+        let verdict = plain_inbound(&net.plain, from, &frame, net.start, &mut ());
         assert_eq!(verdict == InboundVerdict::Deliver, is_ipv4, "a member's frames are never so");
     }
     let [_, udp] = finished_and_not(false, true, 5000);
