@@ -16,6 +16,7 @@ mod announce;
 pub mod backend;
 pub mod device;
 pub mod drops;
+mod gso;
 mod inbound;
 mod lanes;
 pub mod offload;

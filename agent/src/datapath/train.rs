@@ -1,5 +1,5 @@
 //! From frames to sealed datagrams on the underlay: a [`Train`] of datagrams for one peer, which
-//! leaves with one call.
+//! leaves with one call ([`GsoBatch`]).
 //!
 //! ```text
 //! | header 16 | VXLAN 8 | frame | tag 16 | header 16 | VXLAN 8 | frame | tag 16 | ...     UDP_SEGMENT = length of the first
@@ -14,7 +14,6 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
-use nix::errno::Errno;
 use vxmesh_proto::{
     addr::Vni,
     flow::Lane,
@@ -23,7 +22,7 @@ use vxmesh_proto::{
     reason::DropReason,
     session::{
         Keypair, Peer,
-        wire::{FLAG_AGGREGATE, FLAG_SPARSE, HEADER_LEN, SEAL_OVERHEAD, TAG_LEN},
+        wire::{FLAG_AGGREGATE, FLAG_SPARSE, HEADER_LEN, SEAL_OVERHEAD},
     },
     wire::{
         aggregate::{List, PACKET_LEN, PAYLOAD_LEN},
@@ -31,32 +30,22 @@ use vxmesh_proto::{
     },
 };
 
-use super::{Shared, drops::DropKey, sessions::SessionInput};
+use super::{
+    Shared,
+    drops::DropKey,
+    gso::{GsoBatch, Noise, Sealer, datagram_len, put_packet},
+    sessions::SessionInput,
+};
 
-/// The longest payload of a UDP datagram over IPv4, which holds for a train as a whole.
-const ROOM: usize = 65_507;
-/// Datagrams that the kernel cuts from one (`UDP_MAX_SEGMENTS`; 128 in newer ones).
-const MAX_DATAGRAMS: usize = 64;
 /// The longest datagram that small packets share.
 const SHARED_LEN: usize = PAYLOAD_LEN + SEAL_OVERHEAD;
-/// Destinations that do without segmentation. One that comes when this is full tries again what did
-/// not work.
-const PLAIN_DESTINATIONS: usize = 1024;
 
 /// Sealed datagrams that are about to leave.
 pub(super) struct Train {
     lane: Lane,
     /// Which of the data sockets it leaves from.
     socket: usize,
-    buffer: Vec<u8>,
-    used: usize,
-    count: usize,
-    /// Length of the first.
-    stride: usize,
-    /// The last is shorter: nothing can follow.
-    ended: bool,
-    /// Packets in all of them.
-    packets: usize,
+    batch: GsoBatch,
     /// Behind them one that is not sealed yet: small packets, and the key that they will be sealed
     /// with.
     open: Option<(Arc<Keypair>, List)>,
@@ -64,27 +53,12 @@ pub(super) struct Train {
     /// The mark of all of them.
     ecn: Ecn,
     began: Instant,
-    /// Where the interface cannot cut datagrams.
-    plain: Vec<SocketAddr>,
 }
 
 impl Train {
     pub(super) fn new(lane: Lane, socket: usize) -> Self {
-        Self {
-            lane,
-            socket,
-            buffer: vec![0; ROOM],
-            used: 0,
-            count: 0,
-            stride: 0,
-            ended: false,
-            packets: 0,
-            open: None,
-            to: None,
-            ecn: Ecn::NotEct,
-            began: Instant::now(),
-            plain: Vec::new(),
-        }
+        let (batch, began) = (GsoBatch::new(), Instant::now());
+        Self { lane, socket, batch, open: None, to: None, ecn: Ecn::NotEct, began }
     }
 
     /// Steps 9 and 10: cuts a frame of a network and seals each packet for each of the peers; sends
@@ -150,17 +124,12 @@ impl Train {
             return fits.then_some(()).ok_or_else(|| all(DropReason::BadLength));
         }
         let counters = u32::try_from(count).map_err(|_too_many| all(DropReason::BadLength))?;
-        let mut batch = keypair.reserve(counters).map_err(all)?;
+        let mut sealer = Noise(keypair.reserve(counters).map_err(all)?, flags(self.lane));
         for index in 0..count {
-            let len = vxlan::HEADER_LEN + segments.frame_len(index) + SEAL_OVERHEAD;
-            let lost = |reason| (reason, count - index);
+            let len = datagram_len::<Noise<'_>>(segments, index);
             self.make_room(shared, (peer, addr, ecn), Some(len), now);
-            let room = self.buffer.get_mut(self.used..self.used + len);
-            let room = room.ok_or_else(|| lost(DropReason::BadLength))?;
-            let end = len - TAG_LEN;
-            put_packet(room.get_mut(HEADER_LEN..end).unwrap_or_default(), vni, segments, index);
-            batch.seal(flags(self.lane), room).map_err(lost)?;
-            self.sealed(len, 1);
+            let added = self.batch.add(&mut sealer, vni, segments, index);
+            added.map_err(|reason| (reason, count - index))?;
         }
         if keypair.wants_rekey(now) {
             want(shared, peer);
@@ -173,8 +142,7 @@ impl Train {
     fn share(&mut self, peer: &Arc<Peer>, vni: Vni, segments: &Segments<'_>) -> bool {
         let is_to = self.is_to(peer, segments.ecn());
         let Some((_, list)) = self.open.as_mut().filter(|_| is_to) else { return false };
-        let begin = self.used + HEADER_LEN;
-        let room = self.buffer.get_mut(begin..begin + PAYLOAD_LEN).unwrap_or_default();
+        let room = payload(&mut self.batch);
         let place = list.add(room, vxlan::HEADER_LEN + segments.frame_len(0));
         place.map(|packet| put_packet(packet, vni, segments, 0)).is_some()
     }
@@ -184,20 +152,18 @@ impl Train {
     fn close(&mut self, shared: &Shared, is_full: bool) {
         let Some((keypair, mut list)) = self.open.take() else { return };
         let shares = list.packets() > 1;
-        if is_full && shares && (self.count == 0 || self.stride == SHARED_LEN) {
-            let begin = self.used + HEADER_LEN;
-            list.fill(self.buffer.get_mut(begin..begin + PAYLOAD_LEN).unwrap_or_default());
+        if is_full && shares && (self.batch.count() == 0 || self.batch.stride() == SHARED_LEN) {
+            list.fill(payload(&mut self.batch));
         }
         let len = list.len() + SEAL_OVERHEAD;
-        if self.count > 0 && len > self.stride {
-            let at = self.used;
-            self.leave(shared);
-            self.buffer.copy_within(at..at + len, 0);
+        if self.batch.count() > 0 && len > self.batch.stride() {
+            self.send(shared);
+            self.batch.clear_before(len);
         }
         let flags = flags(self.lane) | if shares { FLAG_AGGREGATE } else { 0 };
-        let room = self.buffer.get_mut(self.used..self.used + len).unwrap_or_default();
-        match keypair.reserve(1).and_then(|mut counter| counter.seal(flags, room)) {
-            Ok(()) => self.sealed(len, list.packets()),
+        let room = self.batch.room().get_mut(..len).unwrap_or_default();
+        match keypair.reserve(1).and_then(|counter| Noise(counter, flags).seal(room)) {
+            Ok(()) => self.batch.push(len, list.packets()),
             Err(reason) => not_sealed(shared, keypair.peer(), reason, list.packets()),
         }
         if keypair.wants_rekey(self.began) {
@@ -215,13 +181,8 @@ impl Train {
         now: Instant,
     ) {
         let same = self.is_to(peer, ecn) && self.to.as_ref().is_some_and(|(_, at)| *at == addr);
-        let fits = same
-            && !self.ended
-            && len.is_none_or(|len| len <= self.stride)
-            && self.count < MAX_DATAGRAMS
-            && self.used + len.unwrap_or(SHARED_LEN) <= ROOM
-            && !self.is_plain(addr);
-        if self.count > 0 && fits {
+        let fits = same && self.batch.fits(len.unwrap_or(SHARED_LEN), len.is_none());
+        if self.batch.count() > 0 && fits {
             return;
         }
         self.leave(shared);
@@ -232,57 +193,34 @@ impl Train {
         }
     }
 
-    /// Counts a datagram of this length and with so many packets in, behind the others.
-    fn sealed(&mut self, len: usize, packets: usize) {
-        if self.count == 0 {
-            self.stride = len;
-        }
-        self.used += len;
-        self.count += 1;
-        self.packets += packets;
-        self.ended = len < self.stride;
-    }
-
     /// Sends what is there.
     pub(super) fn flush(&mut self, shared: &Shared) {
         self.close(shared, false);
         self.leave(shared);
     }
 
-    /// Sends what is sealed.
+    /// Sends what is sealed, and forgets it.
     fn leave(&mut self, shared: &Shared) {
-        let (count, used, packets) = (self.count, self.used, self.packets);
-        (self.count, self.used, self.packets, self.ended) = (0, 0, 0, false);
-        let (Some((peer, addr)), Some(bytes)) = (&self.to, self.buffer.get(..used)) else { return };
-        if count == 0 {
+        self.send(shared);
+        self.batch.clear();
+    }
+
+    fn send(&mut self, shared: &Shared) {
+        let Some((peer, addr)) = self.to.as_ref().filter(|_| self.batch.count() > 0) else {
             return;
-        }
+        };
         // Noted first: an answer must not find that nothing was sent.
-        peer.note_sent(self.began, u64::try_from(used).unwrap_or(u64::MAX), true);
-        let segment = (count > 1).then_some(self.stride);
-        let socket = shared.sender(self.lane, self.socket);
-        let Err(error) = socket.send(*addr, bytes, segment, self.ecn) else { return };
-        let refused = error.raw_os_error().map(Errno::from_raw);
-        if segment.is_none() || !matches!(refused, Some(Errno::EIO | Errno::EINVAL)) {
-            let lost = u64::try_from(packets).unwrap_or(u64::MAX);
-            return shared.not_sent(*addr, &error, Some(peer.id()), lost);
-        }
-        // An interface without checksum offload refuses trains (EIO), others refuse this one
-        // (EINVAL).
-        let addr = *addr;
-        let mut carried = false;
-        for datagram in bytes.chunks(self.stride) {
-            match socket.send(addr, datagram, None, self.ecn) {
-                // One shorter than the others may be all that the path carries.
-                Ok(()) => carried |= datagram.len() == self.stride,
-                Err(error) => shared.not_sent(addr, &error, Some(peer.id()), 1),
-            }
-        }
-        if carried {
-            shared.offloads.refuse_segments(addr, &error);
-            self.plain.truncate(PLAIN_DESTINATIONS - 1);
-            self.plain.push(addr);
-        }
+        peer.note_sent(self.began, u64::try_from(self.batch.len()).unwrap_or(u64::MAX), true);
+        let (socket, ecn) = (shared.sender(self.lane, self.socket), self.ecn);
+        self.batch.send(
+            *addr,
+            &shared.offloads,
+            |bytes, segment| socket.send(*addr, bytes, segment, ecn),
+            |error, lost| {
+                let lost = u64::try_from(lost).unwrap_or(u64::MAX);
+                shared.not_sent(*addr, error, Some(peer.id()), lost);
+            },
+        );
     }
 
     /// Whether something waits to leave that came before this time.
@@ -292,17 +230,18 @@ impl Train {
 
     /// Whether nothing waits to leave.
     pub(super) const fn is_empty(&self) -> bool {
-        self.count == 0 && self.open.is_none()
+        self.batch.count() == 0 && self.open.is_none()
     }
 
     /// Whether the datagrams are for this peer and have this mark.
     fn is_to(&self, peer: &Arc<Peer>, ecn: Ecn) -> bool {
         self.ecn == ecn && self.to.as_ref().is_some_and(|(is, _)| Arc::ptr_eq(is, peer))
     }
+}
 
-    fn is_plain(&self, addr: SocketAddr) -> bool {
-        self.plain.contains(&addr)
-    }
+/// Where the payload of the next datagram is.
+fn payload(batch: &mut GsoBatch) -> &mut [u8] {
+    batch.room().get_mut(HEADER_LEN..HEADER_LEN + PAYLOAD_LEN).unwrap_or_default()
 }
 
 const fn flags(lane: Lane) -> u16 {
@@ -315,14 +254,6 @@ const fn flags(lane: Lane) -> u16 {
 fn not_sealed(shared: &Shared, peer: &Peer, reason: DropReason, packets: usize) {
     let key = DropKey::of(reason).with_peer(peer.id());
     shared.drops.add(key, u64::try_from(packets).unwrap_or(u64::MAX));
-}
-
-/// Writes a packet to where it is to be sealed: VXLAN header, frame.
-fn put_packet(packet: &mut [u8], vni: Vni, segments: &Segments<'_>, index: usize) {
-    if let Some((header, frame)) = packet.split_at_mut_checked(vxlan::HEADER_LEN) {
-        header.copy_from_slice(&vxlan::header(vni));
-        segments.write(index, frame);
-    }
 }
 
 /// Keeps packets until there is a key.
