@@ -9,8 +9,9 @@ use vxmesh_proto::addr::NetworkId;
 
 use super::{
     gateway::Ways,
-    mesh::Mesh,
+    mesh::{Mesh, lock},
     obstacles::{in_the_way, not_here},
+    rules::OnHost,
 };
 use crate::{
     api::{self, Diagnosis, Health},
@@ -205,7 +206,7 @@ impl Mesh {
             let network = networks.iter().find(|network| network.id == id);
             network.map_or_else(|| id.short(), |network| network.name.to_string())
         };
-        all.extend(hosted.ways.diagnoses(name));
+        all.extend(hosted.ways.diagnoses(&lock(&self.on_host), name));
         all.extend(self.mended(name));
         all.extend(self.name_servers.faults().into_iter().map(|(network, netns, ip, fault)| {
             let hint = format!(
@@ -306,7 +307,7 @@ impl Mesh {
 }
 
 impl Ways {
-    fn diagnoses(&self, name: impl Fn(NetworkId) -> String) -> Vec<Diagnosis> {
+    fn diagnoses(&self, on_host: &OnHost, name: impl Fn(NetworkId) -> String) -> Vec<Diagnosis> {
         let mut all = Vec::new();
         for (id, way) in self.ways() {
             let check_name = format!("network {}", name(*id));
@@ -332,24 +333,24 @@ impl Ways {
             }
         }
         if !self.is_idle() {
-            all.push(self.host_rules());
+            all.push(self.host_rules(on_host));
             all.extend(in_the_way());
             all.extend(self.away.iter().map(not_here));
         }
         all
     }
 
-    fn host_rules(&self) -> Diagnosis {
+    fn host_rules(&self, on_host: &OnHost) -> Diagnosis {
         if let Some(fault) = self.host_fault() {
             return check("rules", Health::Fail, fault, "it is tried again every second");
         }
-        let chains: Vec<String> = self.admitted().iter().map(ToString::to_string).collect();
+        let chains: Vec<String> = on_host.admitted.iter().map(ToString::to_string).collect();
         let mut found = match chains.as_slice() {
             [] => "inet vxmesh; no other chain drops what is forwarded".to_owned(),
             chains => format!("inet vxmesh; two rules each in {}", chains.join(", ")),
         };
-        if self.rules.repairs() > 0 {
-            found += &format!("; put back; repairs: {}", self.rules.repairs());
+        if on_host.kept.repairs() > 0 {
+            found += &format!("; put back; repairs: {}", on_host.kept.repairs());
         }
         check("rules", Health::Ok, found, "")
     }

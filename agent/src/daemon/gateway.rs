@@ -19,7 +19,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use vxmesh_proto::{
     addr::{EndpointId, MacAddr, NetworkId},
     limits::CLAIM_ADDRESSES,
@@ -32,7 +32,7 @@ use super::{
     mend::View,
     mesh::{Mesh, failed, lock, store_failed},
     publish::HeldPorts,
-    rules::{HostRules, Kept, MadeOf, away, closed, forget_on_host},
+    rules::{HostRules, Kept, MadeOf, OnHost, away, closed, forget_on_host},
 };
 use crate::{
     api::{self, ApiError, Connection},
@@ -98,18 +98,12 @@ pub(super) struct Ways {
     open: BTreeMap<NetworkId, Way>,
     /// Published ports.
     pub(super) held: HeldPorts,
-    /// The host's table.
-    pub(super) rules: Kept,
-    /// What it shall be.
-    host: Option<HostRules>,
-    /// Whether nothing is left of it.
+    /// Whether nothing is left of the host's table.
     cleared: bool,
     /// Whether there are networks of the agent's last life whose ways are not known yet. Rules and
     /// flows of the host that are theirs must stay meanwhile.
     pub(super) adopting: bool,
     fault: Option<String>,
-    /// Chains of others that have rules of ours.
-    admitted: Vec<foreign::ForeignChain>,
     /// Addresses on which something is published and that the host does not have.
     pub(super) away: BTreeSet<IpAddr>,
 }
@@ -133,11 +127,6 @@ impl Ways {
     /// What is wrong with the host's rules.
     pub(super) fn host_fault(&self) -> Option<&str> {
         self.fault.as_deref()
-    }
-
-    /// Chains of others that have rules of ours.
-    pub(super) fn admitted(&self) -> &[foreign::ForeignChain] {
-        &self.admitted
     }
 
     /// A network's uplink.
@@ -449,13 +438,13 @@ impl Mesh {
                 self.restore_settings()?;
                 foreign::withdraw().map_err(refused)?;
                 self.count_on_host();
+                // From here on nobody puts it back.
+                *lock(&self.on_host) = OnHost::default();
                 if Rules::remove().map_err(refused)? {
                     forget_on_host(self.me, &[]).map_err(refused)?;
                 }
-                (ways.rules, ways.cleared) = (Kept::default(), true);
-                ways.admitted.clear();
+                ways.cleared = true;
                 ways.away.clear();
-                *lock(&self.counted_on_host) = None;
             }
             return Ok(());
         }
@@ -467,37 +456,38 @@ impl Mesh {
             uplinks,
             closed: closed(&noted),
         };
-        let host = match ways.host.take().filter(|host| host.made_of == made_of) {
-            Some(host) => host,
+        let mut on_host = lock(&self.on_host);
+        let rules = match on_host.rules.take().filter(|rules| rules.made_of == made_of) {
+            Some(rules) => rules,
             None => {
                 let ports = self.host_ports(|id| ways.open.get(&id)?.uplink.clone())?;
                 HostRules::of(made_of, ports)
             }
         };
-        let Ways { rules, admitted, host: made, .. } = ways;
-        let HostRules { ports, table, .. } = &*made.insert(host);
-        let admit = || {
-            *admitted = foreign::admit(uplink::ALL)?;
-            Ok(())
-        };
-        let forget = || forget_on_host(self.me, ports);
-        let kept = rules.keep(Arc::clone(table), forget, admit);
+        let away = away(&rules.ports);
+        on_host.rules = Some(rules);
+        let kept = on_host.keep(self.me);
         // Without the rules the host would be a router for everybody.
         if kept.is_ok() || Rules::has_rules().unwrap_or_default() {
             sysctl::forward().map_err(|error| failed(error, "switch forwarding on yourself"))?;
         } else {
             self.restore_settings()?;
         }
-        if kept.map_err(refused)? {
-            *lock(&self.counted_on_host) = None;
-        }
-        lock(&self.counted_on_host).get_or_insert_default();
-        let away = away(ports);
+        kept.map_err(refused)?;
         if away != ways.away {
-            forget().map_err(refused)?;
+            let ports = on_host.rules.as_ref().map(|rules| rules.ports.as_slice());
+            forget_on_host(self.me, ports.unwrap_or_default()).map_err(refused)?;
             ways.away = away;
         }
         Ok(())
+    }
+
+    /// Puts the host's table back where somebody changed it, also while somebody else changes the
+    /// host.
+    pub(super) fn mend_on_host(&self) {
+        if let Err(error) = lock(&self.on_host).keep(self.me) {
+            debug!(%error, "the host's rules are not as they should be; they are looked at again");
+        }
     }
 
     fn noted_settings(&self) -> Result<sysctl::Found, ApiError> {

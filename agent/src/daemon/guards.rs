@@ -134,7 +134,7 @@ impl Mesh {
 
     /// The same of the host's own table, while there is one: on a thread of the host's namespace.
     pub(super) fn count_on_host(&self) {
-        match lock(&self.counted_on_host).as_mut().map(Counted::more) {
+        match lock(&self.on_host).counted.as_mut().map(Counted::more) {
             Some(Ok(dropped)) => {
                 for (reason, count) in dropped {
                     self.count_dropped(&reason, (None, None), count);

@@ -51,9 +51,10 @@ impl Mesh {
     /// Looks at what may be different, puts it back, and ends what is gone. Whether it changed
     /// something.
     pub(super) async fn look(self: &Arc<Self>, dirty: Dirty) -> bool {
-        // Whoever changes the host may wait long, for addresses of other nodes; ports are guarded
-        // meanwhile.
+        // Whoever changes the host may wait long, for addresses of other nodes; the host and ports
+        // are guarded meanwhile.
         let mut changed = self.keep_guards(|id| dirty.all || dirty.rules.contains(id));
+        self.mend_on_host();
         let mut hosted = self.host_in_turn(&mut changed).await;
         if self.is_stopping() {
             return false;
@@ -100,6 +101,7 @@ impl Mesh {
                     woken = true;
                     let (all, rules) = self.watching.rules();
                     changed.extend(self.keep_guards(|id| all || rules.contains(id)));
+                    self.mend_on_host();
                 }
             }
         };

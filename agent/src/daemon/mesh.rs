@@ -46,6 +46,7 @@ use super::{
     plain::LocalTable,
     probe::Silent,
     rows::Rows,
+    rules::OnHost,
     told::Told,
     watch::Watching,
     world::{Outlook, PUSHES},
@@ -55,7 +56,7 @@ use crate::{
     config::Config,
     control::{Control, ControlConfig, JoinLimits},
     datapath::{Dataplane, backend::Grants},
-    firewall::{counted::Counted, guarded::GuardedPorts},
+    firewall::guarded::GuardedPorts,
     identity::{self, Credentials},
     netlink::{self, losses::Losses},
     objects::{Objects, PublishError, unix_ms},
@@ -111,8 +112,8 @@ pub(super) struct Mesh {
     pub(super) locals: Mutex<BTreeMap<NetworkId, Local>>,
     /// The ports of networks that are here. Changed under [`Self::host`].
     pub(super) guards: Mutex<BTreeMap<NetworkId, GuardedPorts>>,
-    /// What the host's own table counted, while there is one.
-    pub(super) counted_on_host: Mutex<Option<Counted>>,
+    /// The host's own table.
+    pub(super) on_host: Mutex<OnHost>,
     /// What the kernel lost in the networks that are here.
     pub(super) losses: tokio::sync::Mutex<BTreeMap<NetworkId, Losses>>,
     /// Serialises what changes the host: plugging in and out, sandboxes, leave. Free while an
@@ -287,7 +288,7 @@ impl Mesh {
             addrs: Mutex::default(),
             locals: Mutex::default(),
             guards: Mutex::default(),
-            counted_on_host: Mutex::default(),
+            on_host: Mutex::default(),
             losses: tokio::sync::Mutex::default(),
             host: tokio::sync::Mutex::default(),
             reconciliations: AtomicU64::new(0),

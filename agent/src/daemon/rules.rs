@@ -18,7 +18,11 @@ use super::{gateway::Way, mesh::failed};
 use crate::{
     api::ApiError,
     firewall::{
-        FirewallError, flows, host,
+        FirewallError,
+        counted::Counted,
+        flows,
+        foreign::{self, ForeignChain},
+        host,
         network::{self, Entrance, Interfaces},
         table::{self, Table},
     },
@@ -77,6 +81,37 @@ impl Kept {
     /// How often somebody else had changed it.
     pub(super) const fn repairs(&self) -> u64 {
         self.repairs
+    }
+}
+
+/// The host's own table. It is kept also while somebody else changes the host, and so is no part
+/// of what is locked then.
+#[derive(Debug, Default)]
+pub(super) struct OnHost {
+    pub(super) kept: Kept,
+    /// What it shall be.
+    pub(super) rules: Option<HostRules>,
+    /// Chains of others that have rules of ours.
+    pub(super) admitted: Vec<ForeignChain>,
+    /// What it counted, while it is there.
+    pub(super) counted: Option<Counted>,
+}
+
+impl OnHost {
+    /// Puts it in place, where there is one to be. Flows of this node that it leads elsewhere are
+    /// forgotten.
+    pub(super) fn keep(&mut self, node: NodeId) -> Result<(), FirewallError> {
+        let Some(HostRules { ports, table, .. }) = &self.rules else { return Ok(()) };
+        let forget = || forget_on_host(node, ports);
+        let admit = || {
+            self.admitted = foreign::admit(uplink::ALL)?;
+            Ok(())
+        };
+        if self.kept.keep(Arc::clone(table), forget, admit)? {
+            self.counted = None;
+        }
+        self.counted.get_or_insert_default();
+        Ok(())
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::{
     net::UdpSocket,
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
+use vxmesh::api::Endpoint;
 use vxmesh_tests::{
     lab::{Allowed, Lab, tell, wait_until},
     netns::NetNs,
@@ -47,7 +49,12 @@ fn flushed_rules_are_put_back_while_there_is_traffic() -> Result<()> {
         let took = flushed.elapsed();
         tell(&format!("whole again {took:?} after a flush of {place}'s rules"));
         ensure!(took < LIMIT, "{place}: {took:?}");
-        ensure!(sh(netns, RULES)? == before, "{place} has other rules");
+        // Two tables of a network are put back one after the other.
+        let same = wait_until("the rules are the same", || Ok(sh(netns, RULES)? == before));
+        same.with_context(|| {
+            let now = sh(netns, RULES).unwrap_or_default();
+            format!("{place}, before:\n{before}\nnow:\n{now}")
+        })?;
     }
     let diagnoses: Vec<Value> = lab.json("h1", &["doctor"])?;
     let found = |check: &str| {
@@ -57,6 +64,37 @@ fn flushed_rules_are_put_back_while_there_is_traffic() -> Result<()> {
     };
     ensure!(found("rules").contains("put back; repairs: 1"), "{diagnoses:?}");
     ensure!(found("network blue").contains("put back; repairs: 1"), "{diagnoses:?}");
+    lab.finish(Allowed::default())
+}
+
+#[test]
+fn the_hosts_rules_are_put_back_while_a_node_leaves() -> Result<()> {
+    let lab = Lab::up(2)?;
+    lab.network("h1", "blue")?;
+    // A command that does not end when it is asked to, so that leaving takes seconds.
+    let command = ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"];
+    let run = [&["run", "-d", "--name", "stubborn", "--network", "blue"][..], &command].concat();
+    wait_until("h2 has the network", || Ok(lab.try_vxmesh("h2", &run)?.status.success()))?;
+    let is_known = || {
+        let rows: Vec<Endpoint> = lab.get("h1", "/v1/endpoints")?;
+        Ok(rows.iter().any(|row| row.name.as_str() == "stubborn"))
+    };
+    wait_until("h1 knows the endpoint", is_known)?;
+    thread::scope(|scope| {
+        let leaving = scope.spawn(|| lab.try_vxmesh("h2", &["leave", "--yes"]));
+        wait_until("it is on its way", || Ok(!is_known()?))?;
+        lab.sh("h2", "nft delete table inet vxmesh")?;
+        let begun = Instant::now();
+        wait_until("the host is closed again", || {
+            Ok(lab.sh("h2", "nft list tables")?.contains("table inet vxmesh"))
+        })?;
+        tell(&format!("whole again {:?} after the rules went while a node left", begun.elapsed()));
+        ensure!(!leaving.is_finished(), "it left so soon that this shows nothing");
+        let left = leaving.join().map_err(|_panic| anyhow!("it panicked"))??;
+        ensure!(left.status.success(), "{left:?}");
+        ensure!(!lab.sh("h2", "nft list tables")?.contains("vxmesh"), "rules are left");
+        Ok(())
+    })?;
     lab.finish(Allowed::default())
 }
 
