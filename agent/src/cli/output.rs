@@ -199,12 +199,23 @@ fn lines(key: &str, value: &Value) -> Vec<String> {
     match value {
         // The words of a command line.
         Value::Array(words) if key == "command" => {
-            vec![words.iter().map(plain).collect::<Vec<_>>().join(" ")]
+            vec![words.iter().map(word).collect::<Vec<_>>().join(" ")]
         }
         Value::Array(items) if items.iter().any(Value::is_object) => {
             items.iter().map(plain).collect()
         }
         value => vec![plain(value)],
+    }
+}
+
+/// A word of a command line as a shell takes it.
+fn word(value: &Value) -> String {
+    let text = plain(value);
+    let is_simple = |c: char| c.is_alphanumeric() || "-_./:=,+@%".contains(c);
+    if !text.is_empty() && text.chars().all(is_simple) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
     }
 }
 

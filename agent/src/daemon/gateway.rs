@@ -19,7 +19,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 use vxmesh_proto::{
     addr::{EndpointId, MacAddr, NetworkId},
     limits::CLAIM_ADDRESSES,
@@ -436,10 +436,10 @@ impl Mesh {
             if !ways.cleared || !self.noted_settings()?.is_empty() {
                 // While the host forwards its rules keep it closed.
                 self.restore_settings()?;
-                foreign::withdraw().map_err(refused)?;
                 self.count_on_host();
-                // From here on nobody puts it back.
+                // From here on nobody puts it back, nor rules beside those of others.
                 *lock(&self.on_host) = OnHost::default();
+                foreign::withdraw().map_err(refused)?;
                 if Rules::remove().map_err(refused)? {
                     forget_on_host(self.me, &[]).map_err(refused)?;
                 }
@@ -457,15 +457,12 @@ impl Mesh {
             closed: closed(&noted),
         };
         let mut on_host = lock(&self.on_host);
-        let rules = match on_host.rules.take().filter(|rules| rules.made_of == made_of) {
-            Some(rules) => rules,
-            None => {
-                let ports = self.host_ports(|id| ways.open.get(&id)?.uplink.clone())?;
-                HostRules::of(made_of, ports)
-            }
-        };
-        let away = away(&rules.ports);
-        on_host.rules = Some(rules);
+        if on_host.rules.as_ref().is_none_or(|rules| rules.made_of != made_of) {
+            let ports = self.host_ports(|id| ways.open.get(&id)?.uplink.clone())?;
+            on_host.rules = Some(HostRules::of(made_of, ports));
+        }
+        let ports = on_host.rules.as_ref().map_or(&[][..], |rules| &rules.ports);
+        let away = away(ports);
         let kept = on_host.keep(self.me);
         // Without the rules the host would be a router for everybody.
         if kept.is_ok() || Rules::has_rules().unwrap_or_default() {
@@ -475,8 +472,8 @@ impl Mesh {
         }
         kept.map_err(refused)?;
         if away != ways.away {
-            let ports = on_host.rules.as_ref().map(|rules| rules.ports.as_slice());
-            forget_on_host(self.me, ports.unwrap_or_default()).map_err(refused)?;
+            let ports = on_host.rules.as_ref().map_or(&[][..], |rules| &rules.ports);
+            forget_on_host(self.me, ports).map_err(refused)?;
             ways.away = away;
         }
         Ok(())
@@ -485,9 +482,14 @@ impl Mesh {
     /// Puts the host's table back where somebody changed it, also while somebody else changes the
     /// host.
     pub(super) fn mend_on_host(&self) {
-        if let Err(error) = lock(&self.on_host).keep(self.me) {
-            debug!(%error, "the host's rules are not as they should be; they are looked at again");
+        let mut on_host = lock(&self.on_host);
+        let fault = on_host.keep(self.me).err().map(|error| error.to_string());
+        if fault != on_host.fault
+            && let Some(fault) = &fault
+        {
+            warn!(fault, "the host's rules are not as they should be");
         }
+        on_host.fault = fault;
     }
 
     fn noted_settings(&self) -> Result<sysctl::Found, ApiError> {

@@ -175,6 +175,7 @@ impl Mesh {
         let Some(overlay) = hosted.overlays.remove(&network) else {
             return Ok(Overlay::sweep(&self.run_dir(), network).await?);
         };
+        self.watching.forget(network);
         let local = lock(&self.locals).remove(&network);
         if let Some(local) = local {
             let mesh = Arc::clone(self);

@@ -166,6 +166,10 @@ impl Mesh {
         let rows = rows.filter_map(|(key, count)| {
             let network = networks.iter().find(|network| Some(network.id) == key.network)?;
             let hint = match key.reason {
+                DropReason::DnsRate | DropReason::DnsForwardRate if self.is_local(network.id) => {
+                    "a cache of names in it asks less; a network of the mesh can allow more"
+                        .to_owned()
+                }
                 DropReason::DnsRate => remedy(network, &[DNS]),
                 DropReason::DnsForwardRate => remedy(network, &[DNS_FORWARD]),
                 DropReason::DnsForwardsFull => format!(

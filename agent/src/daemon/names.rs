@@ -185,8 +185,10 @@ impl Mesh {
         let asks_host = upstreams == Upstreams::Host;
         let files = EtcFiles::of(&self.run_dir(), sandbox.name());
         let written = files.write(&self.etc(sandbox, &own, asks_host)).map_err(cannot);
-        let scope = Scope { networks, upstreams, rates: rates(&objects) };
         let mut servers = lock(&self.name_servers.sandboxes);
+        // What they say now: whoever follows a change takes the lock, too.
+        let objects: Vec<Network> = networks.iter().filter_map(|id| self.network_of(*id)).collect();
+        let scope = Scope { networks, upstreams, rates: rates(&objects) };
         if let Some(server) = servers.get(sandbox.name()) {
             server.desk().set_scope(scope);
             return written;

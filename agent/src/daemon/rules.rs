@@ -95,6 +95,8 @@ pub(super) struct OnHost {
     pub(super) admitted: Vec<ForeignChain>,
     /// What it counted, while it is there.
     pub(super) counted: Option<Counted>,
+    /// Why it was not put back.
+    pub(super) fault: Option<String>,
 }
 
 impl OnHost {

@@ -573,6 +573,7 @@ impl Mesh {
         self.forget_all_ended()
     }
 }
+
 /// A sandbox that goes with its command cannot start it again.
 fn check_end(detached: Option<&Detached>) -> Result<(), ApiError> {
     match detached {

@@ -318,6 +318,12 @@ impl Watching {
         });
     }
 
+    /// Listens no more to the namespace of a network, which goes. One that is made for the network
+    /// again, before anybody looks, has another number and is to be listened to anew.
+    pub(super) fn forget(&self, network: NetworkId) {
+        lock(&self.places).networks.retain(|_, id| *id != network);
+    }
+
     fn note(&self, heard: Heard) {
         let places = lock(&self.places);
         self.mark(|dirty| match heard {

@@ -75,7 +75,7 @@ impl Sealer for Clear {
     }
 }
 
-/// Datagrams that are about to leave, all to one place.
+/// Datagrams that are about to leave together: all to one peer, or each to several VTEPs.
 pub(super) struct GsoBatch {
     buffer: Vec<u8>,
     used: usize,

@@ -107,16 +107,11 @@ impl NetworkLimits {
         *self == Self::default()
     }
 
+    /// Only those that every node knows make an object false: it must not be true on some nodes
+    /// and false on others. The rest is cut to its range where it is used.
     fn are_in_range(self) -> bool {
-        let Self { multicast, multicast_host, dns, dns_forward, stations } = self;
-        let all = [
-            (multicast, FLOOD_MOST),
-            (multicast_host, FLOOD_MOST),
-            (dns, DNS_MOST),
-            (dns_forward, DNS_MOST),
-            (stations, LEARNED_STATIONS_MOST),
-        ];
-        all.iter().all(|(limit, most)| limit.is_none_or(|limit| (1..=*most).contains(&limit)))
+        let limits = [self.multicast, self.multicast_host];
+        limits.iter().flatten().all(|limit| (1..=FLOOD_MOST).contains(limit))
     }
 
     /// Packets for everybody that one endpoint may send in a second.
@@ -134,19 +129,20 @@ impl NetworkLimits {
     /// Questions that one client may ask in a second.
     #[must_use]
     pub fn dns(self) -> u32 {
-        self.dns.unwrap_or(DNS_PER_SECOND)
+        self.dns.unwrap_or(DNS_PER_SECOND).clamp(1, DNS_MOST)
     }
 
     /// Those of them that may go to the name servers outside.
     #[must_use]
     pub fn dns_forward(self) -> u32 {
-        self.dns_forward.unwrap_or(DNS_FORWARDS_PER_SECOND)
+        self.dns_forward.unwrap_or(DNS_FORWARDS_PER_SECOND).clamp(1, DNS_MOST)
     }
 
     /// MAC addresses behind static VTEPs that are known at once.
     #[must_use]
     pub fn stations(self) -> usize {
-        self.stations.and_then(|it| usize::try_from(it).ok()).unwrap_or(LEARNED_STATIONS)
+        let limit = self.stations.map(|limit| limit.clamp(1, LEARNED_STATIONS_MOST));
+        limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(LEARNED_STATIONS)
     }
 }
 
@@ -186,8 +182,8 @@ pub struct Network {
     /// VTEPs without an agent that have a part in it, where it is plain.
     #[serde(rename = "e", default, skip_serializing_if = "Vec::is_empty")]
     pub vteps: Vec<IpAddr>,
-    /// How much its endpoints may send to everybody. A node that does not know the field keeps to
-    /// the defaults.
+    /// How much of what costs others its endpoints may do. A node that does not know the field keeps
+    /// to the defaults.
     #[serde(rename = "l", default, skip_serializing_if = "NetworkLimits::is_default")]
     pub limits: NetworkLimits,
     /// Free-form labels.
@@ -318,12 +314,15 @@ mod tests {
 
     #[test]
     fn limits_are_at_least_one_and_not_without_end() {
-        let in_range = |limits: NetworkLimits| limits.are_in_range();
         let default = NetworkLimits::default();
-        assert!(in_range(default));
-        assert!(in_range(NetworkLimits { dns: Some(DNS_MOST), stations: Some(1), ..default }));
-        assert!(!in_range(NetworkLimits { dns_forward: Some(0), ..default }));
-        assert!(!in_range(NetworkLimits { dns: Some(DNS_MOST + 1), ..default }));
-        assert!(!in_range(NetworkLimits { stations: Some(LEARNED_STATIONS_MOST + 1), ..default }));
+        assert!(default.are_in_range());
+        assert!(!NetworkLimits { multicast: Some(0), ..default }.are_in_range());
+        assert!(!NetworkLimits { multicast_host: Some(FLOOD_MOST + 1), ..default }.are_in_range());
+        let least =
+            NetworkLimits { dns: Some(0), dns_forward: Some(0), stations: Some(0), ..default };
+        assert!(least.are_in_range());
+        assert_eq!((least.dns(), least.dns_forward(), least.stations()), (1, 1, 1));
+        let most = NetworkLimits { dns: Some(u32::MAX), stations: Some(u32::MAX), ..default };
+        assert_eq!((most.dns(), most.stations()), (DNS_MOST, LEARNED_STATIONS_MOST as usize));
     }
 }

@@ -255,9 +255,10 @@ impl<P: Clone> NetworkTable<P> {
     fn replace_spec(&mut self, spec: NetworkSpec) {
         let seed = self.keys.seed();
         let before = std::mem::replace(&mut self.spec, Arc::new(spec));
-        if before.limits != self.spec.limits {
-            self.flood = flood_of(&self.spec, self.epoch);
-            let (limits, epoch) = (self.spec.limits, self.epoch);
+        let (limits, epoch) = (self.spec.limits, self.epoch);
+        let rates = |it: NetworkLimits| (it.multicast_of_endpoint(), it.multicast_of_host());
+        if rates(before.limits) != rates(limits) {
+            self.flood = flood_of(&self.spec, epoch);
             for (number, _row) in self.rows.clone().iter() {
                 if let Some(shares) = self.rows.get_mut(number).and_then(|it| it.shares.as_mut()) {
                     *shares = Arc::new(Shares::full(limits, epoch));

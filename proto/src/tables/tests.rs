@@ -362,7 +362,8 @@ fn a_network_may_have_other_limits_of_multicast() {
     let of = changed.fdb(mac(5)).unwrap();
     assert_eq!((0..5000).filter(|_| changed.admit_flood(of, 1, start)).count(), 3);
     // Nothing else that changes fills a bucket again.
-    let wider = NetworkSpec { limits: few, mtu: 1400, ..spec() };
+    let limits = NetworkLimits { dns: Some(9), ..few };
+    let wider = NetworkSpec { limits, mtu: 1400, ..spec() };
     let changed = changed.apply([TableUpdate::Spec(wider)]);
     assert!(!changed.admit_flood(changed.fdb(mac(5)).unwrap(), 1, start));
 }

@@ -77,7 +77,9 @@ fn threads_of(lab: &Lab, host: &str, name: &str) -> Result<Vec<String>> {
     let mut threads = Vec::new();
     for entry in fs::read_dir(format!("/proc/{agent}/task"))? {
         let path = entry?.path();
-        if fs::read_to_string(path.join("comm"))?.trim_end().starts_with(name) {
+        // One that just ended has none.
+        let comm = fs::read_to_string(path.join("comm")).unwrap_or_default();
+        if comm.trim_end().starts_with(name) {
             let id = path.file_name().and_then(|id| id.to_str()).context("odd path")?;
             threads.push(id.to_owned());
         }
