@@ -31,6 +31,7 @@ use crate::{
 };
 
 const PROCESS_ENDED: &str = "its process ended";
+pub(super) const INTERFACE_AWAY: &str = "its interface was deleted or moved away";
 
 /// What is seen of where an endpoint is plugged in.
 enum Seen {
@@ -252,15 +253,12 @@ impl Mesh {
                 || dirty.lost.contains(&macvlan.parent.to_string())
                 || !macvlan.parent.exists().await?
                 || macvlan.parent.find(&endpoint.plug()).await?.is_some();
-            return Ok(if there {
-                Seen::Here
-            } else {
-                Seen::Gone("its interface was deleted or moved away")
-            });
+            return Ok(if there { Seen::Here } else { Seen::Gone(INTERFACE_AWAY) });
         }
         let Some(overlay) = hosted.overlays.get(&endpoint.network) else { return Ok(Seen::Here) };
         Ok(match overlay.is_plugged(&endpoint.plug()).await? {
-            Some(false) => Seen::Gone("its interface was moved away"),
+            // One that is just being deleted looks like this, too.
+            Some(false) => Seen::Gone(INTERFACE_AWAY),
             // Cut here: it is plugged in again.
             None if said.is_none() => Seen::Here,
             None => Seen::Gone(said.unwrap_or_default()),

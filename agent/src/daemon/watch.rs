@@ -31,6 +31,7 @@ use vxmesh_proto::addr::{EndpointId, MacAddr, NetworkId};
 use super::{
     endpoints::Stored,
     mesh::{Mesh, lock},
+    vanished::INTERFACE_AWAY,
 };
 use crate::netlink::{
     overlay::port_name,
@@ -213,7 +214,7 @@ impl Dirty {
                 for (id, place) in in_it {
                     self.ports.insert(place.port.clone());
                     if mac == Some(place.mac) && !self.cut.contains(id) {
-                        self.gone.insert(*id, "its interface was deleted or moved away");
+                        self.gone.insert(*id, INTERFACE_AWAY);
                     }
                 }
             }
