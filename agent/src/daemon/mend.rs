@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use tokio::sync::MutexGuard;
 use tracing::{debug, info, warn};
 use vxmesh_proto::{
-    addr::{MacAddr, NetworkId},
+    addr::{EndpointId, MacAddr, NetworkId},
     object,
 };
 
@@ -144,7 +144,7 @@ impl Mesh {
                 continue;
             };
             if is_due {
-                acted |= self.look_at_network(hosted, (id, &network), &view).await;
+                acted |= self.look_at_network(hosted, (id, &network), (&view, dirty)).await;
             } else {
                 self.follow_grown(hosted, id, &network).await;
             }
@@ -198,9 +198,9 @@ impl Mesh {
         self: &Arc<Self>,
         hosted: &mut Hosted,
         (id, network): (NetworkId, &object::Network),
-        view: &View,
+        (view, dirty): (&View, &Dirty),
     ) -> bool {
-        let mended = self.mend_network(hosted, (id, network), view).await;
+        let mended = self.mend_network(hosted, (id, network), (view, dirty)).await;
         let grown = self.follow_grown(hosted, id, network).await;
         // The state of the host is not as it was if something was mended.
         let fresh = if mended.is_ok_and(|mended| !mended) && !grown {
@@ -240,20 +240,24 @@ impl Mesh {
         self: &Arc<Self>,
         hosted: &Hosted,
         (id, network): (NetworkId, &object::Network),
-        view: &View,
+        (view, dirty): (&View, &Dirty),
     ) -> Result<bool, ApiError> {
-        let done = self.mend_links(hosted, (id, network), view).await;
+        let done = self.mend_links(hosted, (id, network), (view, dirty)).await;
         let mut mended = lock(&self.watching.mended);
         let known = mended.entry(id).or_default();
         match &done {
-            Ok(said) if said.is_empty() => known.fault = None,
+            Ok(said) if said.is_empty() => (known.fault, known.told) = (None, false),
             Ok(said) => {
-                (known.times, known.fault) = (known.times + 1, None);
+                (known.times, known.fault, known.told) = (known.times + 1, None, false);
                 let what = said.join(", ");
                 info!(network = %network.name, what, "somebody changed the network's links on this host; they are as before");
             }
             Err(error) => {
+                // What is just being taken away fails once, and is no fault at the next look.
                 if known.fault.as_ref() != Some(&error.message) {
+                    known.told = false;
+                } else if !known.told {
+                    known.told = true;
                     warn!(network = %network.name, %error, "the network's links on this host are not as they should be; it is tried again");
                 }
                 known.fault = Some(error.message.clone());
@@ -266,7 +270,7 @@ impl Mesh {
         self: &Arc<Self>,
         hosted: &Hosted,
         (id, network): (NetworkId, &object::Network),
-        view: &View,
+        (view, dirty): (&View, &Dirty),
     ) -> Result<Vec<String>, ApiError> {
         let Some(overlay) = hosted.overlays.get(&id) else { return Ok(Vec::new()) };
         let mut said = Vec::new();
@@ -276,6 +280,9 @@ impl Mesh {
         let wanted = self.wanted(id, &view.endpoints)?;
         let state = overlay.state().await?;
         let faults = overlay.faults(&state, &wanted).await?;
+        if self.awaits_word(id, &faults, dirty) {
+            return Ok(said);
+        }
         if !faults.is_none() {
             self.mend_inside(overlay, (id, network), (&faults, &wanted), &view.endpoints).await?;
             said.extend(faults.said);
@@ -292,6 +299,27 @@ impl Mesh {
             }
         }
         Ok(said)
+    }
+
+    /// Whether an endpoint's cable is away and the kernel is about to say at which end it was cut:
+    /// in the sandbox it ends the endpoint, here it is plugged in again. The network is looked at
+    /// once more then.
+    fn awaits_word(&self, id: NetworkId, faults: &Faults, dirty: &Dirty) -> bool {
+        if dirty.all || self.watching.is_deaf() {
+            return false;
+        }
+        let is_told = |it: &EndpointId| {
+            dirty.gone.contains_key(it) || dirty.cut.contains(it) || dirty.awaited.contains(it)
+        };
+        let awaited: BTreeSet<EndpointId> =
+            faults.unplugged.iter().filter(|it| !is_told(it)).copied().collect();
+        if !awaited.is_empty() {
+            self.watching.mark(|again| {
+                again.awaited.extend(&awaited);
+                again.networks.insert(id);
+            });
+        }
+        !awaited.is_empty()
     }
 
     fn wanted(&self, id: NetworkId, endpoints: &[Stored]) -> Result<Wanted, ApiError> {

@@ -166,6 +166,9 @@ pub(super) struct Dirty {
     pub(super) cut: BTreeSet<EndpointId>,
     /// Endpoints of which the kernel said that they are gone, and how.
     pub(super) gone: BTreeMap<EndpointId, &'static str>,
+    /// Endpoints whose cable was away at the look before, when nobody had said yet at which end it
+    /// was cut.
+    pub(super) awaited: BTreeSet<EndpointId>,
 }
 
 impl Dirty {
@@ -271,6 +274,8 @@ pub(super) struct Watching {
 pub(super) struct Mended {
     pub(super) times: u64,
     pub(super) fault: Option<String>,
+    /// Whether the log has the fault.
+    pub(super) told: bool,
 }
 
 impl Watching {
