@@ -426,6 +426,8 @@ impl Api {
     /// There is no agent, or it answered with an error.
     pub fn send<T: DeserializeOwned>(&self, request: &str, spec: &Value) -> Result<T> {
         let mut socket = UnixStream::connect(&self.0)?;
+        // An agent that does not answer fails one test, and not all by a run without end.
+        socket.set_read_timeout(Some(4 * DEADLINE))?;
         let body = if spec.is_null() { String::new() } else { spec.to_string() };
         let head = format!(
             "{request} HTTP/1.1\r\nHost: vxmesh\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
