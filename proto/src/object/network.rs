@@ -182,8 +182,8 @@ pub struct Network {
     /// VTEPs without an agent that have a part in it, where it is plain.
     #[serde(rename = "e", default, skip_serializing_if = "Vec::is_empty")]
     pub vteps: Vec<IpAddr>,
-    /// How much of what costs others its endpoints may do. A node that does not know the field keeps
-    /// to the defaults.
+    /// How much of what costs others its endpoints may do. A node that does not know the field
+    /// keeps to the defaults.
     #[serde(rename = "l", default, skip_serializing_if = "NetworkLimits::is_default")]
     pub limits: NetworkLimits,
     /// Free-form labels.
