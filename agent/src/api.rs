@@ -3,7 +3,7 @@
 //! Requests end in `Spec`. An error is [`ApiError`]: what is wrong and what to do next.
 
 mod connection;
-mod driver;
+pub(crate) mod driver;
 mod ipam;
 mod membership;
 mod mode;

@@ -5,6 +5,17 @@ use std::fmt;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+/// Options that are limits of a network.
+pub(crate) const OPT_MULTICAST_RATE: &str = "multicast_rate";
+/// See [`OPT_MULTICAST_RATE`].
+pub(crate) const OPT_MULTICAST_HOST_RATE: &str = "multicast_host_rate";
+/// See [`OPT_MULTICAST_RATE`].
+pub(crate) const OPT_DNS_RATE: &str = "dns_rate";
+/// See [`OPT_MULTICAST_RATE`].
+pub(crate) const OPT_DNS_FORWARD_RATE: &str = "dns_forward_rate";
+/// See [`OPT_MULTICAST_RATE`].
+pub(crate) const OPT_LEARNED_STATIONS: &str = "learned_stations";
+
 /// What carries a network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -35,11 +46,11 @@ impl Driver {
     pub const fn options(self) -> &'static [&'static str] {
         match self {
             Self::Overlay => &[
-                "multicast_rate",
-                "multicast_host_rate",
-                "dns_rate",
-                "dns_forward_rate",
-                "learned_stations",
+                OPT_MULTICAST_RATE,
+                OPT_MULTICAST_HOST_RATE,
+                OPT_DNS_RATE,
+                OPT_DNS_FORWARD_RATE,
+                OPT_LEARNED_STATIONS,
             ],
             Self::Bridge => &[],
             Self::Macvlan => &["parent", "macvlan_mode"],

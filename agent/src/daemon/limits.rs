@@ -16,12 +16,18 @@ use vxmesh_proto::{
 use super::{
     doctor::check,
     local::check_options,
-    mesh::{Mesh, conflict, lock},
+    mesh::{Mesh, lock},
     networks::{is_gone, usage},
     plain::LocalTable,
 };
 use crate::{
-    api::{self, ApiError, Diagnosis, Driver, Health, NetworkUpdate},
+    api::{
+        self, ApiError, Diagnosis, Driver, Health, NetworkUpdate,
+        driver::{
+            OPT_DNS_FORWARD_RATE, OPT_DNS_RATE, OPT_LEARNED_STATIONS, OPT_MULTICAST_HOST_RATE,
+            OPT_MULTICAST_RATE,
+        },
+    },
     dns::clients::FORWARDS_UNDER_WAY,
 };
 
@@ -35,18 +41,12 @@ struct Limit {
     of: fn(&mut NetworkLimits) -> &mut Option<u32>,
 }
 
-const MULTICAST: &str = "multicast_rate";
-const MULTICAST_HOST: &str = "multicast_host_rate";
-const DNS: &str = "dns_rate";
-const DNS_FORWARD: &str = "dns_forward_rate";
-const STATIONS: &str = "learned_stations";
-
 const LIMITS: [Limit; 5] = [
-    Limit { option: MULTICAST, most: FLOOD_MOST, of: |it| &mut it.multicast },
-    Limit { option: MULTICAST_HOST, most: FLOOD_MOST, of: |it| &mut it.multicast_host },
-    Limit { option: DNS, most: DNS_MOST, of: |it| &mut it.dns },
-    Limit { option: DNS_FORWARD, most: DNS_MOST, of: |it| &mut it.dns_forward },
-    Limit { option: STATIONS, most: LEARNED_STATIONS_MOST, of: |it| &mut it.stations },
+    Limit { option: OPT_MULTICAST_RATE, most: FLOOD_MOST, of: |it| &mut it.multicast },
+    Limit { option: OPT_MULTICAST_HOST_RATE, most: FLOOD_MOST, of: |it| &mut it.multicast_host },
+    Limit { option: OPT_DNS_RATE, most: DNS_MOST, of: |it| &mut it.dns },
+    Limit { option: OPT_DNS_FORWARD_RATE, most: DNS_MOST, of: |it| &mut it.dns_forward },
+    Limit { option: OPT_LEARNED_STATIONS, most: LEARNED_STATIONS_MOST, of: |it| &mut it.stations },
 ];
 
 /// The limits with what these options say of them; an empty one is the default again.
@@ -57,10 +57,10 @@ pub(super) fn limits_by(
 ) -> Result<NetworkLimits, ApiError> {
     for Limit { option, most, of } in LIMITS {
         let Some(text) = options.get(option) else { continue };
-        if option == STATIONS && encrypted {
+        if option == OPT_LEARNED_STATIONS && encrypted {
             return Err(usage(
                 "an encrypted network learns no stations: it has no VTEPs without an agent",
-                &format!("leave {STATIONS} out"),
+                &format!("leave {OPT_LEARNED_STATIONS} out"),
             ));
         }
         let number = text.parse().ok().filter(|number| (1..=most).contains(number));
@@ -75,7 +75,7 @@ pub(super) fn limits_by(
     if limits.multicast_of_host() < limits.multicast_of_endpoint() {
         return Err(usage(
             format!(
-                "a host may send less than one of its endpoints: {MULTICAST_HOST} is too small"
+                "a host may send less than one of its endpoints: {OPT_MULTICAST_HOST_RATE} is too small"
             ),
             &format!("give {} or more, or leave it out", limits.multicast_of_endpoint()),
         ));
@@ -104,20 +104,7 @@ impl Mesh {
         reference: &str,
         update: &NetworkUpdate,
     ) -> Result<api::Network, ApiError> {
-        self.check_member()?;
-        let network = self.find_network(reference)?;
-        if self.is_local(network.id) {
-            return Err(usage(
-                format!("network `{}` is of this host alone and has no limits", network.name),
-                "make another with the options that you need",
-            ));
-        }
-        if network.state == "conflict" {
-            return Err(conflict(
-                format!("network `{}` is in conflict with an older one", network.name),
-                "remove one of the two",
-            ));
-        }
+        let network = self.find_changeable(reference)?;
         if update.options.is_empty() {
             return Err(usage("nothing is to be changed", "give an option with -o KEY=VALUE"));
         }
@@ -155,7 +142,11 @@ impl Mesh {
             let found = format!(
                 "broadcasts and multicasts{of} are more than the limit: {count} were dropped"
             );
-            Some(limited(network, found, &remedy(network, &[MULTICAST, MULTICAST_HOST])))
+            Some(limited(
+                network,
+                found,
+                &remedy(network, &[OPT_MULTICAST_RATE, OPT_MULTICAST_HOST_RATE]),
+            ))
         });
         rows.collect()
     }
@@ -170,8 +161,8 @@ impl Mesh {
                     "a cache of names in it asks less; a network of the mesh can allow more"
                         .to_owned()
                 }
-                DropReason::DnsRate => remedy(network, &[DNS]),
-                DropReason::DnsForwardRate => remedy(network, &[DNS_FORWARD]),
+                DropReason::DnsRate => remedy(network, &[OPT_DNS_RATE]),
+                DropReason::DnsForwardRate => remedy(network, &[OPT_DNS_FORWARD_RATE]),
                 DropReason::DnsForwardsFull => format!(
                     "{FORWARDS_UNDER_WAY} questions of a sandbox may wait for the name servers outside at a time: ask less at once, or see whether these answer"
                 ),
@@ -194,7 +185,7 @@ impl Mesh {
         let found = format!(
             "{known} machines behind the VTEPs without an agent are known, and no more may be: frames to others go to all"
         );
-        (known >= most).then(|| limited(network, found, &remedy(network, &[STATIONS])))
+        (known >= most).then(|| limited(network, found, &remedy(network, &[OPT_LEARNED_STATIONS])))
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
     conflicts::check_network_name,
     limits::{limits_by, options},
     local::{check_mesh_name, check_options},
-    mesh::{Mesh, failed},
+    mesh::{Mesh, conflict, failed},
     subnets::{self, Wanted, free_subnets},
 };
 use crate::{
@@ -173,27 +173,33 @@ impl Mesh {
         wanted.subnets()
     }
 
+    /// A network that can be changed while endpoints are in it: one of the mesh that is in no
+    /// conflict.
+    pub(super) fn find_changeable(&self, reference: &str) -> Result<api::Network, ApiError> {
+        self.check_member()?;
+        let network = self.find_network(reference)?;
+        if self.is_local(network.id) {
+            return Err(usage(
+                format!("network `{}` is of this host alone and cannot be changed", network.name),
+                "make another as you need it",
+            ));
+        }
+        if network.state == "conflict" {
+            return Err(conflict(
+                format!("network `{}` is in conflict with an older one", network.name),
+                "remove one of the two",
+            ));
+        }
+        Ok(network)
+    }
+
     /// Adds subnets to a network, on this node and so on all.
     pub(super) fn extend_network(
         self: &Arc<Self>,
         reference: &str,
         spec: &ExtendSpec,
     ) -> Result<api::Network, ApiError> {
-        self.check_member()?;
-        let network = self.find_network(reference)?;
-        if self.is_local(network.id) {
-            return Err(usage(
-                format!("network `{}` is of this host alone and cannot be extended", network.name),
-                "make another with the subnets that you need",
-            ));
-        }
-        if network.state != "active" {
-            return Err(ApiError::new(
-                ErrorCode::Conflict,
-                format!("network `{}` is in conflict with an older one", network.name),
-                "remove one of the two",
-            ));
-        }
+        let network = self.find_changeable(reference)?;
         let wanted = Wanted {
             subnets: spec.subnets.clone(),
             gateways: spec.gateways.clone(),
