@@ -10,11 +10,13 @@
 pub mod coalesce;
 pub mod ecn;
 mod headers;
+mod rewrite;
 mod segments;
 pub mod vnet;
 
 use etherparse::checksum::Sum16BitWords;
 pub use headers::{FlowKey, Headers, Ip, View};
+pub use rewrite::Rewrite;
 pub use segments::Segments;
 
 use self::{ecn::Ecn, segments::put, vnet::Offload};

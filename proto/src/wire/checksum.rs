@@ -35,6 +35,12 @@ impl Sum {
         Self(self.0 + u64::from(number.to_be()))
     }
 
+    /// With what another one has.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self(fold_to_32(self.0) + fold_to_32(other.0))
+    }
+
     /// Without a number that was added before.
     #[must_use]
     pub fn without(self, number: u16) -> Self {
