@@ -19,6 +19,7 @@ pub mod dns;
 pub mod flow;
 pub mod frame;
 pub mod ipam;
+pub mod lb;
 pub mod limits;
 pub mod object;
 pub mod path;
