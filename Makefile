@@ -49,7 +49,7 @@ bench: tools-bench
 ## bench-micro: single steps of a frame's way, and tables of all sizes; needs no root.
 ## BENCH_ARGS=look_up
 bench-micro:
-	$(CARGO) bench --locked --package vxmesh-proto --bench tables -- $(BENCH_ARGS)
+	$(CARGO) bench --locked --package vxmesh-proto --bench tables --bench flows -- $(BENCH_ARGS)
 	$(CARGO) bench --locked --package vxmesh-tests --bench micro -- $(BENCH_ARGS)
 
 ## bench-names: how many questions about names one core answers, and how long an answer takes

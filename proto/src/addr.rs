@@ -1,5 +1,5 @@
 //! The words of the mesh as types that cannot be wrong: [`MacAddr`], [`Vni`], [`NodeId`],
-//! [`NetworkId`], [`EndpointId`], [`Name`], [`Alias`]. Each parses from untrusted text with an
+//! [`NetworkId`], [`EndpointId`], [`ServiceId`], [`Name`], [`Alias`]. Each parses from untrusted text with an
 //! error that says what is expected.
 
 use std::{borrow::Cow, fmt, net::IpAddr, str::FromStr};
@@ -301,6 +301,10 @@ random_id! {
 random_id! {
     /// The id of an endpoint: one interface in one network.
     EndpointId
+}
+random_id! {
+    /// The id of a service.
+    ServiceId
 }
 
 impl From<Vni> for u32 {

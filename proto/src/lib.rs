@@ -6,9 +6,9 @@
 //!
 //! Reading order: [`addr`] (the words), [`limits`] (every bound with its reason), [`reason`] (why
 //! something is dropped), [`wire`] (headers), [`session`] (keys between two nodes), [`tables`]
-//! (what is known), [`frame`] (one frame, cut and joined), [`flow`] (whose turn it is), [`path`]
-//! (what happens to one frame), [`ipam`] (who may give out which address), [`record`] (signed
-//! claims), [`dns`] (what names mean).
+//! (what is known), [`frame`] (one frame, cut and joined), [`flow`] (whose turn it is), [`lb`]
+//! (services), [`path`] (what happens to one frame), [`ipam`] (who may give out which address),
+//! [`record`] (signed claims), [`dns`] (what names mean).
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 

@@ -147,6 +147,13 @@ pub const LEARNED_STATIONS_MOST: u32 = 65_536;
 /// How long a learned address is known without a frame from it: the default of bridges (IEEE 802.1Q
 /// section 8.8.3) and of the kernel's vxlan device.
 pub const LEARNED_AGE: Duration = Duration::from_secs(300);
+/// Flows to services that a node remembers, 152 bytes each. A quarter may be half-open, and a
+/// quarter may be of one source.
+pub const SERVICE_FLOWS: u32 = 131_072;
+/// Backends of one service: more have less than 64 places each in its table of choices.
+pub const SERVICE_BACKENDS: usize = 1024;
+/// The largest weight of one.
+pub const SERVICE_WEIGHT: u8 = 100;
 /// Labels of one network.
 pub const NETWORK_LABELS: usize = 64;
 

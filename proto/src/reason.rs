@@ -126,6 +126,14 @@ drop_reasons! {
     /// Out of the mesh, with an address that only the network knows: the kernel calls it no part of
     /// a connection (a late RST, a segment outside of the window), and so does not rewrite it.
     InnerSource = "inner_source", benign;
+    /// To a service, on a port that it does not have.
+    ServicePort = "service_port", lost;
+    /// To a service of which no backend can be reached, or in a connection whose backend is gone.
+    NoBackend = "no_backend", lost;
+    /// To a service, in a connection that nobody here knows: it ended, or began before the agent.
+    FlowUnknown = "flow_unknown", lost;
+    /// To a service, and no room is left for another flow, or none for one more of this client.
+    FlowTableFull = "flow_table_full", lost;
     /// The kernel did not take it at the TAP.
     TapError = "tap_error", lost;
 

@@ -19,7 +19,7 @@
 
 use std::ops::Range;
 
-use super::{Gso, GsoKind, Headers, PartialChecksum, segments::put, vnet::Offload};
+use super::{Frame, Gso, GsoKind, Headers, PartialChecksum, segments::put, vnet::Offload};
 use crate::wire::{TCP, UDP, array, be16, be32, checksum::Sum, ethernet, ipv6};
 
 /// Flows that are looked at for each packet; the kernel has as many in a bucket.
@@ -176,6 +176,12 @@ impl<T: Copy + PartialEq> Coalescer<T> {
         self.items.iter().map(|item| self.merged(item, arena))
     }
 
+    /// The frame with this number in that order, for who changes the arena meanwhile.
+    #[must_use]
+    pub fn frame_at(&self, number: usize, arena: &[u8]) -> Option<Merged<'_, T>> {
+        self.items.get(number).map(|item| self.merged(item, arena))
+    }
+
     /// Whether there is nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -288,6 +294,23 @@ impl<T> Merged<'_, T> {
     #[must_use]
     pub fn headers(&self) -> &[u8] {
         self.headers.get(..self.headers_len).unwrap_or_default()
+    }
+
+    /// Has `change` rewrite the frame, which is in the arena, or its headers if it is one of
+    /// several, and gives what it says.
+    pub fn rewrite<R>(&mut self, arena: &mut [u8], change: impl FnOnce(&mut Frame<'_>) -> R) -> R {
+        let first = self.frames().next().unwrap_or_default();
+        let bytes = arena.get_mut(first).unwrap_or_default();
+        let mut headers = Headers::parse(bytes);
+        if self.headers_len == 0 {
+            return change(&mut Frame::with_headers(bytes, headers, self.offload));
+        }
+        // What is behind them is in several places, and no part of what may change.
+        if let Some(ip) = headers.as_mut().and_then(|headers| headers.ip.as_mut()) {
+            ip.end = self.headers_len;
+        }
+        let bytes = self.headers.get_mut(..self.headers_len).unwrap_or_default();
+        change(&mut Frame::with_headers(bytes, headers, self.offload))
     }
 
     /// Where the bytes behind [`headers`](Self::headers) are in the arena.

@@ -10,12 +10,14 @@
 pub mod coalesce;
 pub mod ecn;
 mod headers;
+mod quoted;
 mod rewrite;
 mod segments;
 pub mod vnet;
 
 use etherparse::checksum::Sum16BitWords;
 pub use headers::{FlowKey, Headers, Ip, View};
+pub use quoted::Quoted;
 pub use rewrite::Rewrite;
 pub use segments::Segments;
 

@@ -38,16 +38,16 @@ pub struct Rewrite {
 
 /// Where a header has an address and a port.
 #[derive(Clone, Copy)]
-struct Place {
+pub(super) struct Place {
     v4: usize,
     v6: usize,
-    port: usize,
+    pub(super) port: usize,
 }
 
-const SOURCE: Place = Place { v4: 12, v6: 8, port: 0 };
-const DESTINATION: Place = Place { v4: 16, v6: 24, port: 2 };
+pub(super) const SOURCE: Place = Place { v4: 12, v6: 8, port: 0 };
+pub(super) const DESTINATION: Place = Place { v4: 16, v6: 24, port: 2 };
 /// Where the checksum of an IPv4 header is.
-const IPV4_CHECKSUM: usize = ethernet::HEADER_LEN + 10;
+pub(super) const IPV4_CHECKSUM: usize = ethernet::HEADER_LEN + 10;
 
 impl Frame<'_> {
     /// Gives the frame other addresses and ports. If it is refused it stays as it was.
@@ -73,7 +73,8 @@ impl Frame<'_> {
         let mut changes = Changes::default();
         for (place, socket) in [(SOURCE, to.source), (DESTINATION, to.destination)] {
             let Some(socket) = socket else { continue };
-            self.put_address(place, socket.ip(), &mut changes.addresses);
+            let at = ethernet::HEADER_LEN;
+            exchange_ip(self.bytes, at, place, socket.ip(), &mut changes.addresses);
             if has_upper {
                 let port = socket.port().to_be_bytes();
                 exchange(self.bytes, ip.upper + place.port, port, &mut changes.ports);
@@ -89,17 +90,6 @@ impl Frame<'_> {
         Ok(())
     }
 
-    fn put_address(&mut self, place: Place, address: IpAddr, change: &mut Sum) {
-        match address {
-            IpAddr::V4(v4) => {
-                exchange(self.bytes, ethernet::HEADER_LEN + place.v4, v4.octets(), change);
-            }
-            IpAddr::V6(v6) => {
-                exchange(self.bytes, ethernet::HEADER_LEN + place.v6, v6.octets(), change);
-            }
-        }
-    }
-
     fn update_checksum(&mut self, at: usize, is_udp: bool, changes: &Changes) {
         if self.offload.checksum.is_some() {
             let field: [u8; 2] = array(self.bytes, at).unwrap_or_default();
@@ -110,7 +100,7 @@ impl Frame<'_> {
     }
 
     /// Writes the MACs, and makes the headers those of the bytes.
-    fn note(&mut self, to: &Rewrite, has_upper: bool) {
+    pub(super) fn note(&mut self, to: &Rewrite, has_upper: bool) {
         let Some(headers) = &mut self.headers else { return };
         if let Some(mac) = to.destination_mac {
             put(self.bytes, 0, mac.0);
@@ -137,14 +127,27 @@ struct Changes {
     ports: Sum,
 }
 
-fn exchange<const N: usize>(bytes: &mut [u8], at: usize, new: [u8; N], change: &mut Sum) {
+/// Replaces an address in the IP header that begins there.
+pub(super) fn exchange_ip(bytes: &mut [u8], at: usize, place: Place, ip: IpAddr, change: &mut Sum) {
+    match ip {
+        IpAddr::V4(v4) => exchange(bytes, at + place.v4, v4.octets(), change),
+        IpAddr::V6(v6) => exchange(bytes, at + place.v6, v6.octets(), change),
+    }
+}
+
+pub(super) fn exchange<const N: usize>(
+    bytes: &mut [u8],
+    at: usize,
+    new: [u8; N],
+    change: &mut Sum,
+) {
     let Some(field) = bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut) else { return };
     let old: [u8; N] = std::mem::replace(field, new);
     *change = change.bytes(&old.map(|byte| !byte)).bytes(&new);
 }
 
 /// RFC 1624 equation 3: HC' = ~(~HC + ~m + m').
-fn complete(bytes: &mut [u8], at: usize, change: Sum, is_udp: bool) {
+pub(super) fn complete(bytes: &mut [u8], at: usize, change: Sum, is_udp: bool) {
     let field: [u8; 2] = array(bytes, at).unwrap_or_default();
     if is_udp && field == [0; 2] {
         return;

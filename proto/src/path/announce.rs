@@ -31,9 +31,10 @@ pub fn touched<P>(before: &NetworkTable<P>, updates: &[TableUpdate<P>]) -> BTree
     let rows = updates.iter().flat_map(|update| match update {
         TableUpdate::Put(row) => [Some(row), before.row(&row.key)],
         TableUpdate::Remove(key) => [before.row(key), None],
-        TableUpdate::PutMember(..) | TableUpdate::RemoveMember(_) | TableUpdate::Spec(_) => {
-            [None, None]
-        }
+        TableUpdate::PutMember(..)
+        | TableUpdate::RemoveMember(_)
+        | TableUpdate::Spec(_)
+        | TableUpdate::Services(_) => [None, None],
     });
     rows.flatten().flat_map(|row| row.ips.iter().copied()).collect()
 }

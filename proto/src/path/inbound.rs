@@ -10,11 +10,16 @@
 //! 7. Destination: a local endpoint, or a group. A frame from the mesh never goes back into it
 //!    (split horizon). Where the network keeps endpoints from each other, only from or to a node
 //!    itself ([`super::isolation`]).
+//! 8. Services: the answer of a backend gets the VIP as its source ([`answer`]). After packets were
+//!    put together, so that each super-frame is rewritten once.
+
+use std::time::Instant;
 
 use super::{Step, Watch, claims, isolation};
 use crate::{
     addr::{MacAddr, NodeId, Vni},
-    frame::Headers,
+    frame::{Frame, Headers},
+    lb,
     reason::DropReason,
     tables::{NetworkTable, Place},
     wire::{ethernet, vxlan},
@@ -71,6 +76,19 @@ pub fn inbound<P>(
     watch: &mut impl Watch,
 ) -> InboundVerdict {
     judged(table, from, frame, Headers::parse(frame).as_ref(), watch)
+}
+
+/// Step 8, for a frame that is to be delivered.
+pub fn answer<P>(
+    table: &NetworkTable<P>,
+    frame: &mut Frame<'_>,
+    now: Instant,
+    watch: &mut impl Watch,
+) -> InboundVerdict {
+    watch.step(Step::Services, frame.bytes());
+    let Some(services) = table.services() else { return InboundVerdict::Deliver };
+    let fate = lb::from_backend(table.spec().id, services, frame, now).map(|_is_one| ());
+    InboundVerdict::of(fate, frame.bytes(), watch)
 }
 
 /// The same of a frame whose headers were read.

@@ -16,10 +16,11 @@ mod isolation;
 mod judged;
 mod outbound;
 pub mod plain;
+mod service;
 mod too_big;
 mod watch;
 
-pub use inbound::{Inbound, InboundVerdict, inbound, inbound_vxlan};
+pub use inbound::{Inbound, InboundVerdict, answer, inbound, inbound_vxlan};
 pub use judged::Judged;
 pub use outbound::{OutboundVerdict, Scratch, outbound};
 pub use watch::{Step, Watch};

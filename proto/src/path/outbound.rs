@@ -7,10 +7,12 @@
 //! 5. Neighbours: ARP (RFC 826) and neighbour solicitations (RFC 4861) for remote endpoints are
 //!    answered from the table; none crosses the mesh.
 //! 6. MTU: each packet fits the network; else its sender is told ([`super::too_big`]).
-//! 7. Destination: one peer by the Fdb, or every member for groups, as many packets as the limits
+//! 7. Services: what is for a VIP gets the backend of its flow as its destination ([`crate::lb`]);
+//!    what leads nowhere is refused ([`super::service`]).
+//! 8. Destination: one peer by the Fdb, or every member for groups, as many packets as the limits
 //!    allow. Where the network keeps endpoints from each other, only a node itself
 //!    ([`super::isolation`]).
-//! 8. Checksum: what leaves is complete, and still true about its source.
+//! 9. Checksum: what leaves is complete, and still true about its source.
 //!
 //! Unknown unicast is never flooded: the table knows every endpoint.
 
@@ -19,11 +21,13 @@ use std::{net::IpAddr, time::Instant};
 use super::{
     Step, Watch,
     claims::{self, Content},
-    isolation, too_big,
+    isolation, service, too_big,
 };
 use crate::{
     addr::{MacAddr, NodeId},
-    frame::{Frame, Headers},
+    frame::{Frame, Headers, View},
+    lb::{self, Services},
+    limits::MAX_FRAME,
     reason::DropReason,
     tables::{NetworkTable, Place, Row},
     wire::{
@@ -52,7 +56,7 @@ pub enum OutboundVerdict<'t, P> {
 /// was dropped is told. One per worker, used again for each frame.
 #[derive(Debug)]
 pub struct Scratch {
-    bytes: [u8; too_big::LEN],
+    bytes: [u8; MAX_FRAME],
     len: usize,
 }
 
@@ -60,7 +64,7 @@ impl Scratch {
     /// An empty one.
     #[must_use]
     pub const fn new() -> Self {
-        Self { bytes: [0; too_big::LEN], len: 0 }
+        Self { bytes: [0; MAX_FRAME], len: 0 }
     }
 
     /// The frame to write back; empty if there is none.
@@ -129,7 +133,7 @@ pub(super) fn judged<'t, P>(
     Ok(verdict)
 }
 
-/// Step 8. A sandbox may say where its checksum is (packet(7), PACKET_VNET_HDR): not where it would
+/// Step 9. A sandbox may say where its checksum is (packet(7), PACKET_VNET_HDR): not where it would
 /// change what was judged. The frame is as it was if it does.
 pub(super) fn finish<P>(
     table: &NetworkTable<P>,
@@ -151,7 +155,7 @@ pub(super) fn finish<P>(
 
 fn judge<'t, P>(
     table: &'t NetworkTable<P>,
-    frame: &Frame<'_>,
+    frame: &mut Frame<'_>,
     scratch: &mut Scratch,
     now: Instant,
     watch: &mut impl Watch,
@@ -174,12 +178,53 @@ fn judge<'t, P>(
         }
         return Err(DropReason::TooBig);
     }
-    watch.step(Step::Destination, frame.bytes()); // 7
-    if view.headers.destination.is_group() {
-        flood(table, row, (view.headers, frame.packets()), now)
-    } else {
-        forward(table, row, view.headers)
+    let destination = view.headers.destination;
+    watch.step(Step::Services, frame.bytes()); // 7
+    if let Some(services) = table.services()
+        && destination == lb::service_mac(table.spec().id)
+        && let Served::Here = serve((table, services), row, frame, scratch, now)?
+    {
+        return Ok(OutboundVerdict::Hairpin);
     }
+    watch.step(Step::Destination, frame.bytes()); // 8
+    let headers = frame.headers().ok_or(DropReason::Runt)?;
+    if headers.destination.is_group() {
+        flood(table, row, (headers, frame.packets()), now)
+    } else {
+        forward(table, row, headers)
+    }
+}
+
+/// Who answers a frame to a service.
+enum Served {
+    /// The service itself.
+    Here,
+    /// Its backend, which is the frame's destination now.
+    There,
+}
+
+/// Step 7. What leads nowhere is refused in the name of the service, as a host without it would.
+fn serve<P>(
+    (table, services): (&NetworkTable<P>, &Services),
+    row: &Row<P>,
+    frame: &mut Frame<'_>,
+    scratch: &mut Scratch,
+    now: Instant,
+) -> Result<Served, DropReason> {
+    let ip = frame.headers().and_then(|headers| headers.ip);
+    let is_vip = ip.is_some_and(|ip| services.at(ip.destination).is_some());
+    if is_vip && service::answer_echo(frame, scratch) {
+        return Ok(Served::Here);
+    }
+    lb::to_backend(table, services, frame, now).map(|()| Served::There).inspect_err(|reason| {
+        if is_vip
+            && services.is_sure_of(*reason)
+            && let Some(headers) = frame.headers()
+        {
+            let view = View { bytes: frame.bytes(), headers };
+            service::refuse(table, row, &view, scratch, now);
+        }
+    })
 }
 
 /// Step 4: the local endpoint that has this MAC.
@@ -266,7 +311,7 @@ fn answer_nd<P>(
     }
 }
 
-/// The MAC of the remote endpoint that has this address.
+/// The MAC of the remote endpoint, or of the services, that has this address.
 fn remote_neighbor<P>(
     table: &NetworkTable<P>,
     asker: &Row<P>,
@@ -274,6 +319,9 @@ fn remote_neighbor<P>(
 ) -> Result<MacAddr, DropReason> {
     if table.spec().is_gateway(ip) {
         return Err(DropReason::AnsweredLocally);
+    }
+    if table.services().is_some_and(|services| services.at(ip).is_some()) {
+        return Ok(lb::service_mac(table.spec().id));
     }
     let row = table.neighbor(ip).ok_or(DropReason::NeighborUnknown)?;
     // A claim to the gateway's MAC, or to one that another has, must not be spread in an answer.
@@ -287,7 +335,7 @@ fn remote_neighbor<P>(
     }
 }
 
-/// Step 7, a group: every other member.
+/// Step 8, a group: every other member.
 fn flood<'t, P>(
     table: &'t NetworkTable<P>,
     row: &Row<P>,
@@ -306,7 +354,7 @@ fn flood<'t, P>(
     Ok(OutboundVerdict::Flood(table.members()))
 }
 
-/// Step 7, one endpoint: its peer.
+/// Step 8, one endpoint: its peer.
 fn forward<'t, P>(
     table: &'t NetworkTable<P>,
     row: &Row<P>,

@@ -28,8 +28,8 @@ use crate::{
 const ICMP_HEADER_LEN: usize = 8;
 /// How much of the packet is sent back: what makes 576 bytes (RFC 1812 section 4.3.2.3) and 1280
 /// (RFC 4443 section 3.2).
-const QUOTE_V4: usize = 576 - ipv4::MIN_HEADER_LEN - ICMP_HEADER_LEN;
-const QUOTE_V6: usize = 1280 - ipv6::HEADER_LEN - ICMP_HEADER_LEN;
+pub(super) const QUOTE_V4: usize = 576 - ipv4::MIN_HEADER_LEN - ICMP_HEADER_LEN;
+pub(super) const QUOTE_V6: usize = 1280 - ipv6::HEADER_LEN - ICMP_HEADER_LEN;
 /// Bytes of the largest answer.
 pub(super) const LEN: usize = ethernet::HEADER_LEN + 1280;
 /// Error messages of ICMP (RFC 1122 section 3.2.2).
@@ -113,7 +113,7 @@ fn gateway(spec: &NetworkSpec, sender: IpAddr) -> Option<IpAddr> {
     beside.or_else(|| of_version().next()).copied()
 }
 
-fn quote<'a>(frame: &View<'a>, len: usize) -> &'a [u8] {
+pub(super) fn quote<'a>(frame: &View<'a>, len: usize) -> &'a [u8] {
     let payload = frame.payload();
     payload.get(..len).unwrap_or(payload)
 }

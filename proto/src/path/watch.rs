@@ -28,6 +28,9 @@ pub enum Step {
     Neighbours,
     /// It fits the network.
     Mtu,
+    /// To a service: it gets the backend of its flow as its destination. From a backend: it gets
+    /// the VIP as its source.
+    Services,
     /// Where it goes.
     Destination,
     /// Complete, and in one place with what was judged.
@@ -49,6 +52,7 @@ impl Step {
         Self::Source,
         Self::Neighbours,
         Self::Mtu,
+        Self::Services,
         Self::Destination,
         Self::Checksum,
         Self::Cut,
@@ -63,6 +67,7 @@ impl Step {
         Self::Source,
         Self::Mtu,
         Self::Destination,
+        Self::Services,
         Self::Deliver,
     ];
 }

@@ -12,9 +12,10 @@
 //! because the claimer chooses it. All of it is a function of the claims, not of the order in which
 //! they came, so that all nodes agree (I11). When the winner leaves, the next one has it.
 //!
-//! No claim has the gateway's MAC or addresses, a MAC that is bound to another node
-//! ([`may_be_of`]), an address outside the subnets, a group address, or the link-local address that
-//! belongs to another MAC (RFC 4291 appendix A). Those parts of a claim are kept and do nothing.
+//! No claim has the gateway's MAC or addresses, the MAC of the network's services, a MAC that is
+//! bound to another node ([`may_be_of`]), an address outside the subnets, a group address, or the
+//! link-local address that belongs to another MAC (RFC 4291 appendix A). Those parts of a claim are
+//! kept and do nothing.
 //! Deciding which claims to believe at all (signatures, ownership of blocks) is not done here.
 //!
 //! [`may_be_of`]: crate::addr::MacAddr::may_be_of

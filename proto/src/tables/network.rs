@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     addr::{EndpointId, MacAddr, NetworkId, NodeId, Vni},
+    lb::{Services, service_mac},
     limits::{FLOOD_BURST_PART, FLOOD_ENDPOINT_BURST_PART, ICMP_BURST, ICMP_PER_SECOND},
     object::NetworkLimits,
     wire::{
@@ -111,6 +112,8 @@ pub enum TableUpdate<P> {
     RemoveMember(NodeId),
     /// Other subnets, gateway or MTU.
     Spec(NetworkSpec),
+    /// Other services, or none.
+    Services(Option<Arc<Services>>),
 }
 
 /// What is known about one network.
@@ -124,6 +127,7 @@ pub struct NetworkTable<P> {
     neighbors: Index<IpAddr>,
     members: Arc<[(NodeId, P)]>,
     flood: Arc<TokenBucket>,
+    services: Option<Arc<Services>>,
     epoch: Instant,
 }
 
@@ -167,6 +171,7 @@ impl<P: Clone> NetworkTable<P> {
             fdb: Index::new(seed),
             neighbors: Index::new(seed),
             members: Arc::new([]),
+            services: None,
             epoch: now,
         }
     }
@@ -182,6 +187,7 @@ impl<P: Clone> NetworkTable<P> {
                 TableUpdate::PutMember(node, peer) => next.put_member(node, peer),
                 TableUpdate::RemoveMember(node) => next.remove_member(node),
                 TableUpdate::Spec(spec) => next.replace_spec(spec),
+                TableUpdate::Services(services) => next.services = services,
             }
         }
         next
@@ -284,6 +290,12 @@ impl<P> NetworkTable<P> {
     #[must_use]
     pub fn spec(&self) -> &NetworkSpec {
         &self.spec
+    }
+
+    /// The services of the network, if it has some.
+    #[must_use]
+    pub fn services(&self) -> Option<&Services> {
+        self.services.as_deref()
     }
 
     /// The Fdb: who has this MAC.
@@ -415,7 +427,7 @@ impl NetworkSpec {
     }
 
     fn admits_mac(&self, mac: MacAddr) -> bool {
-        mac.is_unicast() && mac != self.gateway.mac
+        mac.is_unicast() && mac != self.gateway.mac && mac != service_mac(self.id)
     }
 
     fn admits_ip(&self, ip: IpAddr) -> bool {

@@ -138,14 +138,12 @@ impl Key {
         }
     }
 
-    /// What it is found by.
-    pub(super) fn words(&self) -> [u64; 7] {
-        let [n0, n1] = self.network;
-        let [s0, s1] = self.source;
-        let [d0, d1] = self.destination;
+    /// What it is found by. The halves of addresses are put together: nobody chooses both of many.
+    pub(super) fn words(&self) -> [u64; 4] {
+        let of = |[high, low]: [u64; 2]| high.rotate_left(32) ^ low;
         let [from, to] = self.ports;
         let rest = pack([from, to, self.protocol.into(), self.is_ipv4.into()]);
-        [n0, n1, s0, s1, d0, d1, rest]
+        [of(self.network), of(self.source), of(self.destination), rest]
     }
 
     /// Who sends packets with this key in the flow of these words.
@@ -208,14 +206,8 @@ fn ip_of(words: [u64; 2], is_ipv4: bool) -> IpAddr {
     }
 }
 
-fn words(number: u128) -> [u64; 2] {
-    let bytes = number.to_be_bytes();
-    let (halves, _) = bytes.as_chunks::<8>();
-    let mut words = [0; 2];
-    for (to, half) in words.iter_mut().zip(halves) {
-        *to = u64::from_be_bytes(*half);
-    }
-    words
+const fn words(number: u128) -> [u64; 2] {
+    [(number >> 64) as u64, (number & 0xffff_ffff_ffff_ffff) as u64]
 }
 
 fn number([high, low]: [u64; 2]) -> u128 {

@@ -37,18 +37,26 @@ impl Slots {
         self.tag | ((number + 1) & NUMBER)
     }
 
-    /// The entries that may be the key's.
-    pub(super) fn candidates<'a, M: Memory>(
-        &'a self,
-        memory: &'a M,
+    /// The first that `look` gives of the entries that may be the key's.
+    pub(super) fn find<M: Memory, R>(
+        &self,
+        memory: &M,
         order: Ordering,
-    ) -> impl Iterator<Item = u32> + 'a {
-        let words = self.buckets.iter().flat_map(|bucket| *bucket..bucket + BUCKET);
-        let slots = words.flat_map(move |at| halves(memory.load(at, order)));
-        slots.filter_map(|slot| {
-            let is_tagged = slot & !NUMBER == self.tag;
-            (slot & NUMBER).checked_sub(1).filter(|_| is_tagged)
-        })
+        mut look: impl FnMut(u32) -> Option<R>,
+    ) -> Option<R> {
+        for bucket in self.buckets {
+            for at in bucket..bucket + BUCKET {
+                for slot in halves(memory.load(at, order)) {
+                    if (slot ^ self.tag) >> NUMBER_BITS == 0
+                        && let Some(number) = (slot & NUMBER).checked_sub(1)
+                        && let Some(found) = look(number)
+                    {
+                        return Some(found);
+                    }
+                }
+            }
+        }
+        None
     }
 
     /// Takes a slot for an entry. False if there is none.
@@ -101,8 +109,7 @@ impl Room {
 }
 
 const fn halves(word: u64) -> [u32; 2] {
-    let [a, b, c, d, e, f, g, h] = word.to_be_bytes();
-    [u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])]
+    [(word >> 32) as u32, (word & 0xffff_ffff) as u32]
 }
 
 /// The word with one slot instead of another.

@@ -12,6 +12,7 @@ use std::{
 };
 
 use super::entry;
+use crate::limits::SERVICE_FLOWS;
 
 /// Words that all threads share. What lies outside reads as zero, and is not written.
 pub trait Memory: Debug {
@@ -70,9 +71,9 @@ pub(super) const HAND: usize = 5;
 /// Words of all these.
 const HEADER: usize = 8;
 /// Slots of a bucket, two in a word.
-pub(super) const SLOTS: usize = 8;
+const SLOTS: u32 = 8;
 /// Words of a bucket: half a cache line.
-pub(super) const BUCKET: usize = SLOTS / 2;
+pub(super) const BUCKET: usize = SLOTS as usize / 2;
 
 /// How large a table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +86,7 @@ pub struct Shape {
 
 impl Shape {
     /// The shape of the agent's table.
-    pub const FULL: Self = Self { flows: 131_072, sources: 1024 };
+    pub const FULL: Self = Self { flows: SERVICE_FLOWS, sources: 1024 };
 
     /// As many as a slot of the index tells apart.
     pub(super) const MOST: u32 = (1 << 18) - 2;
@@ -98,8 +99,7 @@ impl Shape {
 
     /// A power of two, twice as many slots as there are keys, of which each flow has two.
     pub(super) const fn buckets(self) -> u32 {
-        let least = (self.flows as usize * 4).div_ceil(SLOTS);
-        (least as u32).next_power_of_two()
+        (self.flows * 4).div_ceil(SLOTS).next_power_of_two()
     }
 
     pub(super) const fn source(self, row: usize, at: usize) -> usize {

@@ -13,7 +13,7 @@
 //!
 //! Limits: half-open flows have a quarter of the room, and the oldest of some goes when more come;
 //! so have all flows of one source, which gets no more. Ended flows count towards no limit, and
-//! their entries are taken by the next who needs one. No flow of which both ends speak is displaced.
+//! whoever needs an entry takes theirs. No flow of which both ends speak is displaced.
 
 mod entry;
 mod index;
@@ -113,7 +113,7 @@ impl<M: Memory> FlowTable<M> {
     pub fn find(&self, tuple: &Tuple) -> Option<Found> {
         let key = Key::of(tuple);
         let slots = self.slots(&key);
-        slots.candidates(&self.memory, Ordering::Acquire).find_map(|number| self.read(number, &key))
+        slots.find(&self.memory, Ordering::Acquire, |number| self.read(number, &key))
     }
 
     /// Notes a packet of a flow, and says how far the flow is then; nothing if it is gone.
@@ -343,20 +343,20 @@ impl<M: Memory> FlowTable<M> {
         key: &Key,
         refused: Refused,
     ) -> Result<(), Refused> {
-        for number in slots.candidates(&self.memory, Ordering::SeqCst) {
+        let conflict = slots.find(&self.memory, Ordering::SeqCst, |number| {
             if Some(number) == own {
-                continue;
+                return None;
             }
             // Also of an entry that is being written: its words were there before its slot.
             let life = self.life(number);
             let is_same = key.sender_in(&self.words(number)).is_some();
             match life.state() {
-                Some(_) if is_same => return Err(refused),
-                None if is_same && life.is_taken() => return Err(Refused::Busy),
-                _ => {}
+                Some(_) if is_same => Some(refused),
+                None if is_same && life.is_taken() => Some(Refused::Busy),
+                _ => None,
             }
-        }
-        Ok(())
+        });
+        conflict.map_or(Ok(()), Err)
     }
 
     /// An entry for a new flow.

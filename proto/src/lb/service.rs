@@ -1,0 +1,467 @@
+//! What the data path knows of the services of one network: [`Services`], a snapshot with one
+//! writer, as the tables are (I2).
+//!
+//! A [`Service`] names its backends by the keys of their rows. Where these are, and which addresses
+//! and MACs they have, is in the network's table of the same snapshot; so a backend without a row
+//! is chosen by nobody, and one whose row changes needs no other service.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, Hasher},
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use super::{Flows, flows::Tuple, maglev::Maglev};
+use crate::{
+    addr::{EndpointId, ServiceId},
+    limits::{SERVICE_BACKENDS, SERVICE_WEIGHT},
+    reason::DropReason,
+    tables::{RowKey, Seeded},
+    wire::{TCP, UDP},
+};
+
+/// What a service carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// Connections.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl Protocol {
+    /// The one with this number (IANA).
+    #[must_use]
+    pub const fn of_number(number: u8) -> Option<Self> {
+        match number {
+            TCP => Some(Self::Tcp),
+            UDP => Some(Self::Udp),
+            _ => None,
+        }
+    }
+}
+
+/// A port of the VIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Port {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Its number.
+    pub port: u16,
+    /// That of the backends.
+    pub backend_port: u16,
+}
+
+/// An endpoint that answers for a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Backend {
+    /// The key of its row.
+    pub key: RowKey,
+    /// How many new flows it gets, beside the others' weights; [`SERVICE_WEIGHT`] at most. One with 0
+    /// keeps those that it has.
+    pub weight: u8,
+    /// Whether it gets new flows now: it does not while it fails or is about to go. Other than with
+    /// weight 0, the flows that it would get are spread over all others.
+    pub takes_new: bool,
+}
+
+/// How a backend is chosen for a new flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// By the flow's addresses and ports, the same on every node.
+    Maglev,
+    /// In turn, as far as this node's flows go.
+    RoundRobin,
+}
+
+/// A service as somebody made it, with the backends that it has now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceSpec {
+    /// The service.
+    pub id: ServiceId,
+    /// Its addresses; one of an IP version.
+    pub vips: Vec<IpAddr>,
+    /// Its ports.
+    pub ports: Vec<Port>,
+    /// Who answers, in any order; [`SERVICE_BACKENDS`] at most.
+    pub backends: Vec<Backend>,
+    /// How one is chosen.
+    pub choice: Choice,
+}
+
+/// A service, ready to be asked.
+#[derive(Debug)]
+pub struct Service {
+    spec: ServiceSpec,
+    maglev: Arc<Maglev>,
+    turns: Turns,
+    /// How many flows were begun in turn; goes on from one snapshot to the next.
+    turn: Arc<AtomicU64>,
+}
+
+impl Service {
+    /// The service as `spec` says. `before` is what it was in the last snapshot.
+    #[must_use]
+    pub fn new(mut spec: ServiceSpec, before: Option<&Self>) -> Self {
+        spec.ports.sort_unstable();
+        spec.ports.dedup_by_key(|port| (port.protocol, port.port));
+        spec.backends.sort_unstable();
+        spec.backends.dedup_by_key(|backend| backend.key);
+        spec.backends.truncate(SERVICE_BACKENDS);
+        spec.backends.iter_mut().for_each(|it| it.weight = it.weight.min(SERVICE_WEIGHT));
+        let weights = |spec: &ServiceSpec| -> Vec<(RowKey, u8)> {
+            spec.backends.iter().map(|backend| (backend.key, backend.weight)).collect()
+        };
+        let weighted = weights(&spec);
+        let kept = before.filter(|before| before.spec.id == spec.id);
+        let same = kept.filter(|before| weights(&before.spec) == weighted);
+        Self {
+            maglev: same.map_or_else(
+                || Arc::new(Maglev::new(&weighted)),
+                |before| Arc::clone(&before.maglev),
+            ),
+            turns: Turns::new(weighted.iter().map(|(_key, weight)| *weight)),
+            turn: kept.map(|before| Arc::clone(&before.turn)).unwrap_or_default(),
+            spec,
+        }
+    }
+
+    /// What it was made of, in order.
+    #[must_use]
+    pub const fn spec(&self) -> &ServiceSpec {
+        &self.spec
+    }
+
+    /// The backends' port behind one of the VIP.
+    #[must_use]
+    pub fn backend_port(&self, protocol: Protocol, port: u16) -> Option<u16> {
+        let ports = &self.spec.ports;
+        let at = ports.binary_search_by_key(&(protocol, port), |it| (it.protocol, it.port));
+        ports.get(at.ok()?).map(|port| port.backend_port)
+    }
+
+    /// Whether the endpoint is one of its backends.
+    #[must_use]
+    pub fn has(&self, endpoint: EndpointId) -> bool {
+        self.spec.backends.iter().any(|backend| backend.key.endpoint == endpoint)
+    }
+
+    /// The backend for a new flow, of those that take one and are `usable`.
+    pub fn choose(&self, flow: &Tuple, usable: impl Fn(&Backend) -> bool) -> Option<&Backend> {
+        let is_usable = |at: u16| {
+            let backend = self.spec.backends.get(usize::from(at));
+            backend.is_some_and(|backend| backend.takes_new && usable(backend))
+        };
+        let chosen = match self.spec.choice {
+            Choice::Maglev => self.maglev.choose(self.hash(flow), is_usable),
+            Choice::RoundRobin => self.turns.next(&self.turn, is_usable),
+        };
+        self.spec.backends.get(usize::from(chosen?))
+    }
+
+    /// The same number on every node.
+    fn hash(&self, flow: &Tuple) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = *self.spec.id.bytes();
+        let mut hasher = Seeded(u64::from_be_bytes([a, b, c, d, e, f, g, h])).build_hasher();
+        match flow.source.ip() {
+            IpAddr::V4(v4) => hasher.write_u64(v4.to_bits().into()),
+            IpAddr::V6(v6) => hasher.write(&v6.octets()),
+        }
+        let ports = [flow.source.port(), flow.destination.port(), flow.protocol.into()];
+        hasher.write_u64(ports.into_iter().fold(0, |word, port| word << 16 | u64::from(port)));
+        hasher.finish()
+    }
+}
+
+/// Whose turn it is: each backend as often in a round as its weight says, and not all at once.
+#[derive(Debug)]
+struct Turns {
+    /// The sums of the weights up to each.
+    ends: Box<[u32]>,
+    round: u32,
+    /// From one turn to the next in the round, without a common divisor with it: about its golden
+    /// section, so that those of one backend lie apart (Knuth, TAOCP 6.4).
+    stride: u32,
+}
+
+/// Turns that may pass without anybody usable before all are asked one after the other.
+const PASSED: u32 = 64;
+
+impl Turns {
+    fn new(weights: impl Iterator<Item = u8>) -> Self {
+        let ends: Box<[u32]> = weights
+            .scan(0, |sum, weight| {
+                *sum += u32::from(weight);
+                Some(*sum)
+            })
+            .collect();
+        let round = ends.last().copied().unwrap_or(0);
+        let golden = (u64::from(round) * 618 / 1000).max(1);
+        let golden = u32::try_from(golden).unwrap_or(1);
+        let stride = (golden..).find(|stride| divisor(*stride, round.max(1)) == 1).unwrap_or(1);
+        Self { ends, round, stride }
+    }
+
+    fn next(&self, turn: &AtomicU64, usable: impl Fn(u16) -> bool) -> Option<u16> {
+        if self.round == 0 {
+            return None;
+        }
+        let turns = (0..PASSED).map(|_| self.whose(turn.fetch_add(1, Ordering::Relaxed)));
+        let all = (0u16..).zip(&self.ends).map(|(backend, _end)| backend);
+        turns.chain(all.filter(|backend| self.has_turns(*backend))).find(|it| usable(*it))
+    }
+
+    fn whose(&self, turn: u64) -> u16 {
+        let at = u128::from(turn) * u128::from(self.stride) % u128::from(self.round.max(1));
+        let behind = self.ends.partition_point(|end| u128::from(*end) <= at);
+        u16::try_from(behind).unwrap_or(u16::MAX)
+    }
+
+    fn has_turns(&self, backend: u16) -> bool {
+        let at = usize::from(backend);
+        let begin = at.checked_sub(1).and_then(|before| self.ends.get(before)).unwrap_or(&0);
+        self.ends.get(at).is_some_and(|end| end > begin)
+    }
+}
+
+/// The greatest common divisor.
+const fn divisor(one: u32, other: u32) -> u32 {
+    let (mut one, mut other) = (one, other);
+    while other != 0 {
+        (one, other) = (other, one % other);
+    }
+    one
+}
+
+/// All services of a network.
+#[derive(Debug)]
+pub struct Services {
+    flows: Arc<Flows>,
+    version: u64,
+    is_settled: bool,
+    services: Box<[Arc<Service>]>,
+    by_vip: HashMap<IpAddr, usize, Seeded>,
+}
+
+impl Services {
+    /// These services. `version` is another number for each snapshot. It is settled once the
+    /// agent, after its start, has heard of all members: before, a backend that is unknown may be
+    /// there. Of two services that have one VIP the first keeps it.
+    #[must_use]
+    pub fn new(
+        flows: Arc<Flows>,
+        (version, is_settled): (u64, bool),
+        services: impl IntoIterator<Item = Arc<Service>>,
+    ) -> Self {
+        let services: Box<[_]> = services.into_iter().collect();
+        let mut by_vip = HashMap::with_hasher(Seeded(version));
+        for (at, service) in services.iter().enumerate() {
+            for vip in &service.spec.vips {
+                by_vip.entry(*vip).or_insert(at);
+            }
+        }
+        Self { flows, version, is_settled, services, by_vip }
+    }
+
+    /// The service that has this VIP.
+    #[must_use]
+    pub fn at(&self, vip: IpAddr) -> Option<&Service> {
+        self.services.get(*self.by_vip.get(&vip)?).map(Arc::as_ref)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.iter()
+    }
+
+    /// The flows of all networks.
+    #[must_use]
+    pub fn flows(&self) -> &Flows {
+        &self.flows
+    }
+
+    /// Whether what does not reach a service for this reason is not going to: its sender may be
+    /// told.
+    pub(crate) const fn is_sure_of(&self, reason: DropReason) -> bool {
+        match reason {
+            DropReason::NoBackend | DropReason::FlowUnknown => self.is_settled,
+            DropReason::ServicePort | DropReason::FlowTableFull => true,
+            _ => false,
+        }
+    }
+
+    /// Which snapshot it is.
+    #[must_use]
+    pub const fn version(&self) -> u64 {
+        self.version
+    }
+}
+
+/// A port that a flow's client may have at the backend instead of its own.
+pub(super) fn other_port(flow: &Tuple, backend: SocketAddr, attempt: u64) -> u16 {
+    let mut hasher = Seeded(attempt).build_hasher();
+    for end in [flow.source, flow.destination, backend] {
+        match end.ip() {
+            IpAddr::V4(v4) => hasher.write_u64(v4.to_bits().into()),
+            IpAddr::V6(v6) => hasher.write(&v6.octets()),
+        }
+        hasher.write_u64(end.port().into());
+    }
+    let [high, low, ..] = hasher.finish().to_be_bytes();
+    // Above all ports that servers have (RFC 6056 section 3.2).
+    u16::from_be_bytes([high, low]) | 0x8000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        addr::NetworkId,
+        tables::tests::{key, node},
+    };
+
+    fn spec(choice: Choice, weights: &[u8]) -> ServiceSpec {
+        let backends = weights.iter().zip(1u8..).map(|(weight, n)| Backend {
+            key: key(n, n),
+            weight: *weight,
+            takes_new: true,
+        });
+        ServiceSpec {
+            id: ServiceId::from_random([3; 16]),
+            vips: vec!["10.0.0.200".parse().unwrap(), "fd00::200".parse().unwrap()],
+            ports: vec![
+                Port { protocol: Protocol::Udp, port: 53, backend_port: 5353 },
+                Port { protocol: Protocol::Tcp, port: 80, backend_port: 8080 },
+                Port { protocol: Protocol::Tcp, port: 53, backend_port: 53 },
+            ],
+            backends: backends.collect(),
+            choice,
+        }
+    }
+
+    fn flow(n: u16) -> Tuple {
+        Tuple {
+            network: NetworkId::from_random([1; 16]),
+            protocol: TCP,
+            source: SocketAddr::from(([10, 0, 0, 10], n)),
+            destination: SocketAddr::from(([10, 0, 0, 200], 80)),
+        }
+    }
+
+    /// How many of so many flows each backend gets.
+    fn spread(
+        service: &Service,
+        flows: u16,
+        usable: impl Fn(&Backend) -> bool,
+    ) -> HashMap<RowKey, u32> {
+        let mut counts = HashMap::new();
+        for n in 0..flows {
+            if let Some(backend) = service.choose(&flow(n), &usable) {
+                *counts.entry(backend.key).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    #[test]
+    fn ten_thousand_flows_are_spread_over_five() {
+        let maglev = Service::new(spec(Choice::Maglev, &[1; 5]), None);
+        let counts = spread(&maglev, 10_000, |_| true);
+        assert!(
+            counts.len() == 5 && counts.values().all(|n| (1800..=2200).contains(n)),
+            "{counts:?}"
+        );
+        let in_turn = Service::new(spec(Choice::RoundRobin, &[1; 5]), None);
+        let counts = spread(&in_turn, 10_000, |_| true);
+        assert!(counts.len() == 5 && counts.values().all(|n| *n == 2000), "{counts:?}");
+    }
+
+    #[test]
+    fn who_is_out_or_weighs_nothing_gets_nothing() {
+        for choice in [Choice::Maglev, Choice::RoundRobin] {
+            let mut out = spec(choice, &[1, 0, 3, 2]);
+            out.backends[3].takes_new = false;
+            let service = Service::new(out, None);
+            let counts = spread(&service, 4000, |_| true);
+            assert_eq!(counts.len(), 2, "{choice:?}: {counts:?}");
+            let share = f64::from(counts[&key(3, 3)]) / 4000.0;
+            assert!((0.65..0.85).contains(&share), "{choice:?}: {counts:?}");
+            let only = spread(&service, 100, |backend| backend.key == key(1, 1));
+            assert_eq!(only, HashMap::from([(key(1, 1), 100)]));
+            assert!(spread(&service, 10, |_| false).is_empty());
+            assert!(spread(&service, 10, |backend| backend.key == key(2, 2)).is_empty());
+            let empty = Service::new(spec(choice, &[]), None);
+            assert!(spread(&empty, 10, |_| true).is_empty());
+        }
+    }
+
+    #[test]
+    fn turns_are_exact_by_weight_and_lie_apart() {
+        let service = Service::new(spec(Choice::RoundRobin, &[5, 1, 4]), None);
+        let round: Vec<_> =
+            (0..10).map(|n| service.choose(&flow(n), |_| true).unwrap().key).collect();
+        for (n, weight) in [(1, 5), (2, 1), (3, 4)] {
+            assert_eq!(round.iter().filter(|it| **it == key(n, n)).count(), weight);
+        }
+        assert!(round.windows(3).all(|three| three.iter().any(|it| *it != three[0])), "{round:?}");
+    }
+
+    #[test]
+    fn the_choice_is_the_same_whatever_the_order_and_on_every_node() {
+        let one = spec(Choice::Maglev, &[1; 7]);
+        let mut other = one.clone();
+        other.backends.reverse();
+        other.ports.reverse();
+        let (one, other) = (Service::new(one, None), Service::new(other, None));
+        assert_eq!(one.spec(), other.spec());
+        for n in 0..1000 {
+            assert_eq!(one.choose(&flow(n), |_| true), other.choose(&flow(n), |_| true));
+        }
+        // What an older program chose, this one must choose, too.
+        let nodes: Vec<_> = (1..8u8).map(node).collect();
+        let chosen = (0..8).map(|n| {
+            let backend = one.choose(&flow(n), |_| true).unwrap();
+            nodes.iter().position(|node| *node == backend.key.node).unwrap()
+        });
+        assert_eq!(chosen.collect::<Vec<_>>(), [2, 6, 4, 2, 1, 3, 4, 1]);
+    }
+
+    #[test]
+    fn the_table_and_the_turn_stay_while_the_backends_do() {
+        let first = Service::new(spec(Choice::RoundRobin, &[1, 2]), None);
+        let begun = first.choose(&flow(1), |_| true).unwrap().key;
+        let mut failing = spec(Choice::RoundRobin, &[1, 2]);
+        failing.backends[0].takes_new = false;
+        let second = Service::new(failing, Some(&first));
+        assert!(
+            Arc::ptr_eq(&first.maglev, &second.maglev) && Arc::ptr_eq(&first.turn, &second.turn)
+        );
+        let third = Service::new(spec(Choice::RoundRobin, &[2, 2]), Some(&second));
+        assert!(
+            !Arc::ptr_eq(&third.maglev, &second.maglev) && Arc::ptr_eq(&third.turn, &second.turn)
+        );
+        let mut other = spec(Choice::RoundRobin, &[1, 2]);
+        other.id = ServiceId::from_random([4; 16]);
+        let other = Service::new(other, Some(&first));
+        assert_eq!(other.choose(&flow(1), |_| true).unwrap().key, begun, "it begins anew");
+    }
+
+    #[test]
+    fn ports_are_told_apart_by_protocol() {
+        let service = Service::new(spec(Choice::Maglev, &[1]), None);
+        for (protocol, port, backend) in [
+            (Protocol::Tcp, 80, Some(8080)),
+            (Protocol::Udp, 80, None),
+            (Protocol::Tcp, 53, Some(53)),
+            (Protocol::Udp, 53, Some(5353)),
+            (Protocol::Tcp, 8080, None),
+        ] {
+            assert_eq!(service.backend_port(protocol, port), backend, "{protocol:?} {port}");
+        }
+        assert!(service.has(key(1, 1).endpoint) && !service.has(key(2, 2).endpoint));
+    }
+}
