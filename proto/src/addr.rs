@@ -1,6 +1,6 @@
 //! The words of the mesh as types that cannot be wrong: [`MacAddr`], [`Vni`], [`NodeId`],
-//! [`NetworkId`], [`EndpointId`], [`ServiceId`], [`Name`], [`Alias`]. Each parses from untrusted text with an
-//! error that says what is expected.
+//! [`NetworkId`], [`EndpointId`], [`ServiceId`], [`Name`], [`Alias`]. Each parses from untrusted
+//! text with an error that says what is expected.
 
 use std::{borrow::Cow, fmt, net::IpAddr, str::FromStr};
 

@@ -19,7 +19,7 @@
 
 use std::ops::Range;
 
-use super::{Frame, Gso, GsoKind, Headers, PartialChecksum, segments::put, vnet::Offload};
+use super::{Frame, Gso, GsoKind, Headers, PartialChecksum, Rewrite, segments::put, vnet::Offload};
 use crate::wire::{TCP, UDP, array, be16, be32, checksum::Sum, ethernet, ipv6};
 
 /// Flows that are looked at for each packet; the kernel has as many in a bucket.
@@ -111,6 +111,8 @@ pub struct Merged<'a, T> {
     pub count: usize,
     headers: [u8; MAX_HEADERS],
     headers_len: usize,
+    /// What is to be done to each of several frames for it to have the ends of the headers.
+    rewritten: Option<Rewrite>,
     parts: &'a [Part],
     first: usize,
 }
@@ -276,6 +278,7 @@ impl<T: Copy + PartialEq> Coalescer<T> {
             count: item.count,
             headers: [0; MAX_HEADERS],
             headers_len: 0,
+            rewritten: None,
             parts: &self.parts,
             first: item.first,
         };
@@ -296,8 +299,9 @@ impl<T> Merged<'_, T> {
         self.headers.get(..self.headers_len).unwrap_or_default()
     }
 
-    /// Has `change` rewrite the frame, which is in the arena, or its headers if it is one of
-    /// several, and gives what it says.
+    /// Has `change` rewrite the frame, which is in the arena, or its headers if several became it,
+    /// and gives what it says. The several stay as they are: see
+    /// [`rewrite_parts`](Self::rewrite_parts).
     pub fn rewrite<R>(&mut self, arena: &mut [u8], change: impl FnOnce(&mut Frame<'_>) -> R) -> R {
         let first = self.frames().next().unwrap_or_default();
         let bytes = arena.get_mut(first).unwrap_or_default();
@@ -310,7 +314,24 @@ impl<T> Merged<'_, T> {
             ip.end = self.headers_len;
         }
         let bytes = self.headers.get_mut(..self.headers_len).unwrap_or_default();
-        change(&mut Frame::with_headers(bytes, headers, self.offload))
+        let mut frame = Frame::with_headers(bytes, headers, self.offload);
+        let said = change(&mut frame);
+        if frame.headers() != headers.as_ref() {
+            self.rewritten = frame.headers().and_then(Rewrite::to_ends_of);
+        }
+        said
+    }
+
+    /// Gives each of the several frames in the arena what [`rewrite`](Self::rewrite) gave the
+    /// headers of all, for who has to write them one by one after all.
+    pub fn rewrite_parts(&self, arena: &mut [u8]) {
+        let Some(to) = &self.rewritten else { return };
+        for at in self.frames() {
+            let mut part = Frame::plain(arena.get_mut(at).unwrap_or_default());
+            // What was put together with others has all headers, and right checksums.
+            let rewritten = part.rewrite(to);
+            debug_assert!(rewritten.is_ok(), "{rewritten:?}");
+        }
     }
 
     /// Where the bytes behind [`headers`](Self::headers) are in the arena.

@@ -16,7 +16,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Frame, checksum_offset, segments::put};
+use super::{Frame, Headers, checksum_offset, segments::put};
 use crate::{
     addr::MacAddr,
     reason::DropReason,
@@ -34,6 +34,20 @@ pub struct Rewrite {
     pub source_mac: Option<MacAddr>,
     /// Another destination MAC.
     pub destination_mac: Option<MacAddr>,
+}
+
+impl Rewrite {
+    /// To all ends of a packet with these headers; nothing if it has no ports.
+    pub(super) fn to_ends_of(headers: &Headers) -> Option<Self> {
+        let ip = headers.ip?;
+        let (source, destination) = ip.ports?;
+        Some(Self {
+            source: Some(SocketAddr::new(ip.source, source)),
+            destination: Some(SocketAddr::new(ip.destination, destination)),
+            source_mac: Some(headers.source),
+            destination_mac: Some(headers.destination),
+        })
+    }
 }
 
 /// Where a header has an address and a port.
@@ -165,7 +179,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::frame::{Gso, GsoKind, Headers, PartialChecksum, vnet::Offload};
+    use crate::frame::{Gso, GsoKind, PartialChecksum, vnet::Offload};
 
     const MAC: [MacAddr; 4] = [
         MacAddr([2, 0, 0, 0, 0, 1]),

@@ -61,8 +61,8 @@ pub struct Port {
 pub struct Backend {
     /// The key of its row.
     pub key: RowKey,
-    /// How many new flows it gets, beside the others' weights; [`SERVICE_WEIGHT`] at most. One with 0
-    /// keeps those that it has.
+    /// How many new flows it gets, beside the others' weights; [`SERVICE_WEIGHT`] at most. One with
+    /// 0 keeps those that it has.
     pub weight: u8,
     /// Whether it gets new flows now: it does not while it fails or is about to go. Other than with
     /// weight 0, the flows that it would get are spread over all others.

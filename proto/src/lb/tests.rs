@@ -4,6 +4,8 @@
 //! to 15 are on nodes 1 to 5, each with the service's port 8080, and the VIPs are 10.0.0.200 and
 //! fd00::c8.
 
+mod super_frames;
+
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
@@ -20,11 +22,7 @@ use super::{
 };
 use crate::{
     addr::ServiceId,
-    frame::{
-        Frame, Gso, GsoKind, Headers, PartialChecksum, Segments,
-        coalesce::{Accepts, Coalescer},
-        vnet::Offload,
-    },
+    frame::{Frame, Headers, PartialChecksum, vnet::Offload},
     path::{InboundVerdict, OutboundVerdict, Scratch, answer, inbound, outbound},
     reason::DropReason,
     tables::{
@@ -34,7 +32,6 @@ use crate::{
     wire::{
         Arp, Fragment, TCP, UDP,
         arp::Operation,
-        ethernet,
         nd::{Advertisement, Message},
     },
 };
@@ -599,80 +596,6 @@ fn a_full_table_refuses_new_flows_and_keeps_the_others() {
     // The client has all that one source may have.
     assert_eq!(net.out(&asks(TCP, true, 17, SYN)).unwrap_err(), DropReason::FlowTableFull);
     assert!((1..17).all(|port| net.out(&asks(TCP, true, port, ACK)).is_ok()));
-}
-
-#[test]
-fn super_frames_are_rewritten_once_in_both_directions() {
-    let net = Net::new();
-    let backend = net.connect(true, 4000);
-    let big = |macs, ends, len: usize| {
-        let mut bytes = frame(TCP, macs, ends, ACK);
-        bytes.truncate(54);
-        bytes.resize(54 + len, 7);
-        let total = u16::try_from(40 + len).unwrap();
-        bytes[16..18].copy_from_slice(&total.to_be_bytes());
-        bytes[24..26].fill(0);
-        let sum = crate::wire::checksum::Sum::default().bytes(&bytes[14..34]).checksum();
-        bytes[24..26].copy_from_slice(&sum);
-        bytes[50..52].fill(0);
-        let pseudo = crate::wire::checksum::Sum::default().bytes(&bytes[26..34]).number(6);
-        let pseudo = pseudo.number(total - 20).folded();
-        bytes[50..52].copy_from_slice(&pseudo);
-        bytes
-    };
-    let client = SocketAddr::new(address(true, CLIENT), 4000);
-    let vip = SocketAddr::new(address(true, VIP), 80);
-    let there = SocketAddr::new(address(true, backend), 8080);
-    let service = service_mac(spec().id);
-    let gso = Some(Gso { kind: GsoKind::Tcp4, segment_size: 1000, header_len: 54 });
-    let checksum = Some(PartialChecksum { start: 34, offset: 16 });
-    let mut bytes = big((mac(CLIENT), service), (client, vip), 3500);
-    let mut sent = Frame::new(&mut bytes, Offload { gso, checksum });
-    let verdict = outbound(&net.table, &mut sent, &mut Scratch::new(), net.start, &mut ());
-    assert_eq!(verdict, OutboundVerdict::Forward(&u32::from(backend - CLIENT)));
-    assert_eq!(sent.bytes(), big((mac(CLIENT), mac(backend)), (client, there), 3500));
-
-    // Packets of an answer, put together and given the VIP, and cut again.
-    let packets = |macs, ends| {
-        let mut whole = big(macs, ends, 3500);
-        let whole = Frame::new(&mut whole, Offload { gso, checksum });
-        let segments = Segments::of(&whole).unwrap();
-        let cut = |at| {
-            let mut packet = vec![0; segments.frame_len(at)];
-            segments.write(at, &mut packet);
-            packet
-        };
-        (0..segments.count()).map(cut).collect::<Vec<_>>()
-    };
-    let mut arena = packets((mac(backend), mac(CLIENT)), (there, client)).concat();
-    let mut coalescer = Coalescer::default();
-    let accepts = Accepts { tcp4: true, tcp6: true, udp: true };
-    let mut at = 0usize;
-    for packet in packets((mac(backend), mac(CLIENT)), (there, client)) {
-        let range = at..at + packet.len();
-        at = range.end;
-        coalescer.push((), accepts, &arena, range, Headers::parse(&packet).as_ref());
-    }
-    let mut merged = coalescer.frame_at(0, &arena).unwrap();
-    assert_eq!((merged.count, coalescer.frames(&arena).count()), (4, 1));
-    let verdict = merged.rewrite(&mut arena, |it| answer(&net.table, it, net.start, &mut ()));
-    assert_eq!(verdict, InboundVerdict::Deliver);
-    let mut got = merged.headers().to_vec();
-    merged.payloads().for_each(|at| got.extend(&arena[at]));
-    let expected = big((service, mac(CLIENT)), (vip, client), 3500);
-    assert_eq!(got, expected);
-    assert_eq!(merged.offload, Offload { gso, checksum });
-
-    // One that stayed alone is rewritten where it lies.
-    let mut arena = answers(TCP, true, backend, 4000, ACK);
-    let headers = Headers::parse(&arena);
-    let mut coalescer = Coalescer::default();
-    coalescer.push((), accepts, &arena, 0..arena.len(), headers.as_ref());
-    let mut alone = coalescer.frame_at(0, &arena).unwrap();
-    let verdict = alone.rewrite(&mut arena, |it| answer(&net.table, it, net.start, &mut ()));
-    assert_eq!(verdict, InboundVerdict::Deliver);
-    assert_eq!(arena, frame(TCP, (service, mac(CLIENT)), (vip, client), ACK));
-    assert_eq!(ethernet::HEADER_LEN, 14);
 }
 
 #[test]
