@@ -154,6 +154,8 @@ pub const SERVICE_FLOWS: u32 = 131_072;
 pub const SERVICE_BACKENDS: usize = 1024;
 /// The largest weight of one.
 pub const SERVICE_WEIGHT: u8 = 100;
+/// Ports of one service.
+pub const SERVICE_PORTS: usize = 64;
 /// Labels of one network.
 pub const NETWORK_LABELS: usize = 64;
 

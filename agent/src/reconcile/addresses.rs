@@ -94,6 +94,10 @@ impl Addresses {
         for reclaim in objects.all_reclaims() {
             reclaims.entry(reclaim.network).or_default().push(Transfer::from(reclaim));
         }
+        let mut returns: BTreeMap<NetworkId, Vec<Transfer>> = BTreeMap::new();
+        for back in objects.returns() {
+            returns.entry(back.network).or_default().push(Transfer::from(&back));
+        }
         for id in ids {
             let subnets = objects.subnets(id);
             let counts = subnets.iter().filter(|subnet| subnet.state == SubnetState::Active);
@@ -107,6 +111,12 @@ impl Addresses {
                 in_use.iter().filter(|ip| cidr.contains(*ip)).for_each(|ip| pool.adopt(*ip));
                 pool.extend(transfers.get(&id).into_iter().flatten().copied());
                 pool.reclaim(reclaims.get(&id).into_iter().flatten().copied());
+                for back in returns.get(&id).into_iter().flatten() {
+                    // Others still remember that a service had it.
+                    if pool.extend([*back]) && back.to == self.me {
+                        pool.rest(back.block.addr(), Instant::now() + ADDRESS_QUARANTINE);
+                    }
+                }
             }
         }
     }
@@ -144,6 +154,21 @@ impl Addresses {
             .flatten()
             .find_map(|pool| pool.ownership().block_at(ip));
         block.is_some_and(|block| block.owner == node)
+    }
+
+    /// Gives an address that this node took for a service to who holds it for that. The transfer is
+    /// to be signed.
+    #[must_use]
+    pub fn give_to_service(
+        &self,
+        network: NetworkId,
+        ip: IpNet,
+        holder: NodeId,
+    ) -> Option<Transfer> {
+        self.with_pool(network, ip.trunc(), |pool| {
+            pool.put_back(ip.addr());
+            pool.give_address(ip.addr(), holder, &Elsewhere::new(), Instant::now()).ok()
+        })?
     }
 
     /// The subnets of a network.
@@ -297,7 +322,14 @@ impl Addresses {
 
 #[cfg(test)]
 mod tests {
-    use vxmesh_proto::ipam::{Need, Withheld};
+    use std::sync::Arc;
+
+    use ring::signature::{Ed25519KeyPair, KeyPair};
+    use vxmesh_proto::{
+        addr::Vni,
+        ipam::{Need, Withheld},
+        object::{Content, Draft, Extension, Hlc, Member, Merge, ObjectId},
+    };
 
     use super::*;
 
@@ -324,68 +356,133 @@ mod tests {
         }
     }
 
+    /// The only member of a mesh, what it said, and its network 10.1.0.0/24.
+    struct Said {
+        pair: Ed25519KeyPair,
+        mesh: NodeId,
+        me: NodeId,
+        set: ObjectSet,
+        network: NetworkId,
+    }
+
+    impl Said {
+        fn new() -> Self {
+            let pair = Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap();
+            let certificate = pair.public_key().as_ref().to_vec();
+            let (me, mesh) = (NodeId::of_public_key(&certificate), NodeId::of_public_key(b"mesh"));
+            let (set, network) = (ObjectSet::new(mesh), NetworkId::from_random([0; 16]));
+            let mut said = Self { pair, mesh, me, set, network };
+            said.say(1, Content::Member(Member { certificate, name: None }));
+            let network = object::Network {
+                name: "blue".parse().unwrap(),
+                creator: me,
+                driver: "overlay".parse().unwrap(),
+                vni: Vni::new(7).unwrap(),
+                encrypted: true,
+                vteps: Vec::new(),
+                mtu: 1390,
+                subnets: vec![subnet("10.1.0.0/24", "10.1.0.1")],
+                internal: false,
+                isolated: false,
+                limits: Default::default(),
+                dns: Vec::new(),
+                labels: BTreeMap::new(),
+                blocks: Vec::new(),
+            };
+            let ObjectId::Network(id) = said.say(1, Content::Network(network)) else { panic!() };
+            Self { network: id, ..said }
+        }
+
+        fn say(&mut self, at: u64, content: Content) -> ObjectId {
+            self.sign(&Draft::new(Hlc::at(at), content))
+        }
+
+        fn sign(&mut self, draft: &Draft) -> ObjectId {
+            let text = draft.sign(&self.pair, self.mesh).unwrap();
+            match self.set.merge(&text, &AnyCa, draft.hlc.unix_ms()) {
+                Merge::New(object) | Merge::Updated { new: object, .. } => object.id().clone(),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn subnet(cidr: &str, gateway: &str) -> object::Subnet {
+        object::Subnet::whole(cidr.parse().unwrap(), gateway.parse().unwrap())
+    }
+
     /// I12: a subnet that an older one puts aside takes its addresses along: nobody gets them
     /// again.
     #[test]
     fn what_is_in_use_of_a_subnet_that_was_put_aside_is_given_to_nobody() {
-        use ring::signature::{Ed25519KeyPair, KeyPair};
-        use vxmesh_proto::object::{
-            Content, Draft, Extension, Hlc, Member, Merge, Network, ObjectId, Subnet,
-        };
-
-        let pair = Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap();
-        let key = pair.public_key().as_ref().to_vec();
-        let (me, mesh) = (NodeId::of_public_key(&key), NodeId::of_public_key(b"mesh"));
-        let mut set = ObjectSet::new(mesh);
-        let say = |set: &mut ObjectSet, at: u64, content: Content| {
-            let text = Draft::new(Hlc::at(at), content).sign(&pair, mesh).unwrap();
-            match set.merge(&text, &AnyCa, at) {
-                Merge::New(object) => object.id().clone(),
-                other => panic!("{other:?}"),
-            }
-        };
-        say(&mut set, 1, Content::Member(Member { certificate: key, name: None }));
-        let subnet = |cidr: &str, gateway: &str| {
-            Subnet::whole(cidr.parse().unwrap(), gateway.parse().unwrap())
-        };
-        let network = Network {
-            name: "blue".parse().unwrap(),
-            creator: me,
-            driver: "overlay".parse().unwrap(),
-            vni: vxmesh_proto::addr::Vni::new(7).unwrap(),
-            encrypted: true,
-            vteps: Vec::new(),
-            mtu: 1390,
-            subnets: vec![subnet("10.1.0.0/24", "10.1.0.1")],
-            internal: false,
-            isolated: false,
-            limits: Default::default(),
-            dns: Vec::new(),
-            labels: BTreeMap::new(),
-            blocks: Vec::new(),
-        };
-        let ObjectId::Network(id) = say(&mut set, 1, Content::Network(network)) else { panic!() };
+        let mut said = Said::new();
+        let (me, id) = (said.me, said.network);
         let addresses = Addresses::new(me);
-        let extend = |set: &mut ObjectSet, at: u64, cidr: &str, gateway: &str| {
+        let extend = |said: &mut Said, at: u64, cidr: &str, gateway: &str| {
             let subnet = subnet(cidr, gateway);
             let extension = Extension { network: id, from: me, subnet, blocks: Vec::new() };
-            say(set, at, Content::Extension(extension));
-            addresses.follow(set);
+            said.say(at, Content::Extension(extension));
+            addresses.follow(&said.set);
         };
-        extend(&mut set, 9, "10.2.0.0/30", "10.2.0.1");
+        extend(&mut said, 9, "10.2.0.0/30", "10.2.0.1");
         let take = |cidr: &str| {
             let (cidr, elsewhere) = (cidr.parse().unwrap(), Elsewhere::new());
             addresses.allocate(id, cidr, None, &elsewhere, Instant::now()).map(|got| got.unwrap())
         };
         assert_eq!(take("10.2.0.0/30"), Some("10.2.0.2".parse().unwrap()));
-        addresses.follow(&set);
+        addresses.follow(&said.set);
         assert!(addresses.holds(id, me, "10.2.0.2".parse().unwrap()), "nothing new, nothing lost");
         // It was made before the other, and is heard of later.
-        extend(&mut set, 5, "10.2.0.0/28", "10.2.0.14");
+        extend(&mut said, 5, "10.2.0.0/28", "10.2.0.14");
         assert_eq!(take("10.2.0.0/30"), None);
         let next: Vec<_> = (0..2).filter_map(|_| take("10.2.0.0/28")).collect();
         assert_eq!(next, ["10.2.0.1".parse::<IpAddr>().unwrap(), "10.2.0.3".parse().unwrap()]);
         assert_eq!(take("10.1.0.0/24"), Some("10.1.0.2".parse().unwrap()));
+    }
+
+    /// A VIP is nobody's to give while its service is there, and rests when that was removed.
+    #[test]
+    fn the_address_of_a_service_comes_back_with_its_end() {
+        let mut said = Said::new();
+        let (me, id) = (said.me, said.network);
+        let addresses = Addresses::new(me);
+        addresses.follow(&said.set);
+        let vip: IpNet = "10.1.0.9/24".parse().unwrap();
+        let (cidr, elsewhere) = (vip.trunc(), Elsewhere::new());
+        let take = || {
+            let ip = Some(vip.addr());
+            addresses.allocate(id, cidr, ip, &elsewhere, Instant::now()).unwrap()
+        };
+        take().unwrap();
+        let service = object::Service {
+            name: "web".parse().unwrap(),
+            network: id,
+            creator: me,
+            vips: vec![vip.addr()],
+            ports: Vec::new(),
+            backends: BTreeSet::new(),
+            selector: BTreeMap::new(),
+            weights: BTreeMap::new(),
+            choice: None,
+        };
+        let made = said.say(2, Content::Service(service));
+        let ObjectId::Service(service) = made else { panic!() };
+        let holder = object::holder(service);
+        let given = addresses.give_to_service(id, vip, holder).unwrap();
+        let Transfer { block: cidr, from, to, epoch } = given;
+        said.say(3, Content::Transfer(object::Transfer { network: id, cidr, from, to, epoch }));
+        addresses.follow(&said.set);
+        assert!(addresses.holds(id, holder, vip.addr()) && !addresses.holds(id, me, vip.addr()));
+        assert!(matches!(take(), Err(AllocateError::NotOurs { owner, .. }) if owner == holder));
+        assert!(addresses.give_all(holder).iter().all(|(_, it)| it.block != given.block));
+
+        let held = Arc::clone(said.set.get(&made).unwrap());
+        said.sign(&Draft { closed: true, ..held.edit(Hlc::at(9)) });
+        let addresses = Addresses::new(me);
+        addresses.follow(&said.set);
+        assert!(addresses.holds(id, me, vip.addr()));
+        let taken =
+            addresses.allocate(id, vip.trunc(), Some(vip.addr()), &elsewhere, Instant::now());
+        assert!(matches!(taken, Some(Err(AllocateError::Resting { .. }))), "{taken:?}");
     }
 
     /// I12: two transfers of one block contradict each other, and the void one's receiver has given

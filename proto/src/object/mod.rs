@@ -6,25 +6,27 @@
 //!             "vxmesh object 1" 00 | mesh id 26 | author id 26 | body
 //! body   = JSON {"i":id, "a":author, "c":created, "h":hlc, "d":closed, "b":{content}}
 //! id     = "member/" node | "removed/" node | "network/" id | "extension/" network "/" author "/" cidr
-//!          | ( "transfer/" | "reclaim/" ) network "/" giver "/" cidr "/" epoch | any other
+//!          | ( "transfer/" | "reclaim/" ) network "/" giver "/" cidr "/" epoch
+//!          | "service/" id | any other
 //! network id = first 16 bytes of SHA-256 over "vxmesh network 1" 00 |
 //!              JSON [creator, created, driver, vni, encrypted, subnets, blocks]
+//! service id = the same over "vxmesh service 1" 00 | JSON [creator, created, network, name, vips]
 //! ```
 //!
 //! Which of two texts for one object stays is a total order, so replicas agree in whatever order
-//! they learn: closed (a deleted network, a member that left) over open, then the greater (HLC,
-//! author), then the smaller text. Extensions, transfers, removals and reclaims never change: there
-//! the *smaller* stamp stays. Removals and reclaims are signed with the key of the mesh CA, in the
-//! name of the issuer that used it.
+//! they learn: closed (a deleted network or service, a member that left) over open, then the
+//! greater (HLC, author), then the smaller text. Extensions, transfers, removals and reclaims never
+//! change: there the *smaller* stamp stays. Removals and reclaims are signed with the key of the
+//! mesh CA, in the name of the issuer that used it.
 //!
 //! What must never change is not remembered, it is committed to: a network's id is the hash of its
 //! fixed fields, so a text that flips `encrypted` is no version of that network, on a node that saw
 //! the network before and on one that did not. A kind of object that this version does not know
 //! is checked for its author, kept and passed on.
 //!
-//! A deleted network is forgotten after [`DELETED_KEPT`](crate::limits::DELETED_KEPT), and a
-//! transfer of that age with it: a text that would be forgotten is not admitted either, so that
-//! sets whose clocks differ a little do not fill each other again.
+//! A deleted network is forgotten after [`DELETED_KEPT`](crate::limits::DELETED_KEPT), and
+//! transfers and services of that age with it: a text that would be forgotten is not admitted
+//! either, so that sets whose clocks differ a little do not fill each other again.
 //!
 //! The clock of the author is not judged. A stamp from another time is admitted and orders versions
 //! as any other; it moves nobody's clock ([`Clock`]), and the next edit of that object is later
@@ -37,6 +39,7 @@ mod departure;
 mod extension;
 mod hlc;
 mod network;
+mod service;
 mod set;
 pub mod sync;
 
@@ -54,10 +57,11 @@ pub use self::{
     extension::{Extension, SubnetOf, SubnetState},
     hlc::{Clock, Hlc},
     network::{Block, Network, NetworkLimits, Subnet, may_be_vtep},
+    service::{Service, ServicePort, ServiceState, holder},
     set::{Merge, NetworkState, ObjectSet},
 };
 use crate::{
-    addr::{Name, NetworkId, NodeId},
+    addr::{Name, NetworkId, NodeId, ServiceId},
     limits::{OBJECT_LEN, OBJECTS_PER_AUTHOR},
     record,
 };
@@ -168,6 +172,8 @@ pub enum ObjectId {
         /// How often it has changed hands.
         epoch: u64,
     },
+    /// A service. The last of those that are known, as older versions sort it among the others.
+    Service(ServiceId),
     /// A kind that this version does not know.
     Other(Box<str>),
 }
@@ -187,6 +193,7 @@ impl fmt::Display for ObjectId {
             Self::Reclaim { network, from, cidr, epoch } => {
                 write!(f, "reclaim/{network}/{from}/{cidr}/{epoch}")
             }
+            Self::Service(service) => write!(f, "service/{service}"),
             Self::Other(text) => f.write_str(text),
         }
     }
@@ -202,6 +209,7 @@ impl FromStr for ObjectId {
                 "member" => rest.parse().ok().map(Self::Member),
                 "removed" => rest.parse().ok().map(Self::Removed),
                 "network" => rest.parse().ok().map(Self::Network),
+                "service" => rest.parse().ok().map(Self::Service),
                 "extension" => parse_extension(rest),
                 "transfer" => parse_block(rest).map(|(network, from, cidr, epoch)| {
                     Self::Transfer { network, from, cidr, epoch }
@@ -300,6 +308,8 @@ pub enum Content {
     Transfer(Transfer),
     /// A block of a removed node, given to the issuer that says so; never closed.
     Reclaim(Transfer),
+    /// A service; closed when it was removed.
+    Service(Service),
     /// Of a kind that this version does not know.
     Other,
 }
@@ -348,6 +358,7 @@ impl Draft {
         let content = match &self.content {
             Content::Member(member) => RawValue::from_string(to_json(member)?),
             Content::Network(network) => RawValue::from_string(to_json(network)?),
+            Content::Service(service) => RawValue::from_string(to_json(service)?),
             Content::Extension(extension) => RawValue::from_string(to_json(extension)?),
             Content::Removed(removal) => RawValue::from_string(to_json(removal)?),
             Content::Transfer(transfer) | Content::Reclaim(transfer) => {
@@ -375,6 +386,7 @@ impl Draft {
         Ok(match &self.content {
             Content::Member(_) => ObjectId::Member(author),
             Content::Network(network) => ObjectId::Network(network.id(self.created)),
+            Content::Service(service) => ObjectId::Service(service.id(self.created)),
             Content::Extension(extension) => extension.id(),
             Content::Removed(removal) => ObjectId::Removed(removal.node),
             Content::Transfer(Transfer { network, from, cidr, epoch, .. }) => {
@@ -424,7 +436,7 @@ impl Object {
         self.draft.hlc
     }
 
-    /// Whether the network was deleted, or the member left.
+    /// Whether the network or the service was deleted, or the member left.
     #[must_use]
     pub const fn closed(&self) -> bool {
         self.draft.closed
@@ -457,7 +469,7 @@ impl Object {
             | Content::Extension(_)
             | Content::Transfer(_)
             | Content::Reclaim(_) => stamp(other).cmp(&stamp(self)).then_with(by_text),
-            Content::Member(_) | Content::Network(_) | Content::Other => self
+            Content::Member(_) | Content::Network(_) | Content::Service(_) | Content::Other => self
                 .draft
                 .closed
                 .cmp(&other.draft.closed)
@@ -494,6 +506,7 @@ fn parse(text: &str) -> Result<Object, Refused> {
     let content = match &body.id {
         ObjectId::Member(_) => serde_json::from_str(json).map(Content::Member),
         ObjectId::Network(_) => serde_json::from_str(json).map(Content::Network),
+        ObjectId::Service(_) => serde_json::from_str(json).map(Content::Service),
         ObjectId::Extension { .. } => serde_json::from_str(json).map(Content::Extension),
         ObjectId::Removed(_) => serde_json::from_str(json).map(Content::Removed),
         ObjectId::Transfer { .. } => serde_json::from_str(json).map(Content::Transfer),
@@ -523,6 +536,13 @@ fn check_content(id: &ObjectId, author: NodeId, draft: &Draft) -> Result<(), Ref
                 return Err(Refused::Fixed { field: "id" });
             }
             network.check()
+        }
+        (Content::Service(service), ObjectId::Service(own)) => {
+            if service.id(draft.created) == *own {
+                service.check()
+            } else {
+                Err(Refused::Misplaced)
+            }
         }
         (Content::Extension(extension), ObjectId::Extension { .. }) => {
             if extension.id() != *id {

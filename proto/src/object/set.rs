@@ -262,6 +262,10 @@ impl ObjectSet {
         }
         match &object.draft.content {
             Content::Network(_) => object.draft.closed,
+            // Its addresses are back with who gave them for as long as it is known.
+            Content::Service(service) => {
+                !self.objects.contains_key(&ObjectId::Network(service.network))
+            }
             // Of a network that is known to be deleted it goes with that one.
             Content::Extension(Extension { network, .. })
             | Content::Transfer(Transfer { network, .. })
@@ -296,12 +300,15 @@ impl ObjectSet {
             Content::Member(member) => {
                 ca.certified_key(&member.certificate).ok_or(Refused::Certificate)?
             }
-            Content::Network(_) | Content::Extension(_) | Content::Transfer(_) | Content::Other => {
-                self.keys
-                    .get(&object.author)
-                    .copied()
-                    .ok_or(Refused::UnknownAuthor(object.author))?
-            }
+            Content::Network(_)
+            | Content::Extension(_)
+            | Content::Transfer(_)
+            | Content::Service(_)
+            | Content::Other => self
+                .keys
+                .get(&object.author)
+                .copied()
+                .ok_or(Refused::UnknownAuthor(object.author))?,
         };
         if NodeId::of_public_key(&key) == object.author {
             Ok(key)
@@ -379,6 +386,13 @@ impl ObjectSet {
         self.objects
             .range((after.map_or(Unbounded, Excluded), Unbounded))
             .map(|(_id, object)| object)
+    }
+
+    pub(super) fn range_from<'a>(
+        &'a self,
+        first: &ObjectId,
+    ) -> impl Iterator<Item = &'a Arc<Object>> + use<'a> {
+        self.objects.range(first..).map(|(_id, object)| object)
     }
 
     /// Members that have not left and were not removed, in order.

@@ -1,5 +1,6 @@
 mod clocks;
 mod reclaims;
+mod services;
 
 use std::collections::BTreeSet;
 

@@ -1,0 +1,177 @@
+//! A service as the whole mesh knows it, which of its fields its id commits to, and whose its
+//! addresses are.
+//!
+//! A service's addresses (VIPs) are given to it as blocks are given to a node: by a transfer of
+//! their owner to [`holder`]. No key signs for that receiver, so nobody claims them for an endpoint
+//! or gives them on, and a node that leaves or is removed takes none along. When the service is
+//! closed, they are back with who gave them ([`ObjectSet::returns`]). A service object alone
+//! therefore takes no address from anybody.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ring::digest;
+use serde::{Deserialize, Serialize};
+
+use super::{Content, Hlc, Object, ObjectId, ObjectSet, Refused, Transfer};
+use crate::{
+    addr::{Name, NetworkId, NodeId, ServiceId},
+    limits::{NETWORK_LABELS, SERVICE_BACKENDS, SERVICE_PORTS, SERVICE_WEIGHT},
+};
+
+const DOMAIN: &[u8] = b"vxmesh service 1\0";
+const HOLDER_DOMAIN: &[u8] = b"vxmesh service holder 1\0";
+
+/// A port of a service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ServicePort {
+    /// The protocol's number (IANA): TCP or UDP.
+    #[serde(rename = "t")]
+    pub protocol: u8,
+    /// The number at the VIP.
+    #[serde(rename = "p")]
+    pub port: u16,
+    /// The number at the backends.
+    #[serde(rename = "b")]
+    pub backend_port: u16,
+    /// Its name.
+    #[serde(rename = "n", default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its name. Fixed.
+    #[serde(rename = "n")]
+    pub name: Name,
+    /// The network that it is in. Fixed.
+    #[serde(rename = "w")]
+    pub network: NetworkId,
+    /// Who made it. Fixed.
+    #[serde(rename = "by")]
+    pub creator: NodeId,
+    /// Its addresses, at most one of an IP version. Fixed.
+    #[serde(rename = "v")]
+    pub vips: Vec<IpAddr>,
+    /// Its ports.
+    #[serde(rename = "p")]
+    pub ports: Vec<ServicePort>,
+    /// Names of endpoints that answer for it.
+    #[serde(rename = "e", default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub backends: BTreeSet<Name>,
+    /// Labels; an endpoint that has all of them answers for it, too. Nobody is chosen by none.
+    #[serde(rename = "l", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub selector: BTreeMap<String, String>,
+    /// How many flows endpoints get, beside the others, where it is not one share.
+    #[serde(rename = "g", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub weights: BTreeMap<Name, u8>,
+    /// How a backend is chosen. A node that does not know the word takes its default.
+    #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
+    pub choice: Option<Name>,
+}
+
+impl Service {
+    /// The id of a service that was made then: the hash of its fixed fields.
+    #[must_use]
+    pub fn id(&self, created: Hlc) -> ServiceId {
+        let fixed = (self.creator, created, self.network, &self.name, &self.vips);
+        // INVARIANT: these types have no map with keys other than strings, so JSON can hold them.
+        let json = serde_json::to_vec(&fixed).unwrap_or_default();
+        let hash = digest::digest(&digest::SHA256, &[DOMAIN, json.as_slice()].concat());
+        let mut id = [0; 16];
+        for (to, from) in id.iter_mut().zip(hash.as_ref()) {
+            *to = *from;
+        }
+        ServiceId::from_random(id)
+    }
+
+    pub(super) fn check(&self) -> Result<(), Refused> {
+        let v4 = self.vips.iter().filter(|ip| ip.is_ipv4()).count();
+        let numbers: BTreeSet<_> =
+            self.ports.iter().map(|port| (port.protocol, port.port)).collect();
+        let is_weight = |weight: &u8| *weight <= SERVICE_WEIGHT;
+        let fault = if self.vips.is_empty() || v4 > 1 || self.vips.len() - v4 > 1 {
+            "it has no address, or two of one IP version"
+        } else if self.ports.len() > SERVICE_PORTS || numbers.len() != self.ports.len() {
+            "it has too many ports, or one twice"
+        } else if self.ports.iter().any(|port| port.port == 0 || port.backend_port == 0) {
+            "one of its ports is 0"
+        } else if self.backends.len() > SERVICE_BACKENDS || self.weights.len() > SERVICE_BACKENDS {
+            "it names too many backends"
+        } else if self.selector.len() > NETWORK_LABELS {
+            "it selects by too many labels"
+        } else if !self.weights.values().all(is_weight) {
+            "a weight is above 100"
+        } else {
+            return Ok(());
+        };
+        Err(Refused::Content(fault))
+    }
+}
+
+/// Who has the addresses of a service: a node that there is not. No key is as long as what its id
+/// is the hash of.
+#[must_use]
+pub fn holder(service: ServiceId) -> NodeId {
+    NodeId::of_public_key(&[HOLDER_DOMAIN, service.bytes().as_slice()].concat())
+}
+
+/// Whether a service has its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServiceState {
+    /// It has.
+    Active,
+    /// An older one of the network has it.
+    Conflict {
+        /// That service.
+        with: ServiceId,
+    },
+}
+
+impl ObjectSet {
+    /// The services of a network that were not closed, oldest first. Of two with one name the older
+    /// is active.
+    #[must_use]
+    pub fn services(&self, network: NetworkId) -> Vec<(ServiceId, Arc<Object>, ServiceState)> {
+        let open = self.all_services().filter(|(_, object, _)| !object.closed());
+        let mut open: Vec<_> = open.filter(|(_, _, service)| service.network == network).collect();
+        open.sort_by_key(|(id, object, _)| (object.created(), *id));
+        let mut names = BTreeMap::new();
+        open.into_iter()
+            .map(|(id, object, service)| {
+                let with = *names.entry(&service.name).or_insert(id);
+                let state =
+                    if with == id { ServiceState::Active } else { ServiceState::Conflict { with } };
+                (id, Arc::clone(object), state)
+            })
+            .collect()
+    }
+
+    /// The addresses of closed services, as they go back to who gave them.
+    pub fn returns(&self) -> impl Iterator<Item = Transfer> {
+        let closed = self.all_services().filter(|(_, object, _)| object.closed());
+        let holders: BTreeMap<NodeId, &Service> =
+            closed.map(|(id, _, service)| (holder(id), service)).collect();
+        let given = self.all_transfers();
+        given.filter_map(move |given| {
+            let service = holders.get(&given.to)?;
+            (service.network == given.network).then_some(())?;
+            let epoch = given.epoch.checked_add(1)?;
+            Some(Transfer { from: given.to, to: given.from, epoch, ..given.clone() })
+        })
+    }
+
+    /// All services, closed ones too, in the order of ids.
+    pub fn all_services(&self) -> impl Iterator<Item = (ServiceId, &Arc<Object>, &Service)> {
+        let first = ObjectId::Service(ServiceId::from_random([0; 16]));
+        let rest = self.range_from(&first);
+        rest.map_while(|object| match (object.id(), object.content()) {
+            (ObjectId::Service(id), Content::Service(service)) => Some((*id, object, service)),
+            _ => None,
+        })
+    }
+}
