@@ -9,6 +9,7 @@ mod membership;
 mod mode;
 mod network;
 mod sandbox;
+mod service;
 
 use std::{
     collections::BTreeMap,
@@ -34,6 +35,9 @@ pub use self::network::{
 pub use self::sandbox::{
     Begin, Detached, HostEntry, Hostname, Published, Sandbox, SandboxEnded, SandboxSpec,
     SandboxStarted,
+};
+pub use self::service::{
+    Balancing, Service, ServiceBackend, ServicePort, ServiceSpec, ServiceUpdate,
 };
 pub use self::{driver::Driver, mode::Mode};
 

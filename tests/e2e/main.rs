@@ -19,6 +19,7 @@ mod publish;
 mod refusals;
 mod removal;
 mod scenarios;
+mod services;
 mod skeleton;
 mod streams;
 mod traces;

@@ -12,8 +12,8 @@ use crate::api::{
     Address, AddressPool, ApiError, AttachSpec, Connection, Diagnosis, DnsQuery, DnsRecord,
     DropRow, Endpoint, EndpointSpec, ExtendSpec, InitSpec, JoinSpec, LeaveSpec, Location,
     MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec, NetworkUpdate, Node,
-    NodeSpec, Peer, Sandbox, SandboxEnded, SandboxSpec, SandboxStarted, Status, Token,
-    TokenCreated, TokenSpec,
+    NodeSpec, Peer, Sandbox, SandboxEnded, SandboxSpec, SandboxStarted, Service, ServiceSpec,
+    ServiceUpdate, Status, Token, TokenCreated, TokenSpec,
 };
 use crate::identity::backup::Backup;
 
@@ -78,6 +78,23 @@ pub trait Backend: Send + Sync + 'static {
     /// `network rm`: conflict while endpoints are in it; `force` counts only those of nodes that
     /// are up.
     async fn network_rm(&self, reference: &str, force: bool) -> Result<Network, ApiError>;
+
+    /// `service ls`
+    async fn services(&self) -> Result<Vec<Service>, ApiError>;
+    /// `service inspect`
+    async fn service(&self, reference: &str) -> Result<Service, ApiError> {
+        resolve::one(&self.services().await?, reference).cloned()
+    }
+    /// `service create`: conflict if the network has the name, or cannot have services.
+    async fn service_create(&self, spec: ServiceSpec) -> Result<Service, ApiError>;
+    /// `service update`: what is not named stays.
+    async fn service_update(
+        &self,
+        reference: &str,
+        update: ServiceUpdate,
+    ) -> Result<Service, ApiError>;
+    /// `service rm`
+    async fn service_rm(&self, reference: &str) -> Result<Service, ApiError>;
 
     /// `ipam ls`
     async fn pools(&self) -> Result<Vec<AddressPool>, ApiError>;

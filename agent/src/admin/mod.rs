@@ -9,6 +9,8 @@
 //! | `DELETE /v1/tokens/REF` | | `Token` |
 //! | `GET /v1/nodes[/REF]`, `/v1/peers[/REF]` | | `[Node]`, `Node`, `[Peer]`, `Peer` |
 //! | `GET`, `POST /v1/networks`; `GET`, `DELETE /v1/networks/REF` | `NetworkSpec` | `Network` |
+//! | `GET`, `POST /v1/services`; `GET`, `DELETE /v1/services/REF` | `ServiceSpec` | `Service` |
+//! | `PATCH /v1/services/REF` | `ServiceUpdate` | `Service` |
 //! | `GET`, `POST /v1/endpoints`; `GET`, `DELETE /v1/endpoints/REF` | `AttachSpec` | `Endpoint` |
 //! | `PATCH /v1/endpoints/REF` | `EndpointSpec` | `Endpoint` |
 //! | `GET`, `POST /v1/sandboxes`; `GET`, `DELETE /v1/sandboxes/REF` | `SandboxSpec` | `Sandbox` |

@@ -6,7 +6,7 @@
 //! A name goes before a prefix, so that creating an object can never change what an existing name
 //! means. A sandbox has nothing but its name, which is written in full.
 
-use crate::api::{ApiError, Endpoint, ErrorCode, Network, Node, Peer, Sandbox, Token};
+use crate::api::{ApiError, Endpoint, ErrorCode, Network, Node, Peer, Sandbox, Service, Token};
 
 /// Candidates that an ambiguous reference's hint shows.
 const CANDIDATES: usize = 5;
@@ -119,6 +119,7 @@ referable! {
     // Who is gone gave the name up: the host may be back as another node.
     Node, "node", true, id, |node| (!node.is_gone()).then_some(node.name.as_str()), |_| true;
     Network, "network", true, id, |network| Some(network.name.as_str()), |network| network.state != "conflict";
+    Service, "service", true, id, |service| Some(service.name.as_str()), |service| service.state != "conflict";
     Endpoint, "endpoint", true, id, |endpoint| Some(endpoint.name.as_str()), |endpoint| endpoint.conflict.is_none();
     Sandbox, "sandbox", false, name, |_| None, |_| true;
     Token, "token", true, id, |_| None, |_| true;

@@ -20,7 +20,7 @@ use super::Backend;
 use crate::api::{
     Address, ApiError, AttachSpec, Connection, DnsQuery, DnsRecord, EndpointSpec, ErrorBody,
     ErrorCode, ExtendSpec, InitSpec, JoinSpec, LeaveSpec, Location, NetworkSpec, NetworkUpdate,
-    NodeSpec, SandboxEnded, SandboxSpec, SandboxStarted, TokenSpec,
+    NodeSpec, SandboxEnded, SandboxSpec, SandboxStarted, ServiceSpec, ServiceUpdate, TokenSpec,
 };
 
 /// Largest request body. The largest request has a few dozen addresses and labels; 1 MiB is far
@@ -35,6 +35,7 @@ pub fn router(backend: Arc<dyn Backend>) -> Router {
     Router::new()
         .merge(membership())
         .merge(objects())
+        .merge(services())
         .merge(sandboxes())
         .merge(views())
         .fallback(unknown_route)
@@ -108,6 +109,24 @@ fn objects() -> Router<Arc<dyn Backend>> {
         .route("/v1/networks/{reference}/extend", post(extend))
         .route("/v1/endpoints", get(endpoints).post(attach))
         .route("/v1/endpoints/{reference}", get(endpoint).patch(update).delete(detach))
+}
+
+fn services() -> Router<Arc<dyn Backend>> {
+    let list = async |State(agent): Agent| agent.services().await.map(Json);
+    let one =
+        async |State(agent): Agent, Ref(service): Ref| agent.service(&service).await.map(Json);
+    let create = async |State(agent): Agent, Spec(spec): Spec<ServiceSpec>| {
+        to_the_end(async move { agent.service_create(spec).await }).await
+    };
+    let update = async |State(agent): Agent, Ref(service): Ref, Spec(spec): Spec<ServiceUpdate>| {
+        to_the_end(async move { agent.service_update(&service, spec).await }).await
+    };
+    let rm = async |State(agent): Agent, Ref(service): Ref| {
+        to_the_end(async move { agent.service_rm(&service).await }).await
+    };
+    Router::new()
+        .route("/v1/services", get(list).post(create))
+        .route("/v1/services/{reference}", get(one).patch(update).delete(rm))
 }
 
 fn sandboxes() -> Router<Arc<dyn Backend>> {

@@ -3,6 +3,7 @@
 
 mod membership;
 mod sandbox;
+mod service;
 
 use std::{
     net::IpAddr,
@@ -15,6 +16,7 @@ use vxmesh_proto::addr::{Alias, MacAddr, Name, Vni};
 
 pub(super) use self::membership::{Backup, DataDir, Join, Node, Token};
 pub(super) use self::sandbox::{Exec, Run, Sandbox, Supervise};
+pub(super) use self::service::{Service, ServiceChange, ServiceCreate};
 use crate::{
     api::{Address, DnsType, Driver},
     config,
@@ -114,6 +116,9 @@ pub(super) enum Ask {
     /// Networks
     #[command(subcommand)]
     Network(Network),
+    /// Services: a name and an address whose connections are spread over endpoints
+    #[command(subcommand)]
+    Service(Service),
     /// Addresses of the networks: who holds them, what is free
     #[command(subcommand)]
     Ipam(Ipam),

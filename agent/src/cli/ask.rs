@@ -6,7 +6,7 @@ use super::{
     Outcome,
     args::{
         Ask, Attach, Connect, Dns, Endpoint, Ipam, Locate, Look, Map, Network, NetworkCreate, Node,
-        Sandbox, Token,
+        Sandbox, Service, ServiceChange, ServiceCreate, Token,
     },
     client::{Client, segment},
     logs,
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::api::{
     self, ApiError, AttachSpec, Connection, EndpointSpec, ErrorCode, ExtendSpec, LeaveSpec,
-    NetworkSpec, NetworkUpdate, NodeSpec, TokenSpec,
+    NetworkSpec, NetworkUpdate, NodeSpec, ServiceSpec, ServiceUpdate, TokenSpec,
 };
 
 /// Makes the call and prints its answer.
@@ -29,6 +29,7 @@ pub(super) async fn ask(client: &Client, output: Output, ask: Ask) -> Outcome {
         Ask::Node(node) => call.node(node).await?,
         Ask::Peer(look) => call.look::<api::Peer>("peers", look).await?,
         Ask::Network(network) => call.network(network).await?,
+        Ask::Service(service) => call.service(service).await?,
         Ask::Ipam(ipam) => call.ipam(ipam).await?,
         Ask::Endpoint(endpoint) => call.endpoint(endpoint).await?,
         Ask::Sandbox(sandbox) => call.sandbox(sandbox).await?,
@@ -106,7 +107,7 @@ impl Call<'_> {
             Network::Create(create) => {
                 let made: api::Network =
                     self.client.post("/v1/networks", &network_spec(create)).await?;
-                self.warn(&made);
+                self.warn(&made.warnings);
                 self.output.done(&made, &made.id.to_string())
             }
             Network::Extend(extend) => {
@@ -118,7 +119,7 @@ impl Call<'_> {
                     aux_addresses: extend.within.aux_address.into_iter().collect(),
                 };
                 let network: api::Network = self.client.post(&path, &spec).await?;
-                self.warn(&network);
+                self.warn(&network.warnings);
                 self.output.done(&network, network.name.as_str())
             }
             Network::Update { network, options } => {
@@ -161,8 +162,34 @@ impl Call<'_> {
         self.output.done(&made, &made.id.to_string())
     }
 
-    fn warn(&self, network: &api::Network) {
-        for warning in &network.warnings {
+    async fn service(&self, service: Service) -> Result<(), ApiError> {
+        match service {
+            Service::Create(create) => {
+                let made: api::Service =
+                    self.client.post("/v1/services", &service_spec(*create)).await?;
+                self.warn(&made.warnings);
+                self.output.done(&made, &made.id.to_string())
+            }
+            Service::Update(change) => {
+                let path = path("services", &change.service);
+                let service: api::Service =
+                    self.client.patch(&path, &service_update(*change)).await?;
+                self.warn(&service.warnings);
+                self.output.done(&service, service.name.as_str())
+            }
+            Service::Ls => self.list::<api::Service>("/v1/services").await,
+            Service::Inspect { service } => {
+                self.inspect::<api::Service>(&path("services", &service)).await
+            }
+            Service::Rm { service } => {
+                let gone: api::Service = self.client.delete(path("services", &service)).await?;
+                self.output.done(&gone, gone.name.as_str())
+            }
+        }
+    }
+
+    fn warn(&self, warnings: &[String]) {
+        for warning in warnings {
             self.output.note(&format!("warning: {warning}"));
         }
     }
@@ -296,6 +323,30 @@ fn network_spec(create: NetworkCreate) -> NetworkSpec {
         internal: create.internal,
         isolated: create.isolated,
         labels: create.label.into_iter().collect(),
+    }
+}
+
+fn service_spec(create: ServiceCreate) -> ServiceSpec {
+    ServiceSpec {
+        name: create.name,
+        network: create.network,
+        ports: create.port,
+        backends: create.backend.into_iter().collect(),
+        selector: create.selector.into_iter().collect(),
+        vips: create.vip,
+        lb: create.lb,
+        weights: create.weight.into_iter().collect(),
+    }
+}
+
+fn service_update(change: ServiceChange) -> ServiceUpdate {
+    ServiceUpdate {
+        add_ports: change.add_port,
+        remove_ports: change.rm_port,
+        add_backends: change.add_backend.into_iter().collect(),
+        remove_backends: change.rm_backend.into_iter().collect(),
+        weights: change.weight.into_iter().collect(),
+        lb: change.lb,
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     api::{
         AddressBlock, AddressPool, Diagnosis, DnsRecord, DropRow, Endpoint, MapDiffRow, MapRow,
-        Network, Node, Peer, Sandbox, Token,
+        Network, Node, Peer, Sandbox, Service, Token,
     },
     lab::{Check, HostStatus},
 };
@@ -104,6 +104,28 @@ impl Row for AddressBlock {
             self.epoch.to_string(),
             words::count(self.used),
             words::count(self.free),
+        ]
+    }
+}
+
+impl Row for Service {
+    const HEAD: &'static [&'static str] =
+        &["ID", "NAME", "NETWORK", "VIPS", "PORTS", "BACKENDS", "STATE"];
+
+    fn cells(&self, words: &Words) -> Vec<String> {
+        let ready = self.backends.iter().filter(|backend| backend.state == "ready").count();
+        vec![
+            self.id.short(),
+            self.name.to_string(),
+            words.network(&self.network),
+            list(&self.vips),
+            list(&self.ports),
+            if ready == self.backends.len() {
+                ready.to_string()
+            } else {
+                format!("{ready} of {}", self.backends.len())
+            },
+            self.state.clone(),
         ]
     }
 }

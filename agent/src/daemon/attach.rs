@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     api::{self, ApiError, AttachSpec, ErrorCode},
+    services,
     store::Table,
 };
 
@@ -50,6 +51,8 @@ impl Mesh {
         } else {
             // Before other nodes are asked for addresses that a refusal would put back.
             self.check_unique(id, spec.name.as_ref(), spec.mac)?;
+            self.objects
+                .read(|set| services::check_names(set, id, spec.name.as_ref(), &spec.aliases))?;
             let ips = self.allocate(&network, id, &spec.ips).await?;
             self.attach_at(id, spec, ips).await?
         };

@@ -23,7 +23,7 @@ use crate::{
         DropRow, Endpoint, EndpointSpec, ErrorCode, ExtendSpec, InitSpec, JoinSpec, LeaveSpec,
         Location, MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec,
         NetworkUpdate, Node, NodeSpec, Peer, Sandbox, SandboxEnded, SandboxSpec, SandboxStarted,
-        Status, Token, TokenCreated, TokenSpec,
+        Service, ServiceSpec, ServiceUpdate, Status, Token, TokenCreated, TokenSpec,
     },
     config::Config,
     control::join::{JoinOptions, join},
@@ -444,6 +444,30 @@ impl Backend for Agent {
     async fn network_rm(&self, reference: &str, force: bool) -> Result<Network, ApiError> {
         let (mesh, reference) = (self.mesh().await?, reference.to_owned());
         blocking(move || mesh.remove_network(&reference, force)).await
+    }
+
+    async fn services(&self) -> Result<Vec<Service>, ApiError> {
+        let mesh = self.mesh().await?;
+        Ok(mesh.services.list(&mesh))
+    }
+
+    async fn service_create(&self, spec: ServiceSpec) -> Result<Service, ApiError> {
+        let mesh = self.mesh().await?;
+        Ok(mesh.services.create(&mesh, spec).await?)
+    }
+
+    async fn service_update(
+        &self,
+        reference: &str,
+        update: ServiceUpdate,
+    ) -> Result<Service, ApiError> {
+        let mesh = self.mesh().await?;
+        Ok(mesh.services.update(&mesh, reference, &update).await?)
+    }
+
+    async fn service_rm(&self, reference: &str) -> Result<Service, ApiError> {
+        let mesh = self.mesh().await?;
+        Ok(mesh.services.remove(&mesh, reference).await?)
     }
 
     async fn pools(&self) -> Result<Vec<AddressPool>, ApiError> {

@@ -71,6 +71,11 @@ pub(super) fn mark(rows: &mut [api::Endpoint]) {
 }
 
 impl Mesh {
+    /// Refuses a service's name that programs would take for something else.
+    pub(crate) fn check_name(&self, name: &Name) -> Result<(), ApiError> {
+        check_name(Some(name), &[])
+    }
+
     /// Whether endpoints are called otherwise since this was asked last.
     pub(super) fn were_renamed(&self) -> bool {
         self.conflicts.renamed.swap(false, Ordering::AcqRel)

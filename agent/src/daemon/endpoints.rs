@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 use vxmesh_proto::{
     addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId},
+    lb::service_mac,
     limits::ADDRESS_QUARANTINE,
     record::{Claim, EndpointClaim, Key},
 };
@@ -38,6 +39,7 @@ use crate::{
     },
     objects::unix_ms,
     reconcile::tables::gateway_mac,
+    services,
     store::{StoreError, Table},
 };
 
@@ -196,7 +198,8 @@ impl Mesh {
             Some(mac) => mac,
             None => self.free_mac(network)?,
         };
-        if !mac.is_unicast() || mac == gateway_mac(network) || !mac.may_be_of(self.me) {
+        let is_shared = mac == gateway_mac(network) || mac == service_mac(network);
+        if !mac.is_unicast() || is_shared || !mac.may_be_of(self.me) {
             let message = format!("{mac} cannot be the MAC of an endpoint of this node");
             return Err(ApiError::new(
                 ErrorCode::Usage,
@@ -205,6 +208,7 @@ impl Mesh {
             ));
         }
         self.check_unique(network, Some(&name), Some(mac))?;
+        self.objects.read(|set| services::check_names(set, network, Some(&name), &spec.aliases))?;
         Ok(Stored {
             id,
             network,

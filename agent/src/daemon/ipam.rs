@@ -11,7 +11,7 @@ use std::{
 
 use ipnet::IpNet;
 use vxmesh_proto::{
-    addr::{EndpointId, NetworkId, NodeId},
+    addr::{EndpointId, Name, NetworkId, NodeId},
     control::{RefusalCode, Request, Response},
     ipam::{AllocateError, Need, Usage},
     object::{self, NetworkState, ObjectSet},
@@ -67,7 +67,7 @@ fn count(addresses: u128) -> u64 {
 
 impl Mesh {
     /// One address of each IP version that the network has: the wanted one, or any.
-    pub(super) async fn allocate(
+    pub(crate) async fn allocate(
         &self,
         network: &object::Network,
         id: NetworkId,
@@ -221,7 +221,9 @@ impl Mesh {
             let got = self.addresses.allocate(id, subnet, Some(ip), &elsewhere, Instant::now());
             match got.ok_or_else(gone)? {
                 Ok(ip) => return Ok(IpNet::new_assert(ip, subnet.prefix_len())),
-                Err(AllocateError::NotOurs { ip, owner }) if !second => {
+                Err(AllocateError::NotOurs { ip, owner })
+                    if !second && !self.service_holders().contains_key(&owner) =>
+                {
                     if !self.live_nodes().contains(&owner) {
                         return Err(self.out_of_reach(ip, owner));
                     }
@@ -248,6 +250,11 @@ impl Mesh {
 
     /// Why an address cannot be had, with the endpoint that has it.
     pub(super) fn name_holder(&self, network: NetworkId, error: &AllocateError) -> String {
+        if let AllocateError::NotOurs { ip, owner } = error
+            && let Some(service) = self.service_holders().get(owner)
+        {
+            return format!("{ip} is the address of service `{service}`");
+        }
         let AllocateError::InUse(ip) = error else { return error.to_string() };
         let Some(gossip) = self.gossip.get() else { return error.to_string() };
         match gossip.with_directory(|directory| claimant(directory, network, *ip)) {
@@ -389,6 +396,15 @@ impl Mesh {
         self.addresses.with_pool(network, subnet, |pool| pool.usage(&elsewhere, Instant::now()))
     }
 
+    /// The services that have addresses, by who holds these for them.
+    fn service_holders(&self) -> BTreeMap<NodeId, Name> {
+        let of = |set: &ObjectSet| {
+            let services = set.all_services();
+            services.map(|(id, _, service)| (object::holder(id), service.name.clone())).collect()
+        };
+        self.objects.read(of)
+    }
+
     /// What each node holds, who has most first.
     fn owners(&self, usage: &Usage, nodes: &[api::Node]) -> Vec<api::AddressOwner> {
         let mut owners: BTreeMap<NodeId, (usize, u128, u128)> = BTreeMap::new();
@@ -398,16 +414,17 @@ impl Mesh {
             *used += row.used;
             *free += row.free;
         }
+        let services = self.service_holders();
         let owner = |(node, (blocks, used, free)): (NodeId, (usize, u128, u128))| {
             let known = nodes.iter().find(|row| row.id == node);
-            api::AddressOwner {
-                node,
-                name: known.map_or_else(|| node.to_string(), |row| row.name.to_string()),
-                state: known.map_or_else(|| "unknown".to_owned(), |row| row.state.clone()),
-                blocks,
-                used: count(used),
-                free: count(free),
-            }
+            let (name, state) = match (known, services.get(&node)) {
+                (Some(row), _) => (row.name.to_string(), row.state.clone()),
+                (None, Some(service)) => (service.to_string(), "service".to_owned()),
+                (None, None) => (node.to_string(), "unknown".to_owned()),
+            };
+            // An address that is a service's is not for anybody to take.
+            let (used, free) = if state == "service" { (used + free, 0) } else { (used, free) };
+            api::AddressOwner { node, name, state, blocks, used: count(used), free: count(free) }
         };
         let mut owners: Vec<_> = owners.into_iter().map(owner).collect();
         owners.sort_by_key(|owner| std::cmp::Reverse(owner.used.saturating_add(owner.free)));

@@ -300,7 +300,7 @@ impl Mesh {
             let unchanged = named.get(&id) == Some(&claims);
             let subnets: Vec<_> = row.network.subnets.iter().map(|subnet| subnet.cidr).collect();
             let domain = &row.network.name;
-            let table = self.name_servers.table(id, domain, &subnets, &claims, unchanged);
+            let table = self.name_servers.table((id, domain), &subnets, &[], &claims, unchanged);
             tables.push((id, table));
             named.insert(id, claims);
         }

@@ -61,6 +61,7 @@ use crate::{
     netlink::{self, losses::Losses},
     objects::{Objects, PublishError, unix_ms},
     reconcile::{addresses::Addresses, admit::Claims},
+    services::Services,
     store::{Store, StoreError, Table},
 };
 
@@ -86,20 +87,21 @@ impl Local {
 }
 
 /// A running member of a mesh.
-pub(super) struct Mesh {
+pub(crate) struct Mesh {
     pub(super) config: Config,
     pub(super) credentials: Arc<Credentials>,
-    pub(super) me: NodeId,
+    pub(crate) me: NodeId,
     pub(super) incarnation: u64,
     pub(super) store: Arc<Store>,
     pub(super) rows: Rows,
-    pub(super) objects: Arc<Objects>,
+    pub(crate) objects: Arc<Objects>,
     pub(super) ca: Arc<Ca>,
     pub(super) plane: Dataplane,
     /// What the TAPs of this host can do, if that could be found out.
     pub(super) grants: Option<Grants>,
     pub(super) peers: Peers,
-    pub(super) addresses: Addresses,
+    pub(crate) addresses: Addresses,
+    pub(super) services: Services,
     pub(super) local_networks: LocalNetworks,
     pub(super) own_addrs: ArcSwap<Vec<IpAddr>>,
     /// The other members that hold the CA's key, as their certificates say.
@@ -280,6 +282,7 @@ impl Mesh {
             grants,
             peers: Peers::default(),
             addresses: Addresses::new(me),
+            services: Services::default(),
             local_networks: LocalNetworks::default(),
             own_addrs: ArcSwap::from_pointee(own_addrs),
             issuing: ArcSwap::default(),
@@ -416,7 +419,7 @@ impl Mesh {
     }
 
     /// The same without a word on whether another one has its name.
-    pub(super) fn network_of(&self, id: NetworkId) -> Option<object::Network> {
+    pub(crate) fn network_of(&self, id: NetworkId) -> Option<object::Network> {
         let local = self.local_networks.get(id).map(|local| local.network);
         local.or_else(|| self.objects.read(|set| set.extended(id)))
     }
@@ -453,7 +456,7 @@ impl Mesh {
     }
 
     /// Sends objects to everybody who is connected.
-    pub(super) fn push_objects(&self, objects: impl IntoIterator<Item = String>) {
+    pub(crate) fn push_objects(&self, objects: impl IntoIterator<Item = String>) {
         self.push(&Push { records: Vec::new(), objects: objects.into_iter().collect() });
     }
 

@@ -65,6 +65,7 @@ use tracing::{debug, info, warn};
 
 use self::backend::Agent;
 pub use self::doctor::without_agent as diagnose_host;
+pub(crate) use self::mesh::Mesh;
 use crate::{
     admin::{AdminSocket, router},
     api::{ApiError, ErrorCode},

@@ -4,15 +4,19 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use vxmesh_gossip::{directory::Directory, membership::Gossip};
 use vxmesh_proto::{
-    addr::{Alias, Name, NetworkId},
+    addr::{Alias, Name, NetworkId, ServiceId},
     dns::{Found, NamedEndpoint, NamesTable, RecordKind, View},
     limits::DNS_TTL,
-    object::ObjectSet,
+    object::{self, Object, ObjectId, ObjectSet},
     record::{Claim, Key},
 };
 
 use super::mesh::{Mesh, failed};
-use crate::api::{ApiError, DnsQuery, DnsRecord, DnsType, ErrorCode};
+use crate::{
+    api::{ApiError, DnsQuery, DnsRecord, DnsType, ErrorCode},
+    objects::unix_ms,
+    services,
+};
 
 impl Mesh {
     /// The records behind a name or an address, of every network that has it.
@@ -50,6 +54,8 @@ impl Mesh {
                 }
                 let record = if self.is_local(*id) {
                     Some(self.local_record(endpoint, (full, kind, value), *id))
+                } else if let Some(service) = self.service_at(endpoint) {
+                    Some(service_record(endpoint, &service, (full, kind, value), *id))
                 } else {
                     gossip.with_directory(|directory| {
                         record(directory, endpoint, (full, kind, value), *id)
@@ -68,7 +74,17 @@ impl Mesh {
     fn names_of(&self, gossip: &Gossip, id: NetworkId, domain: &Name) -> NamesTable {
         let claims =
             if self.is_local(id) { self.local_claims(id) } else { self.believed(gossip, id) };
-        NamesTable::new(id, domain.clone(), Vec::new(), &claims)
+        let holds = |node, ip| self.addresses.holds(id, node, ip);
+        let services = self.objects.read(|set| services::named(set, id, holds));
+        NamesTable::new(id, domain.clone(), Vec::new(), &claims).with_services(&services)
+    }
+
+    /// The object that has this name, if it is a service.
+    fn service_at(&self, named: &NamedEndpoint) -> Option<Arc<Object>> {
+        let id = ServiceId::from_random(*named.key.endpoint.bytes());
+        let is_its = named.key.node == object::holder(id);
+        let get = |set: &ObjectSet| set.get(&ObjectId::Service(id)).cloned();
+        is_its.then(|| self.objects.read(get))?
     }
 
     /// Of a network of this host: nobody signs it.
@@ -154,6 +170,27 @@ fn answers<'v>(view: &'v View, asked: &str) -> Vec<Answered<'v>> {
     };
     let each = endpoints.into_iter();
     each.flat_map(|endpoint| endpoint.ips.iter().map(move |ip| record(endpoint, ip))).collect()
+}
+
+/// Of a service: whoever changed it last signed it.
+fn service_record(
+    named: &NamedEndpoint,
+    service: &Object,
+    (name, kind, value): (String, DnsType, String),
+    network: NetworkId,
+) -> DnsRecord {
+    DnsRecord {
+        name,
+        kind,
+        value,
+        ttl: DNS_TTL,
+        network,
+        endpoint: named.key.endpoint,
+        node: service.author(),
+        stamp: (service.hlc().unix_ms(), 0),
+        source: "service".to_owned(),
+        age_ms: unix_ms().saturating_sub(service.hlc().unix_ms()),
+    }
 }
 
 fn record(

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use tracing::{info, warn};
 use vxmesh_gossip::membership::Gossip;
 use vxmesh_proto::{
-    addr::{Name, NetworkId},
+    addr::{Name, NetworkId, ServiceId},
     dns::{NamesTable, ResolvConf},
     object::{Content, Network, NetworkLimits, ObjectId, ObjectSet},
 };
@@ -84,18 +84,22 @@ impl NameServers {
     /// subnets changed.
     pub(super) fn table(
         &self,
-        id: NetworkId,
-        domain: &Name,
+        (id, domain): (NetworkId, &Name),
         subnets: &[IpNet],
+        services: &[(ServiceId, Name, Vec<IpAddr>)],
         claims: &Claims,
         unchanged: bool,
     ) -> Arc<NamesTable> {
         let there = self.names.snapshot().tables.get(&id).cloned();
         let same = |table: &Arc<NamesTable>| {
-            unchanged && table.domain() == domain && table.subnets() == subnets
+            unchanged
+                && table.domain() == domain
+                && table.subnets() == subnets
+                && table.services() == services
         };
         there.filter(same).unwrap_or_else(|| {
-            Arc::new(NamesTable::new(id, domain.clone(), subnets.to_vec(), claims))
+            let names = NamesTable::new(id, domain.clone(), subnets.to_vec(), claims);
+            Arc::new(names.with_services(services))
         })
     }
 
@@ -153,7 +157,7 @@ impl Mesh {
     }
 
     /// Whether every member was heard of, or was given the time to be.
-    fn is_settled(&self, gossip: &Gossip) -> bool {
+    pub(super) fn is_settled(&self, gossip: &Gossip) -> bool {
         if self.name_servers.started.elapsed() >= SETTLES {
             return true;
         }

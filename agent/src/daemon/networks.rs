@@ -175,7 +175,7 @@ impl Mesh {
 
     /// A network that can be changed while endpoints are in it: one of the mesh that is in no
     /// conflict.
-    pub(super) fn find_changeable(&self, reference: &str) -> Result<api::Network, ApiError> {
+    pub(crate) fn find_changeable(&self, reference: &str) -> Result<api::Network, ApiError> {
         self.check_member()?;
         let network = self.find_network(reference)?;
         if self.is_local(network.id) {
@@ -293,6 +293,7 @@ impl Mesh {
         }
         let id = object::ObjectId::Network(network.id);
         let object = self.objects.publish::<ApiError>(|set, hlc| {
+            check_services(set, &network)?;
             Ok(Draft { closed: true, ..set.get(&id).ok_or_else(is_gone)?.edit(hlc) })
         })?;
         self.push_objects([object.text().to_string()]);
@@ -318,6 +319,24 @@ impl Mesh {
         let tenant = |(name, node, up)| Tenant { name, node: self.node_name(node), up };
         claims.into_iter().map(tenant).collect()
     }
+}
+
+/// Refuses to remove a network that has services.
+fn check_services(set: &object::ObjectSet, network: &api::Network) -> Result<(), ApiError> {
+    let services = set.services(network.id).into_iter();
+    let names: Vec<String> = services
+        .filter_map(|(_, object, _)| match object.content() {
+            Content::Service(service) => Some(service.name.to_string()),
+            _ => None,
+        })
+        .collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    Err(conflict(
+        format!("network `{}` has services: {}", network.name, names.join(", ")),
+        "remove them first, with `vxmesh service rm`",
+    ))
 }
 
 /// It was removed while something was done with it.

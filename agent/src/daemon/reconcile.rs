@@ -32,6 +32,7 @@ use crate::{
         admit::{Claims, believed, claimed_elsewhere},
         tables::{respecified, spec_of, updates},
     },
+    services,
     store::Table as StoreTable,
 };
 
@@ -61,10 +62,18 @@ pub(super) fn changed_macs<P>(updates: &[TableUpdate<P>]) -> Vec<MacAddr> {
     updates.iter().filter_map(mac_of).collect()
 }
 
+/// What a network's snapshot follows.
+struct Followed<'a> {
+    claims: &'a Claims,
+    network: Option<&'a object::Network>,
+    /// Whether all members were heard since the start.
+    settled: bool,
+}
+
 impl Mesh {
     /// Brings peers and tables in step with what is known by now. Of many who ask meanwhile, one
     /// does it for all.
-    pub(super) async fn reconcile(self: &Arc<Self>) {
+    pub(crate) async fn reconcile(self: &Arc<Self>) {
         let own = self.reconciliations.fetch_add(1, Ordering::AcqRel) + 1;
         let mut done = self.reconciling.lock().await;
         // Else a round that began after this call was for it, too.
@@ -160,6 +169,7 @@ impl Mesh {
         let mut met = BTreeSet::new();
         let active = self.objects.read(ObjectSet::active_networks);
         let network_names = self.network_names();
+        let settled = self.is_settled(gossip);
         let mut names = BTreeMap::new();
         let mut locals = lock(&self.locals);
         self.plane.serve(|id| active.contains(&id));
@@ -171,7 +181,8 @@ impl Mesh {
             match &local.table {
                 LocalTable::Sealed(table) => {
                     let table = Arc::clone(table);
-                    met.extend(self.follow_sealed((local, &table), &claims, network.as_ref()));
+                    let followed = Followed { claims: &claims, network: network.as_ref(), settled };
+                    met.extend(self.follow_sealed((local, &table), &followed));
                 }
                 LocalTable::Plain(plain) => {
                     let plain = Arc::clone(plain);
@@ -181,7 +192,15 @@ impl Mesh {
             if let Some(domain) = network_names.get(id) {
                 let unchanged = local.claims == claims;
                 let spec = local.table.spec();
-                let table = self.name_servers.table(*id, domain, &spec.subnets, &claims, unchanged);
+                let holds = |node, ip| self.addresses.holds(*id, node, ip);
+                let services = self.objects.read(|set| services::named(set, *id, holds));
+                let table = self.name_servers.table(
+                    (*id, domain),
+                    &spec.subnets,
+                    &services,
+                    &claims,
+                    unchanged,
+                );
                 names.insert(*id, table);
             }
             local.claims = claims;
@@ -197,13 +216,16 @@ impl Mesh {
     fn follow_sealed(
         &self,
         (local, table): (&mut Local, &Table),
-        claims: &Claims,
-        network: Option<&object::Network>,
+        Followed { claims, network, settled }: &Followed<'_>,
     ) -> Vec<NodeId> {
         let peer = |node| self.peers.get(node);
         let mut updates = updates(table, &local.claims, claims, self.me, peer);
         // Claims to addresses of a new subnet are judged by it.
-        updates.splice(0..0, respecified(table, network));
+        updates.splice(0..0, respecified(table, *network));
+        let id = table.spec().id;
+        let holds = |node, ip| self.addresses.holds(id, node, ip);
+        let services = self.objects.read(|set| services::specs(set, id, claims, holds));
+        updates.extend(self.services.follow(table, services, *settled));
         if updates.is_empty() {
             return Vec::new();
         }
@@ -236,6 +258,11 @@ impl Mesh {
             }
         }
         believed
+    }
+
+    /// The same for whoever shows them; nothing while the agent starts.
+    pub(crate) fn claims_of(&self, network: NetworkId) -> Claims {
+        self.gossip.get().map(|gossip| self.believed(gossip, network)).unwrap_or_default()
     }
 
     /// Forgets unbelieved claims that were withdrawn, so that nobody can grow the list of them

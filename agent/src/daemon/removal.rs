@@ -47,7 +47,7 @@ impl Mesh {
     }
 
     /// Refuses what only a member may do.
-    pub(super) fn check_member(&self) -> Result<(), ApiError> {
+    pub(crate) fn check_member(&self) -> Result<(), ApiError> {
         if !self.is_removed() {
             return Ok(());
         }

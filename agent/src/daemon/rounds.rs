@@ -18,6 +18,7 @@ use vxmesh_gossip::membership::Gossip;
 use vxmesh_proto::object::ObjectSet;
 
 use super::mesh::Mesh;
+use crate::services::Services;
 
 const TICK: Duration = Duration::from_secs(1);
 
@@ -118,6 +119,7 @@ impl Mesh {
         self.mend_state();
         self.keep_open();
         self.tell_silent();
+        Services::sweep();
         self.name_sandboxes();
         self.sync_again(gossip);
         self.name_gateways(false);

@@ -310,7 +310,7 @@ impl Mesh {
     }
 
     /// Signs a transfer and writes it down before anybody hears of it.
-    pub(super) fn sign_transfer(
+    pub(crate) fn sign_transfer(
         &self,
         network: NetworkId,
         transfer: Transfer,

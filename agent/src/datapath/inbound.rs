@@ -26,7 +26,7 @@ use vxmesh_proto::{
         ecn,
         ecn::Ecn,
     },
-    path::{InboundVerdict, Judged, Step, Watch},
+    path::{InboundVerdict, Judged, Step, Watch, answer},
     reason::DropReason,
     session::{
         Keypair, Peer,
@@ -125,11 +125,20 @@ fn take_batch(shared: &Shared, batch: &mut Batch, coalescer: &mut Coalescer<Vni>
     for arrival in batch.arrivals() {
         taker.train(arrival, batch.arena());
     }
-    let arena = &*batch.arena();
-    for frame in taker.coalescer.frames(arena) {
-        if let Some(port) = ports.get(&frame.to) {
-            write((&shared.drops, &shared.offloads), port, &frame, arena);
+    let arena = batch.arena();
+    for number in 0.. {
+        let Some(mut frame) = taker.coalescer.frame_at(number, arena) else { break };
+        let Some(port) = ports.get(&frame.to) else { continue };
+        let table = port.table();
+        if table.services().is_some() {
+            let mut watch = port.watch_delivery(&shared.drops);
+            let answered = frame.rewrite(arena, |frame| answer(&table, frame, now, &mut watch));
+            if answered != InboundVerdict::Deliver {
+                continue;
+            }
         }
+        // 9
+        write((&shared.drops, &shared.offloads), port, &frame, arena);
     }
     taker.coalescer.clear();
 }
@@ -260,16 +269,13 @@ impl Taker<'_> {
         let mut watch = way.port.watch_in(&shared.drops, from);
         let headers = Headers::parse(frame);
         match way.judged.inbound(&way.table, &from, frame, headers.as_ref(), &mut watch) {
-            InboundVerdict::Deliver => {
-                watch.step(Step::Deliver, frame); // 8
-                match ecn::arrive(frame, self.ecn) {
-                    Ok(()) => {
-                        let frame = at.start + vxlan::HEADER_LEN..at.end;
-                        self.coalescer.push(vni, way.accepts, arena, frame, headers.as_ref());
-                    }
-                    Err(reason) => watch.drop(reason, frame),
+            InboundVerdict::Deliver => match ecn::arrive(frame, self.ecn) {
+                Ok(()) => {
+                    let frame = at.start + vxlan::HEADER_LEN..at.end;
+                    self.coalescer.push(vni, way.accepts, arena, frame, headers.as_ref());
                 }
-            }
+                Err(reason) => watch.drop(reason, frame),
+            },
             // It was counted.
             InboundVerdict::Drop(_) => {}
         }
@@ -287,12 +293,12 @@ pub(super) fn write<T>(
     (drops, offloads): (&Drops, &Offloads),
     port: &Port<T>,
     frame: &Merged<'_, Vni>,
-    arena: &[u8],
+    arena: &mut [u8],
 ) {
-    let alone = |at: Range<usize>| deliver(drops, port, arena.get(at).unwrap_or_default());
+    let alone = |arena: &[u8], at| deliver(drops, port, arena.get(at).unwrap_or_default());
     let Some(gso) = frame.offload.gso else {
         // It is one frame, and what is lost was counted.
-        let _taken = frame.frames().map(alone).next();
+        let _taken = frame.frames().map(|at| alone(arena, at)).next();
         return;
     };
     let mut parts = [IoSlice::new(&[]); PARTS + 1];
@@ -304,7 +310,8 @@ pub(super) fn write<T>(
     let parts = parts.get(..=frame.count).unwrap_or_default();
     if let Err(error) = port.device().send(&frame.offload.to_bytes(), parts) {
         let refused = matches!(error.raw_os_error(), Some(nix::libc::EINVAL | nix::libc::EIO));
-        let taken = frame.frames().map(alone).filter(|taken| *taken).count();
+        frame.rewrite_parts(arena);
+        let taken = frame.frames().map(|at| alone(arena, at)).filter(|taken| *taken).count();
         if refused && taken > 0 {
             offloads.refuse_super_frames(gso.kind, &error);
         }

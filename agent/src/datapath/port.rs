@@ -49,6 +49,12 @@ impl Port {
     pub(super) fn watch_in<'a>(&'a self, drops: &'a Drops, from: NodeId) -> impl Watch {
         self.watch(drops, move |key, _frame| key.with_peer(from))
     }
+
+    /// The same of frames that are about to be delivered: put together, they may be of several
+    /// peers.
+    pub(super) fn watch_delivery<'a>(&'a self, drops: &'a Drops) -> impl Watch {
+        self.watch(drops, |key, _frame| key)
+    }
 }
 
 impl PlainPort {

@@ -36,6 +36,8 @@ fn views() -> Vec<Case> {
             json!("red"),
             to_value(network_pools()).unwrap(),
         ),
+        (&["service", "ls"], "services", null.clone(), to_value([service()]).unwrap()),
+        (&["service", "inspect", "d4"], "services", null.clone(), to_value(service()).unwrap()),
         (&["endpoint", "ls"], "endpoints", null.clone(), to_value(endpoints()).unwrap()),
         (
             &["endpoint", "inspect", "web"],
@@ -162,6 +164,68 @@ fn extensions() -> Vec<Case> {
                     "update": { "options": { "dns_rate": "20", "multicast_rate": "" } } }),
             network,
         ),
+    ]
+}
+
+fn service_changes() -> Vec<Case> {
+    const CREATE: &[&str] = &[
+        "service",
+        "create",
+        "shop",
+        "--network",
+        "red",
+        "--port",
+        "http=80:8080",
+        "-p",
+        "53/udp",
+        "--backend",
+        "web,db",
+        "--selector",
+        "app=shop",
+        "--vip",
+        "10.1.0.3",
+        "--lb",
+        "rr",
+        "--weight",
+        "db=0",
+    ];
+    const UPDATE: &[&str] = &[
+        "service",
+        "update",
+        "shop",
+        "--add-port",
+        "81",
+        "--rm-port",
+        "80",
+        "--add-backend",
+        "c",
+        "--rm-backend",
+        "db",
+        "--weight",
+        "web=3",
+        "--lb",
+        "maglev",
+    ];
+    let shop = to_value(service()).unwrap();
+    vec![
+        (
+            CREATE,
+            "service_create",
+            json!({ "name": "shop", "network": "red", "ports": ["http=80:8080/tcp", "53/udp"],
+                    "backends": ["db", "web"], "selector": { "app": "shop" },
+                    "vips": ["10.1.0.3"], "lb": "rr", "weights": { "db": 0 } }),
+            shop.clone(),
+        ),
+        (
+            UPDATE,
+            "service_update",
+            json!({ "service": "shop",
+                    "update": { "add_ports": ["81/tcp"], "remove_ports": ["80/tcp"],
+                                "add_backends": ["c"], "remove_backends": ["db"],
+                                "weights": { "web": 3 }, "lb": "maglev" } }),
+            shop.clone(),
+        ),
+        (&["service", "rm", "shop"], "service_rm", json!("shop"), shop),
     ]
 }
 
@@ -296,6 +360,7 @@ fn every_command_asks_for_what_it_says_and_prints_the_answer() {
     let agent = TestAgent::start();
     let cases = views().into_iter().chain(membership_changes()).chain(object_changes());
     let cases = cases.chain(extensions()).chain(removals()).chain(connections());
+    let cases = cases.chain(service_changes());
     for (words, call, spec, answer) in cases {
         assert_eq!(agent.say_json(words).json(), answer, "{words:?}");
         let calls = agent.world.calls();

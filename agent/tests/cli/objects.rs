@@ -1,7 +1,7 @@
 //! The few objects that the agent of the tests answers with.
 
 use vxmesh::api::*;
-use vxmesh_proto::addr::{EndpointId, MacAddr, Name, NetworkId, NodeId, Vni};
+use vxmesh_proto::addr::{EndpointId, MacAddr, Name, NetworkId, NodeId, ServiceId, Vni};
 
 pub(crate) fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -106,6 +106,28 @@ pub(crate) fn network_pools() -> NetworkPools {
         resting_addresses: vec![RestingAddress { ip: "10.1.0.9".parse().unwrap(), rest_s: 42 }],
     };
     NetworkPools { id: network.id, name: network.name, pools: vec![detail] }
+}
+
+pub(crate) fn service() -> Service {
+    Service {
+        id: ServiceId::from_random([0xd4; 16]),
+        name: name("shop"),
+        network: networks()[0].id,
+        vips: vec!["10.1.0.3".parse().unwrap()],
+        state: "active".into(),
+        ports: vec!["80:8080".parse().unwrap()],
+        lb: "maglev".into(),
+        selector: [("app".to_owned(), "shop".to_owned())].into(),
+        backends: vec![ServiceBackend {
+            name: name("web"),
+            state: "missing".into(),
+            node: None,
+            ips: Vec::new(),
+            weight: 1,
+        }],
+        creator: node_id(1),
+        warnings: Vec::new(),
+    }
 }
 
 pub(crate) fn endpoints() -> Vec<Endpoint> {

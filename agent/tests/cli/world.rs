@@ -356,6 +356,30 @@ impl Backend for World {
         self.network(reference).await
     }
 
+    async fn services(&self) -> Result<Vec<Service>, ApiError> {
+        self.asked("services", ())?;
+        Ok(vec![service()])
+    }
+
+    async fn service_create(&self, spec: ServiceSpec) -> Result<Service, ApiError> {
+        self.asked("service_create", spec)?;
+        Ok(service())
+    }
+
+    async fn service_update(
+        &self,
+        reference: &str,
+        update: ServiceUpdate,
+    ) -> Result<Service, ApiError> {
+        self.asked("service_update", json!({ "service": reference, "update": update }))?;
+        Ok(service())
+    }
+
+    async fn service_rm(&self, reference: &str) -> Result<Service, ApiError> {
+        self.asked("service_rm", reference)?;
+        Ok(service())
+    }
+
     async fn pools(&self) -> Result<Vec<AddressPool>, ApiError> {
         self.asked("pools", ())?;
         Ok(network_pools().pools.into_iter().map(|detail| detail.pool).collect())

@@ -2,7 +2,8 @@
 //!
 //! Several endpoints may have one alias. A name is one endpoint's: where two were given it at the
 //! same time, on both sides of a partition for instance, the older one has it, and the other is
-//! found by its id. An id never hides a name.
+//! found by its id. An id never hides a name. A service is found like an endpoint that has its
+//! addresses.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -12,7 +13,8 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    addr::{Alias, EndpointId, Name, NetworkId},
+    addr::{Alias, EndpointId, Name, NetworkId, ServiceId},
+    object::holder,
     record::EndpointClaim,
     tables::RowKey,
 };
@@ -40,6 +42,7 @@ pub struct NamesTable {
     names: BTreeMap<Box<str>, Vec<usize>>,
     addresses: BTreeMap<IpAddr, usize>,
     rivals: Vec<Rival>,
+    services: Vec<(ServiceId, Name, Vec<IpAddr>)>,
 }
 
 /// An endpoint whose name an older one has.
@@ -69,6 +72,7 @@ impl NamesTable {
             names: BTreeMap::new(),
             addresses: BTreeMap::new(),
             rivals: Vec::new(),
+            services: Vec::new(),
         };
         let (mut holders, mut younger) = (BTreeMap::<&Name, usize>::new(), Vec::new());
         // A node's own endpoint has a name for its rows in lists; users call it by address.
@@ -103,6 +107,31 @@ impl NamesTable {
             table.names.entry(short).or_insert_with(|| vec![at]);
         }
         table
+    }
+
+    /// The same with the services of the network: what their names are, and their addresses. An
+    /// endpoint that was given such a name meanwhile is found by its id.
+    #[must_use]
+    pub fn with_services(mut self, services: &[(ServiceId, Name, Vec<IpAddr>)]) -> Self {
+        for (id, name, vips) in services {
+            let at = self.endpoints.len();
+            let endpoint = EndpointId::from_random(*id.bytes());
+            let key = RowKey { node: holder(*id), endpoint };
+            let (name, ips) = (name.clone(), vips.clone());
+            self.names.insert(name.as_str().into(), vec![at]);
+            for ip in vips {
+                self.addresses.entry(*ip).or_insert(at);
+            }
+            self.endpoints.push(NamedEndpoint { key, name, ips, incarnation: 0 });
+        }
+        self.services = services.to_vec();
+        self
+    }
+
+    /// The services, as they were given.
+    #[must_use]
+    pub fn services(&self) -> &[(ServiceId, Name, Vec<IpAddr>)] {
+        &self.services
     }
 
     /// As the data path decides about addresses: the smallest has it.

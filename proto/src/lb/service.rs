@@ -294,6 +294,12 @@ impl Services {
         }
     }
 
+    /// Whether the agent had heard of all members.
+    #[must_use]
+    pub const fn is_settled(&self) -> bool {
+        self.is_settled
+    }
+
     /// Which snapshot it is.
     #[must_use]
     pub const fn version(&self) -> u64 {

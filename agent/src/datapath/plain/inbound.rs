@@ -111,8 +111,9 @@ fn take_batch(
     for Arrival { from, at, ecn, .. } in batch.arrivals() {
         taker.datagram(from.ip(), ecn, batch.arena(), at);
     }
-    let arena = &*batch.arena();
-    for frame in taker.coalescer.frames(arena) {
+    let arena = batch.arena();
+    for number in 0.. {
+        let Some(frame) = taker.coalescer.frame_at(number, arena) else { break };
         if let Some(port) = ports.get(&frame.to) {
             write((&shared.drops, &shared.offloads), port, &frame, arena);
         }

@@ -1,0 +1,221 @@
+//! Services as `vxmesh service` shows them, and what it asks for.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    str::FromStr,
+};
+
+use serde::{Deserialize, Serialize};
+use vxmesh_proto::{
+    addr::{Name, NetworkId, NodeId, ServiceId},
+    lb::Protocol,
+};
+
+/// A port of a service: `[NAME=]PORT[:BACKENDPORT][/tcp|/udp]`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ServicePort {
+    /// Its name, by which SRV records find it.
+    pub name: Option<Name>,
+    /// TCP, or UDP.
+    pub protocol: Protocol,
+    /// Its number at the VIP.
+    pub port: u16,
+    /// Its number at the backends.
+    pub backend_port: u16,
+}
+
+impl FromStr for ServicePort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| -> Result<u16, String> {
+            let port = text.parse().ok().filter(|port| *port > 0);
+            port.ok_or_else(|| format!("`{text}` is no port: write a number from 1 to 65535"))
+        };
+        let (name, rest) = match text.split_once('=') {
+            Some((name, rest)) => {
+                (Some(name.parse().map_err(|why| format!("`{name}`: {why}"))?), rest)
+            }
+            None => (None, text),
+        };
+        let (ports, protocol) = match rest.split_once('/') {
+            None => (rest, Protocol::Tcp),
+            Some((ports, "tcp")) => (ports, Protocol::Tcp),
+            Some((ports, "udp")) => (ports, Protocol::Udp),
+            Some((_, other)) => {
+                return Err(format!("a service carries tcp and udp, and no `{other}`"));
+            }
+        };
+        let (port, backend_port) = ports.split_once(':').unwrap_or((ports, ports));
+        Ok(Self { name, protocol, port: number(port)?, backend_port: number(backend_port)? })
+    }
+}
+
+impl fmt::Display for ServicePort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = &self.name {
+            write!(f, "{name}=")?;
+        }
+        write!(f, "{}", self.port)?;
+        if self.backend_port != self.port {
+            write!(f, ":{}", self.backend_port)?;
+        }
+        match self.protocol {
+            Protocol::Tcp => write!(f, "/tcp"),
+            Protocol::Udp => write!(f, "/udp"),
+        }
+    }
+}
+
+impl TryFrom<String> for ServicePort {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<ServicePort> for String {
+    fn from(port: ServicePort) -> Self {
+        port.to_string()
+    }
+}
+
+/// How a backend is chosen for a new connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Balancing {
+    /// By a hash of addresses and ports that is the same on every node
+    #[default]
+    Maglev,
+    /// In turn, as far as the connections of one node go
+    Rr,
+}
+
+impl Balancing {
+    /// The word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Maglev => "maglev",
+            Self::Rr => "rr",
+        }
+    }
+}
+
+/// `vxmesh service ls|inspect`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Stable id.
+    pub id: ServiceId,
+    /// Its name.
+    pub name: Name,
+    /// The network that it is in.
+    pub network: NetworkId,
+    /// Its addresses (VIPs).
+    pub vips: Vec<IpAddr>,
+    /// `active`; or `conflict`: an older service of the network has the name; or `pending`: the
+    /// node that answers has not heard yet that the addresses were given to it.
+    pub state: String,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+    /// How a backend is chosen.
+    pub lb: String,
+    /// Labels of endpoints that answer for it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub selector: BTreeMap<String, String>,
+    /// Who answers for it, and who is named and not there.
+    #[serde(default)]
+    pub backends: Vec<ServiceBackend>,
+    /// Who made it.
+    pub creator: NodeId,
+    /// What works, but not as it may be thought. Only for one service at a time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// An endpoint that answers for a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceBackend {
+    /// The endpoint's name.
+    pub name: Name,
+    /// `ready`, or `missing`: no endpoint of this name is up.
+    pub state: String,
+    /// Whose it is.
+    pub node: Option<NodeId>,
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+    /// How many new connections it gets, beside the others' weights.
+    pub weight: u8,
+}
+
+/// `vxmesh service create`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceSpec {
+    /// Its name.
+    pub name: Name,
+    /// The network: id, beginning of an id, or name.
+    pub network: String,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+    /// Names of endpoints that answer for it.
+    #[serde(default)]
+    pub backends: BTreeSet<Name>,
+    /// Labels; an endpoint that has all of them answers for it, too.
+    #[serde(default)]
+    pub selector: BTreeMap<String, String>,
+    /// Its addresses; chosen otherwise.
+    #[serde(default)]
+    pub vips: Vec<IpAddr>,
+    /// How a backend is chosen.
+    #[serde(default)]
+    pub lb: Balancing,
+    /// How many new connections endpoints get, where it is not one share.
+    #[serde(default)]
+    pub weights: BTreeMap<Name, u8>,
+}
+
+/// `vxmesh service update`: what is not named stays.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServiceUpdate {
+    /// Ports to add, or to lead elsewhere.
+    pub add_ports: Vec<ServicePort>,
+    /// Ports to remove.
+    pub remove_ports: Vec<ServicePort>,
+    /// Backends to add.
+    pub add_backends: BTreeSet<Name>,
+    /// Backends to remove.
+    pub remove_backends: BTreeSet<Name>,
+    /// Weights to set; 1 is the default again.
+    pub weights: BTreeMap<Name, u8>,
+    /// How a backend is chosen.
+    pub lb: Option<Balancing>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_written_as_it_is_read() {
+        for (text, shown) in [
+            ("80", "80/tcp"),
+            ("80:8080", "80:8080/tcp"),
+            ("53/udp", "53/udp"),
+            ("dns=53:5353/udp", "dns=53:5353/udp"),
+            ("80:80/tcp", "80/tcp"),
+        ] {
+            let port: ServicePort = text.parse().unwrap();
+            assert_eq!(port.to_string(), shown);
+            assert_eq!(shown.parse::<ServicePort>().unwrap(), port);
+        }
+        for bad in ["", "0", "80:", ":80", "80/sctp", "65536", "=80", "80:0", "a:b", "80/tcp/udp"] {
+            assert!(bad.parse::<ServicePort>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Who answers for a service: endpoints by name and by label, out of the believed claims. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    net::IpAddr,
+};
+
+use vxmesh_proto::{
+    addr::{Name, NetworkId, NodeId},
+    lb::{Backend, Choice, Port, Protocol, ServiceSpec},
+    object::{Content, ObjectSet, Service, ServiceState, holder},
+    record::EndpointClaim,
+    tables::RowKey,
+};
+
+use crate::reconcile::admit::Claims;
+
+/// The services of a network that this node has, oldest first: those that have their name and at
+/// least one of their addresses. `holds` says whether an address is this node's to give.
+pub(crate) fn specs(
+    set: &ObjectSet,
+    network: NetworkId,
+    claims: &Claims,
+    holds: impl Fn(NodeId, IpAddr) -> bool,
+) -> Vec<ServiceSpec> {
+    let open = set.services(network).into_iter();
+    let specs = open.filter_map(|(id, object, state)| {
+        let Content::Service(service) = object.content() else { return None };
+        let holder = holder(id);
+        let vips = service.vips.iter().copied().filter(|ip| holds(holder, *ip));
+        let vips: Vec<IpAddr> = vips.collect();
+        (state == ServiceState::Active && !vips.is_empty()).then(|| ServiceSpec {
+            id,
+            vips,
+            ports: ports(service),
+            backends: backends(service, claims).into_iter().map(|(backend, _)| backend).collect(),
+            choice: choice(service),
+        })
+    });
+    specs.collect()
+}
+
+/// The endpoints that answer for a service, in order.
+pub(super) fn backends<'c>(
+    service: &Service,
+    claims: &'c Claims,
+) -> Vec<(Backend, &'c EndpointClaim)> {
+    let holders = holders(&service.backends, claims);
+    let answers = |(key, claim): &(&RowKey, &EndpointClaim)| {
+        !claim.router
+            && (holders.get(&claim.name) == Some(key) || is_selected(&service.selector, claim))
+    };
+    let backend = |(key, claim): (&RowKey, &'c EndpointClaim)| {
+        let weight = service.weights.get(&claim.name).copied().unwrap_or(1);
+        (Backend { key: *key, weight, takes_new: true }, claim)
+    };
+    claims.iter().filter(answers).map(backend).collect()
+}
+
+/// The endpoint that has each of these names: the oldest, as for name servers.
+fn holders<'c>(names: &BTreeSet<Name>, claims: &'c Claims) -> BTreeMap<&'c Name, &'c RowKey> {
+    let mut holders: BTreeMap<&Name, (u64, &RowKey)> = BTreeMap::new();
+    for (key, claim) in claims.iter().filter(|(_, claim)| names.contains(&claim.name)) {
+        let rank = (claim.incarnation, key);
+        match holders.entry(&claim.name) {
+            Entry::Vacant(entry) => drop(entry.insert(rank)),
+            Entry::Occupied(mut entry) if *entry.get() > rank => drop(entry.insert(rank)),
+            Entry::Occupied(_) => {}
+        }
+    }
+    holders.into_iter().map(|(name, (_, key))| (name, key)).collect()
+}
+
+fn is_selected(selector: &BTreeMap<String, String>, claim: &EndpointClaim) -> bool {
+    let has = |(key, value): (&String, &String)| claim.labels.get(key) == Some(value);
+    !selector.is_empty() && selector.iter().all(has)
+}
+
+/// A port of a protocol that this version does not know is left out.
+fn ports(service: &Service) -> Vec<Port> {
+    let port = |port: &vxmesh_proto::object::ServicePort| {
+        let protocol = Protocol::of_number(port.protocol)?;
+        Some(Port { protocol, port: port.port, backend_port: port.backend_port })
+    };
+    service.ports.iter().filter_map(port).collect()
+}
+
+pub(super) fn choice(service: &Service) -> Choice {
+    match service.choice.as_ref().map(Name::as_str) {
+        Some("rr") => Choice::RoundRobin,
+        _ => Choice::Maglev,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vxmesh_proto::addr::{EndpointId, MacAddr};
+
+    use super::*;
+
+    fn claim(
+        id: u8,
+        name: &str,
+        incarnation: u64,
+        labels: &[(&str, &str)],
+    ) -> (RowKey, EndpointClaim) {
+        let endpoint = EndpointId::from_random([id; 16]);
+        let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let claim = EndpointClaim {
+            id: endpoint,
+            network: NetworkId::from_random([9; 16]),
+            name: name.parse().unwrap(),
+            aliases: Vec::new(),
+            mac: MacAddr([2, 0, 0, 0, 0, id]),
+            ips: vec![IpAddr::from([10, 0, 0, id])],
+            incarnation,
+            labels: labels.collect(),
+            router: false,
+        };
+        (RowKey { node: NodeId::of_public_key(&[id]), endpoint }, claim)
+    }
+
+    fn service(backends: &[&str], selector: &[(&str, &str)]) -> Service {
+        let selector = selector.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        Service {
+            name: "s".parse().unwrap(),
+            network: NetworkId::from_random([9; 16]),
+            creator: NodeId::of_public_key(&[1]),
+            vips: vec!["10.0.0.200".parse().unwrap()],
+            ports: Vec::new(),
+            backends: backends.iter().map(|name| name.parse().unwrap()).collect(),
+            selector: selector.collect(),
+            weights: [("b".parse().unwrap(), 5)].into(),
+            choice: None,
+        }
+    }
+
+    fn chosen(service: &Service, claims: &Claims) -> Vec<(u8, u8)> {
+        let each = backends(service, claims).into_iter();
+        each.map(|(backend, claim)| (claim.mac.0[5], backend.weight)).collect()
+    }
+
+    #[test]
+    fn endpoints_answer_by_their_name_or_by_all_labels() {
+        let app = ("app", "web");
+        let mut claims: Claims = [
+            claim(1, "a", 1, &[app]),
+            claim(2, "b", 1, &[app, ("tier", "front")]),
+            claim(3, "c", 1, &[("app", "db")]),
+            // Given the name at the same time: the older has it.
+            claim(4, "c", 2, &[]),
+        ]
+        .into();
+        let (key, node) = claim(5, "node", 1, &[app]);
+        claims.insert(key, EndpointClaim { router: true, ..node });
+        let sorted = |backends: &[&str], selector: &[(&str, &str)]| {
+            let mut chosen = chosen(&service(backends, selector), &claims);
+            chosen.sort_unstable();
+            chosen
+        };
+        assert_eq!(sorted(&[], &[app]), [(1, 1), (2, 5)]);
+        assert_eq!(sorted(&[], &[app, ("tier", "front")]), [(2, 5)]);
+        assert_eq!(sorted(&["c"], &[]), [(3, 1)]);
+        assert_eq!(sorted(&["c", "nobody"], &[("tier", "front")]), [(2, 5), (3, 1)]);
+        assert_eq!(sorted(&[], &[]), []);
+    }
+}

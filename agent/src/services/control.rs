@@ -1,0 +1,369 @@
+//! Services as the user makes, sees, changes and removes them.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
+use tokio::task::block_in_place;
+use tracing::warn;
+use vxmesh_proto::{
+    addr::{Alias, Name, NetworkId, NodeId, ServiceId},
+    lb::{Choice, Protocol},
+    object::{self, Content, Draft, ObjectId, ObjectSet, ServiceState, holder},
+    wire::{TCP, UDP},
+};
+
+use super::{
+    ServiceError, Services,
+    backends::{backends, choice},
+};
+use crate::{
+    admin::resolve,
+    api::{self, Balancing, ServiceBackend, ServicePort, ServiceSpec, ServiceUpdate},
+    daemon::Mesh,
+    reconcile::admit::Claims,
+};
+
+/// The services of a network that have their name, with it and the addresses that are theirs.
+pub(crate) fn named(
+    set: &ObjectSet,
+    network: NetworkId,
+    holds: impl Fn(NodeId, IpAddr) -> bool,
+) -> Vec<(ServiceId, Name, Vec<IpAddr>)> {
+    let services = set.services(network).into_iter();
+    let named = services.filter_map(|(id, object, state)| {
+        let Content::Service(service) = object.content() else { return None };
+        let vips = service.vips.iter().copied().filter(|ip| holds(holder(id), *ip)).collect();
+        (state == ServiceState::Active).then(|| (id, service.name.clone(), vips))
+    });
+    named.collect()
+}
+
+/// Refuses names of an endpoint that a service of the network has.
+pub(crate) fn check_names(
+    set: &ObjectSet,
+    network: NetworkId,
+    name: Option<&Name>,
+    aliases: &[Alias],
+) -> Result<(), ServiceError> {
+    let names = name.map(Name::as_str).into_iter().chain(aliases.iter().map(Alias::as_str));
+    let names: BTreeSet<&str> = names.collect();
+    let taken =
+        set.services(network).into_iter().find_map(|(_, object, _)| match object.content() {
+            Content::Service(service) if names.contains(service.name.as_str()) => {
+                Some(service.name.clone())
+            }
+            _ => None,
+        });
+    taken.map_or(Ok(()), |name| Err(ServiceError::NameTaken { name, what: "a service" }))
+}
+
+impl Services {
+    /// All services, by network.
+    pub(crate) fn list(&self, mesh: &Mesh) -> Vec<api::Service> {
+        let networks = mesh.objects.read(ObjectSet::active_networks);
+        networks.into_iter().flat_map(|network| self.list_of(mesh, network)).collect()
+    }
+
+    fn list_of(&self, mesh: &Mesh, network: NetworkId) -> Vec<api::Service> {
+        let services = mesh.objects.read(|set| set.services(network));
+        if services.is_empty() {
+            return Vec::new();
+        }
+        let claims = mesh.claims_of(network);
+        let rows = services.into_iter().filter_map(|(id, object, state)| {
+            let Content::Service(service) = object.content() else { return None };
+            Some(row(mesh, id, service, state, &claims))
+        });
+        rows.collect()
+    }
+
+    /// The service that a reference means.
+    pub(crate) fn find(&self, mesh: &Mesh, reference: &str) -> Result<api::Service, ServiceError> {
+        Ok(resolve::one(&self.list(mesh), reference).cloned()?)
+    }
+
+    /// Makes a service, on this node and so on all.
+    pub(crate) async fn create(
+        &self,
+        mesh: &Arc<Mesh>,
+        spec: ServiceSpec,
+    ) -> Result<api::Service, ServiceError> {
+        let network = mesh.find_changeable(&spec.network)?;
+        check_network(&network)?;
+        check_spec(&spec)?;
+        check_free(mesh, network.id, &spec.name)?;
+        let subnets: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
+        let is_inside = |ip: &IpAddr| subnets.iter().any(|subnet| subnet.contains(ip));
+        if let Some(ip) = spec.vips.iter().find(|ip| !is_inside(ip)) {
+            return Err(ServiceError::Outside(*ip));
+        }
+        let object = mesh.network_of(network.id).ok_or(ServiceError::Gone)?;
+        let vips = mesh.allocate(&object, network.id, &spec.vips).await?;
+        let made = block_in_place(|| publish(mesh, network.id, &spec, &vips));
+        let (id, texts) = made.inspect_err(|_error| {
+            vips.iter().for_each(|ip| mesh.addresses.put_back(network.id, *ip));
+        })?;
+        self.tell(mesh, texts).await;
+        self.find(mesh, &id.to_string())
+    }
+
+    /// Changes a service, on this node and so on all.
+    pub(crate) async fn update(
+        &self,
+        mesh: &Arc<Mesh>,
+        reference: &str,
+        update: &ServiceUpdate,
+    ) -> Result<api::Service, ServiceError> {
+        mesh.check_member()?;
+        let row = self.find(mesh, reference)?;
+        let text = block_in_place(|| {
+            edit(mesh, row.id, |service| {
+                changed(service, update)?;
+                Ok(false)
+            })
+        })?;
+        self.tell(mesh, vec![text]).await;
+        self.find(mesh, &row.id.to_string())
+    }
+
+    /// Removes a service, on this node and so on all. Its addresses go back to who gave them.
+    pub(crate) async fn remove(
+        &self,
+        mesh: &Arc<Mesh>,
+        reference: &str,
+    ) -> Result<api::Service, ServiceError> {
+        mesh.check_member()?;
+        let row = self.find(mesh, reference)?;
+        let text = block_in_place(|| edit(mesh, row.id, |_service| Ok(true)))?;
+        self.tell(mesh, vec![text]).await;
+        Ok(row)
+    }
+
+    /// Has all nodes follow these objects, and this one at once.
+    async fn tell(&self, mesh: &Arc<Mesh>, texts: Vec<String>) {
+        mesh.push_objects(texts);
+        mesh.objects.read(|set| mesh.addresses.follow(set));
+        mesh.reconcile().await;
+    }
+}
+
+/// Signs a service, and its addresses over to it.
+fn publish(
+    mesh: &Mesh,
+    network: NetworkId,
+    spec: &ServiceSpec,
+    vips: &[IpNet],
+) -> Result<(ServiceId, Vec<String>), ServiceError> {
+    let content = object::Service {
+        name: spec.name.clone(),
+        network,
+        creator: mesh.me,
+        vips: vips.iter().map(IpNet::addr).collect(),
+        ports: spec.ports.iter().map(port_of).collect(),
+        backends: spec.backends.clone(),
+        selector: spec.selector.clone(),
+        weights: spec.weights.clone(),
+        choice: word_of(spec.lb),
+    };
+    let made = mesh.objects.publish::<ServiceError>(|set, hlc| {
+        let taken = set.services(network).into_iter().any(|(_, object, _)| {
+            matches!(object.content(), Content::Service(other) if other.name == spec.name)
+        });
+        if taken {
+            return Err(ServiceError::NameTaken { name: spec.name.clone(), what: "a service" });
+        }
+        Ok(Draft::new(hlc, Content::Service(content)))
+    })?;
+    let ObjectId::Service(id) = *made.id() else { return Err(ServiceError::Gone) };
+    let mut texts = vec![made.text().to_string()];
+    for vip in vips {
+        match give(mesh, network, *vip, id) {
+            Some(text) => texts.push(text),
+            None => {
+                // What was signed comes back with the end of the service.
+                edit(mesh, id, |_service| Ok(true))?;
+                return Err(ServiceError::NotGiven(vip.addr()));
+            }
+        }
+    }
+    Ok((id, texts))
+}
+
+/// Signs an address over to a service.
+fn give(mesh: &Mesh, network: NetworkId, vip: IpNet, to: ServiceId) -> Option<String> {
+    let given = mesh.addresses.give_to_service(network, vip, holder(to))?;
+    let signed = mesh.sign_transfer(network, given);
+    if let Err(error) = &signed {
+        warn!(error = %error.message, address = %vip.addr(), "an address was not given to a service");
+        mesh.addresses.take_back(&[(network, given)]);
+    }
+    signed.ok()
+}
+
+/// Signs a later version of a service; closed, if `change` says so.
+fn edit(
+    mesh: &Mesh,
+    id: ServiceId,
+    change: impl FnOnce(&mut object::Service) -> Result<bool, ServiceError>,
+) -> Result<String, ServiceError> {
+    let object = mesh.objects.publish::<ServiceError>(|set, hlc| {
+        let held = set.get(&ObjectId::Service(id)).filter(|held| !held.closed());
+        let mut draft = held.ok_or(ServiceError::Gone)?.edit(hlc);
+        if let Content::Service(service) = &mut draft.content {
+            draft.closed = change(service)?;
+        }
+        Ok(draft)
+    })?;
+    Ok(object.text().to_string())
+}
+
+/// What a service is after a change.
+fn changed(service: &mut object::Service, update: &ServiceUpdate) -> Result<(), ServiceError> {
+    for port in update.remove_ports.iter().map(port_of) {
+        let at = service.ports.iter().position(|it| is_same(it, &port));
+        let missing =
+            || ServiceError::PortMissing { name: service.name.clone(), port: shown(&port) };
+        service.ports.remove(at.ok_or_else(missing)?);
+    }
+    for port in update.add_ports.iter().map(port_of) {
+        service.ports.retain(|it| !is_same(it, &port));
+        service.ports.push(port);
+    }
+    if service.ports.is_empty() {
+        return Err(ServiceError::NoPort(service.name.clone()));
+    }
+    for backend in &update.remove_backends {
+        if !service.backends.remove(backend) {
+            let (name, backend) = (service.name.clone(), backend.clone());
+            return Err(ServiceError::BackendMissing { name, backend });
+        }
+    }
+    service.backends.extend(update.add_backends.iter().cloned());
+    service.weights.extend(update.weights.clone());
+    service.weights.retain(|_, weight| *weight != 1);
+    if let Some(lb) = update.lb {
+        service.choice = word_of(lb);
+    }
+    Ok(())
+}
+
+/// Services are for encrypted networks of the mesh whose endpoints may talk.
+fn check_network(network: &api::Network) -> Result<(), ServiceError> {
+    let why = if !network.encrypted {
+        "its frames are not sealed, so nobody can say whose an answer is"
+    } else if network.isolated {
+        "its endpoints are kept from each other"
+    } else {
+        return Ok(());
+    };
+    Err(ServiceError::Unfit { network: network.name.clone(), why })
+}
+
+fn check_spec(spec: &ServiceSpec) -> Result<(), ServiceError> {
+    if spec.ports.is_empty() {
+        return Err(ServiceError::NoPort(spec.name.clone()));
+    }
+    let mut seen = BTreeSet::new();
+    if let Some(port) = spec.ports.iter().find(|port| !seen.insert((port.protocol, port.port))) {
+        return Err(ServiceError::PortTwice(port.clone()));
+    }
+    if spec.backends.is_empty() && spec.selector.is_empty() {
+        return Err(ServiceError::NoBackend(spec.name.clone()));
+    }
+    Ok(())
+}
+
+/// Refuses a name that an endpoint of the network has, as its name or as an alias.
+fn check_free(mesh: &Mesh, network: NetworkId, name: &Name) -> Result<(), ServiceError> {
+    mesh.check_name(name)?;
+    let taken = |what| Err(ServiceError::NameTaken { name: name.clone(), what });
+    for claim in mesh.claims_of(network).values().filter(|claim| !claim.router) {
+        if claim.name == *name {
+            return taken("an endpoint");
+        }
+        if claim.aliases.iter().any(|alias| alias.as_str() == name.as_str()) {
+            return taken("endpoints with the alias");
+        }
+    }
+    Ok(())
+}
+
+fn row(
+    mesh: &Mesh,
+    id: ServiceId,
+    service: &object::Service,
+    state: ServiceState,
+    claims: &Claims,
+) -> api::Service {
+    let is_given = |ip: &IpAddr| mesh.addresses.holds(service.network, holder(id), *ip);
+    let state = match state {
+        ServiceState::Conflict { .. } => "conflict",
+        ServiceState::Active if service.vips.iter().all(is_given) => "active",
+        ServiceState::Active => "pending",
+    };
+    let there = backends(service, claims);
+    let missing =
+        service.backends.iter().filter(|name| !there.iter().any(|(_, claim)| claim.name == **name));
+    let missing = missing.map(|name| ServiceBackend {
+        name: name.clone(),
+        state: "missing".to_owned(),
+        node: None,
+        ips: Vec::new(),
+        weight: service.weights.get(name).copied().unwrap_or(1),
+    });
+    let ready = there.iter().map(|(backend, claim)| ServiceBackend {
+        name: claim.name.clone(),
+        state: "ready".to_owned(),
+        node: Some(backend.key.node),
+        ips: claim.ips.clone(),
+        weight: backend.weight,
+    });
+    let mut backends: Vec<ServiceBackend> = ready.chain(missing).collect();
+    backends.sort_by(|one, other| one.name.cmp(&other.name));
+    let mut warnings = Vec::new();
+    if there.is_empty() {
+        let what = "no endpoint answers for it: connections to it are refused until one does";
+        warnings.push(what.to_owned());
+    }
+    let lb = match choice(service) {
+        Choice::RoundRobin => Balancing::Rr,
+        Choice::Maglev => Balancing::Maglev,
+    };
+    api::Service {
+        id,
+        name: service.name.clone(),
+        network: service.network,
+        vips: service.vips.clone(),
+        state: state.to_owned(),
+        ports: service.ports.iter().map(shown).collect(),
+        lb: lb.as_str().to_owned(),
+        selector: service.selector.clone(),
+        backends,
+        creator: service.creator,
+        warnings,
+    }
+}
+
+fn port_of(port: &ServicePort) -> object::ServicePort {
+    let protocol = match port.protocol {
+        Protocol::Tcp => TCP,
+        Protocol::Udp => UDP,
+    };
+    let ServicePort { name, port, backend_port, .. } = port.clone();
+    object::ServicePort { protocol, port, backend_port, name }
+}
+
+fn shown(port: &object::ServicePort) -> ServicePort {
+    let protocol = if port.protocol == UDP { Protocol::Udp } else { Protocol::Tcp };
+    let object::ServicePort { port, backend_port, name, .. } = port.clone();
+    ServicePort { name, protocol, port, backend_port }
+}
+
+fn is_same(one: &object::ServicePort, other: &object::ServicePort) -> bool {
+    (one.protocol, one.port) == (other.protocol, other.port)
+}
+
+/// The word that all versions know for it; none for the default.
+fn word_of(lb: Balancing) -> Option<Name> {
+    (lb != Balancing::default()).then(|| lb.as_str().parse().ok())?
+}

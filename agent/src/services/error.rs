@@ -1,0 +1,102 @@
+//! Why a service was not made, changed or removed.
+
+use std::net::IpAddr;
+
+use thiserror::Error;
+use vxmesh_proto::addr::Name;
+
+use crate::{
+    api::{ApiError, ErrorCode, ServicePort},
+    objects::PublishError,
+};
+
+/// Why something was not done to a service. Nothing was changed.
+#[derive(Debug, Error)]
+pub(crate) enum ServiceError {
+    /// The network cannot have services.
+    #[error("network `{network}` has no services: {why}")]
+    Unfit {
+        /// The network.
+        network: Name,
+        /// What it is that services are not made for.
+        why: &'static str,
+    },
+    /// The network has something of this name.
+    #[error("the network has {what} `{name}` already")]
+    NameTaken {
+        /// The name.
+        name: Name,
+        /// What has it.
+        what: &'static str,
+    },
+    /// It has no port.
+    #[error("service `{0}` has no port")]
+    NoPort(Name),
+    /// One port was given twice.
+    #[error("port {0} is there twice")]
+    PortTwice(ServicePort),
+    /// It has no such port.
+    #[error("service `{name}` has no port {port}")]
+    PortMissing {
+        /// The service.
+        name: Name,
+        /// The port.
+        port: ServicePort,
+    },
+    /// It has no such backend.
+    #[error("service `{name}` names no backend `{backend}`")]
+    BackendMissing {
+        /// The service.
+        name: Name,
+        /// The backend.
+        backend: Name,
+    },
+    /// Nobody would answer for it.
+    #[error("service `{0}` has neither backends nor a selector")]
+    NoBackend(Name),
+    /// An address is in none of the network's subnets.
+    #[error("{0} is in no subnet of the network")]
+    Outside(IpAddr),
+    /// The service or its network was removed meanwhile.
+    #[error("the service is gone")]
+    Gone,
+    /// The address was not given to it.
+    #[error("the address {0} could not be given to the service")]
+    NotGiven(IpAddr),
+    /// The object was not taken.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// What the mesh itself refused.
+    #[error(transparent)]
+    Mesh(#[from] ApiError),
+}
+
+impl From<ServiceError> for ApiError {
+    fn from(error: ServiceError) -> Self {
+        use ServiceError as E;
+        let (code, hint) = match &error {
+            E::Mesh(_) | E::Publish(_) => (ErrorCode::Failed, ""),
+            E::Unfit { .. } => (ErrorCode::Conflict, "make it in an encrypted overlay network"),
+            E::NameTaken { .. } => {
+                (ErrorCode::Conflict, "choose another name, or remove what has it")
+            }
+            E::NoPort(_) => (ErrorCode::Usage, "give one with --port, as 80 or 80:8080"),
+            E::PortTwice(_) => (ErrorCode::Usage, "give each port and protocol once"),
+            E::PortMissing { .. } | E::BackendMissing { .. } => {
+                (ErrorCode::NotFound, "see `vxmesh service inspect`")
+            }
+            E::NoBackend(_) => (
+                ErrorCode::Usage,
+                "name endpoints with --backend, or their labels with --selector KEY=VALUE",
+            ),
+            E::Outside(_) => (ErrorCode::Usage, "see `vxmesh network inspect` for its subnets"),
+            E::Gone => (ErrorCode::NotFound, "see `vxmesh service ls`"),
+            E::NotGiven(_) => (ErrorCode::Failed, "try again; nothing was changed"),
+        };
+        match error {
+            E::Mesh(error) => error,
+            E::Publish(error) => error.into(),
+            error => Self::new(code, error.to_string(), hint),
+        }
+    }
+}

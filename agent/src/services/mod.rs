@@ -1,0 +1,96 @@
+//! Services on this node: what the mesh's objects say of them becomes what the data path does.
+//!
+//! [`Services`] is asked in each reconciliation for the services of a network that is here
+//! ([`Services::follow`]); [`backends`] says who answers for each; [`control`] makes, changes and
+//! removes them for the user. How a connection is spread and remembered is `vxmesh_proto::lb`'s.
+
+mod backends;
+mod control;
+mod error;
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use tracing::error;
+use vxmesh_proto::{
+    lb::{self, Flows, ServiceSpec, flows::Shape},
+    tables::{NetworkTable, TableUpdate},
+};
+
+pub(crate) use self::{
+    backends::specs,
+    control::{check_names, named},
+    error::ServiceError,
+};
+
+/// The flows of this process: one table, made with the first service and never given back. A mesh
+/// that is left and one that is joined afterwards have different networks in it.
+static FLOWS: OnceLock<Option<Arc<Flows>>> = OnceLock::new();
+
+/// The services of this node.
+#[derive(Debug, Default)]
+pub(crate) struct Services {
+    /// How many snapshots of services there were.
+    versions: AtomicU64,
+}
+
+impl Services {
+    /// What brings the services of a network's snapshot in step with these, if anything. They are
+    /// settled once all members were heard after the start.
+    pub(crate) fn follow<P>(
+        &self,
+        table: &NetworkTable<P>,
+        specs: Vec<ServiceSpec>,
+        is_settled: bool,
+    ) -> Option<TableUpdate<P>> {
+        let before = table.services();
+        if specs.is_empty() {
+            return before.is_some().then_some(TableUpdate::Services(None));
+        }
+        let old = |spec: &ServiceSpec| before?.iter().find(|old| old.spec().id == spec.id);
+        let service = |spec: ServiceSpec| match old(&spec) {
+            Some(old) => {
+                let new = lb::Service::new(spec, Some(old));
+                if new.spec() == old.spec() { Arc::clone(old) } else { Arc::new(new) }
+            }
+            None => Arc::new(lb::Service::new(spec, None)),
+        };
+        let services: Vec<_> = specs.into_iter().map(service).collect();
+        let is_same = |before: &lb::Services| {
+            let same = |(old, new): (&Arc<lb::Service>, &Arc<lb::Service>)| Arc::ptr_eq(old, new);
+            before.is_settled() == is_settled
+                && before.iter().count() == services.len()
+                && before.iter().zip(&services).all(same)
+        };
+        if before.is_some_and(is_same) {
+            return None;
+        }
+        let version = (self.versions.fetch_add(1, Ordering::Relaxed) + 1, is_settled);
+        let flows = Arc::clone(flows()?);
+        Some(TableUpdate::Services(Some(Arc::new(lb::Services::new(flows, version, services)))))
+    }
+
+    /// Forgets flows that were not used for long. Called once a second.
+    pub(crate) fn sweep() {
+        if let Some(Some(flows)) = FLOWS.get() {
+            flows.sweep(Instant::now());
+        }
+    }
+}
+
+fn flows() -> Option<&'static Arc<Flows>> {
+    let make = || {
+        let words = (0..Shape::FULL.words()).map(|_| AtomicU64::new(0)).collect::<Box<[_]>>();
+        let made = Flows::new(Box::leak(words), Shape::FULL, rand::random(), Instant::now());
+        if made.is_none() {
+            error!("the table of flows cannot be made: services do not work; please report it");
+        }
+        made.map(Arc::new)
+    };
+    FLOWS.get_or_init(make).as_ref()
+}

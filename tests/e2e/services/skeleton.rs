@@ -1,0 +1,74 @@
+//! One TCP port, backends on other hosts, seen through `curl`.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, ensure};
+use vxmesh::api::{DnsRecord, Network, Service};
+use vxmesh_tests::lab::{Allowed, Lab, Options, wait_until};
+
+use super::{answers, ask, settled, who};
+
+const REQUESTS: usize = 60;
+
+#[test]
+fn a_vip_spreads_connections_over_other_hosts_and_keeps_the_clients_address() -> Result<()> {
+    let lab = Lab::captured(Options::default())?;
+    let dir = tempfile::tempdir()?;
+    let subnets = ["--subnet", "10.71.0.0/24", "--subnet", "fd71::/64"];
+    let _blue: Network =
+        lab.json("h1", &[&["network", "create", "blue"], &subnets[..]].concat())?;
+    for (host, name) in [("h2", "web2"), ("h3", "web3")] {
+        wait_until("the network is there", || {
+            Ok(lab.try_vxmesh(host, &["network", "inspect", "blue"])?.status.success())
+        })?;
+        who(&lab, dir.path(), host, name)?;
+    }
+    lab.vxmesh("h1", &["run", "-d", "--name", "c", "--network", "blue", "sleep", "1000"])?;
+    let create = ["service", "create", "web", "--network", "blue", "--port", "80:8080"];
+    let web: Service = lab.json("h3", &[&create[..], &["--selector", "app=web"]].concat())?;
+    ensure!(web.state == "active" && web.vips.len() == 2, "{web:?}");
+    settled(&lab, "web", 2)?;
+
+    let client: Vec<vxmesh::api::Endpoint> = lab.get("h1", "/v1/endpoints")?;
+    let client = client.iter().find(|it| it.name.as_str() == "c").context("no client")?;
+    for (version, is_v4) in [("-4", true), ("-6", false)] {
+        let mut ips = client.ips.iter().map(ipnet::IpNet::addr);
+        let own = ips.find(|ip| ip.is_ipv4() == is_v4).context("no address")?;
+        wait_until("the first answer comes", || Ok(ask(&lab, "h1", "c", version).is_ok()))?;
+        let got = answers(&lab, ("h1", "c"), version, REQUESTS)?;
+        let expected = [format!("web2 {own}"), format!("web3 {own}")];
+        ensure!(got.keys().eq(&expected), "{version}: {got:?}");
+        // Of 60 that are spread evenly, fewer than 10 to one come once in ten million times.
+        ensure!(got.values().all(|count| *count >= 10), "{version}: {got:?}");
+    }
+
+    // It is there, and what it does not have is refused at once.
+    for vip in &web.vips {
+        lab.vxmesh("h1", &["exec", "c", "--", "ping", "-c", "1", "-W", "5", &vip.to_string()])?;
+        let url = match vip {
+            IpAddr::V4(ip) => format!("http://{ip}:81/"),
+            IpAddr::V6(ip) => format!("http://[{ip}]:81/"),
+        };
+        let refused =
+            lab.try_vxmesh("h1", &["exec", "c", "--", "curl", "-sS", "-m", "5", "-g", &url])?;
+        ensure!(refused.status.code() == Some(7), "{url}: {refused:?}");
+    }
+    let records: Vec<DnsRecord> = lab.json("h2", &["dns", "query", "web"])?;
+    let values: Vec<&str> = records.iter().map(|record| record.value.as_str()).collect();
+    ensure!(web.vips.iter().all(|vip| values.contains(&vip.to_string().as_str())), "{records:?}");
+
+    // A backend that goes is not chosen any more, and one that is named comes.
+    lab.vxmesh("h2", &["sandbox", "rm", "web2"])?;
+    settled(&lab, "web", 1)?;
+    let got = answers(&lab, ("h1", "c"), "-4", 10)?;
+    ensure!(got.len() == 1 && got.keys().all(|answer| answer.starts_with("web3 ")), "{got:?}");
+
+    let held = lab.try_vxmesh("h1", &["network", "rm", "blue"])?;
+    ensure!(held.status.code() == Some(4), "{held:?}");
+    lab.vxmesh("h2", &["service", "rm", "web"])?;
+    wait_until("the name is gone", || Ok(ask(&lab, "h1", "c", "-4").is_err()))?;
+    lab.finish(Allowed {
+        drops: &["service_port", "no_backend", "neighbor_unknown"],
+        ..Allowed::default()
+    })
+}
