@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use tracing::error;
 use vxmesh_proto::{
     addr::{NetworkId, NodeId},
-    ipam::{AllocateError, Ownership, Pool, Subnet, Transfer},
+    ipam::{AllocateError, Block, Ownership, Pool, Subnet, Transfer},
     limits::ADDRESS_QUARANTINE,
     object::{self, ObjectSet, SubnetOf, SubnetState},
 };
@@ -28,6 +28,8 @@ pub type Elsewhere = BTreeSet<IpAddr>;
 pub struct Addresses {
     me: NodeId,
     pools: Mutex<Pools>,
+    /// What comes back to who gave it when services of a network are closed.
+    expected: Mutex<BTreeMap<NetworkId, Vec<Transfer>>>,
     /// Networks of this host alone.
     hosted: Mutex<BTreeSet<NetworkId>>,
     /// The hash of the objects that the pools are in step with.
@@ -40,7 +42,13 @@ impl Addresses {
     /// No network yet.
     #[must_use]
     pub fn new(me: NodeId) -> Self {
-        Self { me, pools: Mutex::default(), hosted: Mutex::default(), followed: Mutex::default() }
+        Self {
+            me,
+            pools: Mutex::default(),
+            expected: Mutex::default(),
+            hosted: Mutex::default(),
+            followed: Mutex::default(),
+        }
     }
 
     /// Takes on a network of this host alone: all its addresses are this node's.
@@ -95,9 +103,12 @@ impl Addresses {
             reclaims.entry(reclaim.network).or_default().push(Transfer::from(reclaim));
         }
         let mut returns: BTreeMap<NetworkId, Vec<Transfer>> = BTreeMap::new();
-        for back in objects.returns() {
-            returns.entry(back.network).or_default().push(Transfer::from(&back));
+        let mut expected: BTreeMap<NetworkId, Vec<Transfer>> = BTreeMap::new();
+        for (back, now) in objects.returns() {
+            let of = if now { &mut returns } else { &mut expected };
+            of.entry(back.network).or_default().push(Transfer::from(&back));
         }
+        *self.expected() = expected;
         for id in ids {
             let subnets = objects.subnets(id);
             let counts = subnets.iter().filter(|subnet| subnet.state == SubnetState::Active);
@@ -112,9 +123,12 @@ impl Addresses {
                 pool.extend(transfers.get(&id).into_iter().flatten().copied());
                 pool.reclaim(reclaims.get(&id).into_iter().flatten().copied());
                 for back in returns.get(&id).into_iter().flatten() {
+                    let ip = back.block.addr();
+                    let is_news = pool.extend([*back]);
+                    let owner = pool.ownership().block_at(ip).map(|block| block.owner);
                     // Others still remember that a service had it.
-                    if pool.extend([*back]) && back.to == self.me {
-                        pool.rest(back.block.addr(), Instant::now() + ADDRESS_QUARANTINE);
+                    if is_news && owner == Some(self.me) {
+                        pool.rest(ip, Instant::now() + ADDRESS_QUARANTINE);
                     }
                 }
             }
@@ -268,15 +282,18 @@ impl Addresses {
         }
     }
 
-    /// All blocks of this node as transfers to another one, for `leave`. They are given up here and
-    /// now: a node that asks for space meanwhile must not get a part of them, too.
+    /// All blocks of this node as transfers to another one, for `leave`, and what it gave to
+    /// services: that counts when it comes back. They are given up here and now: a node that asks
+    /// for space meanwhile must not get a part of them, too.
     #[must_use]
     pub fn give_all(&self, to: NodeId) -> Vec<(NetworkId, Transfer)> {
-        let mut pools = self.lock();
+        let (mut pools, expected) = (self.lock(), self.expected());
         let mut given = Vec::new();
         for (network, pools) in pools.iter_mut().filter(|(id, _)| !self.is_hosted(**id)) {
             for pool in pools {
-                let own = pool.ownership().blocks().filter(|block| block.owner == self.me);
+                let later = coming(pool, expected.get(network));
+                let own = pool.ownership().blocks().chain(later);
+                let own = own.filter(|block| block.owner == self.me);
                 let transfers: Vec<Transfer> = own
                     .filter_map(|block| {
                         let epoch = block.epoch.checked_add(1)?;
@@ -302,22 +319,43 @@ impl Addresses {
         }
     }
 
-    /// All blocks of nodes that were removed, as transfers to this one.
+    /// All blocks of nodes that were removed, as transfers to this one, and what they gave to
+    /// services.
     #[must_use]
     pub fn reclaimable(&self, is_removed: impl Fn(NodeId) -> bool) -> Vec<(NetworkId, Transfer)> {
-        let pools = self.lock();
+        let (pools, expected) = (self.lock(), self.expected());
         let pools =
             pools.iter().flat_map(|(network, pools)| pools.iter().map(|pool| (*network, pool)));
         let of = |(network, pool): (NetworkId, &Pool)| {
-            let taken = pool.reclaimable(&is_removed).into_iter();
+            let later = coming(pool, expected.get(&network)).into_iter();
+            let later = later.filter(|block| is_removed(block.owner)).filter_map(|block| {
+                let (from, to, epoch) = (block.owner, self.me, block.epoch.checked_add(1)?);
+                Some(Transfer { block: block.cidr, from, to, epoch })
+            });
+            let taken = pool.reclaimable(&is_removed).into_iter().chain(later);
             taken.map(move |transfer| (network, transfer)).collect::<Vec<_>>()
         };
         pools.flat_map(of).collect()
     }
 
+    fn expected(&self) -> MutexGuard<'_, BTreeMap<NetworkId, Vec<Transfer>>> {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NetworkId, Vec<Pool>>> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The blocks that services have now, as they will be when these come back.
+fn coming(pool: &Pool, returns: Option<&Vec<Transfer>>) -> Vec<Block> {
+    let Some(returns) = returns else { return Vec::new() };
+    let now = pool.ownership();
+    let mut later = now.clone();
+    later.extend(returns.iter().copied());
+    let is_new =
+        |block: &Block| now.block_at(block.cidr.addr()).map(|it| it.owner) != Some(block.owner);
+    later.blocks().filter(is_new).collect()
 }
 
 #[cfg(test)]
@@ -473,7 +511,17 @@ mod tests {
         addresses.follow(&said.set);
         assert!(addresses.holds(id, holder, vip.addr()) && !addresses.holds(id, me, vip.addr()));
         assert!(matches!(take(), Err(AllocateError::NotOurs { owner, .. }) if owner == holder));
-        assert!(addresses.give_all(holder).iter().all(|(_, it)| it.block != given.block));
+        // Who gave it leaves: its heir gets this address, too, when it comes back.
+        let heir = NodeId::of_public_key(b"heir");
+        let left = addresses.give_all(heir);
+        let last = left.iter().find(|(_, it)| it.block == given.block).map(|(_, it)| *it).unwrap();
+        assert_eq!((last.to, last.epoch), (heir, given.epoch + 2));
+        assert!(addresses.holds(id, holder, vip.addr()), "not before");
+        let removed = addresses.reclaimable(|node| node == me);
+        assert!(removed.is_empty(), "nothing is left of who gave all: {removed:?}");
+        addresses.take_back(&left);
+        let removed = addresses.reclaimable(|node| node == me);
+        assert!(removed.iter().any(|(_, it)| it.block == given.block), "{removed:?}");
 
         let held = Arc::clone(said.set.get(&made).unwrap());
         said.sign(&Draft { closed: true, ..held.edit(Hlc::at(9)) });
@@ -483,6 +531,11 @@ mod tests {
         let taken =
             addresses.allocate(id, vip.trunc(), Some(vip.addr()), &elsewhere, Instant::now());
         assert!(matches!(taken, Some(Err(AllocateError::Resting { .. }))), "{taken:?}");
+
+        let Transfer { block: cidr, from, to, epoch } = last;
+        said.say(10, Content::Transfer(object::Transfer { network: id, cidr, from, to, epoch }));
+        addresses.follow(&said.set);
+        assert!(addresses.holds(id, heir, vip.addr()));
     }
 
     /// I12: two transfers of one block contradict each other, and the void one's receiver has given

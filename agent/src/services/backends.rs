@@ -94,7 +94,11 @@ pub(super) fn choice(service: &Service) -> Choice {
 
 #[cfg(test)]
 mod tests {
-    use vxmesh_proto::addr::{EndpointId, MacAddr};
+    use ring::signature::{Ed25519KeyPair, KeyPair};
+    use vxmesh_proto::{
+        addr::{EndpointId, MacAddr},
+        object::{Certifier, Draft, Hlc, Member, Merge},
+    };
 
     use super::*;
 
@@ -138,6 +142,42 @@ mod tests {
     fn chosen(service: &Service, claims: &Claims) -> Vec<(u8, u8)> {
         let each = backends(service, claims).into_iter();
         each.map(|(backend, claim)| (claim.mac.0[5], backend.weight)).collect()
+    }
+
+    struct AnyCa;
+
+    impl Certifier for AnyCa {
+        fn certified_key(&self, certificate: &[u8]) -> Option<[u8; 32]> {
+            certificate.try_into().ok()
+        }
+
+        fn ca_key(&self) -> Option<[u8; 32]> {
+            None
+        }
+    }
+
+    /// A member that makes a service with the address of somebody's database gets nothing of it.
+    #[test]
+    fn a_service_has_an_address_only_if_it_was_given_to_it() {
+        let pair = Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap();
+        let certificate = pair.public_key().as_ref().to_vec();
+        let (me, mesh) = (NodeId::of_public_key(&certificate), NodeId::of_public_key(b"mesh"));
+        let mut set = ObjectSet::new(mesh);
+        let service = Service { creator: me, ..service(&["a"], &[]) };
+        let (network, vip) = (service.network, service.vips[0]);
+        let id = service.id(Hlc::at(1));
+        let member = Content::Member(Member { certificate, name: None });
+        for content in [member, Content::Service(service)] {
+            let text = Draft::new(Hlc::at(1), content).sign(&pair, mesh).unwrap();
+            assert!(matches!(set.merge(&text, &AnyCa, 1), Merge::New(_)));
+        }
+        let claims: Claims = [claim(1, "a", 1, &[])].into();
+        let others = |_, _| false;
+        assert!(specs(&set, network, &claims, others).is_empty());
+        let given = |node, ip| node == holder(id) && ip == vip;
+        let has = specs(&set, network, &claims, given);
+        assert_eq!(has.iter().map(|spec| spec.vips.clone()).collect::<Vec<_>>(), [[vip]]);
+        assert_eq!(has[0].backends.len(), 1);
     }
 
     #[test]

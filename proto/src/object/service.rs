@@ -151,17 +151,20 @@ impl ObjectSet {
             .collect()
     }
 
-    /// The addresses of closed services, as they go back to who gave them.
-    pub fn returns(&self) -> impl Iterator<Item = Transfer> {
-        let closed = self.all_services().filter(|(_, object, _)| object.closed());
-        let holders: BTreeMap<NodeId, &Service> =
-            closed.map(|(id, _, service)| (holder(id), service)).collect();
+    /// The addresses of services, as they go back to who gave them, and whether they do now: once
+    /// the service is closed.
+    pub fn returns(&self) -> impl Iterator<Item = (Transfer, bool)> {
+        let services = self.all_services();
+        let holders: BTreeMap<NodeId, (NetworkId, bool)> = services
+            .map(|(id, object, service)| (holder(id), (service.network, object.closed())))
+            .collect();
         let given = self.all_transfers();
         given.filter_map(move |given| {
-            let service = holders.get(&given.to)?;
-            (service.network == given.network).then_some(())?;
+            let (_, closed) =
+                holders.get(&given.to).filter(|(network, _)| *network == given.network)?;
             let epoch = given.epoch.checked_add(1)?;
-            Some(Transfer { from: given.to, to: given.from, epoch, ..given.clone() })
+            let back = Transfer { from: given.to, to: given.from, epoch, ..given.clone() };
+            Some((back, *closed))
         })
     }
 

@@ -1,5 +1,6 @@
 //! Services: a VIP whose connections are spread over sandboxes on other hosts.
 
+mod life;
 mod skeleton;
 
 use std::{collections::BTreeMap, path::Path};

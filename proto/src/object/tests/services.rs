@@ -76,11 +76,13 @@ fn addresses_of_a_closed_service_go_back_to_who_gave_them() {
     let made = new(&mut set, &sign(1, &draft(1, service(1, "web", "10.1.0.9"))));
     let holder = holder(id_of(&made));
     new(&mut set, &sign(2, &given(2, holder, "10.1.0.9", 3)));
-    assert_eq!(set.returns().count(), 0, "it is there");
+    let back = |set: &ObjectSet| -> Vec<_> {
+        set.returns().map(|(it, now)| (it.from, it.to, it.epoch, now)).collect()
+    };
+    assert_eq!(back(&set), [(holder, node(2), 4, false)], "it is there");
     let closed = Draft { closed: true, ..made.edit(hlc(9)) };
     assert!(matches!(merge(&mut set, &sign(3, &closed)), Merge::Updated { .. }));
-    let back: Vec<_> = set.returns().map(|it| (it.from, it.to, it.epoch)).collect();
-    assert_eq!(back, [(holder, node(2), 4)]);
+    assert_eq!(back(&set), [(holder, node(2), 4, true)]);
     // It stays closed: the address may be somebody else's by now.
     let mut reopened = made.edit(hlc(20));
     reopened.closed = false;
