@@ -13,7 +13,7 @@ use std::net::IpAddr;
 
 use crate::{
     addr::MacAddr,
-    wire::{Ethernet, Fragment, Ipv4, Ipv6, Upper, ethernet},
+    wire::{Ethernet, Fragment, Ipv4, Ipv6, Upper, be16, ethernet, ipv6},
 };
 
 /// What a frame says of itself in front of what it carries.
@@ -164,6 +164,17 @@ impl Ip {
         }
     }
 
+    /// The number that all fragments of its packet have, if it is one of them.
+    #[must_use]
+    pub fn fragment_id(&self, frame: &[u8]) -> Option<u32> {
+        let packet = frame.get(ethernet::HEADER_LEN..)?;
+        match self.source {
+            _ if self.fragment == Fragment::Whole => None,
+            IpAddr::V4(_) => be16(packet, 4).map(u32::from),
+            IpAddr::V6(_) => ipv6::fragment_id(packet),
+        }
+    }
+
     /// Whether the packet has no options and no extension headers, and the frame no padding.
     #[must_use]
     pub fn is_bare(&self, frame_len: usize) -> bool {
@@ -176,7 +187,7 @@ const fn bare(source: IpAddr) -> usize {
     ethernet::HEADER_LEN
         + match source {
             IpAddr::V4(_) => crate::wire::ipv4::MIN_HEADER_LEN,
-            IpAddr::V6(_) => crate::wire::ipv6::HEADER_LEN,
+            IpAddr::V6(_) => ipv6::HEADER_LEN,
         }
 }
 

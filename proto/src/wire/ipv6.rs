@@ -6,7 +6,7 @@
 
 use std::net::Ipv6Addr;
 
-use super::{Fragment, Upper, array, be16};
+use super::{Fragment, Upper, array, be16, be32};
 use crate::addr::MacAddr;
 
 /// Bytes of the fixed header.
@@ -55,12 +55,37 @@ impl<'a> Ipv6<'a> {
     }
 }
 
+/// The identification of a packet's fragment header (section 4.5), if it has one.
+#[must_use]
+pub fn fragment_id(bytes: &[u8]) -> Option<u32> {
+    let (mut next, mut rest) = (*bytes.get(6)?, bytes.get(HEADER_LEN..)?);
+    for _ in 0..=MAX_EXTENSIONS {
+        if next == FRAGMENT {
+            return be32(rest, 4);
+        }
+        let len = extension_len(next, rest)?;
+        next = *rest.first()?;
+        rest = rest.get(len..)?;
+    }
+    None
+}
+
+/// Bytes of an extension header that has its length in itself.
+fn extension_len(kind: u8, rest: &[u8]) -> Option<usize> {
+    match kind {
+        HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => Some(8 + usize::from(*rest.get(1)?) * 8),
+        AUTHENTICATION => Some(8 + usize::from(*rest.get(1)?) * 4),
+        _ => None,
+    }
+}
+
 fn walk(mut next: u8, mut rest: &[u8]) -> Option<Upper<'_>> {
     let mut fragment = Fragment::Whole;
     for _ in 0..=MAX_EXTENSIONS {
         let len = match next {
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => 8 + usize::from(*rest.get(1)?) * 8,
-            AUTHENTICATION => 8 + usize::from(*rest.get(1)?) * 4,
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION => {
+                extension_len(next, rest)?
+            }
             FRAGMENT => {
                 let offset_and_more = be16(rest, 2)?;
                 if offset_and_more & 0xfff8 != 0 {

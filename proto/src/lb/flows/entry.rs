@@ -1,8 +1,8 @@
 //! What is remembered of one flow: [`Flow`], and how it lies in memory.
 //!
 //! ```text
-//! network 2 | client 2 | VIP 2 | backend 2 | ports 1 | MAC, protocol, kind 1 | endpoint 2 | epoch 1
-//! next free 1 | 2 to make it two cache lines
+//! network 2 | client 2 | VIP 2 | backend 2 | ports 1 | MAC, protocol, kind 1 | endpoint 2
+//! generation 24, snapshot 40 | next free 1 | 2 to make it two cache lines
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,7 +14,7 @@ use crate::addr::{EndpointId, MacAddr, NetworkId};
 pub(super) const WORDS: usize = 16;
 /// Those that say what the flow is, and do not change while it lives.
 pub(super) const FIXED: usize = 12;
-/// Where the epoch is.
+/// Where it is said with which snapshot of services the flow was compared.
 pub(super) const EPOCH: usize = 12;
 /// Where the number of the next free entry is.
 pub(super) const NEXT: usize = 13;
@@ -78,6 +78,12 @@ impl Flow {
     pub fn seen(&self) -> SocketAddr {
         let ip = if self.sees_vip { self.vip.ip() } else { self.client.ip() };
         SocketAddr::new(ip, self.seen_port)
+    }
+
+    /// Whether the client asks the backend itself, and only has another port there.
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        self.vip == self.backend
     }
 
     pub(super) fn to_words(self) -> [u64; FIXED] {

@@ -1,7 +1,8 @@
 //! Where flows lie: [`Memory`], words that all threads share, and [`Shape`], what is where in them.
 //!
 //! ```text
-//! header 8 | sources 2 rows | lives 1 a flow | index 2 a flow (4 slots of 4 bytes) | entries 16 a flow
+//! header 8 | sources 2 rows | lives 1 a flow | index 2 a flow (4 slots) | entries 16 a flow
+//! fragments
 //! ```
 //!
 //! So a flow has 152 bytes. Nothing is a pointer: the words may be mapped from a file.
@@ -11,7 +12,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::entry;
+use super::{entry, fragments};
 use crate::limits::SERVICE_FLOWS;
 
 /// Words that all threads share. What lies outside reads as zero, and is not written.
@@ -94,7 +95,7 @@ impl Shape {
     /// How many words it needs, all zero at first.
     #[must_use]
     pub const fn words(self) -> usize {
-        self.entries() + self.flows as usize * entry::WORDS
+        self.fragments(0) + self.fragment_buckets() * fragments::PLACES * fragments::WORDS
     }
 
     /// A power of two, twice as many slots as there are keys, of which each flow has two.
@@ -116,6 +117,17 @@ impl Shape {
 
     pub(super) const fn entry(self, number: u32) -> usize {
         self.entries() + number as usize * entry::WORDS
+    }
+
+    /// A bucket of fragments, the one of these bits.
+    pub(super) const fn fragments(self, bits: usize) -> usize {
+        let bucket = bits & (self.fragment_buckets() - 1);
+        self.entry(self.flows) + bucket * fragments::PLACES * fragments::WORDS
+    }
+
+    /// A power of two, of 1024 packets in the agent's table.
+    const fn fragment_buckets(self) -> usize {
+        (self.flows as usize / 512).next_power_of_two()
     }
 
     /// At a multiple of a cache line, if the memory is.

@@ -16,9 +16,11 @@
 //! whoever needs an entry takes theirs. No flow of which both ends speak is displaced.
 
 mod entry;
+mod fragments;
 mod index;
 mod life;
 mod memory;
+mod restore;
 
 use std::{
     hash::{BuildHasher, Hasher},
@@ -29,6 +31,7 @@ use std::{
 
 use entry::{EPOCH, FIXED, Key, NEXT};
 pub use entry::{Flow, Tuple};
+pub use fragments::Fragmented;
 use index::Slots;
 use life::Life;
 pub use life::{Sender, Sign, State};
@@ -43,6 +46,8 @@ const PART: u64 = 4;
 const LOOKED_AT: u32 = 4096;
 /// Half-open flows among which the oldest is displaced.
 const COMPARED: u32 = 8;
+/// The part of the number of a snapshot that an entry has, in front of which it has its generation.
+const SNAPSHOT: u64 = (1 << 40) - 1;
 
 /// All flows.
 #[derive(Debug)]
@@ -62,10 +67,18 @@ pub struct Found {
     pub sender: Sender,
     /// How far it had come.
     pub state: State,
-    /// The snapshot of services with which it was last compared.
+    /// The snapshot of services with which it was last compared, as far as that is known.
     pub services: u64,
     number: u32,
     generation: u64,
+}
+
+impl Found {
+    /// Whether it was compared with this snapshot of services.
+    #[must_use]
+    pub const fn was_compared_with(&self, services: u64) -> bool {
+        self.services == services & SNAPSHOT
+    }
 }
 
 /// Why there is no new flow.
@@ -100,8 +113,9 @@ struct Taken {
 }
 
 impl<M: Memory> FlowTable<M> {
-    /// A table in memory that is zero or that of a table of this shape and seed; nothing if it has
-    /// less than [`Shape::words`] words. No time is before `epoch`.
+    /// A table in memory that is zero, or that of a table of this shape and seed, which is then to be
+    /// [restored](Self::restore); nothing if it has less than [`Shape::words`] words. No time is
+    /// before `epoch`.
     #[must_use]
     pub fn new(memory: M, shape: Shape, seed: u64, epoch: Instant) -> Option<Self> {
         let enough = memory.words() >= shape.words() && shape.flows <= Shape::MOST;
@@ -145,12 +159,9 @@ impl<M: Memory> FlowTable<M> {
 
     /// Remembers that the flow was compared with this snapshot of services.
     pub fn compared(&self, found: &Found, services: u64) {
-        // It may be another flow's by now, which is then compared once more or once less often: who
-        // compares finds the same.
+        // The entry may be another flow's by now, which was not compared: the generation tells.
         let at = self.shape.entry(found.number) + EPOCH;
-        if self.life(found.number).generation() == found.generation {
-            self.memory.store(at, services, Ordering::Relaxed);
-        }
+        self.memory.store(at, mark(found.generation, services), Ordering::Relaxed);
     }
 
     /// Begins a flow.
@@ -170,7 +181,7 @@ impl<M: Memory> FlowTable<M> {
             return Err(Refused::Full);
         }
         let taken = self.acquire(now).ok_or(Refused::Full)?;
-        self.write(taken.number, flow, services);
+        self.write(taken, flow, services);
         let placed = self.place(taken, [(&client, &forward), (&backend, &reverse)]);
         if let Err(refused) = placed {
             self.release(taken);
@@ -185,7 +196,7 @@ impl<M: Memory> FlowTable<M> {
             flow: *flow,
             sender: Sender::Client,
             state: State::HalfOpen,
-            services,
+            services: services & SNAPSHOT,
             number: taken.number,
             generation: life.generation(),
         })
@@ -274,12 +285,13 @@ impl<M: Memory> FlowTable<M> {
         words: &[u64; FIXED],
         sender: Sender,
     ) -> Option<Found> {
-        let services = self.memory.load(self.shape.entry(number) + EPOCH, Ordering::Relaxed);
+        let mark = self.memory.load(self.shape.entry(number) + EPOCH, Ordering::Relaxed);
+        let is_its = mark & !SNAPSHOT == self::mark(life.generation(), 0);
         Some(Found {
             flow: Flow::of_words(words),
             sender,
             state: life.state()?,
-            services,
+            services: if is_its { mark & SNAPSHOT } else { u64::MAX },
             number,
             generation: life.generation(),
         })
@@ -305,14 +317,15 @@ impl<M: Memory> FlowTable<M> {
         words
     }
 
-    fn write(&self, number: u32, flow: &Flow, services: u64) {
+    fn write(&self, Taken { number, life }: Taken, flow: &Flow, services: u64) {
         // Who reads a word of these sees that the entry is taken.
         fence(Ordering::Release);
         let first = self.shape.entry(number);
         for (at, word) in (first..).zip(flow.to_words()) {
             self.memory.store(at, word, Ordering::Relaxed);
         }
-        self.memory.store(first + EPOCH, services, Ordering::Relaxed);
+        let mark = mark(life.generation(), services);
+        self.memory.store(first + EPOCH, mark, Ordering::Relaxed);
     }
 
     /// Puts a taken entry into the index under its keys, unless another has one of them.
@@ -421,7 +434,8 @@ impl<M: Memory> FlowTable<M> {
     /// Takes the entry of a flow that ended or was not used for long; or else, of a few half-open
     /// ones, that which was not used for longest. Of half-open ones only, where these are too many.
     fn displace(&self, now: Instant, half_open: bool) -> Option<Taken> {
-        let (second, flows) = (self.second(now), self.shape.flows);
+        // Not over entries that were never used: nothing is to be found there.
+        let (second, flows) = (self.second(now), self.fresh().max(1));
         let [closed, waiting] =
             [CLOSED, HALF_OPEN].map(|at| self.memory.load(at, Ordering::Relaxed));
         if closed == 0 && waiting == 0 {
@@ -498,6 +512,11 @@ impl<M: Memory> FlowTable<M> {
     }
 }
 
+/// What says that the flow of this generation was compared with a snapshot.
+const fn mark(generation: u64, services: u64) -> u64 {
+    generation << SNAPSHOT.count_ones() | services & SNAPSHOT
+}
+
 /// A head that is not taken for an earlier one.
 const fn versioned(head: u64, first: u64) -> u64 {
     ((head >> 32).wrapping_add(1) << 32) | (first & 0xffff_ffff)
@@ -506,4 +525,4 @@ const fn versioned(head: u64, first: u64) -> u64 {
 #[cfg(test)]
 mod model;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

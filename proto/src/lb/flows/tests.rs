@@ -18,6 +18,12 @@ use crate::{
 
 type Table = FlowTable<Vec<AtomicU64>>;
 
+/// Does as a thread that has taken the entry of a flow and does not go on.
+pub(in crate::lb) fn hold<M: Memory>(table: &FlowTable<M>, found: &Found) {
+    let at = table.shape.life(found.number);
+    table.memory.store(at, table.life(found.number).taken().0, Ordering::Relaxed);
+}
+
 /// A time that is the same in each test.
 pub(super) fn start() -> Instant {
     thread_local! {
@@ -110,6 +116,21 @@ fn both_directions_find_a_flow_and_nothing_else_does() {
     assert_eq!(table.count(), count(3, 3, 0));
 }
 
+/// Who compared a flow says so late: the entry is another flow's by then.
+#[test]
+fn what_one_flow_was_compared_with_is_not_said_of_the_next() {
+    let table = table(64);
+    let gone = table.insert(&flow(1, 8080), 5, start()).unwrap();
+    assert!(gone.was_compared_with(5) && !gone.was_compared_with(6));
+    table.remove(&gone);
+    let next = table.insert(&flow(2, 8080), 5, start()).unwrap();
+    assert_eq!(next.number, gone.number);
+    table.compared(&gone, 6);
+    assert!(!table.find(&next.flow.forward()).unwrap().was_compared_with(6));
+    table.compared(&next, 6);
+    assert!(table.find(&next.flow.forward()).unwrap().was_compared_with(6));
+}
+
 #[test]
 fn a_flow_that_is_there_or_looks_like_another_is_refused() {
     let table = table(64);
@@ -170,6 +191,19 @@ fn half_open_flows_have_a_quarter_and_the_older_ones_go() {
     let oldest = left.min().unwrap();
     assert!(oldest > 700, "{oldest}");
     assert!(table.find(&answered.flow.forward()).is_some());
+}
+
+/// Most of the room was never used. All who come find a place, also when more come than are looked
+/// at at once.
+#[test]
+fn half_open_flows_replace_each_other_in_an_empty_table() {
+    let table = table(32_768);
+    for n in 0..20_000u32 {
+        let source = u8::try_from(n % 100).unwrap();
+        let inserted = table.insert(&numbered(source, n), 0, after((n / 1000).into()));
+        assert!(inserted.is_ok(), "{n}: {:?}", table.count());
+    }
+    assert_eq!(table.count(), count(8192, 8192, 0));
 }
 
 #[test]
@@ -249,6 +283,48 @@ fn memory_of_any_content_harms_nobody() {
         table.sweep(after(9999));
         let _any = table.iter().count();
     }
+}
+
+/// The agent was killed while threads wrote: what is not certain any more is anything.
+#[test]
+fn a_table_of_a_program_that_was_killed_is_whole_again() {
+    let before = table(64);
+    let flows: Vec<_> =
+        (0..20u8).map(|n| establish(&before, &numbered(n, n.into()), start())).collect();
+    before.note(&flows[3], Sign::Rst, start()).unwrap();
+    before.note(&flows[4], Sign::Rst, after(9000)).unwrap();
+    before.remove(&flows[5]);
+    let waiting = before.insert(&numbered(30, 30), 0, after(9000)).unwrap();
+    before.note(&flows[7], Sign::Segment, after(9000)).unwrap();
+    hold(&before, &flows[6]);
+    let shape = before.shape;
+    let damaged = |at: usize| {
+        let is_header = at < shape.life(0) && at != FRESH;
+        is_header || (shape.bucket(0)..shape.entry(0)).contains(&at) || at >= shape.fragments(0)
+    };
+    let words = before.memory.iter().enumerate().map(|(at, word)| {
+        let noise = (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        AtomicU64::new(if damaged(at) { noise } else { word.load(Ordering::Relaxed) })
+    });
+    let again = FlowTable::new(words.collect::<Vec<_>>(), shape, 7, start()).unwrap();
+    again.restore(after(9000));
+    // All but these were not used for too long.
+    assert_eq!(again.count(), count(2, 1, 1));
+    for (flow, state) in
+        [(&flows[4], State::Closed), (&flows[7], State::Established), (&waiting, State::HalfOpen)]
+    {
+        for tuple in [flow.flow.forward(), flow.flow.reverse()] {
+            let found = again.find(&tuple).unwrap();
+            assert_eq!((found.flow, found.state), (flow.flow, state));
+        }
+    }
+    assert!(again.find(&flows[6].flow.forward()).is_none(), "it was being written");
+    for n in 0..61 {
+        establish(&again, &numbered(100 + n / 10, 100 + u32::from(n)), after(9000));
+    }
+    assert_eq!(again.count(), count(63, 1, 1));
+    again.restore(after(9000));
+    assert_eq!(again.count(), count(63, 1, 1));
 }
 
 proptest! {
