@@ -104,6 +104,23 @@ impl Frame<'_> {
         Ok(())
     }
 
+    /// Gives the frame other MACs. If it is refused it stays as it was.
+    ///
+    /// # Errors
+    /// Its partial checksum is not where TCP or UDP has one: it might be another packet in the end.
+    pub fn rewrite_macs(
+        &mut self,
+        source: Option<MacAddr>,
+        destination: MacAddr,
+    ) -> Result<(), DropReason> {
+        if self.offload.checksum.is_some_and(|checksum| !self.has_checksum_at(checksum)) {
+            return Err(DropReason::BadOffload);
+        }
+        let destination_mac = Some(destination);
+        self.note(&Rewrite { source_mac: source, destination_mac, ..Rewrite::default() }, false);
+        Ok(())
+    }
+
     fn update_checksum(&mut self, at: usize, is_udp: bool, changes: &Changes) {
         if self.offload.checksum.is_some() {
             let field: [u8; 2] = array(self.bytes, at).unwrap_or_default();

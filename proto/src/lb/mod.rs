@@ -2,9 +2,11 @@
 //!
 //! [`service`] is what the data path knows of a network's services, [`maglev`] says which backend a
 //! new flow gets, [`flows`] remembers it, and [`translate`] gives each frame its other end: on the
-//! way to the backend and on the way back, both at the client's node. Backends see the client's own
-//! address.
+//! way to the backend and on the way back ([`answers`]), both at the client's node. Backends see
+//! the client's own address, and its port unless it uses that for them, too ([`clash`]).
 
+mod answers;
+mod clash;
 pub mod flows;
 mod maglev;
 mod service;
@@ -13,7 +15,7 @@ mod translate;
 use std::sync::atomic::AtomicU64;
 
 pub use service::{Backend, Choice, Port, Protocol, Service, ServiceSpec, Services};
-pub(crate) use translate::{from_backend, to_backend};
+pub(crate) use translate::{Balancer, Way};
 
 use crate::addr::{MacAddr, NetworkId};
 
@@ -25,6 +27,20 @@ pub type Flows = flows::FlowTable<&'static [AtomicU64]>;
 pub fn service_mac(network: NetworkId) -> MacAddr {
     let [a, b, c, d, ..] = *network.bytes();
     MacAddr([0x02, 0xfd, a, b, c, d])
+}
+
+/// The MAC from which local backends get what is for them: by it the rules of the bridge know of
+/// which flows the answers are to be brought here. No endpoint has it, and it crosses no mesh.
+#[must_use]
+pub fn service_source_mac(network: NetworkId) -> MacAddr {
+    let [a, b, c, d, ..] = *network.bytes();
+    MacAddr([0x02, 0xfc, a, b, c, d])
+}
+
+/// Whether the MAC is one of those that services have in this network.
+#[must_use]
+pub fn is_service_mac(network: NetworkId, mac: MacAddr) -> bool {
+    mac == service_mac(network) || mac == service_source_mac(network)
 }
 
 #[cfg(test)]

@@ -97,6 +97,8 @@ pub struct ServiceSpec {
 #[derive(Debug)]
 pub struct Service {
     spec: ServiceSpec,
+    /// Where the backend of an endpoint is, in order.
+    places: Box<[(EndpointId, u16)]>,
     maglev: Arc<Maglev>,
     turns: Turns,
     /// How many flows were begun in turn; goes on from one snapshot to the next.
@@ -119,7 +121,11 @@ impl Service {
         let weighted = weights(&spec);
         let kept = before.filter(|before| before.spec.id == spec.id);
         let same = kept.filter(|before| weights(&before.spec) == weighted);
+        let places = spec.backends.iter().map(|backend| backend.key.endpoint).zip(0u16..);
+        let mut places: Box<[_]> = places.collect();
+        places.sort_unstable();
         Self {
+            places,
             maglev: same.map_or_else(
                 || Arc::new(Maglev::new(&weighted)),
                 |before| Arc::clone(&before.maglev),
@@ -144,10 +150,17 @@ impl Service {
         ports.get(at.ok()?).map(|port| port.backend_port)
     }
 
-    /// Whether the endpoint is one of its backends.
+    /// The backend that is this endpoint, if it is one of them.
     #[must_use]
-    pub fn has(&self, endpoint: EndpointId) -> bool {
-        self.spec.backends.iter().any(|backend| backend.key.endpoint == endpoint)
+    pub fn backend(&self, endpoint: EndpointId) -> Option<&Backend> {
+        let at = self.places.partition_point(|(other, _)| *other < endpoint);
+        let (_, at) = self.places.get(at).filter(|(other, _)| *other == endpoint)?;
+        self.spec.backends.get(usize::from(*at))
+    }
+
+    /// The backends that get new flows.
+    pub(super) fn for_new_flows(&self) -> impl Iterator<Item = &Backend> {
+        self.spec.backends.iter().filter(|backend| backend.takes_new && backend.weight > 0)
     }
 
     /// The backend for a new flow, of those that take one and are `usable`.
@@ -243,7 +256,9 @@ pub struct Services {
     flows: Arc<Flows>,
     version: u64,
     is_settled: bool,
+    steers_local: bool,
     services: Box<[Arc<Service>]>,
+    backend_ports: Box<[(Protocol, u16)]>,
     by_vip: HashMap<IpAddr, usize, Seeded>,
 }
 
@@ -264,7 +279,20 @@ impl Services {
                 by_vip.entry(*vip).or_insert(at);
             }
         }
-        Self { flows, version, is_settled, services, by_vip }
+        let ports = services.iter().flat_map(|service| &service.spec.ports);
+        let mut backend_ports: Vec<_> =
+            ports.map(|port| (port.protocol, port.backend_port)).collect();
+        backend_ports.sort_unstable();
+        backend_ports.dedup();
+        let backend_ports = backend_ports.into();
+        Self { flows, version, is_settled, steers_local: false, services, backend_ports, by_vip }
+    }
+
+    /// The same where the rules of the local bridge bring the answers of local backends here, or do
+    /// not. Local backends are chosen only where they do.
+    #[must_use]
+    pub fn steering_local(self, steers_local: bool) -> Self {
+        Self { steers_local, ..self }
     }
 
     /// The service that has this VIP.
@@ -284,8 +312,25 @@ impl Services {
         &self.flows
     }
 
+    /// Whether a service has backends with this port.
+    pub(super) fn has_backend_port(&self, protocol: u8, port: u16) -> bool {
+        let protocol = Protocol::of_number(protocol);
+        protocol.is_some_and(|it| self.backend_ports.binary_search(&(it, port)).is_ok())
+    }
+
+    /// Whether answers of local backends are brought here.
+    #[must_use]
+    pub const fn steers_local(&self) -> bool {
+        self.steers_local
+    }
+
+    /// Whether the agent has heard of all members.
+    pub(super) const fn is_settled(&self) -> bool {
+        self.is_settled
+    }
+
     /// Whether what does not reach a service for this reason is not going to: its sender may be
-    /// told.
+    /// told. A backend without a row may be back soon, and a connection to it goes on then.
     pub(crate) const fn is_sure_of(&self, reason: DropReason) -> bool {
         match reason {
             DropReason::NoBackend | DropReason::FlowUnknown => self.is_settled,
@@ -468,6 +513,7 @@ mod tests {
         ] {
             assert_eq!(service.backend_port(protocol, port), backend, "{protocol:?} {port}");
         }
-        assert!(service.has(key(1, 1).endpoint) && !service.has(key(2, 2).endpoint));
+        assert_eq!(service.backend(key(1, 1).endpoint).map(|it| it.key), Some(key(1, 1)));
+        assert_eq!(service.backend(key(2, 2).endpoint), None);
     }
 }

@@ -4,6 +4,10 @@
 //! to 15 are on nodes 1 to 5, each with the service's port 8080, and the VIPs are 10.0.0.200 and
 //! fd00::c8.
 
+mod clash;
+mod fragments;
+mod life;
+mod local;
 mod super_frames;
 
 use std::{
@@ -94,8 +98,18 @@ impl Net {
 
     /// Another snapshot of services.
     fn serve(&mut self, version: u64, spec: ServiceSpec) {
+        self.serve_as(version, spec, |services| services);
+    }
+
+    /// Another one, with more said of it.
+    fn serve_as(
+        &mut self,
+        version: u64,
+        spec: ServiceSpec,
+        say: impl FnOnce(Services) -> Services,
+    ) {
         let services = [Arc::new(Service::new(spec, None))];
-        let services = Services::new(Arc::clone(&self.flows), (version, true), services);
+        let services = say(Services::new(Arc::clone(&self.flows), (version, true), services));
         self.apply(TableUpdate::Services(Some(Arc::new(services))));
     }
 
@@ -283,25 +297,26 @@ fn the_vip_is_asked_for_and_found_at_the_services_mac() {
     ));
 }
 
-/// A member claims the services' MAC for its endpoint.
+/// A member claims a MAC of the services for its endpoint.
 #[test]
-fn no_endpoint_has_the_services_mac() {
-    let mut net = Net::new();
-    let taken = service_mac(spec().id);
-    for (owner, place) in [(1, Place::Remote(1)), (0, Place::Local)] {
-        let mut thief = row(owner, 66, place);
-        thief.mac = taken;
-        net.apply(TableUpdate::Put(thief));
+fn no_endpoint_has_a_mac_of_the_services() {
+    for taken in [service_mac(spec().id), service_source_mac(spec().id)] {
+        let mut net = Net::new();
+        for (owner, place) in [(1, Place::Remote(1)), (0, Place::Local)] {
+            let mut thief = row(owner, 66, place);
+            thief.mac = taken;
+            net.apply(TableUpdate::Put(thief));
+        }
+        assert_eq!(net.table.fdb(taken), None);
+        let (peer, there) = net.out(&asks(TCP, true, 4000, SYN)).unwrap();
+        assert_eq!(there[..6], mac(CLIENT + u8::try_from(peer).unwrap()).0);
+        let mut forged = asks(TCP, true, 4000, SYN);
+        forged[..6].copy_from_slice(&mac(11).0);
+        forged[6..12].copy_from_slice(&taken.0);
+        assert_eq!(net.out(&forged).unwrap_err(), DropReason::SourceUnknown);
+        let from_peer = inbound(&net.table, &node(1), &forged, &mut ());
+        assert_eq!(from_peer, InboundVerdict::Drop(DropReason::SourceNotOwned));
     }
-    assert_eq!(net.table.fdb(taken), None);
-    let (peer, there) = net.out(&asks(TCP, true, 4000, SYN)).unwrap();
-    assert_eq!(there[..6], mac(CLIENT + u8::try_from(peer).unwrap()).0);
-    let mut forged = asks(TCP, true, 4000, SYN);
-    forged[..6].copy_from_slice(&mac(11).0);
-    forged[6..12].copy_from_slice(&taken.0);
-    assert_eq!(net.out(&forged).unwrap_err(), DropReason::SourceUnknown);
-    let from_peer = inbound(&net.table, &node(1), &forged, &mut ());
-    assert_eq!(from_peer, InboundVerdict::Drop(DropReason::SourceNotOwned));
 }
 
 #[test]
@@ -540,7 +555,7 @@ fn a_backend_that_goes_takes_connections_with_it_and_datagrams_go_to_another() {
     // Its row is gone.
     net.serve(5, service(11..16));
     net.apply(TableUpdate::Remove(key(tcp - CLIENT, tcp)));
-    assert_eq!(net.out(&asks(TCP, true, 4000, ACK)).unwrap_err(), DropReason::NoBackend);
+    assert_eq!(net.out(&asks(TCP, true, 4000, ACK)).unwrap_err(), DropReason::BackendUnknown);
     let (anew, _) = net.out(&asks(TCP, true, 4000, SYN)).unwrap();
     assert_ne!(anew, u32::from(tcp - CLIENT));
     // Another endpoint has its address.

@@ -1,17 +1,24 @@
-//! The other end for a frame of a service's flow: [`to_backend`] on the way out, [`from_backend`]
-//! on the way in, both at the client's node.
+//! The other end for a frame of a service's flow: [`Balancer::take`] on the way out,
+//! [`Balancer::answer`] on the way in, both at the client's node.
 //!
 //! ```text
 //! client:p -> VIP:80       becomes  client:q -> backend:8080      q is p unless the backend would
 //! backend:8080 -> client:q becomes  VIP:80 -> client:p            take it for another flow
 //! ```
 //!
-//! A flow keeps its backend while that is one of the service's and can be reached. Without it, the
-//! next datagram begins a new flow, and so does a SYN; a connection cannot move. A SYN also begins
-//! a new one where its flow has ended, or is about to.
+//! A flow keeps its backend while that is one of the service's. A connection cannot move: it ends
+//! when its backend is none any more, and waits while nobody knows where it is. Datagrams go to
+//! another backend then, and leave one that is about to go. So does a SYN that nobody has answered;
+//! it also begins a new flow where its own has ended, or is about to.
 //!
 //! ICMP errors about packets of a flow go the same ways, and what they quote is what their receiver
-//! sent.
+//! sent. Later fragments go where the first one went; one that overtakes it is lost.
+//!
+//! A backend on this node, where the rules of the bridge bring its answers here
+//! ([`Services::steers_local`]): what it gets goes back to the bridge, from a MAC by which these
+//! rules know the flow. One that asks itself sees the VIP as the client: a host takes no packet
+//! from its own address. The rules bring more than answers, such as all errors and fragments of the
+//! backend: what is of no flow goes on as if it had not come here.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -19,261 +26,339 @@ use std::{
 };
 
 use super::{
-    flows::{Flow, Found, Refused, Sender, Sign, State, Tuple},
-    service::{Backend, Protocol, Services, other_port},
-    service_mac,
+    flows::{Flow, Found, Fragmented, Refused, Sender, Sign, State, Tuple},
+    service::{Backend, Protocol, Service, Services, other_port},
+    service_mac, service_source_mac,
 };
 use crate::{
     addr::{MacAddr, NetworkId},
     frame::{Frame, Ip, Quoted, Rewrite},
     reason::DropReason,
     tables::{NetworkTable, Place, Row},
-    wire::{Fragment, TCP, ipv6::is_link_local},
+    wire::{Fragment, TCP, UDP, ipv6::is_link_local},
 };
 
 /// How often a flow is looked for while other threads begin and end it. Without them three times
 /// are enough: one that ended, none, the new one.
-const ATTEMPTS: usize = 6;
+pub(super) const ATTEMPTS: usize = 6;
 /// Ports that a flow tries to have at its backend.
 const PORTS: u64 = 16;
 
+/// The services of a network, by one snapshot at one time.
+pub(crate) struct Balancer<'t, P> {
+    pub(super) table: &'t NetworkTable<P>,
+    pub(super) services: &'t Services,
+    pub(super) now: Instant,
+}
+
+/// Where a frame goes that was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Behind a peer.
+    Mesh,
+    /// Back to the local network.
+    Local,
+}
+
 /// A packet of a flow.
-struct Packet {
-    tuple: Tuple,
-    sign: Sign,
-    mac: MacAddr,
+pub(super) struct Packet {
+    pub(super) tuple: Tuple,
+    pub(super) sign: Sign,
+    pub(super) mac: MacAddr,
+    /// If others of the same packet follow.
+    pub(super) fragments: Option<Fragmented>,
 }
 
 impl Packet {
     /// Nothing if it is neither TCP nor UDP, or has no ports.
-    fn of(network: NetworkId, frame: &Frame<'_>) -> Option<Self> {
+    pub(super) fn of(network: NetworkId, frame: &Frame<'_>) -> Option<Self> {
         let headers = frame.headers()?;
         let ip = headers.ip.as_ref()?;
         let sign = Sign::of(ip, frame.bytes())?;
-        Some(Self { tuple: tuple_of(network, ip)?, sign, mac: headers.source })
-    }
-}
-
-fn tuple_of(network: NetworkId, ip: &Ip) -> Option<Tuple> {
-    let (source, destination) = ip.ports.filter(|_| ip.fragment != Fragment::Later)?;
-    Some(Tuple {
-        network,
-        protocol: ip.protocol,
-        source: SocketAddr::new(ip.source, source),
-        destination: SocketAddr::new(ip.destination, destination),
-    })
-}
-
-/// Gives a frame that a local client sent to a service the backend of its flow as its destination.
-///
-/// # Errors
-/// It goes nowhere.
-pub(crate) fn to_backend<P>(
-    table: &NetworkTable<P>,
-    services: &Services,
-    frame: &mut Frame<'_>,
-    now: Instant,
-) -> Result<(), DropReason> {
-    let ip = frame.headers().and_then(|headers| headers.ip).ok_or(DropReason::MalformedIp)?;
-    if services.at(ip.destination).is_none() {
-        return Err(DropReason::ServicePort);
-    }
-    if let Some(quoted) = Quoted::of(frame) {
-        return error_to_backend(table, services, &quoted, frame);
-    }
-    let Some(packet) = Packet::of(table.spec().id, frame) else { return Err(refusal(&ip)) };
-    let flows = services.flows();
-    for _ in 0..ATTEMPTS {
-        let Some(found) = flows.find(&packet.tuple).filter(|it| it.sender == Sender::Client) else {
-            begin(table, services, &packet, now)?;
-            continue;
+        let (source, destination) = ip.ports.filter(|_| ip.fragment != Fragment::Later)?;
+        let tuple = Tuple {
+            network,
+            protocol: ip.protocol,
+            source: SocketAddr::new(ip.source, source),
+            destination: SocketAddr::new(ip.destination, destination),
         };
-        let row = row_of(table, services, &found);
-        let begins_anew = match packet.sign {
-            Sign::Syn => found.state >= State::Closing || row.is_none(),
-            Sign::Datagram => row.is_none(),
-            Sign::SynAck | Sign::Fin | Sign::Rst | Sign::Segment => false,
-        };
-        if begins_anew {
-            flows.remove(&found);
-            continue;
-        }
-        let row = row.ok_or(DropReason::NoBackend)?;
-        if flows.note(&found, packet.sign, now).is_none() {
-            continue;
-        }
-        let flow = &found.flow;
-        return frame.rewrite(&Rewrite {
-            source: (flow.seen() != flow.client).then(|| flow.seen()),
-            destination: Some(flow.backend),
-            source_mac: None,
-            destination_mac: Some(row.mac),
-        });
+        Some(Self { tuple, sign, mac: headers.source, fragments: fragmented(network, frame) })
     }
-    Err(DropReason::FlowUnknown)
 }
 
-/// The same for an ICMP error of a client: about an answer, which had the VIP as its source.
-fn error_to_backend<P>(
-    table: &NetworkTable<P>,
-    services: &Services,
-    quoted: &Quoted,
-    frame: &mut Frame<'_>,
-) -> Result<(), DropReason> {
-    let found = services.flows().find(&answered(table.spec().id, quoted));
-    let found = found.filter(|found| found.sender == Sender::Client);
-    let found = found.ok_or(DropReason::FlowUnknown)?;
-    let row = row_of(table, services, &found).ok_or(DropReason::NoBackend)?;
-    let flow = &found.flow;
-    let (destination, destination_mac) = (Some(flow.backend), Some(row.mac));
-    let outer = Rewrite { destination, destination_mac, ..Rewrite::default() };
-    let inner = Rewrite {
-        source: Some(flow.backend),
-        destination: Some(flow.seen()),
-        ..Rewrite::default()
-    };
-    frame.rewrite_error(quoted, &outer, &inner)
+/// The packet of which the frame is a fragment.
+pub(super) fn fragmented(network: NetworkId, frame: &Frame<'_>) -> Option<Fragmented> {
+    let ip = frame.headers()?.ip.as_ref()?;
+    let id = ip.fragment_id(frame.bytes())?;
+    let Ip { source, destination, protocol, .. } = *ip;
+    Some(Fragmented { network, protocol, source, destination, id })
 }
 
 /// The packets that answer the one which an error quotes: they go the way of the error.
-const fn answered(network: NetworkId, quoted: &Quoted) -> Tuple {
+pub(super) const fn answered(network: NetworkId, quoted: &Quoted) -> Tuple {
     let Quoted { protocol, source, destination, .. } = *quoted;
     Tuple { network, protocol, source: destination, destination: source }
 }
 
-/// Why what has no ports does not reach a service.
-fn refusal(ip: &Ip) -> DropReason {
-    match Protocol::of_number(ip.protocol) {
-        Some(_) if ip.fragment == Fragment::Later => DropReason::FlowUnknown,
-        Some(_) => DropReason::MalformedIp,
-        None => DropReason::ServicePort,
+impl<'t, P> Balancer<'t, P> {
+    /// Nothing if the network has no services.
+    pub(crate) fn of(table: &'t NetworkTable<P>, now: Instant) -> Option<Self> {
+        table.services().map(|services| Self { table, services, now })
     }
-}
 
-/// Begins the flow of a packet, if another thread does not.
-fn begin<P>(
-    table: &NetworkTable<P>,
-    services: &Services,
-    packet: &Packet,
-    now: Instant,
-) -> Result<(), DropReason> {
-    let tuple = &packet.tuple;
-    let listed = services.at(tuple.destination.ip()).and_then(|service| {
-        let protocol = Protocol::of_number(tuple.protocol)?;
-        Some((service, service.backend_port(protocol, tuple.destination.port())?))
-    });
-    let (service, port) = listed.ok_or(DropReason::ServicePort)?;
-    if tuple.protocol == TCP && packet.sign != Sign::Syn {
-        return Err(DropReason::FlowUnknown);
+    pub(super) fn network(&self) -> NetworkId {
+        self.table.spec().id
     }
-    let address = |backend: &Backend| address_of(table, backend, tuple.source.is_ipv4());
-    let backend = service.choose(tuple, |backend| address(backend).is_some());
-    let backend = backend.ok_or(DropReason::NoBackend)?;
-    let ip = address(backend).ok_or(DropReason::NoBackend)?;
-    let mut flow = Flow {
-        network: tuple.network,
-        protocol: tuple.protocol,
-        client: tuple.source,
-        client_mac: packet.mac,
-        vip: tuple.destination,
-        backend: SocketAddr::new(ip, port),
-        endpoint: backend.key.endpoint,
-        seen_port: tuple.source.port(),
-        sees_vip: false,
-    };
-    for attempt in 0..PORTS {
-        match services.flows().insert(&flow, services.version(), now) {
-            Ok(_) | Err(Refused::Exists | Refused::Busy) => return Ok(()),
-            Err(Refused::Full) => return Err(DropReason::FlowTableFull),
-            Err(Refused::Clash) => flow.seen_port = other_port(tuple, flow.backend, attempt),
+
+    /// Gives a frame that a local endpoint sent to the services' MAC its other end: one to a VIP the
+    /// backend of its flow, the answer of a local backend its client.
+    ///
+    /// # Errors
+    /// It goes nowhere.
+    pub(crate) fn take(&self, frame: &mut Frame<'_>) -> Result<Way, DropReason> {
+        let ip = frame.headers().and_then(|headers| headers.ip).ok_or(DropReason::MalformedIp)?;
+        if let Some(quoted) = Quoted::of(frame) {
+            return self.take_error(&quoted, frame);
+        }
+        if let Some(packet) = Packet::of(self.network(), frame) {
+            return self.take_packet(&packet, frame);
+        }
+        let flows = self.services.flows();
+        let of = fragmented(self.network(), frame);
+        match of.and_then(|of| flows.find_fragmented(&of, self.now)) {
+            Some(found) if found.sender == Sender::Client => {
+                self.to_backend(&found.flow, self.row_of(&found)?, frame)
+            }
+            Some(found) => self.to_local_client(&found.flow, frame),
+            None => self.take_other(&ip, frame),
         }
     }
-    Err(DropReason::FlowTableFull)
-}
 
-/// The row of a flow's backend, while it is one of the service's and can be reached.
-fn row_of<'t, P>(
-    table: &'t NetworkTable<P>,
-    services: &Services,
-    found: &Found,
-) -> Option<&'t Row<P>> {
-    let flow = &found.flow;
-    if found.services != services.version() {
-        services.at(flow.vip.ip()).filter(|service| service.has(flow.endpoint))?;
-        services.flows().compared(found, services.version());
+    /// Whether the sender of a frame to this address may be told that it went nowhere.
+    pub(crate) fn tells(&self, reason: DropReason, destination: IpAddr) -> bool {
+        let is_known =
+            reason == DropReason::NoBackend || self.table.service_at(destination).is_some();
+        is_known && self.services.is_sure_of(reason)
     }
-    let row = table.neighbor(flow.backend.ip())?;
-    (row.key.endpoint == flow.endpoint && is_reachable(table, row)).then_some(row)
-}
 
-/// The address of this IP version at which a backend is reached.
-fn address_of<P>(table: &NetworkTable<P>, backend: &Backend, is_ipv4: bool) -> Option<IpAddr> {
-    let row = table.row(&backend.key).filter(|row| is_reachable(table, row))?;
-    row.ips.iter().copied().find(|ip| {
-        let is_local = matches!(ip, IpAddr::V6(v6) if is_link_local(*v6));
-        ip.is_ipv4() == is_ipv4 && !is_local && table.owns(row, *ip)
-    })
-}
+    fn take_packet(&self, packet: &Packet, frame: &mut Frame<'_>) -> Result<Way, DropReason> {
+        let (flows, destination) = (self.services.flows(), packet.tuple.destination.ip());
+        for _ in 0..ATTEMPTS {
+            let Some(found) = flows.find(&packet.tuple) else {
+                if let Some(service) = self.table.service_at(destination) {
+                    self.begin(service, packet)?;
+                } else if !self.begin_direct(packet)? {
+                    return self.take_unknown(destination, frame);
+                }
+                continue;
+            };
+            if found.sender == Sender::Backend {
+                if self.is_of_another(&found, packet, frame)? {
+                    return self.pass_on(destination, frame);
+                }
+                let _state = flows.note(&found, packet.sign, self.now);
+                self.remember(packet, &found);
+                return self.to_local_client(&found.flow, frame);
+            }
+            let row = self.row_of(&found);
+            let begins_anew = match packet.sign {
+                Sign::Syn if found.state >= State::Closing => true,
+                Sign::Syn if found.state == State::HalfOpen && self.is_left(&found.flow) => true,
+                // An unknown backend is not one that is gone; and without the service nobody else
+                // would answer.
+                Sign::Syn | Sign::Datagram if self.services.is_settled() => {
+                    row.is_err() && self.table.service_at(destination).is_some()
+                }
+                Sign::Syn | Sign::Datagram => false,
+                Sign::SynAck | Sign::Fin | Sign::Rst | Sign::Segment => false,
+            };
+            if begins_anew {
+                flows.remove(&found);
+                continue;
+            }
+            let row = row?;
+            if flows.note(&found, packet.sign, self.now).is_none() {
+                continue;
+            }
+            self.remember(packet, &found);
+            return self.to_backend(&found.flow, row, frame);
+        }
+        Err(DropReason::FlowBusy)
+    }
 
-/// Whether frames to the row's MAC reach it, and its answers come by here. Those of an endpoint
-/// behind the local bridge do not.
-fn is_reachable<P>(table: &NetworkTable<P>, row: &Row<P>) -> bool {
-    let has_mac = table.fdb(row.mac).is_some_and(|owner| owner.key == row.key);
-    has_mac && matches!(row.place, Place::Remote(_))
-}
+    /// Remembers where fragments that follow the packet go.
+    pub(super) fn remember(&self, packet: &Packet, found: &Found) {
+        if let Some(of) = &packet.fragments {
+            self.services.flows().remember_fragmented(of, found, self.now);
+        }
+    }
 
-/// Gives a frame that came out of the mesh, if it is the answer of a backend, its VIP as the
-/// source. Whether it is one.
-///
-/// # Errors
-/// It is one, and is malformed.
-pub(crate) fn from_backend(
-    network: NetworkId,
-    services: &Services,
-    frame: &mut Frame<'_>,
-    now: Instant,
-) -> Result<bool, DropReason> {
-    let Some(packet) = Packet::of(network, frame) else {
-        return error_from_backend(network, services, frame);
-    };
-    let found = services.flows().find(&packet.tuple);
-    let Some(found) = found.filter(|found| found.sender == Sender::Backend) else {
-        return Ok(false);
-    };
-    // One that was forgotten at this moment: its answer must not show the backend all the same.
-    let _state = services.flows().note(&found, packet.sign, now);
-    let flow = &found.flow;
-    frame.rewrite(&Rewrite {
-        source: Some(flow.vip),
-        destination: (flow.seen() != flow.client).then_some(flow.client),
-        source_mac: Some(service_mac(network)),
-        destination_mac: None,
-    })?;
-    Ok(true)
-}
+    /// Begins the flow of a packet to a service.
+    fn begin(&self, service: &Service, packet: &Packet) -> Result<(), DropReason> {
+        let tuple = &packet.tuple;
+        let protocol = Protocol::of_number(tuple.protocol);
+        let port = protocol.and_then(|it| service.backend_port(it, tuple.destination.port()));
+        let port = port.ok_or(DropReason::ServicePort)?;
+        if tuple.protocol == TCP && packet.sign != Sign::Syn {
+            return Err(DropReason::FlowUnknown);
+        }
+        let is_ipv4 = tuple.source.is_ipv4();
+        let address = |backend: &Backend| self.address_of(backend, is_ipv4);
+        let chosen = service.choose(tuple, |backend| address(backend).is_some());
+        let chosen = chosen.and_then(|backend| Some((backend, address(backend)?)));
+        let (backend, ip) = chosen.ok_or_else(|| self.why_nobody(service))?;
+        let asks_itself = self.table.row(&backend.key);
+        self.insert(Flow {
+            network: tuple.network,
+            protocol: tuple.protocol,
+            client: tuple.source,
+            client_mac: packet.mac,
+            vip: tuple.destination,
+            backend: SocketAddr::new(ip, port),
+            endpoint: backend.key.endpoint,
+            seen_port: tuple.source.port(),
+            sees_vip: asks_itself.is_some_and(|row| self.table.owns(row, tuple.source.ip())),
+        })
+    }
 
-/// The same for an ICMP error about a packet to a backend, as it was when it had been rewritten. It
-/// is the backend's, or that of a router on the way, which keeps its address.
-fn error_from_backend(
-    network: NetworkId,
-    services: &Services,
-    frame: &mut Frame<'_>,
-) -> Result<bool, DropReason> {
-    let Some(quoted) = Quoted::of(frame) else { return Ok(false) };
-    let found = services.flows().find(&answered(network, &quoted));
-    let Some(found) = found.filter(|found| found.sender == Sender::Backend) else {
-        return Ok(false);
-    };
-    let flow = &found.flow;
-    let sender = frame.headers().and_then(|headers| headers.ip).map(|ip| ip.source);
-    let is_backends = sender == Some(flow.backend.ip());
-    let outer = Rewrite {
-        source: is_backends.then_some(flow.vip),
-        source_mac: is_backends.then(|| service_mac(network)),
-        ..Rewrite::default()
-    };
-    let inner =
-        Rewrite { source: Some(flow.client), destination: Some(flow.vip), ..Rewrite::default() };
-    frame.rewrite_error(&quoted, &outer, &inner)?;
-    Ok(true)
+    /// Begins a flow, if another thread does not. With another port, if it would look like another.
+    pub(super) fn insert(&self, mut flow: Flow) -> Result<(), DropReason> {
+        let tuple = flow.forward();
+        for attempt in 0..PORTS {
+            match self.services.flows().insert(&flow, self.services.version(), self.now) {
+                Ok(_) | Err(Refused::Exists | Refused::Busy) => return Ok(()),
+                Err(Refused::Full) => return Err(DropReason::FlowTableFull),
+                Err(Refused::Clash) => flow.seen_port = other_port(&tuple, flow.backend, attempt),
+            }
+        }
+        Err(DropReason::FlowTableFull)
+    }
+
+    /// Why a new flow gets no backend: one of which nothing is known may be back soon.
+    fn why_nobody(&self, service: &Service) -> DropReason {
+        let is_away = |backend: &Backend| self.table.row(&backend.key).is_none();
+        if service.for_new_flows().any(is_away) {
+            DropReason::BackendUnknown
+        } else {
+            DropReason::NoBackend
+        }
+    }
+
+    /// The row of a flow's backend, while it is one of the service's and can be reached.
+    pub(super) fn row_of(&self, found: &Found) -> Result<&'t Row<P>, DropReason> {
+        let (flow, version) = (&found.flow, self.services.version());
+        if !flow.is_direct() && !found.was_compared_with(version) {
+            let service = self.services.at(flow.vip.ip());
+            let backend = service.and_then(|service| service.backend(flow.endpoint));
+            let backend = backend.ok_or(DropReason::NoBackend)?;
+            // Datagrams leave who is about to go as soon as somebody else is there.
+            if flow.protocol != UDP || backend.takes_new {
+                self.services.flows().compared(found, version);
+            } else if self.is_left(flow) {
+                return Err(DropReason::NoBackend);
+            }
+        }
+        let row = self.table.neighbor(flow.backend.ip());
+        let its = row.filter(|row| row.key.endpoint == flow.endpoint && self.is_reachable(row));
+        its.ok_or(DropReason::BackendUnknown)
+    }
+
+    /// Whether the flow's backend gets no new flows now, and another does.
+    fn is_left(&self, flow: &Flow) -> bool {
+        let Some(service) = self.services.at(flow.vip.ip()) else { return false };
+        let stays = service.backend(flow.endpoint).is_none_or(|backend| backend.takes_new);
+        let is_ipv4 = flow.client.is_ipv4();
+        !stays && service.for_new_flows().any(|it| self.address_of(it, is_ipv4).is_some())
+    }
+
+    /// The address of this IP version at which a backend is reached.
+    fn address_of(&self, backend: &Backend, is_ipv4: bool) -> Option<IpAddr> {
+        let row = self.table.row(&backend.key).filter(|row| self.is_reachable(row))?;
+        row.ips.iter().copied().find(|ip| {
+            let is_local = matches!(ip, IpAddr::V6(v6) if is_link_local(*v6));
+            ip.is_ipv4() == is_ipv4 && !is_local && self.table.owns(row, *ip)
+        })
+    }
+
+    /// Whether frames to the row's MAC reach it, and its answers come by here. Those of a node
+    /// itself do not pass the rules that bring the others.
+    fn is_reachable(&self, row: &Row<P>) -> bool {
+        let answers_here = match row.place {
+            Place::Remote(_) => true,
+            Place::Local => self.services.steers_local() && !row.router,
+        };
+        answers_here && self.has_mac(row)
+    }
+
+    fn has_mac(&self, row: &Row<P>) -> bool {
+        self.table.fdb(row.mac).is_some_and(|owner| owner.key == row.key)
+    }
+
+    /// Makes the frame one to its flow's backend, which has this row.
+    pub(super) fn to_backend(
+        &self,
+        flow: &Flow,
+        row: &Row<P>,
+        frame: &mut Frame<'_>,
+    ) -> Result<Way, DropReason> {
+        let (way, source_mac) = self.way_to(row);
+        frame.rewrite(&Rewrite {
+            source: (flow.seen() != flow.client).then(|| flow.seen()),
+            destination: Some(flow.backend),
+            source_mac,
+            destination_mac: Some(row.mac),
+        })?;
+        Ok(way)
+    }
+
+    /// The way to a backend, and from which MAC it gets its frames if not from the client's.
+    pub(super) fn way_to(&self, row: &Row<P>) -> (Way, Option<MacAddr>) {
+        match row.place {
+            Place::Remote(_) => (Way::Mesh, None),
+            Place::Local => (Way::Local, Some(service_source_mac(self.network()))),
+        }
+    }
+
+    /// A packet of no flow, which is for no service.
+    fn take_unknown(&self, destination: IpAddr, frame: &mut Frame<'_>) -> Result<Way, DropReason> {
+        if self.services.steers_local() && !self.services.is_settled() {
+            // It may be the answer in a flow that is not known yet.
+            return Err(DropReason::FlowUnknown);
+        }
+        self.pass_on(destination, frame)
+    }
+
+    /// A frame that has no ports, and is no error.
+    fn take_other(&self, ip: &Ip, frame: &mut Frame<'_>) -> Result<Way, DropReason> {
+        if self.table.service_at(ip.destination).is_none() {
+            return self.pass_on(ip.destination, frame);
+        }
+        Err(match Protocol::of_number(ip.protocol) {
+            Some(_) if ip.fragment == Fragment::Later => DropReason::FlowUnknown,
+            Some(_) => DropReason::MalformedIp,
+            None => DropReason::ServicePort,
+        })
+    }
+
+    /// Sends a frame that is not for a service where it would have gone without the rules that
+    /// brought it here.
+    pub(super) fn pass_on(
+        &self,
+        destination: IpAddr,
+        frame: &mut Frame<'_>,
+    ) -> Result<Way, DropReason> {
+        let is_hosts = !destination.is_multicast() && destination != IpAddr::from([255; 4]);
+        if !self.services.steers_local() || !is_hosts {
+            return Err(DropReason::ServicePort);
+        }
+        let owner = self.table.neighbor(destination).filter(|row| self.has_mac(row));
+        let (way, mac) = match owner {
+            Some(row) if matches!(row.place, Place::Remote(_)) => (Way::Mesh, row.mac),
+            Some(row) => (Way::Local, row.mac),
+            None => (Way::Local, self.table.spec().gateway.mac),
+        };
+        let from = (way == Way::Local).then(|| service_mac(self.network()));
+        frame.rewrite_macs(from, mac)?;
+        Ok(way)
+    }
 }

@@ -25,10 +25,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use crate::{
     addr::MacAddr,
     frame::{Headers, Ip, View},
+    lb::is_service_mac,
     reason::DropReason,
     tables::{NetworkTable, Row},
     wire::{
         Arp, Fragment, ICMP, ICMPV6, IGMP, UDP, Upper, arp, ethernet,
+        ipv6::mac_of_link_local,
         nd::{Message, NotNd},
     },
 };
@@ -97,10 +99,19 @@ impl<P> Speaker<'_, P> {
                     && !ip.is_multicast()
                     && !ip.is_loopback()
                     && ip != IpAddr::V4(Ipv4Addr::BROADCAST);
-                of_a_host && table.neighbor(ip).is_none() && !table.spec().is_gateway(ip)
+                of_a_host
+                    && table.neighbor(ip).is_none()
+                    && !table.spec().is_gateway(ip)
+                    && !is_of_services(table, ip)
             }
         }
     }
+}
+
+/// Whether the address is made from a MAC of the services.
+fn is_of_services<P>(table: &NetworkTable<P>, ip: IpAddr) -> bool {
+    let IpAddr::V6(v6) = ip else { return false };
+    mac_of_link_local(v6).is_some_and(|mac| is_service_mac(table.spec().id, mac))
 }
 
 /// Checks all that the frame claims for its source, which is `row`.
@@ -113,13 +124,14 @@ pub(super) fn check<P>(
 }
 
 /// Checks all that a frame from a static VTEP claims for its source: no MAC and no address that an
-/// endpoint has, or the gateway.
+/// endpoint has, or the gateway, or services.
 pub(super) fn check_station<P>(
     table: &NetworkTable<P>,
     frame: &View<'_>,
 ) -> Result<Content, DropReason> {
-    let mac = frame.headers.source;
-    if !mac.is_unicast() || mac == table.spec().gateway.mac || table.fdb(mac).is_some() {
+    let (mac, spec) = (frame.headers.source, table.spec());
+    let is_reserved = mac == spec.gateway.mac || is_service_mac(spec.id, mac);
+    if !mac.is_unicast() || is_reserved || table.fdb(mac).is_some() {
         return Err(DropReason::VtepSourceTaken);
     }
     check_speaker(table, &Speaker::Station, frame)

@@ -19,7 +19,7 @@ use super::{Step, Watch, claims, isolation};
 use crate::{
     addr::{MacAddr, NodeId, Vni},
     frame::{Frame, Headers},
-    lb,
+    lb::Balancer,
     reason::DropReason,
     tables::{NetworkTable, Place},
     wire::{ethernet, vxlan},
@@ -86,9 +86,8 @@ pub fn answer<P>(
     watch: &mut impl Watch,
 ) -> InboundVerdict {
     watch.step(Step::Services, frame.bytes());
-    let Some(services) = table.services() else { return InboundVerdict::Deliver };
-    let fate = lb::from_backend(table.spec().id, services, frame, now).map(|_is_one| ());
-    InboundVerdict::of(fate, frame.bytes(), watch)
+    let Some(balancer) = Balancer::of(table, now) else { return InboundVerdict::Deliver };
+    InboundVerdict::of(balancer.answer(frame), frame.bytes(), watch)
 }
 
 /// The same of a frame whose headers were read.

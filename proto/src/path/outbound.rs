@@ -8,7 +8,8 @@
 //!    answered from the table; none crosses the mesh.
 //! 6. MTU: each packet fits the network; else its sender is told ([`super::too_big`]).
 //! 7. Services: what is for a VIP gets the backend of its flow as its destination ([`crate::lb`]);
-//!    what leads nowhere is refused ([`super::service`]).
+//!    what leads nowhere is refused ([`super::service`]). What is for a local backend, and what one
+//!    answers a local client, goes back to the local network.
 //! 8. Destination: one peer by the Fdb, or every member for groups, as many packets as the limits
 //!    allow. Where the network keeps endpoints from each other, only a node itself
 //!    ([`super::isolation`]).
@@ -26,7 +27,7 @@ use super::{
 use crate::{
     addr::{MacAddr, NodeId},
     frame::{Frame, Headers, View},
-    lb::{self, Services},
+    lb::{self, Balancer, Way},
     limits::MAX_FRAME,
     reason::DropReason,
     tables::{NetworkTable, Place, Row},
@@ -47,6 +48,9 @@ pub enum OutboundVerdict<'t, P> {
     Flood(&'t [(NodeId, P)]),
     /// Write the answer in the [`Scratch`] back to where the frame came from.
     Hairpin,
+    /// Write the frame itself, which is another now, back to where it came from, with the offloads
+    /// that it has: it is for a local endpoint.
+    Deliver,
     /// Count it and forget it. What is left in the [`Scratch`], if anything, tells the sender:
     /// write it back.
     Drop(DropReason),
@@ -180,11 +184,16 @@ fn judge<'t, P>(
     }
     let destination = view.headers.destination;
     watch.step(Step::Services, frame.bytes()); // 7
-    if let Some(services) = table.services()
-        && destination == lb::service_mac(table.spec().id)
-        && let Served::Here = serve((table, services), row, frame, scratch, now)?
-    {
-        return Ok(OutboundVerdict::Hairpin);
+    if let Some(balancer) = Balancer::of(table, now) {
+        if destination != lb::service_mac(table.spec().id) {
+            balancer.take_direct(frame)?;
+        } else {
+            match serve((table, &balancer), row, frame, scratch, now)? {
+                Served::Here => return Ok(OutboundVerdict::Hairpin),
+                Served::There(Way::Local) => return Ok(OutboundVerdict::Deliver),
+                Served::There(Way::Mesh) => {}
+            }
+        }
     }
     watch.step(Step::Destination, frame.bytes()); // 8
     let headers = frame.headers().ok_or(DropReason::Runt)?;
@@ -199,26 +208,27 @@ fn judge<'t, P>(
 enum Served {
     /// The service itself.
     Here,
-    /// Its backend, which is the frame's destination now.
-    There,
+    /// Whoever is the frame's destination now.
+    There(Way),
 }
 
 /// Step 7. What leads nowhere is refused in the name of the service, as a host without it would.
 fn serve<P>(
-    (table, services): (&NetworkTable<P>, &Services),
+    (table, balancer): (&NetworkTable<P>, &Balancer<'_, P>),
     row: &Row<P>,
     frame: &mut Frame<'_>,
     scratch: &mut Scratch,
     now: Instant,
 ) -> Result<Served, DropReason> {
-    let ip = frame.headers().and_then(|headers| headers.ip);
-    let is_vip = ip.is_some_and(|ip| services.at(ip.destination).is_some());
-    if is_vip && service::answer_echo(frame, scratch) {
+    let ip = frame.headers().and_then(|headers| headers.ip).ok_or(DropReason::MalformedIp)?;
+    if ip.ports.is_none()
+        && table.service_at(ip.destination).is_some()
+        && service::answer_echo(frame, scratch)
+    {
         return Ok(Served::Here);
     }
-    lb::to_backend(table, services, frame, now).map(|()| Served::There).inspect_err(|reason| {
-        if is_vip
-            && services.is_sure_of(*reason)
+    balancer.take(frame).map(Served::There).inspect_err(|reason| {
+        if balancer.tells(*reason, ip.destination)
             && let Some(headers) = frame.headers()
         {
             let view = View { bytes: frame.bytes(), headers };
@@ -320,10 +330,10 @@ fn remote_neighbor<P>(
     if table.spec().is_gateway(ip) {
         return Err(DropReason::AnsweredLocally);
     }
-    if table.services().is_some_and(|services| services.at(ip).is_some()) {
-        return Ok(lb::service_mac(table.spec().id));
-    }
-    let row = table.neighbor(ip).ok_or(DropReason::NeighborUnknown)?;
+    let Some(row) = table.neighbor(ip) else {
+        let service = table.service_at(ip).map(|_service| lb::service_mac(table.spec().id));
+        return service.ok_or(DropReason::NeighborUnknown);
+    };
     // A claim to the gateway's MAC, or to one that another has, must not be spread in an answer.
     if table.fdb(row.mac).is_none_or(|owner| owner.key != row.key) {
         return Err(DropReason::NeighborUnknown);

@@ -678,6 +678,7 @@ proptest! {
                 let source = Ethernet::parse(&frame).unwrap().source;
                 prop_assert!([mac(LOCAL), mac(LOCAL_2)].contains(&source));
             }
+            OutboundVerdict::Deliver => prop_assert!(false, "there are no services"),
             OutboundVerdict::Hairpin | OutboundVerdict::Drop(_) => {}
         }
         match net.inbound(from, &frame) {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     addr::{EndpointId, MacAddr, NetworkId, NodeId, Vni},
-    lb::{Services, service_mac},
+    lb::{Service, Services, is_service_mac},
     limits::{FLOOD_BURST_PART, FLOOD_ENDPOINT_BURST_PART, ICMP_BURST, ICMP_PER_SECOND},
     object::NetworkLimits,
     wire::{
@@ -292,10 +292,17 @@ impl<P> NetworkTable<P> {
         &self.spec
     }
 
-    /// The services of the network, if it has some.
+    /// The services of the network, if it has some. None where endpoints are kept from each other:
+    /// their frames would be dropped there.
     #[must_use]
     pub fn services(&self) -> Option<&Services> {
-        self.services.as_deref()
+        self.services.as_deref().filter(|_| !self.spec.isolated)
+    }
+
+    /// The service that has this address. What an endpoint has is the endpoint's.
+    #[must_use]
+    pub fn service_at(&self, ip: IpAddr) -> Option<&Service> {
+        self.services()?.at(ip).filter(|_| self.neighbor(ip).is_none())
     }
 
     /// The Fdb: who has this MAC.
@@ -427,7 +434,7 @@ impl NetworkSpec {
     }
 
     fn admits_mac(&self, mac: MacAddr) -> bool {
-        mac.is_unicast() && mac != self.gateway.mac && mac != service_mac(self.id)
+        mac.is_unicast() && mac != self.gateway.mac && !is_service_mac(self.id, mac)
     }
 
     fn admits_ip(&self, ip: IpAddr) -> bool {

@@ -83,9 +83,11 @@ impl PlainTable {
         })
     }
 
-    /// The snapshot after these changes. What was learned is the same.
+    /// The snapshot after these changes. What was learned is the same. There are no services here:
+    /// what is behind a static VTEP could not be kept from their addresses.
     #[must_use]
     pub fn apply(&self, updates: impl IntoIterator<Item = TableUpdate<Vtep>>) -> Self {
+        let updates = updates.into_iter().filter(|it| !matches!(it, TableUpdate::Services(_)));
         Self { table: self.table.apply(updates), ..self.clone() }
     }
 

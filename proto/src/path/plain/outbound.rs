@@ -17,6 +17,7 @@ use super::{PlainTable, Vtep};
 use crate::{
     addr::NodeId,
     frame::Frame,
+    lb::is_service_mac,
     path::{
         OutboundVerdict, Scratch, Step, Watch, claims,
         outbound::{finish, judged},
@@ -61,6 +62,8 @@ pub fn plain_outbound<'t>(
             Ok(PlainVerdict::Flood { members, statics: plain.statics() })
         }
         Ok(OutboundVerdict::Hairpin) => Ok(PlainVerdict::Hairpin),
+        // There are no services here.
+        Ok(OutboundVerdict::Deliver) => Err(DropReason::LocalDestination),
         Ok(OutboundVerdict::Drop(reason)) => Err(reason),
         Err(reason) => {
             let verdict = beyond(plain, frame, reason, now, watch);
@@ -90,7 +93,8 @@ fn beyond<'t>(
     // These reasons are given only after the source was found to be true.
     let eth = claims::ethernet(frame.bytes(), frame.headers())?.headers;
     let row = table.fdb(eth.source).ok_or(DropReason::SourceUnknown)?;
-    if table.fdb(eth.destination).is_some() || eth.destination == table.spec().gateway.mac {
+    let (to, spec) = (eth.destination, table.spec());
+    if table.fdb(to).is_some() || to == spec.gateway.mac || is_service_mac(spec.id, to) {
         return Err(reason);
     }
     if frame.largest_frame()? > usize::from(table.spec().mtu) + ethernet::HEADER_LEN {

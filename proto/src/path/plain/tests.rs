@@ -11,6 +11,7 @@ use super::*;
 use crate::{
     addr::MacAddr,
     frame::{Frame, Gso, GsoKind, Headers, PartialChecksum, Segments, vnet::Offload},
+    lb,
     limits::{FLOOD_ENDPOINT_BURST, LEARNED_AGE, LEARNED_STATIONS},
     object::{Network, Subnet},
     path::{InboundVerdict, Scratch},
@@ -249,6 +250,26 @@ fn what_was_learned_outlives_a_snapshot_but_not_its_vtep() {
     assert_eq!(next.out(&from_local(mac(STATION))), PlainVerdict::Forward(ip(ONE)));
     let without = Net { plain: next.plain.with_statics(&[ip(TWO)]), start: net.start };
     assert_eq!(without.out(&from_local(mac(STATION))), without.statics_only());
+}
+
+/// Nor has the address that is made from one.
+#[test]
+fn nothing_behind_a_static_vtep_has_a_mac_of_services() {
+    let net = Net::new();
+    let id = spec().id;
+    for taken in [lb::service_mac(id), lb::service_source_mac(id)] {
+        let mut frame = from_station(mac(LOCAL));
+        frame[6..12].copy_from_slice(&taken.0);
+        assert_eq!(net.inbound(ONE, &frame), Err(DropReason::VtepSourceTaken));
+        let to = PlainVerdict::Drop(DropReason::FdbUnknown);
+        assert_eq!(net.out(&from_local(taken)), to, "and nobody there gets what is for it");
+        let mut frame = Vec::new();
+        let its = crate::wire::ipv6::link_local_of(taken).octets();
+        let builder = PacketBuilder::ethernet2(mac(STATION).0, mac(LOCAL).0);
+        let builder = builder.ipv6(its, [0xfd; 16], 64).udp(1000, 2000);
+        builder.write(&mut frame, b"payload").unwrap();
+        assert_eq!(net.inbound(ONE, &frame), Err(DropReason::IpSpoofed));
+    }
 }
 
 #[test]

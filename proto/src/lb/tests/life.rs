@@ -1,0 +1,171 @@
+//! Who has the frames of a flow while backends come and go, and who is told.
+
+use super::{flows::tests::hold, *};
+
+#[test]
+fn a_connection_waits_for_a_backend_that_is_cut_off() {
+    let mut net = Net::new();
+    let backend = net.connect(true, 4000);
+    let rows = (11..16).map(|n| row(n - CLIENT, n, Place::Remote(u32::from(n - CLIENT))));
+    for n in 11..16 {
+        net.apply(TableUpdate::Remove(key(n - CLIENT, n)));
+    }
+    for (port, flags) in [(4000, ACK), (4000, FIN | ACK), (4001, SYN)] {
+        let frame = asks(TCP, true, port, flags);
+        assert_eq!(net.out(&frame).unwrap_err(), DropReason::BackendUnknown, "{flags}");
+        assert_eq!(told(&net, &frame), [0; 0], "{flags}");
+    }
+    assert_eq!(net.out(&asks(UDP, true, 1, 0)).unwrap_err(), DropReason::BackendUnknown);
+    rows.for_each(|row| net.apply(TableUpdate::Put(row)));
+    assert_eq!(net.out(&asks(TCP, true, 4000, ACK)).unwrap().0, u32::from(backend - CLIENT));
+    // It is a backend no more.
+    net.serve(2, service((11..16).filter(|n| *n != backend)));
+    let frame = asks(TCP, true, 4000, ACK);
+    assert_eq!(net.out(&frame).unwrap_err(), DropReason::NoBackend);
+    assert!(!told(&net, &frame).is_empty());
+}
+
+/// All that it has are known, and none speaks the client's IP version.
+#[test]
+fn who_can_reach_no_backend_ever_is_told_at_once() {
+    let mut net = Net::with(64, service([11]));
+    let mut v4 = row(1, 11, Place::Remote(1));
+    v4.ips.truncate(1);
+    net.apply(TableUpdate::Put(v4));
+    net.connect(true, 4000);
+    assert_eq!(net.out(&asks(TCP, false, 4000, SYN)).unwrap_err(), DropReason::NoBackend);
+    assert!(!told(&net, &asks(TCP, false, 4000, SYN)).is_empty());
+}
+
+#[test]
+fn who_spoke_with_a_service_that_is_deleted_is_told() {
+    let mut net = Net::new();
+    net.connect(true, 4000);
+    net.out(&asks(UDP, true, 4000, 0)).unwrap();
+    let mut other = service(11..16);
+    other.vips = vec![address(true, 201)];
+    net.serve(2, other);
+    for frame in [asks(TCP, true, 4000, ACK), asks(UDP, true, 4000, 0), asks(TCP, true, 4000, SYN)]
+    {
+        assert_eq!(net.out(&frame).unwrap_err(), DropReason::NoBackend);
+        assert!(!told(&net, &frame).is_empty());
+    }
+    assert_eq!(net.out(&asks(TCP, true, 4001, SYN)).unwrap_err(), DropReason::ServicePort);
+}
+
+fn failing(n: u8) -> ServiceSpec {
+    let mut spec = service(11..16);
+    spec.backends[usize::from(n - 11)].takes_new = false;
+    spec
+}
+
+#[test]
+fn who_was_not_answered_leaves_a_backend_that_fails() {
+    let mut net = Net::new();
+    let (waits, _) = net.out(&asks(TCP, true, 4000, SYN)).unwrap();
+    let backend = CLIENT + u8::try_from(waits).unwrap();
+    net.serve(2, failing(backend));
+    let (other, _) = net.out(&asks(TCP, true, 4000, SYN)).unwrap();
+    assert_ne!(other, waits);
+    assert_eq!(net.out(&asks(TCP, true, 4000, SYN)).unwrap().0, other);
+    // Who was answered stays.
+    net.back(
+        u8::try_from(other).unwrap(),
+        &answers(TCP, true, CLIENT + u8::try_from(other).unwrap(), 4000, SYN | ACK),
+    );
+    net.serve(3, failing(CLIENT + u8::try_from(other).unwrap()));
+    assert_eq!(net.out(&asks(TCP, true, 4000, SYN)).unwrap().0, other);
+    assert_eq!(net.out(&asks(TCP, true, 4000, ACK)).unwrap().0, other);
+}
+
+#[test]
+fn datagrams_leave_a_backend_that_is_about_to_go_if_another_is_there() {
+    let mut net = Net::new();
+    let (first, _) = net.out(&asks(UDP, true, 4000, 0)).unwrap();
+    let backend = CLIENT + u8::try_from(first).unwrap();
+    net.back(backend - CLIENT, &answers(UDP, true, backend, 4000, 0));
+    // Nobody else is there yet.
+    let mut alone = service([backend]);
+    alone.backends[0].takes_new = false;
+    net.serve(2, alone);
+    for _ in 0..2 {
+        assert_eq!(net.out(&asks(UDP, true, 4000, 0)).unwrap().0, first);
+    }
+    let others: Vec<u8> = (11..16).filter(|n| *n != backend).collect();
+    for n in &others {
+        net.apply(TableUpdate::Remove(key(n - CLIENT, *n)));
+    }
+    net.serve(3, failing(backend));
+    assert_eq!(net.out(&asks(UDP, true, 4000, 0)).unwrap().0, first);
+    let n = others[0];
+    net.apply(TableUpdate::Put(row(n - CLIENT, n, Place::Remote(u32::from(n - CLIENT)))));
+    assert_eq!(net.out(&asks(UDP, true, 4000, 0)).unwrap().0, u32::from(n - CLIENT));
+}
+
+/// Another thread writes the flow at this moment: its sender will send again, and is not told that
+/// there is no such connection.
+#[test]
+fn a_flow_that_others_write_is_not_refused() {
+    let net = Net::new();
+    net.connect(true, 4000);
+    let found = net.flows.iter().next().unwrap();
+    hold(&net.flows, &found);
+    let frame = asks(TCP, true, 4000, SYN);
+    assert_eq!(net.out(&frame).unwrap_err(), DropReason::FlowBusy);
+    assert_eq!(told(&net, &frame), [0; 0]);
+}
+
+/// An endpoint has the VIP as its address: it is asked, not the service.
+#[test]
+fn the_address_of_an_endpoint_is_the_endpoints() {
+    for (owner, place) in [(1, Place::Remote(1)), (0, Place::Local)] {
+        let mut net = Net::new();
+        let mut endpoint = row(owner, 20, place);
+        endpoint.ips = vec![address(true, VIP), address(false, VIP)];
+        net.apply(TableUpdate::Put(endpoint));
+        let request = Arp {
+            operation: Operation::Request,
+            sender_mac: mac(CLIENT),
+            sender_ip: [10, 0, 0, CLIENT].into(),
+            target_mac: MacAddr([0; 6]),
+            target_ip: [10, 0, 0, VIP].into(),
+        };
+        let mut asked = request.to_frame().to_vec();
+        asked[..6].copy_from_slice(&MacAddr::BROADCAST.0);
+        let mut scratch = Scratch::new();
+        let verdict =
+            outbound(&net.table, &mut Frame::plain(&mut asked), &mut scratch, net.start, &mut ());
+        if owner == 0 {
+            assert_eq!(verdict, OutboundVerdict::Drop(DropReason::AnsweredLocally));
+        } else {
+            assert_eq!(verdict, OutboundVerdict::Hairpin);
+            assert_eq!(scratch.reply(), request.reply_from(mac(20)).to_frame());
+        }
+        for frame in [asks(TCP, true, 4000, SYN), asks(UDP, false, 4000, 0)] {
+            assert_eq!(net.out(&frame).unwrap_err(), DropReason::ServicePort);
+            assert_eq!(told(&net, &frame), [0; 0]);
+        }
+        net.apply(TableUpdate::Remove(key(owner, 20)));
+        net.connect(true, 4000);
+    }
+}
+
+/// What goes to a backend there would be dropped, so nothing says that there is a service.
+#[test]
+fn an_isolated_network_has_no_services() {
+    let mut net = Net::new();
+    let isolated = crate::tables::NetworkSpec { isolated: true, ..spec() };
+    net.apply(TableUpdate::Spec(isolated));
+    let request = Arp {
+        operation: Operation::Request,
+        sender_mac: mac(CLIENT),
+        sender_ip: [10, 0, 0, CLIENT].into(),
+        target_mac: MacAddr([0; 6]),
+        target_ip: [10, 0, 0, VIP].into(),
+    };
+    let mut asked = request.to_frame().to_vec();
+    asked[..6].copy_from_slice(&MacAddr::BROADCAST.0);
+    assert_eq!(net.out(&asked).unwrap_err(), DropReason::NeighborUnknown);
+    assert_eq!(net.out(&asks(TCP, true, 4000, SYN)).unwrap_err(), DropReason::FdbUnknown);
+    assert_eq!(net.flows.iter().count(), 0);
+}
