@@ -128,8 +128,8 @@ drop_reasons! {
     InnerSource = "inner_source", benign;
     /// To a service, on a port that it does not have.
     ServicePort = "service_port", lost;
-    /// To a service that has no backend for new flows, or in a connection whose backend is not one of
-    /// its backends any more.
+    /// To a service that has no backend for new flows, or in a connection whose backend is not one
+    /// of its backends any more.
     NoBackend = "no_backend", lost;
     /// To a backend of which this node does not know at the moment where it is.
     BackendUnknown = "backend_unknown", lost;
@@ -137,7 +137,8 @@ drop_reasons! {
     FlowUnknown = "flow_unknown", lost;
     /// To a service, in a flow that other threads begin and end at this moment.
     FlowBusy = "flow_busy", lost;
-    /// Of a backend that has a connection with the client's port already: the new flow gets another.
+    /// Of a backend that has a connection with the client's port already: the new flow gets
+    /// another.
     FlowClash = "flow_clash", benign;
     /// To a service, and no room is left for another flow, or none for one more of this client.
     FlowTableFull = "flow_table_full", lost;

@@ -480,7 +480,7 @@ fn send(
             members.iter().map(|(_, peer)| Arc::clone(peer)).collect()
         }
         OutboundVerdict::Hairpin => return (Some(scratch.reply().to_vec()), Vec::new()),
-        OutboundVerdict::Drop(_) => return (None, Vec::new()),
+        OutboundVerdict::Deliver | OutboundVerdict::Drop(_) => return (None, Vec::new()),
     };
     let payload = [vxlan::header(local.table.spec().vni).as_slice(), &frame].concat();
     let mut sealed = Vec::new();

@@ -116,6 +116,7 @@ fn send(pair: &Pair, from: usize, file: &HexFile) -> (OutboundVerdict<'static, (
                 OutboundVerdict::Flood(&[])
             }
             OutboundVerdict::Hairpin => OutboundVerdict::Hairpin,
+            OutboundVerdict::Deliver => OutboundVerdict::Deliver,
             OutboundVerdict::Drop(reason) => OutboundVerdict::Drop(reason),
         };
     (verdict, bytes)
@@ -126,6 +127,7 @@ fn text<P>(verdict: &OutboundVerdict<'_, P>) -> String {
         OutboundVerdict::Forward(_) => "forward".into(),
         OutboundVerdict::Flood(_) => "flood".into(),
         OutboundVerdict::Hairpin => "hairpin".into(),
+        OutboundVerdict::Deliver => "deliver".into(),
         OutboundVerdict::Drop(reason) => format!("drop {reason}"),
     }
 }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 use vxmesh_proto::{
     addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId},
-    lb::service_mac,
+    lb::is_service_mac,
     limits::ADDRESS_QUARANTINE,
     record::{Claim, EndpointClaim, Key},
 };
@@ -198,7 +198,7 @@ impl Mesh {
             Some(mac) => mac,
             None => self.free_mac(network)?,
         };
-        let is_shared = mac == gateway_mac(network) || mac == service_mac(network);
+        let is_shared = mac == gateway_mac(network) || is_service_mac(network, mac);
         if !mac.is_unicast() || is_shared || !mac.may_be_of(self.me) {
             let message = format!("{mac} cannot be the MAC of an endpoint of this node");
             return Err(ApiError::new(

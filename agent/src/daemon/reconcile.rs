@@ -29,7 +29,7 @@ use crate::{
     datapath::port::Table,
     reconcile::{
         addresses::Elsewhere,
-        admit::{Claims, believed, claimed_elsewhere},
+        admit::{Claims, away, believed, claimed_elsewhere},
         tables::{respecified, spec_of, updates},
     },
     services,
@@ -224,7 +224,8 @@ impl Mesh {
         updates.splice(0..0, respecified(table, *network));
         let id = table.spec().id;
         let holds = |node, ip| self.addresses.holds(id, node, ip);
-        let services = self.objects.read(|set| services::specs(set, id, claims, holds));
+        let away = self.away(id);
+        let services = self.objects.read(|set| services::specs(set, id, (claims, &away), holds));
         updates.extend(self.services.follow(table, services, *settled));
         if updates.is_empty() {
             return Vec::new();
@@ -258,6 +259,15 @@ impl Mesh {
             }
         }
         believed
+    }
+
+    /// The claims to a network with services that would be believed if their nodes were up.
+    fn away(&self, network: NetworkId) -> Claims {
+        let has_services = self.objects.read(|set| !set.services(network).is_empty());
+        let Some(gossip) = self.gossip.get().filter(|_| has_services) else { return Claims::new() };
+        let members: BTreeSet<NodeId> = self.objects.read(|set| set.members().collect());
+        let holds = |node, ip| self.addresses.holds(network, node, ip);
+        gossip.with_directory(|directory| away(directory, network, &members, holds))
     }
 
     /// The same for whoever shows them; nothing while the agent starts.

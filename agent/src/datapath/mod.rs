@@ -57,8 +57,8 @@ use tracing::{debug, error, info};
 use vxmesh_proto::{
     addr::{NetworkId, NodeId, Vni},
     flow::Lane,
-    frame::{ecn::Ecn, vnet},
-    path::announce::Announcement,
+    frame::{Frame, Segments, ecn::Ecn, vnet},
+    path::{Watch, announce::Announcement},
     reason::DropReason,
     session::{Config, Entropy, IndexTable, NoEntropy, Peer, PeerConfig, Sessions, SetPeerError},
 };
@@ -157,6 +157,21 @@ fn deliver<T>(drops: &Drops, port: &Port<T>, frame: &[u8]) -> bool {
         drops.add(DropKey::of(DropReason::TapError).in_network(port.id()), 1);
     }
     taken.is_ok()
+}
+
+/// Writes a frame packet by packet. What is not taken is counted.
+fn cut<T>(drops: &Drops, port: &Port<T>, frame: &Frame<'_>, watch: &mut impl Watch) {
+    match Segments::of(frame) {
+        Ok(segments) => {
+            let mut packet = Vec::new();
+            for index in 0..segments.count() {
+                packet.resize(segments.frame_len(index), 0);
+                segments.write(index, &mut packet);
+                let _taken = deliver(drops, port, &packet);
+            }
+        }
+        Err(reason) => watch.drop(reason, frame.bytes()),
+    }
 }
 
 /// Why the data path did not start.

@@ -6,7 +6,8 @@
 
 use std::{
     collections::VecDeque,
-    io, mem,
+    io::{self, IoSlice},
+    mem,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -27,7 +28,7 @@ use vxmesh_proto::{
 };
 
 use super::{
-    Shared,
+    Shared, cut,
     device::{MAX_SUPER_FRAME, Received},
     port::Port,
     train::Train,
@@ -432,6 +433,7 @@ impl Way {
                 let peers = members.iter().map(|(_node, peer)| peer);
                 train.carry(shared, (port.vni(), &mut watch), peers, &frame, now);
             }
+            OutboundVerdict::Deliver => give_back(shared, port, &vnet, &frame, &mut watch),
             // It was counted, and there is nothing to tell.
             OutboundVerdict::Drop(_) if self.scratch.reply().is_empty() => {}
             OutboundVerdict::Hairpin | OutboundVerdict::Drop(_) => {
@@ -439,5 +441,20 @@ impl Way {
                 let _taken = shared.deliver(port, self.scratch.reply());
             }
         }
+    }
+}
+
+/// Writes a frame that has other ends now back to where it came from. What the device does not take
+/// whole, it gets in packets.
+fn give_back(
+    shared: &Shared,
+    port: &Port,
+    vnet: &[u8; vnet::LEN],
+    frame: &Frame<'_>,
+    watch: &mut impl Watch,
+) {
+    let sent = port.device().send(vnet, &[IoSlice::new(frame.bytes())]);
+    if sent.is_err() {
+        cut(&shared.drops, port, frame, watch);
     }
 }

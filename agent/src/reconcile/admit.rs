@@ -6,7 +6,11 @@
 //! table decides (`vxmesh_proto::tables`); neither depends on the order of arrival, so all nodes
 //! agree (I11, I12).
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
 use vxmesh_gossip::directory::Directory;
 use vxmesh_proto::{
@@ -62,6 +66,20 @@ pub fn believed(
         }
     }
     (believed, foreign)
+}
+
+/// The claims of members that are not up, of what is theirs.
+#[must_use]
+pub fn away(
+    directory: &Directory,
+    network: NetworkId,
+    members: &BTreeSet<NodeId>,
+    holds: impl Fn(NodeId, IpAddr) -> bool,
+) -> Claims {
+    let away = claims_to(directory, network)
+        .filter(|(owner, _)| members.contains(owner) && !directory.is_up(*owner))
+        .filter(|(owner, claim)| foreign_address(*owner, claim, &holds).is_none());
+    away.map(|(node, claim)| (RowKey { node, endpoint: claim.id }, claim.clone())).collect()
 }
 
 /// Addresses that nodes other than `me` claim in a network, whether they are up or not.

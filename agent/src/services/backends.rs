@@ -16,11 +16,13 @@ use vxmesh_proto::{
 use crate::reconcile::admit::Claims;
 
 /// The services of a network that this node has, oldest first: those that have their name and at
-/// least one of their addresses. `holds` says whether an address is this node's to give.
+/// least one of their addresses. `away` are endpoints of nodes that are not up; they get nothing
+/// new, and keep what they have, as their nodes may be back. `holds` says whether an address is
+/// this node's to give.
 pub(crate) fn specs(
     set: &ObjectSet,
     network: NetworkId,
-    claims: &Claims,
+    (claims, away): (&Claims, &Claims),
     holds: impl Fn(NodeId, IpAddr) -> bool,
 ) -> Vec<ServiceSpec> {
     let open = set.services(network).into_iter();
@@ -33,11 +35,18 @@ pub(crate) fn specs(
             id,
             vips,
             ports: ports(service),
-            backends: backends(service, claims).into_iter().map(|(backend, _)| backend).collect(),
+            backends: all_backends(service, claims, away),
             choice: choice(service),
         })
     });
     specs.collect()
+}
+
+fn all_backends(service: &Service, claims: &Claims, away: &Claims) -> Vec<Backend> {
+    let there = backends(service, claims).into_iter().map(|(backend, _)| backend);
+    let away = backends(service, away).into_iter();
+    let away = away.map(|(backend, _)| Backend { takes_new: false, ..backend });
+    there.chain(away).collect()
 }
 
 /// The endpoints that answer for a service, in order.
@@ -172,12 +181,15 @@ mod tests {
             assert!(matches!(set.merge(&text, &AnyCa, 1), Merge::New(_)));
         }
         let claims: Claims = [claim(1, "a", 1, &[])].into();
+        let away: Claims = [claim(2, "a", 2, &[])].into();
         let others = |_, _| false;
-        assert!(specs(&set, network, &claims, others).is_empty());
+        assert!(specs(&set, network, (&claims, &away), others).is_empty());
         let given = |node, ip| node == holder(id) && ip == vip;
-        let has = specs(&set, network, &claims, given);
+        let has = specs(&set, network, (&claims, &away), given);
         assert_eq!(has.iter().map(|spec| spec.vips.clone()).collect::<Vec<_>>(), [[vip]]);
-        assert_eq!(has[0].backends.len(), 1);
+        let takes_new: Vec<bool> = has[0].backends.iter().map(|it| it.takes_new).collect();
+        assert_eq!(takes_new.iter().filter(|takes| **takes).count(), 1, "{:?}", has[0]);
+        assert_eq!(takes_new.len(), 2);
     }
 
     #[test]

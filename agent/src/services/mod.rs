@@ -49,8 +49,9 @@ impl Services {
         is_settled: bool,
     ) -> Option<TableUpdate<P>> {
         let before = table.services();
-        if specs.is_empty() {
-            return before.is_some().then_some(TableUpdate::Services(None));
+        // After the last service its clients are told that it is gone, so the snapshot stays.
+        if specs.is_empty() && before.is_none() {
+            return None;
         }
         let old = |spec: &ServiceSpec| before?.iter().find(|old| old.spec().id == spec.id);
         let service = |spec: ServiceSpec| match old(&spec) {

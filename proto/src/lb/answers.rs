@@ -42,7 +42,8 @@ impl<P> Balancer<'_, P> {
         frame.rewrite(&self.answer_rewrite(&found.flow))
     }
 
-    /// The same for an ICMP error about a packet to a backend, as it was when it had been rewritten.
+    /// The same for an ICMP error about a packet to a backend, as it was when it had been
+    /// rewritten.
     fn answer_error(&self, frame: &mut Frame<'_>) -> Result<(), DropReason> {
         let Some(quoted) = Quoted::of(frame) else { return Ok(()) };
         let found = self.services.flows().find(&answered(self.network(), &quoted));
@@ -129,8 +130,8 @@ impl<P> Balancer<'_, P> {
         })
     }
 
-    /// What makes an error one about a packet to the service, around what it quotes and in it. It is
-    /// the backend's, or that of a router on the way, which keeps its address.
+    /// What makes an error one about a packet to the service, around what it quotes and in it. It
+    /// is the backend's, or that of a router on the way, which keeps its address.
     fn error_rewrites(&self, flow: &Flow, frame: &Frame<'_>) -> (Rewrite, Rewrite) {
         let sender = frame.headers().and_then(|headers| headers.ip).map(|ip| ip.source);
         let to = self.answer_rewrite(flow);

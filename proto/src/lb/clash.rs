@@ -17,8 +17,8 @@ use super::{
 use crate::{frame::Frame, reason::DropReason, wire::be16};
 
 impl<P> Balancer<'_, P> {
-    /// Gives a frame that goes directly to a backend another port, if a flow of the services has its
-    /// ends.
+    /// Gives a frame that goes directly to a backend another port, if a flow of the services has
+    /// its ends.
     ///
     /// # Errors
     /// It goes nowhere.
@@ -52,8 +52,8 @@ impl<P> Balancer<'_, P> {
         Err(DropReason::FlowBusy)
     }
 
-    /// Begins the flow of a packet that goes directly to a backend, if a flow of the services has its
-    /// ends.
+    /// Begins the flow of a packet that goes directly to a backend, if a flow of the services has
+    /// its ends.
     pub(super) fn begin_direct(&self, packet: &Packet) -> Result<bool, DropReason> {
         let Tuple { source, destination, .. } = packet.tuple;
         if !matches!(packet.sign, Sign::Syn | Sign::Datagram) {

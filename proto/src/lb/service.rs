@@ -324,11 +324,6 @@ impl Services {
         self.steers_local
     }
 
-    /// Whether the agent has heard of all members.
-    pub(super) const fn is_settled(&self) -> bool {
-        self.is_settled
-    }
-
     /// Whether what does not reach a service for this reason is not going to: its sender may be
     /// told. A backend without a row may be back soon, and a connection to it goes on then.
     pub(crate) const fn is_sure_of(&self, reason: DropReason) -> bool {

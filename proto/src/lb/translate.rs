@@ -110,8 +110,8 @@ impl<'t, P> Balancer<'t, P> {
         self.table.spec().id
     }
 
-    /// Gives a frame that a local endpoint sent to the services' MAC its other end: one to a VIP the
-    /// backend of its flow, the answer of a local backend its client.
+    /// Gives a frame that a local endpoint sent to the services' MAC its other end: one to a VIP
+    /// the backend of its flow, the answer of a local backend its client.
     ///
     /// # Errors
     /// It goes nowhere.

@@ -20,7 +20,7 @@ use nix::{
 };
 use vxmesh_proto::{
     addr::Vni,
-    frame::{Frame, Headers, Segments, coalesce::Coalescer, ecn::Ecn},
+    frame::{Frame, Headers, coalesce::Coalescer, ecn::Ecn},
     path::{
         InboundVerdict, Scratch, Step, Watch,
         plain::{finish_received, plain_inbound, tell_station, undone},
@@ -31,7 +31,7 @@ use vxmesh_proto::{
 
 use super::{Shared, socket::Sockets};
 use crate::datapath::{
-    deliver,
+    cut,
     drops::DropKey,
     inbound::write,
     port::PlainPort,
@@ -145,7 +145,7 @@ impl Taker<'_> {
                     return watch.drop(reason, frame.bytes());
                 }
                 if frame.gso().is_some() {
-                    return self.cut(port, &frame, &mut watch);
+                    return cut(&self.shared.drops, port, &frame, &mut watch);
                 }
                 finish_received(&mut frame);
                 let accepts = self.shared.offloads.allow(port.device().accepts());
@@ -179,23 +179,6 @@ impl Taker<'_> {
         if let Err(error) = self.sockets.send(0, vtep, told, None, Ecn::NotEct) {
             let key = DropKey::of(refused_because(&error)).in_network(port.id());
             self.shared.drops.add(key, 1);
-        }
-    }
-
-    /// Delivers the packets of a burst one by one.
-    fn cut(&self, port: &PlainPort, frame: &Frame<'_>, watch: &mut impl Watch) {
-        let drops = &self.shared.drops;
-        match Segments::of(frame) {
-            Ok(segments) => {
-                let mut packet = Vec::new();
-                for index in 0..segments.count() {
-                    packet.resize(segments.frame_len(index), 0);
-                    segments.write(index, &mut packet);
-                    // What is not taken is counted.
-                    let _taken = deliver(drops, port, &packet);
-                }
-            }
-            Err(reason) => watch.drop(reason, frame.bytes()),
         }
     }
 

@@ -113,8 +113,8 @@ struct Taken {
 }
 
 impl<M: Memory> FlowTable<M> {
-    /// A table in memory that is zero, or that of a table of this shape and seed, which is then to be
-    /// [restored](Self::restore); nothing if it has less than [`Shape::words`] words. No time is
+    /// A table in memory that is zero, or that of a table of this shape and seed, which is then to
+    /// be [restored](Self::restore); nothing if it has less than [`Shape::words`] words. No time is
     /// before `epoch`.
     #[must_use]
     pub fn new(memory: M, shape: Shape, seed: u64, epoch: Instant) -> Option<Self> {

@@ -1,6 +1,7 @@
 //! Backends on the client's own node: 17 is one, and 10 may be its own.
 
 use super::{fragments::cut, *};
+use crate::frame::{Gso, GsoKind};
 
 const LOCAL: u8 = 17;
 
@@ -199,9 +200,47 @@ fn a_super_frame_stays_one() {
     let mut bytes = asks(TCP, true, 4000, ACK);
     let checksum = Some(PartialChecksum { start: 34, offset: 16 });
     let before = bytes.clone();
-    let mut frame = Frame::new(&mut bytes, Offload { gso: None, checksum });
+    let gso = Some(Gso { kind: GsoKind::Tcp4, segment_size: 4, header_len: 54 });
+    let mut frame = Frame::new(&mut bytes, Offload { gso, checksum });
     let verdict = outbound(&net.table, &mut frame, &mut Scratch::new(), net.start, &mut ());
     assert_eq!(verdict, OutboundVerdict::Deliver);
-    assert_eq!(frame.checksum(), checksum, "the kernel finishes it where it is needed");
+    assert_eq!((frame.gso(), frame.checksum()), (gso, checksum));
     assert_ne!(bytes[50..52], before[50..52], "it is that of the other addresses");
+}
+
+proptest! {
+    /// Whatever bytes go to the services' MAC: nothing panics, and what goes back to the bridge
+    /// has a MAC of the services as its source.
+    #[test]
+    fn bytes_of_all_kinds_go_back_in_the_name_of_the_services_or_are_dropped(
+        changes in prop::collection::vec((0usize..80, any::<u8>()), 0..6), cut in 14usize..94,
+        (tcp, ipv4, answers, cuts) in any::<(bool, bool, bool, bool)>(), flags: u8,
+        checksum in prop::option::of((0u16..80, 0u16..40)),
+    ) {
+        let net = Net::local(LOCAL);
+        let protocol = if tcp { TCP } else { UDP };
+        net.delivered(&asks(protocol, ipv4, 4000, SYN)).unwrap();
+        let mut bytes = if answers {
+            let ends = (socket(ipv4, LOCAL, 8080), socket(ipv4, CLIENT, 4000));
+            frame(protocol, (mac(LOCAL), macs().0), ends, flags)
+        } else {
+            asks(protocol, ipv4, 4000, flags)
+        };
+        for (at, byte) in changes {
+            if let Some(place) = bytes.get_mut(12 + at) {
+                *place = byte;
+            }
+        }
+        if cuts {
+            bytes.truncate(cut);
+        }
+        let checksum = checksum.map(|(start, offset)| PartialChecksum { start, offset });
+        let mut sent = Frame::new(&mut bytes, Offload { gso: None, checksum });
+        let verdict = outbound(&net.table, &mut sent, &mut Scratch::new(), net.start, &mut ());
+        prop_assert_eq!(sent.headers().copied(), Headers::parse(sent.bytes()));
+        if verdict == OutboundVerdict::Deliver {
+            let source = sent.headers().unwrap().source;
+            prop_assert!(is_service_mac(spec().id, source), "{}", source);
+        }
+    }
 }
