@@ -10,7 +10,10 @@ use super::{
     coalesce::{Accepts, Coalescer, PARTS},
     vnet::{self, Offload},
 };
-use crate::wire::{be16, checksum::Sum};
+use crate::{
+    reason::DropReason,
+    wire::{be16, checksum::Sum},
+};
 
 const ALL: Accepts = Accepts { tcp4: true, tcp6: true, udp: true };
 const FIN: u8 = 1;
@@ -302,6 +305,18 @@ proptest! {
             prop_assert_eq!(of(&packets), of(&again));
         }
         prop_assert_eq!(packets.len(), again.len());
+    }
+
+    /// Behind the IP packet there may be padding, and a sender says where its checksum begins.
+    #[test]
+    fn a_super_frame_with_padding_is_refused(packet in packet(3000), padding in 1u16..20, moved: bool) {
+        let (mut frame, offload) = packet.whole(1);
+        frame.resize(frame.len() + usize::from(padding), 0);
+        let by = if moved { padding } else { 0 };
+        let checksum = offload.checksum.map(|at| PartialChecksum { start: at.start + by, ..at });
+        let vnet = Offload { checksum, ..offload }.to_bytes();
+        let parsed = Offload::parse(&vnet, &frame, Headers::parse(&frame).as_ref());
+        prop_assert_eq!(parsed, Err(DropReason::BadOffload));
     }
 
     #[test]

@@ -67,6 +67,10 @@ impl<'f> View<'f> {
     }
 }
 
+/// The protocol of what is a fragment (IPv6-Frag). Behind the fragment header of IPv6 there may be
+/// options, and only the first fragment shows what follows them.
+const FRAGMENT: u8 = 44;
+
 /// What the packets of one flow have in common, and no others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FlowKey {
@@ -77,7 +81,7 @@ pub enum FlowKey {
         source: IpAddr,
         /// To whom.
         destination: IpAddr,
-        /// The protocol number.
+        /// The protocol number; [`FRAGMENT`] of each fragment.
         protocol: u8,
         /// Source and destination port.
         ports: Option<(u16, u16)>,
@@ -122,7 +126,10 @@ impl Headers {
     pub fn flow(&self) -> FlowKey {
         match self.ip {
             Some(Ip { source, destination, protocol, fragment, ports, .. }) => {
-                let ports = ports.filter(|_| fragment == Fragment::Whole);
+                let (protocol, ports) = match fragment {
+                    Fragment::Whole => (protocol, ports),
+                    Fragment::First | Fragment::Later => (FRAGMENT, None),
+                };
                 FlowKey::Ip { source, destination, protocol, ports }
             }
             None => FlowKey::Ethernet {
@@ -229,6 +236,27 @@ mod tests {
         frame[20..22].copy_from_slice(&[0, 1]);
         assert_eq!(first, flow(&frame));
         assert_ne!(first, whole);
+    }
+
+    /// Destination options behind the fragment header: only the first fragment has them.
+    #[test]
+    fn fragments_are_of_one_flow_whatever_only_the_first_one_shows() {
+        const OPTIONS: u8 = 60;
+        let flow = |offset_and_more: [u8; 2], payload: &[u8]| {
+            let mut frame = [&[2; 6][..], &[4; 6], &ethernet::IPV6.to_be_bytes()].concat();
+            let len = u8::try_from(8 + payload.len()).unwrap();
+            frame.extend([0x60, 0, 0, 0, 0, len, 44, 64]);
+            frame.extend([[1; 16], [2; 16]].concat());
+            let [high, low] = offset_and_more;
+            frame.extend([OPTIONS, 0, high, low, 0, 0, 0, 9]);
+            frame.extend(payload);
+            let headers = Headers::parse(&frame).unwrap();
+            assert!(headers.ip.is_some());
+            headers.flow()
+        };
+        let options = [crate::wire::UDP, 0, 1, 4, 0, 0, 0, 0];
+        let first = flow([0, 1], &[&options[..], &[0, 7, 0, 9, 0, 16, 0, 0]].concat());
+        assert_eq!(first, flow([0, 16], &[5; 8]));
     }
 
     proptest! {

@@ -121,8 +121,9 @@ pub(crate) fn header_len(
         _ => return None,
     };
     let start = usize::from(checksum.start);
-    // The packet ends with the frame: no padding.
-    let whole = upper.fragment == Fragment::Whole && start + upper.payload.len() == frame.len();
+    // The checksum's place is the sender's word. It begins where the packet's own headers end, and
+    // the packet ends with the frame: padding would be cut as payload.
+    let whole = upper.fragment == Fragment::Whole && start == ip.upper && ip.end == frame.len();
     let end = match kind {
         GsoKind::Tcp4 | GsoKind::Tcp6 => {
             let [words] = array::<1>(upper.payload, 12)?;

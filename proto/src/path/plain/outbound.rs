@@ -97,10 +97,16 @@ fn beyond<'t>(
     if table.fdb(to).is_some() || to == spec.gateway.mac || is_service_mac(spec.id, to) {
         return Err(reason);
     }
-    if frame.largest_frame()? > usize::from(table.spec().mtu) + ethernet::HEADER_LEN {
-        return Err(DropReason::TooBig);
+    if matches!(reason, Announcement | NeighborUnknown) {
+        // It ended at its question, and has the next steps before it.
+        watch.step(Step::Mtu, frame.bytes());
+        if frame.largest_frame()? > usize::from(table.spec().mtu) + ethernet::HEADER_LEN {
+            return Err(DropReason::TooBig);
+        }
+        // No service has a question or an announcement.
+        watch.step(Step::Services, frame.bytes());
+        watch.step(Step::Destination, frame.bytes());
     }
-    watch.step(Step::Destination, frame.bytes());
     if !eth.destination.is_group() {
         let vtep = plain.learned().vtep_of(eth.destination, now);
         if let Some(vtep) = vtep.filter(|vtep| plain.statics().contains(vtep)) {

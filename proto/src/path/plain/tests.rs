@@ -14,7 +14,7 @@ use crate::{
     lb,
     limits::{FLOOD_ENDPOINT_BURST, LEARNED_AGE, LEARNED_STATIONS},
     object::{Network, Subnet},
-    path::{InboundVerdict, Scratch},
+    path::{InboundVerdict, Scratch, Step, watch::tests::Seen},
     reason::DropReason,
     tables::{
         Place, Row,
@@ -192,6 +192,28 @@ fn what_no_endpoint_has_is_asked_of_static_vteps() {
         (announcement, DropReason::Announcement),
     ] {
         assert_eq!(alone.out(&frame), PlainVerdict::Drop(reason));
+    }
+}
+
+#[test]
+fn what_goes_to_static_vteps_takes_the_steps_of_every_frame() {
+    let net = Net::new();
+    let announcement = arp(Operation::Request, (LOCAL, LOCAL), LOCAL, MacAddr::BROADCAST);
+    let mut long = announcement.clone();
+    long.resize(usize::from(net.plain.spec().mtu) + 15, 0);
+    let too_big = PlainVerdict::Drop(DropReason::TooBig);
+    for (frame, verdict, last) in [
+        (from_local(mac(STATION)), net.statics_only(), Step::Checksum),
+        (announcement, net.statics_only(), Step::Checksum),
+        (long, too_big, Step::Mtu),
+    ] {
+        let (mut bytes, mut seen) = (frame, Seen::default());
+        let (mut frame, mut scratch) = (Frame::plain(&mut bytes), Scratch::new());
+        let now = net.start + Duration::from_secs(86_400);
+        let said = plain_outbound(&net.plain, &mut frame, &mut scratch, now, &mut seen);
+        assert_eq!(said, verdict);
+        let at = |step| Step::OUT.iter().position(|other| *other == step).unwrap();
+        assert_eq!(seen.steps, Step::OUT[at(Step::Ethernet)..=at(last)]);
     }
 }
 
