@@ -230,6 +230,7 @@ impl Mesh {
             }
         }
         rollback::forget(&self.config.run_dir);
+        self.services.forget();
         identity::forget(&self.config.data_dir).map_err(ApiError::from)?;
         Ok(warnings)
     }

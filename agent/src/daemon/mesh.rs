@@ -282,7 +282,7 @@ impl Mesh {
             grants,
             peers: Peers::default(),
             addresses: Addresses::new(me),
-            services: Services::default(),
+            services: Services::new(&config.run_dir),
             local_networks: LocalNetworks::default(),
             own_addrs: ArcSwap::from_pointee(own_addrs),
             issuing: ArcSwap::default(),

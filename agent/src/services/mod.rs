@@ -7,8 +7,11 @@
 mod backends;
 mod control;
 mod error;
+mod flows;
 
 use std::{
+    fs, io,
+    path::{Path, PathBuf},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -16,9 +19,9 @@ use std::{
     time::Instant,
 };
 
-use tracing::error;
+use tracing::{error, warn};
 use vxmesh_proto::{
-    lb::{self, Flows, ServiceSpec, flows::Shape},
+    lb::{self, Flows, ServiceSpec},
     tables::{NetworkTable, TableUpdate},
 };
 
@@ -33,13 +36,21 @@ pub(crate) use self::{
 static FLOWS: OnceLock<Option<Arc<Flows>>> = OnceLock::new();
 
 /// The services of this node.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Services {
-    /// How many snapshots of services there were.
+    /// The number of the last snapshot. Flows of an earlier life know numbers of that life, so it
+    /// does not begin at the same.
     versions: AtomicU64,
+    /// Where the flows are.
+    file: PathBuf,
 }
 
 impl Services {
+    /// None yet. What connections they have outlives the agent in this directory.
+    pub(crate) fn new(run_dir: &Path) -> Self {
+        Self { versions: AtomicU64::new(rand::random()), file: flows::path(run_dir) }
+    }
+
     /// What brings the services of a network's snapshot in step with these, if anything. They are
     /// settled once all members were heard after the start.
     pub(crate) fn follow<P>(
@@ -71,9 +82,30 @@ impl Services {
         if before.is_some_and(is_same) {
             return None;
         }
-        let version = (self.versions.fetch_add(1, Ordering::Relaxed) + 1, is_settled);
-        let flows = Arc::clone(flows()?);
+        let version = (self.versions.fetch_add(1, Ordering::Relaxed), is_settled);
+        let flows = Arc::clone(self.flows()?);
         Some(TableUpdate::Services(Some(Arc::new(lb::Services::new(flows, version, services)))))
+    }
+
+    fn flows(&self) -> Option<&'static Arc<Flows>> {
+        let make = || {
+            let made = flows::open(&self.file);
+            if made.is_none() {
+                error!("the table of flows cannot be made: services do not work; please report it");
+            }
+            made.map(Arc::new)
+        };
+        FLOWS.get_or_init(make).as_ref()
+    }
+
+    /// Leaves nothing on the host.
+    pub(crate) fn forget(&self) {
+        match fs::remove_file(&self.file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                warn!(%error, file = %self.file.display(), "the file of flows stays; remove it");
+            }
+            _ => {}
+        }
     }
 
     /// Forgets flows that were not used for long. Called once a second.
@@ -82,16 +114,4 @@ impl Services {
             flows.sweep(Instant::now());
         }
     }
-}
-
-fn flows() -> Option<&'static Arc<Flows>> {
-    let make = || {
-        let words = (0..Shape::FULL.words()).map(|_| AtomicU64::new(0)).collect::<Box<[_]>>();
-        let made = Flows::new(Box::leak(words), Shape::FULL, rand::random(), Instant::now());
-        if made.is_none() {
-            error!("the table of flows cannot be made: services do not work; please report it");
-        }
-        made.map(Arc::new)
-    };
-    FLOWS.get_or_init(make).as_ref()
 }

@@ -1,6 +1,7 @@
 //! Services: a VIP whose connections are spread over sandboxes on other hosts.
 
 mod life;
+mod restart;
 mod skeleton;
 
 use std::{collections::BTreeMap, path::Path};

@@ -1,0 +1,178 @@
+//! The table of flows, in a file of the run directory that outlives the agent: connections go on
+//! after it was killed or replaced. The directory is empty after the host's start, and flows of
+//! another boot are not looked at.
+//!
+//! ```text
+//! word 0   MAGIC, which says the layout of the file; written last
+//! word 1   words of the table: another version may have another shape
+//! word 2   seed
+//! word 3   epoch, in nanoseconds of the monotonic clock
+//! word 4-5 boot id
+//! word 8-  the table
+//! ```
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    num::NonZeroUsize,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    fcntl::{FallocateFlags, fallocate},
+    sys::mman::{MapFlags, ProtFlags, mmap},
+    time::{ClockId, clock_gettime},
+};
+use tracing::{info, warn};
+use vxmesh_proto::lb::{Flows, flows::Shape};
+
+/// "vxmflow1".
+const MAGIC: u64 = u64::from_be_bytes(*b"vxmflow1");
+const HEADER: usize = 8;
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Where the file is.
+pub(super) fn path(run_dir: &Path) -> PathBuf {
+    run_dir.join("flows")
+}
+
+/// The table of a file, or one that ends with the agent where the file cannot be used.
+pub(super) fn open(path: &Path) -> Option<Flows> {
+    match map(path) {
+        Ok(words) => of_words(words),
+        Err(error) => {
+            warn!(
+                %error, path = %path.display(),
+                "connections to services will not outlive this agent; free some space and restart it"
+            );
+            let words: Box<[AtomicU64]> =
+                (0..HEADER + Shape::FULL.words()).map(|_| AtomicU64::new(0)).collect();
+            of_words(Box::leak(words))
+        }
+    }
+}
+
+/// The words of a file, which are zero if it is new or has another length.
+fn map(path: &Path) -> io::Result<&'static [AtomicU64]> {
+    let words = HEADER + Shape::FULL.words();
+    let len = words * size_of::<AtomicU64>();
+    let mut options = OpenOptions::new();
+    let file =
+        options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    let wanted = u64::try_from(len).unwrap_or(u64::MAX);
+    if file.metadata()?.len() != wanted {
+        file.set_len(0)?;
+        file.set_len(wanted)?;
+    }
+    // What is missing when it is written to would end the agent by SIGBUS.
+    fallocate(&file, FallocateFlags::empty(), 0, i64::try_from(len).unwrap_or(i64::MAX))?;
+    map_words(&file, words)
+}
+
+#[expect(unsafe_code, reason = "mmap(2), which has no safe form: the file could shrink")]
+fn map_words(file: &File, words: usize) -> io::Result<&'static [AtomicU64]> {
+    let len =
+        NonZeroUsize::new(words * size_of::<AtomicU64>()).ok_or(io::ErrorKind::InvalidInput)?;
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new mapping aliases no memory of this process, and it is never unmapped. All of the
+    // file was allocated, and only root may change it. Other processes that have it write words as
+    // this one does. Pages are aligned for any word.
+    unsafe {
+        let begin = mmap(None, len, protection, MapFlags::MAP_SHARED, file, 0)?;
+        Ok(std::slice::from_raw_parts(begin.cast::<AtomicU64>().as_ptr(), words))
+    }
+}
+
+/// The table behind a header that fits, or a new one.
+fn of_words(words: &'static [AtomicU64]) -> Option<Flows> {
+    let (header, table) = words.split_at_checked(HEADER)?;
+    let size = u64::try_from(Shape::FULL.words()).unwrap_or(u64::MAX);
+    let [boot_high, boot_low] = boot_id();
+    let [magic, size_word, seed, epoch, high, low, ..] = header else { return None };
+    let load = |word: &AtomicU64| word.load(Ordering::Acquire);
+    let (clock, now) = (monotonic(), Instant::now());
+    let age = clock.checked_sub(Duration::from_nanos(load(epoch)));
+    let begun = age.and_then(|age| now.checked_sub(age));
+    let fits = load(magic) == MAGIC
+        && load(size_word) == size
+        && [load(high), load(low)] == [boot_high, boot_low];
+    if let Some(begun) = begun.filter(|_| fits) {
+        let flows = Flows::new(table, Shape::FULL, load(seed), begun)?;
+        flows.restore(now);
+        info!(flows = flows.count().open, "connections to services go on");
+        return Some(flows);
+    }
+    magic.store(0, Ordering::Release);
+    table.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    let nanos = u64::try_from(clock.as_nanos()).unwrap_or(u64::MAX);
+    let written = [size, rand::random(), nanos, boot_high, boot_low];
+    for (word, value) in [size_word, seed, epoch, high, low].into_iter().zip(written) {
+        word.store(value, Ordering::Relaxed);
+    }
+    magic.store(MAGIC, Ordering::Release);
+    Flows::new(table, Shape::FULL, load(seed), now)
+}
+
+/// The clock of [`Instant`].
+fn monotonic() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
+}
+
+/// Which start of the host this is.
+fn boot_id() -> [u64; 2] {
+    let text = std::fs::read_to_string(BOOT_ID).unwrap_or_default().replace('-', "");
+    let number = u128::from_str_radix(text.trim(), 16).unwrap_or_default();
+    [(number >> 64) as u64, number as u64]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use vxmesh_proto::{
+        addr::{EndpointId, NetworkId},
+        lb::flows::Flow,
+        wire::TCP,
+    };
+
+    use super::*;
+
+    fn flow(port: u16) -> Flow {
+        let at = |last, port| SocketAddr::from(([10, 0, 0, last], port));
+        Flow {
+            network: NetworkId::from_random([1; 16]),
+            protocol: TCP,
+            client: at(2, port),
+            client_mac: "02:00:00:00:00:02".parse().unwrap(),
+            vip: at(200, 80),
+            backend: at(3, 8080),
+            endpoint: EndpointId::from_random([3; 16]),
+            seen_port: port,
+            sees_vip: false,
+        }
+    }
+
+    #[test]
+    fn flows_outlive_the_agent_and_not_another_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = path(dir.path());
+        let begin = |port| {
+            let flows = open(&path).unwrap();
+            flows.insert(&flow(port), 1, Instant::now()).map(drop).unwrap();
+            flows.count().open
+        };
+        assert_eq!(begin(1000), 1);
+        // Each opens the file as another process would.
+        assert_eq!(begin(1001), 2);
+        let header = map(&path).unwrap();
+        header[4].store(0, Ordering::Relaxed);
+        assert_eq!(begin(1002), 1, "of another boot");
+        std::fs::write(&path, b"short").unwrap();
+        assert_eq!(begin(1003), 1, "no table");
+        let nowhere = dir.path().join("none/flows");
+        assert!(open(&nowhere).is_some(), "without a file it works, too");
+    }
+}
