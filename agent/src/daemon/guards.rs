@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::{debug, info, warn};
 use vxmesh_proto::{
     addr::{EndpointId, NetworkId},
+    lb::{service_mac, service_source_mac},
     object,
     reason::DropReason,
 };
@@ -16,12 +17,13 @@ use super::{
 };
 use crate::{
     api::ApiError,
-    datapath::drops::DropKey,
+    datapath::{drops::DropKey, port::Table},
     firewall::{
-        FirewallError, counted::Counted, guard::Rules, guarded::GuardedPorts, table::Family,
+        FirewallError, counted::Counted, guard::Rules, guarded::GuardedPorts, services::Macs,
+        table::TableId,
     },
     netlink::overlay::{Overlay, port_name},
-    reconcile::tables::gateway_mac,
+    reconcile::tables::{gateway_mac, has_backend_of},
 };
 
 fn refused(error: FirewallError) -> ApiError {
@@ -71,6 +73,28 @@ impl Mesh {
         lock(&self.guards).remove(&id);
     }
 
+    /// Has the kernel lead the answers of services' backends on this host to the agent, while there
+    /// are such backends; whether it does. Called before the data path has this snapshot of the
+    /// network, so that the kernel learns from the first frame for one of them.
+    pub(super) fn steer(&self, table: &Table) -> bool {
+        let id = table.spec().id;
+        let wanted = has_backend_of(table, self.me);
+        // What the last life of this agent led goes on until it is known that it has ended.
+        if !wanted && !self.name_servers.names.snapshot().settled {
+            return false;
+        }
+        let macs = Macs { service: service_mac(id), source: service_source_mac(id) };
+        let mut guards = lock(&self.guards);
+        let Some(guarded) = guards.get_mut(&id) else { return false };
+        match guarded.steer(wanted.then_some(macs)) {
+            Ok(()) => wanted,
+            Err(error) => {
+                warn!(network = %id, %error, "services do not reach their backends on this host; it is tried again");
+                false
+            }
+        }
+    }
+
     /// Puts back what somebody took away in these networks, and says in which of their namespaces
     /// anybody changed rules.
     pub(super) fn keep_guards(&self, is_asked: impl Fn(&NetworkId) -> bool) -> BTreeSet<NetworkId> {
@@ -92,7 +116,7 @@ impl Mesh {
         {
             Ok(None) => return false,
             Ok(Some(true)) => {
-                info!(network = %name(), "the rules that guard the network's ports were changed, and are back");
+                info!(network = %name(), "the rules for the network's ports were changed, and are back");
             }
             Ok(Some(false)) => {}
             Err(error) => {
@@ -105,7 +129,7 @@ impl Mesh {
     /// Somebody had taken away the counters of what a network routes: they count from zero.
     pub(super) fn counters_replaced(&self, id: NetworkId) {
         if let Some(guarded) = lock(&self.guards).get_mut(&id) {
-            guarded.count_anew(Family::Inet);
+            guarded.count_anew(TableId::default());
         }
     }
 

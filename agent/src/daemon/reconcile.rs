@@ -228,6 +228,7 @@ impl Mesh {
         let services = self.objects.read(|set| services::specs(set, id, (claims, &away), holds));
         updates.extend(self.services.follow(table, services, *settled));
         if updates.is_empty() {
+            self.steer(table);
             return Vec::new();
         }
         let met = updates.iter().filter_map(|update| match update {
@@ -237,6 +238,7 @@ impl Mesh {
         let (met, macs) = (met.collect(), changed_macs(&updates));
         let touched = touched(table, &updates);
         let next = Arc::new(table.apply(updates));
+        self.steer(&next);
         self.plane.publish(Arc::clone(&next));
         self.plane.announce(next.spec().id, &local.heard.changes(&next, touched));
         report_rivals(&next, &mut local.rivals, &macs);

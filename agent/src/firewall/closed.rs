@@ -61,6 +61,7 @@ impl Closed {
             name,
             key_type,
             key_len,
+            size: None,
             keys,
         };
         vec![set(BRIDGES, TWO_NAMES, BTreeSet::new(), true), set(OWN, MAC, keys, false)]

@@ -5,17 +5,19 @@ use std::collections::BTreeMap;
 use super::{
     FirewallError,
     socket::Socket,
-    table::{Family, counts},
+    table::{CounterId, TableId, counts},
 };
 
 /// What the counters of a namespace said last.
 #[derive(Debug, Default)]
-pub struct Counted(BTreeMap<(u8, String), u64>);
+pub struct Counted(BTreeMap<CounterId, u64>);
 
 impl Counted {
-    /// The table of this family is a new one, and so are its counters.
-    pub fn anew(&mut self, family: Family) {
-        self.0.retain(|(of, _name), _count| *of != family.number());
+    /// The table is a new one, and so are its counters.
+    pub fn anew(&mut self, id: TableId) {
+        let is_its =
+            |(family, table, _name): &CounterId| (*family, *table) == (id.family.number(), id.name);
+        self.0.retain(|counter, _count| !is_its(counter));
     }
 
     /// What was counted since the last time in the network namespace of the calling thread, by
@@ -40,7 +42,7 @@ impl Counted {
             // A smaller one is that of a new table.
             let new = if *count < before { *count } else { *count - before };
             if new > 0 {
-                *more.entry(key.1.clone()).or_default() += new;
+                *more.entry(key.2.clone()).or_default() += new;
             }
         }
         self.0 = counts;

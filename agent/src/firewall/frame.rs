@@ -4,10 +4,12 @@
 //! A field that a frame is too short for, or whose header the kernel does not find, makes no
 //! comparison true. So what must be there is compared, too ([`at_least`]).
 
+use std::time::Duration;
+
 use netlink_bindings::nftables::{MetaKeys, PayloadBase};
 use vxmesh_proto::addr::MacAddr;
 
-use super::rule::{Clause, Expr};
+use super::rule::{Clause, Expr, SECOND, register};
 
 /// `IFNAMSIZ` of linux/if.h.
 const IFNAME_SIZE: usize = 16;
@@ -71,6 +73,12 @@ pub fn masked(field: Field, mask: &[u8], value: &[u8]) -> Clause {
     Clause(vec![field.load(), Expr::And(mask.to_vec()), Expr::Equal(value.to_vec())])
 }
 
+/// Some of these bits of the field are set.
+#[must_use]
+pub fn any_of(field: Field, bits: &[u8]) -> Clause {
+    Clause(vec![field.load(), Expr::And(bits.to_vec()), Expr::Differs(vec![0; bits.len()])])
+}
+
 /// The field is there and as large as this.
 #[must_use]
 pub fn at_least(field: Field, value: &[u8]) -> Clause {
@@ -95,6 +103,53 @@ pub fn is_none_of(field: Field, set: &'static str) -> Clause {
     Clause(vec![field.load(), Expr::In { set, is: false }])
 }
 
+/// The set has the value of the field from now on for this time.
+#[must_use]
+pub fn remember(field: Field, set: &'static str, time: Duration) -> Clause {
+    Clause(vec![field.load(), kept(set, time)])
+}
+
+fn kept(set: &'static str, time: Duration) -> Expr {
+    let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    Expr::Remember { set, milliseconds, counted: false }
+}
+
+/// What the IP header carries, and these fields behind it.
+fn flow(fields: &[Field]) -> Vec<Expr> {
+    let mut exprs = vec![Expr::Meta(MetaKeys::L4Proto as u32)];
+    let mut words = 1;
+    for Field { base, offset, len } in fields.iter().copied() {
+        exprs.push(Expr::PayloadAt { register: register(words), base, offset, len });
+        words += len.div_ceil(4);
+    }
+    exprs
+}
+
+/// What it carries and these fields are together in the set.
+#[must_use]
+pub fn flow_is_in(fields: &[Field], set: &'static str) -> Clause {
+    Clause([flow(fields), vec![Expr::In { set, is: true }]].concat())
+}
+
+/// The set has what it carries and these fields from now on for this time. Where the set has no
+/// room, the rule ends.
+#[must_use]
+pub fn remember_flow(fields: &[Field], set: &'static str, time: Duration) -> Clause {
+    Clause([flow(fields), vec![kept(set, time)]].concat())
+}
+
+/// The set does not have them any more.
+#[must_use]
+pub fn forget_flow(fields: &[Field], set: &'static str) -> Clause {
+    Clause([flow(fields), vec![Expr::Forget { set }]].concat())
+}
+
+/// The field gets this value. No checksum covers it.
+#[must_use]
+pub fn write(Field { base, offset, len }: Field, value: &[u8]) -> Clause {
+    Clause(vec![Expr::Value(value.to_vec()), Expr::Write { base, offset, len }])
+}
+
 /// The interface by which the frame came, and this field, are together in the set.
 #[must_use]
 pub fn port_has(field: Field, set: &'static str) -> Clause {
@@ -110,7 +165,7 @@ pub fn port_has_not(field: Field, set: &'static str) -> Clause {
 fn with_port(Field { base, offset, len }: Field, set: &'static str, is: bool) -> Clause {
     Clause(vec![
         Expr::Meta(MetaKeys::Iifname as u32),
-        Expr::PayloadBehind { base, offset, len },
+        Expr::PayloadAt { register: SECOND, base, offset, len },
         Expr::In { set, is },
     ])
 }
@@ -162,4 +217,10 @@ pub const TYPE: Field = Field::link(12, 2);
 #[must_use]
 pub fn from_mac(mac: MacAddr) -> Clause {
     is(SOURCE, &mac.0)
+}
+
+/// From another MAC than this.
+#[must_use]
+pub fn from_mac_not(mac: MacAddr) -> Clause {
+    is_not(SOURCE, &mac.0)
 }

@@ -35,16 +35,19 @@ use vxmesh_proto::{
 };
 
 use super::{
+    TABLE,
     frame::{
         DESTINATION, Field, SOURCE, TYPE, at_least, at_most, carries, from_mac, is, is_fragment,
         is_later_fragment, is_not, is_whole, key, masked, port_has, port_has_not,
     },
     rule::{Clause, Rule, accept, count_for, drop_as, goto, input, jump, octets, output},
-    table::{Chain, Family, Hook, Kind, Set, Table},
+    table::{Chain, Family, Hook, Kind, Set, Table, TableId},
 };
 
+/// The table.
+pub(super) const ID: TableId = TableId { family: Family::Bridge, name: TABLE };
 /// Before other rules for frames (`NF_BR_PRI_NAT_DST_BRIDGED`).
-const FIRST: i32 = -300;
+pub(super) const FIRST: i32 = -300;
 /// Names of the ports that lead to sandboxes.
 const PORTS: &str = "v*";
 
@@ -131,6 +134,7 @@ pub fn table(rules: Rules, ports: &BTreeMap<String, Port>) -> Table {
             name,
             key_type,
             key_len,
+            size: None,
             keys: BTreeSet::new(),
             by_rules: false,
         })
@@ -145,6 +149,7 @@ pub fn table(rules: Rules, ports: &BTreeMap<String, Port>) -> Table {
         // Of a name of an interface and a number (`mark`).
         key_type: 41 << 6 | 19,
         key_len: 20,
+        size: None,
         keys: BTreeSet::new(),
         by_rules: true,
     });
@@ -173,12 +178,7 @@ pub fn table(rules: Rules, ports: &BTreeMap<String, Port>) -> Table {
         chains.push(Chain::at("forward", (Kind::Filter, Hook::Forward, FIRST), apart));
     }
     // A counter for each, whatever the network is like: they are few.
-    Table {
-        family: Family::Bridge,
-        counters: COUNTED.map(DropReason::as_str).to_vec(),
-        sets,
-        chains,
-    }
+    Table { id: ID, counters: COUNTED.map(DropReason::as_str).to_vec(), sets, chains }
 }
 
 /// What the rules count.

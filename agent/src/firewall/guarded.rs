@@ -1,4 +1,5 @@
-//! The guarded ports of one network, as they are in the kernel: [`GuardedPorts`].
+//! The guarded ports of one network, as they are in the kernel: [`GuardedPorts`]. It keeps the table
+//! that steers the answers of services' backends, too ([`services`]), while there is to be one.
 //!
 //! It keeps a socket of the network's namespace open, so that a port comes and goes with one
 //! request, and what was dropped can be asked for at any time. The rules stay while the agent is
@@ -10,8 +11,9 @@ use super::{
     FirewallError, TABLE,
     counted::Counted,
     guard::{self, BLAMED, Port, Rules, blame, keys},
+    services::{self, Macs},
     socket::{Batch, Socket},
-    table::{Family, add_keys, generation_by, key_counts, remove_keys},
+    table::{TableId, add_keys, generation_by, key_counts, remove_keys},
 };
 use crate::netlink::netns::Netns;
 
@@ -20,11 +22,24 @@ pub struct GuardedPorts {
     socket: Socket,
     rules: Rules,
     ports: BTreeMap<String, Port>,
+    steering: Steering,
     /// The number of the kernel's ruleset when all was last as it should be.
     generation: Option<u32>,
     counted: Counted,
     /// What the counters of ports said last.
     blamed: BTreeMap<Vec<u8>, u64>,
+}
+
+/// Whether answers of backends are led to the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Steering {
+    /// There is no table for it.
+    No,
+    /// There is one of which nobody has said whether it is to be: of the agent's last life, or one
+    /// that could not be written or removed. It stays as it is.
+    Unknown,
+    /// With these MACs.
+    With(Macs),
 }
 
 impl std::fmt::Debug for GuardedPorts {
@@ -45,9 +60,16 @@ impl GuardedPorts {
     ) -> Result<Self, FirewallError> {
         let socket = netns.run(Socket::open);
         let socket = socket.map_err(|error| FirewallError::new("reach", TABLE, error))?;
-        let counted = Counted::default();
-        let blamed = BTreeMap::new();
-        let mut guarded = Self { socket, rules, ports, generation: None, counted, blamed };
+        let is_steered = services::ID.has_rules_by(&socket)?;
+        let mut guarded = Self {
+            socket,
+            rules,
+            ports,
+            steering: if is_steered { Steering::Unknown } else { Steering::No },
+            generation: None,
+            counted: Counted::default(),
+            blamed: BTreeMap::new(),
+        };
         guarded.mend()?;
         Ok(guarded)
     }
@@ -80,6 +102,27 @@ impl GuardedPorts {
         self.carry_out(batch)
     }
 
+    /// Leads the answers of backends here to the agent from now on, or no more. Answers that were
+    /// led before are led on without a gap; also those of the agent's last life.
+    ///
+    /// # Errors
+    /// The kernel refuses it; the next call tries it again.
+    pub fn steer(&mut self, macs: Option<Macs>) -> Result<(), FirewallError> {
+        let wanted = macs.map_or(Steering::No, Steering::With);
+        if self.steering == wanted {
+            return Ok(());
+        }
+        self.steering = wanted;
+        let done = match wanted {
+            Steering::With(_macs) => self.mend().map(drop),
+            Steering::No | Steering::Unknown => services::ID.remove_by(&self.socket),
+        };
+        if done.is_err() {
+            self.steering = Steering::Unknown;
+        }
+        done
+    }
+
     /// Somebody may have changed what a change builds upon: then all is written.
     fn carry_out(&mut self, batch: Batch) -> Result<(), FirewallError> {
         self.socket.change(batch).or_else(|_refused| self.mend().map(drop))
@@ -100,21 +143,29 @@ impl GuardedPorts {
     pub fn mend(&mut self) -> Result<bool, FirewallError> {
         // A change in between raises the number once more, and all is looked at again.
         let generation = generation_by(&self.socket)?;
-        let table = guard::table(self.rules, &self.ports);
-        if table.is_in_place_by(&self.socket)? {
+        let mut tables = vec![guard::table(self.rules, &self.ports)];
+        if let Steering::With(macs) = self.steering {
+            tables.push(services::table(macs));
+        }
+        let mut mended = false;
+        for table in tables {
+            if table.is_in_place_by(&self.socket)? {
+                continue;
+            }
+            (self.generation, mended) = (None, true);
+            if table.replace_by(&self.socket)? {
+                self.count_anew(table.id);
+            }
+        }
+        if !mended {
             self.generation = Some(generation);
-            return Ok(false);
         }
-        self.generation = None;
-        if table.replace_by(&self.socket)? {
-            self.count_anew(Family::Bridge);
-        }
-        Ok(true)
+        Ok(mended)
     }
 
-    /// The table of this family is a new one, and so are its counters.
-    pub fn count_anew(&mut self, family: Family) {
-        self.counted.anew(family);
+    /// The table is a new one, and so are its counters.
+    pub fn count_anew(&mut self, id: TableId) {
+        self.counted.anew(id);
     }
 
     /// What was dropped since the last time, by reason, in all tables of ours, and by port where
@@ -124,7 +175,7 @@ impl GuardedPorts {
     /// The kernel does not answer.
     pub fn dropped(&mut self) -> Result<BTreeMap<(String, Option<String>), u64>, FirewallError> {
         // The ports first: what is counted meanwhile is in the sum at least.
-        let blamed = key_counts(&self.socket, Family::Bridge, BLAMED)?;
+        let blamed = key_counts(&self.socket, guard::ID, BLAMED)?;
         let mut rest = self.counted.more_by(&self.socket)?;
         let mut dropped = BTreeMap::new();
         for (key, count) in &blamed {
@@ -147,8 +198,13 @@ impl GuardedPorts {
 }
 
 /// Adds or removes what lets a port speak.
-fn change(batch: &mut Batch, name: &str, port: &Port, how: fn(&mut Batch, Family, &str, &[&[u8]])) {
+fn change(
+    batch: &mut Batch,
+    name: &str,
+    port: &Port,
+    how: fn(&mut Batch, TableId, &str, &[&[u8]]),
+) {
     for (set, key) in keys(name, port) {
-        how(batch, Family::Bridge, set, &[&key]);
+        how(batch, guard::ID, set, &[&key]);
     }
 }

@@ -149,8 +149,14 @@ fn leaving(all: &str) -> Vec<Rule> {
 /// where that belongs to it.
 fn addresses(uplinks: &[Uplink]) -> Vec<Set> {
     const IFNAME: u32 = 41;
-    let set =
-        |name, key_type, key_len, keys| Set { by_rules: false, name, key_type, key_len, keys };
+    let set = |name, key_type, key_len, keys| Set {
+        by_rules: false,
+        name,
+        key_type,
+        key_len,
+        size: None,
+        keys,
+    };
     let sets = VERSIONS.into_iter().flat_map(|(ipv4, _, uplinks_name, inner)| {
         let (kind, len) = if ipv4 { (7, 4) } else { (8, 16) };
         let all = uplinks.iter().flat_map(|uplink| uplink.ips.iter().map(move |ip| (uplink, *ip)));

@@ -6,6 +6,7 @@
 //!                        ip, ip6       two accepting rules in every chain of others that drops     [`foreign`]
 //! network's namespace    inet vxmesh   NAT to the uplink, published ports                            [`network`]
 //!                        bridge vxmesh what a sandbox may say, and as whom                           [`guard`], [`guarded`]
+//!                        bridge vxmesh_services  answers of local backends go to the agent           [`services`]
 //! sandbox's namespace    netdev vxmesh the way to its name server                                     [`detour`]
 //! ```
 //!
@@ -30,6 +31,7 @@ pub mod network;
 pub mod obstacles;
 pub mod ports;
 pub mod rule;
+pub mod services;
 mod socket;
 pub mod table;
 mod user_data;
@@ -38,8 +40,10 @@ use std::io;
 
 use thiserror::Error;
 
-/// The name of every table of this program.
+/// The name of the tables of this program but for one.
 pub const TABLE: &str = "vxmesh";
+/// All names of its tables.
+const TABLES: [&str; 2] = [TABLE, services::TABLE];
 
 /// Why a table is not as it should be.
 #[derive(Debug, Error)]

@@ -44,7 +44,8 @@ const INTERNET_CHECKSUM: u32 = 1;
 const MSS: u8 = 2;
 
 /// One expression. Values are loaded into the first register. The second takes ports that are
-/// written, and the latter part of a key of two.
+/// written, and the latter part of a key of two. The parts of a longer key stand word by word from
+/// the first register on ([`register`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Expr {
     Meta(u32),
@@ -53,8 +54,9 @@ pub(super) enum Expr {
         offset: u32,
         len: u32,
     },
-    /// The latter part of a key.
-    PayloadBehind {
+    /// A part of a key.
+    PayloadAt {
+        register: u32,
         base: u32,
         offset: u32,
         len: u32,
@@ -90,6 +92,10 @@ pub(super) enum Expr {
         milliseconds: u64,
         counted: bool,
     },
+    /// The key is not in this set of the table any more.
+    Forget {
+        set: &'static str,
+    },
     /// A number, as the latter part of a key.
     NumberBehind(u32),
     Port(u16),
@@ -98,7 +104,14 @@ pub(super) enum Expr {
         offset: u32,
         checksum: u32,
     },
-    Address(IpAddr),
+    /// These bytes, as what is written.
+    Value(Vec<u8>),
+    /// Writes what was loaded there, and corrects no checksum.
+    Write {
+        base: u32,
+        offset: u32,
+        len: u32,
+    },
     /// The largest segment that fits the packet's route.
     RouteMss,
     /// Lowers the segment size that a SYN announces.
@@ -415,7 +428,7 @@ pub fn masquerade() -> Clause {
 pub fn redirect_to(ip: IpAddr, port: u16) -> Clause {
     Clause(vec![
         Expr::Counter,
-        Expr::Address(ip),
+        Expr::Value(octets(ip)),
         Expr::Port(port),
         Expr::DestinationNat { v4: ip.is_ipv4() },
     ])
@@ -467,7 +480,13 @@ pub fn jump(chain: &'static str) -> Clause {
 }
 
 const VALUE: u32 = Registers::Reg1 as u32;
-const SECOND: u32 = Registers::Reg2 as u32;
+/// The second register, four words behind the first.
+pub(super) const SECOND: u32 = Registers::Reg2 as u32;
+
+/// Where a part of a key is loaded that stands behind so many words of it, at least one.
+pub(super) const fn register(words: u32) -> u32 {
+    Registers::Reg3200 as u32 + words
+}
 
 /// Writes expressions as attributes of a rule.
 pub(super) fn encode<P: Pusher>(mut list: PushExprListAttrs<P>, exprs: &[Expr]) -> P {
@@ -489,10 +508,9 @@ fn encode_one<P: Pusher>(list: PushExprListAttrs<P>, expr: &Expr) -> PushExprLis
         Expr::MetaBehind(key) => {
             elem.nested_data_meta().push_dreg(SECOND).push_key(*key).end_nested().end_nested()
         }
-        Expr::Payload { base, offset, len } | Expr::PayloadBehind { base, offset, len } => {
-            let to = if matches!(expr, Expr::Payload { .. }) { VALUE } else { SECOND };
-            let payload = elem.nested_data_payload().push_dreg(to).push_base(*base);
-            payload.push_offset(*offset).push_len(*len).end_nested().end_nested()
+        Expr::Payload { base, offset, len } => load(elem, VALUE, (*base, *offset, *len)),
+        Expr::PayloadAt { register, base, offset, len } => {
+            load(elem, *register, (*base, *offset, *len))
         }
         Expr::Extension { header, offset, len } => {
             extension(elem.push_name(c"exthdr"), *header, *offset, *len).end_nested()
@@ -515,8 +533,9 @@ fn encode_one<P: Pusher>(list: PushExprListAttrs<P>, expr: &Expr) -> PushExprLis
         Expr::AtMost(value) => compare(elem, CmpOps::Lte, value),
         Expr::In { set, is } => lookup(elem.push_name(c"lookup"), set, *is).end_nested(),
         Expr::Remember { set, milliseconds, counted } => {
-            remember(elem.push_name(c"dynset"), (set, *milliseconds), *counted).end_nested()
+            dynset(elem.push_name(c"dynset"), set, Some((*milliseconds, *counted))).end_nested()
         }
+        Expr::Forget { set } => dynset(elem.push_name(c"dynset"), set, None).end_nested(),
         Expr::NumberBehind(number) => {
             let data = elem.nested_data_immediate().push_dreg(SECOND).nested_data();
             data.push_value(&number.to_be_bytes()).end_nested().end_nested().end_nested()
@@ -531,9 +550,13 @@ fn encode_one<P: Pusher>(list: PushExprListAttrs<P>, expr: &Expr) -> PushExprLis
             let write = write.push_len(2).push_csum_type(INTERNET_CHECKSUM);
             write.push_csum_offset(*checksum).end_nested().end_nested()
         }
-        Expr::Address(ip) => {
+        Expr::Value(value) => {
             let data = elem.nested_data_immediate().push_dreg(VALUE).nested_data();
-            data.push_value(&octets(*ip)).end_nested().end_nested().end_nested()
+            data.push_value(value).end_nested().end_nested().end_nested()
+        }
+        Expr::Write { base, offset, len } => {
+            let write = elem.nested_data_payload().push_sreg(VALUE).push_base(*base);
+            write.push_offset(*offset).push_len(*len).end_nested().end_nested()
         }
         Expr::DestinationNat { v4 } => {
             let family = if *v4 { libc::NFPROTO_IPV4 } else { libc::NFPROTO_IPV6 };
@@ -558,6 +581,15 @@ fn encode_one<P: Pusher>(list: PushExprListAttrs<P>, expr: &Expr) -> PushExprLis
         Expr::SetMss => set_mss(elem.push_name(c"exthdr")).end_nested(),
         Expr::Masquerade => other(elem.push_name(c"masq"), &[]).end_nested(),
     }
+}
+
+fn load<P: Pusher>(
+    elem: PushExprAttrs<PushExprListAttrs<P>>,
+    register: u32,
+    (base, offset, len): (u32, u32, u32),
+) -> PushExprListAttrs<P> {
+    let payload = elem.nested_data_payload().push_dreg(register).push_base(base);
+    payload.push_offset(offset).push_len(len).end_nested().end_nested()
 }
 
 fn compare<P: Pusher>(
@@ -623,25 +655,29 @@ fn lookup<P: Pusher>(mut elem: P, set: &str, is: bool) -> P {
     elem
 }
 
-/// `dynset`, which the bindings do not have: the key in the set is made new, or lives on, and its
-/// counter counts.
-fn remember<P: Pusher>(mut elem: P, (set, milliseconds): (&str, u64), counted: bool) -> P {
+/// `dynset`, which the bindings do not have: the key in the set is made new, or lives on for so
+/// many milliseconds, and its counter counts; without a time it ends.
+fn dynset<P: Pusher>(mut elem: P, set: &str, kept: Option<(u64, bool)>) -> P {
     const OP: u16 = 3;
     const SREG_KEY: u16 = 4;
     const TIMEOUT: u16 = 6;
     const EXPR: u16 = 7;
     const EXPR_NAME: u16 = 1;
     const UPDATE: u32 = 1;
+    const DELETE: u32 = 2;
     let buffer = elem.as_vec_mut();
     let at = push_nested_header(buffer, EXPR_DATA);
     push_set(buffer, set);
-    for (kind, number) in [(OP, UPDATE), (SREG_KEY, VALUE)] {
+    let op = if kept.is_some() { UPDATE } else { DELETE };
+    for (kind, number) in [(OP, op), (SREG_KEY, VALUE)] {
         push_header(buffer, kind, 4);
         buffer.extend(number.to_be_bytes());
     }
-    push_header(buffer, TIMEOUT, 8);
-    buffer.extend(milliseconds.to_be_bytes());
-    if counted {
+    if let Some((milliseconds, _counted)) = kept {
+        push_header(buffer, TIMEOUT, 8);
+        buffer.extend(milliseconds.to_be_bytes());
+    }
+    if kept.is_some_and(|(_milliseconds, counted)| counted) {
         let expr = push_nested_header(buffer, EXPR);
         push_header(buffer, EXPR_NAME, 8);
         buffer.extend(b"counter\0");

@@ -18,7 +18,7 @@ use netlink_bindings::{traits::NetlinkRequest, traits::Pusher};
 use nix::libc;
 
 use super::{
-    FirewallError, TABLE,
+    FirewallError, TABLE, TABLES,
     rule::{Rule, encode},
     socket::{Batch, Socket},
     user_data::fingerprinted,
@@ -50,9 +50,49 @@ impl Family {
         // INVARIANT: the kernel keeps it in eight bits.
         u8::try_from(number).unwrap_or_default()
     }
+}
 
+/// Which table of a network namespace it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableId {
+    /// What passes it.
+    pub family: Family,
+    /// Its name.
+    pub name: &'static str,
+}
+
+/// `inet vxmesh`.
+impl Default for TableId {
+    fn default() -> Self {
+        Self { family: Family::Inet, name: TABLE }
+    }
+}
+
+impl TableId {
     fn header(self) -> Nfgenmsg {
-        header(self.number().into())
+        header(self.family.number().into())
+    }
+
+    fn name_bytes(self) -> &'static [u8] {
+        self.name.as_bytes()
+    }
+
+    fn error(self, what: &'static str, source: io::Error) -> FirewallError {
+        FirewallError::new(what, self.name, source)
+    }
+
+    /// Whether the kernel has rules in it, whatever they say.
+    pub(super) fn has_rules_by(self, socket: &Socket) -> Result<bool, FirewallError> {
+        Ok(!rules(socket, self)?.is_empty())
+    }
+
+    /// Removes it, also where there is none.
+    pub(super) fn remove_by(self, socket: &Socket) -> Result<(), FirewallError> {
+        let mut batch = Batch::new();
+        // Making it first lets its removal succeed.
+        make(&mut batch, self);
+        delete(&mut batch, self);
+        socket.change(batch).map_err(|error| self.error("remove", error))
     }
 }
 
@@ -67,6 +107,8 @@ pub struct Set {
     pub key_type: u32,
     /// Bytes of a key.
     pub key_len: u32,
+    /// How many keys it takes, where that is limited.
+    pub size: Option<u32>,
     /// The keys.
     pub keys: BTreeSet<Vec<u8>>,
 }
@@ -153,11 +195,11 @@ pub struct Chain {
     pub rules: Vec<Rule>,
 }
 
-/// A table `vxmesh` of one network namespace.
+/// A table of one network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
-    /// What passes it.
-    pub family: Family,
+    /// Which one.
+    pub id: TableId,
     /// Counters that rules use by name.
     pub counters: Vec<&'static str>,
     /// Its sets.
@@ -179,43 +221,47 @@ impl Table {
     /// The same in the namespace to which a socket belongs.
     pub(super) fn replace_by(&self, socket: &Socket) -> Result<bool, FirewallError> {
         for _try in 0..TRIES {
-            let found = Found::of(socket, self.family)?;
+            let found = Found::of(socket, self.id)?;
             let mut batch = Batch::new();
-            found.clear(&mut batch, &self.family.header());
+            found.clear(&mut batch, self.id);
             if self.write(socket, batch).is_ok() {
                 return Ok(found.chains.is_empty());
             }
         }
         // Somebody changes it all the time, or it is as nobody expects: then all of it goes.
         let mut batch = Batch::new();
-        clear(&mut batch, &self.family.header());
+        clear(&mut batch, self.id);
         self.write(socket, batch)?;
         Ok(true)
     }
 
     /// Makes all that is in the table, behind what is in the batch.
     fn write(&self, socket: &Socket, mut batch: Batch) -> Result<(), FirewallError> {
-        let family = self.family.header();
+        let (family, table) = (self.id.header(), self.id.name_bytes());
         for counter in &self.counters {
             let mut request = batch.request().set_create().op_newobj_do(&family);
-            let object = request.encode().push_table_bytes(TABLE.as_bytes());
+            let object = request.encode().push_table_bytes(table);
             let object = object.push_name_bytes(counter.as_bytes());
             drop(object.push_type(ObjectType::Counter as u32).nested_data_counter().end_nested());
         }
         for (set, id) in self.sets.iter().zip(1..) {
             let mut request = batch.request().set_create().op_newset_do(&family);
-            let made = request.encode().push_table_bytes(TABLE.as_bytes());
+            let made = request.encode().push_table_bytes(table);
             let made = made.push_name_bytes(set.name.as_bytes());
             let made = made.push_flags(set.flags()).push_id(id);
-            drop(made.push_key_type(set.key_type).push_key_len(set.key_len));
+            let made = made.push_key_type(set.key_type).push_key_len(set.key_len);
+            match set.size {
+                Some(size) => drop(made.nested_desc().push_size(size).end_nested()),
+                None => drop(made),
+            }
             drop(request);
             let keys: Vec<&[u8]> = set.keys.iter().map(Vec::as_slice).collect();
-            add_keys(&mut batch, self.family, set.name, &keys);
+            add_keys(&mut batch, self.id, set.name, &keys);
         }
         for chain in &self.chains {
-            chain.create(&mut batch, &family);
+            chain.create(&mut batch, self.id);
         }
-        socket.change(batch).map_err(|error| FirewallError::new("write", TABLE, error))
+        socket.change(batch).map_err(|error| self.id.error("write", error))
     }
 
     /// Whether the kernel has the table as it is here.
@@ -236,11 +282,11 @@ impl Table {
                 chain.rules.iter().map(data)
             })
             .collect();
-        if rules(socket, &self.family.header())? != wanted {
+        if rules(socket, self.id)? != wanted {
             return Ok(false);
         }
         for set in self.sets.iter().filter(|set| !set.by_rules) {
-            if keys(socket, self.family, set.name)? != set.keys {
+            if keys(socket, self.id, set.name)? != set.keys {
                 return Ok(false);
             }
         }
@@ -252,7 +298,7 @@ impl Table {
     /// # Errors
     /// The kernel does not tell.
     pub fn has_rules() -> Result<bool, FirewallError> {
-        Ok(!rules(&open("list", "rules")?, &Family::Inet.header())?.is_empty())
+        TableId::default().has_rules_by(&open("list", "rules")?)
     }
 
     /// Removes the table; whether there was one.
@@ -267,11 +313,7 @@ impl Table {
             return Ok(false);
         }
         let mut batch = Batch::new();
-        batch
-            .request()
-            .op_deltable_do(&Family::Inet.header())
-            .encode()
-            .push_name_bytes(TABLE.as_bytes());
+        delete(&mut batch, TableId::default());
         Socket::open().map_err(failed)?.change(batch).map_err(failed)?;
         Ok(true)
     }
@@ -288,9 +330,10 @@ impl Chain {
         Self { name, base: Some(Base { kind, hook, priority }), rules }
     }
 
-    fn create(&self, batch: &mut Batch, family: &Nfgenmsg) {
-        let mut request = batch.request().set_create().op_newchain_do(family);
-        let chain = request.encode().push_table_bytes(TABLE.as_bytes());
+    fn create(&self, batch: &mut Batch, id: TableId) {
+        let family = id.header();
+        let mut request = batch.request().set_create().op_newchain_do(&family);
+        let chain = request.encode().push_table_bytes(id.name_bytes());
         let chain = chain.push_name_bytes(self.name.as_bytes());
         match self.base {
             None => drop(chain),
@@ -305,8 +348,8 @@ impl Chain {
         }
         drop(request);
         for rule in &self.rules {
-            let mut request = batch.request().set_create().set_append().op_newrule_do(family);
-            let place = request.encode().push_table_bytes(TABLE.as_bytes());
+            let mut request = batch.request().set_create().set_append().op_newrule_do(&family);
+            let place = request.encode().push_table_bytes(id.name_bytes());
             let data = fingerprinted(rule, self.base);
             write_rule(place.push_chain_bytes(self.name.as_bytes()), rule, &data);
         }
@@ -320,22 +363,25 @@ pub(super) fn write_rule<P: Pusher>(place: PushRuleAttrs<P>, rule: &Rule, user_d
 }
 
 /// Makes the table, unless it is there.
-fn make(batch: &mut Batch, family: &Nfgenmsg) {
-    let mut request = batch.request().set_create().op_newtable_do(family);
-    drop(request.encode().push_name_bytes(TABLE.as_bytes()));
+fn make(batch: &mut Batch, id: TableId) {
+    let mut request = batch.request().set_create().op_newtable_do(&id.header());
+    drop(request.encode().push_name_bytes(id.name_bytes()));
+}
+
+fn delete(batch: &mut Batch, id: TableId) {
+    let mut request = batch.request().op_deltable_do(&id.header());
+    drop(request.encode().push_name_bytes(id.name_bytes()));
 }
 
 /// An empty table in place of what is there.
-fn clear(batch: &mut Batch, family: &Nfgenmsg) {
+fn clear(batch: &mut Batch, id: TableId) {
     // Making it first lets its removal succeed.
-    make(batch, family);
-    let mut request = batch.request().op_deltable_do(family);
-    drop(request.encode().push_name_bytes(TABLE.as_bytes()));
-    drop(request);
-    make(batch, family);
+    make(batch, id);
+    delete(batch, id);
+    make(batch, id);
 }
 
-/// The chains and sets of our table that are in the kernel.
+/// The chains and sets of one of our tables that are in the kernel.
 #[derive(Debug, Default)]
 struct Found {
     chains: Vec<Vec<u8>>,
@@ -343,23 +389,23 @@ struct Found {
 }
 
 impl Found {
-    fn of(socket: &Socket, family: Family) -> Result<Self, FirewallError> {
+    fn of(socket: &Socket, id: TableId) -> Result<Self, FirewallError> {
         let mut found = Self::default();
-        let is_ours = |table: &CStr| table.to_bytes() == TABLE.as_bytes();
+        let is_it = |table: &CStr| table.to_bytes() == id.name_bytes();
         let mut question = Chained::new(1);
-        question.request().op_getchain_dump(&family.header());
+        question.request().op_getchain_dump(&id.header());
         let answered = socket.ask(question, |part| {
             let (_, chain) = OpGetchainDump::decode_reply(part);
-            if let (true, Ok(name)) = (chain.get_table().is_ok_and(is_ours), chain.get_name()) {
+            if let (true, Ok(name)) = (chain.get_table().is_ok_and(is_it), chain.get_name()) {
                 found.chains.push(name.to_bytes().to_vec());
             }
         });
         absent_is_empty(answered, "chains")?;
         let mut question = Chained::new(1);
-        question.request().op_getset_dump(&family.header());
+        question.request().op_getset_dump(&id.header());
         let answered = socket.ask(question, |part| {
             let (_, set) = OpGetsetDump::decode_reply(part);
-            if let (true, Ok(name)) = (set.get_table().is_ok_and(is_ours), set.get_name()) {
+            if let (true, Ok(name)) = (set.get_table().is_ok_and(is_it), set.get_name()) {
                 found.sets.push(name.to_bytes().to_vec());
             }
         });
@@ -369,43 +415,41 @@ impl Found {
 
     /// The table without all this. Its counters stay: what packets count between a look at them and
     /// their end would be lost.
-    fn clear(&self, batch: &mut Batch, family: &Nfgenmsg) {
-        make(batch, family);
-        let mut request = batch.request().op_delrule_do(family);
-        drop(request.encode().push_table_bytes(TABLE.as_bytes()));
+    fn clear(&self, batch: &mut Batch, id: TableId) {
+        make(batch, id);
+        let (family, table) = (id.header(), id.name_bytes());
+        let mut request = batch.request().op_delrule_do(&family);
+        drop(request.encode().push_table_bytes(table));
         drop(request);
         for chain in &self.chains {
-            let mut request = batch.request().op_delchain_do(family);
-            let place = request.encode().push_table_bytes(TABLE.as_bytes());
-            drop(place.push_name_bytes(chain));
+            let mut request = batch.request().op_delchain_do(&family);
+            drop(request.encode().push_table_bytes(table).push_name_bytes(chain));
         }
         for set in &self.sets {
-            let mut request = batch.request().op_delset_do(family);
-            let place = request.encode().push_table_bytes(TABLE.as_bytes());
-            drop(place.push_name_bytes(set));
+            let mut request = batch.request().op_delset_do(&family);
+            drop(request.encode().push_table_bytes(table).push_name_bytes(set));
         }
     }
 }
 
-/// Adds keys to a set of the table.
-pub(super) fn add_keys(batch: &mut Batch, family: Family, set: &str, keys: &[&[u8]]) {
+/// Adds keys to a set of a table.
+pub(super) fn add_keys(batch: &mut Batch, id: TableId, set: &str, keys: &[&[u8]]) {
     for keys in keys.chunks(ELEMENTS) {
-        let mut request = batch.request().set_create().op_newsetelem_do(&family.header());
-        put_keys(request.encode(), set, keys);
+        let mut request = batch.request().set_create().op_newsetelem_do(&id.header());
+        put_keys(request.encode().push_table_bytes(id.name_bytes()), set, keys);
     }
 }
 
-/// Takes keys out of a set of the table; one that is not there fails the batch.
-pub(super) fn remove_keys(batch: &mut Batch, family: Family, set: &str, keys: &[&[u8]]) {
+/// Takes keys out of a set of a table; one that is not there fails the batch.
+pub(super) fn remove_keys(batch: &mut Batch, id: TableId, set: &str, keys: &[&[u8]]) {
     for keys in keys.chunks(ELEMENTS) {
-        let mut request = batch.request().op_delsetelem_do(&family.header());
-        put_keys(request.encode(), set, keys);
+        let mut request = batch.request().op_delsetelem_do(&id.header());
+        put_keys(request.encode().push_table_bytes(id.name_bytes()), set, keys);
     }
 }
 
 fn put_keys<P: Pusher>(place: PushSetelemListAttrs<P>, set: &str, keys: &[&[u8]]) {
-    let place = place.push_table_bytes(TABLE.as_bytes()).push_set_bytes(set.as_bytes());
-    let mut list = place.nested_elements();
+    let mut list = place.push_set_bytes(set.as_bytes()).nested_elements();
     for key in keys {
         list = list.nested_elem().nested_key().push_value(key).end_nested().end_nested();
     }
@@ -446,7 +490,7 @@ pub(super) fn generation_by(socket: &Socket) -> Result<u32, FirewallError> {
 
 fn is_there() -> Result<bool, FirewallError> {
     let mut question = Chained::new(1);
-    question.request().op_gettable_dump(&Family::Inet.header());
+    question.request().op_gettable_dump(&TableId::default().header());
     let mut found = false;
     let answered = open("list", "tables")?.ask(question, |part| {
         let (_, attributes) = OpGettableDump::decode_reply(part);
@@ -456,11 +500,11 @@ fn is_there() -> Result<bool, FirewallError> {
     Ok(found)
 }
 
-/// Chain and user data of each rule of our table, in the kernel's order.
-fn rules(socket: &Socket, family: &Nfgenmsg) -> Result<Vec<(String, Vec<u8>)>, FirewallError> {
+/// Chain and user data of each rule of a table, in the kernel's order.
+fn rules(socket: &Socket, id: TableId) -> Result<Vec<(String, Vec<u8>)>, FirewallError> {
     let mut question = Chained::new(1);
-    let mut request = question.request().op_getrule_dump(family);
-    drop(request.encode().push_table_bytes(TABLE.as_bytes()));
+    let mut request = question.request().op_getrule_dump(&id.header());
+    drop(request.encode().push_table_bytes(id.name_bytes()));
     drop(request);
     let mut rules = Vec::new();
     let answered = socket.ask(question, |part| {
@@ -473,10 +517,10 @@ fn rules(socket: &Socket, family: &Nfgenmsg) -> Result<Vec<(String, Vec<u8>)>, F
     Ok(rules)
 }
 
-/// The keys in a set of our table.
-fn keys(socket: &Socket, family: Family, set: &str) -> Result<BTreeSet<Vec<u8>>, FirewallError> {
+/// The keys in a set of a table.
+fn keys(socket: &Socket, id: TableId, set: &str) -> Result<BTreeSet<Vec<u8>>, FirewallError> {
     let mut keys = BTreeSet::new();
-    each_element(socket, family, set, |element| {
+    each_element(socket, id, set, |element| {
         if let Ok(key) = element.get_key().and_then(|key| key.get_value()) {
             keys.insert(key.to_vec());
         }
@@ -486,13 +530,13 @@ fn keys(socket: &Socket, family: Family, set: &str) -> Result<BTreeSet<Vec<u8>>,
 
 fn each_element(
     socket: &Socket,
-    family: Family,
+    id: TableId,
     set: &str,
     mut each: impl FnMut(&IterableSetelemAttrs<'_>),
 ) -> Result<(), FirewallError> {
     let mut question = Chained::new(1);
-    let mut request = question.request().op_getsetelem_dump(&family.header());
-    let place = request.encode().push_table_bytes(TABLE.as_bytes());
+    let mut request = question.request().op_getsetelem_dump(&id.header());
+    let place = request.encode().push_table_bytes(id.name_bytes());
     drop(place.push_set_bytes(set.as_bytes()));
     drop(request);
     let answered = socket.ask(question, |part| {
@@ -504,14 +548,14 @@ fn each_element(
     absent_is_empty(answered, "sets")
 }
 
-/// What the counters of the keys in a set of our table have counted.
+/// What the counters of the keys in a set of a table have counted.
 pub(super) fn key_counts(
     socket: &Socket,
-    family: Family,
+    id: TableId,
     set: &str,
 ) -> Result<BTreeMap<Vec<u8>, u64>, FirewallError> {
     let mut counts = BTreeMap::new();
-    each_element(socket, family, set, |element| {
+    each_element(socket, id, set, |element| {
         let key = element.get_key().and_then(|key| key.get_value());
         let counter = element.get_expr().and_then(|expr| expr.get_data());
         if let (Ok(key), Ok(ExprOps::Counter(counter))) = (key, counter) {
@@ -521,18 +565,22 @@ pub(super) fn key_counts(
     Ok(counts)
 }
 
-/// What the counters of our tables have counted, by family and name.
-pub(super) fn counts(socket: &Socket) -> Result<BTreeMap<(u8, String), u64>, FirewallError> {
+/// A named counter: the family and name of its table, and its own name.
+pub(super) type CounterId = (u8, &'static str, String);
+
+/// What the counters of our tables have counted.
+pub(super) fn counts(socket: &Socket) -> Result<BTreeMap<CounterId, u64>, FirewallError> {
     let mut question = Chained::new(1);
     question.request().op_getobj_dump(&header(libc::NFPROTO_UNSPEC));
     let mut counts = BTreeMap::new();
     let answered = socket.ask(question, |part| {
         let (header, object) = OpGetobjDump::decode_reply(part);
-        let ours = object.get_table().is_ok_and(|name| name.to_bytes() == TABLE.as_bytes());
-        if let (true, Ok(name), Ok(ObjData::Counter(counter))) =
-            (ours, object.get_name(), object.get_data())
+        let is_in =
+            |ours: &&str| object.get_table().is_ok_and(|name| name.to_bytes() == ours.as_bytes());
+        if let (Some(table), Ok(name), Ok(ObjData::Counter(counter))) =
+            (TABLES.into_iter().find(is_in), object.get_name(), object.get_data())
         {
-            let key = (header.nfgen_family, name.to_string_lossy().into_owned());
+            let key = (header.nfgen_family, table, name.to_string_lossy().into_owned());
             counts.insert(key, counter.get_packets().unwrap_or_default());
         }
     });

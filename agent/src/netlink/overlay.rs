@@ -34,7 +34,7 @@ use crate::datapath::{backend::Backend, device::Device};
 /// The bridge.
 pub(super) const BRIDGE: &str = "br0";
 /// The TAP.
-pub(super) const TAP: &str = "tap0";
+pub const TAP: &str = "tap0";
 /// This node's own interface in the network, from which the host's and routed packets come.
 pub const NODE: &str = "node0";
 /// Its other end, a port of the bridge.
