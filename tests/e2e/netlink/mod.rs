@@ -1,7 +1,8 @@
 //! The host's side of networks against the real kernel. [`namespaces`]: pins; [`lifecycle`]: one
 //! network from nothing to nothing (I8, I9); [`plugs`]: endpoints; [`frames`]: who sees which
 //! frame, and how whole it is; [`queues`]: the queues of a TAP;
-//! [`settings`]: what the host is told and what is put back.
+//! [`settings`]: what the host is told and what is put back; [`steering`]: answers of services'
+//! backends.
 
 mod frames;
 mod lifecycle;
@@ -9,6 +10,7 @@ mod namespaces;
 mod plugs;
 mod queues;
 mod settings;
+mod steering;
 
 use anyhow::{Context, Result};
 use vxmesh::netlink::{
