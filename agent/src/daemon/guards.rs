@@ -17,13 +17,13 @@ use super::{
 };
 use crate::{
     api::ApiError,
-    datapath::{drops::DropKey, port::Table},
+    datapath::drops::DropKey,
     firewall::{
         FirewallError, counted::Counted, guard::Rules, guarded::GuardedPorts, services::Macs,
         table::TableId,
     },
     netlink::overlay::{Overlay, port_name},
-    reconcile::tables::{gateway_mac, has_backend_of},
+    reconcile::tables::gateway_mac,
 };
 
 fn refused(error: FirewallError) -> ApiError {
@@ -74,11 +74,8 @@ impl Mesh {
     }
 
     /// Has the kernel lead the answers of services' backends on this host to the agent, while there
-    /// are such backends; whether it does. Called before the data path has this snapshot of the
-    /// network, so that the kernel learns from the first frame for one of them.
-    pub(super) fn steer(&self, table: &Table) -> bool {
-        let id = table.spec().id;
-        let wanted = has_backend_of(table, self.me);
+    /// are such backends; whether it does.
+    pub(super) fn steer(&self, id: NetworkId, wanted: bool) -> bool {
         // What the last life of this agent led goes on until it is known that it has ended.
         if !wanted && !self.name_servers.names.snapshot().settled {
             return false;

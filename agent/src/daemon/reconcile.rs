@@ -226,9 +226,11 @@ impl Mesh {
         let holds = |node, ip| self.addresses.holds(id, node, ip);
         let away = self.away(id);
         let services = self.objects.read(|set| services::specs(set, id, (claims, &away), holds));
-        updates.extend(self.services.follow(table, services, *settled));
+        // Before the data path has this snapshot, so that the kernel learns from the first frame.
+        let mut backends = services.iter().flat_map(|service| &service.backends);
+        let steers = self.steer(id, backends.any(|backend| backend.key.node == self.me));
+        updates.extend(self.services.follow(table, services, (*settled, steers)));
         if updates.is_empty() {
-            self.steer(table);
             return Vec::new();
         }
         let met = updates.iter().filter_map(|update| match update {
@@ -238,7 +240,6 @@ impl Mesh {
         let (met, macs) = (met.collect(), changed_macs(&updates));
         let touched = touched(table, &updates);
         let next = Arc::new(table.apply(updates));
-        self.steer(&next);
         self.plane.publish(Arc::clone(&next));
         self.plane.announce(next.spec().id, &local.heard.changes(&next, touched));
         report_rivals(&next, &mut local.rivals, &macs);

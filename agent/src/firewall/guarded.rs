@@ -1,5 +1,6 @@
-//! The guarded ports of one network, as they are in the kernel: [`GuardedPorts`]. It keeps the table
-//! that steers the answers of services' backends, too ([`services`]), while there is to be one.
+//! The guarded ports of one network, as they are in the kernel: [`GuardedPorts`]. It keeps the
+//! table that steers the answers of services' backends, too ([`services`]), while there is to be
+//! one.
 //!
 //! It keeps a socket of the network's namespace open, so that a port comes and goes with one
 //! request, and what was dropped can be asked for at any time. The rules stay while the agent is

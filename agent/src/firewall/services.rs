@@ -11,9 +11,9 @@
 //!                 fragments and ICMP errors of a backend: they do not show which flow they are of
 //! ```
 //!
-//! All else is switched as before. The rules stand behind those of the guard ([`super::guard`]): what
-//! a sandbox forges never comes here. They are the same whatever services, backends and flows there
-//! are.
+//! All else is switched as before. The rules stand behind those of the guard ([`super::guard`]):
+//! what a sandbox forges never comes here. They are the same whatever services, backends and flows
+//! there are.
 //!
 //! How long a flow is known follows `vxmesh_proto::lb::flows`, of which the kernel sees only TCP's
 //! flags. Who closes a connection first says the last word of it, a segment like any other. So it

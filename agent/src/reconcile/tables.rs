@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use vxmesh_proto::{
     addr::{MacAddr, NetworkId, NodeId},
-    lb::Services,
     object::Network,
     tables::{Gateway, NetworkSpec, NetworkTable, Place, Row, TableUpdate},
 };
@@ -85,13 +84,6 @@ pub fn spec_of(id: NetworkId, network: &Network) -> NetworkSpec {
         isolated: network.isolated,
         limits: network.limits,
     }
-}
-
-/// Whether a service of the network has a backend on this node.
-#[must_use]
-pub fn has_backend_of<P>(table: &NetworkTable<P>, node: NodeId) -> bool {
-    let services = table.services().into_iter().flat_map(Services::iter);
-    services.flat_map(|service| &service.spec().backends).any(|it| it.key.node == node)
 }
 
 /// The anycast gateway's MAC: the same on every host, and outside of those that are bound to a

@@ -52,12 +52,13 @@ impl Services {
     }
 
     /// What brings the services of a network's snapshot in step with these, if anything. They are
-    /// settled once all members were heard after the start.
+    /// settled once all members were heard after the start; backends on this host get something
+    /// where their answers are steered here.
     pub(crate) fn follow<P>(
         &self,
         table: &NetworkTable<P>,
         specs: Vec<ServiceSpec>,
-        is_settled: bool,
+        (is_settled, steers): (bool, bool),
     ) -> Option<TableUpdate<P>> {
         let before = table.services();
         // After the last service its clients are told that it is gone, so the snapshot stays.
@@ -75,7 +76,7 @@ impl Services {
         let services: Vec<_> = specs.into_iter().map(service).collect();
         let is_same = |before: &lb::Services| {
             let same = |(old, new): (&Arc<lb::Service>, &Arc<lb::Service>)| Arc::ptr_eq(old, new);
-            before.is_settled() == is_settled
+            (before.is_settled(), before.steers_local()) == (is_settled, steers)
                 && before.iter().count() == services.len()
                 && before.iter().zip(&services).all(same)
         };
@@ -84,7 +85,8 @@ impl Services {
         }
         let version = (self.versions.fetch_add(1, Ordering::Relaxed), is_settled);
         let flows = Arc::clone(self.flows()?);
-        Some(TableUpdate::Services(Some(Arc::new(lb::Services::new(flows, version, services)))))
+        let services = lb::Services::new(flows, version, services).steering_local(steers);
+        Some(TableUpdate::Services(Some(Arc::new(services))))
     }
 
     fn flows(&self) -> Option<&'static Arc<Flows>> {

@@ -1,6 +1,7 @@
 //! Services: a VIP whose connections are spread over sandboxes on other hosts.
 
 mod life;
+mod local;
 mod restart;
 mod skeleton;
 
