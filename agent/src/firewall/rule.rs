@@ -536,24 +536,15 @@ fn encode_one<P: Pusher>(list: PushExprListAttrs<P>, expr: &Expr) -> PushExprLis
             dynset(elem.push_name(c"dynset"), set, Some((*milliseconds, *counted))).end_nested()
         }
         Expr::Forget { set } => dynset(elem.push_name(c"dynset"), set, None).end_nested(),
-        Expr::NumberBehind(number) => {
-            let data = elem.nested_data_immediate().push_dreg(SECOND).nested_data();
-            data.push_value(&number.to_be_bytes()).end_nested().end_nested().end_nested()
-        }
-        Expr::Port(port) => {
-            let data = elem.nested_data_immediate().push_dreg(SECOND).nested_data();
-            data.push_value(&port.to_be_bytes()).end_nested().end_nested().end_nested()
-        }
+        Expr::NumberBehind(number) => immediate(elem, SECOND, &number.to_be_bytes()),
+        Expr::Port(port) => immediate(elem, SECOND, &port.to_be_bytes()),
         Expr::WritePort { offset, checksum } => {
             let write = elem.nested_data_payload().push_sreg(SECOND);
             let write = write.push_base(PayloadBase::TransportHeader as u32).push_offset(*offset);
             let write = write.push_len(2).push_csum_type(INTERNET_CHECKSUM);
             write.push_csum_offset(*checksum).end_nested().end_nested()
         }
-        Expr::Value(value) => {
-            let data = elem.nested_data_immediate().push_dreg(VALUE).nested_data();
-            data.push_value(value).end_nested().end_nested().end_nested()
-        }
+        Expr::Value(value) => immediate(elem, VALUE, value),
         Expr::Write { base, offset, len } => {
             let write = elem.nested_data_payload().push_sreg(VALUE).push_base(*base);
             write.push_offset(*offset).push_len(*len).end_nested().end_nested()
@@ -581,6 +572,15 @@ fn encode_one<P: Pusher>(list: PushExprListAttrs<P>, expr: &Expr) -> PushExprLis
         Expr::SetMss => set_mss(elem.push_name(c"exthdr")).end_nested(),
         Expr::Masquerade => other(elem.push_name(c"masq"), &[]).end_nested(),
     }
+}
+
+fn immediate<P: Pusher>(
+    elem: PushExprAttrs<PushExprListAttrs<P>>,
+    register: u32,
+    value: &[u8],
+) -> PushExprListAttrs<P> {
+    let data = elem.nested_data_immediate().push_dreg(register).nested_data();
+    data.push_value(value).end_nested().end_nested().end_nested()
 }
 
 fn load<P: Pusher>(

@@ -77,20 +77,21 @@ fn map_words(file: &File, words: usize) -> io::Result<&'static [AtomicU64]> {
     let len =
         NonZeroUsize::new(words * size_of::<AtomicU64>()).ok_or(io::ErrorKind::InvalidInput)?;
     let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    // SAFETY: a new mapping aliases no memory of this process, and it is never unmapped. All of the
-    // file was allocated, and only root may change it. Other processes that have it write words as
-    // this one does. Pages are aligned for any word.
-    unsafe {
-        let begin = mmap(None, len, protection, MapFlags::MAP_SHARED, file, 0)?;
-        Ok(std::slice::from_raw_parts(begin.cast::<AtomicU64>().as_ptr(), words))
-    }
+    // SAFETY: a new mapping aliases no memory of this process.
+    let begin = unsafe { mmap(None, len, protection, MapFlags::MAP_SHARED, file, 0)? };
+    let begin = begin.cast::<AtomicU64>().as_ptr();
+    // SAFETY: it is as long, never unmapped, and all of the file was allocated, which only root may
+    // change. Other processes that have it write words as this one does. A page is aligned for any
+    // word.
+    Ok(unsafe { std::slice::from_raw_parts(begin, words) })
 }
 
 /// The table behind a header that fits, or a new one.
 fn of_words(words: &'static [AtomicU64]) -> Option<Flows> {
     let (header, table) = words.split_at_checked(HEADER)?;
     let size = u64::try_from(Shape::FULL.words()).unwrap_or(u64::MAX);
-    let [boot_high, boot_low] = boot_id();
+    let boot = boot_id();
+    let [boot_high, boot_low] = boot.as_slice() else { return None };
     let [magic, size_word, seed, epoch, high, low, ..] = header else { return None };
     let load = |word: &AtomicU64| word.load(Ordering::Acquire);
     let (clock, now) = (monotonic(), Instant::now());
@@ -98,7 +99,7 @@ fn of_words(words: &'static [AtomicU64]) -> Option<Flows> {
     let begun = age.and_then(|age| now.checked_sub(age));
     let fits = load(magic) == MAGIC
         && load(size_word) == size
-        && [load(high), load(low)] == [boot_high, boot_low];
+        && [load(high), load(low)] == [*boot_high, *boot_low];
     if let Some(begun) = begun.filter(|_| fits) {
         let flows = Flows::new(table, Shape::FULL, load(seed), begun)?;
         flows.restore(now);
@@ -108,7 +109,7 @@ fn of_words(words: &'static [AtomicU64]) -> Option<Flows> {
     magic.store(0, Ordering::Release);
     table.iter().for_each(|word| word.store(0, Ordering::Relaxed));
     let nanos = u64::try_from(clock.as_nanos()).unwrap_or(u64::MAX);
-    let written = [size, rand::random(), nanos, boot_high, boot_low];
+    let written = [size, rand::random(), nanos, *boot_high, *boot_low];
     for (word, value) in [size_word, seed, epoch, high, low].into_iter().zip(written) {
         word.store(value, Ordering::Relaxed);
     }
@@ -122,10 +123,10 @@ fn monotonic() -> Duration {
 }
 
 /// Which start of the host this is.
-fn boot_id() -> [u64; 2] {
+fn boot_id() -> Vec<u64> {
     let text = std::fs::read_to_string(BOOT_ID).unwrap_or_default().replace('-', "");
-    let number = u128::from_str_radix(text.trim(), 16).unwrap_or_default();
-    [(number >> 64) as u64, number as u64]
+    let number = u128::from_str_radix(text.trim(), 16).unwrap_or_default().to_be_bytes();
+    number.as_chunks::<8>().0.iter().map(|half| u64::from_be_bytes(*half)).collect()
 }
 
 #[cfg(test)]

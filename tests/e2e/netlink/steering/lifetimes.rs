@@ -34,7 +34,10 @@ enum Sender {
 use Sender::{Backend, Client};
 
 /// What a connection's packets are, and how long it is known behind the last one.
-const CONNECTIONS: [(&str, &[(Sender, u8)], u64); 8] = [
+/// What it is, who sends which flags, and how long its answers are led afterwards.
+type Connection = (&'static str, &'static [(Sender, u8)], u64);
+
+const CONNECTIONS: [Connection; 8] = [
     ("begins", &[(Client, SYN)], SHORT),
     ("established", &[(Client, SYN), (Backend, SYN | ACK), (Client, ACK)], ESTABLISHED),
     ("reset by the client", &[(Client, SYN), (Client, ACK), (Client, RST)], SHORT),
