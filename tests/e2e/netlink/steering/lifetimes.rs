@@ -33,8 +33,7 @@ enum Sender {
 }
 use Sender::{Backend, Client};
 
-/// What a connection's packets are, and how long it is known behind the last one.
-/// What it is, who sends which flags, and how long its answers are led afterwards.
+/// What a connection does, what its packets are, and how long it is known behind the last one.
 type Connection = (&'static str, &'static [(Sender, u8)], u64);
 
 const CONNECTIONS: [Connection; 8] = [
