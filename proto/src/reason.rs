@@ -142,7 +142,7 @@ drop_reasons! {
     FlowClash = "flow_clash", benign;
     /// To a service, and no room is left for another flow, or none for one more of this client.
     FlowTableFull = "flow_table_full", lost;
-    /// The kernel did not take it at the TAP.
+    /// The kernel did not take it at the TAP, or the TAP went while it waited to leave.
     TapError = "tap_error", lost;
 
     // What the kernel lost at the interfaces of a network's namespace, which the agent never sees.

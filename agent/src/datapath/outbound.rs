@@ -301,7 +301,9 @@ impl Outbound {
     fn leave(&mut self, number: usize) {
         let Some(Some(mut seat)) = self.seats.get_mut(number).map(mem::take) else { return };
         self.turns.retain(|other| *other != number);
-        while let Some((place, ..)) = seat.held.pop() {
+        while let Some((place, Received { len, .. }, _)) = seat.held.pop() {
+            let bytes = place.get(..len).unwrap_or_default();
+            seat.port.watch_out(&self.shared.drops).drop(DropReason::TapError, bytes);
             seat.free(&mut self.spare, place);
         }
         if let Some(Err(error)) =
@@ -458,3 +460,6 @@ fn give_back(
         cut(&shared.drops, port, frame, watch);
     }
 }
+
+#[cfg(test)]
+mod tests;
