@@ -13,19 +13,24 @@
 //!
 //! The table belongs to the netlink socket that made it (`NFT_TABLE_F_OWNER`, Linux 5.12):
 //! `nft flush ruleset` in the sandbox leaves it alone, and it ends with the agent, so that programs
-//! hear at once that nobody answers.
+//! hear at once that nobody answers. On an older kernel the table goes when the agent stops, or with
+//! the start of the next one if it was killed; it is not put back when a sandbox flushes it.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::{
+    io::{self, ErrorKind},
+    net::{Ipv4Addr, SocketAddrV4},
+};
 
 use netlink_bindings::nftables::{PayloadBase, TableFlags};
 use nix::libc;
+use tracing::debug;
 
 use super::{
     FirewallError, TABLE,
     frame::{Field, is},
     rule::{Clause, Expr, Protocol, Rule, is_ip_frame},
     socket::{Batch, Socket},
-    table::{header, write_rule},
+    table::{Family, TableId, clear, header, write_rule},
     user_data::comment,
 };
 
@@ -46,8 +51,9 @@ const DESTINATION_PORT: u32 = 2;
 /// Leads to servers at other ports as long as it lives.
 #[derive(Debug)]
 pub struct Detour {
-    /// The table ends with it.
-    _owner: Socket,
+    owner: Socket,
+    /// Whether the table ends with the socket.
+    owned: bool,
 }
 
 impl Detour {
@@ -57,14 +63,30 @@ impl Detour {
     /// # Errors
     /// The kernel refuses it, or another agent has one there.
     pub fn open(at: SocketAddrV4, udp: u16, tcp: u16) -> Result<Self, FirewallError> {
-        let failed = |error| FirewallError::new("write", TABLE, error);
-        let owner = Socket::open().map_err(failed)?;
+        let put = match Self::put(at, (udp, tcp), true) {
+            // A kernel that knows no owners. What it refuses for another reason, it refuses again.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) =>
+            {
+                Self::put(at, (udp, tcp), false)
+            }
+            put => put,
+        };
+        put.map_err(|error| FirewallError::new("write", TABLE, error))
+    }
+
+    fn put(at: SocketAddrV4, (udp, tcp): (u16, u16), owned: bool) -> io::Result<Self> {
+        let owner = Socket::open()?;
         let mut batch = Batch::new();
         let family = header(libc::NFPROTO_NETDEV);
-        let mut request = batch.request().set_create().op_newtable_do(&family);
-        let table = request.encode().push_name_bytes(TABLE.as_bytes());
-        drop(table.push_flags(TableFlags::Owner as u32));
-        drop(request);
+        if owned {
+            let mut request = batch.request().set_create().op_newtable_do(&family);
+            let table = request.encode().push_name_bytes(TABLE.as_bytes());
+            drop(table.push_flags(TableFlags::Owner as u32));
+        } else {
+            // An agent that was killed left its own.
+            clear(&mut batch, TableId { family: Family::Netdev, name: TABLE });
+        }
         let mut request = batch.request().set_create().op_newchain_do(&family);
         let chain = request.encode().push_table_bytes(TABLE.as_bytes());
         let hook = chain.push_name_bytes(CHAIN.as_bytes()).nested_hook().push_num(INGRESS);
@@ -77,8 +99,24 @@ impl Detour {
             let place = place.push_chain_bytes(CHAIN.as_bytes());
             write_rule(place, &rule, &comment(&rule));
         }
-        owner.change(batch).map_err(failed)?;
-        Ok(Self { _owner: owner })
+        owner.change(batch)?;
+        Ok(Self { owner, owned })
+    }
+}
+
+impl Drop for Detour {
+    fn drop(&mut self) {
+        if self.owned {
+            return;
+        }
+        let mut batch = Batch::new();
+        let family = header(libc::NFPROTO_NETDEV);
+        let mut request = batch.request().op_deltable_do(&family);
+        drop(request.encode().push_name_bytes(TABLE.as_bytes()));
+        drop(request);
+        if let Err(error) = self.owner.change(batch) {
+            debug!(%error, "the way to a sandbox's name server is left");
+        }
     }
 }
 
@@ -151,12 +189,23 @@ mod tests {
     /// Needs root, as all tests with namespaces.
     #[test]
     fn both_transports_take_the_detour_and_the_port_is_free() {
+        leads_as_long_as_it_lives(true);
+    }
+
+    #[test]
+    fn kernels_without_owners_have_the_detour_as_long_as_the_agent_runs() {
+        leads_as_long_as_it_lives(false);
+    }
+
+    fn leads_as_long_as_it_lives(owned: bool) {
         let place = Place::new();
         let seen = place.1.run(|| {
             let (udp, tcp) = (UdpSocket::bind((*AT.ip(), 0))?, TcpListener::bind((*AT.ip(), 0))?);
             let ports = (udp.local_addr()?.port(), tcp.local_addr()?.port());
-            let detour = Detour::open(AT, ports.0, ports.1).map_err(std::io::Error::other)?;
-            assert!(Detour::open(AT, 1, 1).is_err(), "the table is its socket's");
+            // That of an agent that was killed.
+            let _left = if owned { None } else { Some(Detour::put(AT, (1, 1), false)?) };
+            let detour = Detour::put(AT, ports, owned)?;
+            assert!(!owned || Detour::open(AT, 1, 1).is_err(), "the table is its socket's");
             // A name server of the sandbox's own, on IPv4 and on both versions.
             drop((UdpSocket::bind("0.0.0.0:53")?, TcpListener::bind("0.0.0.0:53")?));
             let own = (UdpSocket::bind("[::]:53")?, TcpListener::bind("[::]:53")?);

@@ -39,6 +39,8 @@ pub enum Family {
     Inet,
     /// Frames that are switched.
     Bridge,
+    /// What comes in at a link.
+    Netdev,
 }
 
 impl Family {
@@ -46,6 +48,7 @@ impl Family {
         let number = match self {
             Self::Inet => libc::NFPROTO_INET,
             Self::Bridge => libc::NFPROTO_BRIDGE,
+            Self::Netdev => libc::NFPROTO_NETDEV,
         };
         // INVARIANT: the kernel keeps it in eight bits.
         u8::try_from(number).unwrap_or_default()
@@ -374,7 +377,7 @@ fn delete(batch: &mut Batch, id: TableId) {
 }
 
 /// An empty table in place of what is there.
-fn clear(batch: &mut Batch, id: TableId) {
+pub(super) fn clear(batch: &mut Batch, id: TableId) {
     // Making it first lets its removal succeed.
     make(batch, id);
     delete(batch, id);
