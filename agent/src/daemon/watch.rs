@@ -248,7 +248,7 @@ impl Dirty {
                 let in_it = in_it.filter(|(_, place)| place.number == Some(number));
                 self.gone.extend(in_it.map(|(id, _)| (*id, "its namespace is gone")));
             }
-            Change::Fdb => {}
+            Change::Fdb | Change::PolicyRules => {}
         }
     }
 }
@@ -481,6 +481,8 @@ mod tests {
         for (namespace, change, is_network) in [
             (Some(7), Change::Fdb, true),
             (Some(7), Change::Address(1), true),
+            (Some(7), Change::PolicyRules, true),
+            (None, Change::PolicyRules, false),
             (Some(7), Change::Rules, false),
             (Some(8), Change::Address(1), false),
             (None, Change::Address(3), true),

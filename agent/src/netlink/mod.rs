@@ -1,8 +1,9 @@
 //! Network namespaces and interfaces over rtnetlink; no other program is started.
 //!
 //! [`netns`] owns namespaces, [`link`] the interfaces of one namespace, [`overlay`] this host's
-//! side of one network, [`macvlan`] interfaces that share a link of the host, [`watch`] what the
-//! kernel tells of changes, [`whole`] what of a network's side is not as it should be.
+//! side of one network, [`macvlan`] interfaces that share a link of the host, [`policy`] the rules
+//! that choose a routing table, [`watch`] what the kernel tells of changes, [`whole`] what of a
+//! network's side is not as it should be.
 
 mod announce;
 pub mod hosts;
@@ -11,6 +12,7 @@ pub mod losses;
 pub mod macvlan;
 pub mod netns;
 pub mod overlay;
+pub mod policy;
 pub mod route;
 pub mod watch;
 pub mod whole;

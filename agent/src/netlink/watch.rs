@@ -1,7 +1,8 @@
 //! What the kernel says of changes, as it happens: [`Watch`].
 //!
 //! ```text
-//! rtnetlink : links, addresses, routes, neighbours (a bridge's FDB is among them), settings, numbers of namespaces
+//! rtnetlink : links, addresses, routes and the rules that choose a table of them, neighbours (a bridge's FDB is among
+//!             them), settings, numbers of namespaces
 //! nf_tables : any rule, set or table
 //! ```
 //!
@@ -46,9 +47,9 @@ use super::{
     route::route_of,
 };
 
-/// Groups of rtnetlink (`RTNLGRP_*` of linux/rtnetlink.h): links, neighbours, addresses and routes
-/// of both IP versions, their settings, numbers of namespaces.
-const ROUTE_GROUPS: [u32; 9] = [1, 3, 5, 7, 9, 11, 24, 25, 28];
+/// Groups of rtnetlink (`RTNLGRP_*` of linux/rtnetlink.h): links, neighbours, addresses, routes and
+/// policy rules of both IP versions, their settings, numbers of namespaces.
+const ROUTE_GROUPS: [u32; 11] = [1, 3, 5, 7, 8, 9, 11, 19, 24, 25, 28];
 /// `NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h.
 const RULE_GROUPS: [u32; 1] = [7];
 /// Room for what comes while nobody reads.
@@ -70,6 +71,8 @@ const NEW_ROUTE: u16 = 24;
 const DEL_ROUTE: u16 = 25;
 const NEW_NEIGHBOUR: u16 = 28;
 const DEL_NEIGHBOUR: u16 = 29;
+const NEW_POLICY_RULE: u16 = 32;
+const DEL_POLICY_RULE: u16 = 33;
 const NEW_SETTING: u16 = 80;
 const DEL_SETTING: u16 = 81;
 const DEL_NUMBER: u16 = 89;
@@ -94,6 +97,8 @@ pub enum Change {
     Fdb,
     /// A route to here.
     Route(IpNet),
+    /// Rules that choose a routing table.
+    PolicyRules,
     /// Rules of nf_tables.
     Rules,
     /// A setting of the kernel that it tells of, such as forwarding.
@@ -267,6 +272,7 @@ fn change_of(header: &NetlinkHeader, body: &[u8]) -> Option<Change> {
     let family = body.first().copied()?;
     match header.message_type {
         NEW_SETTING | DEL_SETTING => return Some(Change::Setting),
+        NEW_POLICY_RULE | DEL_POLICY_RULE => return Some(Change::PolicyRules),
         NEW_NEIGHBOUR | DEL_NEIGHBOUR => return (family == AF_BRIDGE).then_some(Change::Fdb),
         NEW_LINK | DEL_LINK | NEW_ADDRESS | DEL_ADDRESS | NEW_ROUTE | DEL_ROUTE | DEL_NUMBER => {}
         _ => return None,

@@ -27,6 +27,7 @@ use super::{
         BRIDGE, BRIDGE_SETTINGS, NODE, NODE_PORT, Overlay, OverlayError, Plug, TAP, TAP_MTU,
         port_name,
     },
+    policy::PolicyRule,
     route::{Route, address_of, router_of},
 };
 
@@ -115,6 +116,7 @@ pub struct Faults {
     pub tap_gone: bool,
     /// Endpoints without a port: their cables are gone.
     pub unplugged: BTreeSet<EndpointId>,
+    policy: Vec<PolicyRule>,
     bridge: bool,
     tap: bool,
     node: bool,
@@ -150,6 +152,10 @@ impl Overlay {
     pub async fn faults(&self, state: &State, wanted: &Wanted) -> Result<Faults, OverlayError> {
         let fdb = self.fdb().await?;
         let mut faults = Faults::default();
+        faults.policy = self.links.missing_policy_rules().await?;
+        for rule in faults.policy.clone() {
+            faults.say(format!("{rule} is gone"));
+        }
         for what in self.bridge_faults(state, wanted)? {
             faults.bridge = faults.say(what);
         }
@@ -191,6 +197,9 @@ impl Overlay {
     /// # Errors
     /// The kernel refuses a step.
     pub async fn mend(&self, faults: &Faults, wanted: &Wanted) -> Result<(), OverlayError> {
+        for rule in &faults.policy {
+            self.links.add_policy_rule(*rule).await?;
+        }
         if faults.bridge {
             self.furnish().await?;
             // Routes that the kernel made with an address come back with it.
