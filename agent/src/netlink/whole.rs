@@ -151,8 +151,8 @@ impl Overlay {
     /// The kernel does not answer.
     pub async fn faults(&self, state: &State, wanted: &Wanted) -> Result<Faults, OverlayError> {
         let fdb = self.fdb().await?;
-        let mut faults = Faults::default();
-        faults.policy = self.links.missing_policy_rules().await?;
+        let policy = self.links.missing_policy_rules().await?;
+        let mut faults = Faults { policy, ..Faults::default() };
         for rule in faults.policy.clone() {
             faults.say(format!("{rule} is gone"));
         }
