@@ -154,6 +154,8 @@ pub const SERVICE_FLOWS: u32 = 131_072;
 pub const SERVICE_BACKENDS: usize = 1024;
 /// The largest weight of one.
 pub const SERVICE_WEIGHT: u8 = 100;
+/// Services of one network that a node carries, the oldest first: each has a table of 33 to 131 kB.
+pub const SERVICES_OF_NETWORK: usize = 256;
 /// Ports of one service.
 pub const SERVICE_PORTS: usize = 64;
 /// Labels of one network.

@@ -73,9 +73,12 @@ impl Mesh {
         lock(&self.guards).remove(&id);
     }
 
-    /// Has the kernel lead the answers of services' backends on this host to the agent, while there
-    /// are such backends; whether it does.
-    pub(super) fn steer(&self, id: NetworkId, wanted: bool) -> bool {
+    /// Has the kernel lead the answers of services' backends on this host to the agent, if there
+    /// are such backends, and on while there are services: one that comes back has connections yet.
+    /// Whether it does.
+    pub(super) fn steer(&self, id: NetworkId, is_backend_here: bool, has_services: bool) -> bool {
+        let steers = || lock(&self.guards).get(&id).is_some_and(GuardedPorts::is_steered);
+        let wanted = is_backend_here || (has_services && steers());
         // What the last life of this agent led goes on until it is known that it has ended.
         if !wanted && !self.name_servers.names.snapshot().settled {
             return false;

@@ -16,8 +16,8 @@ use ipnet::IpNet;
 use tracing::{info, warn};
 use vxmesh_gossip::membership::Gossip;
 use vxmesh_proto::{
-    addr::{Name, NetworkId, ServiceId},
-    dns::{NamesTable, ResolvConf},
+    addr::{Name, NetworkId},
+    dns::{NamedService, NamesTable, ResolvConf},
     object::{Content, Network, NetworkLimits, ObjectId, ObjectSet},
 };
 
@@ -86,7 +86,7 @@ impl NameServers {
         &self,
         (id, domain): (NetworkId, &Name),
         subnets: &[IpNet],
-        services: &[(ServiceId, Name, Vec<IpAddr>)],
+        services: &[NamedService],
         claims: &Claims,
         unchanged: bool,
     ) -> Arc<NamesTable> {

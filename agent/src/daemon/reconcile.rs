@@ -224,11 +224,13 @@ impl Mesh {
         updates.splice(0..0, respecified(table, *network));
         let id = table.spec().id;
         let holds = |node, ip| self.addresses.holds(id, node, ip);
-        let away = self.away(id);
+        let has_services = self.objects.read(|set| !set.services(id).is_empty());
+        let away = if has_services { self.away(id) } else { Claims::new() };
         let services = self.objects.read(|set| services::specs(set, id, (claims, &away), holds));
         // Before the data path has this snapshot, so that the kernel learns from the first frame.
         let mut backends = services.iter().flat_map(|service| &service.backends);
-        let steers = self.steer(id, backends.any(|backend| backend.key.node == self.me));
+        let is_backend_here = backends.any(|backend| backend.key.node == self.me);
+        let steers = self.steer(id, is_backend_here, !services.is_empty());
         updates.extend(self.services.follow(table, services, (*settled, steers)));
         if updates.is_empty() {
             return Vec::new();
@@ -264,10 +266,9 @@ impl Mesh {
         believed
     }
 
-    /// The claims to a network with services that would be believed if their nodes were up.
-    fn away(&self, network: NetworkId) -> Claims {
-        let has_services = self.objects.read(|set| !set.services(network).is_empty());
-        let Some(gossip) = self.gossip.get().filter(|_| has_services) else { return Claims::new() };
+    /// The claims to a network that would be believed if their nodes were up.
+    pub(crate) fn away(&self, network: NetworkId) -> Claims {
+        let Some(gossip) = self.gossip.get() else { return Claims::new() };
         let members: BTreeSet<NodeId> = self.objects.read(|set| set.members().collect());
         let holds = |node, ip| self.addresses.holds(network, node, ip);
         gossip.with_directory(|directory| away(directory, network, &members, holds))

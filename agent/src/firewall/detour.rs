@@ -13,8 +13,8 @@
 //!
 //! The table belongs to the netlink socket that made it (`NFT_TABLE_F_OWNER`, Linux 5.12):
 //! `nft flush ruleset` in the sandbox leaves it alone, and it ends with the agent, so that programs
-//! hear at once that nobody answers. On an older kernel the table goes when the agent stops, or with
-//! the start of the next one if it was killed; it is not put back when a sandbox flushes it.
+//! hear at once that nobody answers. On an older kernel the table goes when the agent stops, or
+//! with the start of the next one if it was killed; it is not put back when a sandbox flushes it.
 
 use std::{
     io::{self, ErrorKind},

@@ -124,6 +124,12 @@ impl GuardedPorts {
         done
     }
 
+    /// Whether answers of backends are led to the agent.
+    #[must_use]
+    pub fn is_steered(&self) -> bool {
+        matches!(self.steering, Steering::With(_))
+    }
+
     /// Somebody may have changed what a change builds upon: then all is written.
     fn carry_out(&mut self, batch: Batch) -> Result<(), FirewallError> {
         self.socket.change(batch).or_else(|_refused| self.mend().map(drop))

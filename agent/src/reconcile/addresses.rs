@@ -28,8 +28,8 @@ pub type Elsewhere = BTreeSet<IpAddr>;
 pub struct Addresses {
     me: NodeId,
     pools: Mutex<Pools>,
-    /// What comes back to who gave it when services of a network are closed.
-    expected: Mutex<BTreeMap<NetworkId, Vec<Transfer>>>,
+    /// The holders of open services' addresses, which give them back when these are closed.
+    open: Mutex<BTreeMap<NetworkId, Vec<NodeId>>>,
     /// Networks of this host alone.
     hosted: Mutex<BTreeSet<NetworkId>>,
     /// The hash of the objects that the pools are in step with.
@@ -45,7 +45,7 @@ impl Addresses {
         Self {
             me,
             pools: Mutex::default(),
-            expected: Mutex::default(),
+            open: Mutex::default(),
             hosted: Mutex::default(),
             followed: Mutex::default(),
         }
@@ -102,13 +102,13 @@ impl Addresses {
         for reclaim in objects.all_reclaims() {
             reclaims.entry(reclaim.network).or_default().push(Transfer::from(reclaim));
         }
-        let mut returns: BTreeMap<NetworkId, Vec<Transfer>> = BTreeMap::new();
-        let mut expected: BTreeMap<NetworkId, Vec<Transfer>> = BTreeMap::new();
-        for (back, now) in objects.returns() {
-            let of = if now { &mut returns } else { &mut expected };
-            of.entry(back.network).or_default().push(Transfer::from(&back));
+        let mut closed: BTreeMap<NetworkId, Vec<NodeId>> = BTreeMap::new();
+        let mut open: BTreeMap<NetworkId, Vec<NodeId>> = BTreeMap::new();
+        for (service, object, of) in objects.all_services() {
+            let holders = if object.closed() { &mut closed } else { &mut open };
+            holders.entry(of.network).or_default().push(object::holder(service));
         }
-        *self.expected() = expected;
+        *self.open() = open;
         for id in ids {
             let subnets = objects.subnets(id);
             let counts = subnets.iter().filter(|subnet| subnet.state == SubnetState::Active);
@@ -122,15 +122,21 @@ impl Addresses {
                 in_use.iter().filter(|ip| cidr.contains(*ip)).for_each(|ip| pool.adopt(*ip));
                 pool.extend(transfers.get(&id).into_iter().flatten().copied());
                 pool.reclaim(reclaims.get(&id).into_iter().flatten().copied());
-                for back in returns.get(&id).into_iter().flatten() {
-                    let ip = back.block.addr();
-                    let is_news = pool.extend([*back]);
-                    let owner = pool.ownership().block_at(ip).map(|block| block.owner);
-                    // Others still remember that a service had it.
-                    if is_news && owner == Some(self.me) {
-                        pool.rest(ip, Instant::now() + ADDRESS_QUARANTINE);
-                    }
-                }
+                self.take_from_services(pool, closed.get(&id).into_iter().flatten());
+            }
+        }
+    }
+
+    /// Takes back what closed services had of this node's. It rests: others still remember them.
+    fn take_from_services<'a>(&self, pool: &mut Pool, closed: impl Iterator<Item = &'a NodeId>) {
+        let closed: BTreeSet<NodeId> = closed.copied().collect();
+        let had = pool.ownership().blocks().filter(|block| closed.contains(&block.owner));
+        let had: Vec<IpAddr> = had.map(|block| block.cidr.addr()).collect();
+        pool.give_back(closed);
+        for ip in had {
+            let owner = pool.ownership().block_at(ip).map(|block| block.owner);
+            if owner == Some(self.me) {
+                pool.rest(ip, Instant::now() + ADDRESS_QUARANTINE);
             }
         }
     }
@@ -287,11 +293,11 @@ impl Addresses {
     /// for space meanwhile must not get a part of them, too.
     #[must_use]
     pub fn give_all(&self, to: NodeId) -> Vec<(NetworkId, Transfer)> {
-        let (mut pools, expected) = (self.lock(), self.expected());
+        let (mut pools, open) = (self.lock(), self.open());
         let mut given = Vec::new();
         for (network, pools) in pools.iter_mut().filter(|(id, _)| !self.is_hosted(**id)) {
             for pool in pools {
-                let later = coming(pool, expected.get(network));
+                let later = coming(pool, open.get(network));
                 let own = pool.ownership().blocks().chain(later);
                 let own = own.filter(|block| block.owner == self.me);
                 let transfers: Vec<Transfer> = own
@@ -323,11 +329,11 @@ impl Addresses {
     /// services.
     #[must_use]
     pub fn reclaimable(&self, is_removed: impl Fn(NodeId) -> bool) -> Vec<(NetworkId, Transfer)> {
-        let (pools, expected) = (self.lock(), self.expected());
+        let (pools, open) = (self.lock(), self.open());
         let pools =
             pools.iter().flat_map(|(network, pools)| pools.iter().map(|pool| (*network, pool)));
         let of = |(network, pool): (NetworkId, &Pool)| {
-            let later = coming(pool, expected.get(&network)).into_iter();
+            let later = coming(pool, open.get(&network)).into_iter();
             let later = later.filter(|block| is_removed(block.owner)).filter_map(|block| {
                 let (from, to, epoch) = (block.owner, self.me, block.epoch.checked_add(1)?);
                 Some(Transfer { block: block.cidr, from, to, epoch })
@@ -338,8 +344,8 @@ impl Addresses {
         pools.flat_map(of).collect()
     }
 
-    fn expected(&self) -> MutexGuard<'_, BTreeMap<NetworkId, Vec<Transfer>>> {
-        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
+    fn open(&self) -> MutexGuard<'_, BTreeMap<NetworkId, Vec<NodeId>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NetworkId, Vec<Pool>>> {
@@ -347,12 +353,12 @@ impl Addresses {
     }
 }
 
-/// The blocks that services have now, as they will be when these come back.
-fn coming(pool: &Pool, returns: Option<&Vec<Transfer>>) -> Vec<Block> {
-    let Some(returns) = returns else { return Vec::new() };
+/// The blocks that services have now, as they will be when these give them back.
+fn coming(pool: &Pool, holders: Option<&Vec<NodeId>>) -> Vec<Block> {
+    let Some(holders) = holders else { return Vec::new() };
     let now = pool.ownership();
     let mut later = now.clone();
-    later.extend(returns.iter().copied());
+    later.give_back(holders.iter().copied());
     let is_new =
         |block: &Block| now.block_at(block.cidr.addr()).map(|it| it.owner) != Some(block.owner);
     later.blocks().filter(is_new).collect()

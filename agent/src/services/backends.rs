@@ -8,30 +8,31 @@ use std::{
 use vxmesh_proto::{
     addr::{Name, NetworkId, NodeId},
     lb::{Backend, Choice, Port, Protocol, ServiceSpec},
-    object::{Content, ObjectSet, Service, ServiceState, holder},
+    limits::SERVICES_OF_NETWORK,
+    object::{Content, ObjectSet, Service, holder},
     record::EndpointClaim,
     tables::RowKey,
 };
 
 use crate::reconcile::admit::Claims;
 
-/// The services of a network that this node has, oldest first: those that have their name and at
-/// least one of their addresses. `away` are endpoints of nodes that are not up; they get nothing
-/// new, and keep what they have, as their nodes may be back. `holds` says whether an address is
-/// this node's to give.
+/// The services of a network that this node has, oldest first: those that have at least one of
+/// their addresses. Whether they have their name, too, is nothing to who uses the address. `away`
+/// are endpoints of nodes that are not up; they get nothing new, and keep what they have, as their
+/// nodes may be back. `holds` says whether an address is this node's to give.
 pub(crate) fn specs(
     set: &ObjectSet,
     network: NetworkId,
     (claims, away): (&Claims, &Claims),
     holds: impl Fn(NodeId, IpAddr) -> bool,
 ) -> Vec<ServiceSpec> {
-    let open = set.services(network).into_iter();
-    let specs = open.filter_map(|(id, object, state)| {
+    let open = set.services(network).into_iter().take(SERVICES_OF_NETWORK);
+    let specs = open.filter_map(|(id, object, _state)| {
         let Content::Service(service) = object.content() else { return None };
         let holder = holder(id);
         let vips = service.vips.iter().copied().filter(|ip| holds(holder, *ip));
         let vips: Vec<IpAddr> = vips.collect();
-        (state == ServiceState::Active && !vips.is_empty()).then(|| ServiceSpec {
+        (!vips.is_empty()).then(|| ServiceSpec {
             id,
             vips,
             ports: ports(service),

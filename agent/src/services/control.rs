@@ -7,7 +7,9 @@ use tokio::task::block_in_place;
 use tracing::warn;
 use vxmesh_proto::{
     addr::{Alias, Name, NetworkId, NodeId, ServiceId},
+    dns::NamedService,
     lb::{Choice, Protocol},
+    limits::SERVICES_OF_NETWORK,
     object::{self, Content, Draft, ObjectId, ObjectSet, ServiceState, holder},
     wire::{TCP, UDP},
 };
@@ -23,17 +25,20 @@ use crate::{
     reconcile::admit::Claims,
 };
 
-/// The services of a network that have their name, with it and the addresses that are theirs.
+/// The services of a network that have their name and an address.
 pub(crate) fn named(
     set: &ObjectSet,
     network: NetworkId,
     holds: impl Fn(NodeId, IpAddr) -> bool,
-) -> Vec<(ServiceId, Name, Vec<IpAddr>)> {
-    let services = set.services(network).into_iter();
+) -> Vec<NamedService> {
+    let services = set.services(network).into_iter().take(SERVICES_OF_NETWORK);
     let named = services.filter_map(|(id, object, state)| {
         let Content::Service(service) = object.content() else { return None };
-        let vips = service.vips.iter().copied().filter(|ip| holds(holder(id), *ip)).collect();
-        (state == ServiceState::Active).then(|| (id, service.name.clone(), vips))
+        let vips = service.vips.iter().copied().filter(|ip| holds(holder(id), *ip));
+        let (name, vips): (_, Vec<IpAddr>) = (service.name.clone(), vips.collect());
+        let created = object.created().unix_ms();
+        let has_both = state == ServiceState::Active && !vips.is_empty();
+        has_both.then_some(NamedService { id, name, vips, created })
     });
     named.collect()
 }
@@ -99,12 +104,10 @@ impl Services {
         }
         let object = mesh.network_of(network.id).ok_or(ServiceError::Gone)?;
         let vips = mesh.allocate(&object, network.id, &spec.vips).await?;
-        let made = block_in_place(|| publish(mesh, network.id, &spec, &vips));
-        let (id, texts) = made.inspect_err(|_error| {
-            vips.iter().for_each(|ip| mesh.addresses.put_back(network.id, *ip));
-        })?;
+        let (made, texts) = block_in_place(|| publish(mesh, network.id, &spec, &vips));
+        // What was signed is told also where the rest failed.
         self.tell(mesh, texts).await;
-        self.find(mesh, &id.to_string())
+        self.find(mesh, &made?.to_string())
     }
 
     /// Changes a service, on this node and so on all.
@@ -147,13 +150,44 @@ impl Services {
     }
 }
 
-/// Signs a service, and its addresses over to it.
+/// Signs a service, and its addresses over to it. If one cannot be given, the service is closed,
+/// and what was signed comes back with that. The texts are to be told in any case.
 fn publish(
     mesh: &Mesh,
     network: NetworkId,
     spec: &ServiceSpec,
     vips: &[IpNet],
-) -> Result<(ServiceId, Vec<String>), ServiceError> {
+) -> (Result<ServiceId, ServiceError>, Vec<String>) {
+    let (id, made) = match sign(mesh, network, spec, vips) {
+        Ok(signed) => signed,
+        Err(error) => {
+            vips.iter().for_each(|ip| mesh.addresses.put_back(network, *ip));
+            return (Err(error), Vec::new());
+        }
+    };
+    let mut texts = vec![made];
+    for (at, vip) in vips.iter().enumerate() {
+        match give(mesh, network, *vip, id) {
+            Some(text) => texts.push(text),
+            None => {
+                let rest = vips.iter().skip(at + 1);
+                rest.for_each(|ip| mesh.addresses.put_back(network, *ip));
+                let closed = edit(mesh, id, |_service| Ok(true));
+                texts.extend(closed.as_ref().ok().cloned());
+                let failed = closed.map(|_text| ServiceError::NotGiven(vip.addr()));
+                return (Err(failed.unwrap_or_else(|error| error)), texts);
+            }
+        }
+    }
+    (Ok(id), texts)
+}
+
+fn sign(
+    mesh: &Mesh,
+    network: NetworkId,
+    spec: &ServiceSpec,
+    vips: &[IpNet],
+) -> Result<(ServiceId, String), ServiceError> {
     let content = object::Service {
         name: spec.name.clone(),
         network,
@@ -166,27 +200,20 @@ fn publish(
         choice: word_of(spec.lb),
     };
     let made = mesh.objects.publish::<ServiceError>(|set, hlc| {
-        let taken = set.services(network).into_iter().any(|(_, object, _)| {
+        let services = set.services(network);
+        let taken = services.iter().any(|(_, object, _)| {
             matches!(object.content(), Content::Service(other) if other.name == spec.name)
         });
         if taken {
             return Err(ServiceError::NameTaken { name: spec.name.clone(), what: "a service" });
         }
+        if services.len() >= SERVICES_OF_NETWORK {
+            return Err(ServiceError::TooMany);
+        }
         Ok(Draft::new(hlc, Content::Service(content)))
     })?;
     let ObjectId::Service(id) = *made.id() else { return Err(ServiceError::Gone) };
-    let mut texts = vec![made.text().to_string()];
-    for vip in vips {
-        match give(mesh, network, *vip, id) {
-            Some(text) => texts.push(text),
-            None => {
-                // What was signed comes back with the end of the service.
-                edit(mesh, id, |_service| Ok(true))?;
-                return Err(ServiceError::NotGiven(vip.addr()));
-            }
-        }
-    }
-    Ok((id, texts))
+    Ok((id, made.text().to_string()))
 }
 
 /// Signs an address over to a service.
@@ -211,6 +238,15 @@ fn edit(
         let mut draft = held.ok_or(ServiceError::Gone)?.edit(hlc);
         if let Content::Service(service) = &mut draft.content {
             draft.closed = change(service)?;
+            if draft.closed {
+                // It is kept for as long as its network, so it says no more than it must.
+                let object::Service { ports, backends, selector, weights, choice, .. } = service;
+                ports.clear();
+                backends.clear();
+                selector.clear();
+                weights.clear();
+                *choice = None;
+            }
         }
         Ok(draft)
     })?;
@@ -239,6 +275,9 @@ fn changed(service: &mut object::Service, update: &ServiceUpdate) -> Result<(), 
         }
     }
     service.backends.extend(update.add_backends.iter().cloned());
+    if service.backends.is_empty() && service.selector.is_empty() {
+        return Err(ServiceError::NoBackend(service.name.clone()));
+    }
     service.weights.extend(update.weights.clone());
     service.weights.retain(|_, weight| *weight != 1);
     if let Some(lb) = update.lb {
@@ -277,7 +316,9 @@ fn check_spec(spec: &ServiceSpec) -> Result<(), ServiceError> {
 fn check_free(mesh: &Mesh, network: NetworkId, name: &Name) -> Result<(), ServiceError> {
     mesh.check_name(name)?;
     let taken = |what| Err(ServiceError::NameTaken { name: name.clone(), what });
-    for claim in mesh.claims_of(network).values().filter(|claim| !claim.router) {
+    // Also those of nodes that are away: they may be back.
+    let (up, away) = (mesh.claims_of(network), mesh.away(network));
+    for claim in up.values().chain(away.values()).filter(|claim| !claim.router) {
         if claim.name == *name {
             return taken("an endpoint");
         }

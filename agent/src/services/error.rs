@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use thiserror::Error;
-use vxmesh_proto::addr::Name;
+use vxmesh_proto::{addr::Name, limits::SERVICES_OF_NETWORK};
 
 use crate::{
     api::{ApiError, ErrorCode, ServicePort},
@@ -51,6 +51,9 @@ pub(crate) enum ServiceError {
         /// The backend.
         backend: Name,
     },
+    /// The network has as many as it may.
+    #[error("the network has {SERVICES_OF_NETWORK} services, which is as many as it may have")]
+    TooMany,
     /// Nobody would answer for it.
     #[error("service `{0}` has neither backends nor a selector")]
     NoBackend(Name),
@@ -90,8 +93,12 @@ impl From<ServiceError> for ApiError {
                 "name endpoints with --backend, or their labels with --selector KEY=VALUE",
             ),
             E::Outside(_) => (ErrorCode::Usage, "see `vxmesh network inspect` for its subnets"),
+            E::TooMany => (ErrorCode::Conflict, "remove some, or make it in another network"),
             E::Gone => (ErrorCode::NotFound, "see `vxmesh service ls`"),
-            E::NotGiven(_) => (ErrorCode::Failed, "try again; nothing was changed"),
+            E::NotGiven(_) => (
+                ErrorCode::Failed,
+                "the service was not made: try again, in a minute if you named an address",
+            ),
         };
         match error {
             E::Mesh(error) => error,

@@ -23,6 +23,7 @@ use std::{
 
 use nix::{
     fcntl::{FallocateFlags, fallocate},
+    libc,
     sys::mman::{MapFlags, ProtFlags, mmap},
     time::{ClockId, clock_gettime},
 };
@@ -60,8 +61,8 @@ fn map(path: &Path) -> io::Result<&'static [AtomicU64]> {
     let words = HEADER + Shape::FULL.words();
     let len = words * size_of::<AtomicU64>();
     let mut options = OpenOptions::new();
-    let file =
-        options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let file = options.custom_flags(libc::O_NOFOLLOW).open(path)?;
     let wanted = u64::try_from(len).unwrap_or(u64::MAX);
     if file.metadata()?.len() != wanted {
         file.set_len(0)?;
@@ -98,6 +99,7 @@ fn of_words(words: &'static [AtomicU64]) -> Option<Flows> {
     let age = clock.checked_sub(Duration::from_nanos(load(epoch)));
     let begun = age.and_then(|age| now.checked_sub(age));
     let fits = load(magic) == MAGIC
+        && (*boot_high, *boot_low) != (0, 0)
         && load(size_word) == size
         && [load(high), load(low)] == [*boot_high, *boot_low];
     if let Some(begun) = begun.filter(|_| fits) {

@@ -13,7 +13,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Instant,
@@ -31,9 +31,8 @@ pub(crate) use self::{
     error::ServiceError,
 };
 
-/// The flows of this process: one table, made with the first service and never given back. A mesh
-/// that is left and one that is joined afterwards have different networks in it.
-static FLOWS: OnceLock<Option<Arc<Flows>>> = OnceLock::new();
+/// The flows of this process: one table, made with the first service and never unmapped.
+static FLOWS: Mutex<Option<Arc<Flows>>> = Mutex::new(None);
 
 /// The services of this node.
 #[derive(Debug)]
@@ -84,24 +83,26 @@ impl Services {
             return None;
         }
         let version = (self.versions.fetch_add(1, Ordering::Relaxed), is_settled);
-        let flows = Arc::clone(self.flows()?);
+        let flows = self.flows()?;
         let services = lb::Services::new(flows, version, services).steering_local(steers);
         Some(TableUpdate::Services(Some(Arc::new(services))))
     }
 
-    fn flows(&self) -> Option<&'static Arc<Flows>> {
-        let make = || {
-            let made = flows::open(&self.file);
-            if made.is_none() {
-                error!("the table of flows cannot be made: services do not work; please report it");
-            }
-            made.map(Arc::new)
-        };
-        FLOWS.get_or_init(make).as_ref()
+    fn flows(&self) -> Option<Arc<Flows>> {
+        let mut flows = lock();
+        if flows.is_none() {
+            *flows = flows::open(&self.file).map(Arc::new);
+        }
+        if flows.is_none() {
+            error!("the table of flows cannot be made: services do not work; please report it");
+        }
+        flows.clone()
     }
 
     /// Leaves nothing on the host.
     pub(crate) fn forget(&self) {
+        // The next mesh has a file of its own.
+        *lock() = None;
         match fs::remove_file(&self.file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 warn!(%error, file = %self.file.display(), "the file of flows stays; remove it");
@@ -112,8 +113,13 @@ impl Services {
 
     /// Forgets flows that were not used for long. Called once a second.
     pub(crate) fn sweep() {
-        if let Some(Some(flows)) = FLOWS.get() {
+        let flows = lock().clone();
+        if let Some(flows) = flows {
             flows.sweep(Instant::now());
         }
     }
+}
+
+fn lock() -> MutexGuard<'static, Option<Arc<Flows>>> {
+    FLOWS.lock().unwrap_or_else(PoisonError::into_inner)
 }

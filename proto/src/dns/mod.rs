@@ -32,7 +32,7 @@ mod upstream;
 pub use answer::{Found, View};
 pub use message::{Fault, Query, RecordKind, Transport};
 pub use resolv_conf::{HostOptions, ResolvConf};
-pub use table::{NamedEndpoint, NamesTable, Rival};
+pub use table::{NamedEndpoint, NamedService, NamesTable, Rival};
 pub use upstream::{CacheKey, Heard, UpstreamAnswer};
 
 #[cfg(test)]

@@ -42,7 +42,20 @@ pub struct NamesTable {
     names: BTreeMap<Box<str>, Vec<usize>>,
     addresses: BTreeMap<IpAddr, usize>,
     rivals: Vec<Rival>,
-    services: Vec<(ServiceId, Name, Vec<IpAddr>)>,
+    services: Vec<NamedService>,
+}
+
+/// A service as its name leads to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedService {
+    /// Its id.
+    pub id: ServiceId,
+    /// Its name.
+    pub name: Name,
+    /// Its addresses.
+    pub vips: Vec<IpAddr>,
+    /// When it was made, in Unix milliseconds.
+    pub created: u64,
 }
 
 /// An endpoint whose name an older one has.
@@ -109,20 +122,25 @@ impl NamesTable {
         table
     }
 
-    /// The same with the services of the network: what their names are, and their addresses. An
-    /// endpoint that was given such a name meanwhile is found by its id.
+    /// The same with the services of the network. Where endpoints were given the name of one at the
+    /// same time, the older has it, and the other is found by its id.
     #[must_use]
-    pub fn with_services(mut self, services: &[(ServiceId, Name, Vec<IpAddr>)]) -> Self {
-        for (id, name, vips) in services {
+    pub fn with_services(mut self, services: &[NamedService]) -> Self {
+        for NamedService { id, name, vips, created } in services {
             let at = self.endpoints.len();
             let endpoint = EndpointId::from_random(*id.bytes());
             let key = RowKey { node: holder(*id), endpoint };
-            let (name, ips) = (name.clone(), vips.clone());
-            self.names.insert(name.as_str().into(), vec![at]);
+            let holders = self.names.get(name.as_str()).into_iter().flatten();
+            let oldest = holders.filter_map(|at| self.rank(*at)).min();
+            if oldest.is_none_or(|(incarnation, _)| incarnation > *created) {
+                self.names.insert(name.as_str().into(), vec![at]);
+            }
+            self.names.entry(endpoint.short().into()).or_insert_with(|| vec![at]);
             for ip in vips {
                 self.addresses.entry(*ip).or_insert(at);
             }
-            self.endpoints.push(NamedEndpoint { key, name, ips, incarnation: 0 });
+            let (name, ips) = (name.clone(), vips.clone());
+            self.endpoints.push(NamedEndpoint { key, name, ips, incarnation: *created });
         }
         self.services = services.to_vec();
         self
@@ -130,7 +148,7 @@ impl NamesTable {
 
     /// The services, as they were given.
     #[must_use]
-    pub fn services(&self) -> &[(ServiceId, Name, Vec<IpAddr>)] {
+    pub fn services(&self) -> &[NamedService] {
         &self.services
     }
 

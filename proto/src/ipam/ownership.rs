@@ -13,7 +13,9 @@
 //!    disjoint, so nothing is cut.)
 //! 4. A block that an issuer reclaims from a removed node chains as a transfer of that node would,
 //!    and stands against every transfer of it that contradicts this.
-//! 5. An address belongs to the claim of the highest epoch that chains and contains it.
+//! 5. What was given to a holder that is to give back is its giver's again in the next epoch, by
+//!    itself: no key signs for a holder ([`crate::object::holder`]).
+//! 6. An address belongs to the claim of the highest epoch that chains and contains it.
 //!
 //! A transfer that does not chain does nothing until the one before it has come.
 
@@ -101,6 +103,8 @@ pub struct Ownership {
     transfers: BTreeMap<Key, NodeId>,
     /// The same of what was taken back from removed nodes.
     reclaims: BTreeMap<Key, NodeId>,
+    /// Holders that give back what they have.
+    returning: BTreeSet<NodeId>,
     blocks: Vec<Claim>,
 }
 
@@ -109,6 +113,8 @@ struct Claim {
     cidr: Cidr,
     owner: NodeId,
     epoch: u64,
+    /// Whose it was before.
+    from: Option<NodeId>,
 }
 
 impl Ownership {
@@ -121,7 +127,7 @@ impl Ownership {
         initial: impl IntoIterator<Item = (IpNet, NodeId)>,
     ) -> Self {
         let (root, v6) = (subnet.block(), subnet.is_v6());
-        let claim = |cidr, owner| Claim { cidr, owner, epoch: 0 };
+        let claim = |cidr, owner| Claim { cidr, owner, epoch: 0, from: None };
         let mut given = BTreeMap::new();
         for (net, to) in initial {
             if let Some(key) = key_of(&net, creator, 0, v6) {
@@ -138,6 +144,7 @@ impl Ownership {
             initial: claims.clone(),
             transfers: BTreeMap::new(),
             reclaims: BTreeMap::new(),
+            returning: BTreeSet::new(),
             blocks: claims,
         }
     }
@@ -166,6 +173,17 @@ impl Ownership {
     /// Adds blocks that were taken back from removed nodes, as [`Self::extend`] does.
     pub fn reclaim(&mut self, reclaims: impl IntoIterator<Item = Transfer>) -> bool {
         let changed = add_all(&mut self.reclaims, reclaims, self.v6);
+        if changed {
+            self.resolve();
+        }
+        changed
+    }
+
+    /// Has these holders give back what they have and will have. Says whether that is news.
+    pub fn give_back(&mut self, holders: impl IntoIterator<Item = NodeId>) -> bool {
+        let known = self.returning.len();
+        self.returning.extend(holders);
+        let changed = self.returning.len() > known;
         if changed {
             self.resolve();
         }
@@ -206,6 +224,10 @@ impl Ownership {
         let mut claims = self.initial.clone();
         let mut left = Vec::new();
         while let Some(claim) = claims.pop() {
+            if let Some(back) = self.back(&claim) {
+                claims.push(back);
+                continue;
+            }
             let reclaimed = chained_to(&self.reclaims, &claim);
             share_out(&claim, reclaimed, self.v6, &mut claims, &mut left);
             // A transfer of what is left lies in one of these blocks, which are as large as they
@@ -217,6 +239,13 @@ impl Ownership {
         }
         blocks.sort_unstable_by_key(|claim| claim.cidr.first);
         self.blocks = blocks;
+    }
+
+    /// What a claim becomes if its owner gives back what it has.
+    fn back(&self, claim: &Claim) -> Option<Claim> {
+        let owner = claim.from.filter(|_| self.returning.contains(&claim.owner))?;
+        let epoch = claim.epoch.checked_add(1)?;
+        Some(Claim { owner, epoch, from: Some(claim.owner), ..*claim })
     }
 }
 
@@ -273,7 +302,7 @@ fn share_out<'a>(
         if at < key.first {
             keep(at, key.first - 1);
         }
-        given.push(Claim { cidr, owner: *to, epoch: key.epoch });
+        given.push(Claim { cidr, owner: *to, epoch: key.epoch, from: Some(claim.owner) });
         next = cidr.last().checked_add(1);
     }
     if let Some(at) = next.filter(|at| *at <= claim.cidr.last()) {

@@ -132,6 +132,11 @@ impl Pool {
         self.ownership.reclaim(reclaims)
     }
 
+    /// Has holders give back what they have; see [`Ownership::give_back`].
+    pub fn give_back(&mut self, holders: impl IntoIterator<Item = NodeId>) -> bool {
+        self.ownership.give_back(holders)
+    }
+
     /// The transfers to this node of all blocks that nodes hold which were removed.
     #[must_use]
     pub fn reclaimable(&self, is_removed: impl Fn(NodeId) -> bool) -> Vec<Transfer> {

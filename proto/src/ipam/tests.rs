@@ -48,6 +48,30 @@ fn pool(cidr: &str, me: u8) -> Pool {
 
 pub(super) const NOWHERE: &BTreeSet<IpAddr> = &BTreeSet::new();
 
+/// A member signs a transfer of what it never had to a holder, before and after that gives back.
+#[test]
+fn a_holder_gives_back_to_who_gave_and_to_nobody_else() {
+    let holder = 9;
+    let mut ownership = Ownership::new(&subnet("10.0.0.0/24"), node(0), []);
+    let vip = "10.0.0.7/32";
+    let forged: Vec<_> = (1..8).map(|thief| transfer(vip, thief, holder, 1)).collect();
+    ownership.extend(forged);
+    ownership.extend([transfer(vip, 0, holder, 1)]);
+    let at = |ownership: &Ownership| ownership.block_at(ip("10.0.0.7")).map(|b| (b.owner, b.epoch));
+    assert_eq!(at(&ownership), Some((node(holder), 1)));
+    // What its giver signs on counts from then on, and not before.
+    ownership.extend([transfer(vip, 0, 3, 3)]);
+    assert_eq!(at(&ownership), Some((node(holder), 1)));
+    assert!(ownership.give_back([node(holder)]) && !ownership.give_back([node(holder)]));
+    assert_eq!(at(&ownership), Some((node(3), 3)));
+    ownership.extend((1..8).map(|thief| transfer(vip, thief, holder, 3)));
+    assert_eq!(at(&ownership), Some((node(3), 3)));
+    let mut other = Ownership::new(&subnet("10.0.0.0/24"), node(0), []);
+    other.give_back([node(holder)]);
+    other.extend([transfer(vip, 0, holder, 1)]);
+    assert_eq!(at(&other), Some((node(0), 2)), "in any order");
+}
+
 #[test]
 fn a_chain_of_transfers() {
     let mut ownership = Ownership::new(&subnet("10.0.0.0/24"), node(0), []);

@@ -4,8 +4,8 @@
 //! A service's addresses (VIPs) are given to it as blocks are given to a node: by a transfer of
 //! their owner to [`holder`]. No key signs for that receiver, so nobody claims them for an endpoint
 //! or gives them on, and a node that leaves or is removed takes none along. When the service is
-//! closed, they are back with who gave them ([`ObjectSet::returns`]). A service object alone
-//! therefore takes no address from anybody.
+//! closed, they are back with who gave them ([`crate::ipam::Ownership::give_back`]). A service
+//! object alone therefore takes no address from anybody.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +16,7 @@ use std::{
 use ring::digest;
 use serde::{Deserialize, Serialize};
 
-use super::{Content, Hlc, Object, ObjectId, ObjectSet, Refused, Transfer};
+use super::{Content, Hlc, Object, ObjectId, ObjectSet, Refused};
 use crate::{
     addr::{Name, NetworkId, NodeId, ServiceId},
     limits::{NETWORK_LABELS, SERVICE_BACKENDS, SERVICE_PORTS, SERVICE_WEIGHT},
@@ -149,23 +149,6 @@ impl ObjectSet {
                 (id, Arc::clone(object), state)
             })
             .collect()
-    }
-
-    /// The addresses of services, as they go back to who gave them, and whether they do now: once
-    /// the service is closed.
-    pub fn returns(&self) -> impl Iterator<Item = (Transfer, bool)> {
-        let services = self.all_services();
-        let holders: BTreeMap<NodeId, (NetworkId, bool)> = services
-            .map(|(id, object, service)| (holder(id), (service.network, object.closed())))
-            .collect();
-        let given = self.all_transfers();
-        given.filter_map(move |given| {
-            let (_, closed) =
-                holders.get(&given.to).filter(|(network, _)| *network == given.network)?;
-            let epoch = given.epoch.checked_add(1)?;
-            let back = Transfer { from: given.to, to: given.from, epoch, ..given.clone() };
-            Some((back, *closed))
-        })
     }
 
     /// All services, closed ones too, in the order of ids.
