@@ -62,6 +62,7 @@ impl Closed {
             key_type,
             key_len,
             size: None,
+            stays: false,
             keys,
         };
         vec![set(BRIDGES, TWO_NAMES, BTreeSet::new(), true), set(OWN, MAC, keys, false)]

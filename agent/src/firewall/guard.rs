@@ -135,6 +135,7 @@ pub fn table(rules: Rules, ports: &BTreeMap<String, Port>) -> Table {
             key_type,
             key_len,
             size: None,
+            stays: false,
             keys: BTreeSet::new(),
             by_rules: false,
         })
@@ -150,6 +151,7 @@ pub fn table(rules: Rules, ports: &BTreeMap<String, Port>) -> Table {
         key_type: 41 << 6 | 19,
         key_len: 20,
         size: None,
+        stays: false,
         keys: BTreeSet::new(),
         by_rules: true,
     });

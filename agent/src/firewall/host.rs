@@ -155,6 +155,7 @@ fn addresses(uplinks: &[Uplink]) -> Vec<Set> {
         key_type,
         key_len,
         size: None,
+        stays: false,
         keys,
     };
     let sets = VERSIONS.into_iter().flat_map(|(ipv4, _, uplinks_name, inner)| {

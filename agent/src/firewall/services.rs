@@ -214,7 +214,7 @@ impl Version {
 /// A set that rules fill.
 const fn learned(name: &'static str, (key_type, key_len): (u32, u32), size: u32) -> Set {
     let keys = BTreeSet::new();
-    Set { by_rules: true, name, key_type, key_len, size: Some(size), keys }
+    Set { by_rules: true, stays: true, name, key_type, key_len, size: Some(size), keys }
 }
 
 /// To no group.

@@ -104,6 +104,8 @@ impl TableId {
 pub struct Set {
     /// Whether rules put the keys there, which are forgotten again after a while.
     pub by_rules: bool,
+    /// Whether these stay when the table is written anew.
+    pub stays: bool,
     /// Its name.
     pub name: &'static str,
     /// How nft(8) shows its keys: its number of the type.
@@ -226,7 +228,7 @@ impl Table {
         for _try in 0..TRIES {
             let found = Found::of(socket, self.id)?;
             let mut batch = Batch::new();
-            found.clear(&mut batch, self.id);
+            found.clear(&mut batch, self);
             if self.write(socket, batch).is_ok() {
                 return Ok(found.chains.is_empty());
             }
@@ -417,10 +419,14 @@ impl Found {
     }
 
     /// The table without all this. Its counters stay: what packets count between a look at them and
-    /// their end would be lost.
-    fn clear(&self, batch: &mut Batch, id: TableId) {
-        make(batch, id);
-        let (family, table) = (id.header(), id.name_bytes());
+    /// their end would be lost. So do sets that are to stay: the kernel refuses one that is to be
+    /// of another kind, and then all is made anew.
+    fn clear(&self, batch: &mut Batch, wanted: &Table) {
+        make(batch, wanted.id);
+        let (family, table) = (wanted.id.header(), wanted.id.name_bytes());
+        let stays = |name: &&Vec<u8>| {
+            wanted.sets.iter().any(|set| set.stays && set.name.as_bytes() == name.as_slice())
+        };
         let mut request = batch.request().op_delrule_do(&family);
         drop(request.encode().push_table_bytes(table));
         drop(request);
@@ -428,7 +434,7 @@ impl Found {
             let mut request = batch.request().op_delchain_do(&family);
             drop(request.encode().push_table_bytes(table).push_name_bytes(chain));
         }
-        for set in &self.sets {
+        for set in self.sets.iter().filter(|set| !stays(set)) {
             let mut request = batch.request().op_delset_do(&family);
             drop(request.encode().push_table_bytes(table).push_name_bytes(set));
         }

@@ -68,27 +68,27 @@ async fn the_table_is_put_back_kept_and_removed() -> Result<()> {
     site.guarded.mend()?;
     leads(&site)?;
     ensure!(!site.guarded.is_stale()?, "what frames teach the kernel is no change of rules");
-    for sabotage in [
-        "nft flush ruleset",
-        "nft delete table bridge vxmesh_services",
-        "nft flush chain bridge vxmesh_services steer",
-        "nft add rule bridge vxmesh_services steer accept",
+    let knows =
+        || anyhow::Ok(ok(rules, "nft list set bridge vxmesh_services flows")?.contains("4000"));
+    for (sabotage, forgets) in [
+        ("nft flush ruleset", true),
+        ("nft delete table bridge vxmesh_services", true),
+        ("nft flush chain bridge vxmesh_services steer", false),
+        ("nft add rule bridge vxmesh_services steer accept", false),
     ] {
         ok(rules, sabotage)?;
         ensure!(site.guarded.is_stale()? && site.guarded.mend()?, "{sabotage} is not seen");
         ensure!(!site.guarded.mend()?, "{sabotage} is not mended at once");
         assert_eq!(listed(rules)?, before, "{sabotage}");
+        ensure!(knows()? != forgets, "{sabotage}: what was learned");
         leads(&site)?;
     }
 
     // The agent's next life: what was led is led on, whoever says first what is to be.
-    let known = ok(rules, "nft -j list set bridge vxmesh_services flows")?;
-    ensure!(known.contains("4000"), "{known}");
     let ports = BTreeMap::from([(port(CLIENT), guarded_port(CLIENT))]);
     let mut next = GuardedPorts::open(rules, RULES, ports.clone())?;
     next.steer(Some(site.macs))?;
-    let known = ok(rules, "nft -j list set bridge vxmesh_services flows")?;
-    ensure!(known.contains("4000"), "flows are forgotten: {known}");
+    ensure!(knows()?, "the next life forgets flows");
     let mut next = GuardedPorts::open(rules, RULES, ports)?;
     ensure!(tables()?.contains("vxmesh_services"), "removed before it is known to be too much");
     next.steer(None)?;
