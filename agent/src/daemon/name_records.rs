@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use vxmesh_gossip::{directory::Directory, membership::Gossip};
 use vxmesh_proto::{
-    addr::{Alias, Name, NetworkId, ServiceId},
+    addr::{Alias, Name, NetworkId, NodeId, ServiceId},
     dns::{Found, NamedEndpoint, NamesTable, RecordKind, View},
     limits::DNS_TTL,
     object::{self, Object, ObjectId, ObjectSet},
@@ -52,16 +52,15 @@ impl Mesh {
                     without.insert(kind);
                     continue;
                 }
-                let record = if self.is_local(*id) {
-                    Some(self.local_record(endpoint, (full, kind, value), *id))
+                let word = if self.is_local(*id) {
+                    Some(self.local_word(endpoint))
                 } else if let Some(service) = self.service_at(endpoint) {
-                    Some(service_record(endpoint, &service, (full, kind, value), *id))
+                    Some(Word::of_object(&service))
                 } else {
-                    gossip.with_directory(|directory| {
-                        record(directory, endpoint, (full, kind, value), *id)
-                    })
+                    gossip.with_directory(|directory| Word::of_record(directory, endpoint))
                 };
-                records.extend(record);
+                let row = |word| record(endpoint, (full, kind, value), *id, word);
+                records.extend(word.map(row));
             }
         }
         if records.is_empty() {
@@ -88,24 +87,9 @@ impl Mesh {
     }
 
     /// Of a network of this host: nobody signs it.
-    fn local_record(
-        &self,
-        endpoint: &NamedEndpoint,
-        (name, kind, value): (String, DnsType, String),
-        network: NetworkId,
-    ) -> DnsRecord {
-        DnsRecord {
-            name,
-            kind,
-            value,
-            ttl: DNS_TTL,
-            network,
-            endpoint: endpoint.key.endpoint,
-            node: endpoint.key.node,
-            stamp: (self.incarnation, 0),
-            source: "local".to_owned(),
-            age_ms: 0,
-        }
+    fn local_word(&self, endpoint: &NamedEndpoint) -> Word {
+        let (node, stamp) = (endpoint.key.node, (self.incarnation, 0));
+        Word { node, stamp, source: "local".to_owned(), age_ms: 0 }
     }
 
     /// Why there is none, as exactly as is known.
@@ -172,46 +156,41 @@ fn answers<'v>(view: &'v View, asked: &str) -> Vec<Answered<'v>> {
     each.flat_map(|endpoint| endpoint.ips.iter().map(move |ip| record(endpoint, ip))).collect()
 }
 
-/// Of a service: whoever changed it last signed it.
-fn service_record(
-    named: &NamedEndpoint,
-    service: &Object,
-    (name, kind, value): (String, DnsType, String),
-    network: NetworkId,
-) -> DnsRecord {
-    DnsRecord {
-        name,
-        kind,
-        value,
-        ttl: DNS_TTL,
-        network,
-        endpoint: named.key.endpoint,
-        node: service.author(),
-        stamp: (service.hlc().unix_ms(), 0),
-        source: "service".to_owned(),
-        age_ms: unix_ms().saturating_sub(service.hlc().unix_ms()),
+/// Whose word it is that a name leads somewhere.
+struct Word {
+    node: NodeId,
+    stamp: (u64, u64),
+    source: String,
+    age_ms: u64,
+}
+
+impl Word {
+    /// Of a service: whoever changed it last signed it.
+    fn of_object(service: &Object) -> Self {
+        let at = service.hlc().unix_ms();
+        let (node, source) = (service.author(), "service".to_owned());
+        Self { node, stamp: (at, 0), source, age_ms: unix_ms().saturating_sub(at) }
+    }
+
+    fn of_record(directory: &Directory, endpoint: &NamedEndpoint) -> Option<Self> {
+        let entry = directory.get(endpoint.key.node, Key::Endpoint(endpoint.key.endpoint))?;
+        Some(Self {
+            node: endpoint.key.node,
+            stamp: entry.record.stamp().into(),
+            source: entry.source.as_str().to_owned(),
+            age_ms: u64::try_from(entry.learned.elapsed().as_millis()).unwrap_or(u64::MAX),
+        })
     }
 }
 
 fn record(
-    directory: &Directory,
     endpoint: &NamedEndpoint,
     (name, kind, value): (String, DnsType, String),
     network: NetworkId,
-) -> Option<DnsRecord> {
-    let entry = directory.get(endpoint.key.node, Key::Endpoint(endpoint.key.endpoint))?;
-    Some(DnsRecord {
-        name,
-        kind,
-        value,
-        ttl: DNS_TTL,
-        network,
-        endpoint: endpoint.key.endpoint,
-        node: endpoint.key.node,
-        stamp: entry.record.stamp().into(),
-        source: entry.source.as_str().to_owned(),
-        age_ms: u64::try_from(entry.learned.elapsed().as_millis()).unwrap_or(u64::MAX),
-    })
+    Word { node, stamp, source, age_ms }: Word,
+) -> DnsRecord {
+    let endpoint = endpoint.key.endpoint;
+    DnsRecord { name, kind, value, ttl: DNS_TTL, network, endpoint, node, stamp, source, age_ms }
 }
 
 /// Whether a claim is about an endpoint of this name or address.

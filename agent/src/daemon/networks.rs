@@ -324,12 +324,7 @@ impl Mesh {
 /// Refuses to remove a network that has services.
 fn check_services(set: &object::ObjectSet, network: &api::Network) -> Result<(), ApiError> {
     let services = set.services(network.id).into_iter();
-    let names: Vec<String> = services
-        .filter_map(|(_, object, _)| match object.content() {
-            Content::Service(service) => Some(service.name.to_string()),
-            _ => None,
-        })
-        .collect();
+    let names: Vec<String> = services.map(|of| of.service.name.to_string()).collect();
     if names.is_empty() {
         return Ok(());
     }

@@ -9,7 +9,7 @@ use vxmesh_proto::{
     addr::{Name, NetworkId, NodeId},
     lb::{Backend, Choice, Port, Protocol, ServiceSpec},
     limits::SERVICES_OF_NETWORK,
-    object::{Content, ObjectSet, Service, holder},
+    object::{ObjectSet, Service, ServiceOf, holder},
     record::EndpointClaim,
     tables::RowKey,
 };
@@ -27,8 +27,7 @@ pub(crate) fn specs(
     holds: impl Fn(NodeId, IpAddr) -> bool,
 ) -> Vec<ServiceSpec> {
     let open = set.services(network).into_iter().take(SERVICES_OF_NETWORK);
-    let specs = open.filter_map(|(id, object, _state)| {
-        let Content::Service(service) = object.content() else { return None };
+    let specs = open.filter_map(|ServiceOf { id, service, .. }| {
         let holder = holder(id);
         let vips = service.vips.iter().copied().filter(|ip| holds(holder, *ip));
         let vips: Vec<IpAddr> = vips.collect();
@@ -107,7 +106,7 @@ mod tests {
     use ring::signature::{Ed25519KeyPair, KeyPair};
     use vxmesh_proto::{
         addr::{EndpointId, MacAddr},
-        object::{Certifier, Draft, Hlc, Member, Merge},
+        object::{Certifier, Content, Draft, Hlc, Member, Merge},
     };
 
     use super::*;

@@ -10,7 +10,7 @@ use vxmesh_proto::{
     dns::NamedService,
     lb::{Choice, Protocol},
     limits::SERVICES_OF_NETWORK,
-    object::{self, Content, Draft, ObjectId, ObjectSet, ServiceState, holder},
+    object::{self, Content, Draft, ObjectId, ObjectSet, ServiceOf, ServiceState, holder},
     wire::{TCP, UDP},
 };
 
@@ -32,11 +32,10 @@ pub(crate) fn named(
     holds: impl Fn(NodeId, IpAddr) -> bool,
 ) -> Vec<NamedService> {
     let services = set.services(network).into_iter().take(SERVICES_OF_NETWORK);
-    let named = services.filter_map(|(id, object, state)| {
-        let Content::Service(service) = object.content() else { return None };
+    let named = services.filter_map(|ServiceOf { id, created, service, state }| {
         let vips = service.vips.iter().copied().filter(|ip| holds(holder(id), *ip));
         let (name, vips): (_, Vec<IpAddr>) = (service.name.clone(), vips.collect());
-        let created = object.created().unix_ms();
+        let created = created.unix_ms();
         let has_both = state == ServiceState::Active && !vips.is_empty();
         has_both.then_some(NamedService { id, name, vips, created })
     });
@@ -50,16 +49,16 @@ pub(crate) fn check_names(
     name: Option<&Name>,
     aliases: &[Alias],
 ) -> Result<(), ServiceError> {
-    let names = name.map(Name::as_str).into_iter().chain(aliases.iter().map(Alias::as_str));
-    let names: BTreeSet<&str> = names.collect();
-    let taken =
-        set.services(network).into_iter().find_map(|(_, object, _)| match object.content() {
-            Content::Service(service) if names.contains(service.name.as_str()) => {
-                Some(service.name.clone())
-            }
-            _ => None,
-        });
-    taken.map_or(Ok(()), |name| Err(ServiceError::NameTaken { name, what: "a service" }))
+    let mut names = name.map(Name::as_str).into_iter().chain(aliases.iter().map(Alias::as_str));
+    names.try_for_each(|name| check_no_service(set, network, name))
+}
+
+fn check_no_service(set: &ObjectSet, network: NetworkId, name: &str) -> Result<(), ServiceError> {
+    let mut services = set.services(network).into_iter().map(|of| &of.service.name);
+    match services.find(|other| other.as_str() == name) {
+        Some(name) => Err(ServiceError::NameTaken { name: name.clone(), what: "a service" }),
+        None => Ok(()),
+    }
 }
 
 impl Services {
@@ -70,15 +69,17 @@ impl Services {
     }
 
     fn list_of(&self, mesh: &Mesh, network: NetworkId) -> Vec<api::Service> {
-        let services = mesh.objects.read(|set| set.services(network));
+        // The set is not held while claims are read.
+        let services: Vec<_> = mesh.objects.read(|set| {
+            let services = set.services(network).into_iter();
+            services.map(|of| (of.id, of.service.clone(), of.state)).collect()
+        });
         if services.is_empty() {
             return Vec::new();
         }
         let claims = mesh.claims_of(network);
-        let rows = services.into_iter().filter_map(|(id, object, state)| {
-            let Content::Service(service) = object.content() else { return None };
-            Some(row(mesh, id, service, state, &claims))
-        });
+        let rows =
+            services.iter().map(|(id, service, state)| row(mesh, *id, service, *state, &claims));
         rows.collect()
     }
 
@@ -119,12 +120,7 @@ impl Services {
     ) -> Result<api::Service, ServiceError> {
         mesh.check_member()?;
         let row = self.find(mesh, reference)?;
-        let text = block_in_place(|| {
-            edit(mesh, row.id, |service| {
-                changed(service, update)?;
-                Ok(false)
-            })
-        })?;
+        let text = block_in_place(|| edit(mesh, row.id, |service| changed(service, update)))?;
         self.tell(mesh, vec![text]).await;
         self.find(mesh, &row.id.to_string())
     }
@@ -137,7 +133,7 @@ impl Services {
     ) -> Result<api::Service, ServiceError> {
         mesh.check_member()?;
         let row = self.find(mesh, reference)?;
-        let text = block_in_place(|| edit(mesh, row.id, |_service| Ok(true)))?;
+        let text = block_in_place(|| close(mesh, row.id))?;
         self.tell(mesh, vec![text]).await;
         Ok(row)
     }
@@ -172,7 +168,7 @@ fn publish(
             None => {
                 let rest = vips.iter().skip(at + 1);
                 rest.for_each(|ip| mesh.addresses.put_back(network, *ip));
-                let closed = edit(mesh, id, |_service| Ok(true));
+                let closed = close(mesh, id);
                 texts.extend(closed.as_ref().ok().cloned());
                 let failed = closed.map(|_text| ServiceError::NotGiven(vip.addr()));
                 return (Err(failed.unwrap_or_else(|error| error)), texts);
@@ -200,14 +196,8 @@ fn sign(
         choice: word_of(spec.lb),
     };
     let made = mesh.objects.publish::<ServiceError>(|set, hlc| {
-        let services = set.services(network);
-        let taken = services.iter().any(|(_, object, _)| {
-            matches!(object.content(), Content::Service(other) if other.name == spec.name)
-        });
-        if taken {
-            return Err(ServiceError::NameTaken { name: spec.name.clone(), what: "a service" });
-        }
-        if services.len() >= SERVICES_OF_NETWORK {
+        check_no_service(set, network, spec.name.as_str())?;
+        if set.services(network).len() >= SERVICES_OF_NETWORK {
             return Err(ServiceError::TooMany);
         }
         Ok(Draft::new(hlc, Content::Service(content)))
@@ -227,26 +217,40 @@ fn give(mesh: &Mesh, network: NetworkId, vip: IpNet, to: ServiceId) -> Option<St
     signed.ok()
 }
 
-/// Signs a later version of a service; closed, if `change` says so.
+/// Signs a later version of a service.
 fn edit(
     mesh: &Mesh,
     id: ServiceId,
-    change: impl FnOnce(&mut object::Service) -> Result<bool, ServiceError>,
+    change: impl FnOnce(&mut object::Service) -> Result<(), ServiceError>,
+) -> Result<String, ServiceError> {
+    revise(mesh, id, |_closed, service| change(service))
+}
+
+/// Signs the end of a service. It is kept for as long as its network, so it says no more than it
+/// must.
+fn close(mesh: &Mesh, id: ServiceId) -> Result<String, ServiceError> {
+    revise(mesh, id, |closed, service| {
+        let object::Service { ports, backends, selector, weights, choice, .. } = service;
+        ports.clear();
+        backends.clear();
+        selector.clear();
+        weights.clear();
+        *choice = None;
+        *closed = true;
+        Ok(())
+    })
+}
+
+fn revise(
+    mesh: &Mesh,
+    id: ServiceId,
+    change: impl FnOnce(&mut bool, &mut object::Service) -> Result<(), ServiceError>,
 ) -> Result<String, ServiceError> {
     let object = mesh.objects.publish::<ServiceError>(|set, hlc| {
         let held = set.get(&ObjectId::Service(id)).filter(|held| !held.closed());
         let mut draft = held.ok_or(ServiceError::Gone)?.edit(hlc);
         if let Content::Service(service) = &mut draft.content {
-            draft.closed = change(service)?;
-            if draft.closed {
-                // It is kept for as long as its network, so it says no more than it must.
-                let object::Service { ports, backends, selector, weights, choice, .. } = service;
-                ports.clear();
-                backends.clear();
-                selector.clear();
-                weights.clear();
-                *choice = None;
-            }
+            change(&mut draft.closed, service)?;
         }
         Ok(draft)
     })?;

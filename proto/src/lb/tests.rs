@@ -253,9 +253,8 @@ fn a_flow_keeps_its_backend_and_flows_are_spread() {
     assert_eq!(used.len(), 5);
 }
 
-#[test]
-fn the_vip_is_asked_for_and_found_at_the_services_mac() {
-    let net = Net::new();
+/// The client asks everybody who has the VIP.
+fn question() -> (Arp, Vec<u8>) {
     let request = Arp {
         operation: Operation::Request,
         sender_mac: mac(CLIENT),
@@ -265,6 +264,13 @@ fn the_vip_is_asked_for_and_found_at_the_services_mac() {
     };
     let mut asked = request.to_frame().to_vec();
     asked[..6].copy_from_slice(&MacAddr::BROADCAST.0);
+    (request, asked)
+}
+
+#[test]
+fn the_vip_is_asked_for_and_found_at_the_services_mac() {
+    let net = Net::new();
+    let (request, mut asked) = question();
     let mut scratch = Scratch::new();
     let verdict =
         outbound(&net.table, &mut Frame::plain(&mut asked), &mut scratch, net.start, &mut ());

@@ -132,11 +132,24 @@ pub enum ServiceState {
     },
 }
 
+/// One service of a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceOf<'a> {
+    /// Which one.
+    pub id: ServiceId,
+    /// When it was made.
+    pub created: Hlc,
+    /// What it is.
+    pub service: &'a Service,
+    /// Whether it has its name.
+    pub state: ServiceState,
+}
+
 impl ObjectSet {
     /// The services of a network that were not closed, oldest first. Of two with one name the older
     /// is active.
     #[must_use]
-    pub fn services(&self, network: NetworkId) -> Vec<(ServiceId, Arc<Object>, ServiceState)> {
+    pub fn services(&self, network: NetworkId) -> Vec<ServiceOf<'_>> {
         let open = self.all_services().filter(|(_, object, _)| !object.closed());
         let mut open: Vec<_> = open.filter(|(_, _, service)| service.network == network).collect();
         open.sort_by_key(|(id, object, _)| (object.created(), *id));
@@ -146,7 +159,7 @@ impl ObjectSet {
                 let with = *names.entry(&service.name).or_insert(id);
                 let state =
                     if with == id { ServiceState::Active } else { ServiceState::Conflict { with } };
-                (id, Arc::clone(object), state)
+                ServiceOf { id, created: object.created(), service, state }
             })
             .collect()
     }

@@ -123,15 +123,7 @@ fn the_address_of_an_endpoint_is_the_endpoints() {
         let mut endpoint = row(owner, 20, place);
         endpoint.ips = vec![address(true, VIP), address(false, VIP)];
         net.apply(TableUpdate::Put(endpoint));
-        let request = Arp {
-            operation: Operation::Request,
-            sender_mac: mac(CLIENT),
-            sender_ip: [10, 0, 0, CLIENT].into(),
-            target_mac: MacAddr([0; 6]),
-            target_ip: [10, 0, 0, VIP].into(),
-        };
-        let mut asked = request.to_frame().to_vec();
-        asked[..6].copy_from_slice(&MacAddr::BROADCAST.0);
+        let (request, mut asked) = question();
         let mut scratch = Scratch::new();
         let verdict =
             outbound(&net.table, &mut Frame::plain(&mut asked), &mut scratch, net.start, &mut ());
@@ -156,15 +148,7 @@ fn an_isolated_network_has_no_services() {
     let mut net = Net::new();
     let isolated = crate::tables::NetworkSpec { isolated: true, ..spec() };
     net.apply(TableUpdate::Spec(isolated));
-    let request = Arp {
-        operation: Operation::Request,
-        sender_mac: mac(CLIENT),
-        sender_ip: [10, 0, 0, CLIENT].into(),
-        target_mac: MacAddr([0; 6]),
-        target_ip: [10, 0, 0, VIP].into(),
-    };
-    let mut asked = request.to_frame().to_vec();
-    asked[..6].copy_from_slice(&MacAddr::BROADCAST.0);
+    let (_request, asked) = question();
     assert_eq!(net.out(&asked).unwrap_err(), DropReason::NeighborUnknown);
     assert_eq!(net.out(&asks(TCP, true, 4000, SYN)).unwrap_err(), DropReason::FdbUnknown);
     assert_eq!(net.flows.iter().count(), 0);

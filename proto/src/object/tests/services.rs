@@ -56,8 +56,11 @@ fn of_two_services_with_one_name_the_older_has_it() {
     let mut set = set();
     let young = id_of(&new(&mut set, &sign(2, &draft(5, service(2, "web", "10.1.0.8")))));
     let old = id_of(&new(&mut set, &sign(1, &draft(4, service(1, "web", "10.1.0.9")))));
-    let states: Vec<_> =
-        set.services(NetworkId::from_random(BLUE)).into_iter().map(|(id, _, s)| (id, s)).collect();
+    let states: Vec<_> = set
+        .services(NetworkId::from_random(BLUE))
+        .into_iter()
+        .map(|of| (of.id, of.state))
+        .collect();
     let conflict = ServiceState::Conflict { with: old };
     assert_eq!(states, [(old, ServiceState::Active), (young, conflict)]);
     assert!(set.services(NetworkId::from_random([2; 16])).is_empty());
