@@ -27,6 +27,8 @@ use super::{
 
 /// The comment of these rules.
 pub const COMMENT: &str = "vxmesh: to and from the uplinks of its networks";
+/// How often others are waited for.
+const TRIES: usize = 5;
 /// `NF_DROP`.
 const DROP: u32 = 0;
 pub(super) const FAMILIES: [i32; 3] = [libc::NFPROTO_IPV4, libc::NFPROTO_IPV6, libc::NFPROTO_INET];
@@ -70,6 +72,23 @@ impl std::fmt::Display for ForeignChain {
 /// # Errors
 /// The kernel refuses a change.
 pub fn admit(interfaces: &str) -> Result<Vec<ForeignChain>, FirewallError> {
+    in_step(|| admit_as_found(interfaces))
+}
+
+/// Makes a change of what was found. Whose chains these are may have written them anew since; then
+/// they are looked at once more.
+fn in_step<T>(change: impl Fn() -> Result<T, FirewallError>) -> Result<T, FirewallError> {
+    let mut done = change();
+    for _again in 1..TRIES {
+        if !done.as_ref().is_err_and(FirewallError::is_overtaken) {
+            break;
+        }
+        done = change();
+    }
+    done
+}
+
+fn admit_as_found(interfaces: &str) -> Result<Vec<ForeignChain>, FirewallError> {
     let failed = |error| FirewallError::new("add to", "chains of others", error);
     let found = rules()?;
     let chains = base_chains(libc::NF_INET_FORWARD)?;
@@ -118,6 +137,10 @@ fn is_excepted(spot: &Spot, found: &[Ruled]) -> bool {
 /// # Errors
 /// The kernel refuses a change.
 pub fn withdraw() -> Result<(), FirewallError> {
+    in_step(withdraw_as_found)
+}
+
+fn withdraw_as_found() -> Result<(), FirewallError> {
     let failed = |error| FirewallError::new("remove from", "chains of others", error);
     let found = rules()?;
     if !found.iter().any(|rule| rule.ours) {
@@ -211,5 +234,30 @@ pub(super) fn absent_is_empty(answered: io::Result<()>) -> io::Result<()> {
             Ok(())
         }
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn what_others_took_away_meanwhile_is_looked_at_again_and_nothing_else() {
+        let fails = |times: usize, errno| {
+            let asked = Cell::new(0);
+            let done = in_step(|| {
+                asked.set(asked.get() + 1);
+                let fault =
+                    || FirewallError::new("add to", "x", io::Error::from_raw_os_error(errno));
+                if asked.get() > times { Ok(()) } else { Err(fault()) }
+            });
+            (done.is_ok(), asked.get())
+        };
+        assert_eq!(fails(0, libc::ENOENT), (true, 1));
+        assert_eq!(fails(2, libc::ENOENT), (true, 3));
+        assert_eq!(fails(9, libc::ENOENT), (false, TRIES));
+        assert_eq!(fails(9, libc::EPERM), (false, 1));
     }
 }

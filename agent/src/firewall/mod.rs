@@ -58,4 +58,9 @@ impl FirewallError {
     fn new(what: &'static str, name: impl Into<String>, source: io::Error) -> Self {
         Self { what, name: name.into(), source }
     }
+
+    /// Whether something was gone by the time it was to be changed.
+    fn is_overtaken(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
 }
