@@ -161,6 +161,14 @@ pub enum Request {
         /// to its own.
         ports: bool,
     },
+    /// Asks whether something of the node `from`, which sends meanwhile, comes to the data port of
+    /// the node `to`. Another node passes it on for a caller that does not reach that one.
+    Hears {
+        /// Who sends.
+        from: NodeId,
+        /// Who says whether it hears that.
+        to: NodeId,
+    },
     /// An issuer gives the CA's key to a node that shall issue certificates, too; answered when it
     /// is on disk.
     GrantIssuer {
@@ -216,6 +224,11 @@ pub enum Response {
         control: Option<bool>,
         /// Where the caller's control packets come from.
         observed: SocketAddr,
+    },
+    /// What came of the question whether a node hears another.
+    Heard {
+        /// Whether it does.
+        heard: bool,
     },
     /// Rows of the admin API's `map ls`.
     Map {
@@ -465,6 +478,7 @@ mod tests {
             Request::Map,
             Request::RemoveNode { node: NodeId::of_public_key(b"k"), force: true },
             Request::Probe { ports: true },
+            Request::Hears { from: NodeId::of_public_key(b"k"), to: NodeId::of_public_key(b"l") },
             Request::GrantIssuer { key: Blob(vec![8; 48]) },
             Request::WithdrawIssuer,
             Request::KeepIssuer,
@@ -493,6 +507,7 @@ mod tests {
             }),
             Response::Renewed { certificate: Blob(vec![1]) },
             Response::Objects { objects: vec![] },
+            Response::Heard { heard: true },
             Response::Probed {
                 data: Some(true),
                 control: Some(false),

@@ -11,6 +11,7 @@ mod backend;
 mod clocks;
 mod conflicts;
 mod connections;
+mod cut;
 mod disk;
 mod doctor;
 mod ended;

@@ -22,22 +22,23 @@ use vxmesh_proto::{
 };
 
 use super::{
+    cut::unconnected,
     doctor::check,
     mesh::{Mesh, lock},
 };
 use crate::{
     api::{Diagnosis, Health, Node},
-    control::{Caller, Control, ControlError, PeerState as Connection, join::is_own, knock::knock},
+    control::{Caller, Control, ControlError, join::is_own, knock::knock},
 };
 
 /// How long a packet may take that was asked for.
-const PASSES: Duration = Duration::from_millis(1500);
+pub(super) const PASSES: Duration = Duration::from_millis(1500);
 /// How often it is looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(10);
 /// A second try, for a packet that was lost.
-const AGAIN: Duration = Duration::from_millis(500);
+pub(super) const AGAIN: Duration = Duration::from_millis(500);
 /// How long a peer may take to answer, which waits as long itself.
-const ANSWER: Duration = Duration::from_secs(4);
+pub(super) const ANSWER: Duration = Duration::from_secs(4);
 /// Translations forget a quiet flow of UDP after 30 s and more (RFC 4787 section 4.3 wants 2
 /// minutes; many do not keep to it).
 const KEEP_OPEN: Duration = Duration::from_secs(20);
@@ -87,7 +88,7 @@ impl Mesh {
     }
 
     /// Sends to a node's data port, and waits for what that one sends to this.
-    async fn hears(&self, node: NodeId) -> bool {
+    pub(super) async fn hears(&self, node: NodeId) -> bool {
         let Some(peer) = self.peers.get(node) else { return false };
         let start = Instant::now();
         let heard = || peer.last_heard().is_some_and(|at| at >= start);
@@ -137,24 +138,27 @@ impl Mesh {
         let connections = control.peers();
         let mut nodes = self.node_list();
         nodes.retain(|node| !node.is_self && !node.is_gone());
-        let connections = &connections;
+        let (connections, ports) =
+            (&connections, [self.config.control_port, self.config.data_port]);
         let asked = nodes.iter().map(|node| async move {
             let connection = connections.iter().find(|peer| peer.node == node.id);
             match connection.filter(|peer| peer.connected) {
-                Some(_) => (node, connection, Some(self.passage(control, node.id).await)),
-                None => (node, connection, None),
+                Some(_) => (node, Ok(self.passage(control, node.id).await)),
+                None => {
+                    let heard = self.hears_unconnected(control, connections, node).await;
+                    (node, Err(unconnected(node, connection, heard, ports)))
+                }
             }
         });
         let mut all = Vec::new();
         let (mut well, mut old, mut seen) = (Vec::new(), Vec::new(), Vec::new());
-        for (node, connection, passage) in futures_util::future::join_all(asked).await {
+        for (node, passage) in futures_util::future::join_all(asked).await {
             match passage {
-                None => all.push(unconnected(node, connection)),
-                Some(Err(error)) => all.push(unanswered(node, &error)),
-                Some(Ok(None)) => old.push(node.name.as_str()),
-                Some(Ok(Some(passage))) => {
+                Err(unconnected) => all.push(unconnected),
+                Ok(Err(error)) => all.push(unanswered(node, &error)),
+                Ok(Ok(None)) => old.push(node.name.as_str()),
+                Ok(Ok(Some(passage))) => {
                     seen.extend(passage.observed.map(|at| (node.name.as_str(), at)));
-                    let ports = [self.config.control_port, self.config.data_port];
                     let found = blocked(node.name.as_str(), passage, ports);
                     if found.is_empty() {
                         well.push(node.name.as_str());
@@ -290,18 +294,6 @@ fn some(names: &[&str]) -> String {
         0 => shown.join(", "),
         more => format!("{} and {more} more", shown.join(", ")),
     }
-}
-
-fn unconnected(node: &Node, connection: Option<&Connection>) -> Diagnosis {
-    let why = connection.and_then(|peer| peer.last_error.clone());
-    let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
-    let found = format!("no control connection with {}, which is {}{why}", node.name, node.state);
-    check(
-        "peers",
-        Health::Warn,
-        found,
-        "see whether its agent runs, and whether UDP 7760 passes; a node that is gone for good goes with `vxmesh node rm`",
-    )
 }
 
 /// It is connected, and dead or cut off since a moment.

@@ -212,6 +212,7 @@ impl Mesh {
                 self.removal_asked(node, force).await.map(|()| Response::Done)
             }
             Request::Probe { ports } => Ok(self.probed(caller, ports).await),
+            Request::Hears { from: about, to } => self.heard(from, about, to).await,
             Request::GrantIssuer { key } => {
                 self.granted(from, zeroize::Zeroizing::new(key.0)).await.map(|()| Response::Done)
             }

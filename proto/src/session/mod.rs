@@ -46,6 +46,9 @@ pub const REKEY_AFTER: Duration = Duration::from_secs(120);
 pub const REJECT_AFTER: Duration = Duration::from_secs(180);
 /// An unanswered initiation is sent anew after this time and up to [`REKEY_JITTER`] more.
 pub const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
+/// An initiation that is unanswered for this time, longer than most round trips, is sent anew for
+/// who looks whether packets pass.
+pub const PROBE_AGAIN: Duration = Duration::from_millis(700);
 /// Spreads initiations of two nodes that began at once.
 pub const REKEY_JITTER: Duration = Duration::from_millis(333);
 /// Initiations until a peer counts as unreachable.

@@ -7,8 +7,8 @@
 use std::time::Instant;
 
 use super::{
-    ERASE_AFTER, KEEPALIVE, MAX_TRIES, REJECT_AFTER, REKEY_TIMEOUT,
-    entry::Entry,
+    ERASE_AFTER, KEEPALIVE, MAX_TRIES, PROBE_AGAIN, REJECT_AFTER, REKEY_TIMEOUT,
+    entry::{Attempt, Entry},
     sessions::{SessionEvent, Sessions},
 };
 use crate::{addr::NodeId, reason::DropReason};
@@ -25,14 +25,15 @@ impl Sessions {
     }
 
     /// Sends a peer something that it can tell to be ours, whether or not anybody has frames for
-    /// it: a keepalive, or an initiation where there is no key. Nothing is sent to a peer without
-    /// an address.
+    /// it: a keepalive, or an initiation where there is no key, in the place of one that has waited
+    /// for [`PROBE_AGAIN`]. Nothing is sent to a peer without an address.
     pub fn handle_probe(&mut self, now: Instant, id: NodeId) {
         self.promote(now, id);
         let Some(entry) = self.entries.get(&id) else { return };
+        let waits = |attempt: &Attempt| now.saturating_duration_since(attempt.begun) < PROBE_AGAIN;
         if entry.peer.sender(now).is_some() {
             self.keepalive(now, id);
-        } else if entry.peer.addr().is_some() && entry.attempt.is_none() {
+        } else if entry.peer.addr().is_some() && !entry.attempt.as_ref().is_some_and(waits) {
             self.begin(now, id);
         }
         self.reschedule(now, id);

@@ -51,6 +51,22 @@ fn doctor_says_which_port_is_blocked_and_where() -> Result<()> {
 }
 
 #[test]
+fn doctor_says_in_which_direction_two_of_three_are_cut() -> Result<()> {
+    let lab = Lab::up(3)?;
+    says(&lab, "h1", "ok", &["control ok, data ok", "h2", "h3"])?;
+    // What h1 sends is lost on its way to h2; h3 hears both, so both stay alive.
+    close(&lab, "h2", "ip saddr 10.213.0.1")?;
+    lab.sh("h2", "nft add rule inet shut in ip6 saddr fd13::1 drop")?;
+    let (deaf, side) = ("h2 does not hear this node", "on h2: `ufw allow 7760/udp");
+    says(&lab, "h1", "fail", &["cut in one direction", deaf, "this node hears h2", side])?;
+    let (deaf, side) = ("this node does not hear h1", "on this host: `ufw allow 7760/udp");
+    says(&lab, "h2", "fail", &["cut in one direction", deaf, "h1 hears this node", side])?;
+    lab.sh("h2", "nft delete table inet shut")?;
+    says(&lab, "h1", "ok", &["control ok, data ok", "h2", "h3"])?;
+    lab.finish(Allowed { drops: &["unknown_index", "no_session"], ..Allowed::default() })
+}
+
+#[test]
 fn a_node_behind_a_translation_is_told_so() -> Result<()> {
     let lab = Lab::with(Options { hosts: 2, underlay: "v4", ..Options::default() })?;
     lab.vx("h2", &["leave"])?;

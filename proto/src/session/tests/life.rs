@@ -489,4 +489,14 @@ fn a_probe_is_heard_with_and_without_a_key_and_only_where_it_passes() {
     probe(&mut world, 0, 1);
     world.run(SECOND);
     assert!(!heard(&world, 1, 0, blocked) && !heard(&world, 0, 1, blocked));
+    // An initiation that was lost is not waited for.
+    let mut world = World::new(2, Link::GOOD, 1);
+    world.link.loss = 1000;
+    probe(&mut world, 0, 1);
+    world.run(SECOND);
+    world.link.loss = 0;
+    let open = world.now;
+    probe(&mut world, 0, 1);
+    world.run(Duration::from_millis(5));
+    assert!(heard(&world, 1, 0, open) && heard(&world, 0, 1, open));
 }
