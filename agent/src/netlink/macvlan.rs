@@ -27,7 +27,7 @@ use super::{
     announce::announce,
     link::{Link, LinkError, Links},
     netns::Netns,
-    overlay::{IFNAMES, OverlayError, Plug, is_ifname},
+    overlay::{IFNAMES, LOOPBACK, OverlayError, Plug, is_ifname},
 };
 
 /// What a link of the host carries as its alias if the agent made it.
@@ -400,7 +400,7 @@ async fn configure(
     plug: &Plug,
     (sandbox, inside): (&Netns, &Links),
 ) -> Result<(), MacvlanError> {
-    inside.bring_up("lo").await?;
+    inside.bring_up(LOOPBACK).await?;
     // Others on the link are not ours, so it is asked about its link-local address, which may be
     // used meanwhile (RFC 4429).
     for setting in ["optimistic_dad", "use_optimistic"] {

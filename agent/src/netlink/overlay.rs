@@ -33,6 +33,8 @@ use crate::datapath::{backend::Backend, device::Device};
 
 /// The bridge.
 pub(super) const BRIDGE: &str = "br0";
+/// The loopback interface.
+pub(super) const LOOPBACK: &str = "lo";
 /// The TAP.
 pub const TAP: &str = "tap0";
 /// This node's own interface in the network, from which the host's and routed packets come.
@@ -202,7 +204,7 @@ impl Overlay {
             }
             Ok(())
         })?;
-        links.bring_up("lo").await?;
+        links.bring_up(LOOPBACK).await?;
         links.create_bridge(BRIDGE, spec.gateway_mac, spec.mtu).await?;
         links.set_own_fdb(BRIDGE, spec.gateway_mac).await?;
         self.netns.run(|| {
@@ -429,7 +431,7 @@ impl Overlay {
     ) -> Result<(), OverlayError> {
         self.links.set_alias(outer, &plug.id.to_string()).await?;
         self.set_endpoint_port(outer, plug.mac).await?;
-        inside.bring_up("lo").await?;
+        inside.bring_up(LOOPBACK).await?;
         // Nobody else has its addresses, the link-local one neither, so none waits until the link
         // was asked about it (RFC 4862 section 5.4): a program that starts now can bind to each.
         sandbox.ipv6_setting(ifname, "accept_dad", "0")?;

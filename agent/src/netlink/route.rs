@@ -92,18 +92,18 @@ impl Links {
     /// The kernel does not answer.
     pub async fn routes(&self) -> Result<Vec<Route>, LinkError> {
         let mut routes = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut every = RouteMessage::default();
-            every.header.address_family = family;
-            let dump = || self.handle.route().get(every.clone()).execute();
-            let found = listed("the routes", dump).await?;
-            let main = |route: &&RouteMessage| {
-                route.header.table == RouteHeader::RT_TABLE_MAIN
-                    && route.header.kind == RouteType::Unicast
-            };
-            routes.extend(found.iter().filter(main).filter_map(route_of));
+        for ipv4 in [true, false] {
+            let found = self.every_route(ipv4).await?;
+            routes.extend(found.iter().filter(|route| is_main(route)).filter_map(route_of));
         }
         Ok(routes)
+    }
+
+    /// The routes of all tables.
+    pub(super) async fn every_route(&self, ipv4: bool) -> Result<Vec<RouteMessage>, LinkError> {
+        let mut every = RouteMessage::default();
+        every.header.address_family = if ipv4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        listed("the routes", || self.handle.route().get(every.clone()).execute()).await
     }
 
     /// Adds a route of ours, or changes the one that is there: by a router on the interface, or to
@@ -164,16 +164,8 @@ impl Links {
 
     /// The default routes of the main table, of whatever metric.
     pub(super) async fn default_routes(&self, ipv4: bool) -> Result<Vec<RouteMessage>, LinkError> {
-        let mut every = RouteMessage::default();
-        every.header.address_family = if ipv4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let dump = || self.handle.route().get(every.clone()).execute();
-        let mut routes = listed("the routes", dump).await?;
-        // The dump has every table, and IPv6 has unreachable routes of this length.
-        routes.retain(|route| {
-            route.header.destination_prefix_length == 0
-                && route.header.kind == RouteType::Unicast
-                && route.header.table == RouteHeader::RT_TABLE_MAIN
-        });
+        let mut routes = self.every_route(ipv4).await?;
+        routes.retain(is_default);
         Ok(routes)
     }
 
@@ -231,6 +223,22 @@ pub(super) fn address_of(message: &AddressMessage) -> Option<IpNet> {
     // Of IPv4 the local address is the interface's own, the other one may be its peer's.
     let ip = of(true).or_else(|| of(false))?;
     IpNet::new(ip, message.header.prefix_len).ok()
+}
+
+/// Whether it is a unicast route of the main table.
+pub(super) fn is_main(route: &RouteMessage) -> bool {
+    route.header.table == RouteHeader::RT_TABLE_MAIN && route.header.kind == RouteType::Unicast
+}
+
+/// Whether it is a default route of the main table. IPv6 has unreachable routes of this length.
+pub(super) fn is_default(route: &RouteMessage) -> bool {
+    route.header.destination_prefix_length == 0 && is_main(route)
+}
+
+/// The address that the kernel takes for its own by this route.
+pub(super) fn local_address(route: &RouteMessage) -> Option<IpAddr> {
+    let to = route_of(route).filter(|_| route.header.kind == RouteType::Local)?;
+    Some(to.destination.addr())
 }
 
 /// The router of a route and its interface.

@@ -24,11 +24,11 @@ use super::{
     link::{Link, LinkError, Links, listed},
     netns::Netns,
     overlay::{
-        BRIDGE, BRIDGE_SETTINGS, NODE, NODE_PORT, Overlay, OverlayError, Plug, TAP, TAP_MTU,
-        port_name,
+        BRIDGE, BRIDGE_SETTINGS, LOOPBACK, NODE, NODE_PORT, Overlay, OverlayError, Plug, TAP,
+        TAP_MTU, port_name,
     },
     policy::PolicyRule,
-    route::{Route, address_of, router_of},
+    route::{Route, address_of, is_default, is_main, local_address, route_of, router_of},
 };
 
 /// The links, addresses and routes of a namespace at one moment.
@@ -39,6 +39,8 @@ pub struct State {
     /// The unicast routes of the main table.
     pub routes: Vec<Route>,
     defaults: Vec<(bool, Option<IpAddr>, Option<u32>)>,
+    /// What the kernel takes for addresses of its own.
+    local: BTreeSet<IpAddr>,
 }
 
 impl State {
@@ -50,19 +52,23 @@ impl State {
         let dump = || links.handle.address().get().execute();
         let addresses = listed("the addresses", dump).await?;
         let address = |message: &AddressMessage| Some((message.header.index, address_of(message)?));
-        let mut defaults = Vec::new();
+        let (mut routes, mut defaults, mut local) = (Vec::new(), Vec::new(), BTreeSet::new());
         for ipv4 in [true, false] {
+            let found = links.every_route(ipv4).await?;
             let default = |route: &RouteMessage| {
                 let (router, interface) = router_of(route);
                 (ipv4, router, interface)
             };
-            defaults.extend(links.default_routes(ipv4).await?.iter().map(default));
+            defaults.extend(found.iter().filter(|route| is_default(route)).map(default));
+            routes.extend(found.iter().filter(|route| is_main(route)).filter_map(route_of));
+            local.extend(found.iter().filter_map(local_address));
         }
         Ok(Self {
             links: links.list().await?,
             addresses: addresses.iter().filter_map(address).collect(),
-            routes: links.routes().await?,
+            routes,
             defaults,
+            local,
         })
     }
 
@@ -72,10 +78,12 @@ impl State {
         self.links.iter().find(|link| link.name == name)
     }
 
-    /// Whether an interface has an address.
+    /// Whether an interface has an address, and the kernel takes what is for it. To its addresses
+    /// of IPv6 the kernel makes such routes a moment later, so they are not asked for.
     #[must_use]
     pub fn has_address(&self, link: &Link, address: &IpNet) -> bool {
-        self.addresses.iter().any(|(index, it)| *index == link.index && it == address)
+        let taken = address.addr().is_ipv6() || self.local.contains(&address.addr());
+        taken && self.addresses.iter().any(|(index, it)| *index == link.index && it == address)
     }
 
     /// Whether there is a route to here by an interface.
@@ -272,8 +280,10 @@ impl Overlay {
             return Ok(vec![format!("{BRIDGE} is gone")]);
         };
         let mut said = Vec::new();
-        if !bridge.up {
-            said.push(format!("{BRIDGE} is down"));
+        for link in state.links.iter().filter(|it| [BRIDGE, LOOPBACK].contains(&it.name.as_str())) {
+            if !link.up {
+                said.push(format!("{} is down", link.name));
+            }
         }
         if bridge.mac != Some(self.spec.gateway_mac) || bridge.mtu != u32::from(self.spec.mtu) {
             said.push(format!("{BRIDGE} has another MAC address or MTU"));

@@ -20,6 +20,7 @@ const UNTOLD: Duration = Duration::from_secs(30);
 /// All that is configured, without the numbers and MACs that a new cable has.
 const STATE: &str = "ip -o link | sed -E 's/^[0-9]+: //; s/@[^:]*//; s/link\\/.*//; s/group.*//' | sort; \
     ip -o address | awk '{print $2, $3, $4}' | sort; ip route | sort; ip -6 route | sed 's/ pref .*//' | sort; \
+    ip rule; ip -6 rule; ip route show table local | sort; \
     bridge fdb show | grep -E 'static|dev br0 master br0' | cut -d' ' -f1-3 | sort; \
     sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv4.conf.all.arp_ignore";
 
@@ -58,6 +59,13 @@ fn what_is_taken_away_comes_back() -> Result<()> {
         (&inside, "ip link set tap0 down; ip link set tap0 nomaster".into(), LIMIT),
         (&inside, "ip link del tap0".into(), LIMIT),
         (&inside, "ip link set uplink0 down; ip -6 route flush default".into(), LIMIT),
+        (&inside, "ip rule del pref 32766; ip -6 rule del pref 32766".into(), LIMIT),
+        (
+            &inside,
+            "ip rule del pref 0; ip -6 rule del pref 0; ip rule del pref 32767".into(),
+            LIMIT,
+        ),
+        (&inside, "ip route flush table local; ip link set lo down".into(), LIMIT),
         (&host, format!("ip link set {uplink} down"), LIMIT),
         (&host, format!("ip address flush dev {uplink}"), LIMIT),
         (&host, format!("ip route flush dev {uplink}; ip -6 route flush dev {uplink}"), LIMIT),
