@@ -113,7 +113,8 @@ pub struct ErrorBody {
 pub struct Status {
     /// Version of the agent.
     pub version: String,
-    /// `uninitialised` (neither `init` nor `join` was done), `starting`, `ready`.
+    /// `uninitialised` (neither `init` nor `join` was done), `starting`, `ready`; `removed` or
+    /// `left` of who is no member any more.
     pub state: String,
     /// The mesh, once known.
     pub mesh_id: Option<NodeId>,

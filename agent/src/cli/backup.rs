@@ -15,6 +15,7 @@ use crate::{
     identity::{
         Credentials,
         backup::{Backup, BackupError},
+        date,
     },
     store::Store,
 };
@@ -82,8 +83,15 @@ pub(super) async fn restore(global: &Global, output: Output, words: Words) -> Ou
     }
     let data_dir = config(global, words.data)?.data_dir;
     let backup = Backup::read(&words.file).map_err(ApiError::from)?;
-    backup.restore(&data_dir).map_err(ApiError::from)?;
+    let left = backup.restore(&data_dir).map_err(ApiError::from)?;
     output.done(&Done::from(&backup), &format!("this host is node {} now", backup.node_id))?;
+    if let Some(at) = left {
+        output.warn(&format!(
+            "this node left its mesh on {}, and the others do not take it back: unless it was the only one, run `vxmesh leave` when the agent runs, then join again with a new token",
+            date(at)
+        ));
+        return Ok(0);
+    }
     output.note("start the agent only if that node runs nowhere else, and never left the mesh: a node that left does not come back");
     Ok(0)
 }

@@ -29,7 +29,7 @@ use crate::{
     control::join::{JoinOptions, join},
     identity::{
         self, Credentials,
-        backup::Backup,
+        backup::{Backup, note_left},
         token::{self, StoredToken, TokenError, TokenParseError},
         unix_now,
     },
@@ -214,9 +214,12 @@ impl Mesh {
         cleared.and(settled)?;
         self.release_parents().await;
         self.await_first_meeting().await;
+        let departed = self.departed().is_some();
         let last_words = self.last_words()?;
         // Asked for, so that all of it is known before the connection closes: no copy stays here.
-        let mut warnings = self.unheard(self.say_goodbye(&last_words).await);
+        let heard = self.say_goodbye(&last_words).await;
+        // Who is no member any more has nothing to say that others do not know.
+        let mut warnings = if departed { Vec::new() } else { self.unheard(heard) };
         warnings.extend(ended.map(|ended| format!("{ended} of this node were ended")));
         self.stop().await;
         for table in Table::ALL {
@@ -229,6 +232,7 @@ impl Mesh {
                 }
             }
         }
+        note_left(&self.store, self.me).map_err(store_failed)?;
         rollback::forget(&self.config.run_dir);
         self.services.forget();
         identity::forget(&self.config.data_dir).map_err(ApiError::from)?;
@@ -244,9 +248,10 @@ impl Mesh {
     /// before.
     fn last_words(&self) -> Result<Vec<String>, ApiError> {
         let (mut last_words, mut kept) = (Vec::new(), Vec::new());
+        let departed = self.departed().is_some();
         self.leaving.store(true, Ordering::Release);
-        // A removed node has nothing to hand over any more, and nobody would take it.
-        let heirs = if self.is_removed() { Vec::new() } else { self.live_nodes() };
+        // Who is no member has nothing to hand over any more, and nobody would take it.
+        let heirs = if departed { Vec::new() } else { self.live_nodes() };
         if let Some(heir) = heirs.into_iter().find(|node| *node != self.me) {
             for (network, transfer) in self.addresses.give_all(heir) {
                 match self.sign_transfer(network, transfer) {

@@ -166,6 +166,7 @@ impl Mesh {
     /// What is known of this node's addresses, paths and ways out.
     pub(super) async fn diagnoses(&self) -> Vec<Diagnosis> {
         let mut all = self.place_diagnoses();
+        all.extend(self.departed_diagnosis());
         all.push(self.members());
         all.extend(self.certificate_left().map(certificate_state));
         all.extend(self.grants.as_ref().map(data_path));

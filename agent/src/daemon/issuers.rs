@@ -8,11 +8,7 @@
 //! A node takes the key from an issuer only, and an issuer gives it only where its own user says
 //! so: whoever holds it is the mesh.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tracing::{info, warn};
 use vxmesh_proto::{
@@ -31,7 +27,7 @@ use crate::{
     admin::resolve,
     api::{ApiError, Diagnosis, Health, Issuer, LeaveSpec, Node},
     control::{ControlError, Namesake},
-    identity::{IdentityError, LIFETIME, unix_now},
+    identity::{IdentityError, LIFETIME, date, unix_now},
 };
 
 /// How long a node may take to write the key down and tell everybody.
@@ -40,12 +36,6 @@ const GRANTED: Duration = Duration::from_secs(10);
 const TOLD: Duration = Duration::from_secs(1);
 /// A certificate is renewed with a fifth of its life left; one with less has missed that.
 const OVERDUE: u64 = 6 * 24 * 3600;
-
-/// A moment as people read it.
-fn date(unix: u64) -> String {
-    let at = UNIX_EPOCH.checked_add(Duration::from_secs(unix)).unwrap_or(SystemTime::UNIX_EPOCH);
-    humantime::format_rfc3339_seconds(at).to_string()
-}
 
 pub(super) fn named(issuers: &[Node]) -> String {
     let names: Vec<String> =
@@ -372,7 +362,7 @@ impl Mesh {
 
     /// Refuses a `leave` that costs more than the user may know. Otherwise what it ends.
     pub(super) fn check_leave(&self, spec: LeaveSpec) -> Result<Option<String>, ApiError> {
-        if !spec.force && !self.is_removed() {
+        if !spec.force && self.departed().is_none() {
             self.check_other_issuer(&self.issuers())?;
         }
         let here = self.plugged_here()?;
@@ -429,7 +419,7 @@ impl Mesh {
                 addrs.keys().filter(|node| **node != self.me).map(ToString::to_string).collect();
         }
         names.sort();
-        if names.is_empty() || heard > 0 || self.is_removed() {
+        if names.is_empty() || heard > 0 {
             return Vec::new();
         }
         warn!("no other node heard that this one leaves");

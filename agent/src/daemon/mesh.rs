@@ -162,8 +162,8 @@ pub(crate) struct Mesh {
     pub(super) clocks_differ: Mutex<BTreeSet<NodeId>>,
     /// Whether this issuer may give the CA's key up.
     pub(super) succession: Mutex<Succession>,
-    /// Whether the log says that this node was removed.
-    pub(super) told_removed: Mutex<bool>,
+    /// Whether the log says that this node was removed, or left.
+    pub(super) told_departed: Mutex<bool>,
     /// Nodes that see this one behind a translation (NAT).
     pub(super) translations: Mutex<BTreeSet<NodeId>>,
     /// Whether the log says that.
@@ -316,7 +316,7 @@ impl Mesh {
             reclaiming: tokio::sync::Mutex::default(),
             clocks_differ: Mutex::default(),
             succession: Mutex::default(),
-            told_removed: Mutex::default(),
+            told_departed: Mutex::default(),
             translations: Mutex::default(),
             told_translated: AtomicBool::new(false),
             silent: Mutex::default(),

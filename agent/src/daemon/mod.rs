@@ -12,6 +12,7 @@ mod clocks;
 mod conflicts;
 mod connections;
 mod cut;
+mod departed;
 mod disk;
 mod doctor;
 mod ended;

@@ -66,10 +66,10 @@ impl Mesh {
         Some(plain.with_statics(self.statics_of(network)))
     }
 
-    /// The VTEPs without an agent that this node deals with: none once it was removed. They hear of
-    /// no removal.
+    /// The VTEPs without an agent that this node deals with: none once it is no member any more,
+    /// which they do not hear of.
     fn statics_of<'a>(&self, network: &'a object::Network) -> &'a [IpAddr] {
-        if self.is_removed() { &[] } else { &network.vteps }
+        if self.departed().is_some() { &[] } else { &network.vteps }
     }
 
     /// Brings the snapshot of a plain network in step with its claims.

@@ -46,17 +46,6 @@ impl Mesh {
         self.objects.read(|set| set.is_removed(self.me))
     }
 
-    /// Refuses what only a member may do.
-    pub(crate) fn check_member(&self) -> Result<(), ApiError> {
-        if !self.is_removed() {
-            return Ok(());
-        }
-        Err(conflict(
-            "this node was removed from the mesh".to_owned(),
-            "run `vxmesh leave`, then join again with a new token",
-        ))
-    }
-
     /// The CA's word that a node was removed.
     pub(super) fn removal_of(&self, node: NodeId) -> Option<String> {
         self.objects.read(|set| Some(set.get(&ObjectId::Removed(node))?.text().to_string()))
@@ -213,7 +202,7 @@ impl Mesh {
         });
         match removed.iter().find(|(node, _word)| *node == self.me) {
             Some((_me, word)) => {
-                if !std::mem::replace(&mut *lock(&self.told_removed), true) {
+                if !std::mem::replace(&mut *lock(&self.told_departed), true) {
                     warn!(
                         "this node was removed from the mesh: nothing goes to other hosts any more; run `vxmesh leave` to clean this host"
                     );
@@ -254,7 +243,7 @@ impl Mesh {
             let calls = missing().into_iter().filter(connected).map(|node| self.sync_with(node));
             futures_util::future::join_all(calls).await;
         }
-        if !missing().is_empty() || self.is_stopping() || self.is_removed() {
+        if !missing().is_empty() || self.is_stopping() || self.departed().is_some() {
             return;
         }
         self.objects.read(|set| self.addresses.follow(set));

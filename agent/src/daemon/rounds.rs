@@ -115,6 +115,7 @@ impl Mesh {
     async fn tend(self: &Arc<Self>, gossip: &Gossip, rounds: &mut Rounds) {
         self.overrule(gossip, &mut rounds.overruled).await;
         self.enforce_removals();
+        self.tell_departed();
         self.seek_soon();
         self.mend_state();
         self.keep_open();

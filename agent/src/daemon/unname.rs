@@ -34,7 +34,7 @@ impl Mesh {
         // Where there is nobody else, nobody has asked.
         let is_asked = |it: &&Stored| it.is_attached() && others.contains(&it.network);
         let asked: Vec<&Stored> = endpoints.iter().filter(is_asked).collect();
-        if asked.is_empty() || self.is_removed() {
+        if asked.is_empty() || self.departed().is_some() {
             return Ok(());
         }
         lock(&self.unnamed).extend(asked.iter().map(|endpoint| endpoint.id));

@@ -17,6 +17,7 @@ use vxmesh_proto::{
 
 use super::{
     conflicts,
+    departed::Departed,
     mesh::{Mesh, failed},
 };
 use crate::{
@@ -282,7 +283,7 @@ impl Mesh {
         let present = nodes.iter().filter(|node| !node.is_gone());
         let at =
             |port: u16| self.own_addrs().first().map(|ip| std::net::SocketAddr::new(*ip, port));
-        status.state = if self.is_removed() { "removed" } else { "ready" }.to_owned();
+        status.state = self.departed().map_or("ready", Departed::as_str).to_owned();
         status.mesh_id = Some(self.credentials.membership.mesh_id);
         status.node_id = Some(self.me);
         status.control_addr = at(self.config.control_port);

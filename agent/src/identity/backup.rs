@@ -21,11 +21,21 @@ use vxmesh_proto::addr::NodeId;
 use zeroize::Zeroizing;
 
 use super::{Files, IdentityError, export, files, import, refuse_member, token::sha256, unix_now};
-use crate::store::{Snapshot, Store, StoreError};
+use crate::store::{Snapshot, Store, StoreError, Table};
 
 const MAGIC: &str = "vxmesh-backup/1 ";
 /// The state of a busy host is a few MiB.
 const BACKUP_LEN: u64 = 256 << 20;
+
+/// The row that says which node left on this host.
+const LEFT: &str = "left";
+
+#[derive(Serialize, Deserialize)]
+struct Left {
+    node: NodeId,
+    /// Unix seconds.
+    at: u64,
+}
 
 /// Why there is no backup, or it was not restored.
 #[derive(Debug, Error)]
@@ -148,13 +158,14 @@ impl Backup {
         serde_json::from_slice(body).map_err(|error| damaged(&error.to_string()))
     }
 
-    /// Makes this host the node that it was. Identity last: until then nothing is a member.
+    /// Makes this host the node that it was. Identity last: until then nothing is a member. Gives
+    /// when the node left, in Unix seconds, if it did so on this host.
     ///
     /// # Errors
     ///
     /// This host is a member already, an agent uses the state, or something cannot be written; then
     /// it is no member.
-    pub fn restore(&self, data_dir: &Path) -> Result<(), BackupError> {
+    pub fn restore(&self, data_dir: &Path) -> Result<Option<u64>, BackupError> {
         refuse_member(data_dir)?;
         let decode = |(name, Secret(text)): (&String, &Secret)| {
             let reason = || BackupError::Damaged { path: name.into(), reason: "no base64".into() };
@@ -164,9 +175,19 @@ impl Backup {
         let all = self.identity.iter().map(decode).collect::<Result<Files, BackupError>>()?;
         files::make_private(data_dir)?;
         let store = Store::open(&data_dir.join("state.redb"))?;
+        let left: Option<Left> = store.get(Table::Meta, LEFT)?;
         store.restore(&self.state)?;
         drop(store);
         import(data_dir, &all)?;
-        Ok(())
+        Ok(left.filter(|left| left.node == self.node_id).map(|left| left.at))
     }
+}
+
+/// Keeps that a node left, in its state, of which nothing else is left.
+///
+/// # Errors
+///
+/// The disk fails.
+pub fn note_left(store: &Store, node: NodeId) -> Result<(), StoreError> {
+    store.put(Table::Meta, LEFT, &Left { node, at: unix_now() })
 }

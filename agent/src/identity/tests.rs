@@ -307,7 +307,7 @@ fn deleted_networks_are_remembered_longer_than_certificates_live() {
 
 #[test]
 fn a_backup_brings_a_node_back_once_and_only_whole() {
-    use super::backup::{Backup, BackupError};
+    use super::backup::{Backup, BackupError, note_left};
     use crate::store::Store;
 
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -351,7 +351,12 @@ fn a_backup_brings_a_node_back_once_and_only_whole() {
         Backup::read(&file),
         Err(BackupError::Identity(IdentityError::TooOpen { .. }))
     ));
-    again.restore(to.path()).unwrap();
+    // The host remembers which node left on it.
+    let store = Store::open(&to.path().join("state.redb")).unwrap();
+    note_left(&store, made.identity.node_id()).unwrap();
+    drop(store);
+    let left = again.restore(to.path()).unwrap().unwrap();
+    assert!(unix_now().abs_diff(left) < 60, "{left}");
     let restored = Credentials::load(to.path()).unwrap().unwrap();
     assert_eq!(restored.identity.node_id(), made.identity.node_id());
     assert!(restored.is_issuer());

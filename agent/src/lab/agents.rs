@@ -293,7 +293,7 @@ pub(super) async fn start(
     }
     host.launch(&lab.plan()?)?;
     // A host that never joined has an agent that waits for it, and one that was removed stays so.
-    host.wait_for(&["ready", "uninitialised", "removed"], interrupt).await
+    host.wait_for(&["ready", "uninitialised", "removed", "left"], interrupt).await
 }
 
 fn dead(lab: &LabDir, name: HostName) -> ApiError {

@@ -1,10 +1,11 @@
 //! `backup` and `restore`: a node whose disk was lost is the node that it was.
 
 use anyhow::{Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use vxmesh_tests::lab::Allowed;
 
+use super::doctor;
 use crate::{
     churn::world::{Lab, wait_until},
     removal::{refused, state},
@@ -57,4 +58,48 @@ fn a_node_comes_back_from_its_backup_with_the_ca_key() -> Result<()> {
     lab.vx("h1", &["token", "create"])?;
     lab.vx("h1", &["run", "--network", "blue", "--", "true"])?;
     lab.finish(Allowed::default())
+}
+
+#[test]
+fn a_node_that_left_is_told_so_when_it_is_restored() -> Result<()> {
+    let lab = Lab::up(2)?;
+    lab.vx("h1", &["network", "create", "blue"])?;
+    let second = lab.json("h2", &["status"])?["node_id"].clone();
+    wait_until("h2 knows the network", || {
+        Ok(lab.find("h2", &["network", "ls"], "name", "blue")?.is_some())
+    })?;
+    lab.vx("h2", &["backup", FILE])?;
+    lab.vx("h2", &["leave"])?;
+    lab.lab(&["kill", "h2"])?;
+    let restored = lab.try_vx("h2", &["restore", FILE])?;
+    let said = String::from_utf8_lossy(&restored.stderr).into_owned();
+    ensure!(restored.status.success() && said.contains("left its mesh on 20"), "{said}");
+    ensure!(said.contains("vxmesh leave") && said.contains("new token"), "{said}");
+    lab.lab(&["start", "h2"])?;
+    wait_until("it hears that it left", || {
+        Ok(lab.json("h2", &["status"])?["state"] == json!("left"))
+    })?;
+    let run = lab.try_vx("h2", &["run", "--network", "blue", "--", "true"])?;
+    let said = String::from_utf8_lossy(&run.stderr).into_owned();
+    ensure!(!run.status.success() && said.contains("left the mesh on 20"), "{said}");
+    ensure!(said.contains("join again with a new token"), "{said}");
+    let (rows, status) = doctor(&lab, "h2", "membership")?;
+    ensure!(status == Some(1) && rows.len() == 1, "{rows:?}");
+    wait_until("the log says it", || Ok(lab.log("h2")?.contains("this node left the mesh on 20")))?;
+    ensure!(state_of_gone(&lab, &second)? == json!("left"), "it is back");
+    lab.vx("h2", &["leave"])?;
+    let token = lab.json("h1", &["token", "create"])?;
+    let token = token["token"].as_str().unwrap_or_default().to_owned();
+    lab.vx("h2", &["join", "--token", &token, "10.213.0.1"])?;
+    lab.vx("h2", &["run", "--network", "blue", "--", "true"])?;
+    lab.finish(Allowed {
+        warnings: &["this node left the mesh"],
+        drops: &["unknown_peer", "unknown_index", "no_session", "not_a_member"],
+    })
+}
+
+fn state_of_gone(lab: &Lab, node: &Value) -> Result<Value> {
+    let rows = lab.json("h1", &["node", "ls", "--all"])?;
+    let mut rows = rows.as_array().into_iter().flatten();
+    Ok(rows.find(|row| row["id"] == *node).map(|row| row["state"].clone()).unwrap_or_default())
 }
