@@ -37,7 +37,7 @@ pub use self::sandbox::{
     SandboxStarted,
 };
 pub use self::service::{
-    Balancing, Service, ServiceBackend, ServicePort, ServiceSpec, ServiceUpdate,
+    Balancing, Service, ServiceBackend, ServiceMode, ServicePort, ServiceSpec, ServiceUpdate,
 };
 pub use self::{driver::Driver, mode::Mode};
 
@@ -407,10 +407,10 @@ pub struct Location {
 pub struct DnsRecord {
     /// The name that was asked for, in full.
     pub name: String,
-    /// `A`, `AAAA`, `PTR`.
+    /// `A`, `AAAA`, `PTR`, `SRV`.
     #[serde(rename = "type")]
     pub kind: DnsType,
-    /// The address, or the name.
+    /// The address, the name, or what an SRV record says.
     pub value: String,
     /// Seconds that the answer may be kept.
     pub ttl: u32,
@@ -441,6 +441,8 @@ pub enum DnsType {
     Aaaa,
     /// The name of an address
     Ptr,
+    /// Where a port of a service is: priority, weight, port, name
+    Srv,
 }
 
 impl fmt::Display for DnsType {
@@ -449,6 +451,7 @@ impl fmt::Display for DnsType {
             Self::A => "A",
             Self::Aaaa => "AAAA",
             Self::Ptr => "PTR",
+            Self::Srv => "SRV",
         })
     }
 }

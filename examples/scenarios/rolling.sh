@@ -3,23 +3,27 @@
 . "$(dirname "$0")/lib.sh"
 
 network h1 rolling
+network h1 staging
 everywhere rolling
+everywhere staging
 web h2 shop-1 "version 1" --network rolling --alias shop
 box h1 client --network rolling -- sleep 3600
 until_ok "the alias arrives" in_box h1 client getent hosts shop
 
-# The client writes one line for each answer; curl fails if nobody answers at any address of the name.
+# The client writes one line for each answer. The name leads to one endpoint at a time, in turn, so curl fails if that one does not answer.
 in_box h1 client sh -c 'while [ ! -e /tmp/'"$LAB"'-rolling.stop ]; do curl -sS --fail --max-time 5 http://shop/ || echo "a request failed"; done' >"$OUT.answers" 2>&1 &
 asking=$!
 PAGES+=("$OUT.answers" "/tmp/$LAB-rolling.stop")
 
 until_ok "the old version answers" grep -q "version 1" "$OUT.answers"
-web h3 shop-2 "version 2" --network rolling --alias shop
-# Which one is asked is the client's choice: getaddrinfo sorts what it gets (RFC 6724).
-two() { [ "$(in_box h1 client dig +short shop A | wc -l)" -eq 2 ]; }
-until_ok "the alias leads to both" two
-up() { in_box h1 client curl -sS --fail --max-time 5 http://shop-2/ >"$OUT" && grep -q "version 2" "$OUT"; }
-until_ok "the new one answers by its own name" up
+# It has the alias once it answers.
+web h3 shop-2 "version 2" --network staging
+up() { in_box h3 shop-2 curl -sS --fail --max-time 5 http://localhost/ >"$OUT" && grep -q "version 2" "$OUT"; }
+until_ok "the new version is ready" up
+ok "it gets the alias" vx h3 network connect rolling shop-2 --alias shop
+two() { [ "$(in_box h1 client dig +short tasks.shop A | wc -l)" -eq 2 ]; }
+until_ok "the alias is both's" two
+until_ok "the new version answers, too" grep -q "version 2" "$OUT.answers"
 ok "the old version leaves the network, its names first" vx h2 network disconnect rolling shop-1
 rm_box h2 shop-1
 until_ok "the client asks on" longer "$OUT.answers" $(($(wc -l <"$OUT.answers") + 20))

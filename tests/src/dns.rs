@@ -2,14 +2,19 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     sync::{Arc, LazyLock},
     time::Duration,
 };
 
 use vxmesh_proto::{
-    addr::{EndpointId, MacAddr, NetworkId, NodeId},
-    dns::{Heard, NamesTable, Query, RecordKind, Step, Transport, View, step},
+    addr::{EndpointId, MacAddr, NetworkId, NodeId, ServiceId},
+    dns::{
+        Heard, NamedBackend, NamedEndpoint, NamedService, NamesTable, Query, RecordKind, Step,
+        Transport, View, step,
+    },
     limits::DNS_UDP_LEN,
+    object::ServicePort,
     record::EndpointClaim,
     tables::RowKey,
 };
@@ -49,12 +54,34 @@ pub fn names(count: u16) -> NamesTable {
     NamesTable::new(NetworkId::from_random([1; 16]), blue, subnets.collect(), &claims)
 }
 
+/// The same with a service `web` that all endpoints answer for.
+fn with_service(count: u16) -> NamesTable {
+    let table = names(count);
+    let ips = (0..count).map(|number| IpAddr::V6([0xfd71, 0, 0, 0, 0, 0, 1, number].into()));
+    let backend = |ip| {
+        let NamedEndpoint { key, ips, .. } = table.at(ip)?.clone();
+        Some(NamedBackend { key, ips, weight: 1, takes_new: true })
+    };
+    let backends = ips.filter_map(backend).collect();
+    let http = ServicePort { protocol: 6, port: 80, backend_port: 8080, name: "http".parse().ok() };
+    let service = |name| NamedService {
+        id: ServiceId::from_random([8; 16]),
+        name,
+        vips: Vec::new(),
+        created: 1,
+        ports: vec![http],
+        backends,
+    };
+    let services = "web".parse().ok().map(service);
+    table.with_services(services.as_slice())
+}
+
 /// What a sandbox in a network of that table sees.
 #[must_use]
 pub fn view(count: u16) -> View {
     let domains = ["blue", "green"].iter().filter_map(|name| name.parse().ok());
     View {
-        networks: vec![Arc::new(names(count))],
+        networks: vec![Arc::new(with_service(count))],
         domains: Arc::new(domains.collect()),
         forwards: true,
         settled: true,
@@ -67,7 +94,7 @@ static VIEW: LazyLock<View> = LazyLock::new(|| view(60));
 /// larger than it may be.
 pub fn dns_query(data: &[u8]) {
     for transport in [Transport::Udp, Transport::Tcp] {
-        match step(&VIEW, data, transport, 1) {
+        match step(&VIEW, data, transport, |_query| 1) {
             Step::Reply(reply) => {
                 assert_eq!(reply.get(..2), data.get(..2), "the asker's id");
                 let room = usize::from(DNS_UDP_LEN);

@@ -106,6 +106,17 @@ impl Balancing {
     }
 }
 
+/// Where the name of a service leads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceMode {
+    /// To an address of its own (VIP), whose connections are spread
+    #[default]
+    Vip,
+    /// To its healthy backends themselves, one of them in turn
+    Dnsrr,
+}
+
 /// `vxmesh service ls|inspect`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
@@ -115,6 +126,8 @@ pub struct Service {
     pub name: Name,
     /// The network that it is in.
     pub network: NetworkId,
+    /// Where its name leads.
+    pub mode: ServiceMode,
     /// Its addresses (VIPs).
     pub vips: Vec<IpAddr>,
     /// `active`; or `conflict`: an older service of the network has the name; or `pending`: the
@@ -122,8 +135,9 @@ pub struct Service {
     pub state: String,
     /// Its ports.
     pub ports: Vec<ServicePort>,
-    /// How a backend is chosen.
-    pub lb: String,
+    /// How a backend is chosen; by whoever looks it up where it has no address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lb: Option<String>,
     /// Labels of endpoints that answer for it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub selector: BTreeMap<String, String>,
@@ -168,12 +182,15 @@ pub struct ServiceSpec {
     /// Labels; an endpoint that has all of them answers for it, too.
     #[serde(default)]
     pub selector: BTreeMap<String, String>,
+    /// Where its name leads.
+    #[serde(default)]
+    pub mode: ServiceMode,
     /// Its addresses; chosen otherwise.
     #[serde(default)]
     pub vips: Vec<IpAddr>,
     /// How a backend is chosen.
     #[serde(default)]
-    pub lb: Balancing,
+    pub lb: Option<Balancing>,
     /// How many new connections endpoints get, where it is not one share.
     #[serde(default)]
     pub weights: BTreeMap<Name, u8>,

@@ -333,6 +333,7 @@ fn service_spec(create: ServiceCreate) -> ServiceSpec {
         ports: create.port,
         backends: create.backend.into_iter().collect(),
         selector: create.selector.into_iter().collect(),
+        mode: create.mode,
         vips: create.vip,
         lb: create.lb,
         weights: create.weight.into_iter().collect(),

@@ -4,11 +4,12 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use vxmesh_gossip::{directory::Directory, membership::Gossip};
 use vxmesh_proto::{
-    addr::{Alias, Name, NetworkId, NodeId, ServiceId},
-    dns::{Found, NamedEndpoint, NamesTable, RecordKind, View},
+    addr::{Alias, EndpointId, Name, NetworkId, NodeId, ServiceId},
+    dns::{Found, NamesTable, RecordKind, Target, View},
     limits::DNS_TTL,
     object::{self, Object, ObjectId, ObjectSet},
     record::{Claim, Key},
+    tables::RowKey,
 };
 
 use super::mesh::{Mesh, failed};
@@ -38,7 +39,7 @@ impl Mesh {
         });
         let domains: Arc<BTreeSet<Name>> = Arc::new(names.values().cloned().collect());
         let asked = name.trim_end_matches('.').to_ascii_lowercase();
-        let (mut records, mut without) = (Vec::new(), BTreeSet::new());
+        let (mut records, mut without, mut is_name) = (Vec::new(), BTreeSet::new(), false);
         for (id, domain) in wanted {
             let table = self.names_of(gossip, *id, domain);
             let view = View {
@@ -47,7 +48,9 @@ impl Mesh {
                 forwards: false,
                 settled: true,
             };
-            for (endpoint, kind, value, full) in answers(&view, &asked) {
+            let Some(answers) = answers(&view, &asked) else { continue };
+            is_name = true;
+            for (endpoint, kind, value, full) in answers {
                 if query.kind.is_some_and(|wanted| wanted != kind) {
                     without.insert(kind);
                     continue;
@@ -59,9 +62,12 @@ impl Mesh {
                 } else {
                     gossip.with_directory(|directory| Word::of_record(directory, endpoint))
                 };
-                let row = |word| record(endpoint, (full, kind, value), *id, word);
+                let row = |word| record(endpoint.endpoint, (full, kind, value), *id, word);
                 records.extend(word.map(row));
             }
+        }
+        if records.is_empty() && without.is_empty() && is_name {
+            return Err(nothing_behind(&asked));
         }
         if records.is_empty() {
             return Err(self.no_record(gossip, &asked, query, &without));
@@ -74,21 +80,25 @@ impl Mesh {
         let claims =
             if self.is_local(id) { self.local_claims(id) } else { self.believed(gossip, id) };
         let holds = |node, ip| self.addresses.holds(id, node, ip);
-        let services = self.objects.read(|set| services::named(set, id, holds));
+        let away = self.away(id);
+        let services = self.objects.read(|set| {
+            let specs = services::specs(set, id, (&claims, &away), holds);
+            services::named(set, id, &specs, (&claims, &away))
+        });
         NamesTable::new(id, domain.clone(), Vec::new(), &claims).with_services(&services)
     }
 
     /// The object that has this name, if it is a service.
-    fn service_at(&self, named: &NamedEndpoint) -> Option<Arc<Object>> {
-        let id = ServiceId::from_random(*named.key.endpoint.bytes());
-        let is_its = named.key.node == object::holder(id);
+    fn service_at(&self, key: RowKey) -> Option<Arc<Object>> {
+        let id = ServiceId::from_random(*key.endpoint.bytes());
+        let is_its = key.node == object::holder(id);
         let get = |set: &ObjectSet| set.get(&ObjectId::Service(id)).cloned();
         is_its.then(|| self.objects.read(get))?
     }
 
     /// Of a network of this host: nobody signs it.
-    fn local_word(&self, endpoint: &NamedEndpoint) -> Word {
-        let (node, stamp) = (endpoint.key.node, (self.incarnation, 0));
+    fn local_word(&self, key: RowKey) -> Word {
+        let (node, stamp) = (key.node, (self.incarnation, 0));
         Word { node, stamp, source: "local".to_owned(), age_ms: 0 }
     }
 
@@ -131,29 +141,45 @@ impl Mesh {
     }
 }
 
-type Answered<'v> = (&'v NamedEndpoint, DnsType, String, String);
+/// Of a name that there is, and that nobody answers for.
+fn nothing_behind(asked: &str) -> ApiError {
+    let message = format!("`{asked}` leads nowhere: no backend of its service is there and well");
+    ApiError::new(ErrorCode::NotFound, message, "see `vxmesh service inspect`")
+}
 
-/// The records of one network: endpoint, type, value, and the name in full.
-fn answers<'v>(view: &'v View, asked: &str) -> Vec<Answered<'v>> {
-    let Some(table) = view.networks.first() else { return Vec::new() };
+/// Whose a record is, its type and value, and the name in full.
+type Answered = (RowKey, DnsType, String, String);
+
+/// The records of one network, if it has the name.
+fn answers(view: &View, asked: &str) -> Option<Vec<Answered>> {
+    let table = view.networks.first()?;
     if let Ok(ip) = asked.parse::<IpAddr>() {
-        let pointer = |endpoint: &'v NamedEndpoint| {
-            let value = format!("{}.{}", endpoint.name, table.domain());
-            (endpoint, DnsType::Ptr, value, asked.to_owned())
-        };
-        return table.at(ip).map(pointer).into_iter().collect();
+        let endpoint = table.at(ip)?;
+        let value = format!("{}.{}", endpoint.name, table.domain());
+        return Some(vec![(endpoint.key, DnsType::Ptr, value, asked.to_owned())]);
     }
-    let Found::Endpoints(table, endpoints) = view.find_name(asked, RecordKind::Any) else {
-        return Vec::new();
-    };
     let domain = format!(".{}", table.domain());
-    let own = asked.strip_suffix(&domain).unwrap_or(asked);
-    let record = |endpoint: &'v NamedEndpoint, ip: &IpAddr| {
+    let full = format!("{}{domain}", asked.strip_suffix(&domain).unwrap_or(asked));
+    let of_ip = |key, ip: &IpAddr| {
         let kind = if ip.is_ipv4() { DnsType::A } else { DnsType::Aaaa };
-        (endpoint, kind, ip.to_string(), format!("{own}{domain}"))
+        (key, kind, ip.to_string(), full.clone())
     };
-    let each = endpoints.into_iter();
-    each.flat_map(|endpoint| endpoint.ips.iter().map(move |ip| record(endpoint, ip))).collect()
+    let of_target = |target: Target<'_>| {
+        let Target { lead, name, port, weight } = target;
+        (lead.key, DnsType::Srv, format!("0 {weight} {port} {name}{domain}"), full.clone())
+    };
+    match view.find_name(asked, RecordKind::Any) {
+        Found::OneOf(_, leads) | Found::Each(_, leads) => {
+            let each = leads.into_iter();
+            Some(
+                each.flat_map(|it| it.ips.iter().map(move |ip| (it.key, ip)))
+                    .map(|(key, ip)| of_ip(key, ip))
+                    .collect(),
+            )
+        }
+        Found::Targets(_, targets) => Some(targets.into_iter().map(of_target).collect()),
+        _ => None,
+    }
 }
 
 /// Whose word it is that a name leads somewhere.
@@ -172,10 +198,10 @@ impl Word {
         Self { node, stamp: (at, 0), source, age_ms: unix_ms().saturating_sub(at) }
     }
 
-    fn of_record(directory: &Directory, endpoint: &NamedEndpoint) -> Option<Self> {
-        let entry = directory.get(endpoint.key.node, Key::Endpoint(endpoint.key.endpoint))?;
+    fn of_record(directory: &Directory, key: RowKey) -> Option<Self> {
+        let entry = directory.get(key.node, Key::Endpoint(key.endpoint))?;
         Some(Self {
-            node: endpoint.key.node,
+            node: key.node,
             stamp: entry.record.stamp().into(),
             source: entry.source.as_str().to_owned(),
             age_ms: u64::try_from(entry.learned.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -184,12 +210,11 @@ impl Word {
 }
 
 fn record(
-    endpoint: &NamedEndpoint,
+    endpoint: EndpointId,
     (name, kind, value): (String, DnsType, String),
     network: NetworkId,
     Word { node, stamp, source, age_ms }: Word,
 ) -> DnsRecord {
-    let endpoint = endpoint.key.endpoint;
     DnsRecord { name, kind, value, ttl: DNS_TTL, network, endpoint, node, stamp, source, age_ms }
 }
 

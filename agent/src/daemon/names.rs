@@ -92,12 +92,15 @@ impl NameServers {
     ) -> Arc<NamesTable> {
         let there = self.names.snapshot().tables.get(&id).cloned();
         let same = |table: &Arc<NamesTable>| {
-            unchanged
-                && table.domain() == domain
-                && table.subnets() == subnets
-                && table.services() == services
+            unchanged && table.domain() == domain && table.subnets() == subnets
         };
-        there.filter(same).unwrap_or_else(|| {
+        let same = there.filter(same).and_then(|table| {
+            if table.services() == services {
+                return Some(table);
+            }
+            table.following(services).map(Arc::new)
+        });
+        same.unwrap_or_else(|| {
             let names = NamesTable::new(id, domain.clone(), subnets.to_vec(), claims);
             Arc::new(names.with_services(services))
         })

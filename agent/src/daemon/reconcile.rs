@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use vxmesh_gossip::{directory::MeshEvent, membership::Gossip};
 use vxmesh_proto::{
     addr::{MacAddr, NetworkId, NodeId},
+    lb::ServiceSpec,
     object::{self, ObjectSet},
     path::announce::touched,
     record::{Claim, Key, NodeClaim},
@@ -65,6 +66,7 @@ pub(super) fn changed_macs<P>(updates: &[TableUpdate<P>]) -> Vec<MacAddr> {
 /// What a network's snapshot follows.
 struct Followed<'a> {
     claims: &'a Claims,
+    services: &'a [ServiceSpec],
     network: Option<&'a object::Network>,
     /// Whether all members were heard since the start.
     settled: bool,
@@ -178,10 +180,17 @@ impl Mesh {
             let claims =
                 if active.contains(id) { self.believed(gossip, *id) } else { Claims::new() };
             let network = self.objects.read(|set| set.extended(*id));
+            let has_services = self.objects.read(|set| !set.services(*id).is_empty());
+            let away = if has_services { self.away(*id) } else { Claims::new() };
+            let holds = |node, ip| self.addresses.holds(*id, node, ip);
+            let services =
+                self.objects.read(|set| services::specs(set, *id, (&claims, &away), holds));
             match &local.table {
                 LocalTable::Sealed(table) => {
                     let table = Arc::clone(table);
-                    let followed = Followed { claims: &claims, network: network.as_ref(), settled };
+                    let network = network.as_ref();
+                    let followed =
+                        Followed { claims: &claims, services: &services, network, settled };
                     met.extend(self.follow_sealed((local, &table), &followed));
                 }
                 LocalTable::Plain(plain) => {
@@ -192,8 +201,8 @@ impl Mesh {
             if let Some(domain) = network_names.get(id) {
                 let unchanged = local.claims == claims;
                 let spec = local.table.spec();
-                let holds = |node, ip| self.addresses.holds(*id, node, ip);
-                let services = self.objects.read(|set| services::named(set, *id, holds));
+                let services =
+                    self.objects.read(|set| services::named(set, *id, &services, (&claims, &away)));
                 let table = self.name_servers.table(
                     (*id, domain),
                     &spec.subnets,
@@ -216,17 +225,16 @@ impl Mesh {
     fn follow_sealed(
         &self,
         (local, table): (&mut Local, &Table),
-        Followed { claims, network, settled }: &Followed<'_>,
+        Followed { claims, services, network, settled }: &Followed<'_>,
     ) -> Vec<NodeId> {
         let peer = |node| self.peers.get(node);
         let mut updates = updates(table, &local.claims, claims, self.me, peer);
         // Claims to addresses of a new subnet are judged by it.
         updates.splice(0..0, respecified(table, *network));
         let id = table.spec().id;
-        let holds = |node, ip| self.addresses.holds(id, node, ip);
-        let has_services = self.objects.read(|set| !set.services(id).is_empty());
-        let away = if has_services { self.away(id) } else { Claims::new() };
-        let services = self.objects.read(|set| services::specs(set, id, (claims, &away), holds));
+        // The others are only names.
+        let with_vips = services.iter().filter(|service| !service.vips.is_empty());
+        let services: Vec<ServiceSpec> = with_vips.cloned().collect();
         // Before the data path has this snapshot, so that the kernel learns from the first frame.
         let mut backends = services.iter().flat_map(|service| &service.backends);
         let is_backend_here = backends.any(|backend| backend.key.node == self.me);

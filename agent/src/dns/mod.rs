@@ -20,7 +20,7 @@ mod socket;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -29,7 +29,7 @@ use ipnet::IpNet;
 use tokio::{sync::watch, time::timeout};
 use vxmesh_proto::{
     addr::{Name, NetworkId},
-    dns::{HostOptions, NamesTable, Query, ResolvConf, Step, View, decide},
+    dns::{HostOptions, NamesTable, Query, ResolvConf, Step, Turns, View, decide},
     reason::DropReason,
 };
 
@@ -115,6 +115,7 @@ pub struct Desk {
     /// The clients' namespace.
     inside: Option<Arc<Netns>>,
     clients: Clients,
+    turns: Mutex<Turns>,
 }
 
 impl Names {
@@ -147,7 +148,8 @@ impl Desk {
     /// A desk for clients that may see this.
     #[must_use]
     pub fn new(names: Arc<Names>, scope: Scope, inside: Option<Netns>, clients: Clients) -> Self {
-        Self { names, scope: ArcSwap::from_pointee(scope), inside: inside.map(Arc::new), clients }
+        let (scope, inside) = (ArcSwap::from_pointee(scope), inside.map(Arc::new));
+        Self { names, scope, inside, clients, turns: Mutex::default() }
     }
 
     /// What the clients may see.
@@ -177,6 +179,12 @@ impl Desk {
             forwards: scope.upstreams != Upstreams::None,
             settled: snapshot.settled,
         }
+    }
+
+    /// Whose turn it is where several have the name that is asked for.
+    fn turn(&self, query: &Query) -> u64 {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.take(query.host_name().unwrap_or_default(), query.kind(), rand::random())
     }
 
     /// Whether a client may ask one more question; counted if it may not. Only who asks too much is
@@ -217,7 +225,7 @@ impl Desk {
     async fn known(&self, mut query: Query) -> Step {
         let mut published = self.names.published.subscribe();
         loop {
-            match decide(&self.view(), query, rand::random()) {
+            match decide(&self.view(), query, |query| self.turn(query)) {
                 Step::Wait(early) => query = *early,
                 step => return step,
             }

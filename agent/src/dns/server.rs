@@ -162,7 +162,7 @@ fn answer(desk: &Desk, from: IpAddr, question: &[u8], transport: Transport) -> A
         }
         Admission::Ignored => return Answer::Never,
     };
-    match step(&desk.view(), question, transport, rand::random()) {
+    match step(&desk.view(), question, transport, |query| desk.turn(query)) {
         Step::Reply(reply) => Answer::Now(reply),
         Step::Forward(query) | Step::Wait(query) => Answer::Later(query, limits),
         Step::Refuse(fault) => {

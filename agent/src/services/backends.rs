@@ -17,9 +17,9 @@ use vxmesh_proto::{
 use crate::reconcile::admit::Claims;
 
 /// The services of a network that this node has, oldest first: those that have at least one of
-/// their addresses. Whether they have their name, too, is nothing to who uses the address. `away`
-/// are endpoints of nodes that are not up; they get nothing new, and keep what they have, as their
-/// nodes may be back. `holds` says whether an address is this node's to give.
+/// their addresses, or are to have none. Whether they have their name, too, is nothing to who uses
+/// the address. `away` are endpoints of nodes that are not up; they get nothing new, and keep what
+/// they have, as their nodes may be back. `holds` says whether an address is this node's to give.
 pub(crate) fn specs(
     set: &ObjectSet,
     network: NetworkId,
@@ -31,7 +31,7 @@ pub(crate) fn specs(
         let holder = holder(id);
         let vips = service.vips.iter().copied().filter(|ip| holds(holder, *ip));
         let vips: Vec<IpAddr> = vips.collect();
-        (!vips.is_empty()).then(|| ServiceSpec {
+        (service.vips.is_empty() || !vips.is_empty()).then(|| ServiceSpec {
             id,
             vips,
             ports: ports(service),

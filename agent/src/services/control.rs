@@ -6,11 +6,12 @@ use ipnet::IpNet;
 use tokio::task::block_in_place;
 use tracing::warn;
 use vxmesh_proto::{
-    addr::{Alias, Name, NetworkId, NodeId, ServiceId},
-    dns::NamedService,
-    lb::{Choice, Protocol},
+    addr::{Alias, Name, NetworkId, ServiceId},
+    dns::{NamedBackend, NamedService},
+    lb::{self, Choice, Protocol},
     limits::SERVICES_OF_NETWORK,
     object::{self, Content, Draft, ObjectId, ObjectSet, ServiceOf, ServiceState, holder},
+    tables::RowKey,
     wire::{TCP, UDP},
 };
 
@@ -20,24 +21,38 @@ use super::{
 };
 use crate::{
     admin::resolve,
-    api::{self, Balancing, ServiceBackend, ServicePort, ServiceSpec, ServiceUpdate},
+    api::{self, Balancing, ServiceBackend, ServiceMode, ServicePort, ServiceSpec, ServiceUpdate},
     daemon::Mesh,
     reconcile::admit::Claims,
 };
 
-/// The services of a network that have their name and an address.
+/// The services of a network that have their name, of those that this node has.
 pub(crate) fn named(
     set: &ObjectSet,
     network: NetworkId,
-    holds: impl Fn(NodeId, IpAddr) -> bool,
+    specs: &[lb::ServiceSpec],
+    (claims, away): (&Claims, &Claims),
 ) -> Vec<NamedService> {
-    let services = set.services(network).into_iter().take(SERVICES_OF_NETWORK);
+    let ips = |key: &RowKey| claims.get(key).or_else(|| away.get(key)).map(|it| it.ips.clone());
+    let backend = |&lb::Backend { key, weight, takes_new }: &lb::Backend| {
+        let ips = ips(&key).unwrap_or_default();
+        NamedBackend { key, ips, weight, takes_new }
+    };
+    // Both are in one order.
+    let mut specs = specs.iter().peekable();
+    let services = set.services(network).into_iter();
     let named = services.filter_map(|ServiceOf { id, created, service, state }| {
-        let vips = service.vips.iter().copied().filter(|ip| holds(holder(id), *ip));
-        let (name, vips): (_, Vec<IpAddr>) = (service.name.clone(), vips.collect());
-        let created = created.unix_ms();
-        let has_both = state == ServiceState::Active && !vips.is_empty();
-        has_both.then_some(NamedService { id, name, vips, created })
+        let spec = specs.next_if(|spec| spec.id == id)?;
+        let mut backends: Vec<_> = spec.backends.iter().map(backend).collect();
+        backends.sort_unstable_by_key(|backend| backend.key);
+        (state == ServiceState::Active).then(|| NamedService {
+            id,
+            name: service.name.clone(),
+            vips: spec.vips.clone(),
+            created: created.unix_ms(),
+            ports: service.ports.clone(),
+            backends,
+        })
     });
     named.collect()
 }
@@ -104,7 +119,10 @@ impl Services {
             return Err(ServiceError::Outside(*ip));
         }
         let object = mesh.network_of(network.id).ok_or(ServiceError::Gone)?;
-        let vips = mesh.allocate(&object, network.id, &spec.vips).await?;
+        let vips = match spec.mode {
+            ServiceMode::Vip => mesh.allocate(&object, network.id, &spec.vips).await?,
+            ServiceMode::Dnsrr => Vec::new(),
+        };
         let (made, texts) = block_in_place(|| publish(mesh, network.id, &spec, &vips));
         // What was signed is told also where the rest failed.
         self.tell(mesh, texts).await;
@@ -193,7 +211,7 @@ fn sign(
         backends: spec.backends.clone(),
         selector: spec.selector.clone(),
         weights: spec.weights.clone(),
-        choice: word_of(spec.lb),
+        choice: spec.lb.and_then(word_of),
     };
     let made = mesh.objects.publish::<ServiceError>(|set, hlc| {
         check_no_service(set, network, spec.name.as_str())?;
@@ -284,7 +302,12 @@ fn changed(service: &mut object::Service, update: &ServiceUpdate) -> Result<(), 
     }
     service.weights.extend(update.weights.clone());
     service.weights.retain(|_, weight| *weight != 1);
+    check_port_names(&service.ports)?;
     if let Some(lb) = update.lb {
+        if service.vips.is_empty() {
+            let name = service.name.clone();
+            return Err(ServiceError::NoAddress { name, option: "--lb" });
+        }
         service.choice = word_of(lb);
     }
     Ok(())
@@ -310,10 +333,26 @@ fn check_spec(spec: &ServiceSpec) -> Result<(), ServiceError> {
     if let Some(port) = spec.ports.iter().find(|port| !seen.insert((port.protocol, port.port))) {
         return Err(ServiceError::PortTwice(port.clone()));
     }
+    check_port_names(&spec.ports.iter().map(port_of).collect::<Vec<_>>())?;
     if spec.backends.is_empty() && spec.selector.is_empty() {
         return Err(ServiceError::NoBackend(spec.name.clone()));
     }
-    Ok(())
+    let options = [("--vip", !spec.vips.is_empty()), ("--lb", spec.lb.is_some())];
+    let given = options.into_iter().find(|(_, is_given)| *is_given);
+    match given.filter(|_| spec.mode == ServiceMode::Dnsrr) {
+        Some((option, _)) => Err(ServiceError::NoAddress { name: spec.name.clone(), option }),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a name that two ports of one protocol have, as ports are found by their names.
+fn check_port_names(ports: &[object::ServicePort]) -> Result<(), ServiceError> {
+    let mut seen = BTreeSet::new();
+    let mut named = ports.iter().filter_map(|port| Some((port.protocol, port.name.as_ref()?)));
+    match named.find(|port| !seen.insert(*port)) {
+        Some((_, name)) => Err(ServiceError::PortNameTwice(name.clone())),
+        None => Ok(()),
+    }
 }
 
 /// Refuses a name that an endpoint of the network has, as its name or as an alias.
@@ -365,28 +404,49 @@ fn row(
     });
     let mut backends: Vec<ServiceBackend> = ready.chain(missing).collect();
     backends.sort_by(|one, other| one.name.cmp(&other.name));
-    let mut warnings = Vec::new();
-    if there.is_empty() {
-        let what = "no endpoint answers for it: connections to it are refused until one does";
-        warnings.push(what.to_owned());
-    }
+    let mode = match service.vips.is_empty() {
+        true => ServiceMode::Dnsrr,
+        false => ServiceMode::Vip,
+    };
     let lb = match choice(service) {
         Choice::RoundRobin => Balancing::Rr,
         Choice::Maglev => Balancing::Maglev,
     };
+    let lb = (mode == ServiceMode::Vip).then(|| lb.as_str().to_owned());
     api::Service {
         id,
         name: service.name.clone(),
         network: service.network,
+        mode,
         vips: service.vips.clone(),
         state: state.to_owned(),
         ports: service.ports.iter().map(shown).collect(),
-        lb: lb.as_str().to_owned(),
+        lb,
         selector: service.selector.clone(),
         backends,
         creator: service.creator,
-        warnings,
+        warnings: warnings(service, mode, there.is_empty()),
     }
+}
+
+/// What works, but not as it may be thought.
+fn warnings(service: &object::Service, mode: ServiceMode, is_empty: bool) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if is_empty {
+        let until = match mode {
+            ServiceMode::Vip => "connections to it are refused until one does",
+            ServiceMode::Dnsrr => "its name leads nowhere until one does",
+        };
+        warnings.push(format!("no endpoint answers for it: {until}"));
+    }
+    let is_other = |port: &&object::ServicePort| port.port != port.backend_port;
+    if let Some(port) = service.ports.iter().find(is_other).filter(|_| mode == ServiceMode::Dnsrr) {
+        let (port, there) = (port.port, port.backend_port);
+        let what = "it has no address where one port could lead to another: whoever looks up its \
+                    name connects to a backend itself";
+        warnings.push(format!("{what}, at port {there} and not {port}"));
+    }
+    warnings
 }
 
 fn port_of(port: &ServicePort) -> object::ServicePort {

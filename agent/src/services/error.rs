@@ -51,6 +51,17 @@ pub(crate) enum ServiceError {
         /// The backend.
         backend: Name,
     },
+    /// It is to have no address, and so takes no such option.
+    #[error("service `{name}` has no address, so `{option}` says nothing of it")]
+    NoAddress {
+        /// The service.
+        name: Name,
+        /// The option.
+        option: &'static str,
+    },
+    /// Two ports of one protocol were given one name.
+    #[error("two ports are called `{0}`")]
+    PortNameTwice(Name),
     /// The network has as many as it may.
     #[error("the network has {SERVICES_OF_NETWORK} services, which is as many as it may have")]
     TooMany,
@@ -84,6 +95,10 @@ impl From<ServiceError> for ApiError {
                 (ErrorCode::Conflict, "choose another name, or remove what has it")
             }
             E::NoPort(_) => (ErrorCode::Usage, "give one with --port, as 80 or 80:8080"),
+            E::NoAddress { .. } => {
+                (ErrorCode::Usage, "leave it out; a service of `--mode vip` has an address")
+            }
+            E::PortNameTwice(_) => (ErrorCode::Usage, "give each port of a protocol its own name"),
             E::PortTwice(_) => (ErrorCode::Usage, "give each port and protocol once"),
             E::PortMissing { .. } | E::BackendMissing { .. } => {
                 (ErrorCode::NotFound, "see `vxmesh service inspect`")

@@ -213,7 +213,7 @@ fn service_changes() -> Vec<Case> {
             "service_create",
             json!({ "name": "shop", "network": "red", "ports": ["http=80:8080/tcp", "53/udp"],
                     "backends": ["db", "web"], "selector": { "app": "shop" },
-                    "vips": ["10.1.0.3"], "lb": "rr", "weights": { "db": 0 } }),
+                    "mode": "vip", "vips": ["10.1.0.3"], "lb": "rr", "weights": { "db": 0 } }),
             shop.clone(),
         ),
         (

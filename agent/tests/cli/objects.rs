@@ -113,10 +113,11 @@ pub(crate) fn service() -> Service {
         id: ServiceId::from_random([0xd4; 16]),
         name: name("shop"),
         network: networks()[0].id,
+        mode: ServiceMode::Vip,
         vips: vec!["10.1.0.3".parse().unwrap()],
         state: "active".into(),
         ports: vec!["80:8080".parse().unwrap()],
-        lb: "maglev".into(),
+        lb: Some("maglev".into()),
         selector: [("app".to_owned(), "shop".to_owned())].into(),
         backends: vec![ServiceBackend {
             name: name("web"),

@@ -11,13 +11,13 @@ use hickory_proto::{
     op::{Edns, Header, Message, MessageType, OpCode, Query as Question, ResponseCode},
     rr::{
         DNSClass, Name as DomainName, RData, Record, RecordType,
-        rdata::{A, AAAA, PTR},
+        rdata::{A, AAAA, PTR, SRV},
     },
     serialize::binary::{BinDecodable, BinDecoder},
 };
 use ipnet::IpNet;
 
-use super::Found;
+use super::{Found, Lead, Target};
 use crate::{
     limits::{DNS_QUERY_LEN, DNS_TTL, DNS_UDP_LEN},
     reason::DropReason,
@@ -59,6 +59,8 @@ pub enum RecordKind {
     Aaaa,
     /// The name of an address.
     Ptr,
+    /// Where a port of a service is.
+    Srv,
     /// All that there are.
     Any,
     /// One that only zones have: endpoints have none, top-level domains do.
@@ -74,6 +76,12 @@ impl RecordKind {
         matches!(self, Self::Ptr | Self::Any)
     }
 
+    /// Whether a port of a service has such a record.
+    #[must_use]
+    pub const fn is_service(self) -> bool {
+        matches!(self, Self::Srv | Self::Any)
+    }
+
     /// Whether an address is of this kind.
     #[must_use]
     pub const fn is_address(self, ip: &IpAddr) -> bool {
@@ -81,7 +89,7 @@ impl RecordKind {
             Self::A => ip.is_ipv4(),
             Self::Aaaa => ip.is_ipv6(),
             Self::Any => true,
-            Self::Ptr | Self::Zone | Self::Other => false,
+            Self::Ptr | Self::Srv | Self::Zone | Self::Other => false,
         }
     }
 }
@@ -179,6 +187,7 @@ impl Query {
             RecordType::A => RecordKind::A,
             RecordType::AAAA => RecordKind::Aaaa,
             RecordType::PTR => RecordKind::Ptr,
+            RecordType::SRV => RecordKind::Srv,
             RecordType::ANY => RecordKind::Any,
             kind if ZONE_TYPES.contains(&u16::from(kind)) => RecordKind::Zone,
             _ => RecordKind::Other,
@@ -191,14 +200,30 @@ impl Query {
         self.message.metadata.recursion_desired
     }
 
-    /// The reply, with its records in an order that `seed` decides.
+    /// The reply. `turn` says whose turn it is where several have the name.
     #[must_use]
-    pub fn reply(&self, found: &Found<'_>, seed: u64) -> Vec<u8> {
+    pub fn reply(&self, found: &Found<'_>, turn: impl FnOnce(&Self) -> u64) -> Vec<u8> {
         let kind = self.kind();
-        let mut records: Vec<RData> = match found {
-            Found::Endpoints(_, endpoints) => {
-                let ips = endpoints.iter().flat_map(|endpoint| &endpoint.ips);
-                ips.filter(|ip| kind.is_address(ip)).map(|ip| address(*ip)).collect()
+        let addresses = |lead: &Lead<'_>| lead.of_kind(kind).map(address).collect::<Vec<_>>();
+        let mut additionals = Vec::new();
+        let records: Vec<RData> = match found {
+            Found::OneOf(_, leads) => {
+                let leads: Vec<_> =
+                    leads.iter().filter(|it| it.of_kind(kind).next().is_some()).collect();
+                let chosen = match leads.as_slice() {
+                    [] => None,
+                    [only] => Some(*only),
+                    several => turned(several, turn(self)).copied(),
+                };
+                chosen.into_iter().flat_map(addresses).collect()
+            }
+            Found::Each(_, leads) => leads.iter().flat_map(addresses).collect(),
+            Found::Targets(table, targets) if kind.is_service() => {
+                let located = |target| located(target, table.domain().as_str());
+                let located: Vec<_> = targets.iter().filter_map(located).collect();
+                additionals =
+                    located.iter().flat_map(|(target, _)| target_addresses(target)).collect();
+                located.into_iter().map(|(_, record)| record).collect()
             }
             Found::Pointer(table, endpoint) => {
                 let labels = [endpoint.name.as_str(), table.domain().as_str()];
@@ -211,15 +236,16 @@ impl Query {
                 let both = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
                 both.into_iter().filter(|ip| kind.is_address(ip)).map(address).collect()
             }
-            Found::Empty | Found::Nothing | Found::Unsettled | Found::Elsewhere => Vec::new(),
+            Found::Targets(..)
+            | Found::Empty
+            | Found::Nothing
+            | Found::Unsettled
+            | Found::Elsewhere => Vec::new(),
         };
-        shuffle(&mut records, seed);
         let code = match found {
             Found::Nothing | Found::Elsewhere => ResponseCode::NXDomain,
             Found::Unsettled => ResponseCode::ServFail,
-            Found::Endpoints(..) | Found::Pointer(..) | Found::Loopback | Found::Empty => {
-                ResponseCode::NoError
-            }
+            _ => ResponseCode::NoError,
         };
         let mut reply = self.bare(code);
         reply.metadata.authoritative = !matches!(found, Found::Elsewhere | Found::Unsettled);
@@ -228,6 +254,7 @@ impl Query {
             .into_iter()
             .map(|data| Record::from_rdata(name.clone(), DNS_TTL, data))
             .collect();
+        reply.additionals = additionals;
         self.encode(reply).unwrap_or_default()
     }
 
@@ -271,38 +298,53 @@ impl Query {
             (Transport::Udp, None) => PLAIN_LEN,
             (Transport::Udp, Some(edns)) => edns.max_payload().clamp(PLAIN_LEN, DNS_UDP_LEN),
         };
+        let fit =
+            |reply: &Message| reply.to_vec().ok().filter(|bytes| bytes.len() <= usize::from(room));
         // More cannot fit, and need not be tried.
         let most = usize::from(room) / RECORD_LEN;
         if reply.answers.len() <= most {
-            let bytes = reply.to_vec().ok()?;
-            if bytes.len() <= usize::from(room) {
-                return Some(bytes);
+            // What is only helpful is left out without a mark (RFC 2181 section 9): all addresses
+            // of a target, or none.
+            let additionals = std::mem::take(&mut reply.additionals);
+            let whole = largest(additionals.len().min(most), |count| {
+                let (first, rest) = additionals.split_at_checked(count)?;
+                let cut = rest.first().map(|record| &record.name);
+                let is_whole = |record: &&Record| Some(&record.name) != cut;
+                reply.additionals = first.iter().filter(is_whole).cloned().collect();
+                fit(&reply)
+            });
+            if whole.is_some() {
+                return whole;
             }
         }
-        reply.answers.truncate(most);
         reply.metadata.truncation = true;
         reply.authorities.clear();
         reply.additionals.clear();
         let answers = std::mem::take(&mut reply.answers);
         // Some records are more than none to an asker that knows no TCP: the largest number that
         // fits.
-        let (mut low, mut high) = (0, answers.len());
-        let mut best = None;
-        while low <= high {
-            let middle = usize::midpoint(low, high);
-            reply.answers = answers.iter().take(middle).cloned().collect();
-            let bytes = reply.to_vec().ok().filter(|bytes| bytes.len() <= usize::from(room));
-            match bytes {
-                Some(bytes) => {
-                    best = Some(bytes);
-                    low = middle + 1;
-                }
-                None if middle == 0 => break,
-                None => high = middle - 1,
-            }
-        }
-        best
+        largest(answers.len().min(most), |count| {
+            reply.answers = answers.iter().take(count).cloned().collect();
+            fit(&reply)
+        })
     }
+}
+
+/// What comes of the largest number up to `most` of which something comes; of smaller ones
+/// something comes, too.
+fn largest<T>(most: usize, mut of: impl FnMut(usize) -> Option<T>) -> Option<T> {
+    let (mut best, mut low, mut high) = (of(most), 0, most);
+    if best.is_some() {
+        return best;
+    }
+    while low < high {
+        let middle = usize::midpoint(low, high);
+        match of(middle) {
+            Some(found) => (best, low) = (Some(found), middle + 1),
+            None => high = middle,
+        }
+    }
+    best
 }
 
 /// Whether the first name of a message is written out, label by label.
@@ -344,20 +386,31 @@ fn address(ip: IpAddr) -> RData {
 }
 
 fn labels_to_pointer(labels: &[&str]) -> Option<RData> {
-    let mut name = DomainName::from_labels(labels.iter().map(|label| label.as_bytes())).ok()?;
-    name.set_fqdn(true);
-    Some(RData::PTR(PTR(name)))
+    Some(RData::PTR(PTR(labels_to_name(labels)?)))
 }
 
-/// Fisher and Yates' shuffle with SplitMix64 as its source.
-fn shuffle<T>(items: &mut [T], mut seed: u64) {
-    for at in (1..items.len()).rev() {
-        seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^= mixed >> 31;
-        let bound = u64::try_from(at + 1).unwrap_or(u64::MAX);
-        let other = usize::try_from(mixed % bound).unwrap_or(0);
-        items.swap(at, other);
-    }
+fn labels_to_name(labels: &[&str]) -> Option<DomainName> {
+    let mut name = DomainName::from_labels(labels.iter().map(|label| label.as_bytes())).ok()?;
+    name.set_fqdn(true);
+    Some(name)
+}
+
+/// The one whose turn it is.
+fn turned<T>(items: &[T], turn: u64) -> Option<&T> {
+    let count = u64::try_from(items.len()).ok()?;
+    items.get(usize::try_from(turn.checked_rem(count)?).ok()?)
+}
+
+/// A target with its name in full, and its record.
+type Located<'t> = ((&'t Target<'t>, DomainName), RData);
+
+fn located<'t>(target: &'t Target<'_>, domain: &str) -> Option<Located<'t>> {
+    let name = labels_to_name(&[&target.name, domain])?;
+    let record = RData::SRV(SRV::new(0, target.weight, target.port, name.clone()));
+    Some(((target, name), record))
+}
+
+fn target_addresses((target, name): &(&Target<'_>, DomainName)) -> Vec<Record> {
+    let record = |ip: &IpAddr| Record::from_rdata(name.clone(), DNS_TTL, address(*ip));
+    target.lead.ips.iter().map(record).collect()
 }

@@ -1,14 +1,18 @@
 //! Names: what a sandbox's question is answered with (RFC 1035, 3596, 6891). Pure.
 //!
 //! ```text
-//! question -> message (is it one?) -> answer (whose name is it?) -> reply: shuffled, TTL 5, cut to what fits
+//! question -> message (is it one?) -> answer (whose name is it?) -> reply: TTL 5, cut to what fits
 //!                                          | not ours
 //!                                          +-> upstream (the question as it is sent on; is this its answer?)
 //! ```
 //!
 //! | question | answer |
 //! |---|---|
-//! | `NAME`, `ALIAS` (which may have dots), the 12 digits of an id, each alone or with `.NETWORK` | addresses of every such endpoint |
+//! | `NAME`, `ALIAS` (which may have dots), the 12 digits of an id, each alone or with `.NETWORK` | addresses of such an endpoint; where several have it, of one in turn |
+//! | `SERVICE` | its addresses; if it has none, those of one of its backends in turn |
+//! | `tasks.SERVICE`, `all.SERVICE` | addresses of all its healthy backends, or of all, in the order of their ids |
+//! | `_PORT._tcp.SERVICE`, `_PORT._udp.SERVICE` | SRV: the port at each healthy backend, and their addresses |
+//! | `tasks.ALIAS`, `all.ALIAS` | addresses of every such endpoint |
 //! | the same, of a type that they do not have | no data |
 //! | the reverse name of an endpoint's address | `NAME.NETWORK` |
 //! | `NETWORK` | no data |
@@ -26,13 +30,17 @@
 mod answer;
 mod message;
 mod resolv_conf;
+mod services;
 mod table;
+mod turns;
 mod upstream;
 
 pub use answer::{Found, View};
 pub use message::{Fault, Query, RecordKind, Transport};
 pub use resolv_conf::{HostOptions, ResolvConf};
-pub use table::{NamedEndpoint, NamedService, NamesTable, Rival};
+pub use services::{Lead, NamedBackend, NamedService, Target};
+pub use table::{NamedEndpoint, NamesTable, Rival};
+pub use turns::Turns;
 pub use upstream::{CacheKey, Heard, UpstreamAnswer};
 
 #[cfg(test)]
@@ -51,25 +59,31 @@ pub enum Step {
     Refuse(Fault),
 }
 
-/// Judges bytes that came to a server of names. `seed` orders the answers.
+/// Judges bytes that came to a server of names. `turn` says whose turn it is, if several have the
+/// name: the first one's for 0, the next one's for 1.
 #[must_use]
-pub fn step(view: &View, bytes: &[u8], transport: Transport, seed: u64) -> Step {
+pub fn step(
+    view: &View,
+    bytes: &[u8],
+    transport: Transport,
+    turn: impl FnOnce(&Query) -> u64,
+) -> Step {
     let query = match Query::parse(bytes, transport) {
         Ok(query) => query,
         Err(fault) => return Step::Refuse(fault),
     };
-    decide(view, query, seed)
+    decide(view, query, turn)
 }
 
 /// What is to be done with a question, by what is known now.
 #[must_use]
-pub fn decide(view: &View, query: Query, seed: u64) -> Step {
+pub fn decide(view: &View, query: Query, turn: impl FnOnce(&Query) -> u64) -> Step {
     match view.find(&query) {
         Found::Unsettled => Step::Wait(Box::new(query)),
         Found::Elsewhere if view.forwards && query.wants_recursion() => {
             Step::Forward(Box::new(query))
         }
         Found::Elsewhere if view.forwards => Step::Refuse(query.refusal()),
-        found => Step::Reply(query.reply(&found, seed)),
+        found => Step::Reply(query.reply(&found, turn)),
     }
 }

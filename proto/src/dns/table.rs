@@ -8,12 +8,14 @@
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     net::IpAddr,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
 
+use super::{NamedBackend, NamedService};
 use crate::{
-    addr::{Alias, EndpointId, Name, NetworkId, ServiceId},
+    addr::{Alias, EndpointId, Name, NetworkId},
     object::holder,
     record::EndpointClaim,
     tables::RowKey,
@@ -35,27 +37,23 @@ pub struct NamedEndpoint {
 /// The names of one network.
 #[derive(Clone, Debug)]
 pub struct NamesTable {
+    pub(super) index: Arc<Index>,
+    /// In the order of their places in the index.
+    services: Vec<NamedService>,
+}
+
+/// What the names lead to. It stays while backends of services come, fail and recover.
+#[derive(Clone, Debug)]
+pub(super) struct Index {
     network: NetworkId,
     domain: Name,
     subnets: Vec<IpNet>,
+    /// All endpoints, and then all services.
     endpoints: Vec<NamedEndpoint>,
     names: BTreeMap<Box<str>, Vec<usize>>,
     addresses: BTreeMap<IpAddr, usize>,
     rivals: Vec<Rival>,
-    services: Vec<NamedService>,
-}
-
-/// A service as its name leads to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NamedService {
-    /// Its id.
-    pub id: ServiceId,
-    /// Its name.
-    pub name: Name,
-    /// Its addresses.
-    pub vips: Vec<IpAddr>,
-    /// When it was made, in Unix milliseconds.
-    pub created: u64,
+    first_service: usize,
 }
 
 /// An endpoint whose name an older one has.
@@ -77,7 +75,7 @@ impl NamesTable {
         subnets: Vec<IpNet>,
         claims: impl IntoIterator<Item = (&'a RowKey, &'a EndpointClaim)>,
     ) -> Self {
-        let mut table = Self {
+        let mut index = Index {
             network,
             domain,
             subnets,
@@ -85,19 +83,127 @@ impl NamesTable {
             names: BTreeMap::new(),
             addresses: BTreeMap::new(),
             rivals: Vec::new(),
-            services: Vec::new(),
+            first_service: 0,
         };
+        index.add_all(claims);
+        Self { index: Arc::new(index), services: Vec::new() }
+    }
+
+    /// The same with the services of the network. Where endpoints were given the name of one at the
+    /// same time, the older has it, and the other is found by its id.
+    #[must_use]
+    pub fn with_services(mut self, services: &[NamedService]) -> Self {
+        Arc::make_mut(&mut self.index).add_services(services);
+        self.services = services.to_vec();
+        self
+    }
+
+    /// The same names with what their services are by now; nothing if services came or went.
+    #[must_use]
+    pub fn following(&self, services: &[NamedService]) -> Option<Self> {
+        let mut pairs = self.services.iter().zip(services);
+        let same = self.services.len() == services.len()
+            && pairs.all(|(before, now)| before.is_named_as(now));
+        same.then(|| Self { index: Arc::clone(&self.index), services: services.to_vec() })
+    }
+
+    /// The services, as they were given.
+    #[must_use]
+    pub fn services(&self) -> &[NamedService] {
+        &self.services
+    }
+
+    /// The service that has this name, or this short id.
+    pub(super) fn service(&self, name: &str) -> Option<&NamedService> {
+        let [at] = self.index.names.get(name)?.as_slice() else { return None };
+        self.services.get(at.checked_sub(self.index.first_service)?)
+    }
+
+    /// What leads to a backend and to nobody else: its name, or its short id where others have the
+    /// name as an alias, or where it would be read as more than a name.
+    pub(super) fn unshared_name(&self, backend: &NamedBackend) -> String {
+        let at = backend.ips.first().and_then(|ip| self.index.addresses.get(ip));
+        let name = at.and_then(|at| self.index.own_name(*at, backend.key));
+        let is_plain = |name: &&str| !["tasks", "all"].contains(name);
+        name.filter(is_plain).map_or_else(|| backend.key.endpoint.short(), str::to_owned)
+    }
+
+    /// What an endpoint is called: its name, or its short id where an older one has that.
+    #[must_use]
+    pub fn called(&self, id: EndpointId) -> Option<&Name> {
+        let endpoint = self.index.endpoints.iter().find(|endpoint| endpoint.key.endpoint == id);
+        endpoint.map(|endpoint| &endpoint.name)
+    }
+
+    /// The endpoints whose names older ones have.
+    #[must_use]
+    pub fn rivals(&self) -> &[Rival] {
+        &self.index.rivals
+    }
+
+    /// The network.
+    #[must_use]
+    pub fn network(&self) -> NetworkId {
+        self.index.network
+    }
+
+    /// The network's name, under which its endpoints' names are found from everywhere.
+    #[must_use]
+    pub fn domain(&self) -> &Name {
+        &self.index.domain
+    }
+
+    /// The network's subnets.
+    #[must_use]
+    pub fn subnets(&self) -> &[IpNet] {
+        &self.index.subnets
+    }
+
+    /// The endpoints that have this name, in lower case and without the network's.
+    #[must_use]
+    pub fn lookup(&self, name: &str) -> Option<Vec<&NamedEndpoint>> {
+        let holders = self.index.names.get(name)?;
+        Some(holders.iter().filter_map(|at| self.index.endpoints.get(*at)).collect())
+    }
+
+    /// The endpoint that has this address.
+    #[must_use]
+    pub fn at(&self, ip: IpAddr) -> Option<&NamedEndpoint> {
+        self.index.endpoints.get(*self.index.addresses.get(&ip)?)
+    }
+
+    /// Whether these addresses belong to the network, in use or not.
+    #[must_use]
+    pub fn contains(&self, prefix: &IpNet) -> bool {
+        self.index.subnets.iter().any(|subnet| subnet.contains(prefix))
+    }
+
+    /// How many endpoints have names.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.index.endpoints.len()
+    }
+
+    /// Whether nobody has a name.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.index.endpoints.is_empty()
+    }
+}
+
+impl Index {
+    fn add_all<'a>(&mut self, claims: impl IntoIterator<Item = (&'a RowKey, &'a EndpointClaim)>) {
         let (mut holders, mut younger) = (BTreeMap::<&Name, usize>::new(), Vec::new());
         // A node's own endpoint has a name for its rows in lists; users call it by address.
         for (key, claim) in claims.into_iter().filter(|(_key, claim)| !claim.router) {
-            let at = table.add(*key, claim);
+            let at = self.add(*key, claim);
             match holders.entry(&claim.name) {
                 Entry::Vacant(entry) => {
                     entry.insert(at);
                 }
                 Entry::Occupied(mut entry) => {
                     let other = *entry.get();
-                    let is_older = table.rank(at) < table.rank(other);
+                    let is_older = self.rank(at) < self.rank(other);
                     younger.push((&claim.name, if is_older { other } else { at }));
                     if is_older {
                         entry.insert(at);
@@ -106,27 +212,24 @@ impl NamesTable {
             }
         }
         for (name, at) in younger {
-            table.rename(name, at, holders.get(name).copied());
+            self.rename(name, at, holders.get(name).copied());
         }
         for (name, at) in holders {
-            let all = table.names.entry(name.as_str().into()).or_default();
+            let all = self.names.entry(name.as_str().into()).or_default();
             // Its name may stand among its aliases, too.
             if !all.contains(&at) {
                 all.push(at);
             }
         }
-        for (at, endpoint) in table.endpoints.iter().enumerate() {
+        for (at, endpoint) in self.endpoints.iter().enumerate() {
             let short = endpoint.key.endpoint.short().into_boxed_str();
-            table.names.entry(short).or_insert_with(|| vec![at]);
+            self.names.entry(short).or_insert_with(|| vec![at]);
         }
-        table
+        self.first_service = self.endpoints.len();
     }
 
-    /// The same with the services of the network. Where endpoints were given the name of one at the
-    /// same time, the older has it, and the other is found by its id.
-    #[must_use]
-    pub fn with_services(mut self, services: &[NamedService]) -> Self {
-        for NamedService { id, name, vips, created } in services {
+    fn add_services(&mut self, services: &[NamedService]) {
+        for NamedService { id, name, vips, created, .. } in services {
             let at = self.endpoints.len();
             let endpoint = EndpointId::from_random(*id.bytes());
             let key = RowKey { node: holder(*id), endpoint };
@@ -142,14 +245,13 @@ impl NamesTable {
             let (name, ips) = (name.clone(), vips.clone());
             self.endpoints.push(NamedEndpoint { key, name, ips, incarnation: *created });
         }
-        self.services = services.to_vec();
-        self
     }
 
-    /// The services, as they were given.
-    #[must_use]
-    pub fn services(&self) -> &[NamedService] {
-        &self.services
+    /// The name of this endpoint here, if nobody else has it.
+    fn own_name(&self, at: usize, key: RowKey) -> Option<&str> {
+        let endpoint = self.endpoints.get(at).filter(|endpoint| endpoint.key == key)?;
+        let name = endpoint.name.as_str();
+        (self.names.get(name)?.as_slice() == [at]).then_some(name)
     }
 
     /// As the data path decides about addresses: the smallest has it.
@@ -199,67 +301,5 @@ impl NamesTable {
         }
         self.endpoints.push(endpoint);
         at
-    }
-
-    /// What an endpoint is called: its name, or its short id where an older one has that.
-    #[must_use]
-    pub fn called(&self, id: EndpointId) -> Option<&Name> {
-        let endpoint = self.endpoints.iter().find(|endpoint| endpoint.key.endpoint == id);
-        endpoint.map(|endpoint| &endpoint.name)
-    }
-
-    /// The endpoints whose names older ones have.
-    #[must_use]
-    pub fn rivals(&self) -> &[Rival] {
-        &self.rivals
-    }
-
-    /// The network.
-    #[must_use]
-    pub const fn network(&self) -> NetworkId {
-        self.network
-    }
-
-    /// The network's name, under which its endpoints' names are found from everywhere.
-    #[must_use]
-    pub const fn domain(&self) -> &Name {
-        &self.domain
-    }
-
-    /// The network's subnets.
-    #[must_use]
-    pub fn subnets(&self) -> &[IpNet] {
-        &self.subnets
-    }
-
-    /// The endpoints that have this name, in lower case and without the network's.
-    #[must_use]
-    pub fn lookup(&self, name: &str) -> Option<Vec<&NamedEndpoint>> {
-        let holders = self.names.get(name)?;
-        Some(holders.iter().filter_map(|at| self.endpoints.get(*at)).collect())
-    }
-
-    /// The endpoint that has this address.
-    #[must_use]
-    pub fn at(&self, ip: IpAddr) -> Option<&NamedEndpoint> {
-        self.endpoints.get(*self.addresses.get(&ip)?)
-    }
-
-    /// Whether these addresses belong to the network, in use or not.
-    #[must_use]
-    pub fn contains(&self, prefix: &IpNet) -> bool {
-        self.subnets.iter().any(|subnet| subnet.contains(prefix))
-    }
-
-    /// How many endpoints have names.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.endpoints.len()
-    }
-
-    /// Whether nobody has a name.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.endpoints.is_empty()
     }
 }

@@ -54,7 +54,8 @@ pub struct Service {
     /// Who made it. Fixed.
     #[serde(rename = "by")]
     pub creator: NodeId,
-    /// Its addresses, at most one of an IP version. Fixed.
+    /// Its addresses, at most one of an IP version. Fixed. To one without, its name leads to its
+    /// backends themselves.
     #[serde(rename = "v")]
     pub vips: Vec<IpAddr>,
     /// Its ports.
@@ -94,8 +95,8 @@ impl Service {
         let numbers: BTreeSet<_> =
             self.ports.iter().map(|port| (port.protocol, port.port)).collect();
         let is_weight = |weight: &u8| *weight <= SERVICE_WEIGHT;
-        let fault = if self.vips.is_empty() || v4 > 1 || self.vips.len() - v4 > 1 {
-            "it has no address, or two of one IP version"
+        let fault = if v4 > 1 || self.vips.len() - v4 > 1 {
+            "it has two addresses of one IP version"
         } else if self.ports.len() > SERVICE_PORTS || numbers.len() != self.ports.len() {
             "it has too many ports, or one twice"
         } else if self.ports.iter().any(|port| port.port == 0 || port.backend_port == 0) {

@@ -193,9 +193,10 @@ fn an_alias_is_handed_over_without_a_failed_request() -> Result<()> {
     let (one, two) = (one?, two?);
     let webs = [Web::start(&one.netns)?, Web::start(&two.netns)?];
     let all = [&client, &one, &two];
-    let count = |at: &Plugged| Ok::<_, anyhow::Error>(found(&lab, at, "svc")?.split(' ').count());
+    let count =
+        |at: &Plugged| Ok::<_, anyhow::Error>(found(&lab, at, "tasks.svc")?.split(' ').count());
     wait_until("both have it", || Ok(count(&client)? == 2))?;
-    // curl tries each address of a name in turn, as programs do.
+    // Each time curl gets the address of one of them.
     let script = "until [ -e /run/over ]; do curl -sf -m 9 http://svc/ || echo failed $?; done";
     let said = tempfile::NamedTempFile::new()?;
     let mut requests = lab

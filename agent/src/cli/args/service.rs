@@ -6,7 +6,7 @@ use clap::{ArgGroup, Args, Subcommand};
 use vxmesh_proto::{addr::Name, limits::SERVICE_WEIGHT};
 
 use super::{label, reference};
-use crate::api::{Balancing, ServicePort};
+use crate::api::{Balancing, ServiceMode, ServicePort};
 
 /// Names and addresses that spread connections over endpoints.
 #[derive(Debug, Subcommand)]
@@ -48,12 +48,15 @@ pub(in crate::cli) struct ServiceCreate {
     /// Label of the endpoints that answer; one that has all of them does
     #[arg(long, value_name = "KEY=VALUE", group = "answers", value_parser = label)]
     pub(in crate::cli) selector: Vec<(String, String)>,
+    /// Where its name leads
+    #[arg(long, value_enum, default_value_t)]
+    pub(in crate::cli) mode: ServiceMode,
     /// Its address; once per IP version [default: chosen]
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     pub(in crate::cli) vip: Vec<IpAddr>,
-    /// How a backend is chosen for a new connection
-    #[arg(long, value_enum, default_value_t)]
-    pub(in crate::cli) lb: Balancing,
+    /// How a backend is chosen for a new connection [default: maglev]
+    #[arg(long, value_enum)]
+    pub(in crate::cli) lb: Option<Balancing>,
     /// How many new connections an endpoint gets beside the others; 0 to 100 [default: 1]
     #[arg(long, value_name = "ENDPOINT=N", value_parser = weight)]
     pub(in crate::cli) weight: Vec<(Name, u8)>,

@@ -85,7 +85,6 @@ fn what_a_service_cannot_be_is_refused() {
     let whole = service(1, "web", "10.1.0.9");
     let port = whole.ports[0].clone();
     for wrong in [
-        Service { vips: Vec::new(), ..whole.clone() },
         Service { vips: vec![whole.vips[0], "10.1.0.10".parse().unwrap()], ..whole.clone() },
         Service { ports: vec![port.clone(), port.clone()], ..whole.clone() },
         Service { ports: vec![ServicePort { port: 0, ..port }], ..whole.clone() },
@@ -94,6 +93,8 @@ fn what_a_service_cannot_be_is_refused() {
         let refused = draft(1, wrong.clone()).sign(&pair(1), mesh());
         assert!(matches!(refused, Err(Refused::Content(_))), "{wrong:?}: {refused:?}");
     }
+    let without = Service { vips: Vec::new(), ..whole.clone() };
+    assert!(draft(1, without).sign(&pair(1), mesh()).is_ok(), "its name leads to its backends");
     let unknown = Service { choice: Some("later".parse().unwrap()), ..whole };
     assert!(draft(1, unknown).sign(&pair(1), mesh()).is_ok(), "a later version may know it");
 }
