@@ -19,9 +19,13 @@ use crate::{
 };
 
 /// Unreachable, time exceeded, parameter problem (RFC 792).
-const ERRORS: [u8; 3] = [3, 11, 12];
+const ERRORS: [u8; 3] = [UNREACHABLE, 11, 12];
+const UNREACHABLE: u8 = 3;
+/// The code of an "unreachable" that is about the size (RFC 1191 section 4).
+const TOO_BIG: u8 = 4;
 /// Unreachable, too big, time exceeded, parameter problem (RFC 4443 section 3).
-const ERRORS_V6: [u8; 4] = [1, 2, 3, 4];
+const ERRORS_V6: [u8; 4] = [UNREACHABLE_V6, 2, 3, 4];
+const UNREACHABLE_V6: u8 = 1;
 /// Bytes of ICMP in front of the quote, and where its checksum is.
 const ICMP_LEN: usize = 8;
 const ICMP_CHECKSUM: usize = 2;
@@ -35,6 +39,8 @@ pub struct Quoted {
     pub source: SocketAddr,
     /// To whom.
     pub destination: SocketAddr,
+    /// Whether it did not come there: not that it was too large, or too long under way.
+    pub is_unreachable: bool,
     /// Where it begins in the frame.
     at: usize,
     /// Where its ports are.
@@ -50,6 +56,10 @@ impl Quoted {
         let kind = packet.get(ip.upper)?;
         let at = ip.upper + ICMP_LEN;
         let first = packet.get(at)?;
+        let is_unreachable = match ip.protocol {
+            ICMP => *kind == UNREACHABLE && *packet.get(ip.upper + 1)? != TOO_BIG,
+            _ => *kind == UNREACHABLE_V6,
+        };
         let (protocol, upper, ips) = match (ip.protocol, first >> 4) {
             (ICMP, 4) if ip.source.is_ipv4() && ERRORS.contains(kind) => {
                 let header = usize::from(first & 0x0f) * 4;
@@ -71,6 +81,7 @@ impl Quoted {
             protocol,
             source: SocketAddr::new(ips.0, be16(packet, upper)?),
             destination: SocketAddr::new(ips.1, be16(packet, upper + 2)?),
+            is_unreachable,
             at,
             upper,
         })

@@ -22,6 +22,7 @@ impl<P> Balancer<'_, P> {
         let found = if let Some(packet) = Packet::of(self.network(), frame) {
             let found = flows.find(&packet.tuple).filter(|found| found.sender == Sender::Backend);
             let Some(found) = found else { return Ok(()) };
+            self.observe(&found, packet.sign);
             if self.is_of_another(&found, &packet, frame)? {
                 return Ok(());
             }
@@ -50,6 +51,7 @@ impl<P> Balancer<'_, P> {
         let Some(found) = found.filter(|found| found.sender == Sender::Backend) else {
             return Ok(());
         };
+        self.observe_error(&found, &quoted);
         let (outer, inner) = self.error_rewrites(&found.flow, frame);
         frame.rewrite_error(&quoted, &outer, &inner)
     }
@@ -72,6 +74,7 @@ impl<P> Balancer<'_, P> {
         };
         let flow = &found.flow;
         if found.sender == Sender::Backend {
+            self.observe_error(&found, quoted);
             let (outer, inner) = self.error_rewrites(flow, frame);
             let to = self.local_client(flow)?;
             let outer =

@@ -3,17 +3,21 @@
 //! [`service`] is what the data path knows of a network's services, [`maglev`] says which backend a
 //! new flow gets, [`flows`] remembers it, and [`translate`] gives each frame its other end: on the
 //! way to the backend and on the way back ([`answers`]), both at the client's node. Backends see
-//! the client's own address, and its port unless it uses that for them, too ([`clash`]).
+//! the client's own address, and its port unless it uses that for them, too ([`clash`]). Those that
+//! answer nobody get no new flows ([`ejection`]).
 
 mod answers;
 mod clash;
+pub mod ejection;
 pub mod flows;
 mod maglev;
+mod observed;
 mod service;
 mod translate;
 
 use std::sync::atomic::AtomicU64;
 
+pub use observed::BackendPort;
 pub use service::{Backend, Choice, Port, Protocol, Service, ServiceSpec, Services};
 pub(crate) use translate::{Balancer, Way};
 

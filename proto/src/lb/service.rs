@@ -6,7 +6,7 @@
 //! is chosen by nobody, and one whose row changes needs no other service.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     hash::{BuildHasher, Hasher},
     net::{IpAddr, SocketAddr},
     sync::{
@@ -15,9 +15,14 @@ use std::{
     },
 };
 
-use super::{Flows, flows::Tuple, maglev::Maglev};
+use super::{
+    Flows,
+    flows::Tuple,
+    maglev::Maglev,
+    observed::{BackendPort, Observed},
+};
 use crate::{
-    addr::{EndpointId, ServiceId},
+    addr::{EndpointId, NodeId, ServiceId},
     limits::{SERVICE_BACKENDS, SERVICE_WEIGHT},
     reason::DropReason,
     tables::{RowKey, Seeded},
@@ -91,6 +96,9 @@ pub struct ServiceSpec {
     pub backends: Vec<Backend>,
     /// How one is chosen.
     pub choice: Choice,
+    /// Ports of backends that get no new flows while others do, in order
+    /// ([`Ejections::out`](super::ejection::Ejections::out)).
+    pub out: Vec<BackendPort>,
 }
 
 /// A service, ready to be asked.
@@ -100,6 +108,7 @@ pub struct Service {
     /// Where the backend of an endpoint is, in order.
     places: Box<[(EndpointId, u16)]>,
     maglev: Arc<Maglev>,
+    observed: Arc<Observed>,
     turns: Turns,
     /// How many flows were begun in turn; goes on from one snapshot to the next.
     turn: Arc<AtomicU64>,
@@ -114,6 +123,7 @@ impl Service {
         spec.backends.sort_unstable();
         spec.backends.dedup_by_key(|backend| backend.key);
         spec.backends.truncate(SERVICE_BACKENDS);
+        spec.out.sort_unstable();
         spec.backends.iter_mut().for_each(|it| it.weight = it.weight.min(SERVICE_WEIGHT));
         let weights = |spec: &ServiceSpec| -> Vec<(RowKey, u8)> {
             spec.backends.iter().map(|backend| (backend.key, backend.weight)).collect()
@@ -130,6 +140,7 @@ impl Service {
                 || Arc::new(Maglev::new(&weighted)),
                 |before| Arc::clone(&before.maglev),
             ),
+            observed: Observed::of(&spec, kept.map(|before| &before.observed)),
             turns: Turns::new(weighted.iter().map(|(_key, weight)| *weight)),
             turn: kept.map(|before| Arc::clone(&before.turn)).unwrap_or_default(),
             spec,
@@ -156,6 +167,24 @@ impl Service {
         let at = self.places.partition_point(|(other, _)| *other < endpoint);
         let (_, at) = self.places.get(at).filter(|(other, _)| *other == endpoint)?;
         self.spec.backends.get(usize::from(*at))
+    }
+
+    /// Whether it has a backend with this port.
+    pub(super) fn has(&self, of: &BackendPort) -> bool {
+        let has_port = |port: &Port| (port.protocol, port.backend_port) == (of.protocol, of.port);
+        self.backend(of.key.endpoint).is_some_and(|backend| backend.key == of.key)
+            && self.spec.ports.iter().any(has_port)
+    }
+
+    /// Whether a port of a backend gets new flows, as far as others could have them.
+    pub(super) fn takes_new(&self, backend: &Backend, (protocol, port): (Protocol, u16)) -> bool {
+        let of = BackendPort { key: backend.key, protocol, port };
+        backend.takes_new && self.spec.out.binary_search(&of).is_err()
+    }
+
+    /// What was seen of its backends.
+    pub(super) fn observed(&self) -> &Observed {
+        &self.observed
     }
 
     /// The backends that get new flows.
@@ -259,6 +288,7 @@ pub struct Services {
     steers_local: bool,
     services: Box<[Arc<Service>]>,
     backend_ports: Box<[(Protocol, u16)]>,
+    nodes: Box<[NodeId]>,
     by_vip: HashMap<IpAddr, usize, Seeded>,
 }
 
@@ -284,8 +314,18 @@ impl Services {
             ports.map(|port| (port.protocol, port.backend_port)).collect();
         backend_ports.sort_unstable();
         backend_ports.dedup();
-        let backend_ports = backend_ports.into();
-        Self { flows, version, is_settled, steers_local: false, services, backend_ports, by_vip }
+        let backends = services.iter().flat_map(|service| &service.spec.backends);
+        let nodes: BTreeSet<NodeId> = backends.map(|backend| backend.key.node).collect();
+        Self {
+            flows,
+            version,
+            is_settled,
+            steers_local: false,
+            services,
+            backend_ports: backend_ports.into(),
+            nodes: nodes.into_iter().collect(),
+            by_vip,
+        }
     }
 
     /// The same where the rules of the local bridge bring the answers of local backends here, or do
@@ -304,6 +344,11 @@ impl Services {
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.iter()
+    }
+
+    /// The nodes that have backends, in order.
+    pub(super) fn nodes(&self) -> &[NodeId] {
+        &self.nodes
     }
 
     /// The flows of all networks.
@@ -386,6 +431,7 @@ mod tests {
             ],
             backends: backends.collect(),
             choice,
+            out: Vec::new(),
         }
     }
 

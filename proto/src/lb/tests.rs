@@ -5,6 +5,7 @@
 //! fd00::c8.
 
 mod clash;
+mod ejected;
 mod fragments;
 mod life;
 mod local;
@@ -65,6 +66,7 @@ fn service(backends: impl IntoIterator<Item = u8>) -> ServiceSpec {
         ports: vec![tcp, Port { protocol: Protocol::Udp, ..tcp }],
         backends: backends.collect(),
         choice: Choice::Maglev,
+        out: Vec::new(),
     }
 }
 

@@ -27,11 +27,12 @@ use std::{
 
 use super::{
     flows::{Flow, Found, Fragmented, Refused, Sender, Sign, State, Tuple},
+    observed::BackendPort,
     service::{Backend, Protocol, Service, Services, other_port},
     service_mac, service_source_mac,
 };
 use crate::{
-    addr::{MacAddr, NetworkId},
+    addr::{EndpointId, MacAddr, NetworkId},
     frame::{Frame, Ip, Quoted, Rewrite},
     reason::DropReason,
     tables::{NetworkTable, Place, Row},
@@ -94,6 +95,11 @@ pub(super) fn fragmented(network: NetworkId, frame: &Frame<'_>) -> Option<Fragme
     Some(Fragmented { network, protocol, source, destination, id })
 }
 
+/// The port of a flow's backend.
+fn backend_port(flow: &Flow) -> Option<(Protocol, u16)> {
+    Some((Protocol::of_number(flow.protocol)?, flow.backend.port()))
+}
+
 /// The packets that answer the one which an error quotes: they go the way of the error.
 pub(super) const fn answered(network: NetworkId, quoted: &Quoted) -> Tuple {
     let Quoted { protocol, source, destination, .. } = *quoted;
@@ -143,16 +149,19 @@ impl<'t, P> Balancer<'t, P> {
 
     fn take_packet(&self, packet: &Packet, frame: &mut Frame<'_>) -> Result<Way, DropReason> {
         let (flows, destination) = (self.services.flows(), packet.tuple.destination.ip());
+        let (mut silent, mut is_new) = (None, false);
         for _ in 0..ATTEMPTS {
             let Some(found) = flows.find(&packet.tuple) else {
                 if let Some(service) = self.table.service_at(destination) {
-                    self.begin(service, packet)?;
+                    self.begin(service, packet, silent)?;
+                    is_new = true;
                 } else if !self.begin_direct(packet)? {
                     return self.take_unknown(destination, frame);
                 }
                 continue;
             };
             if found.sender == Sender::Backend {
+                self.observe(&found, packet.sign);
                 if self.is_of_another(&found, packet, frame)? {
                     return self.pass_on(destination, frame);
                 }
@@ -163,7 +172,11 @@ impl<'t, P> Balancer<'t, P> {
             let row = self.row_of(&found);
             let begins_anew = match packet.sign {
                 Sign::Syn if found.state >= State::Closing => true,
-                Sign::Syn if found.state == State::HalfOpen && self.is_left(&found.flow) => true,
+                // The client asks again, as nobody has answered: somebody else may.
+                Sign::Syn if found.state == State::HalfOpen && !is_new => {
+                    silent = Some(found.flow.endpoint);
+                    self.has_other(&found.flow)
+                }
                 // An unknown backend is not one that is gone; and without the service nobody else
                 // would answer.
                 Sign::Syn | Sign::Datagram if self.services.is_settled() => {
@@ -193,21 +206,39 @@ impl<'t, P> Balancer<'t, P> {
         }
     }
 
-    /// Begins the flow of a packet to a service.
-    fn begin(&self, service: &Service, packet: &Packet) -> Result<(), DropReason> {
+    /// Begins the flow of a packet to a service; not with the backend that is `silent`.
+    fn begin(
+        &self,
+        service: &Service,
+        packet: &Packet,
+        silent: Option<EndpointId>,
+    ) -> Result<(), DropReason> {
         let tuple = &packet.tuple;
         let protocol = Protocol::of_number(tuple.protocol);
-        let port = protocol.and_then(|it| service.backend_port(it, tuple.destination.port()));
-        let port = port.ok_or(DropReason::ServicePort)?;
+        let at = protocol.and_then(|protocol| {
+            Some((protocol, service.backend_port(protocol, tuple.destination.port())?))
+        });
+        let at = at.ok_or(DropReason::ServicePort)?;
         if tuple.protocol == TCP && packet.sign != Sign::Syn {
             return Err(DropReason::FlowUnknown);
         }
         let is_ipv4 = tuple.source.is_ipv4();
         let address = |backend: &Backend| self.address_of(backend, is_ipv4);
-        let chosen = service.choose(tuple, |backend| address(backend).is_some());
+        let is_there = |backend: &Backend| address(backend).is_some();
+        let is_well = |backend: &Backend| {
+            let is_silent = silent == Some(backend.key.endpoint);
+            !is_silent && service.takes_new(backend, at) && is_there(backend)
+        };
+        // Ejection is nothing to go by where it leaves nobody.
+        let chosen = service.choose(tuple, is_well).or_else(|| service.choose(tuple, is_there));
         let chosen = chosen.and_then(|backend| Some((backend, address(backend)?)));
         let (backend, ip) = chosen.ok_or_else(|| self.why_nobody(service))?;
         let asks_itself = self.table.row(&backend.key);
+        let (protocol, port) = at;
+        if protocol == Protocol::Tcp {
+            let to = BackendPort { key: backend.key, protocol, port };
+            service.observed().sent(&to, self.services.flows().millis(self.now));
+        }
         self.insert(Flow {
             network: tuple.network,
             protocol: tuple.protocol,
@@ -251,10 +282,10 @@ impl<'t, P> Balancer<'t, P> {
             let service = self.services.at(flow.vip.ip());
             let backend = service.and_then(|service| service.backend(flow.endpoint));
             let backend = backend.ok_or(DropReason::NoBackend)?;
-            // Datagrams leave who is about to go as soon as somebody else is there.
-            if flow.protocol != UDP || backend.takes_new {
+            // Datagrams leave who is about to go or silent as soon as somebody else is there.
+            if flow.protocol != UDP || self.stays(flow, backend) {
                 self.services.flows().compared(found, version);
-            } else if self.is_left(flow) {
+            } else if self.has_other(flow) {
                 return Err(DropReason::NoBackend);
             }
         }
@@ -263,12 +294,58 @@ impl<'t, P> Balancer<'t, P> {
         its.ok_or(DropReason::BackendUnknown)
     }
 
-    /// Whether the flow's backend gets no new flows now, and another does.
-    fn is_left(&self, flow: &Flow) -> bool {
-        let Some(service) = self.services.at(flow.vip.ip()) else { return false };
-        let stays = service.backend(flow.endpoint).is_none_or(|backend| backend.takes_new);
+    /// Whether the backend of a flow gets new ones, too.
+    fn stays(&self, flow: &Flow, backend: &Backend) -> bool {
+        let (service, at) = (self.services.at(flow.vip.ip()), backend_port(flow));
+        service.zip(at).is_none_or(|(service, at)| service.takes_new(backend, at))
+    }
+
+    /// Whether another backend than the flow's gets new flows.
+    fn has_other(&self, flow: &Flow) -> bool {
+        let Some((service, at)) = self.services.at(flow.vip.ip()).zip(backend_port(flow)) else {
+            return false;
+        };
         let is_ipv4 = flow.client.is_ipv4();
-        !stays && service.for_new_flows().any(|it| self.address_of(it, is_ipv4).is_some())
+        service.for_new_flows().any(|other| {
+            other.key.endpoint != flow.endpoint
+                && service.takes_new(other, at)
+                && self.address_of(other, is_ipv4).is_some()
+        })
+    }
+
+    /// Remembers what was seen of a backend of which nothing was heard in its flow before.
+    pub(super) fn observe(&self, found: &Found, sign: Sign) {
+        if found.state == State::HalfOpen
+            && let Some((service, by)) = self.port_of(&found.flow)
+        {
+            match sign {
+                Sign::Rst => service.observed().refused(&by),
+                _ => service.observed().answered(&by, self.services.flows().millis(self.now)),
+            }
+        }
+    }
+
+    /// The same for an ICMP error about a packet to it. Datagrams are accepted by nobody, so each
+    /// of them may be refused.
+    pub(super) fn observe_error(&self, found: &Found, quoted: &Quoted) {
+        let is_open = found.state == State::HalfOpen || found.flow.protocol == UDP;
+        if quoted.is_unreachable
+            && is_open
+            && let Some((service, by)) = self.port_of(&found.flow)
+        {
+            service.observed().refused(&by);
+        }
+    }
+
+    /// The service of a flow, and the port of its backend.
+    fn port_of(&self, flow: &Flow) -> Option<(&Service, BackendPort)> {
+        if flow.is_direct() {
+            return None;
+        }
+        let service = self.services.at(flow.vip.ip())?;
+        let (protocol, port) = backend_port(flow)?;
+        let key = service.backend(flow.endpoint)?.key;
+        Some((service, BackendPort { key, protocol, port }))
     }
 
     /// The address of this IP version at which a backend is reached.

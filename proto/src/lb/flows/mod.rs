@@ -26,7 +26,7 @@ use std::{
     hash::{BuildHasher, Hasher},
     net::IpAddr,
     sync::atomic::{Ordering, fence},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use entry::{EPOCH, FIXED, Key, NEXT};
@@ -250,6 +250,17 @@ impl<M: Memory> FlowTable<M> {
         let mut hasher = self.seed.build_hasher();
         key.words().into_iter().for_each(|word| hasher.write_u64(word));
         Slots::of(self.shape, hasher.finish())
+    }
+
+    /// A time on the table's clock, in milliseconds; never 0.
+    pub(super) fn millis(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(self.epoch).as_millis();
+        u64::try_from(since).unwrap_or(u64::MAX).saturating_add(1)
+    }
+
+    /// The time that [`millis`](Self::millis) gave; nothing for 0.
+    pub(super) fn instant(&self, millis: u64) -> Option<Instant> {
+        self.epoch.checked_add(Duration::from_millis(millis.checked_sub(1)?))
     }
 
     fn second(&self, now: Instant) -> u32 {

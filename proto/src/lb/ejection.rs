@@ -1,0 +1,288 @@
+//! Which backends get no new flows although nobody has said that they are gone: [`Ejections`]
+//! (passive ejection). Pure: it is told what was seen, and says whom to ask.
+//!
+//! ```text
+//! a SYN without an answer for 300 ms, a reset, an ICMP error -> ask the backend's node: can you connect?
+//! data to a node without an answer for 150 ms, or the above  -> ask the node for a sealed packet
+//!
+//! well -suspicion-> asked -fails-> out -1 s, 2 s, .. 30 s-> tried -fails-> out
+//!   ^-------------- answers ------------------------------------|
+//! ```
+//!
+//! What one client sees ejects nobody: an endpoint could send SYNs that it has a backend leave
+//! unanswered. A port is out when its own node cannot connect to it either, and a node when it
+//! leaves a question unanswered that every agent answers at once. Half of a service's backends are
+//! out at most. Connections that there are go on.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Services,
+    observed::BackendPort,
+    service::{Backend, ServiceSpec},
+};
+use crate::addr::{NetworkId, NodeId};
+
+/// How long a SYN may stay unanswered: a third of the time after which Linux sends it again.
+pub const SYN_UNANSWERED: Duration = Duration::from_millis(300);
+/// How long data to a node may stay unanswered before it is asked: three quarters of the time that
+/// Linux takes at least to send again, so that an idle backend is not what is seen.
+pub const DATA_UNANSWERED: Duration = Duration::from_millis(150);
+/// How long a question may take.
+pub const ANSWER: Duration = Duration::from_millis(150);
+/// Who answered is not asked again within this time.
+const QUIET: Duration = Duration::from_millis(300);
+/// An agent that was not looked after for this long does not know who was silent.
+const PAUSED: Duration = Duration::from_millis(100);
+/// When one that is out is tried again, first and at the longest.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// Questions under way.
+const ASKED_AT_ONCE: usize = 64;
+
+/// Who is asked, or judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// A node: whether it answers at all.
+    Node(NodeId),
+    /// A port of a backend: whether its node can connect to it.
+    Port(NetworkId, BackendPort),
+}
+
+/// What came of a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It answers.
+    Well,
+    /// It does not.
+    Fails,
+    /// Nobody said.
+    Unknown,
+}
+
+/// What is known of the way to a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerSight {
+    /// Since when data was sent without anything coming back.
+    pub unanswered: Option<Instant>,
+    /// When something authentic last came.
+    pub heard: Option<Instant>,
+}
+
+/// A change that concerns new flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ejection {
+    /// It gets none from now on.
+    Out(Subject),
+    /// It gets some again.
+    Back(Subject),
+}
+
+/// How it stands with one that was asked about.
+#[derive(Clone, Copy, Debug)]
+enum Standing {
+    /// It answered; it is not asked again before this time.
+    Well { until: Instant },
+    /// It is asked.
+    Asked { at: Instant },
+    /// It is out.
+    Out { since: Instant, tries: u32, at: Instant, is_asked: bool },
+}
+
+impl Standing {
+    const fn out(self) -> Option<Instant> {
+        match self {
+            Self::Out { since, .. } => Some(since),
+            Self::Well { .. } | Self::Asked { .. } => None,
+        }
+    }
+
+    const fn asked(self) -> Option<Instant> {
+        match self {
+            Self::Asked { at } | Self::Out { at, is_asked: true, .. } => Some(at),
+            Self::Well { .. } | Self::Out { .. } => None,
+        }
+    }
+}
+
+/// All that were asked about.
+#[derive(Debug, Default)]
+pub struct Ejections {
+    standings: BTreeMap<Subject, Standing>,
+    looked: Option<Instant>,
+    /// Since when it is known who was silent.
+    awake: Option<Instant>,
+    events: VecDeque<Ejection>,
+}
+
+impl Ejections {
+    /// Looks at what was seen, and says whom to ask; [`handle_answer`](Self::handle_answer) is then
+    /// due within [`ANSWER`]. To be called every few dozen milliseconds while there are flows.
+    pub fn look<'s>(
+        &mut self,
+        now: Instant,
+        services: &[(NetworkId, &'s Services)],
+        peer: impl Fn(NodeId) -> PeerSight,
+    ) -> Vec<Subject> {
+        let paused = self.looked.is_none_or(|at| now.saturating_duration_since(at) > PAUSED);
+        self.looked = Some(now);
+        let awake = match self.awake {
+            Some(awake) if !paused => awake,
+            _ => *self.awake.insert(now),
+        };
+        self.forget(services);
+        let since = |at: Instant| now.saturating_duration_since(at.max(awake));
+        let mut asked = BTreeSet::new();
+        for (network, of) in services {
+            let sights = of.iter().flat_map(|service| service.observed().sights());
+            for sight in sights {
+                let [unanswered, answered] =
+                    [sight.unanswered, sight.answered].map(|ms| of.flows().instant(ms));
+                let is_suspect =
+                    sight.refused || unanswered.is_some_and(|at| since(at) >= SYN_UNANSWERED);
+                let subject = Subject::Port(*network, sight.of);
+                if self.is_to_be_asked(subject, now, is_suspect, answered) {
+                    asked.extend([subject, Subject::Node(sight.of.key.node)]);
+                }
+            }
+            for node in of.nodes() {
+                let PeerSight { unanswered, heard } = peer(*node);
+                let is_suspect = unanswered.is_some_and(|at| since(at) >= DATA_UNANSWERED);
+                let subject = Subject::Node(*node);
+                if self.is_to_be_asked(subject, now, is_suspect, heard) {
+                    asked.insert(subject);
+                }
+            }
+        }
+        asked.retain(|subject| self.ask(*subject, now));
+        asked.into_iter().collect()
+    }
+
+    /// What came of a question.
+    pub fn handle_answer(&mut self, now: Instant, subject: Subject, answer: Answer) {
+        let Some(standing) = self.standings.get_mut(&subject) else { return };
+        let Some(asked) = standing.asked() else { return };
+        // Whoever did not run did not hear either.
+        let is_deaf = self.awake.is_none_or(|awake| awake > asked);
+        let answer = if is_deaf && answer == Answer::Fails { Answer::Unknown } else { answer };
+        let before = *standing;
+        *standing = match (answer, before) {
+            (Answer::Well, _)
+            | (Answer::Unknown, Standing::Well { .. } | Standing::Asked { .. }) => {
+                Standing::Well { until: now + QUIET }
+            }
+            (Answer::Fails | Answer::Unknown, Standing::Out { since, tries, .. }) => {
+                let tries = tries.saturating_add(1);
+                Standing::Out { since, tries, at: now + retry(tries), is_asked: false }
+            }
+            (Answer::Fails, Standing::Well { .. } | Standing::Asked { .. }) => {
+                Standing::Out { since: now, tries: 0, at: now + retry(0), is_asked: false }
+            }
+        };
+        match (before.out(), standing.out()) {
+            (None, Some(_)) => self.events.push_back(Ejection::Out(subject)),
+            (Some(_), None) => self.events.push_back(Ejection::Back(subject)),
+            _ => {}
+        }
+    }
+
+    /// The next change. After one, [`out`](Self::out) says something else than before.
+    pub fn poll_event(&mut self) -> Option<Ejection> {
+        self.events.pop_front()
+    }
+
+    /// Whether one is out.
+    #[must_use]
+    pub fn is_out(&self, subject: Subject) -> bool {
+        self.standings.get(&subject).is_some_and(|standing| standing.out().is_some())
+    }
+
+    /// The ports that get no new flows of a service, in order.
+    #[must_use]
+    pub fn out(&self, network: NetworkId, spec: &ServiceSpec) -> Vec<BackendPort> {
+        if self.standings.is_empty() {
+            return Vec::new();
+        }
+        let candidates: Vec<&Backend> =
+            spec.backends.iter().filter(|it| it.takes_new && it.weight > 0).collect();
+        let since = |of: &BackendPort| {
+            let subjects = [Subject::Node(of.key.node), Subject::Port(network, *of)];
+            let standings = subjects.into_iter().filter_map(|it| self.standings.get(&it)?.out());
+            standings.min()
+        };
+        let mut out = BTreeSet::new();
+        for port in &spec.ports {
+            let of = candidates.iter().map(|backend| BackendPort {
+                key: backend.key,
+                protocol: port.protocol,
+                port: port.backend_port,
+            });
+            let mut failed: Vec<_> = of.filter_map(|of| Some((since(&of)?, of))).collect();
+            failed.sort_unstable();
+            failed.truncate(candidates.len() / 2);
+            out.extend(failed.into_iter().map(|(_, of)| of));
+        }
+        out.into_iter().collect()
+    }
+
+    /// Forgets who is of no service any more.
+    fn forget(&mut self, services: &[(NetworkId, &Services)]) {
+        if self.standings.is_empty() {
+            return;
+        }
+        let of = |network: &NetworkId| services.iter().find(|(other, _)| other == network);
+        self.standings.retain(|subject, _| match subject {
+            Subject::Node(node) => services.iter().any(|(_, of)| of.nodes().contains(node)),
+            Subject::Port(network, port) => {
+                of(network).is_some_and(|(_, of)| of.iter().any(|service| service.has(port)))
+            }
+        });
+    }
+
+    /// Whether it is time to ask about one; not if it was heard since it is out.
+    fn is_to_be_asked(
+        &mut self,
+        subject: Subject,
+        now: Instant,
+        is_suspect: bool,
+        heard: Option<Instant>,
+    ) -> bool {
+        match self.standings.get(&subject).copied() {
+            None => is_suspect,
+            Some(Standing::Well { until }) => is_suspect && until <= now,
+            Some(Standing::Asked { .. } | Standing::Out { is_asked: true, .. }) => false,
+            Some(Standing::Out { since, .. }) if heard.is_some_and(|at| at > since) => {
+                self.standings.remove(&subject);
+                self.events.push_back(Ejection::Back(subject));
+                false
+            }
+            Some(Standing::Out { at, .. }) => at <= now,
+        }
+    }
+
+    /// Notes that one is asked; false if it is already, or answered a moment ago, or if too many
+    /// are.
+    fn ask(&mut self, subject: Subject, now: Instant) -> bool {
+        let under_way = self.standings.values().filter(|it| it.asked().is_some()).count();
+        if under_way >= ASKED_AT_ONCE {
+            return false;
+        }
+        let asked = match self.standings.get(&subject).copied() {
+            None => Standing::Asked { at: now },
+            Some(Standing::Well { until }) if until <= now => Standing::Asked { at: now },
+            Some(Standing::Out { since, tries, at, is_asked: false }) if at <= now => {
+                Standing::Out { since, tries, at: now, is_asked: true }
+            }
+            Some(_) => return false,
+        };
+        self.standings.insert(subject, asked);
+        true
+    }
+}
+
+fn retry(tries: u32) -> Duration {
+    let (first, longest) = RETRY;
+    first.saturating_mul(1u32.checked_shl(tries.min(8)).unwrap_or(u32::MAX)).min(longest)
+}
