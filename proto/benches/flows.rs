@@ -189,6 +189,7 @@ fn make_a_service(bencher: Bencher<'_, '_>, count: u16) {
         ports: Vec::new(),
         backends: backends.collect(),
         choice: Choice::Maglev,
+        out: Vec::new(),
     };
     bencher.bench_local(|| Service::new(black_box(spec.clone()), None));
 }

@@ -169,6 +169,17 @@ pub enum Request {
         /// Who says whether it hears that.
         to: NodeId,
     },
+    /// Asks the node of a service's backend whether it can connect to a port of it.
+    CheckBackend {
+        /// The network.
+        network: NetworkId,
+        /// The backend.
+        endpoint: EndpointId,
+        /// TCP or UDP, by its number (IANA).
+        protocol: u8,
+        /// The port.
+        port: u16,
+    },
     /// An issuer gives the CA's key to a node that shall issue certificates, too; answered when it
     /// is on disk.
     GrantIssuer {
@@ -229,6 +240,11 @@ pub enum Response {
     Heard {
         /// Whether it does.
         heard: bool,
+    },
+    /// What came of the attempt to connect to a backend.
+    BackendChecked {
+        /// Whether it accepts; nothing if that cannot be told.
+        accepts: Option<bool>,
     },
     /// Rows of the admin API's `map ls`.
     Map {

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use vxmesh_proto::{
     addr::NodeId,
     control::{Refusal, RefusalCode, Request, Response},
+    session::Probe,
 };
 
 use super::{
@@ -98,7 +99,7 @@ impl Mesh {
     /// Sends to a node's data port again and again.
     async fn send_on(&self, node: NodeId) {
         loop {
-            self.plane.probe(node).await;
+            self.plane.probe(node, Probe::Keepalive).await;
             tokio::time::sleep(AGAIN).await;
         }
     }

@@ -1,7 +1,7 @@
 //! Networks on this host: the namespace, the TAP and its worker, from a network's first endpoint
 //! here to its last.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use ipnet::IpNet;
 use tracing::{info, warn};
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     api::ApiError,
-    netlink::overlay::{Overlay, OverlaySpec},
+    netlink::overlay::{Overlay, OverlaySpec, path_of},
     reconcile::{
         admit::Claims,
         tables::{gateway_mac, updates},
@@ -65,6 +65,11 @@ impl Mesh {
         }
         let gone = || failed("the network's namespace is gone", "try again");
         hosted.overlays.get(&id).ok_or_else(gone)
+    }
+
+    /// Where the namespace of a network is, if it is here.
+    pub(crate) fn netns_of(&self, id: NetworkId) -> PathBuf {
+        path_of(&self.run_dir(), id)
     }
 
     /// The same, held by nobody yet: the namespace with its TAP and worker.

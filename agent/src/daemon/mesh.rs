@@ -61,7 +61,7 @@ use crate::{
     netlink::{self, losses::Losses},
     objects::{Objects, PublishError, unix_ms},
     reconcile::{addresses::Addresses, admit::Claims},
-    services::Services,
+    services::{self, Services},
     store::{Store, StoreError, Table},
 };
 
@@ -96,17 +96,17 @@ pub(crate) struct Mesh {
     pub(super) rows: Rows,
     pub(crate) objects: Arc<Objects>,
     pub(super) ca: Arc<Ca>,
-    pub(super) plane: Dataplane,
+    pub(crate) plane: Dataplane,
     /// What the TAPs of this host can do, if that could be found out.
     pub(super) grants: Option<Grants>,
-    pub(super) peers: Peers,
+    pub(crate) peers: Peers,
     pub(crate) addresses: Addresses,
-    pub(super) services: Services,
+    pub(crate) services: Services,
     pub(super) local_networks: LocalNetworks,
     pub(super) own_addrs: ArcSwap<Vec<IpAddr>>,
     /// The other members that hold the CA's key, as their certificates say.
     pub(super) issuing: ArcSwap<BTreeSet<NodeId>>,
-    pub(super) control: OnceLock<Control>,
+    pub(crate) control: OnceLock<Control>,
     pub(super) gossip: OnceLock<Gossip>,
     /// Where nodes were reached before their own claims were known.
     pub(super) addrs: Mutex<BTreeMap<NodeId, SocketAddr>>,
@@ -246,6 +246,7 @@ impl Mesh {
         self.reconcile().await;
         self.name_sandboxes();
         tokio::spawn(Arc::clone(self).watch());
+        tokio::spawn(services::watch(Arc::clone(self), self.stop.subscribe()));
         let task = tokio::spawn(Arc::clone(self).keep());
         *lock(&self.task) = Some(task);
         Ok(())
@@ -403,7 +404,7 @@ impl Mesh {
     }
 
     /// Has the keeper look at everything soon.
-    pub(super) fn kick(&self) {
+    pub(crate) fn kick(&self) {
         self.kick.notify_one();
     }
 

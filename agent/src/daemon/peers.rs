@@ -85,7 +85,7 @@ struct Known {
 
 /// The peers of the data path.
 #[derive(Default)]
-pub(super) struct Peers {
+pub(crate) struct Peers {
     known: Mutex<BTreeMap<NodeId, Known>>,
 }
 
@@ -97,7 +97,7 @@ impl std::fmt::Debug for Peers {
 
 impl Peers {
     /// The handle of a peer.
-    pub(super) fn get(&self, node: NodeId) -> Option<Arc<Peer>> {
+    pub(crate) fn get(&self, node: NodeId) -> Option<Arc<Peer>> {
         self.lock().get(&node).map(|known| Arc::clone(&known.peer))
     }
 

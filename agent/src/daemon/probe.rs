@@ -19,6 +19,7 @@ use tracing::{info, warn};
 use vxmesh_proto::{
     addr::NodeId,
     control::{Request, Response},
+    session::Probe,
 };
 
 use super::{
@@ -96,7 +97,7 @@ impl Mesh {
             let mut again = Instant::now();
             while !heard() {
                 if again <= Instant::now() {
-                    self.plane.probe(node).await;
+                    self.plane.probe(node, Probe::Keepalive).await;
                     again = Instant::now() + AGAIN;
                 }
                 tokio::time::sleep(LOOK).await;
@@ -104,7 +105,7 @@ impl Mesh {
         };
         let heard = tokio::time::timeout(PASSES, waited).await.is_ok();
         // It may not have sent before this node had heard of it.
-        self.plane.probe(node).await;
+        self.plane.probe(node, Probe::Keepalive).await;
         heard
     }
 
@@ -227,7 +228,7 @@ impl Mesh {
         let mesh = Arc::clone(self);
         tokio::spawn(async move {
             for node in quiet {
-                mesh.plane.probe(node).await;
+                mesh.plane.probe(node, Probe::Keepalive).await;
             }
         });
     }

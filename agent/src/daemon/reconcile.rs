@@ -287,6 +287,16 @@ impl Mesh {
         self.gossip.get().map(|gossip| self.believed(gossip, network)).unwrap_or_default()
     }
 
+    /// What the data path has of each network here that has services.
+    pub(crate) fn tables_with_services(&self) -> Vec<Arc<Table>> {
+        let locals = lock(&self.locals);
+        let tables = locals.values().filter_map(|local| match &local.table {
+            LocalTable::Sealed(table) => Some(Arc::clone(table)),
+            LocalTable::Plain(_) => None,
+        });
+        tables.filter(|table| table.services().is_some()).collect()
+    }
+
     /// Forgets unbelieved claims that were withdrawn, so that nobody can grow the list of them
     /// (I5).
     fn forget_refused(&self, gossip: &Gossip) {

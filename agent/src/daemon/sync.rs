@@ -13,6 +13,7 @@ use vxmesh_proto::{
     addr::{NetworkId, NodeId},
     control::{Push, Refusal, RefusalCode, Request, Response},
     ipam::{Need, Transfer, Withheld},
+    lb::Protocol,
     limits::OBJECT_BATCH_LEN,
     object::{self, Comparison, Content, Draft, ObjectSet},
     record::SignedRecord,
@@ -213,6 +214,13 @@ impl Mesh {
             }
             Request::Probe { ports } => Ok(self.probed(caller, ports).await),
             Request::Hears { from: about, to } => self.heard(from, about, to).await,
+            Request::CheckBackend { network, endpoint, protocol, port } => {
+                let accepts = match Protocol::of_number(protocol) {
+                    Some(it) => self.services.check(self, network, endpoint, (it, port)).await,
+                    None => None,
+                };
+                Ok(Response::BackendChecked { accepts })
+            }
             Request::GrantIssuer { key } => {
                 self.granted(from, zeroize::Zeroizing::new(key.0)).await.map(|()| Response::Done)
             }

@@ -37,7 +37,7 @@ impl Mesh {
     }
 
     /// A node's name, or its id while nobody told it.
-    pub(super) fn node_name(&self, node: NodeId) -> String {
+    pub(crate) fn node_name(&self, node: NodeId) -> String {
         let rows = self.node_list();
         rows.iter()
             .find(|row| row.id == node)

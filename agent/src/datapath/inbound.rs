@@ -29,8 +29,8 @@ use vxmesh_proto::{
     path::{InboundVerdict, Judged, Step, Watch, answer},
     reason::DropReason,
     session::{
-        Keypair, Peer,
-        wire::{DataHeader, FLAG_AGGREGATE, FLAG_CONTROL, HEADER_LEN, Kind},
+        Keypair, Peer, Probe,
+        wire::{DataHeader, FLAG_AGGREGATE, FLAG_CONTROL, HEADER_LEN, Kind, asks_for_echo},
     },
     wire::{aggregate, aggregate::Overlong, vxlan},
 };
@@ -227,7 +227,12 @@ impl Taker<'_> {
             want(self.shared, peer);
         }
         match opened.flags {
-            _ if !is_data => {}
+            _ if !is_data => {
+                if asks_for_echo(opened.payload) {
+                    let answer = SessionInput::Probe(peer.id(), Probe::Keepalive);
+                    self.shared.to_sessions(answer);
+                }
+            }
             flags if flags & FLAG_AGGREGATE != 0 => self.packets(peer, arena, payload),
             _ => self.packet(peer, arena, payload),
         }

@@ -60,7 +60,9 @@ use vxmesh_proto::{
     frame::{Frame, Segments, ecn::Ecn, vnet},
     path::{Watch, announce::Announcement},
     reason::DropReason,
-    session::{Config, Entropy, IndexTable, NoEntropy, Peer, PeerConfig, Sessions, SetPeerError},
+    session::{
+        Config, Entropy, IndexTable, NoEntropy, Peer, PeerConfig, Probe, Sessions, SetPeerError,
+    },
 };
 
 use self::{
@@ -336,9 +338,9 @@ impl Dataplane {
         self.tell(SessionInput::Moved).await;
     }
 
-    /// Sends a peer a keepalive, or begins a handshake where there is no key.
-    pub async fn probe(&self, node: NodeId) {
-        self.tell(SessionInput::Probe(node)).await;
+    /// Sends a peer something that shows whether packets pass; a handshake where there is no key.
+    pub async fn probe(&self, node: NodeId, probe: Probe) {
+        self.tell(SessionInput::Probe(node, probe)).await;
     }
 
     /// Control inputs are not lost when the queue is full: they wait, off the threads of the

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 use vxmesh_proto::{
     addr::NodeId,
-    session::{Peer, PeerConfig, SessionEvent, Sessions, SetPeerError},
+    session::{Peer, PeerConfig, Probe, SessionEvent, Sessions, SetPeerError},
 };
 
 use super::{Shared, drops::DropKey};
@@ -33,8 +33,8 @@ pub(super) enum SessionInput {
     Datagram { from: SocketAddr, bytes: Vec<u8> },
     /// A worker has frames for this node and no key, or the key wants to be renewed.
     Wanted(NodeId),
-    /// Something is to be sent to this node that shows whether packets pass.
-    Probe(NodeId),
+    /// This is to be sent to this node.
+    Probe(NodeId, Probe),
     /// The first data message came under the key with this index.
     Confirmed(u32),
     /// This node is a peer, with these keys and addresses.
@@ -78,7 +78,7 @@ fn handle(sessions: &mut Sessions, input: SessionInput, shared: &Shared) {
             }
         }
         SessionInput::Wanted(node) => sessions.handle_wanted(now, node),
-        SessionInput::Probe(node) => sessions.handle_probe(now, node),
+        SessionInput::Probe(node, probe) => sessions.handle_probe(now, node, probe),
         SessionInput::Confirmed(index) => sessions.handle_confirmed(now, index),
         // Who asked may have gone away, which changes nothing here.
         SessionInput::SetPeer(config, answer) => drop(answer.send(sessions.set_peer(now, config))),

@@ -580,7 +580,7 @@ impl Overlay {
 }
 
 /// Where the namespace of a network is.
-fn path_of(run_dir: &Path, id: NetworkId) -> PathBuf {
+pub fn path_of(run_dir: &Path, id: NetworkId) -> PathBuf {
     run_dir.join("netns").join(id.short())
 }
 

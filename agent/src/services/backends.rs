@@ -37,6 +37,7 @@ pub(crate) fn specs(
             ports: ports(service),
             backends: all_backends(service, claims, away),
             choice: choice(service),
+            out: Vec::new(),
         })
     });
     specs.collect()

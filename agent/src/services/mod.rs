@@ -6,8 +6,10 @@
 
 mod backends;
 mod control;
+mod ejection;
 mod error;
 mod flows;
+mod reach;
 
 use std::{
     fs, io,
@@ -19,17 +21,22 @@ use std::{
     time::Instant,
 };
 
+use tokio::sync::Semaphore;
 use tracing::{error, warn};
 use vxmesh_proto::{
-    lb::{self, Flows, ServiceSpec},
+    lb::{self, Flows, ServiceSpec, ejection::Ejections},
     tables::{NetworkTable, TableUpdate},
 };
 
 pub(crate) use self::{
     backends::specs,
     control::{check_names, named},
+    ejection::watch,
     error::ServiceError,
 };
+
+/// Questions of other nodes about backends that are answered at once.
+const ANSWERS: usize = 64;
 
 /// The flows of this process: one table, made with the first service and never unmapped.
 static FLOWS: Mutex<Option<Arc<Flows>>> = Mutex::new(None);
@@ -42,12 +49,21 @@ pub(crate) struct Services {
     versions: AtomicU64,
     /// Where the flows are.
     file: PathBuf,
+    /// Which backends get no new flows by what was seen of them.
+    ejections: Mutex<Ejections>,
+    /// How many questions of other nodes are answered at once.
+    answers: Semaphore,
 }
 
 impl Services {
     /// None yet. What connections they have outlives the agent in this directory.
     pub(crate) fn new(run_dir: &Path) -> Self {
-        Self { versions: AtomicU64::new(rand::random()), file: flows::path(run_dir) }
+        Self {
+            versions: AtomicU64::new(rand::random()),
+            file: flows::path(run_dir),
+            ejections: Mutex::default(),
+            answers: Semaphore::new(ANSWERS),
+        }
     }
 
     /// What brings the services of a network's snapshot in step with these, if anything. They are
@@ -72,7 +88,15 @@ impl Services {
             }
             None => Arc::new(lb::Service::new(spec, None)),
         };
-        let services: Vec<_> = specs.into_iter().map(service).collect();
+        let network = table.spec().id;
+        let services: Vec<_> = {
+            let ejections = lock(&self.ejections);
+            let with_out = |spec: ServiceSpec| {
+                let out = ejections.out(network, &spec);
+                ServiceSpec { out, ..spec }
+            };
+            specs.into_iter().map(with_out).map(service).collect()
+        };
         let is_same = |before: &lb::Services| {
             let same = |(old, new): (&Arc<lb::Service>, &Arc<lb::Service>)| Arc::ptr_eq(old, new);
             (before.is_settled(), before.steers_local()) == (is_settled, steers)
@@ -89,7 +113,7 @@ impl Services {
     }
 
     fn flows(&self) -> Option<Arc<Flows>> {
-        let mut flows = lock();
+        let mut flows = lock(&FLOWS);
         if flows.is_none() {
             *flows = flows::open(&self.file).map(Arc::new);
         }
@@ -102,7 +126,7 @@ impl Services {
     /// Leaves nothing on the host.
     pub(crate) fn forget(&self) {
         // The next mesh has a file of its own.
-        *lock() = None;
+        *lock(&FLOWS) = None;
         match fs::remove_file(&self.file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 warn!(%error, file = %self.file.display(), "the file of flows stays; remove it");
@@ -113,13 +137,13 @@ impl Services {
 
     /// Forgets flows that were not used for long. Called once a second.
     pub(crate) fn sweep() {
-        let flows = lock().clone();
+        let flows = lock(&FLOWS).clone();
         if let Some(flows) = flows {
             flows.sweep(Instant::now());
         }
     }
 }
 
-fn lock() -> MutexGuard<'static, Option<Arc<Flows>>> {
-    FLOWS.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,7 +4,7 @@
 //! new flow gets, [`flows`] remembers it, and [`translate`] gives each frame its other end: on the
 //! way to the backend and on the way back ([`answers`]), both at the client's node. Backends see
 //! the client's own address, and its port unless it uses that for them, too ([`clash`]). Those that
-//! answer nobody get no new flows ([`ejection`]).
+//! answer nobody get no new ones ([`ejection`]).
 
 mod answers;
 mod clash;

@@ -170,7 +170,8 @@ impl Service {
     }
 
     /// Whether it has a backend with this port.
-    pub(super) fn has(&self, of: &BackendPort) -> bool {
+    #[must_use]
+    pub fn has(&self, of: &BackendPort) -> bool {
         let has_port = |port: &Port| (port.protocol, port.backend_port) == (of.protocol, of.port);
         self.backend(of.key.endpoint).is_some_and(|backend| backend.key == of.key)
             && self.spec.ports.iter().any(has_port)

@@ -197,7 +197,7 @@ impl Sessions {
         self.established(id);
         // The responder may send only after it has received on the key.
         if !self.flush(now, id) {
-            self.keepalive(now, id);
+            self.keepalive(now, id, &[]);
         }
         self.reschedule(now, id);
         Ok(())
@@ -245,11 +245,11 @@ impl Sessions {
     }
 
     /// Tells the peer that we are there and hold the key.
-    pub(super) fn keepalive(&mut self, now: Instant, id: NodeId) {
+    pub(super) fn keepalive(&mut self, now: Instant, id: NodeId, tlvs: &[u8]) {
         let Some(key) = self.entries.get(&id).and_then(|entry| entry.peer.sender(now)) else {
             return;
         };
-        if let Err(reason) = self.send(now, &key, FLAG_CONTROL, &[]) {
+        if let Err(reason) = self.send(now, &key, FLAG_CONTROL, tlvs) {
             self.report_dropped(id, reason, 1);
         }
     }

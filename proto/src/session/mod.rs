@@ -38,6 +38,7 @@ pub use self::{
     replay::{COUNTERS, ReplayWindow, Replayed, WINDOW},
     sessions::{Config, PeerConfig, SessionEvent, Sessions, SetPeerError, Transmit},
     table::IndexTable,
+    timers::Probe,
 };
 
 /// The initiator of a key asks for the next one when it sends after this time.

@@ -10,8 +10,20 @@ use super::{
     ERASE_AFTER, KEEPALIVE, MAX_TRIES, PROBE_AGAIN, REJECT_AFTER, REKEY_TIMEOUT,
     entry::{Attempt, Entry},
     sessions::{SessionEvent, Sessions},
+    wire::TLV_ECHO,
 };
 use crate::{addr::NodeId, reason::DropReason};
+
+/// What a peer is sent, to see whether packets pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// What it need not answer.
+    Keepalive,
+    /// What it answers at once by a keepalive, unless its version is older.
+    Echo,
+    /// A handshake, which every version answers.
+    Handshake,
+}
 
 impl Sessions {
     /// A worker found no usable key, or one that is due to be replaced.
@@ -25,16 +37,19 @@ impl Sessions {
     }
 
     /// Sends a peer something that it can tell to be ours, whether or not anybody has frames for
-    /// it: a keepalive, or an initiation where there is no key, in the place of one that has waited
-    /// for [`PROBE_AGAIN`]. Nothing is sent to a peer without an address.
-    pub fn handle_probe(&mut self, now: Instant, id: NodeId) {
+    /// it. Where there is no key that is an initiation, in the place of one that has waited for
+    /// [`PROBE_AGAIN`]. Nothing is sent to a peer without an address.
+    pub fn handle_probe(&mut self, now: Instant, id: NodeId, probe: Probe) {
         self.promote(now, id);
         let Some(entry) = self.entries.get(&id) else { return };
         let waits = |attempt: &Attempt| now.saturating_duration_since(attempt.begun) < PROBE_AGAIN;
-        if entry.peer.sender(now).is_some() {
-            self.keepalive(now, id);
-        } else if entry.peer.addr().is_some() && !entry.attempt.as_ref().is_some_and(waits) {
-            self.begin(now, id);
+        let has_key = entry.peer.sender(now).is_some();
+        let is_free = entry.peer.addr().is_some() && !entry.attempt.as_ref().is_some_and(waits);
+        match probe {
+            Probe::Keepalive if has_key => self.keepalive(now, id, &[]),
+            Probe::Echo if has_key => self.keepalive(now, id, &[TLV_ECHO, 0]),
+            _ if is_free => self.begin(now, id),
+            _ => {}
         }
         self.reschedule(now, id);
     }
@@ -119,7 +134,7 @@ impl Sessions {
             self.begin_if_wanted(now, id);
         }
         if unacknowledged {
-            self.keepalive(now, id);
+            self.keepalive(now, id, &[]);
         }
     }
 

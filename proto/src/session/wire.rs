@@ -29,6 +29,8 @@ pub const SEAL_OVERHEAD: usize = HEADER_LEN + TAG_LEN;
 
 /// Data flag: the payload is a list of TLVs between the agents; an empty one is a keepalive.
 pub const FLAG_CONTROL: u16 = 1;
+/// TLV (type u8, length u8, value): its sender asks for a keepalive, at once. It has no value.
+pub const TLV_ECHO: u8 = 1;
 /// Data flag: the payload is a list of packets ([`crate::wire::aggregate`]), not one.
 pub const FLAG_AGGREGATE: u16 = 2;
 /// Data flag: the frame is one of a flow that sends little, which may overtake others. A hint: a
@@ -53,6 +55,21 @@ pub const RESPONSE_LEN: usize = RESPONSE_HEADER + NOISE_2 + MACS_LEN;
 pub const COOKIE_LEN: usize = 6 + 24 + 16 + TAG_LEN;
 
 const _: () = assert!(RESPONSE_LEN <= INIT_LEN && COOKIE_LEN <= RESPONSE_LEN);
+
+/// Whether a control payload asks for an answer. TLVs of other types are left out; after one that
+/// is cut off there is nothing.
+#[must_use]
+pub fn asks_for_echo(mut payload: &[u8]) -> bool {
+    while let [kind, len, rest @ ..] = payload
+        && let Some(next) = rest.get(usize::from(*len)..)
+    {
+        if *kind == TLV_ECHO {
+            return true;
+        }
+        payload = next;
+    }
+    false
+}
 
 /// What a datagram claims to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -265,6 +282,22 @@ mod tests {
     #[test]
     fn lengths_are_those_of_the_document() {
         assert_eq!((INIT_LEN, RESPONSE_LEN, COOKIE_LEN, SEAL_OVERHEAD), (157, 90, 62, 32));
+    }
+
+    #[test]
+    fn an_echo_is_found_behind_what_is_not_known() {
+        for (payload, asks) in [
+            (&[][..], false),
+            (&[TLV_ECHO, 0], true),
+            (&[TLV_ECHO, 1, 0], true),
+            (&[9, 2, 1, 0, TLV_ECHO, 0], true),
+            (&[9, 2, TLV_ECHO, 0], false),
+            (&[9, 3, TLV_ECHO, 0], false),
+            (&[TLV_ECHO], false),
+            (&[TLV_ECHO, 1], false),
+        ] {
+            assert_eq!(asks_for_echo(payload), asks, "{payload:?}");
+        }
     }
 
     #[test]

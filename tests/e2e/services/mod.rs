@@ -1,5 +1,6 @@
 //! Services: a VIP whose connections are spread over sandboxes on other hosts.
 
+mod deaths;
 mod life;
 mod local;
 mod restart;

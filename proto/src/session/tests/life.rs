@@ -464,7 +464,7 @@ fn a_probe_is_heard_with_and_without_a_key_and_only_where_it_passes() {
     let mut world = World::new(2, Link::GOOD, 1);
     let probe = |world: &mut World, from: usize, to: usize| {
         let now = world.now;
-        world.nodes[from].sessions.handle_probe(now, id(to));
+        world.nodes[from].sessions.handle_probe(now, id(to), Probe::Keepalive);
         world.collect(from);
     };
     let heard = |world: &World, at: usize, from: usize, since| {
@@ -482,6 +482,13 @@ fn a_probe_is_heard_with_and_without_a_key_and_only_where_it_passes() {
     world.run(Duration::from_millis(5));
     assert!(heard(&world, 0, 1, later) && !heard(&world, 1, 0, later));
     assert!(world.received(0).is_empty() && world.received(1).is_empty());
+    // A handshake, which is answered although there is a key.
+    let later = world.now;
+    let now = world.now;
+    world.nodes[0].sessions.handle_probe(now, id(1), Probe::Handshake);
+    world.collect(0);
+    world.run(Duration::from_millis(5));
+    assert!(heard(&world, 0, 1, later) && heard(&world, 1, 0, later));
     // Nothing passes: nobody hears.
     world.link.loss = 1000;
     world.run(SECOND);
