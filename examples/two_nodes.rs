@@ -75,6 +75,8 @@ impl Node {
             control: vec![control.local_addr()],
             vteps: Vec::new(),
             aes: false,
+            drained: None,
+            zone: None,
         };
         node.control.set(control).map_err(|_second| anyhow!("control starts once"))?;
         let config = GossipConfig {
@@ -235,6 +237,7 @@ async fn meet(dirs: [PathBuf; 2]) -> Result<()> {
         incarnation: 1,
         labels: BTreeMap::new(),
         router: false,
+        health: BTreeMap::new(),
     };
     let key = Key::Endpoint(claim.id);
     let record = alice.gossip()?.publish(&Claim::Endpoint(claim))?;

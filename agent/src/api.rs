@@ -37,7 +37,8 @@ pub use self::sandbox::{
     SandboxStarted,
 };
 pub use self::service::{
-    Balancing, Service, ServiceBackend, ServiceMode, ServicePort, ServiceSpec, ServiceUpdate,
+    Balancing, HealthWord, Preference, Service, ServiceBackend, ServiceCheck, ServiceMode,
+    ServicePort, ServiceSpec, ServiceUpdate,
 };
 pub use self::{driver::Driver, mode::Mode};
 
@@ -180,6 +181,12 @@ pub struct Node {
     /// Whether it holds the mesh's CA key.
     #[serde(default)]
     pub issuer: bool,
+    /// Whether the backends of services on it get no new connections.
+    #[serde(default)]
+    pub drained: bool,
+    /// The zone that it is in.
+    #[serde(default)]
+    pub zone: Option<Name>,
 }
 
 impl Node {

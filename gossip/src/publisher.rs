@@ -154,7 +154,14 @@ mod tests {
 
     fn node(name: &str) -> Claim {
         let name: Name = name.parse().unwrap();
-        Claim::Node(NodeClaim { name, control: Vec::new(), vteps: Vec::new(), aes: false })
+        Claim::Node(NodeClaim {
+            name,
+            control: Vec::new(),
+            vteps: Vec::new(),
+            aes: false,
+            drained: None,
+            zone: None,
+        })
     }
 
     fn old(key: Key, stamp: (u64, u64), claim: &Claim) -> Record {

@@ -35,6 +35,7 @@ fn endpoint(node: u8, index: u8) -> Claim {
         incarnation: 1,
         labels: Default::default(),
         router: false,
+        health: std::collections::BTreeMap::new(),
     })
 }
 
@@ -44,6 +45,8 @@ fn claims(node: u8) -> Vec<Claim> {
         control: vec![([192, 0, 2, node], 7760).into()],
         vteps: vec![([192, 0, 2, node], 7761).into()],
         aes: true,
+        drained: None,
+        zone: None,
     });
     std::iter::once(own).chain((0..5).map(|index| endpoint(node, index))).collect()
 }

@@ -276,6 +276,8 @@ async fn a_node_whose_state_was_forged_starts_a_new_life() {
         control: Vec::new(),
         vteps: Vec::new(),
         aes: false,
+        drained: None,
+        zone: None,
     };
     let (gossip, mut sent) = victim(vec![Claim::Node(claim)]).await;
     let own = |generation, max_version| DigestEntry {

@@ -181,7 +181,7 @@ fn make_a_service(bencher: Bencher<'_, '_>, count: u16) {
         (id[0], id[1]) = (high, low);
         let node = NodeId::of_public_key(&[low]);
         let key = RowKey { node, endpoint: EndpointId::from_random(id) };
-        Backend { key, weight: 1, takes_new: true }
+        Backend { key, weight: 1, takes_new: true, is_near: true }
     });
     let spec = ServiceSpec {
         id: ServiceId::from_random([5; 16]),

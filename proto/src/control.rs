@@ -180,6 +180,15 @@ pub enum Request {
         /// The port.
         port: u16,
     },
+    /// Has a node change what it says of itself to services.
+    ChangePlace {
+        /// Whether its backends get no new flows; as it is otherwise.
+        #[serde(default)]
+        drain: Option<bool>,
+        /// The zone that it is in; none if empty, as it is otherwise.
+        #[serde(default)]
+        zone: Option<String>,
+    },
     /// An issuer gives the CA's key to a node that shall issue certificates, too; answered when it
     /// is on disk.
     GrantIssuer {

@@ -97,6 +97,9 @@ pub const CLAIM_ADDRESSES: usize = 4;
 /// Other names of one endpoint: more do not fit into [`RECORD_LEN`].
 pub const CLAIM_NAMES: usize = 8;
 
+/// Services whose checks one claim tells of.
+pub const CLAIM_CHECKS: usize = 16;
+
 /// Longest signed mesh object: a network of 800 nodes whose two pools are split among all of them.
 pub const OBJECT_LEN: usize = 128 * 1024;
 /// Mesh objects in all: 4096 networks, 800 members, and the address blocks that they gave each

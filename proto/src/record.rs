@@ -31,7 +31,7 @@ use thiserror::Error;
 
 use crate::{
     addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId},
-    limits::{CLAIM_ADDRESSES, CLAIM_NAMES, RECORD_LEN},
+    limits::{CLAIM_ADDRESSES, CLAIM_CHECKS, CLAIM_NAMES, RECORD_LEN},
 };
 
 const DOMAIN: &[u8] = b"vxmesh record 1\0";
@@ -135,6 +135,13 @@ pub struct NodeClaim {
     /// Whether it has AES in hardware.
     #[serde(rename = "x", default)]
     pub aes: bool,
+    /// Until when the connections of its backends may go on, in Unix milliseconds, if these get no
+    /// new ones.
+    #[serde(rename = "d", default, skip_serializing_if = "Option::is_none")]
+    pub drained: Option<u64>,
+    /// The zone that it is in.
+    #[serde(rename = "z", default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<Name>,
 }
 
 /// What a node says of one of its endpoints.
@@ -168,6 +175,12 @@ pub struct EndpointClaim {
     /// to another.
     #[serde(rename = "r", default, skip_serializing_if = "std::ops::Not::not")]
     pub router: bool,
+    /// Services, by the beginning of their ids ([`ServiceId::short`]), whose check it passed last,
+    /// or did not pass.
+    ///
+    /// [`ServiceId::short`]: crate::addr::ServiceId::short
+    #[serde(rename = "h", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub health: BTreeMap<String, bool>,
 }
 
 /// What a record says.
@@ -200,6 +213,7 @@ impl Claim {
             Self::Endpoint(endpoint) => {
                 endpoint.ips.len() <= CLAIM_ADDRESSES
                     && endpoint.aliases.len() <= CLAIM_NAMES
+                    && endpoint.health.len() <= CLAIM_CHECKS
                     && endpoint.mac.is_unicast()
             }
             Self::Gone => true,
@@ -480,6 +494,7 @@ mod tests {
             incarnation: 7,
             labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
             router: false,
+            health: BTreeMap::new(),
         }
     }
 
@@ -495,6 +510,8 @@ mod tests {
             control: vec!["192.0.2.1:7760".parse().unwrap()],
             vteps: vec!["[2001:db8::1]:7761".parse().unwrap()],
             aes: true,
+            drained: None,
+            zone: None,
         };
         for claim in [Claim::Node(node), Claim::Endpoint(endpoint(1, &[])), Claim::Gone] {
             let pair = pair(1);

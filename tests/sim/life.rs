@@ -196,6 +196,8 @@ impl Life {
             control: vec![self.addr],
             vteps: vec![self.addr],
             aes: false,
+            drained: None,
+            zone: None,
         };
         self.say(time, Key::Node, &Claim::Node(node));
         for claim in claims {

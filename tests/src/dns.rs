@@ -44,6 +44,7 @@ pub fn names(count: u16) -> NamesTable {
             incarnation: 1,
             labels: BTreeMap::new(),
             router: false,
+            health: BTreeMap::new(),
         };
         Some((RowKey { node: NodeId::of_public_key(&[high]), endpoint }, claim))
     };

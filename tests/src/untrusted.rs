@@ -203,6 +203,8 @@ fn samples() -> Samples {
         control: Vec::new(),
         vteps: Vec::new(),
         aes: true,
+        drained: None,
+        zone: None,
     };
     let stamp = Stamp { incarnation: 7, seq: 1 };
     let record = SignedRecord::sign(&pair, mesh, Key::Node, stamp, &Claim::Node(node));

@@ -10,9 +10,9 @@ use async_trait::async_trait;
 use super::resolve;
 use crate::api::{
     Address, AddressPool, ApiError, AttachSpec, Connection, Diagnosis, DnsQuery, DnsRecord,
-    DropRow, Endpoint, EndpointSpec, ExtendSpec, InitSpec, JoinSpec, LeaveSpec, Location,
-    MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec, NetworkUpdate, Node,
-    NodeSpec, Peer, Sandbox, SandboxEnded, SandboxSpec, SandboxStarted, Service, ServiceSpec,
+    DropRow, Endpoint, EndpointSpec, ExtendSpec, HealthWord, InitSpec, JoinSpec, LeaveSpec,
+    Location, MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec, NetworkUpdate,
+    Node, NodeSpec, Peer, Sandbox, SandboxEnded, SandboxSpec, SandboxStarted, Service, ServiceSpec,
     ServiceUpdate, Status, Token, TokenCreated, TokenSpec,
 };
 use crate::identity::backup::Backup;
@@ -93,6 +93,8 @@ pub trait Backend: Send + Sync + 'static {
         reference: &str,
         update: ServiceUpdate,
     ) -> Result<Service, ApiError>;
+    /// `service health`: somebody's word about a backend of this node.
+    async fn service_health(&self, reference: &str, word: HealthWord) -> Result<Service, ApiError>;
     /// `service rm`
     async fn service_rm(&self, reference: &str) -> Result<Service, ApiError>;
 

@@ -11,6 +11,7 @@
 //! | `GET`, `POST /v1/networks`; `GET`, `DELETE /v1/networks/REF` | `NetworkSpec` | `Network` |
 //! | `GET`, `POST /v1/services`; `GET`, `DELETE /v1/services/REF` | `ServiceSpec` | `Service` |
 //! | `PATCH /v1/services/REF` | `ServiceUpdate` | `Service` |
+//! | `POST /v1/services/REF/health` | `HealthWord` | `Service` |
 //! | `GET`, `POST /v1/endpoints`; `GET`, `DELETE /v1/endpoints/REF` | `AttachSpec` | `Endpoint` |
 //! | `PATCH /v1/endpoints/REF` | `EndpointSpec` | `Endpoint` |
 //! | `GET`, `POST /v1/sandboxes`; `GET`, `DELETE /v1/sandboxes/REF` | `SandboxSpec` | `Sandbox` |

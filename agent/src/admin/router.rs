@@ -19,8 +19,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::Backend;
 use crate::api::{
     Address, ApiError, AttachSpec, Connection, DnsQuery, DnsRecord, EndpointSpec, ErrorBody,
-    ErrorCode, ExtendSpec, InitSpec, JoinSpec, LeaveSpec, Location, NetworkSpec, NetworkUpdate,
-    NodeSpec, SandboxEnded, SandboxSpec, SandboxStarted, ServiceSpec, ServiceUpdate, TokenSpec,
+    ErrorCode, ExtendSpec, HealthWord, InitSpec, JoinSpec, LeaveSpec, Location, NetworkSpec,
+    NetworkUpdate, NodeSpec, SandboxEnded, SandboxSpec, SandboxStarted, ServiceSpec, ServiceUpdate,
+    TokenSpec,
 };
 
 /// Largest request body. The largest request has a few dozen addresses and labels; 1 MiB is far
@@ -124,9 +125,13 @@ fn services() -> Router<Arc<dyn Backend>> {
     let rm = async |State(agent): Agent, Ref(service): Ref| {
         to_the_end(async move { agent.service_rm(&service).await }).await
     };
+    let health = async |State(agent): Agent, Ref(service): Ref, Spec(word): Spec<HealthWord>| {
+        to_the_end(async move { agent.service_health(&service, word).await }).await
+    };
     Router::new()
         .route("/v1/services", get(list).post(create))
         .route("/v1/services/{reference}", get(one).patch(update).delete(rm))
+        .route("/v1/services/{reference}/health", post(health))
 }
 
 fn sandboxes() -> Router<Arc<dyn Backend>> {

@@ -46,12 +46,18 @@ pub struct LeaveSpec {
 }
 
 /// `vxmesh node update`.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeSpec {
     /// Whether it shall hold the mesh's CA key; as it is otherwise.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer: Option<bool>,
+    /// Whether the backends of services on it get no new connections; as it is otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<bool>,
+    /// The zone that it is in; in none if it is empty, as it is otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
 }
 
 /// A node that holds the mesh's CA key.

@@ -117,6 +117,49 @@ pub enum ServiceMode {
     Dnsrr,
 }
 
+/// Which backends a node prefers, as long as one of them works.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preference {
+    /// None: all are equal
+    #[default]
+    Any,
+    /// Those on the client's node
+    Node,
+    /// Those on nodes of the client's zone (`vxmesh node update --label zone=NAME`)
+    Zone,
+}
+
+impl Preference {
+    /// The word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Any => "any",
+            Self::Node => "node",
+            Self::Zone => "zone",
+        }
+    }
+}
+
+/// How the nodes of backends see whether these work: at the service's first TCP port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceCheck {
+    /// Path of an HTTP request, which is answered with a status from 200 to 399; a connection is
+    /// enough without.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// From one check to the next, in milliseconds.
+    pub interval_ms: u64,
+    /// How long one may take, in milliseconds.
+    pub timeout_ms: u64,
+    /// How many in a row bring a backend back.
+    pub rise: u8,
+    /// How many in a row take it out.
+    pub fall: u8,
+}
+
 /// `vxmesh service ls|inspect`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
@@ -138,6 +181,15 @@ pub struct Service {
     /// How a backend is chosen; by whoever looks it up where it has no address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lb: Option<String>,
+    /// Which backends a node prefers.
+    #[serde(default)]
+    pub prefer: String,
+    /// How backends are checked.
+    #[serde(default)]
+    pub check: Option<ServiceCheck>,
+    /// How long the connections of a drained backend may go on, in milliseconds.
+    #[serde(default)]
+    pub drain_ms: u64,
     /// Labels of endpoints that answer for it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub selector: BTreeMap<String, String>,
@@ -156,7 +208,11 @@ pub struct Service {
 pub struct ServiceBackend {
     /// The endpoint's name.
     pub name: Name,
-    /// `ready`, or `missing`: no endpoint of this name is up.
+    /// `ready`; `unchecked`: it has not passed its check yet; `failing`: its check, or `vxmesh
+    /// service health`, says that it does not work; `silent`: this node gets no answer from it;
+    /// `draining`: it keeps the connections that it has for a while; `drained`; or `missing`: no
+    /// endpoint of this name is up. All but those that are ready get no new connections, as long as
+    /// others are there.
     pub state: String,
     /// Whose it is.
     pub node: Option<NodeId>,
@@ -194,6 +250,15 @@ pub struct ServiceSpec {
     /// How many new connections endpoints get, where it is not one share.
     #[serde(default)]
     pub weights: BTreeMap<Name, u8>,
+    /// Which backends a node prefers.
+    #[serde(default)]
+    pub prefer: Preference,
+    /// How backends are checked.
+    #[serde(default)]
+    pub check: Option<ServiceCheck>,
+    /// How long the connections of a drained backend may go on, in milliseconds.
+    #[serde(default)]
+    pub drain_ms: Option<u64>,
 }
 
 /// `vxmesh service update`: what is not named stays.
@@ -212,6 +277,32 @@ pub struct ServiceUpdate {
     pub weights: BTreeMap<Name, u8>,
     /// How a backend is chosen.
     pub lb: Option<Balancing>,
+    /// Which backends a node prefers.
+    pub prefer: Option<Preference>,
+    /// How backends are checked.
+    pub check: Option<ServiceCheck>,
+    /// Backends are not checked any more.
+    pub no_check: bool,
+    /// How long the connections of a drained backend may go on, in milliseconds.
+    pub drain_ms: Option<u64>,
+    /// Backends that get no new connections from now on.
+    pub drain: BTreeSet<Name>,
+    /// Backends that get some again.
+    pub undrain: BTreeSet<Name>,
+}
+
+/// `vxmesh service health`: somebody's word about a backend of this node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HealthWord {
+    /// The backend.
+    pub backend: Name,
+    /// Whether it works.
+    pub up: bool,
+    /// For how long this stands, in milliseconds; until something else is said, or its agent
+    /// starts anew, without.
+    #[serde(default)]
+    pub ttl_ms: Option<u64>,
 }
 
 #[cfg(test)]

@@ -5,8 +5,9 @@ use serde::de::DeserializeOwned;
 use super::{
     Outcome,
     args::{
-        Ask, Attach, Connect, Dns, Endpoint, Ipam, Locate, Look, Map, Network, NetworkCreate, Node,
-        Sandbox, Service, ServiceChange, ServiceCreate, Token,
+        Ask, Attach, Connect, Dns, Endpoint, Health, Ipam, Locate, Look, Map, Network,
+        NetworkCreate, Node, Sandbox, Service, ServiceChange, ServiceCreate, Token, Working,
+        millis,
     },
     client::{Client, segment},
     logs,
@@ -15,8 +16,8 @@ use super::{
     words::Words,
 };
 use crate::api::{
-    self, ApiError, AttachSpec, Connection, EndpointSpec, ErrorCode, ExtendSpec, LeaveSpec,
-    NetworkSpec, NetworkUpdate, NodeSpec, ServiceSpec, ServiceUpdate, TokenSpec,
+    self, ApiError, AttachSpec, Connection, EndpointSpec, ErrorCode, ExtendSpec, HealthWord,
+    LeaveSpec, NetworkSpec, NetworkUpdate, NodeSpec, ServiceSpec, ServiceUpdate, TokenSpec,
 };
 
 /// Makes the call and prints its answer.
@@ -89,10 +90,13 @@ impl Call<'_> {
                 self.output.list(&nodes, &Words::default())
             }
             Node::Inspect { node } => self.inspect::<api::Node>(&path("nodes", &node)).await,
-            Node::Update { node, issuer } => {
-                let spec = NodeSpec { issuer: Some(issuer) };
-                let node: api::Node = self.client.patch(path("nodes", &node), &spec).await?;
-                self.output.done(&node, node.name.as_str())
+            Node::Update { node, issuer, label } => {
+                let spec = NodeSpec { issuer, zone: label, drain: None };
+                self.node_update(&node, &spec).await
+            }
+            Node::Drain { node, undo } => {
+                let spec = NodeSpec { drain: Some(!undo), ..NodeSpec::default() };
+                self.node_update(&node, &spec).await
             }
             Node::Rm { node, force } => {
                 let gone: api::Node =
@@ -175,6 +179,23 @@ impl Call<'_> {
                 let service: api::Service =
                     self.client.patch(&path, &service_update(*change)).await?;
                 self.warn(&service.warnings);
+                self.output.done(&service, service.name.as_str())
+            }
+            Service::Drain { service, backend, undo } => {
+                let names = [backend].into();
+                let update = match undo {
+                    false => ServiceUpdate { drain: names, ..ServiceUpdate::default() },
+                    true => ServiceUpdate { undrain: names, ..ServiceUpdate::default() },
+                };
+                let path = path("services", &service);
+                let service: api::Service = self.client.patch(&path, &update).await?;
+                self.output.done(&service, service.name.as_str())
+            }
+            Service::Health { service, backend, state, ttl } => {
+                let path = format!("{}/health", path("services", &service));
+                let up = state == Working::Up;
+                let word = HealthWord { backend, up, ttl_ms: ttl.map(millis) };
+                let service: api::Service = self.client.post(&path, &word).await?;
                 self.output.done(&service, service.name.as_str())
             }
             Service::Ls => self.list::<api::Service>("/v1/services").await,
@@ -288,6 +309,11 @@ impl Call<'_> {
         self.output.list(&items, &Words::learn(self.client, self.output).await)
     }
 
+    async fn node_update(&self, node: &str, spec: &NodeSpec) -> Result<(), ApiError> {
+        let node: api::Node = self.client.patch(path("nodes", node), spec).await?;
+        self.output.done(&node, node.name.as_str())
+    }
+
     async fn inspect<T: DeserializeOwned + serde::Serialize>(
         &self,
         path: &str,
@@ -337,6 +363,9 @@ fn service_spec(create: ServiceCreate) -> ServiceSpec {
         vips: create.vip,
         lb: create.lb,
         weights: create.weight.into_iter().collect(),
+        prefer: create.prefer,
+        check: create.health.and_then(|health| health.check(&create.checks)),
+        drain_ms: create.drain.map(millis),
     }
 }
 
@@ -348,6 +377,11 @@ fn service_update(change: ServiceChange) -> ServiceUpdate {
         remove_backends: change.rm_backend.into_iter().collect(),
         weights: change.weight.into_iter().collect(),
         lb: change.lb,
+        prefer: change.prefer,
+        no_check: change.health == Some(Health::None),
+        check: change.health.and_then(|health| health.check(&change.checks)),
+        drain_ms: change.drain.map(millis),
+        ..ServiceUpdate::default()
     }
 }
 

@@ -20,8 +20,8 @@ use crate::{
     admin::{Backend, resolve},
     api::{
         Address, AddressPool, ApiError, AttachSpec, Connection, Diagnosis, DnsQuery, DnsRecord,
-        DropRow, Endpoint, EndpointSpec, ErrorCode, ExtendSpec, InitSpec, JoinSpec, LeaveSpec,
-        Location, MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec,
+        DropRow, Endpoint, EndpointSpec, ErrorCode, ExtendSpec, HealthWord, InitSpec, JoinSpec,
+        LeaveSpec, Location, MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec,
         NetworkUpdate, Node, NodeSpec, Peer, Sandbox, SandboxEnded, SandboxSpec, SandboxStarted,
         Service, ServiceSpec, ServiceUpdate, Status, Token, TokenCreated, TokenSpec,
     },
@@ -235,6 +235,7 @@ impl Mesh {
         note_left(&self.store, self.me).map_err(store_failed)?;
         rollback::forget(&self.config.run_dir);
         self.services.forget();
+        crate::services::Services::forget_place(&self.store).map_err(store_failed)?;
         identity::forget(&self.config.data_dir).map_err(ApiError::from)?;
         Ok(warnings)
     }
@@ -405,10 +406,14 @@ impl Backend for Agent {
     }
 
     async fn node_update(&self, reference: &str, spec: NodeSpec) -> Result<Node, ApiError> {
-        match spec.issuer {
-            Some(issuer) => self.mesh().await?.set_issuer(reference, issuer).await,
-            None => self.node(reference).await,
+        let mesh = self.mesh().await?;
+        if let Some(issuer) = spec.issuer {
+            mesh.set_issuer(reference, issuer).await?;
         }
+        if spec.drain.is_some() || spec.zone.is_some() {
+            mesh.services.update_node(&mesh, reference, (spec.drain, spec.zone)).await?;
+        }
+        self.node(reference).await
     }
 
     async fn peers(&self) -> Result<Vec<Peer>, ApiError> {
@@ -469,6 +474,11 @@ impl Backend for Agent {
     ) -> Result<Service, ApiError> {
         let mesh = self.mesh().await?;
         Ok(mesh.services.update(&mesh, reference, &update).await?)
+    }
+
+    async fn service_health(&self, reference: &str, word: HealthWord) -> Result<Service, ApiError> {
+        let mesh = self.mesh().await?;
+        Ok(mesh.services.word(&mesh, reference, &word)?)
     }
 
     async fn service_rm(&self, reference: &str) -> Result<Service, ApiError> {

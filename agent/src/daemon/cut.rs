@@ -184,6 +184,8 @@ mod tests {
             state: "alive".to_owned(),
             is_self: false,
             issuer: false,
+            drained: false,
+            zone: None,
         };
         for (here, there, health, found, hint) in [
             (true, Some(false), Health::Fail, "h2 does not hear this node (UDP 7760", "on h2: "),

@@ -76,6 +76,7 @@ impl Stored {
             incarnation: self.incarnation,
             labels: self.labels.clone(),
             router: false,
+            health: BTreeMap::new(),
         }
     }
 
@@ -313,6 +314,7 @@ impl Mesh {
         let Some(gossip) = self.gossip.get() else {
             return Err(failed("the agent is starting", "try again"));
         };
+        let claim = &self.with_health(claim);
         let record = gossip.publish(claim).map_err(|error| {
             ApiError::new(ErrorCode::Usage, error.to_string(), "nothing was changed")
         })?;
@@ -327,10 +329,22 @@ impl Mesh {
         let (Some(gossip), Claim::Endpoint(endpoint)) = (self.gossip.get(), claim) else {
             return false;
         };
+        let claim = self.with_health(claim);
         gossip.with_directory(|directory| {
             let said = directory.get(self.me, Key::Endpoint(endpoint.id));
-            said.is_some_and(|said| said.record.claim() == claim)
+            said.is_some_and(|said| *said.record.claim() == claim)
         })
+    }
+
+    /// The claim with what is known of the endpoint's health, which is in no store.
+    fn with_health(&self, claim: &Claim) -> Claim {
+        match claim.clone() {
+            Claim::Endpoint(endpoint) => {
+                let health = self.services.health_of(endpoint.id);
+                Claim::Endpoint(EndpointClaim { health, ..endpoint })
+            }
+            other => other,
+        }
     }
 
     /// Takes back a half-made endpoint; the error that caused it is told, others are logged.

@@ -76,6 +76,7 @@ impl Node {
             incarnation: self.incarnation,
             labels: BTreeMap::new(),
             router: true,
+            health: BTreeMap::new(),
         })
     }
 }

@@ -61,7 +61,7 @@ use crate::{
     netlink::{self, losses::Losses},
     objects::{Objects, PublishError, unix_ms},
     reconcile::{addresses::Addresses, admit::Claims},
-    services::{self, Services},
+    services::{self, NodePlace, Services},
     store::{Store, StoreError, Table},
 };
 
@@ -92,7 +92,7 @@ pub(crate) struct Mesh {
     pub(super) credentials: Arc<Credentials>,
     pub(crate) me: NodeId,
     pub(super) incarnation: u64,
-    pub(super) store: Arc<Store>,
+    pub(crate) store: Arc<Store>,
     pub(super) rows: Rows,
     pub(crate) objects: Arc<Objects>,
     pub(super) ca: Arc<Ca>,
@@ -107,7 +107,7 @@ pub(crate) struct Mesh {
     /// The other members that hold the CA's key, as their certificates say.
     pub(super) issuing: ArcSwap<BTreeSet<NodeId>>,
     pub(crate) control: OnceLock<Control>,
-    pub(super) gossip: OnceLock<Gossip>,
+    pub(crate) gossip: OnceLock<Gossip>,
     /// Where nodes were reached before their own claims were known.
     pub(super) addrs: Mutex<BTreeMap<NodeId, SocketAddr>>,
     /// Networks with a TAP here. Written by [`Self::reconcile`] and by attaching and detaching.
@@ -247,6 +247,7 @@ impl Mesh {
         self.name_sandboxes();
         tokio::spawn(Arc::clone(self).watch());
         tokio::spawn(services::watch(Arc::clone(self), self.stop.subscribe()));
+        tokio::spawn(services::check(Arc::clone(self), self.stop.subscribe()));
         let task = tokio::spawn(Arc::clone(self).keep());
         *lock(&self.task) = Some(task);
         Ok(())
@@ -272,6 +273,7 @@ impl Mesh {
         if own_addrs.is_empty() {
             warn!("this host has no address that others can reach; give one with --advertise");
         }
+        let services = Services::new(&config.run_dir, &store).map_err(store_failed)?;
         Ok(Self {
             me,
             incarnation,
@@ -283,7 +285,7 @@ impl Mesh {
             grants,
             peers: Peers::default(),
             addresses: Addresses::new(me),
-            services: Services::new(&config.run_dir),
+            services,
             local_networks: LocalNetworks::default(),
             own_addrs: ArcSwap::from_pointee(own_addrs),
             issuing: ArcSwap::default(),
@@ -368,13 +370,16 @@ impl Mesh {
         Ok(claims)
     }
 
-    pub(super) fn node_claim(&self) -> NodeClaim {
+    pub(crate) fn node_claim(&self) -> NodeClaim {
         let at = |port: u16| self.own_addrs().iter().map(|ip| SocketAddr::new(*ip, port)).collect();
+        let NodePlace { drained, zone } = self.services.place();
         NodeClaim {
             name: self.config.name.clone(),
             control: at(self.config.control_port),
             vteps: at(self.config.data_port),
             aes: identity::has_aes(),
+            drained,
+            zone,
         }
     }
 

@@ -79,12 +79,9 @@ impl Mesh {
     fn names_of(&self, gossip: &Gossip, id: NetworkId, domain: &Name) -> NamesTable {
         let claims =
             if self.is_local(id) { self.local_claims(id) } else { self.believed(gossip, id) };
-        let holds = |node, ip| self.addresses.holds(id, node, ip);
         let away = self.away(id);
-        let services = self.objects.read(|set| {
-            let specs = services::specs(set, id, (&claims, &away), holds);
-            services::named(set, id, &specs, (&claims, &away))
-        });
+        let specs = self.services_of(id, (&claims, &away));
+        let services = self.objects.read(|set| services::named(set, id, &specs, (&claims, &away)));
         NamesTable::new(id, domain.clone(), Vec::new(), &claims).with_services(&services)
     }
 

@@ -17,7 +17,7 @@ use vxmesh_proto::{
     lb::ServiceSpec,
     object::{self, ObjectSet},
     path::announce::touched,
-    record::{Claim, Key, NodeClaim},
+    record::{Claim, EndpointClaim, Key, NodeClaim},
     tables::{NetworkTable, RowKey, TableUpdate},
 };
 
@@ -28,14 +28,26 @@ use super::{
 };
 use crate::{
     datapath::port::Table,
+    objects::unix_ms,
     reconcile::{
         addresses::Elsewhere,
         admit::{Claims, away, believed, claimed_elsewhere},
         tables::{respecified, spec_of, updates},
     },
-    services,
+    services::{self, Seen},
     store::Table as StoreTable,
 };
+
+/// Whether the claims differ in nothing that names are made of.
+fn is_same_but_health(before: &Claims, after: &Claims) -> bool {
+    let is_same = |(one, other): (&EndpointClaim, &EndpointClaim)| {
+        one == other || {
+            let health = other.health.clone();
+            EndpointClaim { health, ..one.clone() } == *other
+        }
+    };
+    before.keys().eq(after.keys()) && before.values().zip(after.values()).all(is_same)
+}
 
 /// Reports once each claim to one of these MACs that a claim of another node has.
 pub(super) fn report_rivals<P>(
@@ -182,9 +194,11 @@ impl Mesh {
             let network = self.objects.read(|set| set.extended(*id));
             let has_services = self.objects.read(|set| !set.services(*id).is_empty());
             let away = if has_services { self.away(*id) } else { Claims::new() };
-            let holds = |node, ip| self.addresses.holds(*id, node, ip);
-            let services =
-                self.objects.read(|set| services::specs(set, *id, (&claims, &away), holds));
+            let services = match has_services {
+                true => self.services_of(*id, (&claims, &away)),
+                false => Vec::new(),
+            };
+            self.services.note(*id, &services);
             match &local.table {
                 LocalTable::Sealed(table) => {
                     let table = Arc::clone(table);
@@ -199,7 +213,7 @@ impl Mesh {
                 }
             }
             if let Some(domain) = network_names.get(id) {
-                let unchanged = local.claims == claims;
+                let unchanged = is_same_but_health(&local.claims, &claims);
                 let spec = local.table.spec();
                 let services =
                     self.objects.read(|set| services::named(set, *id, &services, (&claims, &away)));
@@ -214,10 +228,28 @@ impl Mesh {
             }
             local.claims = claims;
         }
+        self.services.keep(|id| locals.contains_key(id));
         drop(locals);
         names.extend(self.local_names());
         self.publish_names(gossip, names);
         met
+    }
+
+    /// The services of a network as they are now, and soon will be.
+    pub(super) fn services_of(
+        &self,
+        id: NetworkId,
+        (claims, away): (&Claims, &Claims),
+    ) -> Vec<ServiceSpec> {
+        let places = services::places(self);
+        let seen = Seen { by: self.me, at_ms: unix_ms(), places: &places };
+        let holds = |node, ip| self.addresses.holds(id, node, ip);
+        self.objects.read(|set| {
+            if let Some(at) = seen.next_deadline(set, id, claims) {
+                self.services.await_deadline(at);
+            }
+            services::specs(set, id, (claims, away), holds, &seen)
+        })
     }
 
     /// Brings the snapshot of an encrypted network in step with its claims; returns the nodes that
@@ -295,6 +327,18 @@ impl Mesh {
             LocalTable::Plain(_) => None,
         });
         tables.filter(|table| table.services().is_some()).collect()
+    }
+
+    /// Says something of this node anew, to all at once.
+    pub(crate) fn republish(&self, claim: &Claim) {
+        let Some(gossip) = self.gossip.get() else { return };
+        match gossip.publish(claim) {
+            Ok(record) => self.spread(&record),
+            Err(error) => {
+                warn!(%error, "what this node says of itself is not told; please report it")
+            }
+        }
+        self.kick();
     }
 
     /// Forgets unbelieved claims that were withdrawn, so that nobody can grow the list of them

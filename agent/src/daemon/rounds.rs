@@ -18,7 +18,7 @@ use vxmesh_gossip::membership::Gossip;
 use vxmesh_proto::object::ObjectSet;
 
 use super::mesh::Mesh;
-use crate::services::Services;
+use crate::{objects::unix_ms, services::Services};
 
 const TICK: Duration = Duration::from_secs(1);
 
@@ -121,6 +121,9 @@ impl Mesh {
         self.keep_open();
         self.tell_silent();
         Services::sweep();
+        if self.services.is_due(unix_ms()) {
+            self.kick();
+        }
         self.name_sandboxes();
         self.sync_again(gossip);
         self.name_gateways(false);

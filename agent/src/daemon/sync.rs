@@ -221,6 +221,15 @@ impl Mesh {
                 };
                 Ok(Response::BackendChecked { accepts })
             }
+            Request::ChangePlace { drain, zone } => {
+                let zone = zone.map(|zone| (!zone.is_empty()).then(|| zone.parse()).transpose());
+                let zone = zone.transpose();
+                let zone =
+                    zone.map_err(|_| refusal(RefusalCode::Malformed, "the zone is no name"))?;
+                let changed = self.services.change_place(self, drain, zone);
+                let changed = changed.map_err(|it| refusal(RefusalCode::Failed, it.to_string()));
+                changed.map(|()| Response::Done)
+            }
             Request::GrantIssuer { key } => {
                 self.granted(from, zeroize::Zeroizing::new(key.0)).await.map(|()| Response::Done)
             }

@@ -145,6 +145,8 @@ mod tests {
             state: state.to_owned(),
             is_self: n == 1,
             issuer: false,
+            drained: false,
+            zone: None,
         }
     }
 

@@ -45,7 +45,7 @@ impl Mesh {
     }
 
     /// All members, those that left among them.
-    pub(super) fn node_list(&self) -> Vec<Node> {
+    pub(crate) fn node_list(&self) -> Vec<Node> {
         let removed: BTreeMap<NodeId, Name> = self.objects.read(|set| {
             set.removals().map(|(removal, _)| (removal.node, removal.name.clone())).collect()
         });
@@ -75,6 +75,8 @@ impl Mesh {
             let told = claim.as_ref().map(|claim| claim.name.clone()).or(member);
             let name = removed.get(&id).cloned().or(told);
             let name = name.or_else(|| id.as_str().parse().ok())?;
+            let (drained, zone) =
+                claim.as_ref().map_or((false, None), |it| (it.drained.is_some(), it.zone.clone()));
             let vtep =
                 claim.and_then(|claim| super::peers::reachable(&claim.vteps, &self.own_addrs()));
             let is_self = id == self.me;
@@ -82,7 +84,8 @@ impl Mesh {
                 true => self.credentials.is_issuer(),
                 false => issuing.contains(&id),
             };
-            Some(Node { id, name, vtep, state: state.to_owned(), is_self, issuer })
+            let state = state.to_owned();
+            Some(Node { id, name, vtep, state, is_self, issuer, drained, zone })
         };
         gossip.with_directory(|directory| {
             members.into_iter().filter_map(|member| row(directory, member)).collect()

@@ -507,6 +507,10 @@ mod tests {
             selector: BTreeMap::new(),
             weights: BTreeMap::new(),
             choice: None,
+            check: None,
+            draining: BTreeMap::new(),
+            drain_ms: None,
+            prefer: None,
         };
         let made = said.say(2, Content::Service(service));
         let ObjectId::Service(service) = made else { panic!() };

@@ -159,6 +159,7 @@ mod tests {
             incarnation,
             labels: BTreeMap::new(),
             router: false,
+            health: BTreeMap::new(),
         };
         (RowKey { node: NodeId::of_public_key(&[id]), endpoint }, claim)
     }

@@ -6,14 +6,16 @@ use std::{
 };
 
 use vxmesh_proto::{
-    addr::{Name, NetworkId, NodeId},
+    addr::{Name, NetworkId, NodeId, ServiceId},
     lb::{Backend, Choice, Port, Protocol, ServiceSpec},
     limits::SERVICES_OF_NETWORK,
-    object::{ObjectSet, Service, ServiceOf, holder},
+    object::{DRAIN_MS, ObjectSet, Service, ServiceOf, holder},
     record::EndpointClaim,
     tables::RowKey,
+    wire::ipv6::is_link_local,
 };
 
+use super::place::Places;
 use crate::reconcile::admit::Claims;
 
 /// The services of a network that this node has, oldest first: those that have at least one of
@@ -25,6 +27,7 @@ pub(crate) fn specs(
     network: NetworkId,
     (claims, away): (&Claims, &Claims),
     holds: impl Fn(NodeId, IpAddr) -> bool,
+    seen: &Seen<'_>,
 ) -> Vec<ServiceSpec> {
     let open = set.services(network).into_iter().take(SERVICES_OF_NETWORK);
     let specs = open.filter_map(|ServiceOf { id, service, .. }| {
@@ -35,7 +38,7 @@ pub(crate) fn specs(
             id,
             vips,
             ports: ports(service),
-            backends: all_backends(service, claims, away),
+            backends: all_backends((id, service), (claims, away), seen),
             choice: choice(service),
             out: Vec::new(),
         })
@@ -43,11 +46,125 @@ pub(crate) fn specs(
     specs.collect()
 }
 
-fn all_backends(service: &Service, claims: &Claims, away: &Claims) -> Vec<Backend> {
-    let there = backends(service, claims).into_iter().map(|(backend, _)| backend);
+/// By whom and when services are looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen<'a> {
+    /// The node that looks.
+    pub(crate) by: NodeId,
+    /// When, in Unix milliseconds.
+    pub(crate) at_ms: u64,
+    /// What the nodes say of themselves.
+    pub(crate) places: &'a Places,
+}
+
+impl Seen<'_> {
+    fn zone(&self, node: NodeId) -> Option<&Name> {
+        self.places.get(&node)?.zone.as_ref()
+    }
+
+    fn is_near(&self, node: NodeId, service: &Service) -> bool {
+        match service.prefer.as_ref().map(Name::as_str) {
+            Some("node") => node == self.by,
+            Some("zone") => self.zone(node).is_some() && self.zone(node) == self.zone(self.by),
+            _ => true,
+        }
+    }
+
+    /// Until when the flows of a backend may go on, if it gets no new ones.
+    fn deadline(&self, service: &Service, node: NodeId, name: &Name) -> Option<u64> {
+        let drained = self.places.get(&node).and_then(|place| place.drained);
+        let since = drained.into_iter().chain(service.draining.get(name).copied()).min()?;
+        Some(since.saturating_add(service.drain_ms.unwrap_or(DRAIN_MS)))
+    }
+
+    /// When the next of these deadlines is, after this moment.
+    pub(crate) fn next_deadline(
+        &self,
+        set: &ObjectSet,
+        network: NetworkId,
+        claims: &Claims,
+    ) -> Option<u64> {
+        let services = set.services(network).into_iter().map(|of| of.service);
+        let of = |service: &Service| {
+            let backends = backends(service, claims).into_iter();
+            let deadline = |(backend, claim): (Backend, &EndpointClaim)| {
+                self.deadline(service, backend.key.node, &claim.name)
+            };
+            backends.filter_map(deadline).filter(|at| *at > self.at_ms).min()
+        };
+        services.filter_map(of).min()
+    }
+}
+
+/// How a backend stands, as every node sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It gets connections.
+    Ready,
+    /// It has not passed its check yet.
+    Unchecked,
+    /// Its check, or somebody, says that it does not work.
+    Failing,
+    /// It gets no new connections, and keeps what it has for a while.
+    Draining,
+    /// It gets nothing any more.
+    Drained,
+}
+
+impl Standing {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Unchecked => "unchecked",
+            Self::Failing => "failing",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+        }
+    }
+}
+
+pub(super) fn standing(
+    (id, service): (ServiceId, &Service),
+    (backend, claim): (&Backend, &EndpointClaim),
+    seen: &Seen<'_>,
+) -> Standing {
+    match seen.deadline(service, backend.key.node, &claim.name) {
+        Some(deadline) if deadline <= seen.at_ms => return Standing::Drained,
+        Some(_) => return Standing::Draining,
+        None => {}
+    }
+    match (&service.check, claim.health.get(&id.short())) {
+        (_, Some(false)) => Standing::Failing,
+        (Some(_), None) => Standing::Unchecked,
+        (None, _) | (_, Some(true)) => Standing::Ready,
+    }
+}
+
+fn all_backends(
+    of: (ServiceId, &Service),
+    (claims, away): (&Claims, &Claims),
+    seen: &Seen<'_>,
+) -> Vec<Backend> {
+    let (_, service) = of;
+    let there = backends(service, claims).into_iter();
+    let there = there.map(|(backend, claim)| (standing(of, (&backend, claim), seen), backend));
+    let there: Vec<_> = there.filter(|(standing, _)| *standing != Standing::Drained).collect();
+    // The last one serves until its time is over.
+    let is_last = !there.iter().any(|(standing, _)| *standing == Standing::Ready);
+    let there = there.into_iter().map(|(standing, backend)| {
+        let serves = standing == Standing::Ready || is_last && standing == Standing::Draining;
+        Backend { takes_new: serves, ..backend }
+    });
     let away = backends(service, away).into_iter();
     let away = away.map(|(backend, _)| Backend { takes_new: false, ..backend });
-    there.chain(away).collect()
+    let near =
+        |backend: Backend| Backend { is_near: seen.is_near(backend.key.node, service), ..backend };
+    there.chain(away).map(near).collect()
+}
+
+/// An address of an endpoint at which it is reached from anywhere in the network.
+pub(super) fn global_ip(ips: &[IpAddr]) -> Option<IpAddr> {
+    ips.iter().copied().find(|ip| !matches!(ip, IpAddr::V6(v6) if is_link_local(*v6)))
 }
 
 /// The endpoints that answer for a service, in order.
@@ -62,7 +179,7 @@ pub(super) fn backends<'c>(
     };
     let backend = |(key, claim): (&RowKey, &'c EndpointClaim)| {
         let weight = service.weights.get(&claim.name).copied().unwrap_or(1);
-        (Backend { key: *key, weight, takes_new: true }, claim)
+        (Backend { key: *key, weight, takes_new: true, is_near: true }, claim)
     };
     claims.iter().filter(answers).map(backend).collect()
 }
@@ -107,10 +224,10 @@ mod tests {
     use ring::signature::{Ed25519KeyPair, KeyPair};
     use vxmesh_proto::{
         addr::{EndpointId, MacAddr},
-        object::{Certifier, Content, Draft, Hlc, Member, Merge},
+        object::{Certifier, Content, Draft, HealthCheck, Hlc, Member, Merge},
     };
 
-    use super::*;
+    use super::{super::place::NodePlace, *};
 
     fn claim(
         id: u8,
@@ -130,6 +247,7 @@ mod tests {
             incarnation,
             labels: labels.collect(),
             router: false,
+            health: BTreeMap::new(),
         };
         (RowKey { node: NodeId::of_public_key(&[id]), endpoint }, claim)
     }
@@ -146,6 +264,10 @@ mod tests {
             selector: selector.collect(),
             weights: [("b".parse().unwrap(), 5)].into(),
             choice: None,
+            check: None,
+            draining: BTreeMap::new(),
+            drain_ms: None,
+            prefer: None,
         }
     }
 
@@ -183,10 +305,12 @@ mod tests {
         }
         let claims: Claims = [claim(1, "a", 1, &[])].into();
         let away: Claims = [claim(2, "a", 2, &[])].into();
+        let places = Places::new();
+        let seen = Seen { by: me, at_ms: 0, places: &places };
         let others = |_, _| false;
-        assert!(specs(&set, network, (&claims, &away), others).is_empty());
+        assert!(specs(&set, network, (&claims, &away), others, &seen).is_empty());
         let given = |node, ip| node == holder(id) && ip == vip;
-        let has = specs(&set, network, (&claims, &away), given);
+        let has = specs(&set, network, (&claims, &away), given, &seen);
         assert_eq!(has.iter().map(|spec| spec.vips.clone()).collect::<Vec<_>>(), [[vip]]);
         let takes_new: Vec<bool> = has[0].backends.iter().map(|it| it.takes_new).collect();
         assert_eq!(takes_new.iter().filter(|takes| **takes).count(), 1, "{:?}", has[0]);
@@ -216,5 +340,71 @@ mod tests {
         assert_eq!(sorted(&["c"], &[]), [(3, 1)]);
         assert_eq!(sorted(&["c", "nobody"], &[("tier", "front")]), [(2, 5), (3, 1)]);
         assert_eq!(sorted(&[], &[]), []);
+    }
+
+    fn stand(service: &Service, claim: &EndpointClaim, places: &Places, at_ms: u64) -> Standing {
+        let id = ServiceId::from_random([7; 16]);
+        let key = RowKey { node: NodeId::of_public_key(&[1]), endpoint: claim.id };
+        let backend = Backend { key, weight: 1, takes_new: true, is_near: true };
+        let seen = Seen { by: key.node, at_ms, places };
+        standing((id, service), (&backend, claim), &seen)
+    }
+
+    #[test]
+    fn a_backend_stands_as_its_check_and_its_drains_say() {
+        let (_, mut claim) = claim(1, "a", 1, &[]);
+        let mut service = service(&["a"], &[]);
+        let mut places = Places::new();
+        assert_eq!(stand(&service, &claim, &places, 0), Standing::Ready);
+        let check =
+            HealthCheck { path: None, interval_ms: 1000, timeout_ms: 500, rise: 1, fall: 1 };
+        service.check = Some(check);
+        assert_eq!(stand(&service, &claim, &places, 0), Standing::Unchecked);
+        let short = ServiceId::from_random([7; 16]).short();
+        for (word, expected) in [(true, Standing::Ready), (false, Standing::Failing)] {
+            claim.health.insert(short.clone(), word);
+            assert_eq!(stand(&service, &claim, &places, 0), expected);
+        }
+        // Somebody's word counts also without a check.
+        service.check = None;
+        assert_eq!(stand(&service, &claim, &places, 0), Standing::Failing);
+        service.draining = [("a".parse().unwrap(), 1000)].into();
+        service.drain_ms = Some(500);
+        assert_eq!(stand(&service, &claim, &places, 1499), Standing::Draining);
+        assert_eq!(stand(&service, &claim, &places, 1500), Standing::Drained);
+        // Of two drains the older counts.
+        let drained = NodePlace { drained: Some(900), zone: None };
+        places.insert(NodeId::of_public_key(&[1]), drained);
+        assert_eq!(stand(&service, &claim, &places, 1399), Standing::Draining);
+        assert_eq!(stand(&service, &claim, &places, 1400), Standing::Drained);
+    }
+
+    #[test]
+    fn the_last_backend_serves_while_it_drains_and_near_ones_are_preferred() {
+        let claims: Claims = [claim(1, "a", 1, &[]), claim(2, "b", 1, &[])].into();
+        let nodes = [1, 2].map(|n| NodeId::of_public_key(&[n]));
+        let mut service = service(&["a", "b"], &[]);
+        let away = Claims::new();
+        let id = ServiceId::from_random([7; 16]);
+        let all = |service: &Service, places: &Places, at_ms| {
+            let seen = Seen { by: nodes[0], at_ms, places };
+            let mut all = all_backends((id, service), (&claims, &away), &seen);
+            all.sort_unstable_by_key(|backend| backend.key.endpoint);
+            all.iter().map(|it| (it.takes_new, it.is_near)).collect::<Vec<_>>()
+        };
+        let mut places = Places::new();
+        assert_eq!(all(&service, &places, 0), [(true, true), (true, true)]);
+        service.prefer = Some("node".parse().unwrap());
+        assert_eq!(all(&service, &places, 0), [(true, true), (true, false)]);
+        service.prefer = Some("zone".parse().unwrap());
+        assert_eq!(all(&service, &places, 0), [(true, false), (true, false)]);
+        let west = |drained| NodePlace { drained, zone: Some("west".parse().unwrap()) };
+        places.extend(nodes.map(|node| (node, west(None))));
+        assert_eq!(all(&service, &places, 0), [(true, true), (true, true)]);
+        service.draining = [("a".parse().unwrap(), 0)].into();
+        assert_eq!(all(&service, &places, 0), [(false, true), (true, true)]);
+        places.insert(nodes[1], west(Some(0)));
+        assert_eq!(all(&service, &places, 0), [(true, true), (true, true)], "all drain");
+        assert_eq!(all(&service, &places, 30_000), []);
     }
 }

@@ -1,6 +1,11 @@
 //! Services as the user makes, sees, changes and removes them.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use tokio::task::block_in_place;
@@ -10,19 +15,27 @@ use vxmesh_proto::{
     dns::{NamedBackend, NamedService},
     lb::{self, Choice, Protocol},
     limits::SERVICES_OF_NETWORK,
-    object::{self, Content, Draft, ObjectId, ObjectSet, ServiceOf, ServiceState, holder},
+    object::{
+        self, Content, DRAIN_MS, Draft, ObjectId, ObjectSet, ServiceOf, ServiceState, holder,
+    },
     tables::RowKey,
     wire::{TCP, UDP},
 };
 
 use super::{
     ServiceError, Services,
-    backends::{backends, choice},
+    backends::{Seen, Standing, backends, choice, standing},
+    health,
+    place::places,
 };
 use crate::{
     admin::resolve,
-    api::{self, Balancing, ServiceBackend, ServiceMode, ServicePort, ServiceSpec, ServiceUpdate},
+    api::{
+        self, Balancing, HealthWord, Preference, ServiceBackend, ServiceCheck, ServiceMode,
+        ServicePort, ServiceSpec, ServiceUpdate,
+    },
     daemon::Mesh,
+    objects::unix_ms,
     reconcile::admit::Claims,
 };
 
@@ -34,7 +47,7 @@ pub(crate) fn named(
     (claims, away): (&Claims, &Claims),
 ) -> Vec<NamedService> {
     let ips = |key: &RowKey| claims.get(key).or_else(|| away.get(key)).map(|it| it.ips.clone());
-    let backend = |&lb::Backend { key, weight, takes_new }: &lb::Backend| {
+    let backend = |&lb::Backend { key, weight, takes_new, .. }: &lb::Backend| {
         let ips = ips(&key).unwrap_or_default();
         NamedBackend { key, ips, weight, takes_new }
     };
@@ -156,6 +169,34 @@ impl Services {
         Ok(row)
     }
 
+    /// Takes somebody's word about a backend on this node.
+    pub(crate) fn word(
+        &self,
+        mesh: &Mesh,
+        reference: &str,
+        word: &HealthWord,
+    ) -> Result<api::Service, ServiceError> {
+        mesh.check_member()?;
+        let row = self.find(mesh, reference)?;
+        let known = self.known();
+        let specs = known.iter().filter(|(network, _)| *network == row.network);
+        let mut specs = specs.flat_map(|(_, specs)| specs.iter());
+        let spec = specs.find(|spec| spec.id == row.id);
+        let claims = mesh.claims_of(row.network);
+        let its = claims.iter().filter(|(key, claim)| {
+            key.node == mesh.me
+                && claim.name == word.backend
+                && spec.is_some_and(|spec| spec.backends.iter().any(|it| it.key == **key))
+        });
+        let Some((key, _)) = its.max_by_key(|(_, claim)| claim.incarnation) else {
+            return Err(ServiceError::NotHere { name: row.name, backend: word.backend.clone() });
+        };
+        let ttl = word.ttl_ms.map(Duration::from_millis);
+        self.take_word((row.id, key.endpoint), word.up, ttl);
+        health::tell(mesh);
+        self.find(mesh, &row.id.to_string())
+    }
+
     /// Has all nodes follow these objects, and this one at once.
     async fn tell(&self, mesh: &Arc<Mesh>, texts: Vec<String>) {
         mesh.push_objects(texts);
@@ -212,6 +253,10 @@ fn sign(
         selector: spec.selector.clone(),
         weights: spec.weights.clone(),
         choice: spec.lb.and_then(word_of),
+        check: spec.check.as_ref().map(check_of),
+        draining: BTreeMap::new(),
+        drain_ms: spec.drain_ms,
+        prefer: prefer_of(spec.prefer),
     };
     let made = mesh.objects.publish::<ServiceError>(|set, hlc| {
         check_no_service(set, network, spec.name.as_str())?;
@@ -248,12 +293,18 @@ fn edit(
 /// must.
 fn close(mesh: &Mesh, id: ServiceId) -> Result<String, ServiceError> {
     revise(mesh, id, |closed, service| {
-        let object::Service { ports, backends, selector, weights, choice, .. } = service;
-        ports.clear();
-        backends.clear();
-        selector.clear();
-        weights.clear();
-        *choice = None;
+        *service = object::Service {
+            ports: Vec::new(),
+            backends: BTreeSet::new(),
+            selector: BTreeMap::new(),
+            weights: BTreeMap::new(),
+            choice: None,
+            check: None,
+            draining: BTreeMap::new(),
+            drain_ms: None,
+            prefer: None,
+            ..service.clone()
+        };
         *closed = true;
         Ok(())
     })
@@ -310,7 +361,40 @@ fn changed(service: &mut object::Service, update: &ServiceUpdate) -> Result<(), 
         }
         service.choice = word_of(lb);
     }
+    if let Some(prefer) = update.prefer {
+        service.prefer = prefer_of(prefer);
+    }
+    service.drain_ms = update.drain_ms.or(service.drain_ms);
+    if update.no_check {
+        service.check = None;
+    }
+    if let Some(check) = &update.check {
+        service.check = Some(check_of(check));
+    }
+    let is_tcp = |port: &object::ServicePort| port.protocol == TCP;
+    check_check(&service.name, service.check.as_ref(), service.ports.iter().any(is_tcp))?;
+    service.draining.retain(|name, _| !update.undrain.contains(name));
+    let now = unix_ms();
+    for name in &update.drain {
+        service.draining.entry(name.clone()).or_insert(now);
+    }
     Ok(())
+}
+
+/// Refuses a check that says nothing.
+fn check_check(
+    name: &Name,
+    check: Option<&object::HealthCheck>,
+    has_tcp: bool,
+) -> Result<(), ServiceError> {
+    let Some(check) = check else { return Ok(()) };
+    if !has_tcp {
+        return Err(ServiceError::Uncheckable(name.clone()));
+    }
+    if let Some(path) = check.path.as_ref().filter(|_| !check.has_path()) {
+        return Err(ServiceError::Path(path.clone()));
+    }
+    if check.is_sound() { Ok(()) } else { Err(ServiceError::Check) }
 }
 
 /// Services are for encrypted networks of the mesh whose endpoints may talk.
@@ -337,11 +421,18 @@ fn check_spec(spec: &ServiceSpec) -> Result<(), ServiceError> {
     if spec.backends.is_empty() && spec.selector.is_empty() {
         return Err(ServiceError::NoBackend(spec.name.clone()));
     }
-    let options = [("--vip", !spec.vips.is_empty()), ("--lb", spec.lb.is_some())];
+    let options = [
+        ("--vip", !spec.vips.is_empty()),
+        ("--lb", spec.lb.is_some()),
+        ("--prefer", spec.prefer != Preference::Any),
+    ];
     let given = options.into_iter().find(|(_, is_given)| *is_given);
     match given.filter(|_| spec.mode == ServiceMode::Dnsrr) {
         Some((option, _)) => Err(ServiceError::NoAddress { name: spec.name.clone(), option }),
-        None => Ok(()),
+        None => {
+            let has_tcp = spec.ports.iter().any(|port| port.protocol == Protocol::Tcp);
+            check_check(&spec.name, spec.check.as_ref().map(check_of).as_ref(), has_tcp)
+        }
     }
 }
 
@@ -395,9 +486,15 @@ fn row(
         ips: Vec::new(),
         weight: service.weights.get(name).copied().unwrap_or(1),
     });
+    let places = places(mesh);
+    let seen = Seen { by: mesh.me, at_ms: unix_ms(), places: &places };
     let ready = there.iter().map(|(backend, claim)| ServiceBackend {
         name: claim.name.clone(),
-        state: "ready".to_owned(),
+        state: match standing((id, service), (backend, claim), &seen) {
+            Standing::Ready if mesh.services.is_silent(service, backend) => "silent",
+            standing => standing.as_str(),
+        }
+        .to_owned(),
         node: Some(backend.key.node),
         ips: claim.ips.clone(),
         weight: backend.weight,
@@ -422,6 +519,9 @@ fn row(
         state: state.to_owned(),
         ports: service.ports.iter().map(shown).collect(),
         lb,
+        prefer: service.prefer.as_ref().map_or("any", Name::as_str).to_owned(),
+        check: service.check.as_ref().map(shown_check),
+        drain_ms: service.drain_ms.unwrap_or(DRAIN_MS),
         selector: service.selector.clone(),
         backends,
         creator: service.creator,
@@ -462,6 +562,20 @@ fn shown(port: &object::ServicePort) -> ServicePort {
     let protocol = if port.protocol == UDP { Protocol::Udp } else { Protocol::Tcp };
     let object::ServicePort { port, backend_port, name, .. } = port.clone();
     ServicePort { name, protocol, port, backend_port }
+}
+
+fn check_of(check: &ServiceCheck) -> object::HealthCheck {
+    let ServiceCheck { path, interval_ms, timeout_ms, rise, fall } = check.clone();
+    object::HealthCheck { path, interval_ms, timeout_ms, rise, fall }
+}
+
+fn shown_check(check: &object::HealthCheck) -> ServiceCheck {
+    let object::HealthCheck { path, interval_ms, timeout_ms, rise, fall } = check.clone();
+    ServiceCheck { path, interval_ms, timeout_ms, rise, fall }
+}
+
+fn prefer_of(prefer: Preference) -> Option<Name> {
+    (prefer != Preference::default()).then(|| prefer.as_str().parse().ok())?
 }
 
 fn is_same(one: &object::ServicePort, other: &object::ServicePort) -> bool {

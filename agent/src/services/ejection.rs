@@ -7,7 +7,7 @@
 //! ```
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,15 +21,16 @@ use vxmesh_proto::{
     addr::{EndpointId, NetworkId, NodeId},
     control::{Request, Response},
     lb::{
-        BackendPort, Flows, Protocol,
+        Backend, BackendPort, Flows, Protocol,
         ejection::{ANSWER, Answer, Ejection, PeerSight, Subject},
     },
+    object,
     session::Probe,
     tables::RowKey,
-    wire::{TCP, UDP, ipv6::is_link_local},
+    wire::{TCP, UDP},
 };
 
-use super::{FLOWS, Services, lock, reach};
+use super::{FLOWS, Services, backends::global_ip, lock, reach};
 use crate::daemon::Mesh;
 
 /// How often what was seen is looked at while there are flows, and without.
@@ -176,6 +177,18 @@ const fn of_accepts(accepts: Option<bool>) -> Answer {
 }
 
 impl Services {
+    /// Whether this node sends a backend no new connections, as it answers none.
+    pub(super) fn is_silent(&self, service: &object::Service, backend: &Backend) -> bool {
+        let ejections = lock(&self.ejections);
+        let is_out = |port: &object::ServicePort| {
+            let protocol = Protocol::of_number(port.protocol);
+            let of = |protocol| BackendPort { key: backend.key, protocol, port: port.backend_port };
+            let subject = protocol.map(|protocol| Subject::Port(service.network, of(protocol)));
+            subject.is_some_and(|subject| ejections.is_out(subject))
+        };
+        ejections.is_out(Subject::Node(backend.key.node)) || service.ports.iter().any(is_out)
+    }
+
     /// Whether a port of a local backend accepts, for another node that asks; nothing if it is no
     /// port of a service, or if that cannot be told.
     pub(crate) async fn check(
@@ -193,8 +206,7 @@ impl Services {
         if !table.services()?.iter().any(|service| service.has(&of)) {
             return None;
         }
-        let is_global = |ip: &&IpAddr| !matches!(ip, IpAddr::V6(v6) if is_link_local(*v6));
-        let ip = *table.row(&key)?.ips.iter().find(is_global)?;
+        let ip = global_ip(&table.row(&key)?.ips)?;
         let netns = mesh.netns_of(network);
         reach::accepts(&netns, (protocol, SocketAddr::new(ip, port)), ACCEPTS).await
     }

@@ -3,11 +3,15 @@
 use std::net::IpAddr;
 
 use thiserror::Error;
-use vxmesh_proto::{addr::Name, limits::SERVICES_OF_NETWORK};
+use vxmesh_proto::{
+    addr::{Name, ParseError},
+    limits::SERVICES_OF_NETWORK,
+};
 
 use crate::{
     api::{ApiError, ErrorCode, ServicePort},
     objects::PublishError,
+    store::StoreError,
 };
 
 /// Why something was not done to a service. Nothing was changed.
@@ -77,6 +81,35 @@ pub(crate) enum ServiceError {
     /// The address was not given to it.
     #[error("the address {0} could not be given to the service")]
     NotGiven(IpAddr),
+    /// It has no TCP port that could be checked.
+    #[error("service `{0}` has no TCP port, and checks are made by TCP")]
+    Uncheckable(Name),
+    /// A path is none.
+    #[error("`{0}` is no path of a page")]
+    Path(String),
+    /// A time or a count of a check is too small or too large.
+    #[error("the check's times are not from 100ms to 1h, or it rises or falls by no result")]
+    Check,
+    /// The endpoint is none of its backends here.
+    #[error("service `{name}` has no backend `{backend}` on this node")]
+    NotHere {
+        /// The service.
+        name: Name,
+        /// The endpoint.
+        backend: Name,
+    },
+    /// A zone is no name.
+    #[error("the zone is no name: {0}")]
+    Zone(ParseError),
+    /// Another node did not do what it was asked for.
+    #[error("node `{0}` was not changed: {1}")]
+    NodeSilent(Name, String),
+    /// The agent does not speak with others yet.
+    #[error("the agent is starting")]
+    Starting,
+    /// The state cannot be written.
+    #[error(transparent)]
+    Store(StoreError),
     /// The object was not taken.
     #[error(transparent)]
     Publish(#[from] PublishError),
@@ -109,6 +142,17 @@ impl From<ServiceError> for ApiError {
             ),
             E::Outside(_) => (ErrorCode::Usage, "see `vxmesh network inspect` for its subnets"),
             E::TooMany => (ErrorCode::Conflict, "remove some, or make it in another network"),
+            E::Uncheckable(_) => (ErrorCode::Usage, "give it a TCP port, or no --health"),
+            E::Path(_) => (ErrorCode::Usage, "write http:/PATH, as http:/health"),
+            E::Check => (ErrorCode::Usage, "see `vxmesh service create --help`"),
+            E::NotHere { .. } => (
+                ErrorCode::NotFound,
+                "see `vxmesh service inspect` for its backends, and say it on the backend's node",
+            ),
+            E::Zone(_) => (ErrorCode::Usage, "write it as a name: zone=west-1"),
+            E::NodeSilent(..) => (ErrorCode::Failed, "see `vxmesh node ls`, or run it there"),
+            E::Starting => (ErrorCode::Failed, "try again"),
+            E::Store(_) => (ErrorCode::Failed, "see whether its disk is full"),
             E::Gone => (ErrorCode::NotFound, "see `vxmesh service ls`"),
             E::NotGiven(_) => (
                 ErrorCode::Failed,

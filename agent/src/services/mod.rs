@@ -9,9 +9,12 @@ mod control;
 mod ejection;
 mod error;
 mod flows;
+mod health;
+mod place;
 mod reach;
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     sync::{
@@ -24,16 +27,21 @@ use std::{
 use tokio::sync::Semaphore;
 use tracing::{error, warn};
 use vxmesh_proto::{
-    lb::{self, Flows, ServiceSpec, ejection::Ejections},
+    addr::NetworkId,
+    lb::{self, Flows, ServiceSpec, ejection::Ejections, health::Checks},
     tables::{NetworkTable, TableUpdate},
 };
 
 pub(crate) use self::{
-    backends::specs,
+    backends::{Seen, specs},
     control::{check_names, named},
     ejection::watch,
     error::ServiceError,
+    health::check,
+    place::{NodePlace, places},
 };
+
+use crate::store::{Store, StoreError};
 
 /// Questions of other nodes about backends that are answered at once.
 const ANSWERS: usize = 64;
@@ -49,21 +57,36 @@ pub(crate) struct Services {
     versions: AtomicU64,
     /// Where the flows are.
     file: PathBuf,
+    /// The services of each network here, also those without an address.
+    known: Mutex<BTreeMap<NetworkId, Arc<[ServiceSpec]>>>,
     /// Which backends get no new flows by what was seen of them.
     ejections: Mutex<Ejections>,
     /// How many questions of other nodes are answered at once.
     answers: Semaphore,
+    /// Which backends on this node pass the checks of their services.
+    checks: Mutex<Checks>,
+    /// What this node says of itself to services.
+    place: Mutex<NodePlace>,
+    /// When the time of a drained backend is over next, in Unix milliseconds.
+    deadline: AtomicU64,
 }
 
 impl Services {
     /// None yet. What connections they have outlives the agent in this directory.
-    pub(crate) fn new(run_dir: &Path) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub(crate) fn new(run_dir: &Path, store: &Store) -> Result<Self, StoreError> {
+        Ok(Self {
             versions: AtomicU64::new(rand::random()),
             file: flows::path(run_dir),
+            known: Mutex::default(),
             ejections: Mutex::default(),
             answers: Semaphore::new(ANSWERS),
-        }
+            checks: Mutex::default(),
+            place: Mutex::new(Self::load_place(store)?),
+            deadline: AtomicU64::new(u64::MAX),
+        })
     }
 
     /// What brings the services of a network's snapshot in step with these, if anything. They are
@@ -110,6 +133,39 @@ impl Services {
         let flows = self.flows()?;
         let services = lb::Services::new(flows, version, services).steering_local(steers);
         Some(TableUpdate::Services(Some(Arc::new(services))))
+    }
+
+    /// Notes the services of a network as they are now.
+    pub(crate) fn note(&self, network: NetworkId, specs: &[ServiceSpec]) {
+        let mut known = lock(&self.known);
+        if known.get(&network).map_or(!specs.is_empty(), |known| **known != *specs) {
+            known.insert(network, specs.into());
+        }
+    }
+
+    /// Forgets the services of networks that are not here any more.
+    pub(crate) fn keep(&self, is_here: impl Fn(&NetworkId) -> bool) {
+        lock(&self.known).retain(|network, _| is_here(network));
+    }
+
+    /// The services of all networks here.
+    fn known(&self) -> Vec<(NetworkId, Arc<[ServiceSpec]>)> {
+        lock(&self.known).iter().map(|(id, specs)| (*id, Arc::clone(specs))).collect()
+    }
+
+    /// Notes when a drained backend's time is over.
+    pub(crate) fn await_deadline(&self, at_ms: u64) {
+        self.deadline.fetch_min(at_ms, Ordering::Relaxed);
+    }
+
+    /// Whether the time of one is over since somebody asked. The tables do not follow that by
+    /// themselves.
+    pub(crate) fn is_due(&self, now_ms: u64) -> bool {
+        let is_due = self.deadline.load(Ordering::Relaxed) <= now_ms;
+        if is_due {
+            self.deadline.store(u64::MAX, Ordering::Relaxed);
+        }
+        is_due
     }
 
     fn flows(&self) -> Option<Arc<Flows>> {

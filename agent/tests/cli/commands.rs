@@ -142,6 +142,24 @@ fn removals() -> Vec<Case> {
             json!({ "node": "h2", "spec": { "issuer": false } }),
             node.clone(),
         ),
+        (
+            &["node", "update", "h2", "--label", "zone=west"],
+            "node_update",
+            json!({ "node": "h2", "spec": { "zone": "west" } }),
+            node.clone(),
+        ),
+        (
+            &["node", "drain", "h2"],
+            "node_update",
+            json!({ "node": "h2", "spec": { "drain": true } }),
+            node.clone(),
+        ),
+        (
+            &["node", "drain", "h2", "--undo"],
+            "node_update",
+            json!({ "node": "h2", "spec": { "drain": false } }),
+            node.clone(),
+        ),
         (&["node", "rm", "h2"], "node_rm", json!("h2"), node.clone()),
         (&["node", "rm", "h2", "--force"], "node_rm", json!("h2 by force"), node),
     ]
@@ -188,6 +206,14 @@ fn service_changes() -> Vec<Case> {
         "rr",
         "--weight",
         "db=0",
+        "--prefer",
+        "zone",
+        "--health",
+        "http:/well",
+        "--health-interval",
+        "5s",
+        "--drain",
+        "1m",
     ];
     const UPDATE: &[&str] = &[
         "service",
@@ -205,6 +231,14 @@ fn service_changes() -> Vec<Case> {
         "web=3",
         "--lb",
         "maglev",
+        "--prefer",
+        "any",
+        "--health",
+        "tcp",
+        "--health-fall",
+        "1",
+        "--drain",
+        "5s",
     ];
     let shop = to_value(service()).unwrap();
     vec![
@@ -213,7 +247,10 @@ fn service_changes() -> Vec<Case> {
             "service_create",
             json!({ "name": "shop", "network": "red", "ports": ["http=80:8080/tcp", "53/udp"],
                     "backends": ["db", "web"], "selector": { "app": "shop" },
-                    "mode": "vip", "vips": ["10.1.0.3"], "lb": "rr", "weights": { "db": 0 } }),
+                    "mode": "vip", "vips": ["10.1.0.3"], "lb": "rr", "weights": { "db": 0 },
+                    "prefer": "zone", "drain_ms": 60_000,
+                    "check": { "path": "/well", "interval_ms": 5000, "timeout_ms": 1000,
+                               "rise": 2, "fall": 3 } }),
             shop.clone(),
         ),
         (
@@ -222,11 +259,47 @@ fn service_changes() -> Vec<Case> {
             json!({ "service": "shop",
                     "update": { "add_ports": ["81/tcp"], "remove_ports": ["80/tcp"],
                                 "add_backends": ["c"], "remove_backends": ["db"],
-                                "weights": { "web": 3 }, "lb": "maglev" } }),
+                                "weights": { "web": 3 }, "lb": "maglev", "prefer": "any",
+                                "check": { "path": null, "interval_ms": 2000,
+                                           "timeout_ms": 1000, "rise": 2, "fall": 1 },
+                                "no_check": false, "drain_ms": 5000,
+                                "drain": [], "undrain": [] } }),
+            shop.clone(),
+        ),
+        (
+            &["service", "update", "shop", "--health", "none"],
+            "service_update",
+            json!({ "service": "shop", "update": changed("no_check", json!(true)) }),
+            shop.clone(),
+        ),
+        (
+            &["service", "drain", "shop", "web"],
+            "service_update",
+            json!({ "service": "shop", "update": changed("drain", json!(["web"])) }),
+            shop.clone(),
+        ),
+        (
+            &["service", "drain", "shop", "web", "--undo"],
+            "service_update",
+            json!({ "service": "shop", "update": changed("undrain", json!(["web"])) }),
+            shop.clone(),
+        ),
+        (
+            &["service", "health", "shop", "web", "down", "--ttl", "3s"],
+            "service_health",
+            json!({ "service": "shop",
+                    "word": { "backend": "web", "up": false, "ttl_ms": 3000 } }),
             shop.clone(),
         ),
         (&["service", "rm", "shop"], "service_rm", json!("shop"), shop),
     ]
+}
+
+/// A change of a service in which one thing is said.
+fn changed(what: &str, value: Value) -> Value {
+    let mut update = to_value(vxmesh::api::ServiceUpdate::default()).unwrap();
+    update[what] = value;
+    update
 }
 
 fn object_changes() -> Vec<Case> {
@@ -427,7 +500,7 @@ fn tables_have_short_ids_names_and_no_borders() {
 
     let node = agent.say(&["node", "inspect", "h3"]).stdout;
     let expected = format!(
-        "id:      {}\nname:    h3\nvtep:    -\nstate:   dead\nself:    false\nissuer:  false\n",
+        "id:       {}\nname:     h3\nvtep:     -\nstate:    dead\nself:     false\nissuer:   false\ndrained:  false\nzone:     -\n",
         node_id(3)
     );
     assert_eq!(node, expected);

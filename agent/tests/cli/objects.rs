@@ -19,6 +19,8 @@ pub(crate) fn nodes() -> Vec<Node> {
         state: if n < 3 { "alive" } else { "dead" }.into(),
         is_self: n == 1,
         issuer: n == 1,
+        drained: false,
+        zone: None,
     };
     vec![node(1), node(2), node(3)]
 }
@@ -118,6 +120,9 @@ pub(crate) fn service() -> Service {
         state: "active".into(),
         ports: vec!["80:8080".parse().unwrap()],
         lb: Some("maglev".into()),
+        prefer: "any".to_owned(),
+        check: None,
+        drain_ms: 30_000,
         selector: [("app".to_owned(), "shop".to_owned())].into(),
         backends: vec![ServiceBackend {
             name: name("web"),

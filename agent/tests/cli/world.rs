@@ -375,6 +375,11 @@ impl Backend for World {
         Ok(service())
     }
 
+    async fn service_health(&self, reference: &str, word: HealthWord) -> Result<Service, ApiError> {
+        self.asked("service_health", json!({ "service": reference, "word": word }))?;
+        Ok(service())
+    }
+
     async fn service_rm(&self, reference: &str) -> Result<Service, ApiError> {
         self.asked("service_rm", reference)?;
         Ok(service())

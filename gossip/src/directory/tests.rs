@@ -45,6 +45,7 @@ fn endpoint_in(network: u8, id: u8) -> Claim {
         incarnation: 1,
         labels: BTreeMap::new(),
         router: false,
+        health: BTreeMap::new(),
     })
 }
 

@@ -37,6 +37,7 @@ fn claim(id: u8, own: &str, aliases: &[&str], ips: &[&str]) -> (RowKey, Endpoint
         incarnation: u64::from(id),
         labels: BTreeMap::new(),
         router: false,
+        health: BTreeMap::new(),
     };
     (RowKey { node: NodeId::of_public_key(&[id]), endpoint }, claim)
 }

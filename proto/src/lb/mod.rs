@@ -10,6 +10,7 @@ mod answers;
 mod clash;
 pub mod ejection;
 pub mod flows;
+pub mod health;
 mod maglev;
 mod observed;
 mod service;

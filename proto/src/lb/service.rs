@@ -72,6 +72,8 @@ pub struct Backend {
     /// Whether it gets new flows now: it does not while it fails or is about to go. Other than with
     /// weight 0, the flows that it would get are spread over all others.
     pub takes_new: bool,
+    /// Whether this node prefers it. Others get new flows while none that is preferred can.
+    pub is_near: bool,
 }
 
 /// How a backend is chosen for a new flow.
@@ -421,6 +423,7 @@ mod tests {
             key: key(n, n),
             weight: *weight,
             takes_new: true,
+            is_near: true,
         });
         ServiceSpec {
             id: ServiceId::from_random([3; 16]),

@@ -58,7 +58,7 @@ fn service(backends: impl IntoIterator<Item = u8>) -> ServiceSpec {
     let tcp = Port { protocol: Protocol::Tcp, port: 80, backend_port: 8080 };
     let backends = backends.into_iter().map(|n| {
         let node = n - CLIENT;
-        Backend { key: key(node, n), weight: 1, takes_new: true }
+        Backend { key: key(node, n), weight: 1, takes_new: true, is_near: true }
     });
     ServiceSpec {
         id: ServiceId::from_random([5; 16]),

@@ -230,7 +230,10 @@ impl<'t, P> Balancer<'t, P> {
             !is_silent && service.takes_new(backend, at) && is_there(backend)
         };
         // Ejection is nothing to go by where it leaves nobody.
-        let chosen = service.choose(tuple, is_well).or_else(|| service.choose(tuple, is_there));
+        let chosen = service
+            .choose(tuple, |backend| backend.is_near && is_well(backend))
+            .or_else(|| service.choose(tuple, is_well))
+            .or_else(|| service.choose(tuple, is_there));
         let chosen = chosen.and_then(|backend| Some((backend, address(backend)?)));
         let (backend, ip) = chosen.ok_or_else(|| self.why_nobody(service))?;
         let asks_itself = self.table.row(&backend.key);

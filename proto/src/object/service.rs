@@ -10,6 +10,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    ops::RangeInclusive,
     sync::Arc,
 };
 
@@ -73,6 +74,71 @@ pub struct Service {
     /// How a backend is chosen. A node that does not know the word takes its default.
     #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
     pub choice: Option<Name>,
+    /// How the nodes of backends see whether these work.
+    #[serde(rename = "h", default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<HealthCheck>,
+    /// Names of endpoints that get no new flows, and until when those that they have may go on, in
+    /// Unix milliseconds.
+    #[serde(rename = "x", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub draining: BTreeMap<Name, u64>,
+    /// How long the flows of one that is drained may go on, in milliseconds, if not for
+    /// [`DRAIN_MS`].
+    #[serde(rename = "d", default, skip_serializing_if = "Option::is_none")]
+    pub drain_ms: Option<u64>,
+    /// Which backends a node prefers: `node`, its own; or `zone`, those of its zone. A node that
+    /// does not know the word prefers none.
+    #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
+    pub prefer: Option<Name>,
+}
+
+/// How long the flows of a drained backend go on: Docker's and Kubernetes' time for a container to
+/// stop is 10 and 30 s.
+pub const DRAIN_MS: u64 = 30_000;
+
+/// How a backend is checked: at its first TCP port, by a connection, or by a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// Path of the HTTP request; without, a connection is enough.
+    #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// From one check to the next, in milliseconds.
+    #[serde(rename = "i")]
+    pub interval_ms: u64,
+    /// How long one may take, in milliseconds.
+    #[serde(rename = "t")]
+    pub timeout_ms: u64,
+    /// How many in a row bring one back that failed.
+    #[serde(rename = "u")]
+    pub rise: u8,
+    /// How many in a row take one out.
+    #[serde(rename = "f")]
+    pub fall: u8,
+}
+
+impl HealthCheck {
+    /// Within what a check's times may be: one in 100 ms, to one an hour.
+    const TIMES: RangeInclusive<u64> = 100..=3_600_000;
+    /// Longest path: a record of the mesh is no place for more.
+    const PATH_LEN: usize = 256;
+
+    /// Whether its path, if it has one, is one.
+    #[must_use]
+    pub fn has_path(&self) -> bool {
+        self.path.as_ref().is_none_or(|path| {
+            path.starts_with('/')
+                && path.len() <= Self::PATH_LEN
+                && path.bytes().all(|byte| byte.is_ascii_graphic())
+        })
+    }
+
+    /// Whether all of it can be meant.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        [self.interval_ms, self.timeout_ms].iter().all(|time| Self::TIMES.contains(time))
+            && self.rise > 0
+            && self.fall > 0
+            && self.has_path()
+    }
 }
 
 impl Service {
@@ -107,6 +173,10 @@ impl Service {
             "it selects by too many labels"
         } else if !self.weights.values().all(is_weight) {
             "a weight is above 100"
+        } else if self.draining.len() > SERVICE_BACKENDS {
+            "it drains too many backends"
+        } else if !self.check.as_ref().is_none_or(HealthCheck::is_sound) {
+            "its check has a path that is none, or times or counts that are too small or too large"
         } else {
             return Ok(());
         };

@@ -122,6 +122,7 @@ impl Life {
             incarnation: self.disk.incarnation.max(time.wall_ms),
             labels: BTreeMap::new(),
             router: false,
+            health: BTreeMap::new(),
         };
         self.disk.endpoints.insert(claim.id, claim.clone());
         self.host(time, network);

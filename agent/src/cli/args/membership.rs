@@ -80,8 +80,21 @@ pub(in crate::cli) enum Node {
         node: String,
         /// Give it the mesh's CA key, so that it admits nodes and renews certificates, too; =false
         /// takes it away
-        #[arg(long, value_name = "BOOL", required = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
-        issuer: bool,
+        #[arg(long, value_name = "BOOL", required_unless_present = "label", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+        issuer: Option<bool>,
+        /// The zone that it is in, which services may prefer (`--prefer zone`); zone= for none
+        #[arg(long, value_name = "zone=NAME", value_parser = zone)]
+        label: Option<String>,
+    },
+    /// Send the backends of services on a node no new connections; those that they have may go on
+    /// for the services' time
+    Drain {
+        /// Id, beginning of an id, or name of the node
+        #[arg(value_parser = reference)]
+        node: String,
+        /// Send them connections again
+        #[arg(long)]
+        undo: bool,
     },
     /// Remove one that is gone for good, or that must not be a member any more; its addresses come
     /// back
@@ -93,6 +106,11 @@ pub(in crate::cli) enum Node {
         #[arg(long)]
         force: bool,
     },
+}
+
+fn zone(text: &str) -> Result<String, String> {
+    let zone = text.strip_prefix("zone=");
+    zone.map(str::to_owned).ok_or_else(|| "a node has the label zone=NAME only".to_owned())
 }
 
 fn time_to_live(text: &str) -> Result<Duration, String> {

@@ -1,12 +1,12 @@
 //! The words of `vxmesh service`.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, str::FromStr, time::Duration};
 
-use clap::{ArgGroup, Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use vxmesh_proto::{addr::Name, limits::SERVICE_WEIGHT};
 
 use super::{label, reference};
-use crate::api::{Balancing, ServiceMode, ServicePort};
+use crate::api::{Balancing, Preference, ServiceCheck, ServiceMode, ServicePort};
 
 /// Names and addresses that spread connections over endpoints.
 #[derive(Debug, Subcommand)]
@@ -23,6 +23,31 @@ pub(in crate::cli) enum Service {
     },
     /// Change ports and backends of one, on all nodes and while it is used
     Update(Box<ServiceChange>),
+    /// Send a backend no new connections; those that it has may go on for the service's time
+    Drain {
+        /// Id, beginning of an id, or name of the service
+        #[arg(value_parser = reference)]
+        service: String,
+        /// The endpoint
+        backend: Name,
+        /// Send it connections again
+        #[arg(long)]
+        undo: bool,
+    },
+    /// Say whether a backend on this node works, for a checker of yours
+    Health {
+        /// Id, beginning of an id, or name of the service
+        #[arg(value_parser = reference)]
+        service: String,
+        /// The endpoint
+        backend: Name,
+        /// Whether it works
+        #[arg(value_enum)]
+        state: Working,
+        /// For how long this stands [default: until something else is said]
+        #[arg(long, value_name = "TIME", value_parser = time)]
+        ttl: Option<Duration>,
+    },
     /// Remove one, on all nodes; its connections end
     Rm {
         /// Id, beginning of an id, or name
@@ -60,6 +85,17 @@ pub(in crate::cli) struct ServiceCreate {
     /// How many new connections an endpoint gets beside the others; 0 to 100 [default: 1]
     #[arg(long, value_name = "ENDPOINT=N", value_parser = weight)]
     pub(in crate::cli) weight: Vec<(Name, u8)>,
+    /// Which backends a node prefers, as long as one of them works
+    #[arg(long, value_enum, default_value_t)]
+    pub(in crate::cli) prefer: Preference,
+    /// How the nodes of backends see whether these work: by a connection, or by a page
+    #[arg(long, value_name = "tcp|http:/PATH")]
+    pub(in crate::cli) health: Option<Health>,
+    #[command(flatten)]
+    pub(in crate::cli) checks: Checks,
+    /// How long the connections of a drained backend may go on [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(in crate::cli) drain: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -86,6 +122,94 @@ pub(in crate::cli) struct ServiceChange {
     /// How a backend is chosen for a new connection
     #[arg(long, value_enum, group = "change")]
     pub(in crate::cli) lb: Option<Balancing>,
+    /// Which backends a node prefers, as long as one of them works
+    #[arg(long, value_enum, group = "change")]
+    pub(in crate::cli) prefer: Option<Preference>,
+    /// How the nodes of backends see whether these work: by a connection, or by a page; not at all
+    #[arg(long, value_name = "tcp|http:/PATH|none", group = "change")]
+    pub(in crate::cli) health: Option<Health>,
+    #[command(flatten)]
+    pub(in crate::cli) checks: Checks,
+    /// How long the connections of a drained backend may go on
+    #[arg(long, value_name = "TIME", value_parser = time, group = "change")]
+    pub(in crate::cli) drain: Option<Duration>,
+}
+
+/// When checks are made, and what follows from them.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Checks {
+    /// From one check to the next
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = time, requires = "health")]
+    health_interval: Duration,
+    /// How long a check may take
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = time, requires = "health")]
+    health_timeout: Duration,
+    /// Checks in a row that bring a backend back
+    #[arg(long, value_name = "N", default_value_t = 2, requires = "health")]
+    health_rise: u8,
+    /// Checks in a row that take it out
+    #[arg(long, value_name = "N", default_value_t = 3, requires = "health")]
+    health_fall: u8,
+}
+
+/// What a checker says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(in crate::cli) enum Working {
+    /// It works
+    Up,
+    /// It does not
+    Down,
+}
+
+/// The kinds of checks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::cli) enum Health {
+    /// None.
+    None,
+    /// A connection.
+    Tcp,
+    /// A page at this path.
+    Http(String),
+}
+
+impl FromStr for Health {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "tcp" => Ok(Self::Tcp),
+            None if text == "none" => Ok(Self::None),
+            Some(("http", path)) if path.starts_with('/') => Ok(Self::Http(path.to_owned())),
+            _ => Err("write tcp, or http:/PATH as http:/health".to_owned()),
+        }
+    }
+}
+
+impl Health {
+    /// The check, if there is to be one.
+    pub(in crate::cli) fn check(self, checks: &Checks) -> Option<ServiceCheck> {
+        let path = match self {
+            Self::None => return None,
+            Self::Tcp => None,
+            Self::Http(path) => Some(path),
+        };
+        Some(ServiceCheck {
+            path,
+            interval_ms: millis(checks.health_interval),
+            timeout_ms: millis(checks.health_timeout),
+            rise: checks.health_rise,
+            fall: checks.health_fall,
+        })
+    }
+}
+
+/// A time in milliseconds.
+pub(in crate::cli) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|why| format!("{why}; write 500ms, 30s or 5m"))
 }
 
 fn weight(text: &str) -> Result<(Name, u8), String> {

@@ -103,7 +103,7 @@ fn a_local_backend_knows_both_apart() {
     net.apply(TableUpdate::Put(row(0, 11, Place::Local)));
     net.apply(TableUpdate::Remove(key(1, 11)));
     let mut spec = service([]);
-    spec.backends = vec![Backend { key: key(0, 11), weight: 1, takes_new: true }];
+    spec.backends = vec![Backend { key: key(0, 11), weight: 1, takes_new: true, is_near: true }];
     net.serve_as(2, spec, |services| services.steering_local(true));
     let delivered = |bytes: &[u8]| {
         let mut bytes = bytes.to_vec();

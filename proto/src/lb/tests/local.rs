@@ -31,7 +31,10 @@ impl Net {
 
 fn served_by(backend: u8) -> ServiceSpec {
     let key = key(0, backend);
-    ServiceSpec { backends: vec![Backend { key, weight: 1, takes_new: true }], ..service([]) }
+    ServiceSpec {
+        backends: vec![Backend { key, weight: 1, takes_new: true, is_near: true }],
+        ..service([])
+    }
 }
 
 /// The services' MACs: for answers, and for what backends get.

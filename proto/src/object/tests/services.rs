@@ -18,6 +18,10 @@ fn service(seed: u8, name: &str, vip: &str) -> Service {
         selector: BTreeMap::new(),
         weights: BTreeMap::new(),
         choice: None,
+        check: None,
+        draining: BTreeMap::new(),
+        drain_ms: None,
+        prefer: None,
     }
 }
 
