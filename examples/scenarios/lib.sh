@@ -1,16 +1,17 @@
 # shellcheck shell=bash
 # What the scenarios share: a lab of four hosts, words for "on that host", and checks that say what they checked.
 #
-# Sourced by each scenario. VXMESH is the binary (default: vxmesh in PATH), LAB the name of a lab that is up (default: vxlab).
+# Sourced by each scenario. VXMESH is the binary (default: vxmesh in PATH), LAB the name of a lab that is up (default: vxlab), HOSTS how many hosts it needs (default: 4).
 set -euo pipefail
 
 VXMESH=${VXMESH:-vxmesh}
 LAB=${LAB:-vxlab}
+HOSTS=${HOSTS:-4}
 # How long something may take that happens by itself.
 PATIENCE=${PATIENCE:-30}
 
 "$VXMESH" lab --name "$LAB" status >/dev/null || {
-    echo "there is no lab \`$LAB\`: vxmesh lab --name $LAB up --hosts 4" >&2
+    echo "there is no lab \`$LAB\`: vxmesh lab --name $LAB up --hosts $HOSTS" >&2
     exit 1
 }
 
@@ -70,7 +71,7 @@ rm_network() {
 # everywhere NETWORK: waits until it is on all hosts, which it reaches by itself.
 everywhere() {
     local each
-    for each in h1 h2 h3 h4; do until_ok "$each has $1" vx "$each" network inspect "$1"; done
+    for each in $(seq -f 'h%.0f' "$HOSTS"); do until_ok "$each has $1" vx "$each" network inspect "$1"; done
 }
 
 # web HOST NAME TEXT [OPTION...]: a sandbox whose web server answers with a text.

@@ -14,13 +14,34 @@ use vxmesh_tests::{
 const ALLOWED: Allowed<'_> = Allowed { drops: UNDERWAY, warnings: &["this node was starved"] };
 
 fn scenario(name: &str) -> Result<()> {
-    let lab = Lab::up(4)?;
+    scenario_with(name, 4, &[], ALLOWED)
+}
+
+/// The same in a lab of so many hosts, with these variables.
+fn scenario_with(
+    name: &str,
+    hosts: u8,
+    variables: &[(&str, &str)],
+    allowed: Allowed<'_>,
+) -> Result<()> {
+    let lab = Lab::up(hosts)?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/scenarios").join(name);
     let mut run = command(&script);
-    run.env("VXMESH", vxmesh()?).env("LAB", lab.name());
+    run.env("VXMESH", vxmesh()?).env("LAB", lab.name()).envs(variables.iter().copied());
     let said = printed(name, run.output().with_context(|| script.display().to_string())?)?;
     ensure!(said.lines().filter(|line| line.starts_with("ok ")).count() >= 3, "{said}");
-    lab.finish(ALLOWED)
+    lab.finish(allowed)
+}
+
+/// At a tenth: `examples/scenarios/services.sh` alone makes ten times as many requests.
+#[test]
+fn services() -> Result<()> {
+    let who = vxmesh()?.with_file_name("examples").join("who");
+    let who = who.to_str().context("odd path")?;
+    let drops = ["source_unknown", "fdb_unknown", "not_local", "no_backend", "flow_unknown"];
+    let more = ["backend_unknown", "no_session", "unknown_index", "unknown_peer"];
+    let allowed = Allowed { drops: &[&drops[..], &more].concat(), ..ALLOWED };
+    scenario_with("services.sh", 5, &[("REQUESTS", "1000"), ("WHO", who)], allowed)
 }
 
 #[test]

@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# A service spreads connections over five hosts, keeps the client's address, and goes on while backends are drained, come, go and die.
+#
+# REQUESTS is how many there are in each case (default: 10000), WHO the server (default: the example `who` beside VXMESH).
+HOSTS=5
+. "$(dirname "$0")/lib.sh"
+
+REQUESTS=${REQUESTS:-10000}
+WHO=${WHO:-$(dirname "$(command -v "$VXMESH")")/examples/who}
+[ -x "$WHO" ] || {
+    echo "there is no server $WHO: cargo build --release --examples" >&2
+    exit 1
+}
+
+# server NUMBER: a backend on that host.
+server() { box "h$1" "web$1" --label app=web --network shop -- "$WHO" "web$1" 8080; }
+
+# states EXPECTED: whether h2 shows these states of the backends, in the order of their names.
+states() { [ "$(json h2 '[.backends[].state] | join(" ")' service inspect web)" = "$1" ]; }
+
+# What a hash gives each of five backends, in percent: less evenly the fewer there are.
+if [ "$REQUESTS" -ge 10000 ]; then LEAST=18 MOST=22; else LEAST=14 MOST=26; fi
+
+# spread OPTION SHARE...: as many requests of the client as REQUESTS; each backend has a share from so many percent to so many.
+spread() {
+    local version=$1 least=$(($2 * REQUESTS / 100)) most=$(($3 * REQUESTS / 100))
+    in_box h2 c curl "$version" -sS -m 5 "http://web/?[1-$REQUESTS]" | sort | uniq -c >"$OUT.spread"
+    awk -v least="$least" -v most="$most" -v all="$REQUESTS" '
+        { sum += $1; if ($1 < least || $1 > most) wrong = 1; addresses[$3] = 1 }
+        END { for (each in addresses) different++; exit wrong || NR != 5 || sum != all || different != 1 }' "$OUT.spread" || {
+        cat "$OUT.spread" >&2
+        return 1
+    }
+}
+
+# sees_own VERSION: whether backends on other hosts see the client's own address.
+sees_own() {
+    local own
+    own=$(in_box h2 c ip -"$1" -o addr show scope global | awk '{ sub("/.*", "", $4); print $4; exit }')
+    [ "$(awk '{ print $3; exit }' "$OUT.spread")" = "$own" ]
+}
+
+# asking NAME: a client that never stops, one line for each answer.
+asking() {
+    in_box h2 c sh -c "while [ ! -e /tmp/$LAB-services.stop ]; do curl -4 -sS -m 10 http://web/ || echo 'a request failed'; done" >"$OUT.$1" 2>&1 &
+    ASKING=$!
+}
+
+# asked NAME: ends it; no request has failed.
+asked() {
+    touch "/tmp/$LAB-services.stop"
+    wait "$ASKING"
+    rm "/tmp/$LAB-services.stop"
+    ! grep -v '^web[1-5] ' "$OUT.$1"
+}
+
+# more NAME: 30 more answers.
+more() { until_ok "the client asks on" longer "$OUT.$1" $(($(wc -l <"$OUT.$1") + 30)); }
+
+PAGES+=("$OUT.spread" "$OUT.itself" "$OUT.life" "$OUT.death" "/tmp/$LAB-services.stop")
+network h1 shop --subnet 10.77.0.0/16 --subnet fd77::/64
+everywhere shop
+for each in 1 2 3 4 5; do server "$each"; done
+box h2 c --network shop -- sleep 36000
+ok "a service is made" vx h1 service create web --network shop --port 80:8080 --selector app=web --drain 5s
+trap 'vx h1 service rm web >/dev/null || true; clear_away' EXIT
+until_ok "five backends are ready" states "ready ready ready ready ready"
+until_ok "it answers" in_box h2 c curl -sS -m 5 http://web/
+
+for version in 4 6; do
+    ok "$REQUESTS requests by IPv$version: none is lost, each backend has $LEAST to $MOST of 100" spread -$version "$LEAST" "$MOST"
+    ok "the backends see the client's own address" sees_own $version
+done
+ok "backends take turns" vx h1 service update web --lb rr
+in_turn() { spread -4 20 20; }
+until_ok "each has one in five" in_turn
+echo "ok      $REQUESTS requests in turn: each backend has a fifth"
+ok "a hash chooses again" vx h1 service update web --lb maglev
+vip=$(json h1 '.vips[0]' service inspect web)
+itself() {
+    in_box h1 web1 curl -4 -sS -m 5 "http://web/?[1-100]" >"$OUT.itself"
+    grep -q "^web1 $vip$" "$OUT.itself"
+}
+until_ok "a backend that reaches itself sees the service's address" itself
+echo "ok      a backend that reaches itself sees the service's address"
+
+asking life
+more life
+for each in 1 3 5; do
+    ok "web$each is drained" vx h4 service drain web "web$each"
+    more life
+    rm_box "h$each" "web$each"
+    more life
+    server "$each"
+    vx h4 service drain web "web$each" --undo >/dev/null
+    until_ok "web$each is back" states "ready ready ready ready ready"
+    more life
+done
+ok "no request fails while backends are drained, removed and replaced" asked life
+echo "        $(wc -l <"$OUT.life") requests"
+
+asking death
+more death
+died=$(wc -l <"$OUT.death")
+ok "the agent of h4 is killed" "$VXMESH" lab --name "$LAB" kill h4
+until_ok "the client asks on" longer "$OUT.death" $((died + 100))
+ok "it is started" "$VXMESH" lab --name "$LAB" start h4
+until_ok "web4 is back" states "ready ready ready ready ready"
+until_ok "web4 answers" sh -c "tail -n 20 '$OUT.death' | grep -q '^web4 '"
+ok "h5 is cut off" "$VXMESH" lab --name "$LAB" cut h5
+until_ok "the client asks on" longer "$OUT.death" $(($(wc -l <"$OUT.death") + 100))
+ok "it is there again" "$VXMESH" lab --name "$LAB" heal
+ok "no request fails while an agent is killed and a host is cut off" asked death
+echo "        $(wc -l <"$OUT.death") requests"
