@@ -113,9 +113,19 @@ impl Lab {
 
     /// Makes a place with an endpoint of the network on a host and gives its address.
     pub(crate) fn attach(&self, host: &str, network: &str, netns: &str) -> Result<Ipv4Addr> {
+        self.attach_as(host, (network, host), netns)
+    }
+
+    /// The same for an endpoint of this name.
+    pub(crate) fn attach_as(
+        &self,
+        host: &str,
+        (network, name): (&str, &str),
+        netns: &str,
+    ) -> Result<Ipv4Addr> {
         self.sh(host, &format!("ip netns add {netns}"))?;
         let deadline = Instant::now() + PATIENCE;
-        let attach = ["endpoint", "attach", network, "--netns", netns, "--name", host];
+        let attach = ["endpoint", "attach", network, "--netns", netns, "--name", name];
         let endpoint = loop {
             match self.cli(host, &attach) {
                 Ok(endpoint) => break endpoint,

@@ -23,6 +23,7 @@ mod part;
 mod peer;
 mod pingpong;
 mod report;
+mod service;
 mod star;
 mod stream;
 mod subject;
@@ -61,7 +62,7 @@ struct Args {
     /// Underlays to measure on [default: both]
     #[arg(long)]
     underlay: Vec<Underlay>,
-    /// Loads to measure [default: all but overload]
+    /// Loads to measure [default: all but overload and service]
     #[arg(long)]
     load: Vec<Load>,
     /// Other tunnels to measure: their names, `default`, `all` or `none`; what is missing is
@@ -102,6 +103,8 @@ enum Load {
     Many,
     /// TCP beside a flood of datagrams, on five hosts
     Overload,
+    /// All of two hosts by the address of a service, beside what is sent directly
+    Service,
 }
 
 impl Load {
@@ -111,7 +114,7 @@ impl Load {
     const fn is_of_two(self) -> bool {
         match self {
             Self::Tcp | Self::Udp | Self::Ping | Self::LoadedPing => true,
-            Self::Many | Self::Overload => false,
+            Self::Many | Self::Overload | Self::Service => false,
         }
     }
 }
@@ -148,10 +151,15 @@ fn main() -> Result<()> {
     let mut text =
         format!("{}, `--rounds {} --seconds {}`.\n", table::machine()?, args.rounds, args.seconds);
     let loads = if args.load.is_empty() { Load::DEFAULT.as_slice() } else { &args.load };
-    let (of_two, of_five): (Vec<Load>, Vec<Load>) = loads.iter().partition(|load| load.is_of_two());
+    let (of_two, others): (Vec<Load>, Vec<Load>) = loads.iter().partition(|load| load.is_of_two());
+    let (of_service, of_five): (Vec<Load>, Vec<Load>) =
+        others.into_iter().partition(|load| *load == Load::Service);
     let tables = if of_two.is_empty() { Vec::new() } else { measure(&args, &of_two, &mut text)? };
     if !of_five.is_empty() {
         text.push_str(&many::measure(&args, &of_five)?);
+    }
+    if !of_service.is_empty() {
+        text.push_str(&service::measure(&args)?);
     }
     if !args.no_footprint {
         text.push_str(&format!("\n{}", footprint::measure(&args.vxmesh)?));
@@ -288,8 +296,8 @@ fn turn(subject: &Subject<'_>, load: Load, seconds: u32, table: &mut Table) -> R
             add("RTT p50 beside TCP", "us", trips.p50_us);
             add("RTT p99 beside TCP", "us", trips.p99_us);
         }
-        // On hosts of their own: see `many`.
-        Load::Many | Load::Overload => {}
+        // On hosts of their own: see `many` and `service`.
+        Load::Many | Load::Overload | Load::Service => {}
     }
     Ok(())
 }

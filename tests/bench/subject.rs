@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::{
     flood::Flooded,
@@ -23,6 +23,7 @@ pub(crate) const MTU: u16 = vxmesh_proto::limits::DEFAULT_MTU;
 /// died.
 const SLACK: u32 = 20;
 /// Ports of the servers in the second place.
+const IPERF3_PORT: u16 = 5201;
 const PONG_PORT: u16 = 7001;
 const SOURCE_PORT: u16 = 7002;
 const DRAIN_PORT: u16 = 7003;
@@ -37,6 +38,9 @@ pub(crate) struct Subject<'l> {
     /// The network namespace on both hosts; the host's own without.
     netns: Option<&'static str>,
     server: Ipv4Addr,
+    /// The host of the servers, and their network namespace where it has another name.
+    host: &'static str,
+    beside: Option<&'static str>,
     programs: Programs,
     servers: Vec<Child>,
 }
@@ -95,6 +99,29 @@ impl<'l> Subject<'l> {
         Self::start(lab, label, Some("tunnel"), server, Programs::Agents)
     }
 
+    /// A second place of a tunnel's network, on the client's own host.
+    pub(crate) fn beside(lab: &'l Lab, label: &str) -> Result<Self> {
+        let server = lab.attach_as("h1", ("bench", "beside"), "beside")?;
+        let mut subject = Self::new(lab, label, Some("tunnel"), server, Programs::Agents);
+        (subject.host, subject.beside) = ("h1", Some("beside"));
+        subject.serve()
+    }
+
+    /// The servers of another subject, which are those of this endpoint, by the address of a
+    /// service.
+    pub(crate) fn service(lab: &'l Lab, label: &str, endpoint: &str) -> Result<Self> {
+        let mut words = vec!["service", "create", label, "--network", "bench"];
+        words.extend(["--backend", endpoint]);
+        let tcp = [IPERF3_PORT, SOURCE_PORT, DRAIN_PORT].map(|port| port.to_string());
+        let udp = [PONG_PORT, DRAIN_PORT].map(|port| format!("{port}/udp"));
+        words.extend(tcp.iter().chain(&udp).flat_map(|port| ["--port", port.as_str()]));
+        let made = lab.cli("h1", &words)?;
+        let vip = made["vips"][0].as_str().context("no VIP")?.parse()?;
+        let subject = Self::new(lab, label, Some("tunnel"), vip, Programs::Agents);
+        subject.wait()?;
+        Ok(subject)
+    }
+
     /// Another tunnel between the same hosts.
     pub(crate) fn peer(lab: &'l Lab, peer: &Peer) -> Result<Self> {
         let up = peer.up(lab)?;
@@ -114,8 +141,22 @@ impl<'l> Subject<'l> {
         server: Ipv4Addr,
         programs: Programs,
     ) -> Result<Self> {
-        let label = label.to_owned();
-        let mut subject = Self { label, lab, netns, server, programs, servers: Vec::new() };
+        Self::new(lab, label, netns, server, programs).serve()
+    }
+
+    fn new(
+        lab: &'l Lab,
+        label: &str,
+        netns: Option<&'static str>,
+        server: Ipv4Addr,
+        programs: Programs,
+    ) -> Self {
+        let (label, servers) = (label.to_owned(), Vec::new());
+        Self { label, lab, netns, server, host: "h2", beside: None, programs, servers }
+    }
+
+    /// Starts the servers.
+    fn serve(mut self) -> Result<Self> {
         let own = own_path()?;
         let [pong, source, drain] =
             [PONG_PORT, SOURCE_PORT, DRAIN_PORT].map(|port| port.to_string());
@@ -125,12 +166,12 @@ impl<'l> Subject<'l> {
             vec![&own, "source", &source, "64"],
             vec![&own, "drain", &drain],
         ] {
-            let words = subject.within(&words);
-            let child = lab.spawn("h2", &words)?;
-            subject.servers.push(child);
+            let words = within(self.beside.or(self.netns), &words);
+            let child = self.lab.spawn(self.host, &words)?;
+            self.servers.push(child);
         }
-        subject.wait()?;
-        Ok(subject)
+        self.wait()?;
+        Ok(self)
     }
 
     pub(crate) fn label(&self) -> &str {
@@ -233,14 +274,14 @@ impl<'l> Subject<'l> {
     }
 
     fn client(&self, words: &[&str]) -> Result<String> {
-        self.lab.exec("h1", &self.within(words))
+        self.lab.exec("h1", &within(self.netns, words))
     }
+}
 
-    fn within<'w>(&self, words: &[&'w str]) -> Vec<&'w str> {
-        match self.netns {
-            Some(netns) => [&["ip", "netns", "exec", netns], words].concat(),
-            None => words.to_vec(),
-        }
+fn within<'w>(netns: Option<&'w str>, words: &[&'w str]) -> Vec<&'w str> {
+    match netns {
+        Some(netns) => [&["ip", "netns", "exec", netns], words].concat(),
+        None => words.to_vec(),
     }
 }
 
