@@ -265,6 +265,23 @@ impl Gossip {
         Ok(record)
     }
 
+    /// Publishes another version of what stands under a key, if `change` makes one of it; nobody
+    /// publishes anything in between. The caller pushes the record to all peers that are up.
+    ///
+    /// # Errors
+    /// The claim is too large, or belongs under another key.
+    pub fn edit(
+        &self,
+        key: Key,
+        change: impl FnOnce(&Claim) -> Option<Claim>,
+    ) -> Result<Option<SignedRecord>, RecordError> {
+        let record = self.shared.edit(key, change)?;
+        if record.is_some() {
+            self.shared.notify();
+        }
+        Ok(record)
+    }
+
     /// Withdraws what stands under a key. The caller pushes the record to all peers that are up.
     ///
     /// # Errors
@@ -359,6 +376,24 @@ impl Shared {
     fn say(&self, key: Key, claim: &Claim) -> Result<SignedRecord, RecordError> {
         let now = Instant::now();
         let record = lock(&self.publisher).sign(key, claim, now)?;
+        self.keep(record, now)
+    }
+
+    fn edit(
+        &self,
+        key: Key,
+        change: impl FnOnce(&Claim) -> Option<Claim>,
+    ) -> Result<Option<SignedRecord>, RecordError> {
+        let now = Instant::now();
+        let record = {
+            let mut publisher = lock(&self.publisher);
+            let Some(claim) = publisher.said(key).and_then(change) else { return Ok(None) };
+            publisher.sign(key, &claim, now)?
+        };
+        self.keep(record, now).map(Some)
+    }
+
+    fn keep(&self, record: SignedRecord, now: Instant) -> Result<SignedRecord, RecordError> {
         let own_key = self.config.pair.public_key().as_ref().try_into();
         let own_key: [u8; 32] = own_key.map_err(|_fault| RecordError::NotOwnersKey)?;
         let checked = record.verify(self.config.mesh, &own_key)?;

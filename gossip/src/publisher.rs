@@ -74,6 +74,12 @@ impl Publisher {
         Ok(record)
     }
 
+    /// What stands under a key, if it was not withdrawn.
+    #[must_use]
+    pub fn said(&self, key: Key) -> Option<&Claim> {
+        self.said.get(&key).map(|said| &said.claim).filter(|claim| **claim != Claim::Gone)
+    }
+
     /// What to say when a record of this node comes back that it did not sign in this life: what it
     /// says now, once more and with a greater stamp; that the key is gone if it says nothing.
     pub fn answer_to(&mut self, own: &Record) -> Option<Claim> {

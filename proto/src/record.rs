@@ -135,8 +135,7 @@ pub struct NodeClaim {
     /// Whether it has AES in hardware.
     #[serde(rename = "x", default)]
     pub aes: bool,
-    /// Until when the connections of its backends may go on, in Unix milliseconds, if these get no
-    /// new ones.
+    /// Since when its backends get no new connections, in Unix milliseconds, if they get none.
     #[serde(rename = "d", default, skip_serializing_if = "Option::is_none")]
     pub drained: Option<u64>,
     /// The zone that it is in.

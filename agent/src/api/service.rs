@@ -278,16 +278,22 @@ pub struct ServiceUpdate {
     /// How a backend is chosen.
     pub lb: Option<Balancing>,
     /// Which backends a node prefers.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub prefer: Option<Preference>,
     /// How backends are checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub check: Option<ServiceCheck>,
     /// Backends are not checked any more.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub no_check: bool,
     /// How long the connections of a drained backend may go on, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_ms: Option<u64>,
     /// Backends that get no new connections from now on.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub drain: BTreeSet<Name>,
     /// Backends that get some again.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub undrain: BTreeSet<Name>,
 }
 
@@ -297,8 +303,9 @@ pub struct ServiceUpdate {
 pub struct HealthWord {
     /// The backend.
     pub backend: Name,
-    /// Whether it works.
-    pub up: bool,
+    /// Whether it works; nothing takes back what was said before.
+    #[serde(default)]
+    pub up: Option<bool>,
     /// For how long this stands, in milliseconds; until something else is said, or its agent
     /// starts anew, without.
     #[serde(default)]

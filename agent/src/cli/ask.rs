@@ -193,7 +193,11 @@ impl Call<'_> {
             }
             Service::Health { service, backend, state, ttl } => {
                 let path = format!("{}/health", path("services", &service));
-                let up = state == Working::Up;
+                let up = match state {
+                    Working::Up => Some(true),
+                    Working::Down => Some(false),
+                    Working::Check => None,
+                };
                 let word = HealthWord { backend, up, ttl_ms: ttl.map(millis) };
                 let service: api::Service = self.client.post(&path, &word).await?;
                 self.output.done(&service, service.name.as_str())

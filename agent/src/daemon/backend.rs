@@ -33,6 +33,7 @@ use crate::{
         token::{self, StoredToken, TokenError, TokenParseError},
         unix_now,
     },
+    services::Services,
     store::Table,
 };
 
@@ -235,7 +236,8 @@ impl Mesh {
         note_left(&self.store, self.me).map_err(store_failed)?;
         rollback::forget(&self.config.run_dir);
         self.services.forget();
-        crate::services::Services::forget_place(&self.store).map_err(store_failed)?;
+        Services::forget_place(&self.store).map_err(store_failed)?;
+        Services::forget_health(&self.store).map_err(store_failed)?;
         identity::forget(&self.config.data_dir).map_err(ApiError::from)?;
         Ok(warnings)
     }

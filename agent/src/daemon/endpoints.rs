@@ -314,8 +314,9 @@ impl Mesh {
         let Some(gossip) = self.gossip.get() else {
             return Err(failed("the agent is starting", "try again"));
         };
-        let claim = &self.with_health(claim);
-        let record = gossip.publish(claim).map_err(|error| {
+        // An endpoint whose record is full is there all the same.
+        let published = gossip.publish(&self.with_health(claim)).or_else(|_| gossip.publish(claim));
+        let record = published.map_err(|error| {
             ApiError::new(ErrorCode::Usage, error.to_string(), "nothing was changed")
         })?;
         self.reconcile().await;
@@ -337,7 +338,7 @@ impl Mesh {
     }
 
     /// The claim with what is known of the endpoint's health, which is in no store.
-    fn with_health(&self, claim: &Claim) -> Claim {
+    pub(super) fn with_health(&self, claim: &Claim) -> Claim {
         match claim.clone() {
             Claim::Endpoint(endpoint) => {
                 let health = self.services.health_of(endpoint.id);

@@ -361,7 +361,7 @@ impl Mesh {
         let mut claims = vec![Claim::Node(self.node_claim())];
         let endpoints = self.stored_endpoints()?;
         let told = endpoints.iter().filter(|endpoint| !self.is_local(endpoint.network));
-        claims.extend(told.map(|endpoint| Claim::Endpoint(endpoint.claim())));
+        claims.extend(told.map(|it| self.with_health(&Claim::Endpoint(it.claim()))));
         let nodes = self.stored_nodes()?;
         let has_addresses = nodes.iter().filter(|node| !node.ips.is_empty());
         for node in has_addresses.filter(|node| !self.is_local(node.network)) {
@@ -370,7 +370,7 @@ impl Mesh {
         Ok(claims)
     }
 
-    pub(crate) fn node_claim(&self) -> NodeClaim {
+    pub(super) fn node_claim(&self) -> NodeClaim {
         let at = |port: u16| self.own_addrs().iter().map(|ip| SocketAddr::new(*ip, port)).collect();
         let NodePlace { drained, zone } = self.services.place();
         NodeClaim {

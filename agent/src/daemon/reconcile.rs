@@ -34,7 +34,7 @@ use crate::{
         admit::{Claims, away, believed, claimed_elsewhere},
         tables::{respecified, spec_of, updates},
     },
-    services::{self, Seen},
+    services::{self, Drains, Seen},
     store::Table as StoreTable,
 };
 
@@ -242,7 +242,11 @@ impl Mesh {
         (claims, away): (&Claims, &Claims),
     ) -> Vec<ServiceSpec> {
         let places = services::places(self);
-        let seen = Seen { by: self.me, at_ms: unix_ms(), places: &places };
+        let at_ms = unix_ms();
+        let is_settled = self.name_servers.names.snapshot().settled;
+        let since = |since| self.services.drained_since(since, at_ms, is_settled);
+        let drains = Drains { since: &since };
+        let seen = Seen { by: self.me, at_ms, places: &places, drains };
         let holds = |node, ip| self.addresses.holds(id, node, ip);
         self.objects.read(|set| {
             if let Some(at) = seen.next_deadline(set, id, claims) {
@@ -329,16 +333,21 @@ impl Mesh {
         tables.filter(|table| table.services().is_some()).collect()
     }
 
-    /// Says something of this node anew, to all at once.
-    pub(crate) fn republish(&self, claim: &Claim) {
+    /// Says something of this node anew, to all at once, if `change` makes something else of what
+    /// it says.
+    pub(crate) fn republish(&self, key: Key, change: impl FnOnce(&Claim) -> Option<Claim>) {
         let Some(gossip) = self.gossip.get() else { return };
-        match gossip.publish(claim) {
-            Ok(record) => self.spread(&record),
-            Err(error) => {
-                warn!(%error, "what this node says of itself is not told; please report it")
+        match gossip.edit(key, change) {
+            Ok(Some(record)) => {
+                self.spread(&record);
+                self.kick();
             }
+            Ok(None) => {}
+            Err(error) => warn!(
+                %error, %key,
+                "the mesh is not told of a change; use fewer or shorter labels and aliases"
+            ),
         }
-        self.kick();
     }
 
     /// Forgets unbelieved claims that were withdrawn, so that nobody can grow the list of them

@@ -224,8 +224,8 @@ impl Mesh {
             Request::ChangePlace { drain, zone } => {
                 let zone = zone.map(|zone| (!zone.is_empty()).then(|| zone.parse()).transpose());
                 let zone = zone.transpose();
-                let zone =
-                    zone.map_err(|_| refusal(RefusalCode::Malformed, "the zone is no name"))?;
+                let zone = zone
+                    .map_err(|why| refusal(RefusalCode::Malformed, format!("the zone: {why}")))?;
                 let changed = self.services.change_place(self, drain, zone);
                 let changed = changed.map_err(|it| refusal(RefusalCode::Failed, it.to_string()));
                 changed.map(|()| Response::Done)

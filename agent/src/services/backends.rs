@@ -55,6 +55,20 @@ pub(crate) struct Seen<'a> {
     pub(crate) at_ms: u64,
     /// What the nodes say of themselves.
     pub(crate) places: &'a Places,
+    /// When drains began, by this node's clock.
+    pub(crate) drains: Drains<'a>,
+}
+
+/// Says when a drain began by this node's clock, as somebody else's says when it did.
+#[derive(Clone, Copy)]
+pub(crate) struct Drains<'a> {
+    pub(crate) since: &'a dyn Fn(u64) -> u64,
+}
+
+impl std::fmt::Debug for Drains<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Drains").finish_non_exhaustive()
+    }
 }
 
 impl Seen<'_> {
@@ -74,7 +88,7 @@ impl Seen<'_> {
     fn deadline(&self, service: &Service, node: NodeId, name: &Name) -> Option<u64> {
         let drained = self.places.get(&node).and_then(|place| place.drained);
         let since = drained.into_iter().chain(service.draining.get(name).copied()).min()?;
-        Some(since.saturating_add(service.drain_ms.unwrap_or(DRAIN_MS)))
+        Some((self.drains.since)(since).saturating_add(service.drain_ms.unwrap_or(DRAIN_MS)))
     }
 
     /// When the next of these deadlines is, after this moment.
@@ -128,14 +142,14 @@ pub(super) fn standing(
     (backend, claim): (&Backend, &EndpointClaim),
     seen: &Seen<'_>,
 ) -> Standing {
-    match seen.deadline(service, backend.key.node, &claim.name) {
-        Some(deadline) if deadline <= seen.at_ms => return Standing::Drained,
-        Some(_) => return Standing::Draining,
-        None => {}
+    let deadline = seen.deadline(service, backend.key.node, &claim.name);
+    if deadline.is_some_and(|deadline| deadline <= seen.at_ms) {
+        return Standing::Drained;
     }
     match (&service.check, claim.health.get(&id.short())) {
         (_, Some(false)) => Standing::Failing,
         (Some(_), None) => Standing::Unchecked,
+        (None, _) | (_, Some(true)) if deadline.is_some() => Standing::Draining,
         (None, _) | (_, Some(true)) => Standing::Ready,
     }
 }
@@ -150,7 +164,9 @@ fn all_backends(
     let there = there.map(|(backend, claim)| (standing(of, (&backend, claim), seen), backend));
     let there: Vec<_> = there.filter(|(standing, _)| *standing != Standing::Drained).collect();
     // The last one serves until its time is over.
-    let is_last = !there.iter().any(|(standing, _)| *standing == Standing::Ready);
+    let serves =
+        |(standing, it): &(Standing, Backend)| *standing == Standing::Ready && it.weight > 0;
+    let is_last = !there.iter().any(serves);
     let there = there.into_iter().map(|(standing, backend)| {
         let serves = standing == Standing::Ready || is_last && standing == Standing::Draining;
         Backend { takes_new: serves, ..backend }
@@ -162,9 +178,9 @@ fn all_backends(
     there.chain(away).map(near).collect()
 }
 
-/// An address of an endpoint at which it is reached from anywhere in the network.
-pub(super) fn global_ip(ips: &[IpAddr]) -> Option<IpAddr> {
-    ips.iter().copied().find(|ip| !matches!(ip, IpAddr::V6(v6) if is_link_local(*v6)))
+/// The addresses of an endpoint at which it is reached from anywhere in the network.
+pub(super) fn global_ips(ips: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
+    ips.iter().copied().filter(|ip| !matches!(ip, IpAddr::V6(v6) if is_link_local(*v6)))
 }
 
 /// The endpoints that answer for a service, in order.
@@ -228,6 +244,9 @@ mod tests {
     };
 
     use super::{super::place::NodePlace, *};
+
+    /// All clocks are the same.
+    const EXACT: Drains<'_> = Drains { since: &|since| since };
 
     fn claim(
         id: u8,
@@ -306,7 +325,7 @@ mod tests {
         let claims: Claims = [claim(1, "a", 1, &[])].into();
         let away: Claims = [claim(2, "a", 2, &[])].into();
         let places = Places::new();
-        let seen = Seen { by: me, at_ms: 0, places: &places };
+        let seen = Seen { by: me, at_ms: 0, places: &places, drains: EXACT };
         let others = |_, _| false;
         assert!(specs(&set, network, (&claims, &away), others, &seen).is_empty());
         let given = |node, ip| node == holder(id) && ip == vip;
@@ -346,7 +365,7 @@ mod tests {
         let id = ServiceId::from_random([7; 16]);
         let key = RowKey { node: NodeId::of_public_key(&[1]), endpoint: claim.id };
         let backend = Backend { key, weight: 1, takes_new: true, is_near: true };
-        let seen = Seen { by: key.node, at_ms, places };
+        let seen = Seen { by: key.node, at_ms, places, drains: EXACT };
         standing((id, service), (&backend, claim), &seen)
     }
 
@@ -368,6 +387,7 @@ mod tests {
         // Somebody's word counts also without a check.
         service.check = None;
         assert_eq!(stand(&service, &claim, &places, 0), Standing::Failing);
+        claim.health.clear();
         service.draining = [("a".parse().unwrap(), 1000)].into();
         service.drain_ms = Some(500);
         assert_eq!(stand(&service, &claim, &places, 1499), Standing::Draining);
@@ -387,7 +407,7 @@ mod tests {
         let away = Claims::new();
         let id = ServiceId::from_random([7; 16]);
         let all = |service: &Service, places: &Places, at_ms| {
-            let seen = Seen { by: nodes[0], at_ms, places };
+            let seen = Seen { by: nodes[0], at_ms, places, drains: EXACT };
             let mut all = all_backends((id, service), (&claims, &away), &seen);
             all.sort_unstable_by_key(|backend| backend.key.endpoint);
             all.iter().map(|it| (it.takes_new, it.is_near)).collect::<Vec<_>>()

@@ -24,7 +24,7 @@ use vxmesh_proto::{
 
 use super::{
     ServiceError, Services,
-    backends::{Seen, Standing, backends, choice, standing},
+    backends::{Drains, Seen, Standing, backends, choice, standing},
     health,
     place::places,
 };
@@ -151,7 +151,13 @@ impl Services {
     ) -> Result<api::Service, ServiceError> {
         mesh.check_member()?;
         let row = self.find(mesh, reference)?;
-        let text = block_in_place(|| edit(mesh, row.id, |service| changed(service, update)))?;
+        let (up, away) = (mesh.claims_of(row.network), mesh.away(row.network));
+        let text = block_in_place(|| {
+            edit(mesh, row.id, |service| {
+                check_drains(service, update, [&up, &away])?;
+                changed(service, update)
+            })
+        })?;
         self.tell(mesh, vec![text]).await;
         self.find(mesh, &row.id.to_string())
     }
@@ -178,21 +184,16 @@ impl Services {
     ) -> Result<api::Service, ServiceError> {
         mesh.check_member()?;
         let row = self.find(mesh, reference)?;
-        let known = self.known();
-        let specs = known.iter().filter(|(network, _)| *network == row.network);
-        let mut specs = specs.flat_map(|(_, specs)| specs.iter());
-        let spec = specs.find(|spec| spec.id == row.id);
         let claims = mesh.claims_of(row.network);
-        let its = claims.iter().filter(|(key, claim)| {
-            key.node == mesh.me
-                && claim.name == word.backend
-                && spec.is_some_and(|spec| spec.backends.iter().any(|it| it.key == **key))
-        });
-        let Some((key, _)) = its.max_by_key(|(_, claim)| claim.incarnation) else {
+        let service = mesh.objects.read(|set| service_of(set, row.id).cloned());
+        let service = service.ok_or(ServiceError::Gone)?;
+        let all = backends(&service, &claims).into_iter();
+        let its = all.filter(|(it, claim)| it.key.node == mesh.me && claim.name == word.backend);
+        let Some((backend, _)) = its.max_by_key(|(_, claim)| claim.incarnation) else {
             return Err(ServiceError::NotHere { name: row.name, backend: word.backend.clone() });
         };
         let ttl = word.ttl_ms.map(Duration::from_millis);
-        self.take_word((row.id, key.endpoint), word.up, ttl);
+        self.take_word((backend.key.endpoint, row.id), word.up, ttl);
         health::tell(mesh);
         self.find(mesh, &row.id.to_string())
     }
@@ -202,6 +203,14 @@ impl Services {
         mesh.push_objects(texts);
         mesh.objects.read(|set| mesh.addresses.follow(set));
         mesh.reconcile().await;
+    }
+}
+
+/// The open service with this id.
+pub(super) fn service_of(set: &ObjectSet, id: ServiceId) -> Option<&object::Service> {
+    match set.get(&ObjectId::Service(id)).filter(|it| !it.closed())?.content() {
+        Content::Service(service) => Some(service),
+        _ => None,
     }
 }
 
@@ -346,6 +355,7 @@ fn changed(service: &mut object::Service, update: &ServiceUpdate) -> Result<(), 
             let (name, backend) = (service.name.clone(), backend.clone());
             return Err(ServiceError::BackendMissing { name, backend });
         }
+        service.draining.remove(backend);
     }
     service.backends.extend(update.add_backends.iter().cloned());
     if service.backends.is_empty() && service.selector.is_empty() {
@@ -362,6 +372,10 @@ fn changed(service: &mut object::Service, update: &ServiceUpdate) -> Result<(), 
         service.choice = word_of(lb);
     }
     if let Some(prefer) = update.prefer {
+        if service.vips.is_empty() {
+            let name = service.name.clone();
+            return Err(ServiceError::NoAddress { name, option: "--prefer" });
+        }
         service.prefer = prefer_of(prefer);
     }
     service.drain_ms = update.drain_ms.or(service.drain_ms);
@@ -379,6 +393,27 @@ fn changed(service: &mut object::Service, update: &ServiceUpdate) -> Result<(), 
         service.draining.entry(name.clone()).or_insert(now);
     }
     Ok(())
+}
+
+/// Refuses to drain who is no backend: it would be thought to be drained.
+fn check_drains(
+    service: &object::Service,
+    update: &ServiceUpdate,
+    claims: [&Claims; 2],
+) -> Result<(), ServiceError> {
+    let answers = |name: &Name, claims: &Claims| {
+        backends(service, claims).iter().any(|(_, claim)| claim.name == *name)
+    };
+    let unknown = update.drain.iter().find(|name| {
+        !service.backends.contains(*name) && !claims.iter().any(|claims| answers(name, claims))
+    });
+    match unknown {
+        Some(backend) => {
+            let (name, backend) = (service.name.clone(), backend.clone());
+            Err(ServiceError::BackendMissing { name, backend })
+        }
+        None => Ok(()),
+    }
 }
 
 /// Refuses a check that says nothing.
@@ -487,7 +522,9 @@ fn row(
         weight: service.weights.get(name).copied().unwrap_or(1),
     });
     let places = places(mesh);
-    let seen = Seen { by: mesh.me, at_ms: unix_ms(), places: &places };
+    let at_ms = unix_ms();
+    let since = |since| mesh.services.drained_since(since, at_ms, true);
+    let seen = Seen { by: mesh.me, at_ms, places: &places, drains: Drains { since: &since } };
     let ready = there.iter().map(|(backend, claim)| ServiceBackend {
         name: claim.name.clone(),
         state: match standing((id, service), (backend, claim), &seen) {

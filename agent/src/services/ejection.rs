@@ -12,10 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    sync::watch::Receiver,
-    time::{sleep, timeout},
-};
+use tokio::{sync::watch::Receiver, task::JoinSet, time::sleep};
 use tracing::{debug, info};
 use vxmesh_proto::{
     addr::{EndpointId, NetworkId, NodeId},
@@ -30,7 +27,7 @@ use vxmesh_proto::{
     wire::{TCP, UDP},
 };
 
-use super::{FLOWS, Services, backends::global_ip, lock, reach};
+use super::{FLOWS, Services, backends::global_ips, lock, reach};
 use crate::daemon::Mesh;
 
 /// How often what was seen is looked at while there are flows, and without.
@@ -43,6 +40,8 @@ const ACCEPTS: Duration = Duration::from_millis(100);
 
 /// Watches until the agent stops.
 pub(crate) async fn watch(mesh: Arc<Mesh>, mut stop: Receiver<bool>) {
+    // Those that are under way end with this.
+    let mut questions = JoinSet::new();
     loop {
         // Also for a while after the last one ended: what is refused ends at once.
         let is_used = |flows: &Arc<Flows>| {
@@ -57,7 +56,7 @@ pub(crate) async fn watch(mesh: Arc<Mesh>, mut stop: Receiver<bool>) {
         if has_flows {
             for subject in look(&mesh) {
                 let mesh = Arc::clone(&mesh);
-                tokio::spawn(async move {
+                questions.spawn(async move {
                     let begun = Instant::now();
                     let answer = ask(&mesh, subject).await;
                     debug!(?subject, ?answer, took = ?begun.elapsed(), "asked about a backend");
@@ -66,6 +65,7 @@ pub(crate) async fn watch(mesh: Arc<Mesh>, mut stop: Receiver<bool>) {
             }
             tell(&mesh);
         }
+        while questions.try_join_next().is_some() {}
     }
 }
 
@@ -78,6 +78,7 @@ fn look(mesh: &Mesh) -> Vec<Subject> {
         peer.map_or_else(PeerSight::default, |peer| PeerSight {
             unanswered: peer.unanswered_since(),
             heard: peer.last_heard(),
+            round_trip: peer.rtt().unwrap_or_default(),
         })
     };
     lock(&mesh.services.ejections).look(Instant::now(), &services, peer)
@@ -139,11 +140,13 @@ async fn ask_node(mesh: &Arc<Mesh>, node: NodeId) -> Answer {
     let Some(peer) = mesh.peers.get(node) else { return Answer::Unknown };
     let start = Instant::now();
     let is_heard = || peer.last_heard().is_some_and(|at| at >= start);
+    let round_trip = peer.rtt().unwrap_or_default();
+    let patience = PeerSight { round_trip, ..PeerSight::default() }.patience(ANSWER / 2);
     // An older version answers the second only.
     for probe in [Probe::Echo, Probe::Handshake] {
         mesh.plane.probe(node, probe).await;
         let asked = Instant::now();
-        while asked.elapsed() < ANSWER / 2 {
+        while asked.elapsed() < patience {
             if is_heard() {
                 return Answer::Well;
             }
@@ -162,8 +165,9 @@ async fn ask_port(mesh: &Arc<Mesh>, network: NetworkId, of: BackendPort) -> Answ
     };
     let BackendPort { key: RowKey { node, endpoint }, port, .. } = of;
     let request = Request::CheckBackend { network, endpoint, protocol, port };
-    match timeout(ANSWER, control.request(node, &request, ANSWER)).await {
-        Ok(Ok(Response::BackendChecked { accepts })) => of_accepts(accepts),
+    let round_trip = mesh.peers.get(node).and_then(|peer| peer.rtt()).unwrap_or_default();
+    match control.request(node, &request, ANSWER + round_trip).await {
+        Ok(Response::BackendChecked { accepts }) => of_accepts(accepts),
         Ok(_) | Err(_) => Answer::Unknown,
     }
 }
@@ -206,8 +210,14 @@ impl Services {
         if !table.services()?.iter().any(|service| service.has(&of)) {
             return None;
         }
-        let ip = global_ip(&table.row(&key)?.ips)?;
         let netns = mesh.netns_of(network);
-        reach::accepts(&netns, (protocol, SocketAddr::new(ip, port)), ACCEPTS).await
+        // One that listens on one IP version only is there.
+        let asked = global_ips(&table.row(&key)?.ips)
+            .map(|ip| reach::accepts(&netns, (protocol, SocketAddr::new(ip, port)), ACCEPTS));
+        let said = futures_util::future::join_all(asked).await;
+        match said.iter().find(|it| **it == Some(true)) {
+            Some(well) => *well,
+            None => said.into_iter().collect::<Option<Vec<bool>>>().map(|_all| false),
+        }
     }
 }

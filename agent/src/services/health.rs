@@ -1,11 +1,11 @@
 //! Runs the checks of services whose backends are here, and tells the mesh what comes of them.
 
 use std::{
-    cell::OnceCell,
     collections::{BTreeMap, BTreeSet},
     io,
     net::SocketAddr,
     path::PathBuf,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,74 +16,97 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     net::TcpStream,
     sync::watch::Receiver,
+    task::{JoinSet, block_in_place},
     time::{sleep, timeout},
 };
 use tracing::{info, warn};
-use vxmesh_gossip::directory::Directory;
 use vxmesh_proto::{
     addr::{EndpointId, ServiceId},
     lb::{Protocol, health::Checked},
-    object::{Content, HealthCheck, ObjectId},
+    object::HealthCheck,
     record::{Claim, EndpointClaim, Key},
     tables::RowKey,
 };
 
-use super::{Services, backends::global_ip, lock, reach};
-use crate::daemon::Mesh;
+use super::{Services, backends::global_ips, control::service_of, lock, reach};
+use crate::{
+    daemon::Mesh,
+    store::{Store, StoreError, Table},
+};
 
+/// Where what was told is kept.
+const KEY: &str = "health";
 /// How often services and endpoints are looked at for what is to be checked.
 const FOLLOW: Duration = Duration::from_secs(1);
+
+/// How long what the agent's last life told stands, if nothing else is known: until all members
+/// were heard and all endpoints taken over.
+const LAST_LIFE: Duration = Duration::from_secs(30);
+/// Checks that run at once; the others wait.
+const CHECKS_AT_ONCE: usize = 64;
+/// Between two looks.
+const SHORTEST: Duration = Duration::from_millis(10);
 
 /// A check that is to be run, with where its backend is.
 type Wanted = BTreeMap<Checked, (HealthCheck, PathBuf, SocketAddr)>;
 
 /// Checks until the agent stops.
 pub(crate) async fn check(mesh: Arc<Mesh>, mut stop: Receiver<bool>) {
+    let (begun, mut last_life, mut followed) = (Instant::now(), true, None);
+    let (mut wanted, mut running) = (Wanted::new(), JoinSet::new());
     loop {
-        let (wanted, here) = wanted(&mesh);
         let now = Instant::now();
+        if followed.is_none_or(|at: Instant| now.saturating_duration_since(at) >= FOLLOW) {
+            let here;
+            (wanted, here) = self::wanted(&mesh);
+            let each = wanted.iter().map(|(of, (check, ..))| (*of, check.clone()));
+            lock(&mesh.services.checks).follow(now, &each.collect(), |of| here.contains(of));
+            followed = Some(now);
+        }
+        if last_life && now.saturating_duration_since(begun) >= LAST_LIFE {
+            last_life = false;
+            lock(&mesh.services.checks).forget_last_life();
+        }
+        let room = CHECKS_AT_ONCE.saturating_sub(running.len());
         let (due, next) = {
             let mut checks = lock(&mesh.services.checks);
-            let each = wanted.iter().map(|(of, (check, ..))| (*of, check.clone()));
-            checks.follow(now, &each.collect(), |of| here.contains(of));
-            (checks.poll(now), checks.poll_timeout())
+            (checks.poll(now, room), checks.poll_timeout())
         };
         for (of, check) in due {
-            let Some((_, netns, at)) = wanted.get(&of).cloned() else { continue };
-            let mesh = Arc::clone(&mesh);
-            tokio::spawn(async move {
-                let passed = passes(&check, netns, at).await;
-                lock(&mesh.services.checks).handle_result(Instant::now(), of, passed);
-                tell(&mesh);
-            });
+            let Some((_, netns, at)) = wanted.get(&of).cloned() else {
+                lock(&mesh.services.checks).handle_result(now, of, false);
+                continue;
+            };
+            running.spawn(async move { (of, passes(&check, netns, at).await) });
         }
         tell(&mesh);
         let wait = next.map_or(FOLLOW, |at| at.saturating_duration_since(Instant::now()));
         tokio::select! {
-            () = sleep(wait.clamp(Duration::from_millis(10), FOLLOW)) => {}
+            () = sleep(wait.clamp(SHORTEST, FOLLOW)) => {}
+            Some(Ok((of, passed))) = running.join_next(), if !running.is_empty() => {
+                lock(&mesh.services.checks).handle_result(Instant::now(), of, passed);
+            }
             _ = stop.changed() => return,
         }
     }
 }
 
-/// What is to be checked on this node, and all backends that are here.
+/// What is to be checked on this node, and all services of the endpoints that are here.
 fn wanted(mesh: &Mesh) -> (Wanted, BTreeSet<Checked>) {
     let (mut wanted, mut here) = (Wanted::new(), BTreeSet::new());
-    for (network, specs) in mesh.services.known() {
-        let claims = OnceCell::new();
+    for (network, specs) in mesh.services.known().into_iter().filter(|(_, it)| !it.is_empty()) {
+        let claims = mesh.claims_of(network);
+        let own: Vec<_> = claims.iter().filter(|(key, _)| key.node == mesh.me).collect();
         for spec in specs.iter() {
-            let own = spec.backends.iter().filter(|backend| backend.key.node == mesh.me);
-            let own: Vec<RowKey> = own.map(|backend| backend.key).collect();
-            here.extend(own.iter().map(|key| (spec.id, key.endpoint)));
+            here.extend(own.iter().map(|(key, _)| (key.endpoint, spec.id)));
             let port = spec.ports.iter().find(|port| port.protocol == Protocol::Tcp);
-            let check = (!own.is_empty()).then(|| check_of(mesh, spec.id)).flatten();
-            let Some((check, port)) = check.zip(port) else { continue };
-            for key in own {
-                let claims = claims.get_or_init(|| mesh.claims_of(network));
-                if let Some(ip) = claims.get(&key).and_then(|claim| global_ip(&claim.ips)) {
+            let Some((check, port)) = check_of(mesh, spec.id).zip(port) else { continue };
+            let is_its = |key: &RowKey| spec.backends.iter().any(|backend| backend.key == *key);
+            for (key, claim) in own.iter().filter(|(key, _)| is_its(key)) {
+                if let Some(ip) = global_ips(&claim.ips).next() {
                     let at = SocketAddr::new(ip, port.backend_port);
                     let to = (check.clone(), mesh.netns_of(network), at);
-                    wanted.insert((spec.id, key.endpoint), to);
+                    wanted.insert((key.endpoint, spec.id), to);
                 }
             }
         }
@@ -92,10 +115,7 @@ fn wanted(mesh: &Mesh) -> (Wanted, BTreeSet<Checked>) {
 }
 
 fn check_of(mesh: &Mesh, id: ServiceId) -> Option<HealthCheck> {
-    mesh.objects.read(|set| match set.get(&ObjectId::Service(id))?.content() {
-        Content::Service(service) => service.check.clone(),
-        _ => None,
-    })
+    mesh.objects.read(|set| service_of(set, id)?.check.clone())
 }
 
 async fn passes(check: &HealthCheck, netns: PathBuf, at: SocketAddr) -> bool {
@@ -120,33 +140,41 @@ async fn get(stream: TcpStream, at: SocketAddr, path: &str) -> io::Result<()> {
         .map_err(io::Error::other)?;
     let handshake = http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(io::Error::other)?;
-    // The status is enough: the rest of the answer is not waited for.
+    let mut answer = pin!(sender.send_request(request));
+    // The status is enough: the rest of the answer is not waited for. The connection may end
+    // before the answer is looked at, which is there all the same.
     let answer = tokio::select! {
-        answer = sender.send_request(request) => answer.map_err(io::Error::other)?,
-        _ended = connection => return Err(io::ErrorKind::ConnectionReset.into()),
+        answer = &mut answer => answer,
+        _ended = connection => answer.await,
     };
-    let status = answer.status();
+    let status = answer.map_err(io::Error::other)?.status();
     if status.is_success() || status.is_redirection() {
         return Ok(());
     }
     Err(io::Error::other(status.to_string()))
 }
 
-/// Tells the mesh what changed, once a second of each endpoint.
+/// Tells the mesh what changed, once a second of each endpoint, and remembers it.
 pub(super) fn tell(mesh: &Mesh) {
-    let told = lock(&mesh.services.checks).poll_told(Instant::now());
+    let (told, all) = {
+        let mut checks = lock(&mesh.services.checks);
+        let told = checks.poll_told(Instant::now());
+        let all = (!told.is_empty()).then(|| checks.to_remember());
+        (told, all)
+    };
     for (endpoint, health) in told {
-        let of = |directory: &Directory| {
-            let entry = directory.get(mesh.me, Key::Endpoint(endpoint))?;
-            match entry.record.claim() {
-                Claim::Endpoint(claim) => Some(claim.clone()),
-                Claim::Node(_) | Claim::Gone => None,
+        mesh.republish(Key::Endpoint(endpoint), |claim| match claim {
+            Claim::Endpoint(claim) if claim.health != health => {
+                tell_log(mesh, claim, &health);
+                Some(Claim::Endpoint(EndpointClaim { health, ..claim.clone() }))
             }
-        };
-        let claim = mesh.gossip.get().and_then(|gossip| gossip.with_directory(of));
-        let Some(claim) = claim.filter(|claim| claim.health != health) else { continue };
-        tell_log(mesh, &claim, &health);
-        mesh.republish(&Claim::Endpoint(EndpointClaim { health, ..claim }));
+            Claim::Endpoint(_) | Claim::Node(_) | Claim::Gone => None,
+        });
+    }
+    if let Some(all) = all
+        && let Err(error) = block_in_place(|| mesh.store.put(Table::Meta, KEY, &all))
+    {
+        warn!(%error, "what checks found is not kept for the agent's next start; see its disk");
     }
 }
 
@@ -177,9 +205,66 @@ impl Services {
     }
 
     /// Somebody says whether a backend works; for this long, if not until something else is said.
-    pub(super) fn take_word(&self, of: Checked, word: bool, ttl: Option<Duration>) {
+    pub(super) fn take_word(&self, of: Checked, word: Option<bool>, ttl: Option<Duration>) {
         let now = Instant::now();
         let until = ttl.and_then(|ttl| now.checked_add(ttl));
         lock(&self.checks).handle_word(now, of, word, until);
+    }
+
+    /// What was told in the agent's last life.
+    pub(super) fn load_health(store: &Store) -> Result<Remembered, StoreError> {
+        Ok(store.get(Table::Meta, KEY)?.unwrap_or_default())
+    }
+
+    /// Forgets it.
+    pub(crate) fn forget_health(store: &Store) -> Result<(), StoreError> {
+        store.delete(Table::Meta, KEY).map(drop)
+    }
+}
+
+/// The health of endpoints by the short ids of services.
+type Remembered = BTreeMap<EndpointId, BTreeMap<String, bool>>;
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// What the check makes of a server that writes all of its answer at once.
+    async fn asked(answer: &'static str) -> bool {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let serve = async {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 1024];
+            let len = client.read(&mut request).await.unwrap();
+            assert!(request[..len].starts_with(b"GET /well HTTP/1.1\r\n"));
+            client.write_all(answer.as_bytes()).await.unwrap();
+        };
+        let ask = async {
+            let stream = TcpStream::connect(at).await.unwrap();
+            get(stream, at, "/well").await.is_ok()
+        };
+        tokio::join!(serve, ask).1
+    }
+
+    #[tokio::test]
+    async fn a_page_is_well_if_it_is_there_or_elsewhere() {
+        for (answer, well) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nwell", true),
+            ("HTTP/1.1 204 No Content\r\n\r\n", true),
+            ("HTTP/1.0 200 OK\r\n\r\nwell", true),
+            ("HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n", true),
+            ("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", false),
+            ("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", false),
+            ("SSH-2.0-OpenSSH\r\n", false),
+            ("", false),
+        ] {
+            assert_eq!(asked(answer).await, well, "{answer:?}");
+        }
     }
 }

@@ -33,7 +33,7 @@ use vxmesh_proto::{
 };
 
 pub(crate) use self::{
-    backends::{Seen, specs},
+    backends::{Drains, Seen, specs},
     control::{check_names, named},
     ejection::watch,
     error::ServiceError,
@@ -42,6 +42,9 @@ pub(crate) use self::{
 };
 
 use crate::store::{Store, StoreError};
+
+/// Drains whose beginning is remembered.
+const DRAINS: usize = 4096;
 
 /// Questions of other nodes about backends that are answered at once.
 const ANSWERS: usize = 64;
@@ -69,6 +72,9 @@ pub(crate) struct Services {
     place: Mutex<NodePlace>,
     /// When the time of a drained backend is over next, in Unix milliseconds.
     deadline: AtomicU64,
+    /// When this node first saw each drain, by its own clock, in Unix milliseconds; the key is what
+    /// the clock of another said.
+    drains: Mutex<BTreeMap<u64, u64>>,
 }
 
 impl Services {
@@ -83,9 +89,10 @@ impl Services {
             known: Mutex::default(),
             ejections: Mutex::default(),
             answers: Semaphore::new(ANSWERS),
-            checks: Mutex::default(),
+            checks: Mutex::new(Checks::after(Self::load_health(store)?)),
             place: Mutex::new(Self::load_place(store)?),
             deadline: AtomicU64::new(u64::MAX),
+            drains: Mutex::default(),
         })
     }
 
@@ -151,6 +158,17 @@ impl Services {
     /// The services of all networks here.
     fn known(&self) -> Vec<(NetworkId, Arc<[ServiceSpec]>)> {
         lock(&self.known).iter().map(|(id, specs)| (*id, Arc::clone(specs))).collect()
+    }
+
+    /// When a drain began, by this node's clock: when it was first heard of. Clocks may differ by
+    /// more than a drain takes. What was there when the agent started may be older.
+    pub(crate) fn drained_since(&self, since: u64, now_ms: u64, is_settled: bool) -> u64 {
+        let mut drains = lock(&self.drains);
+        if drains.len() >= DRAINS {
+            drains.pop_first();
+        }
+        let first = if is_settled { now_ms } else { now_ms.min(since) };
+        *drains.entry(since).or_insert(first)
     }
 
     /// Notes when a drained backend's time is over.

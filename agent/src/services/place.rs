@@ -3,12 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use tokio::task::block_in_place;
 use vxmesh_gossip::directory::Directory;
 use vxmesh_proto::{
     addr::{Name, NodeId},
     control::{Request, Response},
     object::ObjectSet,
-    record::{Claim, Key},
+    record::{Claim, Key, NodeClaim},
 };
 
 use super::{ServiceError, Services, lock};
@@ -49,11 +50,19 @@ impl Services {
         mesh: &Mesh,
         change: impl FnOnce(&mut NodePlace),
     ) -> Result<(), StoreError> {
-        let mut place = self.place();
-        change(&mut place);
-        mesh.store.put(Table::Meta, KEY, &place)?;
-        *lock(&self.place) = place;
-        mesh.republish(&Claim::Node(mesh.node_claim()));
+        let written = block_in_place(|| {
+            let mut place = lock(&self.place);
+            let mut next = place.clone();
+            change(&mut next);
+            mesh.store.put(Table::Meta, KEY, &next)?;
+            *place = next.clone();
+            Ok(next)
+        });
+        let NodePlace { drained, zone } = written?;
+        mesh.republish(Key::Node, |claim| match claim {
+            Claim::Node(claim) => Some(Claim::Node(NodeClaim { drained, zone, ..claim.clone() })),
+            Claim::Endpoint(_) | Claim::Gone => None,
+        });
         Ok(())
     }
 

@@ -17,6 +17,9 @@ use vxmesh_proto::lb::Protocol;
 
 use crate::netlink::netns::Netns;
 
+/// How long the kernel and this process may take to make a socket, which is nobody's fault.
+const MADE: Duration = Duration::from_millis(500);
+
 /// Whether the port accepts within this time; nothing if that cannot be told. A datagram port is
 /// sent an empty datagram, and accepts unless that is refused.
 pub(super) async fn accepts(
@@ -24,9 +27,20 @@ pub(super) async fn accepts(
     (protocol, to): (Protocol, SocketAddr),
     patience: Duration,
 ) -> Option<bool> {
+    let kind = match protocol {
+        Protocol::Tcp => Type::STREAM,
+        Protocol::Udp => Type::DGRAM,
+    };
+    let socket = timeout(MADE, inside(netns, to, kind)).await.ok()?.ok()?;
     match protocol {
-        Protocol::Tcp => said(timeout(patience, connect(netns, to)).await.ok()).or(Some(false)),
-        Protocol::Udp => said(timeout(patience, send(netns, to)).await.ok()).or(Some(true)),
+        Protocol::Tcp => {
+            let socket = TcpSocket::from_std_stream(socket.into());
+            timeout(patience, socket.connect(to)).await.map_or(Some(false), said)
+        }
+        Protocol::Udp => {
+            let socket = UdpSocket::from_std(socket.into()).ok()?;
+            timeout(patience, refusal(&socket, to)).await.map_or(Some(true), said)
+        }
     }
 }
 
@@ -37,9 +51,7 @@ pub(super) async fn connect(netns: &Path, to: SocketAddr) -> io::Result<TcpStrea
 }
 
 /// Waits for the refusal of an empty datagram.
-async fn send(netns: &Path, to: SocketAddr) -> io::Result<()> {
-    let socket = inside(netns, to, Type::DGRAM).await?;
-    let socket = UdpSocket::from_std(socket.into())?;
+async fn refusal(socket: &UdpSocket, to: SocketAddr) -> io::Result<()> {
     socket.connect(to).await?;
     socket.send(&[]).await?;
     socket.recv(&mut [0; 1]).await.map(drop)
@@ -61,9 +73,9 @@ async fn inside(netns: &Path, to: SocketAddr, kind: Type) -> io::Result<Socket> 
     spawn_blocking(move || netns.run(make)).await?
 }
 
-/// What an attempt says; nothing if it says nothing, or did not end in its time.
-fn said<T>(result: Option<io::Result<T>>) -> Option<bool> {
-    match result? {
+/// What an attempt says; nothing if it says nothing.
+fn said<T>(result: io::Result<T>) -> Option<bool> {
+    match result {
         Ok(_) => Some(true),
         // No answer to ARP or neighbour discovery is one of the last two.
         Err(error) => match error.kind() {

@@ -262,8 +262,7 @@ fn service_changes() -> Vec<Case> {
                                 "weights": { "web": 3 }, "lb": "maglev", "prefer": "any",
                                 "check": { "path": null, "interval_ms": 2000,
                                            "timeout_ms": 1000, "rise": 2, "fall": 1 },
-                                "no_check": false, "drain_ms": 5000,
-                                "drain": [], "undrain": [] } }),
+                                "drain_ms": 5000 } }),
             shop.clone(),
         ),
         (

@@ -31,7 +31,7 @@ pub const SYN_UNANSWERED: Duration = Duration::from_millis(300);
 /// How long data to a node may stay unanswered before it is asked: three quarters of the time that
 /// Linux takes at least to send again, so that an idle backend is not what is seen.
 pub const DATA_UNANSWERED: Duration = Duration::from_millis(150);
-/// How long a question may take.
+/// How long a question may take, where the way there and back is short.
 pub const ANSWER: Duration = Duration::from_millis(150);
 /// Who answered is not asked again within this time.
 const QUIET: Duration = Duration::from_millis(300);
@@ -69,6 +69,16 @@ pub struct PeerSight {
     pub unanswered: Option<Instant>,
     /// When something authentic last came.
     pub heard: Option<Instant>,
+    /// How long the way there and back takes.
+    pub round_trip: Duration,
+}
+
+impl PeerSight {
+    /// How long the node may take for what others do in `time`.
+    #[must_use]
+    pub fn patience(&self, time: Duration) -> Duration {
+        time.max(self.round_trip.saturating_mul(3))
+    }
 }
 
 /// A change that concerns new flows.
@@ -114,16 +124,18 @@ pub struct Ejections {
     looked: Option<Instant>,
     /// Since when it is known who was silent.
     awake: Option<Instant>,
+    /// Who is asked first, if not all can be.
+    next: Option<Subject>,
     events: VecDeque<Ejection>,
 }
 
 impl Ejections {
     /// Looks at what was seen, and says whom to ask; [`handle_answer`](Self::handle_answer) is then
     /// due within [`ANSWER`]. To be called every few dozen milliseconds while there are flows.
-    pub fn look<'s>(
+    pub fn look(
         &mut self,
         now: Instant,
-        services: &[(NetworkId, &'s Services)],
+        services: &[(NetworkId, &Services)],
         peer: impl Fn(NodeId) -> PeerSight,
     ) -> Vec<Subject> {
         let paused = self.looked.is_none_or(|at| now.saturating_duration_since(at) > PAUSED);
@@ -136,28 +148,45 @@ impl Ejections {
         let since = |at: Instant| now.saturating_duration_since(at.max(awake));
         let mut asked = BTreeSet::new();
         for (network, of) in services {
-            let sights = of.iter().flat_map(|service| service.observed().sights());
-            for sight in sights {
-                let [unanswered, answered] =
-                    [sight.unanswered, sight.answered].map(|ms| of.flows().instant(ms));
-                let is_suspect =
-                    sight.refused || unanswered.is_some_and(|at| since(at) >= SYN_UNANSWERED);
-                let subject = Subject::Port(*network, sight.of);
-                if self.is_to_be_asked(subject, now, is_suspect, answered) {
-                    asked.extend([subject, Subject::Node(sight.of.key.node)]);
+            for service in of.iter() {
+                for sight in service.observed().sights() {
+                    let [unanswered, answered] =
+                        [sight.unanswered, sight.answered].map(|ms| of.flows().instant(ms));
+                    let patience = peer(sight.of.key.node).patience(SYN_UNANSWERED);
+                    let is_suspect =
+                        sight.refused || unanswered.is_some_and(|at| since(at) >= patience);
+                    let subject = Subject::Port(*network, sight.of);
+                    if self.is_to_be_asked(subject, now, is_suspect, answered) {
+                        // Only what nobody answers from now on is another sign.
+                        service.observed().forget(&sight.of);
+                        asked.extend([subject, Subject::Node(sight.of.key.node)]);
+                    }
                 }
             }
             for node in of.nodes() {
-                let PeerSight { unanswered, heard } = peer(*node);
-                let is_suspect = unanswered.is_some_and(|at| since(at) >= DATA_UNANSWERED);
+                let sight = peer(*node);
+                let patience = sight.patience(DATA_UNANSWERED);
+                let is_suspect = sight.unanswered.is_some_and(|at| since(at) >= patience);
                 let subject = Subject::Node(*node);
-                if self.is_to_be_asked(subject, now, is_suspect, heard) {
+                if self.is_to_be_asked(subject, now, is_suspect, sight.heard) {
                     asked.insert(subject);
                 }
             }
         }
-        asked.retain(|subject| self.ask(*subject, now));
-        asked.into_iter().collect()
+        // In turn: those that come first in the order must not keep the others waiting.
+        let (before, after): (Vec<Subject>, Vec<Subject>) =
+            asked.into_iter().partition(|subject| Some(*subject) < self.next);
+        let mut questions = Vec::new();
+        for subject in after.into_iter().chain(before) {
+            if !self.has_room() {
+                self.next = Some(subject);
+                break;
+            }
+            if self.ask(subject, now) {
+                questions.push(subject);
+            }
+        }
+        questions
     }
 
     /// What came of a question.
@@ -254,7 +283,7 @@ impl Ejections {
             Some(Standing::Well { until }) => is_suspect && until <= now,
             Some(Standing::Asked { .. } | Standing::Out { is_asked: true, .. }) => false,
             Some(Standing::Out { since, .. }) if heard.is_some_and(|at| at > since) => {
-                self.standings.remove(&subject);
+                self.standings.insert(subject, Standing::Well { until: now + QUIET });
                 self.events.push_back(Ejection::Back(subject));
                 false
             }
@@ -262,13 +291,13 @@ impl Ejections {
         }
     }
 
-    /// Notes that one is asked; false if it is already, or answered a moment ago, or if too many
-    /// are.
+    /// Whether one more can be asked.
+    fn has_room(&self) -> bool {
+        self.standings.values().filter(|it| it.asked().is_some()).count() < ASKED_AT_ONCE
+    }
+
+    /// Notes that one is asked; false if it is already, or answered a moment ago.
     fn ask(&mut self, subject: Subject, now: Instant) -> bool {
-        let under_way = self.standings.values().filter(|it| it.asked().is_some()).count();
-        if under_way >= ASKED_AT_ONCE {
-            return false;
-        }
         let asked = match self.standings.get(&subject).copied() {
             None => Standing::Asked { at: now },
             Some(Standing::Well { until }) if until <= now => Standing::Asked { at: now },

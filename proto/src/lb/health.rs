@@ -24,8 +24,8 @@ use crate::{
 /// From one word about an endpoint to the next.
 const TOLD: Duration = Duration::from_secs(1);
 
-/// A backend of a service.
-pub type Checked = (ServiceId, EndpointId);
+/// A service of an endpoint.
+pub type Checked = (EndpointId, ServiceId);
 
 /// How it stands with one.
 #[derive(Debug)]
@@ -55,9 +55,30 @@ impl Standing {
 pub struct Checks {
     all: BTreeMap<Checked, Standing>,
     told: BTreeMap<EndpointId, (BTreeMap<String, bool>, Instant)>,
+    /// What was told in the agent's last life, until all is checked again.
+    remembered: BTreeMap<EndpointId, BTreeMap<String, bool>>,
 }
 
 impl Checks {
+    /// Those of an agent that begins a new life: what it told in the last one stands until it knows
+    /// better.
+    #[must_use]
+    pub fn after(remembered: BTreeMap<EndpointId, BTreeMap<String, bool>>) -> Self {
+        Self { remembered, ..Self::default() }
+    }
+
+    /// Forgets what was told in the last life. For when all services and endpoints are known.
+    pub fn forget_last_life(&mut self) {
+        self.remembered.clear();
+    }
+
+    /// All that is told of endpoints, for the next life.
+    #[must_use]
+    pub fn to_remember(&self) -> BTreeMap<EndpointId, BTreeMap<String, bool>> {
+        let endpoints = self.endpoints().into_iter().chain(self.remembered.keys().copied());
+        endpoints.map(|endpoint| (endpoint, self.health(endpoint))).collect()
+    }
+
     /// Brings the checks in step with the services and with the endpoints that are here.
     pub fn follow(
         &mut self,
@@ -66,7 +87,10 @@ impl Checks {
         is_here: impl Fn(&Checked) -> bool,
     ) {
         for (of, check) in wanted {
-            let standing = self.all.entry(*of).or_insert_with(|| Standing::new(now));
+            let (endpoint, service) = of;
+            let last = self.remembered.get(endpoint).and_then(|it| it.get(&service.short()));
+            let new = || Standing { passes: last.copied(), ..Standing::new(now) };
+            let standing = self.all.entry(*of).or_insert_with(new);
             if standing.check.as_ref() != Some(check) {
                 standing.check = Some(check.clone());
                 standing.due = now;
@@ -82,19 +106,19 @@ impl Checks {
         self.all.retain(|of, it| is_here(of) && (it.check.is_some() || it.word.is_some()));
     }
 
-    /// What is to be checked now; [`handle_result`](Self::handle_result) is then due for each.
-    pub fn poll(&mut self, now: Instant) -> Vec<(Checked, HealthCheck)> {
-        let mut due = Vec::new();
-        for (of, standing) in &mut self.all {
-            if let Some(check) = &standing.check
-                && !standing.is_running
-                && standing.due <= now
-            {
-                standing.is_running = true;
-                due.push((*of, check.clone()));
-            }
-        }
-        due
+    /// What is to be checked now, so many at most; [`handle_result`](Self::handle_result) is then
+    /// due for each.
+    pub fn poll(&mut self, now: Instant, most: usize) -> Vec<(Checked, HealthCheck)> {
+        let is_due = |it: &Standing| it.check.is_some() && !it.is_running && it.due <= now;
+        let mut due: Vec<_> = self.all.iter_mut().filter(|(_, it)| is_due(it)).collect();
+        // Those that have waited longest.
+        due.sort_by_key(|(_, standing)| standing.due);
+        let due = due.into_iter().take(most);
+        due.filter_map(|(of, standing)| {
+            standing.is_running = true;
+            Some((*of, standing.check.clone()?))
+        })
+        .collect()
     }
 
     /// When something is to be checked, told or forgotten next.
@@ -102,15 +126,17 @@ impl Checks {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let checks = self.all.values().filter(|it| it.check.is_some() && !it.is_running);
         let words = self.all.values().filter_map(|it| it.word?.1);
-        let untold = self.endpoints().filter(|it| self.is_untold(*it)).map(|it| self.tells(it));
-        checks.map(|it| it.due).chain(words).chain(untold.flatten()).min()
+        let endpoints = self.endpoints().into_iter();
+        let untold = endpoints.filter(|it| self.untold(*it).is_some());
+        let told = untold.filter_map(|it| self.tells(it));
+        checks.map(|it| it.due).chain(words).chain(told).min()
     }
 
     /// What came of a check.
     pub fn handle_result(&mut self, now: Instant, of: Checked, passed: bool) {
         let Some(standing) = self.all.get_mut(&of) else { return };
-        let Some(check) = &standing.check else { return };
         standing.is_running = false;
+        let Some(check) = &standing.check else { return };
         standing.due = now + Duration::from_millis(check.interval_ms);
         let Some(passes) = standing.passes.filter(|passes| *passes != passed) else {
             (standing.passes, standing.otherwise) = (Some(passed), 0);
@@ -123,46 +149,72 @@ impl Checks {
         }
     }
 
-    /// Somebody says whether a backend works.
-    pub fn handle_word(&mut self, now: Instant, of: Checked, word: bool, until: Option<Instant>) {
+    /// Somebody says whether a backend works, or has nothing to say any more.
+    pub fn handle_word(
+        &mut self,
+        now: Instant,
+        of: Checked,
+        word: Option<bool>,
+        until: Option<Instant>,
+    ) {
         let standing = self.all.entry(of).or_insert_with(|| Standing::new(now));
-        standing.word = Some((word, until));
+        standing.word = word.map(|word| (word, until));
     }
 
     /// What is to be told of endpoints, for the first time or anew.
     pub fn poll_told(&mut self, now: Instant) -> Vec<(EndpointId, BTreeMap<String, bool>)> {
-        let endpoints: BTreeSet<EndpointId> = self.endpoints().collect();
+        let mut endpoints = self.endpoints();
         self.told.retain(|endpoint, (told, _)| endpoints.contains(endpoint) || !told.is_empty());
-        let known = self.told.keys().copied();
-        let due: Vec<EndpointId> = endpoints.iter().copied().chain(known).collect();
-        let due: BTreeSet<EndpointId> = due
-            .into_iter()
-            .filter(|it| self.is_untold(*it) && self.tells(*it).is_none_or(|at| at <= now))
-            .collect();
+        endpoints.extend(self.told.keys());
         let mut all = Vec::new();
-        for endpoint in due {
-            let health = self.health(endpoint);
-            self.told.insert(endpoint, (health.clone(), now));
-            all.push((endpoint, health));
+        for endpoint in endpoints {
+            if self.tells(endpoint).is_some_and(|at| now < at) {
+                continue;
+            }
+            if let Some(health) = self.untold(endpoint) {
+                self.told.insert(endpoint, (health.clone(), now));
+                all.push((endpoint, health));
+            }
         }
         all
     }
 
-    /// What is known of an endpoint. Of more services than a record tells of, it is the first.
+    /// What is known of an endpoint. Of more services than a record tells of, these are first those
+    /// that it told of before.
     #[must_use]
     pub fn health(&self, endpoint: EndpointId) -> BTreeMap<String, bool> {
-        let its = self.all.iter().filter(|((_, of), _)| *of == endpoint);
-        let health = its.filter_map(|((service, _), it)| Some((service.short(), it.health()?)));
-        health.take(CLAIM_CHECKS).collect()
+        let mut health = self.remembered.get(&endpoint).cloned().unwrap_or_default();
+        for ((_, service), standing) in self.of(endpoint) {
+            match standing.health() {
+                Some(is) => drop(health.insert(service.short(), is)),
+                None => drop(health.remove(&service.short())),
+            }
+        }
+        if health.len() > CLAIM_CHECKS {
+            let told = self.told.get(&endpoint).map(|(told, _)| told);
+            let was_told = |short: &String| told.is_some_and(|told| told.contains_key(short));
+            let (before, new): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                health.into_iter().partition(|(short, _)| was_told(short));
+            health = before.into_iter().chain(new).take(CLAIM_CHECKS).collect();
+        }
+        health
     }
 
-    fn endpoints(&self) -> impl Iterator<Item = EndpointId> {
-        self.all.keys().map(|(_, endpoint)| *endpoint)
+    fn of(&self, endpoint: EndpointId) -> impl Iterator<Item = (&Checked, &Standing)> {
+        let first = (endpoint, ServiceId::from_random([0; 16]));
+        self.all.range(first..).take_while(move |((of, _), _)| *of == endpoint)
     }
 
-    fn is_untold(&self, endpoint: EndpointId) -> bool {
+    fn endpoints(&self) -> BTreeSet<EndpointId> {
+        self.all.keys().map(|(endpoint, _)| *endpoint).collect()
+    }
+
+    /// What is known of an endpoint, if that is not what was told.
+    fn untold(&self, endpoint: EndpointId) -> Option<BTreeMap<String, bool>> {
         let health = self.health(endpoint);
-        self.told.get(&endpoint).map_or(!health.is_empty(), |(told, _)| *told != health)
+        let is_new =
+            self.told.get(&endpoint).map_or(!health.is_empty(), |(told, _)| *told != health);
+        is_new.then_some(health)
     }
 
     /// When it may be told; nothing if it may be at once.
@@ -174,11 +226,12 @@ impl Checks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tables::tests::now;
 
     const SECOND: Duration = Duration::from_secs(1);
 
     fn of(service: u8, endpoint: u8) -> Checked {
-        (ServiceId::from_random([service; 16]), EndpointId::from_random([endpoint; 16]))
+        (EndpointId::from_random([endpoint; 16]), ServiceId::from_random([service; 16]))
     }
 
     fn check() -> HealthCheck {
@@ -187,15 +240,15 @@ mod tests {
 
     /// The results of checks of one backend, one each 2 s; what the others are told after each.
     fn run(results: &[bool]) -> Vec<Option<bool>> {
-        let (mut checks, mut now, one) = (Checks::default(), Instant::now(), of(1, 1));
+        let (mut checks, mut now, one) = (Checks::default(), now(), of(1, 1));
         checks.follow(now, &[(one, check())].into(), |_| true);
         let mut health = Vec::new();
         for result in results {
-            assert_eq!(checks.poll(now), [(one, check())]);
-            assert_eq!(checks.poll(now), [], "it is under way");
+            assert_eq!(checks.poll(now, 9), [(one, check())]);
+            assert_eq!(checks.poll(now, 9), [], "it is under way");
             checks.handle_result(now, one, *result);
-            assert_eq!(checks.poll(now), []);
-            health.push(checks.health(one.1).get(&one.0.short()).copied());
+            assert_eq!(checks.poll(now, 9), []);
+            health.push(checks.health(one.0).get(&one.1.short()).copied());
             now += 2 * SECOND;
             assert!(checks.poll_timeout().is_some_and(|at| at <= now));
         }
@@ -214,33 +267,33 @@ mod tests {
 
     #[test]
     fn others_are_told_once_a_second_at_most() {
-        let (mut checks, start, one, two) = (Checks::default(), Instant::now(), of(1, 1), of(2, 1));
+        let (mut checks, start, one, two) = (Checks::default(), now(), of(1, 1), of(2, 1));
         let wanted = [one, two].map(|of| (of, HealthCheck { rise: 1, fall: 1, ..check() }));
         checks.follow(start, &wanted.into(), |_| true);
         assert_eq!(checks.poll_told(start), []);
         checks.handle_result(start, one, true);
-        assert_eq!(checks.poll_told(start), [(one.1, [(one.0.short(), true)].into())]);
+        assert_eq!(checks.poll_told(start), [(one.0, [(one.1.short(), true)].into())]);
         assert_eq!(checks.poll_told(start), []);
         checks.handle_result(start, two, false);
         checks.handle_result(start, one, false);
         assert_eq!(checks.poll_told(start + SECOND / 2), []);
-        let both = [(one.0.short(), false), (two.0.short(), false)].into();
-        assert_eq!(checks.poll_told(start + SECOND), [(one.1, both)]);
+        let both = [(one.1.short(), false), (two.1.short(), false)].into();
+        assert_eq!(checks.poll_told(start + SECOND), [(one.0, both)]);
         // What is not checked any more is taken back.
         checks.follow(start, &BTreeMap::new(), |_| true);
-        assert_eq!(checks.poll_told(start + 2 * SECOND), [(one.1, BTreeMap::new())]);
+        assert_eq!(checks.poll_told(start + 2 * SECOND), [(one.0, BTreeMap::new())]);
         assert_eq!(checks.poll_told(start + 4 * SECOND), []);
         assert_eq!(checks.poll_timeout(), None);
     }
 
     #[test]
     fn a_word_stands_above_the_check_for_its_time() {
-        let (mut checks, start, one) = (Checks::default(), Instant::now(), of(1, 1));
+        let (mut checks, start, one) = (Checks::default(), now(), of(1, 1));
         let wanted = [(one, check())].into();
         checks.follow(start, &wanted, |_| true);
         checks.handle_result(start, one, true);
-        checks.handle_word(start, one, false, Some(start + 5 * SECOND));
-        let health = |checks: &Checks| checks.health(one.1).get(&one.0.short()).copied();
+        checks.handle_word(start, one, Some(false), Some(start + 5 * SECOND));
+        let health = |checks: &Checks| checks.health(one.0).get(&one.1.short()).copied();
         assert_eq!(health(&checks), Some(false));
         checks.follow(start + 4 * SECOND, &wanted, |_| true);
         assert_eq!(health(&checks), Some(false));
@@ -248,10 +301,56 @@ mod tests {
         assert_eq!(health(&checks), Some(true));
         // Also of a service without a check, as long as the backend is here.
         let other = of(2, 1);
-        checks.handle_word(start, other, false, None);
+        checks.handle_word(start, other, Some(false), None);
         checks.follow(start + 9 * SECOND, &wanted, |_| true);
-        assert_eq!(checks.health(one.1).len(), 2);
+        assert_eq!(checks.health(one.0).len(), 2);
         checks.follow(start + 9 * SECOND, &wanted, |of| *of != other);
-        assert_eq!(checks.health(one.1).len(), 1);
+        assert_eq!(checks.health(one.0).len(), 1);
+    }
+
+    #[test]
+    fn a_word_is_withdrawn_and_a_check_goes_on_after_it() {
+        let (mut checks, start, one) = (Checks::default(), now(), of(1, 1));
+        let wanted = [(one, check())].into();
+        checks.follow(start, &wanted, |_| true);
+        assert_eq!(checks.poll(start, 9).len(), 1);
+        checks.handle_word(start, one, Some(false), None);
+        // The service has no check any more, and then one again.
+        checks.follow(start, &BTreeMap::new(), |_| true);
+        checks.handle_result(start, one, true);
+        checks.follow(start, &wanted, |_| true);
+        assert_eq!(checks.poll(start, 9).len(), 1);
+        checks.handle_result(start, one, true);
+        let health = |checks: &Checks| checks.health(one.0).get(&one.1.short()).copied();
+        assert_eq!(health(&checks), Some(false));
+        checks.handle_word(start, one, None, None);
+        assert_eq!(health(&checks), Some(true));
+    }
+
+    #[test]
+    fn what_was_told_in_the_last_life_stands_until_more_is_known() {
+        let (start, one, two) = (now(), of(1, 1), of(2, 1));
+        let last = [(one.0, [(one.1.short(), true), (two.1.short(), false)].into())];
+        let mut checks = Checks::after(last.into());
+        assert_eq!(checks.health(one.0).len(), 2);
+        checks.follow(start, &[(one, check())].into(), |_| true);
+        assert_eq!(checks.health(one.0).get(&one.1.short()), Some(&true));
+        checks.forget_last_life();
+        assert_eq!(checks.health(one.0), [(one.1.short(), true)].into());
+        assert_eq!(checks.to_remember(), [(one.0, [(one.1.short(), true)].into())].into());
+    }
+
+    #[test]
+    fn of_more_services_than_a_record_tells_of_those_stay_that_it_told_of() {
+        let (mut checks, start) = (Checks::default(), now());
+        let few: Vec<_> = (100..100 + u8::try_from(CLAIM_CHECKS).unwrap()).collect();
+        let up = |checks: &mut Checks, service| {
+            checks.handle_word(start, of(service, 1), Some(true), None);
+        };
+        few.iter().for_each(|service| up(&mut checks, *service));
+        let told = checks.poll_told(start);
+        assert_eq!(told[0].1.len(), CLAIM_CHECKS);
+        up(&mut checks, 1);
+        assert_eq!(checks.health(told[0].0), told[0].1);
     }
 }

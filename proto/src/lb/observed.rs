@@ -109,6 +109,13 @@ impl Observed {
         }
     }
 
+    /// It is asked: what is sent from now on counts.
+    pub(super) fn forget(&self, of: &BackendPort) {
+        if let Some(seen) = self.get(of) {
+            seen.unanswered.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// All that is not as it is with a backend that was never asked. What was refused is told once.
     pub(super) fn sights(&self) -> impl Iterator<Item = Sight> {
         let sight = |(of, seen): &(BackendPort, Seen)| Sight {

@@ -186,7 +186,8 @@ impl<'t, P> Balancer<'t, P> {
                 Sign::SynAck | Sign::Fin | Sign::Rst | Sign::Segment => false,
             };
             if begins_anew {
-                flows.remove(&found);
+                // Another thread may see its answer at this moment: then it stays.
+                flows.remove_unchanged(&found);
                 continue;
             }
             let row = row?;
@@ -288,7 +289,7 @@ impl<'t, P> Balancer<'t, P> {
             // Datagrams leave who is about to go or silent as soon as somebody else is there.
             if flow.protocol != UDP || self.stays(flow, backend) {
                 self.services.flows().compared(found, version);
-            } else if self.has_other(flow) {
+            } else if self.services.is_settled() && self.has_other(flow) {
                 return Err(DropReason::NoBackend);
             }
         }

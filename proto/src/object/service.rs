@@ -77,8 +77,7 @@ pub struct Service {
     /// How the nodes of backends see whether these work.
     #[serde(rename = "h", default, skip_serializing_if = "Option::is_none")]
     pub check: Option<HealthCheck>,
-    /// Names of endpoints that get no new flows, and until when those that they have may go on, in
-    /// Unix milliseconds.
+    /// Names of endpoints that get no new flows, and since when, in Unix milliseconds.
     #[serde(rename = "x", default, skip_serializing_if = "BTreeMap::is_empty")]
     pub draining: BTreeMap<Name, u64>,
     /// How long the flows of one that is drained may go on, in milliseconds, if not for
@@ -94,6 +93,9 @@ pub struct Service {
 /// How long the flows of a drained backend go on: Docker's and Kubernetes' time for a container to
 /// stop is 10 and 30 s.
 pub const DRAIN_MS: u64 = 30_000;
+
+/// What is in no URI (RFC 3986 section 2), and the fragment, which is not sent.
+const NO_PATH: &[u8] = b"\"#<>\\^`{|}";
 
 /// How a backend is checked: at its first TCP port, by a connection, or by a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,8 +118,9 @@ pub struct HealthCheck {
 }
 
 impl HealthCheck {
-    /// Within what a check's times may be: one in 100 ms, to one an hour.
-    const TIMES: RangeInclusive<u64> = 100..=3_600_000;
+    /// Within what a check's times may be: one in 100 ms, to one an hour; a minute for one.
+    const INTERVALS: RangeInclusive<u64> = 100..=3_600_000;
+    const TIMEOUTS: RangeInclusive<u64> = 100..=60_000;
     /// Longest path: a record of the mesh is no place for more.
     const PATH_LEN: usize = 256;
 
@@ -127,14 +130,15 @@ impl HealthCheck {
         self.path.as_ref().is_none_or(|path| {
             path.starts_with('/')
                 && path.len() <= Self::PATH_LEN
-                && path.bytes().all(|byte| byte.is_ascii_graphic())
+                && path.bytes().all(|byte| byte.is_ascii_graphic() && !NO_PATH.contains(&byte))
         })
     }
 
     /// Whether all of it can be meant.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        [self.interval_ms, self.timeout_ms].iter().all(|time| Self::TIMES.contains(time))
+        Self::INTERVALS.contains(&self.interval_ms)
+            && Self::TIMEOUTS.contains(&self.timeout_ms)
             && self.rise > 0
             && self.fall > 0
             && self.has_path()

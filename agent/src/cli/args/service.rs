@@ -125,7 +125,8 @@ pub(in crate::cli) struct ServiceChange {
     /// Which backends a node prefers, as long as one of them works
     #[arg(long, value_enum, group = "change")]
     pub(in crate::cli) prefer: Option<Preference>,
-    /// How the nodes of backends see whether these work: by a connection, or by a page; not at all
+    /// How the nodes of backends see whether these work: by a connection, or by a page; not at all.
+    /// What of --health-* is not given is the default
     #[arg(long, value_name = "tcp|http:/PATH|none", group = "change")]
     pub(in crate::cli) health: Option<Health>,
     #[command(flatten)]
@@ -159,6 +160,8 @@ pub(in crate::cli) enum Working {
     Up,
     /// It does not
     Down,
+    /// Nothing: its check counts again
+    Check,
 }
 
 /// The kinds of checks.

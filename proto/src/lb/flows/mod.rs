@@ -204,9 +204,18 @@ impl<M: Memory> FlowTable<M> {
 
     /// Forgets a flow. False if it was gone already.
     pub fn remove(&self, found: &Found) -> bool {
+        self.remove_if(found, |_state| true)
+    }
+
+    /// The same, unless it has come further since it was found.
+    pub(super) fn remove_unchanged(&self, found: &Found) -> bool {
+        self.remove_if(found, |state| state == found.state)
+    }
+
+    fn remove_if(&self, found: &Found, is_wanted: impl Fn(State) -> bool) -> bool {
         loop {
             let life = self.life(found.number);
-            if life.state().is_none() || life.generation() != found.generation {
+            if !life.state().is_some_and(&is_wanted) || life.generation() != found.generation {
                 return false;
             }
             if let Some(taken) = self.take(found.number, life) {

@@ -173,13 +173,12 @@ fn a_silent_node_is_out_with_all_its_ports_until_it_is_heard() {
     assert!(world.ejections.is_out(host(11)) && !world.ejections.is_out(tcp(11)));
     let udp: Vec<u16> = (4000..4100).collect();
     let to = |world: &World, port: &u16| world.net.out(&asks(UDP, true, *port, 0)).unwrap().0;
-    let moved: Vec<&u16> = udp.iter().filter(|port| to(&world, port) == 1).collect();
-    assert!(!moved.is_empty());
+    assert!(udp.iter().any(|port| to(&world, port) == 1));
     world.publish(2);
     assert!(!world.ask(4000..4100).contains(&11));
     assert!(udp.iter().all(|port| to(&world, port) != 1), "datagrams move at once");
     // It is heard, and what it sent was not asked for.
-    world.peers[1] = PeerSight { unanswered: None, heard: Some(world.now + MS) };
+    world.peers[1] = PeerSight { heard: Some(world.now + MS), ..PeerSight::default() };
     assert_eq!(world.pass(25 * MS), []);
     assert_eq!(world.ejections.poll_event(), Some(Ejection::Back(host(11))));
     world.publish(3);
@@ -265,4 +264,36 @@ fn nobody_is_asked_about_who_is_no_backend_any_more() {
     world.net.serve(2, service(12..13));
     assert_eq!(world.pass(Duration::from_secs(2)), []);
     assert!(!world.ejections.is_out(host(11)));
+}
+
+/// A backend that answered the question is not asked for the same SYN again, nor is a node that is
+/// far away for being slow.
+#[test]
+fn one_sign_is_one_question_and_far_nodes_may_take_longer() {
+    let mut world = World::new(11..12);
+    world.ask(4000..4001);
+    assert_eq!(world.pass(SYN_UNANSWERED), both(11));
+    both(11).into_iter().for_each(|it| assert_eq!(world.answer(it, Answer::Well), None));
+    assert_eq!(world.pass(Duration::from_secs(60)), []);
+    world.ask(4001..4002);
+    assert_eq!(world.pass(SYN_UNANSWERED), both(11));
+    let mut far = World::new(11..12);
+    far.peers[1] =
+        PeerSight { unanswered: Some(far.now), round_trip: 200 * MS, ..PeerSight::default() };
+    far.ask(4000..4001);
+    assert_eq!(far.pass(599 * MS), []);
+    assert_eq!(far.pass(MS), both(11));
+}
+
+#[test]
+fn of_many_that_are_silent_all_are_asked_in_turn() {
+    let mut world = World::new(11..16);
+    let silent = |world: &mut World| {
+        for peer in &mut world.peers {
+            peer.unanswered = Some(world.now);
+        }
+    };
+    silent(&mut world);
+    assert_eq!(world.pass(150 * MS).len(), 5);
+    assert_eq!(world.pass(Duration::from_secs(9)), [], "all are under way");
 }
