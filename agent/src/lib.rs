@@ -19,5 +19,5 @@ pub mod netlink;
 pub mod objects;
 pub mod reconcile;
 pub mod records;
-mod services;
+pub mod services;
 pub mod store;

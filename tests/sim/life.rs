@@ -9,19 +9,23 @@ use std::{
 
 use ipnet::IpNet;
 use ring::signature::{Ed25519KeyPair, KeyPair};
-use vxmesh::reconcile::{
-    addresses::Addresses,
-    admit::{Claims, believed, claimed_elsewhere},
-    tables::{respecified, spec_of, updates},
+use vxmesh::{
+    reconcile::{
+        addresses::Addresses,
+        admit::{Claims, away, believed, claimed_elsewhere},
+        tables::{respecified, spec_of, updates},
+    },
+    services::{specs, updated},
 };
 use vxmesh_gossip::{
     directory::{Accepted, Directory, Source},
     publisher::Publisher,
 };
 use vxmesh_proto::{
-    addr::{EndpointId, MacAddr, NetworkId, NodeId},
+    addr::{EndpointId, MacAddr, NetworkId, NodeId, ServiceId},
     control::{self, Push, RefusalCode, Request, Response},
     ipam::{Need, Subnet, Transfer, first_split},
+    lb::ejection::Subject,
     object::{
         self, Comparison, Content, Draft, Hlc, KeyRing, Merge, ObjectId, ObjectSet, RollCall,
     },
@@ -37,6 +41,10 @@ use crate::{
 };
 
 mod addresses;
+mod services;
+
+use services::Serving;
+pub(crate) use services::{BACKEND_PORT, Made, VIP_PORT};
 
 /// How long a request waits for its answer.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -49,9 +57,10 @@ enum Waiting {
     Sync,
     Compare(Comparison),
     Addresses { request: Box<Request>, rest: Vec<NodeId>, for_attach: bool },
+    Backend(Subject),
 }
 
-/// An endpoint that is being attached.
+/// An endpoint that is being attached, or a service that is being made.
 struct Attach {
     network: NetworkId,
     id: EndpointId,
@@ -61,12 +70,13 @@ struct Attach {
     subnets: Vec<IpNet>,
     ips: Vec<IpNet>,
     asked: bool,
+    service: Option<object::Service>,
 }
 
 /// A hosted network.
 pub(crate) struct Local {
     pub(crate) table: NetworkTable<Arc<Peer>>,
-    claims: Claims,
+    pub(crate) claims: Claims,
 }
 
 /// The time as the node sees it.
@@ -101,6 +111,7 @@ pub(crate) struct Life {
     attach: Option<Attach>,
     requests: u64,
     dirty: bool,
+    pub(crate) serving: Serving,
     /// What is to be sent.
     pub(crate) out: Vec<(NodeId, Message)>,
     /// Endpoints that were attached since the last look.
@@ -145,6 +156,7 @@ impl Life {
                 assert!(!matches!(merged, Merge::Refused(_)), "own disk refused: {merged:?}");
             }
         }
+        let serving = Serving::start(&mut disk, time, &mut rng);
         let mut life = Self {
             me,
             addr,
@@ -168,6 +180,7 @@ impl Life {
             attach: None,
             requests: 0,
             dirty: true,
+            serving,
             out: Vec::new(),
             attached: Vec::new(),
             waiting_frames: 0,
@@ -184,7 +197,7 @@ impl Life {
             let certificate = self.disk.certificate.clone();
             self.publish(time, |_| Content::Member(object::Member { certificate, name: None }));
         }
-        self.addresses.follow(&self.set);
+        self.addresses.follow(&self.set, time.now);
         let claims: Vec<EndpointClaim> = self.disk.endpoints.values().cloned().collect();
         for claim in &claims {
             for ip in self.with_prefix(claim) {
@@ -269,7 +282,7 @@ impl Life {
                 Merge::Refused(why) => panic!("an honest node's object was refused: {why}"),
             }
         }
-        self.addresses.follow(&self.set);
+        self.addresses.follow(&self.set, time.now);
         let known: BTreeSet<NodeId> = self.set.members().collect();
         for (record, source) in self.directory.unpark(&|node| known.contains(&node)) {
             self.take_record(time, record, source);
@@ -342,6 +355,7 @@ impl Life {
                     self.take_record(time, record, Source::Push);
                 }
                 if self.key_of(from).is_some() {
+                    self.dirty |= !self.directory.is_up(from);
                     self.directory.set_up(from, true);
                     self.hear(from, time);
                 }
@@ -393,6 +407,9 @@ impl Life {
                     Some(Err(why)) => conflict(why.to_string()),
                     None => conflict("no such subnet".into()),
                 }
+            }
+            Request::CheckBackend { network, endpoint, port, .. } => {
+                Response::BackendChecked { accepts: self.accepts(network, endpoint, port) }
             }
             other => panic!("the simulation does not ask {other:?}"),
         }
@@ -446,6 +463,7 @@ impl Life {
                 }
             }
             (Waiting::Sync | Waiting::Compare(_), _) => {}
+            (Waiting::Backend(subject), response) => self.backend_answered(time, subject, response),
             (Waiting::Addresses { for_attach, .. }, Some(Response::Objects { objects })) => {
                 self.take_objects(time, node, &objects);
                 if for_attach {
@@ -486,6 +504,7 @@ impl Life {
             let syn = self.gossip_message(0, BTreeMap::new());
             self.out.push((node, Message::Gossip(syn)));
         }
+        self.serving.flows.sweep(time.now);
         self.prefetch(time);
         self.reclaim(time);
         self.reconcile(time);
@@ -551,10 +570,12 @@ impl Life {
 
     pub(crate) fn reconcile(&mut self, time: Time) {
         self.dirty = false;
-        self.addresses.follow(&self.set);
+        self.addresses.follow(&self.set, time.now);
         self.directory.poll_events();
         self.follow_peers(time);
         let active = self.set.active_networks();
+        let is_settled = self.is_settled(time);
+        let members: BTreeSet<NodeId> = self.set.members().collect();
         let mut met = BTreeSet::new();
         for (id, local) in &mut self.locals {
             let peers = &self.peers;
@@ -570,7 +591,16 @@ impl Life {
             let before: BTreeSet<NodeId> = local.table.members().iter().map(|(n, _)| *n).collect();
             let network = self.set.extended(*id);
             let spec = respecified(&local.table, network.as_ref());
-            local.table = local.table.apply(spec.into_iter().chain(changes));
+            let away = away(&self.directory, *id, &members, holds);
+            let specs = specs(&self.set, *id, (&claims, &away), holds);
+            let steers = services::steers(&local.table, &specs, self.me);
+            let Serving { flows, version, ejections, .. } = &mut self.serving;
+            let next = || {
+                *version += 1;
+                Some((*version, Arc::clone(flows)))
+            };
+            let served = updated(&local.table, specs, (is_settled, steers), ejections, next);
+            local.table = local.table.apply(spec.into_iter().chain(changes).chain(served));
             met.extend(
                 local.table.members().iter().map(|(n, _)| *n).filter(|n| !before.contains(n)),
             );

@@ -7,8 +7,9 @@
 //! ```
 //!
 //! At every step: no address twice (I12), nothing delivered that its sender does not own (I3), no
-//! plaintext on the wire (I10), one verdict for each frame (I4). After quiet: equal objects,
-//! records and tables (I11), and whoever shares a network reaches each other.
+//! plaintext on the wire (I10), one verdict for each frame (I4), and what is said of connections to
+//! services in [`services`]. After quiet: equal objects, records, tables and services (I11), and
+//! whoever shares a network reaches each other, and its services.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -21,6 +22,7 @@
 mod life;
 mod parts;
 mod rng;
+mod services;
 mod world;
 
 use std::{
@@ -43,6 +45,8 @@ use world::{Link, World};
 
 const SEEDS: u64 = 6;
 const STEPS: usize = 60;
+/// So many of a thousand steps are followed by one that concerns services.
+const SERVING: usize = 400;
 
 /// What may happen.
 #[derive(Clone, Debug)]
@@ -90,7 +94,7 @@ fn a_seed_says_everything() {
     let run = || {
         let world = simulate(3, 25);
         let hashes: Vec<String> = world.members().iter().map(|n| hash(&world, *n)).collect();
-        (hashes, format!("{:?}", world.counts))
+        (hashes, format!("{:?} {}", world.counts, world.clients.counts()))
     };
     assert_eq!(run(), run());
 }
@@ -105,14 +109,58 @@ fn simulate(seed: u64, steps: usize) -> World {
             println!("{transition:?}");
         }
         apply(&mut world, &transition);
+        if world.rng.chance(SERVING) {
+            serve(&mut world);
+        }
         let pause = 20 + u64::try_from(world.rng.below(400)).unwrap();
         world.run(Duration::from_millis(pause));
     }
-    quiet(&mut world);
-    check_equal(&world);
-    check_reach(&mut world);
-    check_counts(&mut world);
+    end(&mut world);
     world
+}
+
+/// Ten minutes of joins, kills, drains and partitions, with a connection begun or used at most
+/// steps.
+#[test]
+fn services_keep_their_promises_for_ten_minutes() {
+    let seed = env::var("VXMESH_SIM_SEED").map_or(11, |seed| seed.parse().expect("a number"));
+    let mut world = World::new(5, seed);
+    world.run(Duration::from_secs(5));
+    let end_at = world.now + Duration::from_secs(600);
+    while world.now < end_at {
+        let transition = choose(&mut world);
+        apply(&mut world, &transition);
+        (0..2).for_each(|_| serve(&mut world));
+        // Most are up: otherwise there is nobody to be known.
+        let is_dead = |node: &world::Node| node.life.is_none() && !node.left && !node.removed;
+        let dead = world.nodes.iter().position(is_dead);
+        if let Some(n) = dead.filter(|_| world.rng.chance(100)) {
+            apply(&mut world, &Transition::Restart(n));
+        }
+        let pause = 50 + u64::try_from(world.rng.below(900)).unwrap();
+        world.run(Duration::from_millis(pause));
+    }
+    end(&mut world);
+}
+
+/// What happens to services in a step.
+fn serve(world: &mut World) {
+    if let Some(change) = services::choose(world) {
+        if env::var_os("VXMESH_SIM_SEED").is_some() {
+            println!("{change:?}");
+        }
+        services::apply(world, &change);
+    }
+    world.check_vips();
+}
+
+fn end(world: &mut World) {
+    quiet(world);
+    check_equal(world);
+    services::check_equal(world);
+    check_reach(world);
+    services::check_served(world);
+    check_counts(world);
 }
 
 fn choose(world: &mut World) -> Transition {
@@ -168,7 +216,10 @@ fn apply(world: &mut World, transition: &Transition) {
             // The agent refuses this where it knows of endpoints; those that it does not know of
             // are cut off.
             if !world.endpoints.values().any(used) {
-                world.with(on, |life| life.remove_network(time, network));
+                world.with(on, |life| {
+                    let has_services = !life.set.services(network).is_empty();
+                    (!has_services).then(|| life.remove_network(time, network))
+                });
             }
         }
         Transition::Attach { on, network, wanted } => {
@@ -421,6 +472,7 @@ fn check_counts(world: &mut World) {
     }
     let counts = world.counts;
     println!("{} nodes, {} endpoints: {counts:?}", world.nodes.len(), world.endpoints.len());
+    println!("services: {}", world.clients.counts());
     assert_eq!(counts.frames, counts.verdicts, "I4: {counts:?}");
     let ends = counts.lost + counts.delivered + counts.refused + world.in_flight();
     assert_eq!(counts.sealed + counts.doubled, ends, "I4: {counts:?}");

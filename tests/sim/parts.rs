@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
+    time::Instant,
 };
 
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
@@ -79,6 +80,18 @@ pub(crate) struct Disk {
     pub(crate) objects: BTreeMap<String, Arc<str>>,
     pub(crate) endpoints: BTreeMap<EndpointId, EndpointClaim>,
     pub(crate) contacts: BTreeSet<NodeId>,
+    /// Connections to services: on a host, a file that is mapped.
+    pub(crate) flows: Option<StoredFlows>,
+    /// Endpoints that accept no connections.
+    pub(crate) deaf: BTreeSet<EndpointId>,
+}
+
+/// What a file of flows says.
+#[derive(Clone, Copy)]
+pub(crate) struct StoredFlows {
+    pub(crate) words: &'static [AtomicU64],
+    pub(crate) seed: u64,
+    pub(crate) epoch: Instant,
 }
 
 /// What one node sends to another besides sealed datagrams.

@@ -12,12 +12,12 @@ use vxmesh_proto::{
     addr::{EndpointId, MacAddr, NetworkId, NodeId},
     frame::Frame,
     object::ObjectId,
-    path::{InboundVerdict, OutboundVerdict, Scratch, inbound_vxlan, outbound},
+    path::{InboundVerdict, OutboundVerdict, Scratch, answer, inbound_vxlan, outbound},
     reason::DropReason,
     record::EndpointClaim,
     session::{
-        Peer, SessionEvent,
-        wire::{DataHeader, FLAG_CONTROL, HEADER_LEN, Kind, TAG_LEN},
+        Peer, Probe, SessionEvent,
+        wire::{DataHeader, FLAG_CONTROL, HEADER_LEN, Kind, TAG_LEN, asks_for_echo},
     },
     wire::{Ethernet, vxlan},
 };
@@ -26,6 +26,7 @@ use crate::{
     life::{Life, Time},
     parts::{Disk, Keys, Message, SimCa},
     rng::Rng,
+    services::Clients,
 };
 
 /// Stands in every frame and must stand in no transmitted byte.
@@ -93,6 +94,7 @@ pub(crate) struct World {
     pub(crate) endpoints: BTreeMap<EndpointId, (usize, EndpointClaim)>,
     pub(crate) sent: BTreeMap<u64, Sent>,
     pub(crate) counts: Counts,
+    pub(crate) clients: Clients,
 }
 
 impl World {
@@ -112,6 +114,7 @@ impl World {
             endpoints: BTreeMap::new(),
             sent: BTreeMap::new(),
             counts: Counts::default(),
+            clients: Clients::default(),
         };
         for _ in 0..count {
             world.join();
@@ -194,6 +197,7 @@ impl World {
         let (time, node) = (self.time(0), self.nodes[n].id);
         self.with(0, |life| life.remove_node(time, node));
         self.nodes[n].removed = true;
+        self.forget_vips();
     }
 
     /// Changes a life and takes its outputs.
@@ -223,7 +227,7 @@ impl World {
     }
 
     /// Whether a member, alive or not, may admit endpoints of a node.
-    fn is_admitted(&self, n: usize) -> bool {
+    pub(crate) fn is_admitted(&self, n: usize) -> bool {
         let node = &self.nodes[n];
         let member = |k: &usize| *k != n && !self.nodes[*k].left && !self.nodes[*k].removed;
         let mut members = (0..self.nodes.len()).filter(member);
@@ -234,6 +238,7 @@ impl World {
         let Some(life) = self.nodes[n].life.as_mut() else { return };
         let mut out = std::mem::take(&mut life.out);
         let attached = std::mem::take(&mut life.attached);
+        let made = std::mem::take(&mut life.serving.made);
         let mut flushed = 0;
         let mut datagrams = Vec::new();
         while let Some(transmit) = life.sessions.poll_transmit() {
@@ -253,6 +258,9 @@ impl World {
             self.check_addresses(n, &claim);
             self.endpoints.insert(claim.id, (n, claim));
         }
+        for made in made {
+            self.made(n, &made);
+        }
         for (to, bytes) in datagrams {
             self.fly_to(n, to, bytes);
         }
@@ -271,6 +279,10 @@ impl World {
                 claim.network == new.network && claim.ips.iter().any(|ip| new.ips.contains(ip));
             let twice = twice && self.is_admitted(n) && self.is_admitted(*other);
             assert!(!twice, "I12: nodes {n} and {other} gave one address: {new:?} {claim:?}");
+        }
+        if self.is_admitted(n) {
+            let to = format!("an endpoint of node {n}");
+            new.ips.iter().for_each(|ip| self.check_given(new.network, *ip, &to));
         }
     }
 
@@ -311,7 +323,9 @@ impl World {
             let lives =
                 self.nodes.iter().filter_map(|node| Some((node.life.as_ref()?, node.next_tick)));
             let timer = lives
-                .flat_map(|(life, tick)| [Some(tick), life.sessions.poll_timeout()])
+                .flat_map(|(life, tick)| {
+                    [Some(tick), life.sessions.poll_timeout(), life.serving.next_look]
+                })
                 .flatten()
                 .min();
             let arrival = self.flying.first_key_value().map(|((due, _), _)| *due);
@@ -344,7 +358,13 @@ impl World {
                 if tick {
                     life.tick(time);
                 }
+                if life.serving.next_look.is_some_and(|due| due <= now) {
+                    life.look(time);
+                }
             });
+            if tick {
+                self.retry(n);
+            }
         }
     }
 
@@ -362,7 +382,14 @@ impl World {
         };
         let taken = self.with(to, |life| take(life, addr, &mut bytes, time.now)).unwrap();
         match taken {
-            Ok(Some((sender, network, frame))) => self.delivered(to, sender, network, &frame),
+            Ok(Some((sender, network, mut frame))) => {
+                self.delivered(to, sender, network, &frame);
+                let table = &self.nodes[to].life.as_ref().unwrap().locals[&network].table;
+                let mut answered = Frame::plain(&mut frame);
+                if answer(table, &mut answered, time.now, &mut ()) == InboundVerdict::Deliver {
+                    self.reached(to, network, &frame);
+                }
+            }
             Ok(None) | Err(_) if data => self.counts.refused += 1,
             Ok(None) | Err(_) => {}
         }
@@ -389,7 +416,7 @@ impl World {
         }
     }
 
-    /// What an endpoint sends; returns the frame's number, or the answer that its own node gave.
+    /// What an endpoint sends; returns the answer that its own node gave.
     pub(crate) fn send(
         &mut self,
         from: EndpointId,
@@ -397,6 +424,20 @@ impl World {
         frame: Vec<u8>,
         id: u64,
     ) -> Option<Vec<u8>> {
+        match self.offer(from, to, frame, id)? {
+            Fate::Answered(answer) => Some(answer),
+            _ => None,
+        }
+    }
+
+    /// What becomes of a frame of an endpoint; nothing if its node does not live.
+    pub(crate) fn offer(
+        &mut self,
+        from: EndpointId,
+        to: Option<EndpointId>,
+        frame: Vec<u8>,
+        id: u64,
+    ) -> Option<Fate> {
         let (n, claim) = self.endpoints.get(&from).cloned()?;
         let now = self.now;
         self.nodes[n].life.as_ref()?;
@@ -406,13 +447,13 @@ impl World {
             Sent { from: n, network, source, to, delivered: BTreeMap::new(), forged: false },
         );
         self.counts.frames += 1;
-        let (answer, sealed) = self.with(n, |life| send(life, network, frame, now))?;
+        let (fate, sealed) = self.with(n, |life| send(life, network, frame, now))?;
         self.counts.verdicts += 1;
         for (to, bytes) in sealed {
             self.counts.sealed += 1;
             self.fly_to(n, to, bytes);
         }
-        answer
+        Some(fate)
     }
 
     /// A member that lies: it seals a frame of another's source.
@@ -464,14 +505,28 @@ fn is_data(message: &Message) -> bool {
 
 type Sealed = (SocketAddr, Vec<u8>);
 
+/// What became of a frame of a local endpoint.
+pub(crate) enum Fate {
+    /// Its own node answered.
+    Answered(Vec<u8>),
+    /// It went into the mesh, as it was then.
+    Sealed(Vec<u8>),
+    /// It went back to the local network, as it was then.
+    Local(Vec<u8>),
+    /// It went nowhere; and what its sender was told, if anything.
+    Dropped(DropReason, Vec<u8>),
+}
+
 /// What a worker does with a frame of a local endpoint.
 fn send(
     life: &mut Life,
     network: NetworkId,
     mut frame: Vec<u8>,
     now: Instant,
-) -> (Option<Vec<u8>>, Vec<Sealed>) {
-    let Some(local) = life.locals.get(&network) else { return (None, Vec::new()) };
+) -> (Fate, Vec<Sealed>) {
+    let Some(local) = life.locals.get(&network) else {
+        return (Fate::Dropped(DropReason::VniUnknown, Vec::new()), Vec::new());
+    };
     let mut scratch = Scratch::new();
     let verdict = outbound(&local.table, &mut Frame::plain(&mut frame), &mut scratch, now, &mut ());
     let peers: Vec<Arc<Peer>> = match verdict {
@@ -479,8 +534,11 @@ fn send(
         OutboundVerdict::Flood(members) => {
             members.iter().map(|(_, peer)| Arc::clone(peer)).collect()
         }
-        OutboundVerdict::Hairpin => return (Some(scratch.reply().to_vec()), Vec::new()),
-        OutboundVerdict::Deliver | OutboundVerdict::Drop(_) => return (None, Vec::new()),
+        OutboundVerdict::Hairpin => return (Fate::Answered(scratch.reply().to_vec()), Vec::new()),
+        OutboundVerdict::Deliver => return (Fate::Local(frame), Vec::new()),
+        OutboundVerdict::Drop(reason) => {
+            return (Fate::Dropped(reason, scratch.reply().to_vec()), Vec::new());
+        }
     };
     let payload = [vxlan::header(local.table.spec().vni).as_slice(), &frame].concat();
     let mut sealed = Vec::new();
@@ -499,7 +557,7 @@ fn send(
             life.sessions.handle_wanted(now, peer.id());
         }
     }
-    (None, sealed)
+    (Fate::Sealed(frame), sealed)
 }
 
 /// Seals a payload; nothing if there is no key.
@@ -542,6 +600,9 @@ fn take(
         life.sessions.handle_wanted(now, sender);
     }
     if !data {
+        if asks_for_echo(opened.payload) {
+            life.sessions.handle_probe(now, sender, Probe::Keepalive);
+        }
         return Ok(None);
     }
     let locals = &life.locals;

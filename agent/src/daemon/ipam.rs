@@ -381,7 +381,7 @@ impl Mesh {
         match control.request(node, request, super::sync::ANSWER).await? {
             Response::Objects { objects } => {
                 tokio::task::block_in_place(|| self.take_objects(node, &objects));
-                self.objects.read(|set| self.addresses.follow(set));
+                self.objects.read(|set| self.addresses.follow(set, Instant::now()));
                 Ok(())
             }
             _ => Err(ControlError::Refused(refusal(

@@ -212,7 +212,7 @@ impl Mesh {
     }
 
     async fn start_parts(self: &Arc<Self>) -> Result<(), ApiError> {
-        self.objects.read(|set| self.addresses.follow(set));
+        self.objects.read(|set| self.addresses.follow(set, Instant::now()));
         self.look_for_rollback()?;
         self.load_local_networks()?;
         self.sweep_parents().await;

@@ -1,6 +1,6 @@
 //! Networks as the user makes, sees and removes them.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use ipnet::IpNet;
 use rand::RngExt;
@@ -142,7 +142,7 @@ impl Mesh {
             Ok(Draft::new(hlc, Content::Network(network)))
         })?;
         self.push_objects([object.text().to_string()]);
-        self.objects.read(|set| self.addresses.follow(set));
+        self.objects.read(|set| self.addresses.follow(set, Instant::now()));
         self.kick();
         let created = self
             .network_list()
@@ -227,7 +227,7 @@ impl Mesh {
             })?;
             self.push_objects([object.text().to_string()]);
         }
-        self.objects.read(|set| self.addresses.follow(set));
+        self.objects.read(|set| self.addresses.follow(set, Instant::now()));
         self.kick();
         self.inspect_network(network.id.to_string().as_str())
     }

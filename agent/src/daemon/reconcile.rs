@@ -110,7 +110,7 @@ impl Mesh {
                 self.sync_soon(node);
             }
         }
-        self.objects.read(|set| self.addresses.follow(set));
+        self.objects.read(|set| self.addresses.follow(set, Instant::now()));
         self.forget_refused(gossip);
         self.enforce_removals();
         self.follow_peers(gossip).await;

@@ -11,7 +11,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tracing::{info, warn};
@@ -246,7 +246,7 @@ impl Mesh {
         if !missing().is_empty() || self.is_stopping() || self.departed().is_some() {
             return;
         }
-        self.objects.read(|set| self.addresses.follow(set));
+        self.objects.read(|set| self.addresses.follow(set, Instant::now()));
         let mesh = Arc::clone(self);
         let signed = tokio::task::spawn_blocking(move || mesh.sign_reclaims()).await;
         match signed {
@@ -281,7 +281,7 @@ impl Mesh {
         if !texts.is_empty() {
             self.told_unreclaimed.store(false, Ordering::Relaxed);
         }
-        self.objects.read(|set| self.addresses.follow(set));
+        self.objects.read(|set| self.addresses.follow(set, Instant::now()));
         texts
     }
 }

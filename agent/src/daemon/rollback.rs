@@ -14,7 +14,11 @@
 //! all that it did. After a boot of the machine nothing on it tells a state that was set back from
 //! one that was not. A node that is alone in its mesh has given nothing away.
 
-use std::{fs, io, path::Path, time::Duration};
+use std::{
+    fs, io,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
@@ -117,7 +121,7 @@ impl Mesh {
         }
         self.met.send_replace(true);
         if *self.unproven.borrow() {
-            self.objects.read(|set| self.addresses.follow(set));
+            self.objects.read(|set| self.addresses.follow(set, Instant::now()));
             self.trust();
         }
     }

@@ -129,7 +129,7 @@ impl Mesh {
         self.name_gateways(false);
         // Pools that are not in step with the objects say nothing about these.
         let hash = self.objects.read(|set| {
-            self.addresses.follow(set);
+            self.addresses.follow(set, Instant::now());
             ObjectSet::content_hash(set)
         });
         if rounds.settled.as_ref() != Some(&hash) {

@@ -81,8 +81,9 @@ impl Addresses {
     }
 
     /// Brings the pools in step with the objects: new networks, transfers, deleted networks. Does
-    /// nothing while the objects are the same, as in most rounds.
-    pub fn follow(&self, objects: &ObjectSet) {
+    /// nothing while the objects are the same, as in most rounds. What services gave back since
+    /// rests from `now` on, whoever owns it: others still remember them.
+    pub fn follow(&self, objects: &ObjectSet, now: Instant) {
         // Held to the end: who comes second finds the pools in step.
         let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
         let hash = objects.content_hash();
@@ -120,23 +121,13 @@ impl Addresses {
             for pool in pools {
                 let cidr = pool.subnet().cidr();
                 in_use.iter().filter(|ip| cidr.contains(*ip)).for_each(|ip| pool.adopt(*ip));
+                let before = given_back(pool);
                 pool.extend(transfers.get(&id).into_iter().flatten().copied());
                 pool.reclaim(reclaims.get(&id).into_iter().flatten().copied());
-                self.take_from_services(pool, closed.get(&id).into_iter().flatten());
-            }
-        }
-    }
-
-    /// Takes back what closed services had of this node's. It rests: others still remember them.
-    fn take_from_services<'a>(&self, pool: &mut Pool, closed: impl Iterator<Item = &'a NodeId>) {
-        let closed: BTreeSet<NodeId> = closed.copied().collect();
-        let had = pool.ownership().blocks().filter(|block| closed.contains(&block.owner));
-        let had: Vec<IpAddr> = had.map(|block| block.cidr.addr()).collect();
-        pool.give_back(closed);
-        for ip in had {
-            let owner = pool.ownership().block_at(ip).map(|block| block.owner);
-            if owner == Some(self.me) {
-                pool.rest(ip, Instant::now() + ADDRESS_QUARANTINE);
+                pool.give_back(closed.get(&id).into_iter().flatten().copied());
+                for (ip, _epoch) in given_back(pool).difference(&before) {
+                    pool.rest(*ip, now + ADDRESS_QUARANTINE);
+                }
             }
         }
     }
@@ -184,10 +175,11 @@ impl Addresses {
         network: NetworkId,
         ip: IpNet,
         holder: NodeId,
+        now: Instant,
     ) -> Option<Transfer> {
         self.with_pool(network, ip.trunc(), |pool| {
             pool.put_back(ip.addr());
-            pool.give_address(ip.addr(), holder, &Elsewhere::new(), Instant::now()).ok()
+            pool.give_address(ip.addr(), holder, &Elsewhere::new(), now).ok()
         })?
     }
 
@@ -353,6 +345,11 @@ impl Addresses {
     }
 }
 
+/// The addresses that came back from services, each as often as it did.
+fn given_back(pool: &Pool) -> BTreeSet<(IpAddr, u64)> {
+    pool.ownership().returned().map(|block| (block.cidr.addr(), block.epoch)).collect()
+}
+
 /// The blocks that services have now, as they will be when these give them back.
 fn coming(pool: &Pool, holders: Option<&Vec<NodeId>>) -> Vec<Block> {
     let Some(holders) = holders else { return Vec::new() };
@@ -465,7 +462,7 @@ mod tests {
             let subnet = subnet(cidr, gateway);
             let extension = Extension { network: id, from: me, subnet, blocks: Vec::new() };
             said.say(at, Content::Extension(extension));
-            addresses.follow(&said.set);
+            addresses.follow(&said.set, Instant::now());
         };
         extend(&mut said, 9, "10.2.0.0/30", "10.2.0.1");
         let take = |cidr: &str| {
@@ -473,7 +470,7 @@ mod tests {
             addresses.allocate(id, cidr, None, &elsewhere, Instant::now()).map(|got| got.unwrap())
         };
         assert_eq!(take("10.2.0.0/30"), Some("10.2.0.2".parse().unwrap()));
-        addresses.follow(&said.set);
+        addresses.follow(&said.set, Instant::now());
         assert!(addresses.holds(id, me, "10.2.0.2".parse().unwrap()), "nothing new, nothing lost");
         // It was made before the other, and is heard of later.
         extend(&mut said, 5, "10.2.0.0/28", "10.2.0.14");
@@ -489,7 +486,7 @@ mod tests {
         let mut said = Said::new();
         let (me, id) = (said.me, said.network);
         let addresses = Addresses::new(me);
-        addresses.follow(&said.set);
+        addresses.follow(&said.set, Instant::now());
         let vip: IpNet = "10.1.0.9/24".parse().unwrap();
         let (cidr, elsewhere) = (vip.trunc(), Elsewhere::new());
         let take = || {
@@ -515,10 +512,10 @@ mod tests {
         let made = said.say(2, Content::Service(service));
         let ObjectId::Service(service) = made else { panic!() };
         let holder = object::holder(service);
-        let given = addresses.give_to_service(id, vip, holder).unwrap();
+        let given = addresses.give_to_service(id, vip, holder, Instant::now()).unwrap();
         let Transfer { block: cidr, from, to, epoch } = given;
         said.say(3, Content::Transfer(object::Transfer { network: id, cidr, from, to, epoch }));
-        addresses.follow(&said.set);
+        addresses.follow(&said.set, Instant::now());
         assert!(addresses.holds(id, holder, vip.addr()) && !addresses.holds(id, me, vip.addr()));
         assert!(matches!(take(), Err(AllocateError::NotOurs { owner, .. }) if owner == holder));
         // Who gave it leaves: its heir gets this address, too, when it comes back.
@@ -536,16 +533,22 @@ mod tests {
         let held = Arc::clone(said.set.get(&made).unwrap());
         said.sign(&Draft { closed: true, ..held.edit(Hlc::at(9)) });
         let addresses = Addresses::new(me);
-        addresses.follow(&said.set);
+        addresses.follow(&said.set, Instant::now());
         assert!(addresses.holds(id, me, vip.addr()));
         let taken =
             addresses.allocate(id, vip.trunc(), Some(vip.addr()), &elsewhere, Instant::now());
         assert!(matches!(taken, Some(Err(AllocateError::Resting { .. }))), "{taken:?}");
 
+        // Who left it an heir who heard of the service's end before.
+        let heirs = Addresses::new(heir);
+        heirs.follow(&said.set, Instant::now());
         let Transfer { block: cidr, from, to, epoch } = last;
         said.say(10, Content::Transfer(object::Transfer { network: id, cidr, from, to, epoch }));
-        addresses.follow(&said.set);
+        addresses.follow(&said.set, Instant::now());
         assert!(addresses.holds(id, heir, vip.addr()));
+        heirs.follow(&said.set, Instant::now());
+        let taken = heirs.allocate(id, vip.trunc(), Some(vip.addr()), &elsewhere, Instant::now());
+        assert!(matches!(taken, Some(Err(AllocateError::Resting { .. }))), "{taken:?}");
     }
 
     /// I12: two transfers of one block contradict each other, and the void one's receiver has given

@@ -22,7 +22,8 @@ use crate::reconcile::admit::Claims;
 /// their addresses, or are to have none. Whether they have their name, too, is nothing to who uses
 /// the address. `away` are endpoints of nodes that are not up; they get nothing new, and keep what
 /// they have, as their nodes may be back. `holds` says whether an address is this node's to give.
-pub(crate) fn specs(
+#[must_use]
+pub fn specs(
     set: &ObjectSet,
     network: NetworkId,
     (claims, away): (&Claims, &Claims),

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -201,7 +201,7 @@ impl Services {
     /// Has all nodes follow these objects, and this one at once.
     async fn tell(&self, mesh: &Arc<Mesh>, texts: Vec<String>) {
         mesh.push_objects(texts);
-        mesh.objects.read(|set| mesh.addresses.follow(set));
+        mesh.objects.read(|set| mesh.addresses.follow(set, Instant::now()));
         mesh.reconcile().await;
     }
 }
@@ -280,7 +280,7 @@ fn sign(
 
 /// Signs an address over to a service.
 fn give(mesh: &Mesh, network: NetworkId, vip: IpNet, to: ServiceId) -> Option<String> {
-    let given = mesh.addresses.give_to_service(network, vip, holder(to))?;
+    let given = mesh.addresses.give_to_service(network, vip, holder(to), Instant::now())?;
     let signed = mesh.sign_transfer(network, given);
     if let Err(error) = &signed {
         warn!(error = %error.message, address = %vip.addr(), "an address was not given to a service");

@@ -12,6 +12,7 @@ mod flows;
 mod health;
 mod place;
 mod reach;
+mod snapshot;
 
 use std::{
     collections::BTreeMap,
@@ -28,12 +29,12 @@ use tokio::sync::Semaphore;
 use tracing::{error, warn};
 use vxmesh_proto::{
     addr::NetworkId,
-    lb::{self, Flows, ServiceSpec, ejection::Ejections, health::Checks},
+    lb::{Flows, ServiceSpec, ejection::Ejections, health::Checks},
     tables::{NetworkTable, TableUpdate},
 };
 
+pub use self::{backends::specs, snapshot::updated};
 pub(crate) use self::{
-    backends::{Drains, Seen, specs},
     control::{check_names, named},
     ejection::watch,
     error::ServiceError,
@@ -96,50 +97,16 @@ impl Services {
         })
     }
 
-    /// What brings the services of a network's snapshot in step with these, if anything. They are
-    /// settled once all members were heard after the start; backends on this host get something
-    /// where their answers are steered here.
+    /// What brings the services of a network's snapshot in step with these, if anything
+    /// ([`updated`]).
     pub(crate) fn follow<P>(
         &self,
         table: &NetworkTable<P>,
         specs: Vec<ServiceSpec>,
-        (is_settled, steers): (bool, bool),
+        state: (bool, bool),
     ) -> Option<TableUpdate<P>> {
-        let before = table.services();
-        // After the last service its clients are told that it is gone, so the snapshot stays.
-        if specs.is_empty() && before.is_none() {
-            return None;
-        }
-        let old = |spec: &ServiceSpec| before?.iter().find(|old| old.spec().id == spec.id);
-        let service = |spec: ServiceSpec| match old(&spec) {
-            Some(old) => {
-                let new = lb::Service::new(spec, Some(old));
-                if new.spec() == old.spec() { Arc::clone(old) } else { Arc::new(new) }
-            }
-            None => Arc::new(lb::Service::new(spec, None)),
-        };
-        let network = table.spec().id;
-        let services: Vec<_> = {
-            let ejections = lock(&self.ejections);
-            let with_out = |spec: ServiceSpec| {
-                let out = ejections.out(network, &spec);
-                ServiceSpec { out, ..spec }
-            };
-            specs.into_iter().map(with_out).map(service).collect()
-        };
-        let is_same = |before: &lb::Services| {
-            let same = |(old, new): (&Arc<lb::Service>, &Arc<lb::Service>)| Arc::ptr_eq(old, new);
-            (before.is_settled(), before.steers_local()) == (is_settled, steers)
-                && before.iter().count() == services.len()
-                && before.iter().zip(&services).all(same)
-        };
-        if before.is_some_and(is_same) {
-            return None;
-        }
-        let version = (self.versions.fetch_add(1, Ordering::Relaxed), is_settled);
-        let flows = self.flows()?;
-        let services = lb::Services::new(flows, version, services).steering_local(steers);
-        Some(TableUpdate::Services(Some(Arc::new(services))))
+        let next = || Some((self.versions.fetch_add(1, Ordering::Relaxed), self.flows()?));
+        updated(table, specs, state, &lock(&self.ejections), next)
     }
 
     /// Notes the services of a network as they are now.

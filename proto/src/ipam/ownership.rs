@@ -105,6 +105,8 @@ pub struct Ownership {
     reclaims: BTreeMap<Key, NodeId>,
     /// Holders that give back what they have.
     returning: BTreeSet<NodeId>,
+    /// What they gave back, as whose it was then.
+    returned: Vec<Claim>,
     blocks: Vec<Claim>,
 }
 
@@ -145,6 +147,7 @@ impl Ownership {
             transfers: BTreeMap::new(),
             reclaims: BTreeMap::new(),
             returning: BTreeSet::new(),
+            returned: Vec::new(),
             blocks: claims,
         }
     }
@@ -190,6 +193,11 @@ impl Ownership {
         changed
     }
 
+    /// All that holders gave back, as whose it was then.
+    pub fn returned(&self) -> impl Iterator<Item = Block> {
+        self.returned.iter().map(|claim| self.block_of(claim))
+    }
+
     /// All blocks, by address.
     pub fn blocks(&self) -> impl Iterator<Item = Block> {
         self.blocks.iter().map(|claim| self.block_of(claim))
@@ -222,9 +230,10 @@ impl Ownership {
     fn resolve(&mut self) {
         let mut blocks = Vec::new();
         let mut claims = self.initial.clone();
-        let mut left = Vec::new();
+        let (mut left, mut returned) = (Vec::new(), Vec::new());
         while let Some(claim) = claims.pop() {
             if let Some(back) = self.back(&claim) {
+                returned.push(back);
                 claims.push(back);
                 continue;
             }
@@ -238,6 +247,8 @@ impl Ownership {
             }
         }
         blocks.sort_unstable_by_key(|claim| claim.cidr.first);
+        returned.sort_unstable_by_key(|claim| (claim.cidr.first, claim.epoch));
+        self.returned = returned;
         self.blocks = blocks;
     }
 

@@ -75,7 +75,27 @@ impl Life {
         let v6 = all.iter().find(|net| net.addr().is_ipv6()).copied();
         let subnets = v4.into_iter().chain(v6).collect();
         let ips = Vec::new();
-        self.attach = Some(Attach { network, id, mac, wanted, subnets, ips, asked: false });
+        let (asked, service) = (false, None);
+        self.attach = Some(Attach { network, id, mac, wanted, subnets, ips, asked, service });
+        self.continue_attach(time);
+        true
+    }
+
+    /// Begins to make a service with an address of each IP version of its network.
+    pub(crate) fn create_service(&mut self, time: Time, service: object::Service) -> bool {
+        let network = service.network;
+        let active = self.set.active_networks().contains(&network);
+        let taken = self.set.services(network).iter().any(|of| of.service.name == service.name);
+        if self.attach.is_some() || taken || !active || self.set.is_removed(self.me) {
+            return false;
+        }
+        // Not of a subnet that an older one may put aside.
+        let Some(object) = self.set.get(&ObjectId::Network(network)) else { return false };
+        let Content::Network(object) = object.content() else { return false };
+        let subnets = object.subnets.iter().map(|subnet| subnet.cidr).collect();
+        let (id, mac) = (EndpointId::from_random([0; 16]), MacAddr([0; 6]));
+        let (wanted, ips, asked, service) = (Vec::new(), Vec::new(), false, Some(service));
+        self.attach = Some(Attach { network, id, mac, wanted, subnets, ips, asked, service });
         self.continue_attach(time);
         true
     }
@@ -111,16 +131,21 @@ impl Life {
         if subnets.is_empty() {
             return;
         }
+        if let Some(service) = attach.service {
+            return self.publish_service(time, service, &attach.ips);
+        }
         self.disk.incarnation += 1;
+        let name = format!("e{}", self.rng.below(6)).parse().unwrap();
+        let app = self.rng.pick(&["web", "db"]).unwrap();
         let claim = EndpointClaim {
             id: attach.id,
             network,
-            name: "e".parse().unwrap(),
+            name,
             aliases: Vec::new(),
             mac: attach.mac,
             ips: attach.ips.iter().map(IpNet::addr).collect(),
             incarnation: self.disk.incarnation.max(time.wall_ms),
-            labels: BTreeMap::new(),
+            labels: BTreeMap::from([("app".to_owned(), (*app).to_owned())]),
             router: false,
             health: BTreeMap::new(),
         };
@@ -155,7 +180,7 @@ impl Life {
     /// Makes a network.
     pub(crate) fn create_network(&mut self, time: Time, network: object::Network) {
         self.publish(time, |_| Content::Network(network));
-        self.addresses.follow(&self.set);
+        self.addresses.follow(&self.set, time.now);
         self.reconcile(time);
     }
 
@@ -169,7 +194,7 @@ impl Life {
             blocks: split.into_iter().map(|(cidr, owner)| object::Block { cidr, owner }).collect(),
         };
         self.publish(time, |_| Content::Extension(extension));
-        self.addresses.follow(&self.set);
+        self.addresses.follow(&self.set, time.now);
         self.reconcile(time);
     }
 
@@ -240,7 +265,7 @@ impl Life {
                 let content = object::Transfer { network, cidr, from, to, epoch };
                 self.publish_issued(time, Content::Reclaim(content));
             }
-            self.addresses.follow(&self.set);
+            self.addresses.follow(&self.set, time.now);
         }
     }
 }

@@ -1,0 +1,269 @@
+//! What a simulated node has for services: the flows, what was seen of backends, and how it makes,
+//! changes and removes a service, as the agent does.
+
+use std::sync::atomic::AtomicU64;
+
+use vxmesh_proto::{
+    lb::{
+        BackendPort, Flows, Protocol, ServiceSpec, Services,
+        ejection::{ANSWER, Answer, Ejections, PeerSight},
+        flows::Shape,
+    },
+    object::holder,
+    session::Probe,
+    tables::RowKey,
+    wire::TCP,
+};
+
+use super::*;
+use crate::parts::StoredFlows;
+
+/// The VIP's port, and that of all backends.
+pub(crate) const VIP_PORT: u16 = 80;
+pub(crate) const BACKEND_PORT: u16 = 8080;
+/// How often what was seen is looked at while there are flows, as the agent does.
+pub(crate) const LOOK: Duration = Duration::from_millis(25);
+/// After this time a node that has not heard of all members goes by what it knows.
+const SETTLES: Duration = Duration::from_secs(5);
+/// Of one client a quarter, which is more than it has in a run.
+const SHAPE: Shape = Shape { flows: 512, sources: 64 };
+
+/// A service that was made: its addresses, by network.
+pub(crate) struct Made {
+    pub(crate) id: ServiceId,
+    pub(crate) network: NetworkId,
+    pub(crate) vips: Vec<IpAddr>,
+}
+
+/// A question that waits for its answer.
+#[derive(Clone, Copy)]
+struct Asked {
+    since: Instant,
+    /// Probes that a node was sent.
+    probes: u32,
+}
+
+pub(crate) struct Serving {
+    pub(crate) flows: Arc<Flows>,
+    pub(super) version: u64,
+    pub(crate) ejections: Ejections,
+    started: Instant,
+    asked: BTreeMap<Subject, Asked>,
+    /// When what was seen is looked at next.
+    pub(crate) next_look: Option<Instant>,
+    /// Services that were made since the last look.
+    pub(crate) made: Vec<Made>,
+}
+
+impl Serving {
+    pub(super) fn start(disk: &mut Disk, time: Time, rng: &mut Rng) -> Self {
+        let seed = rng.next();
+        let stored = *disk.flows.get_or_insert_with(|| {
+            let words = std::iter::repeat_with(AtomicU64::default).take(SHAPE.words());
+            StoredFlows { words: Vec::leak(words.collect()), seed, epoch: time.now }
+        });
+        let flows = Flows::new(stored.words, SHAPE, stored.seed, stored.epoch).unwrap();
+        flows.restore(time.now);
+        Self {
+            flows: Arc::new(flows),
+            version: rng.next(),
+            ejections: Ejections::default(),
+            started: time.now,
+            asked: BTreeMap::new(),
+            next_look: None,
+            made: Vec::new(),
+        }
+    }
+
+    /// What was seen is to be looked at as long as there are flows.
+    pub(crate) fn wake(&mut self, now: Instant) {
+        self.next_look.get_or_insert(now);
+    }
+}
+
+/// Whether the rules of the bridge bring answers of local backends to the agent.
+pub(super) fn steers(table: &NetworkTable<Arc<Peer>>, specs: &[ServiceSpec], me: NodeId) -> bool {
+    let mut backends = specs.iter().flat_map(|spec| &spec.backends);
+    let did = table.services().is_some_and(Services::steers_local);
+    backends.any(|backend| backend.key.node == me) || (did && !specs.is_empty())
+}
+
+impl Life {
+    pub(crate) fn is_settled(&self, time: Time) -> bool {
+        let open = |node: &NodeId| {
+            self.set.get(&ObjectId::Member(*node)).is_some_and(|member| !member.closed())
+        };
+        let mut members = self.set.members().filter(open);
+        time.now - self.serving.started >= SETTLES || members.all(|node| self.directory.is_up(node))
+    }
+
+    // ---- objects
+
+    pub(super) fn publish_service(&mut self, time: Time, service: object::Service, vips: &[IpNet]) {
+        let network = service.network;
+        let vips_of = vips.iter().map(IpNet::addr).collect();
+        let service = object::Service { vips: vips_of, ..service };
+        let mut made = None;
+        self.publish(time, |hlc| {
+            made = Some(Made { id: service.id(hlc), network, vips: service.vips.clone() });
+            Content::Service(service)
+        });
+        let made = made.unwrap();
+        let id = made.id;
+        for (at, vip) in vips.iter().enumerate() {
+            let given = self.addresses.give_to_service(network, *vip, holder(id), time.now);
+            let Some(given) = given else {
+                vips[at + 1..].iter().for_each(|ip| self.addresses.put_back(network, *ip));
+                self.close_service(time, id);
+                return;
+            };
+            self.sign_transfers(time, network, vec![given]);
+        }
+        self.serving.made.push(made);
+        self.reconcile(time);
+    }
+
+    /// Changes a service; false if it is not there any more.
+    pub(crate) fn edit_service(
+        &mut self,
+        time: Time,
+        id: ServiceId,
+        change: impl FnOnce(&mut object::Service, &mut bool),
+    ) -> bool {
+        let held = self.set.get(&ObjectId::Service(id)).filter(|held| !held.closed()).cloned();
+        let Some(held) = held.filter(|_| !self.set.is_removed(self.me)) else { return false };
+        let mut draft = held.edit(self.set.stamp(time.wall_ms));
+        let Content::Service(service) = &mut draft.content else { return false };
+        change(service, &mut draft.closed);
+        self.publish_draft(time, draft);
+        self.reconcile(time);
+        true
+    }
+
+    /// Removes a service; false if it is not there any more.
+    pub(crate) fn close_service(&mut self, time: Time, id: ServiceId) -> bool {
+        self.edit_service(time, id, |service, closed| {
+            service.ports.clear();
+            service.backends.clear();
+            service.selector.clear();
+            service.weights.clear();
+            service.choice = None;
+            *closed = true;
+        })
+    }
+
+    // ---- what was seen of backends
+
+    /// Whether a port of an endpoint here accepts; nothing if no service has it.
+    pub(super) fn accepts(
+        &self,
+        network: NetworkId,
+        endpoint: EndpointId,
+        port: u16,
+    ) -> Option<bool> {
+        let key = RowKey { node: self.me, endpoint };
+        let of = BackendPort { key, protocol: Protocol::Tcp, port };
+        let services = self.locals.get(&network)?.table.services()?;
+        services.iter().find(|service| service.has(&of))?;
+        Some(self.disk.endpoints.contains_key(&endpoint) && !self.disk.deaf.contains(&endpoint))
+    }
+
+    /// Looks at what was seen, asks about who is suspect, and follows what came of earlier
+    /// questions.
+    pub(crate) fn look(&mut self, time: Time) {
+        for (subject, asked) in self.serving.asked.clone() {
+            self.follow_question(time, subject, asked);
+        }
+        let locals = self.locals.iter();
+        let services: Vec<_> =
+            locals.filter_map(|(id, local)| Some((*id, local.table.services()?))).collect();
+        let sight = |node| {
+            let peer = self.peers.get(&node);
+            peer.map_or_else(PeerSight::default, |(_, peer)| PeerSight {
+                unanswered: peer.unanswered_since(),
+                heard: peer.last_heard(),
+            })
+        };
+        let subjects = self.serving.ejections.look(time.now, &services, sight);
+        for subject in subjects {
+            self.question(time, subject);
+        }
+        self.follow_ejections(time);
+        let count = self.serving.flows.count();
+        let has_flows = count.open + count.closed > 0;
+        self.serving.next_look = has_flows.then(|| time.now + LOOK);
+    }
+
+    fn question(&mut self, time: Time, subject: Subject) {
+        let answer = match subject {
+            Subject::Node(node) if node == self.me => Answer::Well,
+            Subject::Node(node) if !self.peers.contains_key(&node) => Answer::Unknown,
+            Subject::Port(network, of) if of.key.node == self.me => {
+                answer_of(self.accepts(network, of.key.endpoint, of.port))
+            }
+            Subject::Node(node) => {
+                self.serving.asked.insert(subject, Asked { since: time.now, probes: 1 });
+                return self.sessions.handle_probe(time.now, node, Probe::Echo);
+            }
+            Subject::Port(network, BackendPort { key: RowKey { node, endpoint }, port, .. }) => {
+                self.serving.asked.insert(subject, Asked { since: time.now, probes: 0 });
+                let request = Request::CheckBackend { network, endpoint, protocol: TCP, port };
+                return self.ask(time, node, &request, Waiting::Backend(subject));
+            }
+        };
+        self.serving.ejections.handle_answer(time.now, subject, answer);
+    }
+
+    fn follow_question(&mut self, time: Time, subject: Subject, asked: Asked) {
+        let heard = |node| {
+            let peer = self.peers.get(&node);
+            peer.and_then(|(_, peer)| peer.last_heard()).is_some_and(|at| at >= asked.since)
+        };
+        let waited = time.now - asked.since;
+        let answer = match subject {
+            Subject::Node(node) if heard(node) => Answer::Well,
+            Subject::Node(_) if waited >= ANSWER => Answer::Fails,
+            Subject::Node(node) if waited >= ANSWER / 2 && asked.probes == 1 => {
+                self.serving.asked.insert(subject, Asked { probes: 2, ..asked });
+                return self.sessions.handle_probe(time.now, node, Probe::Handshake);
+            }
+            Subject::Port(..) if waited >= ANSWER => Answer::Unknown,
+            _ => return,
+        };
+        self.serving.asked.remove(&subject);
+        self.serving.ejections.handle_answer(time.now, subject, answer);
+    }
+
+    pub(super) fn backend_answered(
+        &mut self,
+        time: Time,
+        subject: Subject,
+        response: Option<Response>,
+    ) {
+        // Nobody waits for one that is late.
+        if self.serving.asked.remove(&subject).is_none() {
+            return;
+        }
+        let answer = match response {
+            Some(Response::BackendChecked { accepts }) => answer_of(accepts),
+            _ => Answer::Unknown,
+        };
+        self.serving.ejections.handle_answer(time.now, subject, answer);
+        self.follow_ejections(time);
+    }
+
+    fn follow_ejections(&mut self, time: Time) {
+        let events = std::iter::from_fn(|| self.serving.ejections.poll_event());
+        if events.count() > 0 {
+            self.reconcile(time);
+        }
+    }
+}
+
+const fn answer_of(accepts: Option<bool>) -> Answer {
+    match accepts {
+        Some(true) => Answer::Well,
+        Some(false) => Answer::Fails,
+        None => Answer::Unknown,
+    }
+}
