@@ -6,18 +6,20 @@
 //! refused only where it knew none, and an established one keeps its backend. The bridge of a host
 //! is a model here: what a local backend answers goes to the agent, as its rules have it.
 
+mod segment;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
-use etherparse::{LinkHeader, NetHeaders, PacketBuilder, PacketHeaders, TransportHeader};
+use segment::{Flag, Segment, segment, tcp};
 use vxmesh::reconcile::admit::claims_to;
 use vxmesh_proto::{
     addr::{EndpointId, MacAddr, Name, NetworkId, ServiceId},
     lb::{
-        BackendPort, Protocol, ServiceSpec, ejection::Subject, flows::Tuple, service_mac,
+        BackendPort, Choice, Protocol, ServiceSpec, ejection::Subject, flows::Tuple, service_mac,
         service_source_mac,
     },
     limits::ADDRESS_QUARANTINE,
@@ -29,7 +31,7 @@ use vxmesh_proto::{
 
 use crate::{
     life::{BACKEND_PORT, Life, Made, VIP_PORT},
-    world::{Fate, MARKER, World},
+    world::{Fate, World},
 };
 
 /// When a SYN is sent again, after the one before it (Linux).
@@ -41,15 +43,6 @@ const OPEN: usize = 60;
 const SERVICES: usize = 3;
 /// Tuples for which all nodes must choose alike.
 const SAMPLES: u16 = 200;
-
-/// What a segment says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flag {
-    Syn,
-    SynAck,
-    Ack,
-    Rst,
-}
 
 /// What may happen to services.
 #[derive(Clone, Debug)]
@@ -242,66 +235,6 @@ fn is_reached(
     has_mac && ips.any(|ip| local.table.neighbor(*ip).is_some_and(|row| row.key == *key))
 }
 
-// ---- frames
-
-struct Segment {
-    source: MacAddr,
-    destination: MacAddr,
-    from: SocketAddr,
-    to: SocketAddr,
-    flag: Flag,
-}
-
-/// Nothing if it is no segment.
-fn segment(frame: &[u8]) -> Option<Segment> {
-    let packet = PacketHeaders::from_ethernet_slice(frame).ok()?;
-    let Some(LinkHeader::Ethernet2(link)) = packet.link else { return None };
-    let Some(TransportHeader::Tcp(tcp)) = packet.transport else { return None };
-    let (from, to): (IpAddr, IpAddr) = match packet.net? {
-        NetHeaders::Ipv4(ip, _) => (ip.source.into(), ip.destination.into()),
-        NetHeaders::Ipv6(ip, _) => (ip.source.into(), ip.destination.into()),
-        NetHeaders::Arp(_) => return None,
-    };
-    let flag = match (tcp.rst, tcp.syn, tcp.ack) {
-        (true, ..) => Flag::Rst,
-        (_, true, true) => Flag::SynAck,
-        (_, true, false) => Flag::Syn,
-        _ => Flag::Ack,
-    };
-    Some(Segment {
-        source: MacAddr(link.source),
-        destination: MacAddr(link.destination),
-        from: SocketAddr::new(from, tcp.source_port),
-        to: SocketAddr::new(to, tcp.destination_port),
-        flag,
-    })
-}
-
-fn tcp(
-    (source, destination): (MacAddr, MacAddr),
-    (from, to): (SocketAddr, SocketAddr),
-    flag: Flag,
-    id: u64,
-) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(source.0, destination.0);
-    let builder = match (from.ip(), to.ip()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => builder.ipv4(from.octets(), to.octets(), 64),
-        (IpAddr::V6(from), IpAddr::V6(to)) => builder.ipv6(from.octets(), to.octets(), 64),
-        _ => panic!("two IP versions in one packet"),
-    };
-    let builder = builder.tcp(from.port(), to.port(), 1, 1000);
-    let builder = match flag {
-        Flag::Syn => builder.syn(),
-        Flag::SynAck => builder.syn().ack(1),
-        Flag::Ack => builder.ack(1),
-        Flag::Rst => builder.rst(),
-    };
-    let payload = [MARKER, &id.to_be_bytes()].concat();
-    let mut frame = Vec::new();
-    builder.write(&mut frame, &payload).unwrap();
-    frame
-}
-
 // ---- what happens
 
 pub(crate) fn choose(world: &mut World) -> Option<Change> {
@@ -342,10 +275,15 @@ pub(crate) fn choose(world: &mut World) -> Option<Change> {
 fn connect(world: &mut World, endpoints: &[EndpointId]) -> Option<Change> {
     let from = *world.rng.pick(endpoints)?;
     let (n, claim) = world.endpoints.get(&from)?;
-    let services = world.nodes[*n].life.as_ref()?.set.services(claim.network);
-    let vips: Vec<IpAddr> = services.iter().flat_map(|of| of.service.vips.clone()).collect();
+    let vips = vips(world.nodes[*n].life.as_ref()?, claim.network);
     let vip = *world.rng.pick(&vips)?;
     Some(Change::Connect { from, vip })
+}
+
+/// The addresses of a network's services, given to them or not.
+fn vips(life: &Life, network: NetworkId) -> Vec<IpAddr> {
+    let services = life.set.services(network);
+    services.iter().flat_map(|of| of.service.vips.clone()).collect()
 }
 
 fn name(world: &mut World) -> Name {
@@ -743,10 +681,12 @@ impl World {
 
 // ---- after quiet
 
+/// The backends of the samples.
+type Choices = Vec<Option<RowKey>>;
+
 /// All nodes of a network have the same services, and choose alike.
 pub(crate) fn check_equal(world: &World) {
-    let mut first: BTreeMap<NetworkId, (usize, Vec<ServiceSpec>, Vec<Option<RowKey>>)> =
-        BTreeMap::new();
+    let mut first: BTreeMap<NetworkId, (usize, Vec<ServiceSpec>, Choices)> = BTreeMap::new();
     for n in world.members() {
         for (network, local) in &world.nodes[n].life.as_ref().unwrap().locals {
             let services: Vec<_> =
@@ -754,10 +694,8 @@ pub(crate) fn check_equal(world: &World) {
             let specs =
                 services.iter().map(|it| ServiceSpec { out: Vec::new(), ..it.spec().clone() });
             let specs: Vec<ServiceSpec> = specs.collect();
-            let mut choices = Vec::new();
-            for service in
-                services.iter().filter(|it| it.spec().choice == vxmesh_proto::lb::Choice::Maglev)
-            {
+            let mut choices = Choices::new();
+            for service in services.iter().filter(|it| it.spec().choice == Choice::Maglev) {
                 let vip = service.spec().vips[0];
                 choices.extend((0..SAMPLES).map(|sample| {
                     let flow = Tuple {
@@ -780,17 +718,16 @@ pub(crate) fn check_equal(world: &World) {
 
 /// Whoever shares a network with a service is served, or refused where nobody answers.
 pub(crate) fn check_served(world: &mut World) {
-    for endpoint in world.endpoints.keys().copied().collect::<Vec<_>>() {
-        world.deafen(endpoint, false);
-    }
+    let endpoints = world.endpoints.clone();
+    endpoints.keys().for_each(|endpoint| world.deafen(*endpoint, false));
     // Also those that are out longest are tried again by then.
     world.run(Duration::from_secs(31));
     let mut begun = Vec::new();
-    for (endpoint, (n, claim)) in world.endpoints.clone() {
-        let Some(life) = world.nodes[n].life.as_ref() else { continue };
-        let services = life.set.services(claim.network);
-        let vips: Vec<IpAddr> = services.iter().flat_map(|of| of.service.vips.clone()).collect();
-        begun.extend(vips.into_iter().filter_map(|vip| world.connect(endpoint, vip)));
+    for (endpoint, (n, claim)) in &endpoints {
+        let Some(life) = world.nodes[*n].life.as_ref() else { continue };
+        for vip in vips(life, claim.network) {
+            begun.extend(world.connect(*endpoint, vip));
+        }
     }
     world.run(Duration::from_secs(10));
     let waiting: Vec<&Connection> = begun
