@@ -178,7 +178,9 @@ fn known(life: &Life, is_settled: bool, network: NetworkId, vip: IpAddr) -> Know
     for (node, claim) in claims_to(&life.directory, network) {
         let is_its = claim.mac.may_be_of(node) && claim.ips.iter().all(|ip| holds(node, *ip));
         let key = RowKey { node, endpoint: claim.id };
-        if !is_its || !life.set.members().any(|member| member == node) {
+        // A removed node is left with its own.
+        let is_member = node == life.me || life.set.members().any(|member| member == node);
+        if !is_its || !is_member {
             continue;
         } else if !life.directory.is_up(node) {
             away.push((key, claim));
