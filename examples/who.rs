@@ -12,7 +12,6 @@ use std::{
     env,
     io::{BufRead, BufReader, Write},
     net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},
-    sync::Arc,
     thread,
     time::Duration,
 };
@@ -34,21 +33,22 @@ fn main() -> Result<()> {
     socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
     socket.listen(BACKLOG)?;
-    let listener: Arc<TcpListener> = Arc::new(socket.into());
-    let worker = |_| {
-        let (listener, name) = (Arc::clone(&listener), name.clone());
-        thread::spawn(move || {
-            loop {
-                if let Ok((client, from)) = listener.accept() {
-                    // Who is gone has no use for an answer.
-                    drop(answer(client, from, &name));
-                }
-            }
-        })
-    };
-    let workers: Vec<_> = (0..WORKERS).map(worker).collect();
-    workers.into_iter().for_each(|worker| drop(worker.join()));
+    let listener: TcpListener = socket.into();
+    thread::scope(|workers| {
+        for _ in 0..WORKERS {
+            workers.spawn(|| serve(&listener, &name));
+        }
+    });
     Ok(())
+}
+
+fn serve(listener: &TcpListener, name: &str) {
+    loop {
+        if let Ok((client, from)) = listener.accept() {
+            // Who is gone has no use for an answer.
+            drop(answer(client, from, name));
+        }
+    }
 }
 
 /// Reads a request and answers it (RFC 9112; the connection's end is the answer's).

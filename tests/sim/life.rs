@@ -15,7 +15,7 @@ use vxmesh::{
         admit::{Claims, away, believed, claimed_elsewhere},
         tables::{respecified, spec_of, updates},
     },
-    services::{specs, updated},
+    services::{Drains, Places, Seen, specs, updated},
 };
 use vxmesh_gossip::{
     directory::{Accepted, Directory, Source},
@@ -592,7 +592,10 @@ impl Life {
             let network = self.set.extended(*id);
             let spec = respecified(&local.table, network.as_ref());
             let away = away(&self.directory, *id, &members, holds);
-            let specs = specs(&self.set, *id, (&claims, &away), holds);
+            let (places, at_ms) = (Places::new(), time.wall_ms);
+            let drains = Drains { since: &|since| since };
+            let seen = Seen { by: self.me, at_ms, places: &places, drains };
+            let specs = specs(&self.set, *id, (&claims, &away), holds, &seen);
             let steers = services::steers(&local.table, &specs, self.me);
             let Serving { flows, version, ejections, .. } = &mut self.serving;
             let next = || {

@@ -351,6 +351,10 @@ fn create(world: &mut World, on: usize, network: NetworkId, name: usize, by: &By
             selector,
             weights: BTreeMap::new(),
             choice,
+            check: None,
+            draining: BTreeMap::new(),
+            drain_ms: None,
+            prefer: None,
         };
         life.create_service(time, service)
     });

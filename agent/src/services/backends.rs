@@ -49,21 +49,22 @@ pub fn specs(
 
 /// By whom and when services are looked at.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Seen<'a> {
+pub struct Seen<'a> {
     /// The node that looks.
-    pub(crate) by: NodeId,
+    pub by: NodeId,
     /// When, in Unix milliseconds.
-    pub(crate) at_ms: u64,
+    pub at_ms: u64,
     /// What the nodes say of themselves.
-    pub(crate) places: &'a Places,
+    pub places: &'a Places,
     /// When drains began, by this node's clock.
-    pub(crate) drains: Drains<'a>,
+    pub drains: Drains<'a>,
 }
 
 /// Says when a drain began by this node's clock, as somebody else's says when it did.
 #[derive(Clone, Copy)]
-pub(crate) struct Drains<'a> {
-    pub(crate) since: &'a dyn Fn(u64) -> u64,
+pub struct Drains<'a> {
+    /// From that clock to this one, in Unix milliseconds.
+    pub since: &'a dyn Fn(u64) -> u64,
 }
 
 impl std::fmt::Debug for Drains<'_> {

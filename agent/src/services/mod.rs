@@ -33,13 +33,17 @@ use vxmesh_proto::{
     tables::{NetworkTable, TableUpdate},
 };
 
-pub use self::{backends::specs, snapshot::updated};
+pub use self::{
+    backends::{Drains, Seen, specs},
+    place::{NodePlace, Places},
+    snapshot::updated,
+};
 pub(crate) use self::{
     control::{check_names, named},
     ejection::watch,
     error::ServiceError,
     health::check,
-    place::{NodePlace, places},
+    place::places,
 };
 
 use crate::store::{Store, StoreError};

@@ -28,15 +28,15 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 /// A node as services see it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct NodePlace {
+pub struct NodePlace {
     /// Since when its backends get no new connections, in Unix milliseconds.
-    pub(crate) drained: Option<u64>,
+    pub drained: Option<u64>,
     /// The zone that it is in.
-    pub(crate) zone: Option<Name>,
+    pub zone: Option<Name>,
 }
 
 /// All nodes of which something is known.
-pub(crate) type Places = BTreeMap<NodeId, NodePlace>;
+pub type Places = BTreeMap<NodeId, NodePlace>;
 
 impl Services {
     /// What this node says.

@@ -263,8 +263,15 @@ fn service_changes() -> Vec<Case> {
                                 "check": { "path": null, "interval_ms": 2000,
                                            "timeout_ms": 1000, "rise": 2, "fall": 1 },
                                 "drain_ms": 5000 } }),
-            shop.clone(),
+            shop,
         ),
+    ]
+}
+
+fn backend_changes() -> Vec<Case> {
+    let shop = to_value(service()).unwrap();
+    vec![
+        (&["service", "rm", "shop"], "service_rm", json!("shop"), shop.clone()),
         (
             &["service", "update", "shop", "--health", "none"],
             "service_update",
@@ -288,9 +295,8 @@ fn service_changes() -> Vec<Case> {
             "service_health",
             json!({ "service": "shop",
                     "word": { "backend": "web", "up": false, "ttl_ms": 3000 } }),
-            shop.clone(),
+            shop,
         ),
-        (&["service", "rm", "shop"], "service_rm", json!("shop"), shop),
     ]
 }
 
@@ -432,7 +438,7 @@ fn every_command_asks_for_what_it_says_and_prints_the_answer() {
     let agent = TestAgent::start();
     let cases = views().into_iter().chain(membership_changes()).chain(object_changes());
     let cases = cases.chain(extensions()).chain(removals()).chain(connections());
-    let cases = cases.chain(service_changes());
+    let cases = cases.chain(service_changes()).chain(backend_changes());
     for (words, call, spec, answer) in cases {
         assert_eq!(agent.say_json(words).json(), answer, "{words:?}");
         let calls = agent.world.calls();

@@ -36,9 +36,9 @@ fn who_answers(lab: &Lab, times: usize) -> Result<Vec<String>> {
 fn page(dir: &Path, name: &str, is_there: bool) -> Result<()> {
     let page = dir.join(name).join("health");
     if is_there {
-        std::fs::write(page, "well")?
+        std::fs::write(page, "well")?;
     } else {
-        std::fs::remove_file(page)?
+        std::fs::remove_file(page)?;
     }
     Ok(())
 }
@@ -128,6 +128,5 @@ fn backends_are_checked_drained_and_preferred() -> Result<()> {
     lab.finish(Allowed {
         warnings: &["the backend is not healthy"],
         drops: &["no_backend", "flow_unknown"],
-        ..Allowed::default()
     })
 }

@@ -182,6 +182,7 @@ impl Life {
             peer.map_or_else(PeerSight::default, |(_, peer)| PeerSight {
                 unanswered: peer.unanswered_since(),
                 heard: peer.last_heard(),
+                round_trip: peer.rtt().unwrap_or_default(),
             })
         };
         let subjects = self.serving.ejections.look(time.now, &services, sight);
