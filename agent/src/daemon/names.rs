@@ -63,6 +63,8 @@ struct Gateways {
     servers: BTreeMap<IpAddr, Server>,
     /// Addresses that could not be served, and why.
     faults: BTreeMap<IpAddr, String>,
+    /// Those of which the log tells.
+    told: BTreeSet<IpAddr>,
 }
 
 impl Default for NameServers {
@@ -214,7 +216,8 @@ impl Mesh {
     /// somebody else made.
     pub(super) fn name_network(&self, id: NetworkId, network: &Network, netns: &Path) {
         let (servers, faults) = (BTreeMap::new(), BTreeMap::new());
-        let mut gateways = Gateways { netns: netns.to_owned(), servers, faults };
+        let told = BTreeSet::new();
+        let mut gateways = Gateways { netns: netns.to_owned(), servers, faults, told };
         self.name_gateways_of(id, network, &mut gateways);
         lock(&self.name_servers.gateways).insert(id, gateways);
     }
@@ -256,13 +259,15 @@ impl Mesh {
             match self.serve_gateway(id, network, &gateways.netns, gateway) {
                 Ok(server) => {
                     gateways.servers.insert(gateway, server);
-                    if gateways.faults.remove(&gateway).is_some() {
+                    gateways.faults.remove(&gateway);
+                    if gateways.told.remove(&gateway) {
                         info!(network = %network.name, %gateway, "names are served on the gateway");
                     }
                 }
                 Err(error) => {
-                    let told = gateways.faults.insert(gateway, error.message.clone());
-                    if told.is_none() {
+                    // The bridge may get its address at this moment, when the node gets one itself.
+                    let again = gateways.faults.insert(gateway, error.message.clone()).is_some();
+                    if again && gateways.told.insert(gateway) {
                         warn!(network = %network.name, %gateway, %error, "names are not served on the gateway; trying again");
                     }
                 }

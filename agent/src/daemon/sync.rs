@@ -21,7 +21,7 @@ use vxmesh_proto::{
 
 use super::mesh::{Mesh, lock};
 use crate::{
-    control::Caller,
+    control::{Caller, Control, ControlError},
     objects::{PublishError, unix_ms},
 };
 
@@ -30,6 +30,9 @@ use crate::{
 const FIRST_MEETING: Duration = Duration::from_secs(3);
 /// How long a request to another node may take.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
+/// How long one is asked again whose connection breaks, and how often.
+const INSISTS: Duration = Duration::from_secs(2);
+const AGAIN: Duration = Duration::from_millis(50);
 /// How long a new endpoint waits for all nodes to know it: it is to be reachable in 200 ms.
 const TOLD: Duration = Duration::from_millis(150);
 /// A pair of nodes compares its sets no more often than this, so that a difference that neither can
@@ -412,7 +415,7 @@ impl Mesh {
             let control = control.clone();
             async move {
                 for request in requests {
-                    if let Err(error) = control.request(peer.node, request, patience).await {
+                    if let Err(error) = insist(&control, peer.node, request, patience).await {
                         debug!(node = %peer.node, %error, "objects not taken; others will tell");
                         return false;
                     }
@@ -421,6 +424,26 @@ impl Mesh {
             }
         });
         futures_util::future::join_all(told).await.into_iter().filter(|took| *took).count()
+    }
+}
+
+/// Asks again where the connection breaks: of two that were made at the same time one is closed.
+async fn insist(
+    control: &Control,
+    node: NodeId,
+    request: &Request,
+    patience: Duration,
+) -> Result<Response, ControlError> {
+    let ends = Instant::now() + patience.min(INSISTS);
+    loop {
+        match control.request(node, request, patience).await {
+            Err(ControlError::Broken { .. } | ControlError::NotConnected(_))
+                if Instant::now() < ends =>
+            {
+                tokio::time::sleep(AGAIN).await;
+            }
+            said => return said,
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use vxmesh_tests::{
     lab::{Allowed, Lab, Plugged, UNDERWAY, wait_until},
     netns::NetNs,
@@ -31,7 +31,13 @@ impl Client {
 
     /// Calls until whoever listens there has heard it and it has heard the answer.
     fn reaches(&self, what: &str, netns: &NetNs, port: u16) -> Result<()> {
-        let server = netns.run(|| Ok(UdpSocket::bind(("::", port))?))?;
+        // The agent gives a published port back a moment after its sandbox is gone.
+        let mut server = None;
+        wait_until(&format!("{what}: the port is free"), || {
+            server = netns.run(|| Ok(UdpSocket::bind(("::", port)).ok()))?;
+            Ok(server.is_some())
+        })?;
+        let server = server.context("no server")?;
         server.set_nonblocking(true)?;
         let mut buffer = [0; 16];
         wait_until(what, || {
