@@ -81,7 +81,10 @@ fn a_service_keeps_its_address_and_its_name_for_itself() -> Result<()> {
         let services: Vec<Service> = lab.get("h1", "/v1/services")?;
         Ok(services.iter().any(|service| service.ports.len() == 3))
     })?;
-    call_tcp(&client.netns, (web.vips[0], 90).into(), &server.netns, 8082)?;
+    // What the API shows is in the data path a moment later.
+    wait_until("the added port leads to the backend", || {
+        Ok(call_tcp(&client.netns, (web.vips[0], 90).into(), &server.netns, 8082).is_ok())
+    })?;
 
     // With its end the address is its giver's heir's, and rests.
     lab.vxmesh("h1", &["service", "rm", "web"])?;
