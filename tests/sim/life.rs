@@ -15,7 +15,7 @@ use vxmesh::{
         admit::{Claims, away, believed, claimed_elsewhere},
         tables::{respecified, spec_of, updates},
     },
-    services::{Drains, Places, Seen, specs, updated},
+    services::{Drains, Places, Viewpoint, specs, updated},
 };
 use vxmesh_gossip::{
     directory::{Accepted, Directory, Source},
@@ -594,7 +594,7 @@ impl Life {
             let away = away(&self.directory, *id, &members, holds);
             let (places, at_ms) = (Places::new(), time.wall_ms);
             let drains = Drains { since: &|since| since };
-            let seen = Seen { by: self.me, at_ms, places: &places, drains };
+            let seen = Viewpoint { by: self.me, at_ms, places: &places, drains };
             let specs = specs(&self.set, *id, (&claims, &away), holds, &seen);
             let steers = services::steers(&local.table, &specs, self.me);
             let Serving { flows, version, ejections, .. } = &mut self.serving;

@@ -16,7 +16,7 @@ use vxmesh_proto::addr::{Alias, MacAddr, Name, Vni};
 
 pub(super) use self::membership::{Backup, DataDir, Join, Node, Token};
 pub(super) use self::sandbox::{Exec, Run, Sandbox, Supervise};
-pub(super) use self::service::{Health, Service, ServiceChange, ServiceCreate, Working, millis};
+pub(super) use self::service::{CheckKind, Service, ServiceChange, ServiceCreate, Working, millis};
 use crate::{
     api::{Address, DnsType, Driver},
     config,

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use super::{
     Outcome,
     args::{
-        Ask, Attach, Connect, Dns, Endpoint, Health, Ipam, Locate, Look, Map, Network,
+        Ask, Attach, CheckKind, Connect, Dns, Endpoint, Ipam, Locate, Look, Map, Network,
         NetworkCreate, Node, Sandbox, Service, ServiceChange, ServiceCreate, Token, Working,
         millis,
     },
@@ -382,7 +382,7 @@ fn service_update(change: ServiceChange) -> ServiceUpdate {
         weights: change.weight.into_iter().collect(),
         lb: change.lb,
         prefer: change.prefer,
-        no_check: change.health == Some(Health::None),
+        no_check: change.health == Some(CheckKind::None),
         check: change.health.and_then(|health| health.check(&change.checks)),
         drain_ms: change.drain.map(millis),
         ..ServiceUpdate::default()

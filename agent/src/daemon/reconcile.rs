@@ -34,7 +34,7 @@ use crate::{
         admit::{Claims, away, believed, claimed_elsewhere},
         tables::{respecified, spec_of, updates},
     },
-    services::{self, Drains, Seen},
+    services::{self, Drains, Viewpoint},
     store::Table as StoreTable,
 };
 
@@ -246,7 +246,7 @@ impl Mesh {
         let is_settled = self.name_servers.names.snapshot().settled;
         let since = |since| self.services.drained_since(since, at_ms, is_settled);
         let drains = Drains { since: &since };
-        let seen = Seen { by: self.me, at_ms, places: &places, drains };
+        let seen = Viewpoint { by: self.me, at_ms, places: &places, drains };
         let holds = |node, ip| self.addresses.holds(id, node, ip);
         self.objects.read(|set| {
             if let Some(at) = seen.next_deadline(set, id, claims) {

@@ -23,6 +23,7 @@ use super::mesh::{Mesh, lock};
 use crate::{
     control::{Caller, Control, ControlError},
     objects::{PublishError, unix_ms},
+    services::ServiceError,
 };
 
 /// How long a node that leaves waits for a first meeting: it takes milliseconds, unless all others
@@ -225,12 +226,14 @@ impl Mesh {
                 Ok(Response::BackendChecked { accepts })
             }
             Request::ChangePlace { drain, zone } => {
-                let zone = zone.map(|zone| (!zone.is_empty()).then(|| zone.parse()).transpose());
-                let zone = zone.transpose();
-                let zone = zone
-                    .map_err(|why| refusal(RefusalCode::Malformed, format!("the zone: {why}")))?;
-                let changed = self.services.change_place(self, drain, zone);
-                let changed = changed.map_err(|it| refusal(RefusalCode::Failed, it.to_string()));
+                let changed = self.services.change_place(self, drain, zone.as_deref());
+                let changed = changed.map_err(|why| {
+                    let code = match why {
+                        ServiceError::Zone(_) => RefusalCode::Malformed,
+                        _ => RefusalCode::Failed,
+                    };
+                    refusal(code, why.to_string())
+                });
                 changed.map(|()| Response::Done)
             }
             Request::GrantIssuer { key } => {

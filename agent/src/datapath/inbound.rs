@@ -1,5 +1,5 @@
 //! The workers that take datagrams in, each from its own socket: UDP -> open -> `inbound` ->
-//! coalesce -> TAP.
+//! coalesce -> `answer` -> TAP.
 //!
 //! One call takes a batch of datagrams. Data messages are opened where they lie, and what the
 //! packets of one flow are is put together and written with one call, from where it lies. Handshake

@@ -28,7 +28,7 @@ pub fn specs(
     network: NetworkId,
     (claims, away): (&Claims, &Claims),
     holds: impl Fn(NodeId, IpAddr) -> bool,
-    seen: &Seen<'_>,
+    seen: &Viewpoint<'_>,
 ) -> Vec<ServiceSpec> {
     let open = set.services(network).into_iter().take(SERVICES_OF_NETWORK);
     let specs = open.filter_map(|ServiceOf { id, service, .. }| {
@@ -49,7 +49,7 @@ pub fn specs(
 
 /// By whom and when services are looked at.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen<'a> {
+pub struct Viewpoint<'a> {
     /// The node that looks.
     pub by: NodeId,
     /// When, in Unix milliseconds.
@@ -73,7 +73,7 @@ impl std::fmt::Debug for Drains<'_> {
     }
 }
 
-impl Seen<'_> {
+impl Viewpoint<'_> {
     fn zone(&self, node: NodeId) -> Option<&Name> {
         self.places.get(&node)?.zone.as_ref()
     }
@@ -114,7 +114,7 @@ impl Seen<'_> {
 
 /// How a backend stands, as every node sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum BackendState {
     /// It gets connections.
     Ready,
     /// It has not passed its check yet.
@@ -127,7 +127,7 @@ pub(super) enum Standing {
     Drained,
 }
 
-impl Standing {
+impl BackendState {
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",
@@ -142,35 +142,37 @@ impl Standing {
 pub(super) fn standing(
     (id, service): (ServiceId, &Service),
     (backend, claim): (&Backend, &EndpointClaim),
-    seen: &Seen<'_>,
-) -> Standing {
+    seen: &Viewpoint<'_>,
+) -> BackendState {
     let deadline = seen.deadline(service, backend.key.node, &claim.name);
     if deadline.is_some_and(|deadline| deadline <= seen.at_ms) {
-        return Standing::Drained;
+        return BackendState::Drained;
     }
     match (&service.check, claim.health.get(&id.short())) {
-        (_, Some(false)) => Standing::Failing,
-        (Some(_), None) => Standing::Unchecked,
-        (None, _) | (_, Some(true)) if deadline.is_some() => Standing::Draining,
-        (None, _) | (_, Some(true)) => Standing::Ready,
+        (_, Some(false)) => BackendState::Failing,
+        (Some(_), None) => BackendState::Unchecked,
+        (None, _) | (_, Some(true)) if deadline.is_some() => BackendState::Draining,
+        (None, _) | (_, Some(true)) => BackendState::Ready,
     }
 }
 
 fn all_backends(
     of: (ServiceId, &Service),
     (claims, away): (&Claims, &Claims),
-    seen: &Seen<'_>,
+    seen: &Viewpoint<'_>,
 ) -> Vec<Backend> {
     let (_, service) = of;
     let there = backends(service, claims).into_iter();
     let there = there.map(|(backend, claim)| (standing(of, (&backend, claim), seen), backend));
-    let there: Vec<_> = there.filter(|(standing, _)| *standing != Standing::Drained).collect();
+    let there: Vec<_> = there.filter(|(standing, _)| *standing != BackendState::Drained).collect();
     // The last one serves until its time is over.
-    let serves =
-        |(standing, it): &(Standing, Backend)| *standing == Standing::Ready && it.weight > 0;
+    let serves = |(standing, it): &(BackendState, Backend)| {
+        *standing == BackendState::Ready && it.weight > 0
+    };
     let is_last = !there.iter().any(serves);
     let there = there.into_iter().map(|(standing, backend)| {
-        let serves = standing == Standing::Ready || is_last && standing == Standing::Draining;
+        let serves =
+            standing == BackendState::Ready || is_last && standing == BackendState::Draining;
         Backend { takes_new: serves, ..backend }
     });
     let away = backends(service, away).into_iter();
@@ -327,7 +329,7 @@ mod tests {
         let claims: Claims = [claim(1, "a", 1, &[])].into();
         let away: Claims = [claim(2, "a", 2, &[])].into();
         let places = Places::new();
-        let seen = Seen { by: me, at_ms: 0, places: &places, drains: EXACT };
+        let seen = Viewpoint { by: me, at_ms: 0, places: &places, drains: EXACT };
         let others = |_, _| false;
         assert!(specs(&set, network, (&claims, &away), others, &seen).is_empty());
         let given = |node, ip| node == holder(id) && ip == vip;
@@ -363,11 +365,16 @@ mod tests {
         assert_eq!(sorted(&[], &[]), []);
     }
 
-    fn stand(service: &Service, claim: &EndpointClaim, places: &Places, at_ms: u64) -> Standing {
+    fn stand(
+        service: &Service,
+        claim: &EndpointClaim,
+        places: &Places,
+        at_ms: u64,
+    ) -> BackendState {
         let id = ServiceId::from_random([7; 16]);
         let key = RowKey { node: NodeId::of_public_key(&[1]), endpoint: claim.id };
         let backend = Backend { key, weight: 1, takes_new: true, is_near: true };
-        let seen = Seen { by: key.node, at_ms, places, drains: EXACT };
+        let seen = Viewpoint { by: key.node, at_ms, places, drains: EXACT };
         standing((id, service), (&backend, claim), &seen)
     }
 
@@ -376,29 +383,29 @@ mod tests {
         let (_, mut claim) = claim(1, "a", 1, &[]);
         let mut service = service(&["a"], &[]);
         let mut places = Places::new();
-        assert_eq!(stand(&service, &claim, &places, 0), Standing::Ready);
+        assert_eq!(stand(&service, &claim, &places, 0), BackendState::Ready);
         let check =
             HealthCheck { path: None, interval_ms: 1000, timeout_ms: 500, rise: 1, fall: 1 };
         service.check = Some(check);
-        assert_eq!(stand(&service, &claim, &places, 0), Standing::Unchecked);
+        assert_eq!(stand(&service, &claim, &places, 0), BackendState::Unchecked);
         let short = ServiceId::from_random([7; 16]).short();
-        for (word, expected) in [(true, Standing::Ready), (false, Standing::Failing)] {
+        for (word, expected) in [(true, BackendState::Ready), (false, BackendState::Failing)] {
             claim.health.insert(short.clone(), word);
             assert_eq!(stand(&service, &claim, &places, 0), expected);
         }
         // Somebody's word counts also without a check.
         service.check = None;
-        assert_eq!(stand(&service, &claim, &places, 0), Standing::Failing);
+        assert_eq!(stand(&service, &claim, &places, 0), BackendState::Failing);
         claim.health.clear();
         service.draining = [("a".parse().unwrap(), 1000)].into();
         service.drain_ms = Some(500);
-        assert_eq!(stand(&service, &claim, &places, 1499), Standing::Draining);
-        assert_eq!(stand(&service, &claim, &places, 1500), Standing::Drained);
+        assert_eq!(stand(&service, &claim, &places, 1499), BackendState::Draining);
+        assert_eq!(stand(&service, &claim, &places, 1500), BackendState::Drained);
         // Of two drains the older counts.
         let drained = NodePlace { drained: Some(900), zone: None };
         places.insert(NodeId::of_public_key(&[1]), drained);
-        assert_eq!(stand(&service, &claim, &places, 1399), Standing::Draining);
-        assert_eq!(stand(&service, &claim, &places, 1400), Standing::Drained);
+        assert_eq!(stand(&service, &claim, &places, 1399), BackendState::Draining);
+        assert_eq!(stand(&service, &claim, &places, 1400), BackendState::Drained);
     }
 
     #[test]
@@ -409,7 +416,7 @@ mod tests {
         let away = Claims::new();
         let id = ServiceId::from_random([7; 16]);
         let all = |service: &Service, places: &Places, at_ms| {
-            let seen = Seen { by: nodes[0], at_ms, places, drains: EXACT };
+            let seen = Viewpoint { by: nodes[0], at_ms, places, drains: EXACT };
             let mut all = all_backends((id, service), (&claims, &away), &seen);
             all.sort_unstable_by_key(|backend| backend.key.endpoint);
             all.iter().map(|it| (it.takes_new, it.is_near)).collect::<Vec<_>>()

@@ -24,7 +24,7 @@ use vxmesh_proto::{
 
 use super::{
     ServiceError, Services,
-    backends::{Drains, Seen, Standing, backends, choice, standing},
+    backends::{BackendState, Drains, Viewpoint, backends, choice, standing},
     health,
     place::places,
 };
@@ -524,11 +524,11 @@ fn row(
     let places = places(mesh);
     let at_ms = unix_ms();
     let since = |since| mesh.services.drained_since(since, at_ms, true);
-    let seen = Seen { by: mesh.me, at_ms, places: &places, drains: Drains { since: &since } };
+    let seen = Viewpoint { by: mesh.me, at_ms, places: &places, drains: Drains { since: &since } };
     let ready = there.iter().map(|(backend, claim)| ServiceBackend {
         name: claim.name.clone(),
         state: match standing((id, service), (backend, claim), &seen) {
-            Standing::Ready if mesh.services.is_silent(service, backend) => "silent",
+            BackendState::Ready if mesh.services.is_silent(service, backend) => "silent",
             standing => standing.as_str(),
         }
         .to_owned(),

@@ -2,7 +2,9 @@
 //!
 //! [`Services`] is asked in each reconciliation for the services of a network that is here
 //! ([`Services::follow`]); [`backends`] says who answers for each; [`control`] makes, changes and
-//! removes them for the user. How a connection is spread and remembered is `vxmesh_proto::lb`'s.
+//! removes them for the user. [`health`] checks the backends of this node, [`ejection`] finds out
+//! which ones answer nobody, and [`place`] says of nodes what services go by. How a connection is
+//! spread and remembered is `vxmesh_proto::lb`'s.
 
 mod backends;
 mod control;
@@ -34,7 +36,7 @@ use vxmesh_proto::{
 };
 
 pub use self::{
-    backends::{Drains, Seen, specs},
+    backends::{Drains, Viewpoint, specs},
     place::{NodePlace, Places},
     snapshot::updated,
 };

@@ -85,12 +85,10 @@ impl Services {
     ) -> Result<api::Node, ServiceError> {
         mesh.check_member()?;
         let row = resolve::one(&mesh.node_list(), reference).cloned()?;
-        let zone = zone.map(|zone| (!zone.is_empty()).then(|| zone.parse()).transpose());
-        let zone: Option<Option<Name>> = zone.transpose().map_err(ServiceError::Zone)?;
         if row.is_self {
-            self.change_place(mesh, drain, zone)?;
+            self.change_place(mesh, drain, zone.as_deref())?;
         } else {
-            let zone = zone.map(|zone| zone.map(|zone| zone.to_string()).unwrap_or_default());
+            zone.as_deref().map(zone_of).transpose()?;
             let request = Request::ChangePlace { drain, zone };
             let control = mesh.control.get().ok_or(ServiceError::Starting)?;
             match control.request(row.id, &request, ANSWER).await {
@@ -109,8 +107,9 @@ impl Services {
         &self,
         mesh: &Mesh,
         drain: Option<bool>,
-        zone: Option<Option<Name>>,
+        zone: Option<&str>,
     ) -> Result<(), ServiceError> {
+        let zone = zone.map(zone_of).transpose()?;
         let changed = self.set_place(mesh, |place| {
             match drain {
                 Some(true) => place.drained = place.drained.or_else(|| Some(unix_ms())),
@@ -123,6 +122,11 @@ impl Services {
         });
         changed.map_err(ServiceError::Store)
     }
+}
+
+/// The zone with this name; none if that is empty.
+fn zone_of(name: &str) -> Result<Option<Name>, ServiceError> {
+    (!name.is_empty()).then(|| name.parse()).transpose().map_err(ServiceError::Zone)
 }
 
 /// What all nodes say.

@@ -92,7 +92,7 @@ pub enum Ejection {
 
 /// How it stands with one that was asked about.
 #[derive(Clone, Copy, Debug)]
-enum Standing {
+enum Judgement {
     /// It answered; it is not asked again before this time.
     Well { until: Instant },
     /// It is asked.
@@ -101,7 +101,7 @@ enum Standing {
     Out { since: Instant, tries: u32, at: Instant, is_asked: bool },
 }
 
-impl Standing {
+impl Judgement {
     const fn out(self) -> Option<Instant> {
         match self {
             Self::Out { since, .. } => Some(since),
@@ -120,7 +120,7 @@ impl Standing {
 /// All that were asked about.
 #[derive(Debug, Default)]
 pub struct Ejections {
-    standings: BTreeMap<Subject, Standing>,
+    standings: BTreeMap<Subject, Judgement>,
     looked: Option<Instant>,
     /// Since when it is known who was silent.
     awake: Option<Instant>,
@@ -199,15 +199,15 @@ impl Ejections {
         let before = *standing;
         *standing = match (answer, before) {
             (Answer::Well, _)
-            | (Answer::Unknown, Standing::Well { .. } | Standing::Asked { .. }) => {
-                Standing::Well { until: now + QUIET }
+            | (Answer::Unknown, Judgement::Well { .. } | Judgement::Asked { .. }) => {
+                Judgement::Well { until: now + QUIET }
             }
-            (Answer::Fails | Answer::Unknown, Standing::Out { since, tries, .. }) => {
+            (Answer::Fails | Answer::Unknown, Judgement::Out { since, tries, .. }) => {
                 let tries = tries.saturating_add(1);
-                Standing::Out { since, tries, at: now + retry(tries), is_asked: false }
+                Judgement::Out { since, tries, at: now + retry(tries), is_asked: false }
             }
-            (Answer::Fails, Standing::Well { .. } | Standing::Asked { .. }) => {
-                Standing::Out { since: now, tries: 0, at: now + retry(0), is_asked: false }
+            (Answer::Fails, Judgement::Well { .. } | Judgement::Asked { .. }) => {
+                Judgement::Out { since: now, tries: 0, at: now + retry(0), is_asked: false }
             }
         };
         match (before.out(), standing.out()) {
@@ -280,14 +280,14 @@ impl Ejections {
     ) -> bool {
         match self.standings.get(&subject).copied() {
             None => is_suspect,
-            Some(Standing::Well { until }) => is_suspect && until <= now,
-            Some(Standing::Asked { .. } | Standing::Out { is_asked: true, .. }) => false,
-            Some(Standing::Out { since, .. }) if heard.is_some_and(|at| at > since) => {
-                self.standings.insert(subject, Standing::Well { until: now + QUIET });
+            Some(Judgement::Well { until }) => is_suspect && until <= now,
+            Some(Judgement::Asked { .. } | Judgement::Out { is_asked: true, .. }) => false,
+            Some(Judgement::Out { since, .. }) if heard.is_some_and(|at| at > since) => {
+                self.standings.insert(subject, Judgement::Well { until: now + QUIET });
                 self.events.push_back(Ejection::Back(subject));
                 false
             }
-            Some(Standing::Out { at, .. }) => at <= now,
+            Some(Judgement::Out { at, .. }) => at <= now,
         }
     }
 
@@ -299,10 +299,10 @@ impl Ejections {
     /// Notes that one is asked; false if it is already, or answered a moment ago.
     fn ask(&mut self, subject: Subject, now: Instant) -> bool {
         let asked = match self.standings.get(&subject).copied() {
-            None => Standing::Asked { at: now },
-            Some(Standing::Well { until }) if until <= now => Standing::Asked { at: now },
-            Some(Standing::Out { since, tries, at, is_asked: false }) if at <= now => {
-                Standing::Out { since, tries, at: now, is_asked: true }
+            None => Judgement::Asked { at: now },
+            Some(Judgement::Well { until }) if until <= now => Judgement::Asked { at: now },
+            Some(Judgement::Out { since, tries, at, is_asked: false }) if at <= now => {
+                Judgement::Out { since, tries, at: now, is_asked: true }
             }
             Some(_) => return false,
         };

@@ -29,7 +29,7 @@ pub type Checked = (EndpointId, ServiceId);
 
 /// How it stands with one.
 #[derive(Debug)]
-struct Standing {
+struct CheckState {
     check: Option<HealthCheck>,
     due: Instant,
     is_running: bool,
@@ -40,7 +40,7 @@ struct Standing {
     word: Option<(bool, Option<Instant>)>,
 }
 
-impl Standing {
+impl CheckState {
     const fn new(now: Instant) -> Self {
         Self { check: None, due: now, is_running: false, passes: None, otherwise: 0, word: None }
     }
@@ -53,7 +53,7 @@ impl Standing {
 /// All checks of this node.
 #[derive(Debug, Default)]
 pub struct Checks {
-    all: BTreeMap<Checked, Standing>,
+    all: BTreeMap<Checked, CheckState>,
     told: BTreeMap<EndpointId, (BTreeMap<String, bool>, Instant)>,
     /// What was told in the agent's last life, until all is checked again.
     remembered: BTreeMap<EndpointId, BTreeMap<String, bool>>,
@@ -89,7 +89,7 @@ impl Checks {
         for (of, check) in wanted {
             let (endpoint, service) = of;
             let last = self.remembered.get(endpoint).and_then(|it| it.get(&service.short()));
-            let new = || Standing { passes: last.copied(), ..Standing::new(now) };
+            let new = || CheckState { passes: last.copied(), ..CheckState::new(now) };
             let standing = self.all.entry(*of).or_insert_with(new);
             if standing.check.as_ref() != Some(check) {
                 standing.check = Some(check.clone());
@@ -109,7 +109,7 @@ impl Checks {
     /// What is to be checked now, so many at most; [`handle_result`](Self::handle_result) is then
     /// due for each.
     pub fn poll(&mut self, now: Instant, most: usize) -> Vec<(Checked, HealthCheck)> {
-        let is_due = |it: &Standing| it.check.is_some() && !it.is_running && it.due <= now;
+        let is_due = |it: &CheckState| it.check.is_some() && !it.is_running && it.due <= now;
         let mut due: Vec<_> = self.all.iter_mut().filter(|(_, it)| is_due(it)).collect();
         // Those that have waited longest.
         due.sort_by_key(|(_, standing)| standing.due);
@@ -157,7 +157,7 @@ impl Checks {
         word: Option<bool>,
         until: Option<Instant>,
     ) {
-        let standing = self.all.entry(of).or_insert_with(|| Standing::new(now));
+        let standing = self.all.entry(of).or_insert_with(|| CheckState::new(now));
         standing.word = word.map(|word| (word, until));
     }
 
@@ -200,7 +200,7 @@ impl Checks {
         health
     }
 
-    fn of(&self, endpoint: EndpointId) -> impl Iterator<Item = (&Checked, &Standing)> {
+    fn of(&self, endpoint: EndpointId) -> impl Iterator<Item = (&Checked, &CheckState)> {
         let first = (endpoint, ServiceId::from_random([0; 16]));
         self.all.range(first..).take_while(move |((of, _), _)| *of == endpoint)
     }

@@ -90,9 +90,9 @@ pub(in crate::cli) struct ServiceCreate {
     pub(in crate::cli) prefer: Preference,
     /// How the nodes of backends see whether these work: by a connection, or by a page
     #[arg(long, value_name = "tcp|http:/PATH")]
-    pub(in crate::cli) health: Option<Health>,
+    pub(in crate::cli) health: Option<CheckKind>,
     #[command(flatten)]
-    pub(in crate::cli) checks: Checks,
+    pub(in crate::cli) checks: CheckTimes,
     /// How long the connections of a drained backend may go on [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(in crate::cli) drain: Option<Duration>,
@@ -128,9 +128,9 @@ pub(in crate::cli) struct ServiceChange {
     /// How the nodes of backends see whether these work: by a connection, or by a page; not at all.
     /// What of --health-* is not given is the default
     #[arg(long, value_name = "tcp|http:/PATH|none", group = "change")]
-    pub(in crate::cli) health: Option<Health>,
+    pub(in crate::cli) health: Option<CheckKind>,
     #[command(flatten)]
-    pub(in crate::cli) checks: Checks,
+    pub(in crate::cli) checks: CheckTimes,
     /// How long the connections of a drained backend may go on
     #[arg(long, value_name = "TIME", value_parser = time, group = "change")]
     pub(in crate::cli) drain: Option<Duration>,
@@ -138,7 +138,7 @@ pub(in crate::cli) struct ServiceChange {
 
 /// When checks are made, and what follows from them.
 #[derive(Debug, Args)]
-pub(in crate::cli) struct Checks {
+pub(in crate::cli) struct CheckTimes {
     /// From one check to the next
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = time, requires = "health")]
     health_interval: Duration,
@@ -166,7 +166,7 @@ pub(in crate::cli) enum Working {
 
 /// The kinds of checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::cli) enum Health {
+pub(in crate::cli) enum CheckKind {
     /// None.
     None,
     /// A connection.
@@ -175,7 +175,7 @@ pub(in crate::cli) enum Health {
     Http(String),
 }
 
-impl FromStr for Health {
+impl FromStr for CheckKind {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -188,9 +188,9 @@ impl FromStr for Health {
     }
 }
 
-impl Health {
+impl CheckKind {
     /// The check, if there is to be one.
-    pub(in crate::cli) fn check(self, checks: &Checks) -> Option<ServiceCheck> {
+    pub(in crate::cli) fn check(self, checks: &CheckTimes) -> Option<ServiceCheck> {
         let path = match self {
             Self::None => return None,
             Self::Tcp => None,
