@@ -77,6 +77,7 @@ impl Node {
             aes: false,
             drained: None,
             zone: None,
+            unpublished: Default::default(),
         };
         node.control.set(control).map_err(|_second| anyhow!("control starts once"))?;
         let config = GossipConfig {

@@ -38,7 +38,7 @@ pub use self::sandbox::{
 };
 pub use self::service::{
     Balancing, HealthWord, Preference, Service, ServiceBackend, ServiceCheck, ServiceMode,
-    ServicePort, ServiceSpec, ServiceUpdate,
+    ServicePort, ServicePublish, ServicePublishRange, ServicePublished, ServiceSpec, ServiceUpdate,
 };
 pub use self::{driver::Driver, mode::Mode};
 

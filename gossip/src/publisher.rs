@@ -167,6 +167,7 @@ mod tests {
             aes: false,
             drained: None,
             zone: None,
+            unpublished: Default::default(),
         })
     }
 

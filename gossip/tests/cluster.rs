@@ -47,6 +47,7 @@ fn claims(node: u8) -> Vec<Claim> {
         aes: true,
         drained: None,
         zone: None,
+        unpublished: Default::default(),
     });
     std::iter::once(own).chain((0..5).map(|index| endpoint(node, index))).collect()
 }

@@ -278,6 +278,7 @@ async fn a_node_whose_state_was_forged_starts_a_new_life() {
         aes: false,
         drained: None,
         zone: None,
+        unpublished: Default::default(),
     };
     let (gossip, mut sent) = victim(vec![Claim::Node(claim)]).await;
     let own = |generation, max_version| DigestEntry {

@@ -54,6 +54,7 @@ fn flow(n: u32) -> Flow {
         endpoint: EndpointId::from_random([9; 16]),
         seen_port: port,
         sees_vip: false,
+        is_relayed: false,
     }
 }
 

@@ -161,6 +161,9 @@ pub const SERVICE_WEIGHT: u8 = 100;
 pub const SERVICES_OF_NETWORK: usize = 256;
 /// Ports of one service.
 pub const SERVICE_PORTS: usize = 64;
+/// Prefixes of clients that a published port is for, and as many that it is not for: each is a rule
+/// of the hosts, or a part of one.
+pub const CLIENT_PREFIXES: usize = 32;
 /// Labels of one network.
 pub const NETWORK_LABELS: usize = 64;
 

@@ -17,7 +17,7 @@
 
 use std::{
     cmp::Ordering,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
     str::FromStr,
@@ -141,6 +141,12 @@ pub struct NodeClaim {
     /// The zone that it is in.
     #[serde(rename = "z", default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<Name>,
+    /// Services, by the beginning of their ids ([`ServiceId::short`]), of which something else has
+    /// a published port on the node.
+    ///
+    /// [`ServiceId::short`]: crate::addr::ServiceId::short
+    #[serde(rename = "p", default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unpublished: BTreeSet<String>,
 }
 
 /// What a node says of one of its endpoints.
@@ -207,7 +213,9 @@ impl Claim {
     fn within_limits(&self) -> bool {
         match self {
             Self::Node(node) => {
-                node.control.len() <= CLAIM_ADDRESSES && node.vteps.len() <= CLAIM_ADDRESSES
+                node.control.len() <= CLAIM_ADDRESSES
+                    && node.vteps.len() <= CLAIM_ADDRESSES
+                    && node.unpublished.len() <= CLAIM_CHECKS
             }
             Self::Endpoint(endpoint) => {
                 endpoint.ips.len() <= CLAIM_ADDRESSES
@@ -511,6 +519,7 @@ mod tests {
             aes: true,
             drained: None,
             zone: None,
+            unpublished: BTreeSet::new(),
         };
         for claim in [Claim::Node(node), Claim::Endpoint(endpoint(1, &[])), Claim::Gone] {
             let pair = pair(1);

@@ -123,6 +123,16 @@ fn bound_random_and_ranges() -> Result<()> {
     for n in 0..3 {
         call_tcp(&outside.netns, at(host_ip(1, true)?, 9000 + n), &a.netns, 84 + n)?;
     }
+    // For some clients only.
+    let some = ["run", "-d", "--name", "some", "--network", "blue", "--publish", "8090:90"];
+    let deny = ["--deny", "10.213.0.200,fd00::/8", "sleep", "3600"];
+    let some: Sandbox = lab.json("h1", &[&some[..], &deny].concat())?;
+    ensure!(some.published.iter().all(|it| it.clients.deny.len() == 2), "{:?}", some.published);
+    let inside = lab.inner("h1", &some.netns)?;
+    call_tcp(&h1, at(host_ip(1, true)?, 8090), &inside, 90)?;
+    for ipv4 in [true, false] {
+        refused(&outside.netns, at(host_ip(1, ipv4)?, 8090), &inside, 90)?;
+    }
     // One port of two addresses for two sandboxes of one network.
     let b = publish(&lab, "h1", "blue", "b", &["10.213.0.1:8080:80"])?;
     call_tcp(&outside.netns, at(host_ip(1, true)?, 8080), &b.netns, 80)?;

@@ -46,6 +46,16 @@ fn services() -> Result<()> {
     scenario_with("services.sh", 5, &[("REQUESTS", "1000"), ("WHO", who)], allowed)
 }
 
+/// At a tenth: `examples/scenarios/ingress.sh` alone makes ten times as many requests.
+#[test]
+fn ingress() -> Result<()> {
+    let who = vxmesh()?.with_file_name("examples").join("who");
+    let who = who.to_str().context("odd path")?;
+    let allowed = Allowed { drops: &["no_backend", "service_port"], ..Allowed::default() };
+    let sizes = [("REQUESTS", "100"), ("CLIENTS", "100"), ("WHO", who)];
+    scenario_with("ingress.sh", 5, &sizes, allowed)
+}
+
 #[test]
 fn segmentation() -> Result<()> {
     scenario("segmentation.sh")

@@ -211,6 +211,7 @@ impl Life {
             aes: false,
             drained: None,
             zone: None,
+            unpublished: Default::default(),
         };
         self.say(time, Key::Node, &Claim::Node(node));
         for claim in claims {

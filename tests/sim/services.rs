@@ -355,6 +355,9 @@ fn create(world: &mut World, on: usize, network: NetworkId, name: usize, by: &By
             draining: BTreeMap::new(),
             drain_ms: None,
             prefer: None,
+            published: Vec::new(),
+            allow: Vec::new(),
+            deny: Vec::new(),
         };
         life.create_service(time, service)
     });
@@ -709,6 +712,7 @@ pub(crate) fn check_equal(world: &World) {
                         protocol: TCP,
                         source: SocketAddr::new(vip, sample),
                         destination: SocketAddr::new(vip, VIP_PORT),
+                        via: None,
                     };
                     let is_there = |key: &RowKey| local.table.row(key).is_some();
                     service.choose(&flow, |backend| is_there(&backend.key)).map(|it| it.key)

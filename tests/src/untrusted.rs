@@ -205,6 +205,7 @@ fn samples() -> Samples {
         aes: true,
         drained: None,
         zone: None,
+        unpublished: Default::default(),
     };
     let stamp = Stamp { incarnation: 7, seq: 1 };
     let record = SignedRecord::sign(&pair, mesh, Key::Node, stamp, &Claim::Node(node));

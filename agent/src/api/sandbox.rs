@@ -15,7 +15,10 @@ use vxmesh_proto::{
 };
 
 use super::{Connection, Mode, SandboxNetwork};
-use crate::{firewall::rule::Protocol, gateway::publish::Publish};
+use crate::{
+    firewall::{clients::Clients, rule::Protocol},
+    gateway::publish::Publish,
+};
 
 /// `vxmesh sandbox ls|inspect`: a network namespace made for `vxmesh run`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,6 +129,9 @@ pub struct Published {
     /// The endpoint, in the network that has the sandbox's default route; none while no network has
     /// it.
     pub endpoint: Option<EndpointId>,
+    /// Whom it is for.
+    #[serde(default, skip_serializing_if = "Clients::are_all")]
+    pub clients: Clients,
 }
 
 impl fmt::Display for Published {
@@ -161,6 +167,9 @@ pub struct SandboxSpec {
     /// Ports to publish: they lead through the networks that have the default routes.
     #[serde(default)]
     pub publish: Vec<Publish>,
+    /// Whom these are for.
+    #[serde(default, skip_serializing_if = "Clients::are_all")]
+    pub clients: Clients,
     /// The command, for `sandbox ls`.
     pub command: Vec<String>,
     /// Its hostname; its name otherwise.

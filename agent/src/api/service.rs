@@ -7,11 +7,15 @@ use std::{
     str::FromStr,
 };
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use vxmesh_proto::{
     addr::{Name, NetworkId, NodeId, ServiceId},
-    lb::Protocol,
+    lb::{Protocol, PublishMode},
 };
+
+use crate::firewall::clients::Clients;
+use crate::gateway::publish::{Publish, PublishError, PublishRange};
 
 /// A port of a service: `[NAME=]PORT[:BACKENDPORT][/tcp|/udp]`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -82,6 +86,95 @@ impl From<ServicePort> for String {
     fn from(port: ServicePort) -> Self {
         port.to_string()
     }
+}
+
+/// A port of the hosts that leads to a port of a service:
+/// `[IP:]HOST:PORT[/tcp|/udp][,mode=ingress|host]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ServicePublish {
+    /// The port, by which a service's stands for a sandbox's.
+    pub port: Publish,
+    /// Where it is, and whereto it leads.
+    pub mode: PublishMode,
+}
+
+/// Several of them, as they are written in one word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePublishRange(pub Vec<ServicePublish>);
+
+impl FromStr for ServicePublishRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (ports, mode) = match text.split_once(',') {
+            None | Some((_, "mode=ingress")) => {
+                (text.trim_end_matches(",mode=ingress"), PublishMode::Ingress)
+            }
+            Some((ports, "mode=host")) => (ports, PublishMode::Host),
+            Some((_, other)) => {
+                return Err(format!("`{other}` is not known: write mode=ingress or mode=host"));
+            }
+        };
+        let PublishRange(ports) = ports.parse().map_err(|error: PublishError| error.to_string())?;
+        Ok(Self(ports.into_iter().map(|port| ServicePublish { port, mode }).collect()))
+    }
+}
+
+impl ServicePublish {
+    /// The hosts' side of it, as `10.0.0.1:8080`.
+    #[must_use]
+    pub fn host(&self) -> String {
+        let port = self.port.port.map(|port| port.to_string()).unwrap_or_default();
+        match self.port.ip {
+            Some(IpAddr::V6(ip)) => format!("[{ip}]:{port}"),
+            Some(IpAddr::V4(ip)) => format!("{ip}:{port}"),
+            None => port,
+        }
+    }
+}
+
+impl fmt::Display for ServicePublish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Publish { sandbox_port, protocol, .. } = self.port;
+        write!(f, "{}:{sandbox_port}/{}", self.host(), protocol.as_str())?;
+        match self.mode {
+            PublishMode::Ingress => Ok(()),
+            PublishMode::Host => write!(f, ",mode=host"),
+        }
+    }
+}
+
+impl TryFrom<String> for ServicePublish {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let ServicePublishRange(ports) = text.parse()?;
+        match <[Self; 1]>::try_from(ports) {
+            Ok([port]) => Ok(port),
+            Err(_several) => Err(format!("`{text}` is more than one port")),
+        }
+    }
+}
+
+impl From<ServicePublish> for String {
+    fn from(port: ServicePublish) -> Self {
+        port.to_string()
+    }
+}
+
+/// How a published port of a service stands on the node that is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServicePublished {
+    /// The port.
+    pub port: ServicePublish,
+    /// `open`; `taken`: something else on the node has it, or an older service; `elsewhere`: its
+    /// address is not the node's; or `closed`: the node has no part in the network, or no backend
+    /// for a port of mode host.
+    pub state: String,
+    /// Who has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// How a backend is chosen for a new connection.
@@ -196,6 +289,16 @@ pub struct Service {
     /// Who answers for it, and who is named and not there.
     #[serde(default)]
     pub backends: Vec<ServiceBackend>,
+    /// Ports of the hosts that lead to it, as they stand on the node that answers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published: Vec<ServicePublished>,
+    /// Nodes on which something else has one of these ports; `vxmesh service inspect` there says
+    /// what.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taken_on: Vec<NodeId>,
+    /// Whom these are for.
+    #[serde(default, skip_serializing_if = "Clients::are_all")]
+    pub clients: Clients,
     /// Who made it.
     pub creator: NodeId,
     /// What works, but not as it may be thought. Only for one service at a time.
@@ -259,6 +362,12 @@ pub struct ServiceSpec {
     /// How long the connections of a drained backend may go on, in milliseconds.
     #[serde(default)]
     pub drain_ms: Option<u64>,
+    /// Ports of the hosts that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published: Vec<ServicePublish>,
+    /// Whom these are for.
+    #[serde(default, skip_serializing_if = "Clients::are_all")]
+    pub clients: Clients,
 }
 
 /// `vxmesh service update`: what is not named stays.
@@ -295,6 +404,18 @@ pub struct ServiceUpdate {
     /// Backends that get some again.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub undrain: BTreeSet<Name>,
+    /// Ports of the hosts to add.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub add_published: Vec<ServicePublish>,
+    /// Ports of the hosts to take back.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub remove_published: Vec<ServicePublish>,
+    /// Prefixes of the clients that published ports are for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow: Option<Vec<IpNet>>,
+    /// Prefixes of clients that they are not for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deny: Option<Vec<IpNet>>,
 }
 
 /// `vxmesh service health`: somebody's word about a backend of this node.

@@ -21,6 +21,7 @@ use crate::{
     api::{Address, DnsType, Driver},
     config,
     datapath::backend::Backend,
+    firewall::clients::{Allowed, Clients, Denied},
     lab,
 };
 
@@ -46,6 +47,26 @@ pub(super) struct Global {
     /// How to print
     #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
     pub(super) format: Format,
+}
+
+/// Whom published ports are for.
+#[derive(Debug, Args)]
+pub(super) struct ClientArgs {
+    /// Prefixes of the clients that published ports are for [default: all]
+    #[arg(long, value_name = "CIDR,...", requires = "publish")]
+    allow: Option<Allowed>,
+    /// Prefixes of clients that they are not for
+    #[arg(long, value_name = "CIDR,...", requires = "publish")]
+    deny: Option<Denied>,
+}
+
+impl ClientArgs {
+    pub(super) fn clients(&self) -> Clients {
+        Clients {
+            allow: self.allow.as_ref().map(|it| it.0.clone()).unwrap_or_default(),
+            deny: self.deny.as_ref().map(|it| it.0.clone()).unwrap_or_default(),
+        }
+    }
 }
 
 /// How results and errors look.

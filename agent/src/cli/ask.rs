@@ -17,8 +17,10 @@ use super::{
 };
 use crate::api::{
     self, ApiError, AttachSpec, Connection, EndpointSpec, ErrorCode, ExtendSpec, HealthWord,
-    LeaveSpec, NetworkSpec, NetworkUpdate, NodeSpec, ServiceSpec, ServiceUpdate, TokenSpec,
+    LeaveSpec, NetworkSpec, NetworkUpdate, NodeSpec, ServicePublish, ServicePublishRange,
+    ServiceSpec, ServiceUpdate, TokenSpec,
 };
+use crate::firewall::clients::{Allowed, Denied};
 
 /// Makes the call and prints its answer.
 pub(super) async fn ask(client: &Client, output: Output, ask: Ask) -> Outcome {
@@ -370,7 +372,13 @@ fn service_spec(create: ServiceCreate) -> ServiceSpec {
         prefer: create.prefer,
         check: create.health.and_then(|health| health.check(&create.checks)),
         drain_ms: create.drain.map(millis),
+        published: ports(create.publish),
+        clients: create.clients.clients(),
     }
+}
+
+fn ports(ranges: Vec<ServicePublishRange>) -> Vec<ServicePublish> {
+    ranges.into_iter().flat_map(|ServicePublishRange(ports)| ports).collect()
 }
 
 fn service_update(change: ServiceChange) -> ServiceUpdate {
@@ -385,6 +393,10 @@ fn service_update(change: ServiceChange) -> ServiceUpdate {
         no_check: change.health == Some(CheckKind::None),
         check: change.health.and_then(|health| health.check(&change.checks)),
         drain_ms: change.drain.map(millis),
+        add_published: ports(change.add_publish),
+        remove_published: ports(change.rm_publish),
+        allow: change.allow.map(|Allowed(prefixes)| prefixes),
+        deny: change.deny.map(|Denied(prefixes)| prefixes),
         ..ServiceUpdate::default()
     }
 }

@@ -11,6 +11,7 @@ use crate::{
         AddressBlock, AddressPool, Diagnosis, DnsRecord, DropRow, Endpoint, MapDiffRow, MapRow,
         Network, Node, Peer, Sandbox, Service, Token,
     },
+    gateway::publish::Publish,
     lab::{Check, HostStatus},
 };
 
@@ -114,12 +115,16 @@ impl Row for Service {
 
     fn cells(&self, words: &Words) -> Vec<String> {
         let ready = self.backends.iter().filter(|backend| backend.state == "ready").count();
+        let published = self.published.iter().map(|it| {
+            let Publish { sandbox_port, protocol, .. } = it.port.port;
+            format!("{}->{sandbox_port}/{}", it.port.host(), protocol.as_str())
+        });
         vec![
             self.id.short(),
             self.name.to_string(),
             words.network(&self.network),
             list(&self.vips),
-            list(&self.ports),
+            list(&self.ports.iter().map(ToString::to_string).chain(published).collect::<Vec<_>>()),
             if ready == self.backends.len() {
                 ready.to_string()
             } else {

@@ -295,6 +295,7 @@ fn spec(run: &Run) -> Result<SandboxSpec, ApiError> {
         dns: run.dns.clone(),
         hosts: run.add_host.clone(),
         publish: run.publish.iter().flat_map(|PublishRange(ports)| ports.clone()).collect(),
+        clients: run.clients.clients(),
         command: words(run)?,
         hostname: run.hostname.clone(),
         labels: run.wanted.label.iter().cloned().collect(),

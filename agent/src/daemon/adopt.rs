@@ -91,6 +91,7 @@ impl Mesh {
     pub(super) async fn adopt(self: &Arc<Self>) -> Result<(), ApiError> {
         let mut hosted = self.host.lock().await;
         hosted.ways.adopting = true;
+        self.adopt_host_ports()?;
         let endpoints = self.stored_endpoints()?;
         let mut adopted = self.adopt_networks(&mut hosted, &endpoints).await;
         for endpoint in endpoints {

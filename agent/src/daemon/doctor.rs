@@ -177,6 +177,7 @@ impl Mesh {
         all.push(self.disk_diagnosis());
         all.push(self.issuer_diagnosis());
         all.extend(self.name_diagnoses());
+        all.extend(self.host_port_diagnoses());
         all.extend(self.keeper_diagnoses());
         all.extend(self.proof_diagnosis());
         all.extend(self.passage_diagnoses().await);

@@ -454,6 +454,7 @@ impl Mesh {
         let made_of = MadeOf {
             writes: self.store.writes(),
             objects: self.objects.read(object::ObjectSet::content_hash),
+            host_ports: lock(&self.services.host_ports).changes(),
             uplinks,
             closed: closed(&noted),
         };

@@ -248,6 +248,7 @@ impl Mesh {
         tokio::spawn(Arc::clone(self).watch());
         tokio::spawn(services::watch(Arc::clone(self), self.stop.subscribe()));
         tokio::spawn(services::check(Arc::clone(self), self.stop.subscribe()));
+        tokio::spawn(services::publish(Arc::clone(self), self.stop.subscribe()));
         let task = tokio::spawn(Arc::clone(self).keep());
         *lock(&self.task) = Some(task);
         Ok(())
@@ -380,6 +381,7 @@ impl Mesh {
             aes: identity::has_aes(),
             drained,
             zone,
+            unpublished: self.services.unpublished(),
         }
     }
 

@@ -1,6 +1,6 @@
-//! Published ports of this node's sandboxes: each leads to the sandbox by the network that has its
-//! default route of that IP version, because that is the way by which answers to clients elsewhere
-//! leave. Without such a network it leads nowhere.
+//! Published ports of this node's sandboxes, and of services. Each of a sandbox leads to the
+//! sandbox by the network that has its default route of that IP version, because that is the way by
+//! which answers to clients elsewhere leave. Without such a network it leads nowhere.
 //!
 //! ```text
 //! publish : ports held -> sandbox and endpoints -> store -> rules inside -> the host's rules      undone backwards
@@ -17,26 +17,34 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::task::block_in_place;
 use tracing::{debug, warn};
 use vxmesh_proto::{
-    addr::{EndpointId, Name, NetworkId},
+    addr::{EndpointId, Name, NetworkId, ServiceId},
+    object,
     sandbox::{Connected, DefaultRoute},
 };
 
 use super::{
     connections::default_routes,
+    doctor::check,
     hosting::Hosted,
-    mesh::{Mesh, failed},
+    mesh::{Mesh, failed, lock, store_failed},
     sandboxes::Stored,
 };
 use crate::{
-    api::{self, ApiError, Connection, ErrorCode},
-    firewall::{host::Port, network::Entrance, rule::Protocol},
+    api::{self, ApiError, Connection, Diagnosis, ErrorCode, Health, ServicePublish},
+    firewall::{clients::Clients, host::Port, network::Entrance, rule::Protocol},
     gateway::{
         publish::{self, Held, HoldError, PORTS, Publish, check_address},
         uplink::Uplink,
     },
+    services::{self, HostPort, Lead, Led, Missing},
+    store::Table,
 };
+
+/// Where it is noted which ports lead to services.
+const HOST_PORTS: &str = "host_ports";
 
 /// Ports of the host that are held, by sandbox.
 pub(super) type HeldPorts = BTreeMap<Name, Vec<Held>>;
@@ -51,6 +59,9 @@ pub(super) struct Published {
     /// The port of the uplink, of whatever network: what the host's rules and those inside have in
     /// common.
     inner: u16,
+    /// Who is led there.
+    #[serde(default, skip_serializing_if = "Clients::are_all")]
+    clients: Clients,
 }
 
 impl Published {
@@ -63,6 +74,7 @@ impl Published {
             port: self.port,
             sandbox_port: self.sandbox_port,
             endpoint,
+            clients: self.clients.clone(),
         };
         match routes.as_slice() {
             [one, other] if one.endpoint != other.endpoint => {
@@ -192,22 +204,34 @@ impl Mesh {
                 "see `vxmesh doctor`",
             ));
         }
-        let sandboxes = self.stored_sandboxes()?;
-        let held = wanted.iter().map(|publish| {
-            let held = publish::hold(publish.protocol, publish.ip, publish.port);
-            held.map_err(|error| {
-                let named = matches!(error, HoldError::Taken { .. });
-                let owner = sandboxes.iter().filter(|_| named).find(|sandbox| {
-                    sandbox.published.iter().any(|other| publish.meets(&other.wanted()))
-                });
-                let mut error = ApiError::from(error);
-                if let Some(owner) = owner {
-                    error.message += &format!(": sandbox `{}` publishes it", owner.name);
-                }
-                error
-            })
-        });
-        held.collect()
+        wanted.iter().map(|publish| self.hold_port(publish)).collect()
+    }
+
+    /// Holds one port of the host. The error names the sandbox or the service that has it.
+    pub(crate) fn hold_port(&self, publish: &Publish) -> Result<Held, ApiError> {
+        publish::hold(publish.protocol, publish.ip, publish.port).map_err(|error| {
+            let is_taken = matches!(error, HoldError::Taken { .. });
+            let mut error = ApiError::from(error);
+            if let Some(owner) = is_taken.then(|| self.publisher_of(publish)).flatten() {
+                error.message += &format!(": {owner} publishes it");
+            }
+            error
+        })
+    }
+
+    /// Who has published a port of this host that meets this one.
+    fn publisher_of(&self, publish: &Publish) -> Option<String> {
+        let sandboxes = self.stored_sandboxes().unwrap_or_default();
+        let sandbox = sandboxes
+            .iter()
+            .find(|sandbox| sandbox.published.iter().any(|other| publish.meets(&other.wanted())));
+        let service = || {
+            let meets = |port: &HostPort| publish.meets(&ServicePublish::of(&port.published).port);
+            let id = lock(&self.services.host_ports).holder_of(meets)?.service;
+            let name = self.objects.read(|set| services::service_name(set, id));
+            name.map(|name| format!("service `{name}`"))
+        };
+        sandbox.map(|sandbox| format!("sandbox `{}`", sandbox.name)).or_else(service)
     }
 
     /// Notes held ports as a sandbox's; they lead to it once its networks are settled.
@@ -215,7 +239,7 @@ impl Mesh {
         &self,
         hosted: &mut Hosted,
         sandbox: &mut Stored,
-        wanted: &[Publish],
+        (wanted, clients): (&[Publish], &Clients),
         held: Vec<Held>,
     ) -> Result<(), ApiError> {
         if wanted.is_empty() {
@@ -225,6 +249,7 @@ impl Mesh {
         // number.
         let mut taken: BTreeSet<(Protocol, u16)> =
             self.published()?.iter().map(|(_, other)| (other.protocol, other.inner)).collect();
+        taken.extend(lock(&self.services.host_ports).inner());
         for (publish, held) in wanted.iter().zip(&held) {
             let protocol = publish.protocol;
             // Mostly the host's own port; two addresses of the host may have it for two sandboxes.
@@ -236,6 +261,7 @@ impl Mesh {
                 port: held.port,
                 sandbox_port: publish.sandbox_port,
                 inner: inner.ok_or_else(|| failed("no port of uplinks is left", "publish less"))?,
+                clients: clients.clone(),
             });
         }
         hosted.ways.held.insert(sandbox.name.clone(), held);
@@ -321,7 +347,7 @@ impl Mesh {
         published.iter().flat_map(|(connected, published)| published.rows(connected)).collect()
     }
 
-    /// What leads from a network's uplink to its sandboxes.
+    /// What leads from a network's uplink to its sandboxes and services.
     pub(super) fn entrances(
         &self,
         network: NetworkId,
@@ -332,7 +358,9 @@ impl Mesh {
             let here = routes.filter(|route| route.network == network);
             here.filter_map(|route| published.entrance(uplink, &route)).collect::<Vec<_>>()
         };
-        Ok(self.published()?.iter().flat_map(entrances).collect())
+        let mut all: Vec<Entrance> = self.published()?.iter().flat_map(entrances).collect();
+        all.extend(lock(&self.services.host_ports).entrances(network, uplink));
+        Ok(all)
     }
 
     /// What leads from the host's ports to uplinks.
@@ -340,15 +368,99 @@ impl Mesh {
         &self,
         uplink: impl Fn(NetworkId) -> Option<Uplink>,
     ) -> Result<Vec<Port>, ApiError> {
+        let to_services = lock(&self.services.host_ports).host_ports(&uplink);
         let port = |(connected, published): (Vec<Connected>, Published)| {
             let to = published
                 .routes(&connected)
                 .into_iter()
                 .filter_map(|route| Some(published.entrance(&uplink(route.network)?, &route)?.at));
             let to = to.collect();
-            let Published { protocol, ip, port, .. } = published;
-            Port { protocol, ip, port, to }
+            let Published { protocol, ip, port, clients, .. } = published;
+            Port { protocol, ip, port, to, clients }
         };
-        Ok(self.published()?.into_iter().map(port).collect())
+        Ok(self.published()?.into_iter().map(port).chain(to_services).collect())
+    }
+
+    /// Has the rules lead on to services as they did when the agent's last life ended.
+    pub(super) fn adopt_host_ports(&self) -> Result<(), ApiError> {
+        let nodes = self.stored_nodes()?;
+        let wanted = self.wanted_host_ports(|network| nodes.iter().any(|it| it.network == network));
+        let led = self.store.get::<Vec<Led>>(Table::Meta, HOST_PORTS).map_err(store_failed)?;
+        lock(&self.services.host_ports).adopt(wanted, led.unwrap_or_default());
+        Ok(())
+    }
+
+    /// Brings this host's ports that lead to services in step with what these publish.
+    pub(crate) async fn keep_host_ports(&self) {
+        let publishes = |service: &object::Service| !service.published.is_empty();
+        let any = self.objects.read(|set| set.all_services().any(|(.., it)| publishes(it)));
+        if !any && lock(&self.services.host_ports).is_empty() {
+            return;
+        }
+        let mut hosted = self.host.lock().await;
+        if hosted.ways.adopting {
+            return;
+        }
+        let changed = match block_in_place(|| self.follow_host_ports(&hosted)) {
+            Ok(changed) => changed,
+            Err(error) => {
+                warn!(%error, "published ports of services are not followed; it is tried again");
+                return;
+            }
+        };
+        for network in changed {
+            if let Err(error) = self.sync_way(&mut hosted, network) {
+                debug!(%network, %error, "published ports of its services wait for its way");
+            }
+        }
+    }
+
+    /// Holds and gives up ports; returns the networks whose rules are others by that.
+    fn follow_host_ports(&self, hosted: &Hosted) -> Result<BTreeSet<NetworkId>, ApiError> {
+        let mut taken: BTreeSet<(Protocol, u16)> =
+            self.published()?.iter().map(|(_, it)| (it.protocol, it.inner)).collect();
+        let open: BTreeSet<NetworkId> = hosted.ways.ways().map(|(network, _)| *network).collect();
+        let wanted = self.wanted_host_ports(|network| open.contains(&network));
+        let mut changed = lock(&self.services.host_ports).release(&wanted);
+        let due = lock(&self.services.host_ports).due(&wanted);
+        for port in due {
+            let (network, Some(lead)) = (port.network, wanted.get(&port).cloned()) else {
+                continue;
+            };
+            let held = lead.missing().map_or_else(|| self.hold_for_service(&port), Err);
+            let is_new = lock(&self.services.host_ports).put(port, lead, held, &mut taken);
+            changed.extend(is_new.then_some(network));
+        }
+        if !changed.is_empty() {
+            let led = lock(&self.services.host_ports).led();
+            self.store.put(Table::Meta, HOST_PORTS, &led).map_err(store_failed)?;
+        }
+        Ok(changed)
+    }
+
+    fn hold_for_service(&self, port: &HostPort) -> Result<Held, Missing> {
+        let publish = ServicePublish::of(&port.published).port;
+        if publish.ip.is_some_and(|ip| !publish::is_here(ip)) {
+            return Err(Missing::Elsewhere);
+        }
+        self.hold_port(&publish).map_err(|error| Missing::Taken(error.message))
+    }
+
+    fn wanted_host_ports(&self, here: impl Fn(NetworkId) -> bool) -> BTreeMap<HostPort, Lead> {
+        let is_settled = self.name_servers.names.snapshot().settled;
+        let has = |network, id, ip| self.addresses.holds(network, object::holder(id), ip);
+        self.objects.read(|set| self.services.published(set, here, has, (self.me, is_settled)))
+    }
+
+    /// Ports of this host that services shall have, and others have.
+    pub(super) fn host_port_diagnoses(&self) -> Vec<Diagnosis> {
+        let taken = lock(&self.services.host_ports).taken();
+        let diagnosis = |(service, why): (ServiceId, String)| {
+            let name = self.objects.read(|set| services::service_name(set, service));
+            let name = name.map_or_else(|| service.short(), |name| name.to_string());
+            let found = format!("service `{name}` is not published on this host: {why}");
+            check("services", Health::Warn, found, "give the port free, or publish another one")
+        };
+        taken.into_iter().map(diagnosis).collect()
     }
 }

@@ -229,6 +229,7 @@ impl Mesh {
             local.claims = claims;
         }
         self.services.keep(|id| locals.contains_key(id));
+        self.services.changed.notify_one();
         drop(locals);
         names.extend(self.local_names());
         self.publish_names(gossip, names);

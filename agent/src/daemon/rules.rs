@@ -125,6 +125,8 @@ pub(super) struct MadeOf {
     pub(super) writes: u64,
     /// The hash of the objects.
     pub(super) objects: String,
+    /// How often ports that lead to services changed.
+    pub(super) host_ports: u64,
     pub(super) uplinks: Vec<host::Uplink>,
     pub(super) closed: host::Closed,
 }

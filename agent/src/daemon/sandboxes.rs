@@ -425,7 +425,7 @@ impl Mesh {
             let connection = Connection { ifname: Some(ifname), ..connection.clone() };
             self.attach_sandbox(hosted, sandbox, &connection).await?;
         }
-        self.publish(hosted, sandbox, &spec.publish, held)?;
+        self.publish(hosted, sandbox, (&spec.publish, &spec.clients), held)?;
         self.settle(hosted, sandbox).await?;
         // An ended one of this name is not in its way.
         self.forget_ended(&sandbox.name)

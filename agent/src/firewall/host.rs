@@ -176,15 +176,19 @@ fn sources(all: &str, uplinks: &[Uplink]) -> Vec<Rule> {
             .and(source(loopback()))
             .and(masquerade()),
     ];
+    for (ipv4, source, _, inner) in VERSIONS {
+        let version = if ipv4 { 4 } else { 6 };
+        rules.push(
+            Rule::new(format!("from networks to published ports, IP version {version}"))
+                .and(output(all))
+                .and(is_ip(ipv4))
+                .and(is_one_of(source, inner))
+                .and(masquerade()),
+        );
+    }
     for Uplink { ifname, ips } in uplinks {
         for ip in ips {
             let own = || source((*ip).into());
-            rules.push(
-                Rule::new(format!("from {ifname} to its own published ports, {ip}"))
-                    .and(output(ifname))
-                    .and(own())
-                    .and(masquerade()),
-            );
             rules.push(
                 Rule::new(format!("from {ifname} to the outside, {ip}"))
                     .and(output_not(all))
@@ -198,7 +202,7 @@ fn sources(all: &str, uplinks: &[Uplink]) -> Vec<Rule> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::clients::Clients, *};
 
     fn flow(from: &str, to: &str, server: &str, client: &str, answered: bool) -> Flow {
         let [from, to, server, client] = [from, to, server, client].map(|it| it.parse().unwrap());
@@ -212,6 +216,7 @@ mod tests {
             ip: ip.map(|ip| ip.parse().unwrap()),
             port: 53,
             to: vec![to.parse().unwrap()],
+            clients: Clients::default(),
         };
         let is_uplink = |ip: IpAddr| ip.to_string().starts_with("169.254.96.");
         let is_local = |ip: IpAddr| ip.to_string() == "10.0.0.1";

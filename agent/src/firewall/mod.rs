@@ -16,7 +16,8 @@
 //! let in what agents send. What a table shall be is computed by pure functions from what is
 //! wanted; whatever the kernel has in its place is replaced.
 
-pub mod closed;
+pub mod clients;
+mod closed;
 pub mod counted;
 pub mod detour;
 pub mod flows;

@@ -18,6 +18,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
+    clients::Clients,
     flows::Flow,
     rule::{
         Clause, Protocol, Rule, begins, destination, destination_is_inputs, destination_is_local,
@@ -26,7 +27,7 @@ use super::{
 };
 
 /// A port of the host that leads to a network.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
     /// TCP or UDP.
     pub protocol: Protocol,
@@ -37,6 +38,8 @@ pub struct Port {
     pub port: u16,
     /// The uplink's address and port, one of each IP version at most.
     pub to: Vec<SocketAddr>,
+    /// Who is led there. The others are refused.
+    pub clients: Clients,
 }
 
 /// Where a connection begins.
@@ -61,6 +64,7 @@ impl Port {
         flow.protocol == Some(self.protocol)
             && flow.to.port() == self.port
             && self.own().is_none_or(|own| own == ip)
+            && self.clients.have(flow.from.ip())
             && self.to.iter().any(|to| to.is_ipv4() == ip.is_ipv4())
     }
 
@@ -77,13 +81,18 @@ impl Port {
 
     /// What leads to networks.
     pub(super) fn redirects(&self, from: From) -> Vec<Rule> {
-        let redirect = |to: &SocketAddr| {
-            let rule = self.rule(&format!("to {to}")).and(is_ip(to.is_ipv4()));
-            let rule = rule.and(self.reached(from, to.is_ipv4())?);
-            let rule = rule.and(destination_port(self.protocol, self.port));
-            Some(rule.and(redirect_to(to.ip(), to.port())))
+        let redirects = |to: &SocketAddr| {
+            let reached = self.reached(from, to.is_ipv4())?;
+            let clients = self.clients.clauses(to.is_ipv4()).into_iter();
+            let rules = clients.map(|clients| {
+                let rule = self.rule(&format!("to {to}")).and(is_ip(to.is_ipv4()));
+                let rule = rule.and(reached.clone()).and(clients);
+                let rule = rule.and(destination_port(self.protocol, self.port));
+                rule.and(redirect_to(to.ip(), to.port()))
+            });
+            Some(rules.collect::<Vec<_>>())
         };
-        self.to.iter().filter_map(redirect).collect()
+        self.to.iter().filter_map(redirects).flatten().collect()
     }
 
     /// Which of the host's addresses lead there; nothing if none does.
@@ -145,7 +154,13 @@ mod tests {
         let to = to
             .into_iter()
             .filter(|to: &SocketAddr| ip.is_none_or(|ip| ip.is_ipv4() == to.is_ipv4()));
-        Port { protocol: Protocol::Tcp, ip, port: 8080, to: to.collect() }
+        Port {
+            protocol: Protocol::Tcp,
+            ip,
+            port: 8080,
+            to: to.collect(),
+            clients: Clients::default(),
+        }
     }
 
     fn says(rules: &[Rule], clause: &Clause) -> usize {

@@ -228,6 +228,12 @@ pub struct Held {
     _socket: Socket,
 }
 
+/// One of those that are free on most hosts.
+#[must_use]
+pub fn any_free() -> u16 {
+    rand::rng().random_range(FREE)
+}
+
 /// Holds a port: the wanted one, or a free one.
 ///
 /// # Errors
@@ -245,6 +251,14 @@ pub fn hold(protocol: Protocol, ip: Option<IpAddr>, port: Option<u16>) -> Result
         }
     }
     Err(HoldError::NoneFree)
+}
+
+/// Whether this host has an address, or it stands for all that it has.
+#[must_use]
+pub fn is_here(ip: IpAddr) -> bool {
+    let free = bind_to(Protocol::Udp, ip, 0, true);
+    let missing = free.err().and_then(|error| error.raw_os_error());
+    missing != Some(Errno::EADDRNOTAVAIL as i32)
 }
 
 fn place(ip: &Option<IpAddr>) -> String {

@@ -508,6 +508,9 @@ mod tests {
             draining: BTreeMap::new(),
             drain_ms: None,
             prefer: None,
+            published: Vec::new(),
+            allow: Vec::new(),
+            deny: Vec::new(),
         };
         let made = said.say(2, Content::Service(service));
         let ObjectId::Service(service) = made else { panic!() };

@@ -7,9 +7,9 @@ use std::{
 
 use vxmesh_proto::{
     addr::{Name, NetworkId, NodeId, ServiceId},
-    lb::{Backend, Choice, Port, Protocol, ServiceSpec},
+    lb::{Backend, Choice, Port, Protocol, PublishMode, ServiceSpec},
     limits::SERVICES_OF_NETWORK,
-    object::{DRAIN_MS, ObjectSet, Service, ServiceOf, holder},
+    object::{DRAIN_MS, ObjectSet, PublishedPort, Service, ServiceOf, holder},
     record::EndpointClaim,
     tables::RowKey,
     wire::ipv6::is_link_local,
@@ -227,7 +227,12 @@ fn is_selected(selector: &BTreeMap<String, String>, claim: &EndpointClaim) -> bo
 fn ports(service: &Service) -> Vec<Port> {
     let port = |port: &vxmesh_proto::object::ServicePort| {
         let protocol = Protocol::of_number(port.protocol)?;
-        Some(Port { protocol, port: port.port, backend_port: port.backend_port })
+        let at = |it: &&PublishedPort| (it.protocol, it.port) == (port.protocol, port.port);
+        let published = service.published.iter().find(at).map(|it| match it.is_local {
+            true => PublishMode::Host,
+            false => PublishMode::Ingress,
+        });
+        Some(Port { protocol, port: port.port, backend_port: port.backend_port, published })
     };
     service.ports.iter().filter_map(port).collect()
 }
@@ -291,6 +296,9 @@ mod tests {
             draining: BTreeMap::new(),
             drain_ms: None,
             prefer: None,
+            published: Vec::new(),
+            allow: Vec::new(),
+            deny: Vec::new(),
         }
     }
 

@@ -11,12 +11,13 @@ use ipnet::IpNet;
 use tokio::task::block_in_place;
 use tracing::warn;
 use vxmesh_proto::{
-    addr::{Alias, Name, NetworkId, ServiceId},
+    addr::{Alias, Name, NetworkId, NodeId, ServiceId},
     dns::{NamedBackend, NamedService},
     lb::{self, Choice, Protocol},
     limits::SERVICES_OF_NETWORK,
     object::{
-        self, Content, DRAIN_MS, Draft, ObjectId, ObjectSet, ServiceOf, ServiceState, holder,
+        self, Content, DRAIN_MS, Draft, ObjectId, ObjectSet, PublishedPort, ServiceOf,
+        ServiceState, holder,
     },
     tables::RowKey,
     wire::{TCP, UDP},
@@ -27,6 +28,7 @@ use super::{
     backends::{BackendState, Drains, Viewpoint, backends, choice, standing},
     health,
     place::places,
+    published,
 };
 use crate::{
     admin::resolve,
@@ -35,6 +37,7 @@ use crate::{
         ServicePort, ServiceSpec, ServiceUpdate,
     },
     daemon::Mesh,
+    firewall::clients::Clients,
     objects::unix_ms,
     reconcile::admit::Claims,
 };
@@ -125,6 +128,10 @@ impl Services {
         let network = mesh.find_changeable(&spec.network)?;
         check_network(&network)?;
         check_spec(&spec)?;
+        if network.internal && !spec.published.is_empty() {
+            return Err(ServiceError::Internal(network.name));
+        }
+        let published = published::chosen(mesh, None, &spec.published)?;
         check_free(mesh, network.id, &spec.name)?;
         let subnets: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
         let is_inside = |ip: &IpAddr| subnets.iter().any(|subnet| subnet.contains(ip));
@@ -136,7 +143,8 @@ impl Services {
             ServiceMode::Vip => mesh.allocate(&object, network.id, &spec.vips).await?,
             ServiceMode::Dnsrr => Vec::new(),
         };
-        let (made, texts) = block_in_place(|| publish(mesh, network.id, &spec, &vips));
+        let content = content_of(mesh.me, network.id, &spec, &vips, published);
+        let (made, texts) = block_in_place(|| publish(mesh, content, &vips));
         // What was signed is told also where the rest failed.
         self.tell(mesh, texts).await;
         self.find(mesh, &made?.to_string())
@@ -153,9 +161,15 @@ impl Services {
         let row = self.find(mesh, reference)?;
         let (up, away) = (mesh.claims_of(row.network), mesh.away(row.network));
         let text = block_in_place(|| {
-            edit(mesh, row.id, |service| {
+            let add = published::chosen(mesh, Some(row.id), &update.add_published)?;
+            if !add.is_empty() && mesh.network_of(row.network).is_some_and(|it| it.internal) {
+                return Err(ServiceError::Internal(row.name.clone()));
+            }
+            edit(mesh, row.id, |set, service| {
                 check_drains(service, update, [&up, &away])?;
-                changed(service, update)
+                published::check_free(set, Some(row.id), &add)?;
+                changed(service, update)?;
+                published::change(service, add, update)
             })
         })?;
         self.tell(mesh, vec![text]).await;
@@ -203,6 +217,7 @@ impl Services {
         mesh.push_objects(texts);
         mesh.objects.read(|set| mesh.addresses.follow(set, Instant::now()));
         mesh.reconcile().await;
+        mesh.keep_host_ports().await;
     }
 }
 
@@ -214,15 +229,20 @@ pub(super) fn service_of(set: &ObjectSet, id: ServiceId) -> Option<&object::Serv
     }
 }
 
+/// What the open service with this id is called.
+pub(crate) fn service_name(set: &ObjectSet, id: ServiceId) -> Option<Name> {
+    service_of(set, id).map(|service| service.name.clone())
+}
+
 /// Signs a service, and its addresses over to it. If one cannot be given, the service is closed,
 /// and what was signed comes back with that. The texts are to be told in any case.
 fn publish(
     mesh: &Mesh,
-    network: NetworkId,
-    spec: &ServiceSpec,
+    content: object::Service,
     vips: &[IpNet],
 ) -> (Result<ServiceId, ServiceError>, Vec<String>) {
-    let (id, made) = match sign(mesh, network, spec, vips) {
+    let network = content.network;
+    let (id, made) = match sign(mesh, content) {
         Ok(signed) => signed,
         Err(error) => {
             vips.iter().for_each(|ip| mesh.addresses.put_back(network, *ip));
@@ -246,16 +266,18 @@ fn publish(
     (Ok(id), texts)
 }
 
-fn sign(
-    mesh: &Mesh,
+/// A service as the mesh knows it.
+fn content_of(
+    creator: NodeId,
     network: NetworkId,
     spec: &ServiceSpec,
     vips: &[IpNet],
-) -> Result<(ServiceId, String), ServiceError> {
-    let content = object::Service {
+    published: Vec<PublishedPort>,
+) -> object::Service {
+    object::Service {
         name: spec.name.clone(),
         network,
-        creator: mesh.me,
+        creator,
         vips: vips.iter().map(IpNet::addr).collect(),
         ports: spec.ports.iter().map(port_of).collect(),
         backends: spec.backends.clone(),
@@ -266,9 +288,18 @@ fn sign(
         draining: BTreeMap::new(),
         drain_ms: spec.drain_ms,
         prefer: prefer_of(spec.prefer),
-    };
+        published,
+        allow: spec.clients.allow.clone(),
+        deny: spec.clients.deny.clone(),
+    }
+}
+
+fn sign(mesh: &Mesh, content: object::Service) -> Result<(ServiceId, String), ServiceError> {
+    published::check(&content)?;
+    let network = content.network;
     let made = mesh.objects.publish::<ServiceError>(|set, hlc| {
-        check_no_service(set, network, spec.name.as_str())?;
+        check_no_service(set, network, content.name.as_str())?;
+        published::check_free(set, None, &content.published)?;
         if set.services(network).len() >= SERVICES_OF_NETWORK {
             return Err(ServiceError::TooMany);
         }
@@ -293,15 +324,15 @@ fn give(mesh: &Mesh, network: NetworkId, vip: IpNet, to: ServiceId) -> Option<St
 fn edit(
     mesh: &Mesh,
     id: ServiceId,
-    change: impl FnOnce(&mut object::Service) -> Result<(), ServiceError>,
+    change: impl FnOnce(&ObjectSet, &mut object::Service) -> Result<(), ServiceError>,
 ) -> Result<String, ServiceError> {
-    revise(mesh, id, |_closed, service| change(service))
+    revise(mesh, id, |set, _closed, service| change(set, service))
 }
 
 /// Signs the end of a service. It is kept for as long as its network, so it says no more than it
 /// must.
 fn close(mesh: &Mesh, id: ServiceId) -> Result<String, ServiceError> {
-    revise(mesh, id, |closed, service| {
+    revise(mesh, id, |_set, closed, service| {
         *service = object::Service {
             ports: Vec::new(),
             backends: BTreeSet::new(),
@@ -312,6 +343,9 @@ fn close(mesh: &Mesh, id: ServiceId) -> Result<String, ServiceError> {
             draining: BTreeMap::new(),
             drain_ms: None,
             prefer: None,
+            published: Vec::new(),
+            allow: Vec::new(),
+            deny: Vec::new(),
             ..service.clone()
         };
         *closed = true;
@@ -322,13 +356,13 @@ fn close(mesh: &Mesh, id: ServiceId) -> Result<String, ServiceError> {
 fn revise(
     mesh: &Mesh,
     id: ServiceId,
-    change: impl FnOnce(&mut bool, &mut object::Service) -> Result<(), ServiceError>,
+    change: impl FnOnce(&ObjectSet, &mut bool, &mut object::Service) -> Result<(), ServiceError>,
 ) -> Result<String, ServiceError> {
     let object = mesh.objects.publish::<ServiceError>(|set, hlc| {
         let held = set.get(&ObjectId::Service(id)).filter(|held| !held.closed());
         let mut draft = held.ok_or(ServiceError::Gone)?.edit(hlc);
         if let Content::Service(service) = &mut draft.content {
-            change(&mut draft.closed, service)?;
+            change(set, &mut draft.closed, service)?;
         }
         Ok(draft)
     })?;
@@ -561,6 +595,9 @@ fn row(
         drain_ms: service.drain_ms.unwrap_or(DRAIN_MS),
         selector: service.selector.clone(),
         backends,
+        published: published::rows(mesh, id, service),
+        taken_on: published::conflicts(mesh, id),
+        clients: Clients { allow: service.allow.clone(), deny: service.deny.clone() },
         creator: service.creator,
         warnings: warnings(service, mode, there.is_empty()),
     }

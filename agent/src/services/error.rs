@@ -9,7 +9,7 @@ use vxmesh_proto::{
 };
 
 use crate::{
-    api::{ApiError, ErrorCode, ServicePort},
+    api::{ApiError, ErrorCode, ServicePort, ServicePublish},
     objects::PublishError,
     store::StoreError,
 };
@@ -63,6 +63,47 @@ pub(crate) enum ServiceError {
         /// The option.
         option: &'static str,
     },
+    /// Another service has a port of the hosts.
+    #[error("port {} of the hosts is published by service `{by}`", .port.host())]
+    Published {
+        /// The port.
+        port: ServicePublish,
+        /// The service.
+        by: Name,
+    },
+    /// It would have one port of the hosts twice.
+    #[error("port {} of the hosts is published twice", .0.host())]
+    PublishedTwice(ServicePublish),
+    /// Clients of one port cannot be told apart by their modes.
+    #[error("port {0} is published in both modes")]
+    BothModes(u16),
+    /// It has no such port.
+    #[error("service `{name}` has no port {} that could be published", .port.port.sandbox_port)]
+    NoPortToPublish {
+        /// The service.
+        name: Name,
+        /// The port.
+        port: ServicePublish,
+    },
+    /// It does not publish this.
+    #[error("service `{name}` does not publish port {}", .port.host())]
+    NotPublished {
+        /// The service.
+        name: Name,
+        /// The port.
+        port: ServicePublish,
+    },
+    /// It has no address of this version.
+    #[error("service `{name}` has no address of {ip}'s version")]
+    OtherVersion {
+        /// The service.
+        name: Name,
+        /// The address of a host.
+        ip: IpAddr,
+    },
+    /// Nothing of the network is published.
+    #[error("network `{0}` is internal, so nothing of it is published")]
+    Internal(Name),
     /// Two ports of one protocol were given one name.
     #[error("two ports are called `{0}`")]
     PortNameTwice(Name),
@@ -131,6 +172,19 @@ impl From<ServiceError> for ApiError {
             E::NoAddress { .. } => {
                 (ErrorCode::Usage, "leave it out; a service of `--mode vip` has an address")
             }
+            E::Published { .. } => {
+                (ErrorCode::Conflict, "choose another port, or leave it out: :80")
+            }
+            E::NoPortToPublish { .. } => {
+                (ErrorCode::Usage, "write HOSTPORT:PORT with a port of the service, as 8080:80")
+            }
+            E::PublishedTwice(_) => (ErrorCode::Usage, "give each port of the hosts once"),
+            E::BothModes(_) => (ErrorCode::Usage, "add a port of the service for the other mode"),
+            E::NotPublished { .. } => (ErrorCode::NotFound, "see `vxmesh service inspect`"),
+            E::OtherVersion { .. } => {
+                (ErrorCode::Usage, "publish on an address of the other IP version")
+            }
+            E::Internal(_) => (ErrorCode::Usage, "make it in a network that is not internal"),
             E::PortNameTwice(_) => (ErrorCode::Usage, "give each port of a protocol its own name"),
             E::PortTwice(_) => (ErrorCode::Usage, "give each port and protocol once"),
             E::PortMissing { .. } | E::BackendMissing { .. } => {

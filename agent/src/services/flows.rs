@@ -155,6 +155,7 @@ mod tests {
             endpoint: EndpointId::from_random([3; 16]),
             seen_port: port,
             sees_vip: false,
+            is_relayed: false,
         }
     }
 

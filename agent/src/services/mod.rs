@@ -3,7 +3,8 @@
 //! [`Services`] is asked in each reconciliation for the services of a network that is here
 //! ([`Services::follow`]); [`backends`] says who answers for each; [`control`] makes, changes and
 //! removes them for the user. [`health`] checks the backends of this node, [`ejection`] finds out
-//! which ones answer nobody, and [`place`] says of nodes what services go by. How a connection is
+//! which ones answer nobody, and [`place`] says of nodes what services go by. [`published`] has the
+//! host's ports that lead to services. How a connection is
 //! spread and remembered is `vxmesh_proto::lb`'s.
 
 mod backends;
@@ -13,6 +14,7 @@ mod error;
 mod flows;
 mod health;
 mod place;
+mod published;
 mod reach;
 mod snapshot;
 
@@ -27,7 +29,7 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tracing::{error, warn};
 use vxmesh_proto::{
     addr::NetworkId,
@@ -41,11 +43,12 @@ pub use self::{
     snapshot::updated,
 };
 pub(crate) use self::{
-    control::{check_names, named},
+    control::{check_names, named, service_name},
     ejection::watch,
     error::ServiceError,
     health::check,
     place::places,
+    published::{HostPort, HostPorts, Lead, Led, Missing, publish},
 };
 
 use crate::store::{Store, StoreError};
@@ -77,6 +80,10 @@ pub(crate) struct Services {
     checks: Mutex<Checks>,
     /// What this node says of itself to services.
     place: Mutex<NodePlace>,
+    /// Ports of this host that lead to services.
+    pub(crate) host_ports: Mutex<HostPorts>,
+    /// Rung when services or their backends may be others.
+    pub(crate) changed: Notify,
     /// When the time of a drained backend is over next, in Unix milliseconds.
     deadline: AtomicU64,
     /// When this node first saw each drain, by its own clock, in Unix milliseconds; the key is what
@@ -98,6 +105,8 @@ impl Services {
             answers: Semaphore::new(ANSWERS),
             checks: Mutex::new(Checks::after(Self::load_health(store)?)),
             place: Mutex::new(Self::load_place(store)?),
+            host_ports: Mutex::default(),
+            changed: Notify::new(),
             deadline: AtomicU64::new(u64::MAX),
             drains: Mutex::default(),
         })

@@ -131,6 +131,9 @@ pub(crate) fn service() -> Service {
             ips: Vec::new(),
             weight: 1,
         }],
+        published: Vec::new(),
+        taken_on: Vec::new(),
+        clients: Default::default(),
         creator: node_id(1),
         warnings: Vec::new(),
     }

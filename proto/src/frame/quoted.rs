@@ -10,7 +10,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{
-    Frame, checksum_offset,
+    Frame, Headers, checksum_offset,
     rewrite::{DESTINATION, IPV4_CHECKSUM, Rewrite, SOURCE, complete, exchange, exchange_ip},
 };
 use crate::{
@@ -51,8 +51,14 @@ impl Quoted {
     /// Nothing if the frame is no ICMP error, or what it quotes has no ports.
     #[must_use]
     pub fn of(frame: &Frame<'_>) -> Option<Self> {
-        let ip = frame.headers.and_then(|it| it.ip).filter(|ip| ip.fragment == Fragment::Whole)?;
-        let packet = frame.bytes.get(..ip.end)?;
+        Self::within(frame.bytes, frame.headers.as_ref()?)
+    }
+
+    /// The same of a frame that is only looked at.
+    #[must_use]
+    pub fn within(bytes: &[u8], headers: &Headers) -> Option<Self> {
+        let ip = headers.ip.filter(|ip| ip.fragment == Fragment::Whole)?;
+        let packet = bytes.get(..ip.end)?;
         let kind = packet.get(ip.upper)?;
         let at = ip.upper + ICMP_LEN;
         let first = packet.get(at)?;

@@ -13,11 +13,14 @@ use crate::{
 
 impl<P> Balancer<'_, P> {
     /// Gives a frame that came out of the mesh, if it is the answer of a backend, its VIP as the
-    /// source.
+    /// source. One of a client outside of the network is made ready for its backend here.
     ///
     /// # Errors
-    /// It is one, and is malformed.
+    /// It is one, and is malformed, or goes nowhere.
     pub(crate) fn answer(&self, frame: &mut Frame<'_>) -> Result<(), DropReason> {
+        if self.relay(frame)? {
+            return Ok(());
+        }
         let flows = self.services.flows();
         let found = if let Some(packet) = Packet::of(self.network(), frame) {
             let found = flows.find(&packet.tuple).filter(|found| found.sender == Sender::Backend);
@@ -76,11 +79,11 @@ impl<P> Balancer<'_, P> {
         if found.sender == Sender::Backend {
             self.observe_error(&found, quoted);
             let (outer, inner) = self.error_rewrites(flow, frame);
-            let to = self.local_client(flow)?;
+            let (way, to) = self.way_to_client(flow)?;
             let outer =
                 Rewrite { source_mac: to.source_mac, destination_mac: to.destination_mac, ..outer };
             frame.rewrite_error(quoted, &outer, &inner)?;
-            return Ok(Way::Local);
+            return Ok(way);
         }
         let row = self.row_of(&found)?;
         let (way, source_mac) = self.way_to(row);
@@ -101,13 +104,10 @@ impl<P> Balancer<'_, P> {
     }
 
     /// Makes the answer of a local backend one of the service, to its client.
-    pub(super) fn to_local_client(
-        &self,
-        flow: &Flow,
-        frame: &mut Frame<'_>,
-    ) -> Result<Way, DropReason> {
-        frame.rewrite(&self.local_client(flow)?)?;
-        Ok(Way::Local)
+    pub(super) fn to_client(&self, flow: &Flow, frame: &mut Frame<'_>) -> Result<Way, DropReason> {
+        let (way, to) = self.way_to_client(flow)?;
+        frame.rewrite(&to)?;
+        Ok(way)
     }
 
     /// What makes an answer one of the service, or of a backend that was asked directly.
@@ -120,17 +120,22 @@ impl<P> Balancer<'_, P> {
         }
     }
 
-    /// The same for one that was brought here from the local network.
-    fn local_client(&self, flow: &Flow) -> Result<Rewrite, DropReason> {
+    /// The same for one that was brought here from the local network, and where it goes.
+    fn way_to_client(&self, flow: &Flow) -> Result<(Way, Rewrite), DropReason> {
+        if flow.is_relayed {
+            let destination_mac = Some(self.router_of(flow)?);
+            return Ok((Way::Mesh, Rewrite { destination_mac, ..self.answer_rewrite(flow) }));
+        }
         let row = self.table.fdb(flow.client_mac);
         if !row.is_some_and(|row| matches!(row.place, Place::Local)) {
             return Err(DropReason::NotLocal);
         }
-        Ok(Rewrite {
+        let to = Rewrite {
             source_mac: Some(service_mac(self.network())),
             destination_mac: Some(flow.client_mac),
             ..self.answer_rewrite(flow)
-        })
+        };
+        Ok((Way::Local, to))
     }
 
     /// What makes an error one about a packet to the service, around what it quotes and in it. It

@@ -69,6 +69,7 @@ impl<P> Balancer<'_, P> {
             client_mac: packet.mac,
             vip: destination,
             seen_port: source.port(),
+            is_relayed: false,
             ..found.flow
         })?;
         Ok(true)

@@ -4,13 +4,15 @@
 //! new flow gets, [`flows`] remembers it, and [`translate`] gives each frame its other end: on the
 //! way to the backend and on the way back ([`answers`]), both at the client's node. Backends see
 //! the client's own address, and its port unless it uses that for them, too ([`clash`]). Those that
-//! answer nobody get no new ones ([`ejection`]).
+//! answer nobody get no new ones ([`ejection`]). Clients outside of the network come in by its
+//! nodes ([`ingress`]).
 
 mod answers;
 mod clash;
 pub mod ejection;
 pub mod flows;
 pub mod health;
+mod ingress;
 mod maglev;
 mod observed;
 mod service;
@@ -18,8 +20,9 @@ mod translate;
 
 use std::sync::atomic::AtomicU64;
 
+pub(crate) use ingress::is_admitted;
 pub use observed::BackendPort;
-pub use service::{Backend, Choice, Port, Protocol, Service, ServiceSpec, Services};
+pub use service::{Backend, Choice, Port, Protocol, PublishMode, Service, ServiceSpec, Services};
 pub(crate) use translate::{Balancer, Way};
 
 use crate::addr::{MacAddr, NetworkId};

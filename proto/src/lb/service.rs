@@ -59,6 +59,17 @@ pub struct Port {
     pub port: u16,
     /// That of the backends.
     pub backend_port: u16,
+    /// Whether clients outside of the network have it.
+    pub published: Option<PublishMode>,
+}
+
+/// By whom clients outside of the network are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PublishMode {
+    /// By any backend, whichever node they come in by.
+    Ingress,
+    /// By the backends of the node that they come in by.
+    Host,
 }
 
 /// An endpoint that answers for a service.
@@ -158,9 +169,19 @@ impl Service {
     /// The backends' port behind one of the VIP.
     #[must_use]
     pub fn backend_port(&self, protocol: Protocol, port: u16) -> Option<u16> {
+        self.port(protocol, port).map(|port| port.backend_port)
+    }
+
+    /// What is known of a port of the VIP.
+    pub(super) fn port(&self, protocol: Protocol, port: u16) -> Option<&Port> {
         let ports = &self.spec.ports;
         let at = ports.binary_search_by_key(&(protocol, port), |it| (it.protocol, it.port));
-        ports.get(at.ok()?).map(|port| port.backend_port)
+        ports.get(at.ok()?)
+    }
+
+    /// The ports that clients outside of the network have.
+    pub(super) fn published(&self) -> impl Iterator<Item = (&Port, PublishMode)> {
+        self.spec.ports.iter().filter_map(|port| Some((port, port.published?)))
     }
 
     /// The backend that is this endpoint, if it is one of them.
@@ -293,6 +314,8 @@ pub struct Services {
     backend_ports: Box<[(Protocol, u16)]>,
     nodes: Box<[NodeId]>,
     by_vip: HashMap<IpAddr, usize, Seeded>,
+    /// Those that have published ports.
+    published: Box<[Arc<Service>]>,
 }
 
 impl Services {
@@ -319,7 +342,9 @@ impl Services {
         backend_ports.dedup();
         let backends = services.iter().flat_map(|service| &service.spec.backends);
         let nodes: BTreeSet<NodeId> = backends.map(|backend| backend.key.node).collect();
+        let published = services.iter().filter(|service| service.published().next().is_some());
         Self {
+            published: published.cloned().collect(),
             flows,
             version,
             is_settled,
@@ -347,6 +372,11 @@ impl Services {
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.iter()
+    }
+
+    /// Those with ports that clients outside of the network have.
+    pub(super) fn published(&self) -> &[Arc<Service>] {
+        &self.published
     }
 
     /// The nodes that have backends, in order.
@@ -429,9 +459,9 @@ mod tests {
             id: ServiceId::from_random([3; 16]),
             vips: vec!["10.0.0.200".parse().unwrap(), "fd00::200".parse().unwrap()],
             ports: vec![
-                Port { protocol: Protocol::Udp, port: 53, backend_port: 5353 },
-                Port { protocol: Protocol::Tcp, port: 80, backend_port: 8080 },
-                Port { protocol: Protocol::Tcp, port: 53, backend_port: 53 },
+                Port { protocol: Protocol::Udp, port: 53, backend_port: 5353, published: None },
+                Port { protocol: Protocol::Tcp, port: 80, backend_port: 8080, published: None },
+                Port { protocol: Protocol::Tcp, port: 53, backend_port: 53, published: None },
             ],
             backends: backends.collect(),
             choice,
@@ -445,6 +475,7 @@ mod tests {
             protocol: TCP,
             source: SocketAddr::from(([10, 0, 0, 10], n)),
             destination: SocketAddr::from(([10, 0, 0, 200], 80)),
+            via: None,
         }
     }
 

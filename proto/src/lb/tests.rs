@@ -7,6 +7,7 @@
 mod clash;
 mod ejected;
 mod fragments;
+mod ingress;
 mod life;
 mod local;
 mod super_frames;
@@ -55,7 +56,7 @@ struct Net {
 }
 
 fn service(backends: impl IntoIterator<Item = u8>) -> ServiceSpec {
-    let tcp = Port { protocol: Protocol::Tcp, port: 80, backend_port: 8080 };
+    let tcp = Port { protocol: Protocol::Tcp, port: 80, backend_port: 8080, published: None };
     let backends = backends.into_iter().map(|n| {
         let node = n - CLIENT;
         Backend { key: key(node, n), weight: 1, takes_new: true, is_near: true }
@@ -592,7 +593,12 @@ fn a_backend_that_drains_keeps_what_it_has() {
 #[test]
 fn two_flows_that_would_look_alike_get_two_ports() {
     let mut spec_of_both = service([11]);
-    spec_of_both.ports.push(Port { protocol: Protocol::Tcp, port: 81, backend_port: 8080 });
+    spec_of_both.ports.push(Port {
+        protocol: Protocol::Tcp,
+        port: 81,
+        backend_port: 8080,
+        published: None,
+    });
     let net = Net::with(64, spec_of_both);
     let (_, first) = net.out(&asks(TCP, true, 4000, SYN)).unwrap();
     let macs = (mac(CLIENT), service_mac(spec().id));

@@ -27,8 +27,9 @@ use std::{
 
 use super::{
     flows::{Flow, Found, Fragmented, Refused, Sender, Sign, State, Tuple},
+    ingress::is_outside,
     observed::BackendPort,
-    service::{Backend, Protocol, Service, Services, other_port},
+    service::{Backend, Port, Protocol, PublishMode, Service, Services, other_port},
     service_mac, service_source_mac,
 };
 use crate::{
@@ -82,6 +83,7 @@ impl Packet {
             protocol: ip.protocol,
             source: SocketAddr::new(ip.source, source),
             destination: SocketAddr::new(ip.destination, destination),
+            via: None,
         };
         Some(Self { tuple, sign, mac: headers.source, fragments: fragmented(network, frame) })
     }
@@ -103,7 +105,7 @@ fn backend_port(flow: &Flow) -> Option<(Protocol, u16)> {
 /// The packets that answer the one which an error quotes: they go the way of the error.
 pub(super) const fn answered(network: NetworkId, quoted: &Quoted) -> Tuple {
     let Quoted { protocol, source, destination, .. } = *quoted;
-    Tuple { network, protocol, source: destination, destination: source }
+    Tuple { network, protocol, source: destination, destination: source, via: None }
 }
 
 impl<'t, P> Balancer<'t, P> {
@@ -135,7 +137,7 @@ impl<'t, P> Balancer<'t, P> {
             Some(found) if found.sender == Sender::Client => {
                 self.to_backend(&found.flow, self.row_of(&found)?, frame)
             }
-            Some(found) => self.to_local_client(&found.flow, frame),
+            Some(found) => self.to_client(&found.flow, frame),
             None => self.take_other(&ip, frame),
         }
     }
@@ -167,7 +169,7 @@ impl<'t, P> Balancer<'t, P> {
                 }
                 let _state = flows.note(&found, packet.sign, self.now);
                 self.remember(packet, &found);
-                return self.to_local_client(&found.flow, frame);
+                return self.to_client(&found.flow, frame);
             }
             let row = self.row_of(&found);
             let begins_anew = match packet.sign {
@@ -216,16 +218,18 @@ impl<'t, P> Balancer<'t, P> {
     ) -> Result<(), DropReason> {
         let tuple = &packet.tuple;
         let protocol = Protocol::of_number(tuple.protocol);
-        let at = protocol.and_then(|protocol| {
-            Some((protocol, service.backend_port(protocol, tuple.destination.port())?))
-        });
-        let at = at.ok_or(DropReason::ServicePort)?;
+        let port = protocol.and_then(|it| service.port(it, tuple.destination.port()));
+        let port = port.ok_or(DropReason::ServicePort)?;
+        let at = (port.protocol, port.backend_port);
         if tuple.protocol == TCP && packet.sign != Sign::Syn {
             return Err(DropReason::FlowUnknown);
         }
         let is_ipv4 = tuple.source.is_ipv4();
+        let stays_here = self.stays_here(port, tuple.source.ip());
         let address = |backend: &Backend| self.address_of(backend, is_ipv4);
-        let is_there = |backend: &Backend| address(backend).is_some();
+        let is_there = |backend: &Backend| {
+            address(backend).is_some() && (!stays_here || self.is_here(backend))
+        };
         let is_well = |backend: &Backend| {
             let is_silent = silent == Some(backend.key.endpoint);
             !is_silent && service.takes_new(backend, at) && is_there(backend)
@@ -253,6 +257,7 @@ impl<'t, P> Balancer<'t, P> {
             endpoint: backend.key.endpoint,
             seen_port: tuple.source.port(),
             sees_vip: asks_itself.is_some_and(|row| self.table.owns(row, tuple.source.ip())),
+            is_relayed: false,
         })
     }
 
@@ -310,8 +315,11 @@ impl<'t, P> Balancer<'t, P> {
             return false;
         };
         let is_ipv4 = flow.client.is_ipv4();
+        let port = service.port(at.0, flow.vip.port());
+        let stays_here = port.is_some_and(|port| self.stays_here(port, flow.client.ip()));
         service.for_new_flows().any(|other| {
             other.key.endpoint != flow.endpoint
+                && (!stays_here || self.is_here(other))
                 && service.takes_new(other, at)
                 && self.address_of(other, is_ipv4).is_some()
         })
@@ -350,6 +358,16 @@ impl<'t, P> Balancer<'t, P> {
         let (protocol, port) = backend_port(flow)?;
         let key = service.backend(flow.endpoint)?.key;
         Some((service, BackendPort { key, protocol, port }))
+    }
+
+    /// Whether a client has backends of this node only.
+    fn stays_here(&self, port: &Port, client: IpAddr) -> bool {
+        port.published == Some(PublishMode::Host) && is_outside(self.table, client)
+    }
+
+    fn is_here(&self, backend: &Backend) -> bool {
+        let row = self.table.row(&backend.key);
+        row.is_some_and(|row| matches!(row.place, Place::Local))
     }
 
     /// The address of this IP version at which a backend is reached.

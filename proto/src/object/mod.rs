@@ -57,7 +57,9 @@ pub use self::{
     extension::{Extension, SubnetOf, SubnetState},
     hlc::{Clock, Hlc},
     network::{Block, Network, NetworkLimits, Subnet, may_be_vtep},
-    service::{DRAIN_MS, HealthCheck, Service, ServiceOf, ServicePort, ServiceState, holder},
+    service::{
+        DRAIN_MS, HealthCheck, PublishedPort, Service, ServiceOf, ServicePort, ServiceState, holder,
+    },
     set::{Merge, NetworkState, ObjectSet},
 };
 use crate::{

@@ -14,13 +14,14 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use ring::digest;
 use serde::{Deserialize, Serialize};
 
 use super::{Content, Hlc, Object, ObjectId, ObjectSet, Refused};
 use crate::{
     addr::{Name, NetworkId, NodeId, ServiceId},
-    limits::{NETWORK_LABELS, SERVICE_BACKENDS, SERVICE_PORTS, SERVICE_WEIGHT},
+    limits::{CLIENT_PREFIXES, NETWORK_LABELS, SERVICE_BACKENDS, SERVICE_PORTS, SERVICE_WEIGHT},
 };
 
 const DOMAIN: &[u8] = b"vxmesh service 1\0";
@@ -41,6 +42,26 @@ pub struct ServicePort {
     /// Its name.
     #[serde(rename = "n", default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
+}
+
+/// A port of the hosts that leads to a port of a service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PublishedPort {
+    /// The protocol's number (IANA): TCP or UDP.
+    #[serde(rename = "t")]
+    pub protocol: u8,
+    /// The number at the hosts.
+    #[serde(rename = "h")]
+    pub host_port: u16,
+    /// The number at the VIP.
+    #[serde(rename = "p")]
+    pub port: u16,
+    /// The address at which it is; all of a host's otherwise.
+    #[serde(rename = "i", default, skip_serializing_if = "Option::is_none")]
+    pub ip: Option<IpAddr>,
+    /// Whether it is on hosts with backends only, and leads to these.
+    #[serde(rename = "l", default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_local: bool,
 }
 
 /// A service.
@@ -88,6 +109,15 @@ pub struct Service {
     /// does not know the word prefers none.
     #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
     pub prefer: Option<Name>,
+    /// Ports of the hosts that lead to it.
+    #[serde(rename = "u", default, skip_serializing_if = "Vec::is_empty")]
+    pub published: Vec<PublishedPort>,
+    /// Prefixes of the clients that these are for; all without one.
+    #[serde(rename = "a", default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<IpNet>,
+    /// Prefixes of clients that they are not for.
+    #[serde(rename = "o", default, skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<IpNet>,
 }
 
 /// How long the flows of a drained backend go on: Docker's and Kubernetes' time for a container to
@@ -181,10 +211,51 @@ impl Service {
             "it drains too many backends"
         } else if !self.check.as_ref().is_none_or(HealthCheck::is_sound) {
             "its check has a path that is none, or times or counts that are too small or too large"
+        } else if let Some(fault) = self.fault_of_published() {
+            fault
         } else {
             return Ok(());
         };
         Err(Refused::Content(fault))
+    }
+}
+
+impl PublishedPort {
+    /// Whether a host can have one of the two only.
+    #[must_use]
+    pub fn meets(&self, other: &Self) -> bool {
+        let covers = |one: Option<IpAddr>, two: Option<IpAddr>| match (one, two) {
+            (None, _) => true,
+            (Some(one), Some(two)) => {
+                one == two || (one.is_unspecified() && one.is_ipv4() == two.is_ipv4())
+            }
+            (Some(_), None) => false,
+        };
+        (self.protocol, self.host_port) == (other.protocol, other.host_port)
+            && (covers(self.ip, other.ip) || covers(other.ip, self.ip))
+    }
+}
+
+impl Service {
+    fn fault_of_published(&self) -> Option<&'static str> {
+        let differs = |one: &PublishedPort, other: &PublishedPort| {
+            (one.protocol, one.port) == (other.protocol, other.port)
+                && one.is_local != other.is_local
+        };
+        let before = |at: usize| self.published.iter().take(at);
+        let mut all = self.published.iter().enumerate();
+        if self.published.len() > SERVICE_PORTS {
+            Some("it publishes too many ports")
+        } else if self.allow.len() > CLIENT_PREFIXES || self.deny.len() > CLIENT_PREFIXES {
+            Some("it has too many prefixes of clients")
+        } else if self.published.iter().any(|it| it.host_port == 0 || it.port == 0) {
+            Some("one of its published ports is 0")
+        } else if all.any(|(at, it)| before(at).any(|other| it.meets(other) || differs(it, other)))
+        {
+            Some("one of its published ports is there twice, or in both modes")
+        } else {
+            None
+        }
     }
 }
 

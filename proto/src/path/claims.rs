@@ -4,7 +4,8 @@
 //! must be the row's too:
 //!
 //! - IPv4 and IPv6: the source; that of a node's own row may be any of the node's endpoints, since
-//!   it routes between subnets. 0.0.0.0 and :: only where a host without an address must speak:
+//!   it routes between subnets, or one outside of the network that asks for a published port of a
+//!   service ([`is_admitted`]). 0.0.0.0 and :: only where a host without an address must speak:
 //!   IGMP reports (RFC 3376 section 4.2.13), duplicate address detection and MLD reports (RFC 4862
 //!   section 5.4, RFC 3810 section 5.2.13).
 //! - ARP: the sender's pair; the address may be 0.0.0.0 in a probe (RFC 5227 section 2.1.1).
@@ -25,7 +26,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use crate::{
     addr::MacAddr,
     frame::{Headers, Ip, View},
-    lb::is_service_mac,
+    lb::{is_admitted, is_service_mac},
     reason::DropReason,
     tables::{NetworkTable, Row},
     wire::{
@@ -88,6 +89,14 @@ impl<P> Speaker<'_, P> {
         match self {
             Self::Endpoint(row) => table.carries(row, ip),
             Self::Station => self.owns(table, ip),
+        }
+    }
+
+    /// Whether the packet comes from outside of the network and may come in by it.
+    fn brings_in(&self, table: &NetworkTable<P>, ip: &Ip, frame: &View<'_>) -> bool {
+        match self {
+            Self::Endpoint(row) => is_admitted(table, row, ip, frame),
+            Self::Station => false,
         }
     }
 
@@ -161,7 +170,7 @@ fn check_ipv4<P>(
         return Err(DropReason::Redirect);
     }
     let nameless = ip.source.is_unspecified() && ip.protocol == IGMP;
-    if !nameless && !speaker.carries(table, ip.source) {
+    if !nameless && !speaker.carries(table, ip.source) && !speaker.brings_in(table, &ip, frame) {
         return Err(DropReason::IpSpoofed);
     }
     Ok(Content::Other)
@@ -181,7 +190,7 @@ fn check_ipv6<P>(
         Err(NotNd::Malformed) => return Err(DropReason::MalformedNd),
     };
     let nameless = ip.source.is_unspecified() && may_be_nameless(message.as_ref(), &upper);
-    if !nameless && !speaker.carries(table, ip.source) {
+    if !nameless && !speaker.carries(table, ip.source) && !speaker.brings_in(table, &ip, frame) {
         return Err(DropReason::IpSpoofed);
     }
     let Some(message) = message else { return Ok(Content::Other) };

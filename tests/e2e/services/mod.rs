@@ -2,6 +2,7 @@
 
 mod deaths;
 mod health;
+mod ingress;
 mod life;
 mod local;
 mod restart;

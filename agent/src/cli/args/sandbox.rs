@@ -5,7 +5,7 @@ use std::{env, ffi::OsString, net::IpAddr, path::PathBuf};
 use clap::{Args, Subcommand};
 use vxmesh_proto::{addr::Name, restart::RestartPolicy};
 
-use super::{Wanted, absolute, reference};
+use super::{ClientArgs, Wanted, absolute, reference};
 use crate::{
     api::{Begin, ConnectionError, Connections, HostEntry, Hostname},
     gateway::publish::{PublishError, PublishRange},
@@ -55,6 +55,8 @@ pub(in crate::cli) struct Run {
     /// 8000-8009:80-89
     #[arg(long, value_name = "[IP:]HOST[:SANDBOX][/tcp|udp]", value_parser = publish)]
     pub(in crate::cli) publish: Vec<PublishRange>,
+    #[command(flatten)]
+    pub(in crate::cli) clients: ClientArgs,
     /// The command with its arguments, also without --
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub(in crate::cli) command: Vec<OsString>,

@@ -5,8 +5,11 @@ use std::{net::IpAddr, str::FromStr, time::Duration};
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use vxmesh_proto::{addr::Name, limits::SERVICE_WEIGHT};
 
-use super::{label, reference};
-use crate::api::{Balancing, Preference, ServiceCheck, ServiceMode, ServicePort};
+use super::{ClientArgs, label, reference};
+use crate::api::{
+    Balancing, Preference, ServiceCheck, ServiceMode, ServicePort, ServicePublishRange,
+};
+use crate::firewall::clients::{Allowed, Denied};
 
 /// Names and addresses that spread connections over endpoints.
 #[derive(Debug, Subcommand)]
@@ -96,6 +99,11 @@ pub(in crate::cli) struct ServiceCreate {
     /// How long the connections of a drained backend may go on [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(in crate::cli) drain: Option<Duration>,
+    /// Port of the hosts that leads to a port of the service; may be given more than once
+    #[arg(long, value_name = "[IP:]HOST[:PORT][/udp][,mode=host]")]
+    pub(in crate::cli) publish: Vec<ServicePublishRange>,
+    #[command(flatten)]
+    pub(in crate::cli) clients: ClientArgs,
 }
 
 #[derive(Debug, Args)]
@@ -134,6 +142,18 @@ pub(in crate::cli) struct ServiceChange {
     /// How long the connections of a drained backend may go on
     #[arg(long, value_name = "TIME", value_parser = time, group = "change")]
     pub(in crate::cli) drain: Option<Duration>,
+    /// Port of the hosts to lead to a port of the service
+    #[arg(long, value_name = "[IP:]HOST[:PORT][/udp][,mode=host]", group = "change")]
+    pub(in crate::cli) add_publish: Vec<ServicePublishRange>,
+    /// Port of the hosts to take back
+    #[arg(long, value_name = "[IP:]HOST[:PORT][/udp]", group = "change")]
+    pub(in crate::cli) rm_publish: Vec<ServicePublishRange>,
+    /// Prefixes of the clients that published ports are for
+    #[arg(long, value_name = "CIDR,...|all", group = "change")]
+    pub(in crate::cli) allow: Option<Allowed>,
+    /// Prefixes of clients that they are not for
+    #[arg(long, value_name = "CIDR,...|none", group = "change")]
+    pub(in crate::cli) deny: Option<Denied>,
 }
 
 /// When checks are made, and what follows from them.

@@ -19,8 +19,10 @@ pub(super) const EPOCH: usize = 12;
 /// Where the number of the next free entry is.
 pub(super) const NEXT: usize = 13;
 
+const MAC: u64 = (1 << 48) - 1;
 const IS_IPV4: u64 = 1 << 56;
 const SEES_VIP: u64 = 1 << 57;
+const IS_RELAYED: u64 = 1 << 58;
 
 /// A flow of TCP or UDP to a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +45,9 @@ pub struct Flow {
     pub seen_port: u16,
     /// Whether the backend sees the VIP as the client: it is the client itself.
     pub sees_vip: bool,
+    /// Whether its client is outside of the network and came in by another node, whose router has
+    /// `client_mac`. That node knows the VIP; here the VIP is the backend itself.
+    pub is_relayed: bool,
 }
 
 /// What the packets of one direction have in common.
@@ -56,21 +61,25 @@ pub struct Tuple {
     pub source: SocketAddr,
     /// To whom.
     pub destination: SocketAddr,
+    /// The router of the node by which a client from outside came in, if that is another one than
+    /// this: two nodes may bring one address and port.
+    pub via: Option<MacAddr>,
 }
 
 impl Flow {
     /// The packets of the client.
     #[must_use]
-    pub const fn forward(&self) -> Tuple {
+    pub fn forward(&self) -> Tuple {
         let Self { network, protocol, client, vip, .. } = *self;
-        Tuple { network, protocol, source: client, destination: vip }
+        let via = self.is_relayed.then_some(self.client_mac);
+        Tuple { network, protocol, source: client, destination: vip, via }
     }
 
     /// The packets of the backend, as it sends them.
     #[must_use]
     pub fn reverse(&self) -> Tuple {
         let Self { network, protocol, backend, .. } = *self;
-        Tuple { network, protocol, source: backend, destination: self.seen() }
+        Tuple { network, protocol, source: backend, destination: self.seen(), via: None }
     }
 
     /// The client as the backend sees it.
@@ -86,6 +95,15 @@ impl Flow {
         self.vip == self.backend
     }
 
+    /// Whose flow it is to the limits: the client's; or of the node that brought it, since that may
+    /// say of any address that it is the client's.
+    pub(super) fn counted_for(&self) -> [u64; 2] {
+        if self.is_relayed {
+            return [u64::MAX, mac_word(self.client_mac)];
+        }
+        ip_words(self.client.ip())
+    }
+
     pub(super) fn to_words(self) -> [u64; FIXED] {
         let [n0, n1] = id_words(self.network.bytes());
         let [c0, c1] = ip_words(self.client.ip());
@@ -93,11 +111,12 @@ impl Flow {
         let [b0, b1] = ip_words(self.backend.ip());
         let [e0, e1] = id_words(self.endpoint.bytes());
         let ports = [self.client.port(), self.vip.port(), self.backend.port(), self.seen_port];
-        let [a, b, c, d, e, f] = self.client_mac.0;
-        let mac = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
+        let flag = |is_set: bool, flag| if is_set { flag } else { 0 };
         let kind = u64::from(self.protocol) << 48
-            | if self.client.is_ipv4() { IS_IPV4 } else { 0 }
-            | if self.sees_vip { SEES_VIP } else { 0 };
+            | flag(self.client.is_ipv4(), IS_IPV4)
+            | flag(self.sees_vip, SEES_VIP)
+            | flag(self.is_relayed, IS_RELAYED);
+        let mac = mac_word(self.client_mac);
         [n0, n1, c0, c1, v0, v1, b0, b1, pack(ports), mac | kind, e0, e1]
     }
 
@@ -117,6 +136,7 @@ impl Flow {
             endpoint: EndpointId::from_random(id_of([e0, e1])),
             seen_port,
             sees_vip: kind & SEES_VIP != 0,
+            is_relayed: kind & IS_RELAYED != 0,
         }
     }
 }
@@ -130,6 +150,8 @@ pub(super) struct Key {
     ports: [u16; 2],
     protocol: u8,
     is_ipv4: bool,
+    /// The MAC of a router; 0 without one.
+    via: u64,
 }
 
 impl Key {
@@ -141,6 +163,7 @@ impl Key {
             ports: [tuple.source.port(), tuple.destination.port()],
             protocol: tuple.protocol,
             is_ipv4: tuple.source.is_ipv4(),
+            via: tuple.via.map_or(0, mac_word),
         }
     }
 
@@ -149,7 +172,7 @@ impl Key {
         let of = |[high, low]: [u64; 2]| high.rotate_left(32) ^ low;
         let [from, to] = self.ports;
         let rest = pack([from, to, self.protocol.into(), self.is_ipv4.into()]);
-        [of(self.network), of(self.source), of(self.destination), rest]
+        [of(self.network) ^ self.via, of(self.source), of(self.destination), rest]
     }
 
     /// Who sends packets with this key in the flow of these words.
@@ -164,12 +187,20 @@ impl Key {
         let is = |source, destination, ports| {
             (self.source, self.destination, self.ports) == (source, destination, ports)
         };
+        let via = if kind & IS_RELAYED != 0 { kind & MAC } else { 0 };
         match is_same {
-            true if is(client_ip, vip_ip, [client, vip]) => Some(Sender::Client),
-            true if is([b0, b1], seen_ip, [backend, seen]) => Some(Sender::Backend),
+            true if self.via == via && is(client_ip, vip_ip, [client, vip]) => Some(Sender::Client),
+            true if self.via == 0 && is([b0, b1], seen_ip, [backend, seen]) => {
+                Some(Sender::Backend)
+            }
             _ => None,
         }
     }
+}
+
+fn mac_word(mac: MacAddr) -> u64 {
+    let [a, b, c, d, e, f] = mac.0;
+    u64::from_be_bytes([0, 0, a, b, c, d, e, f])
 }
 
 const fn protocol_of(kind: u64) -> u8 {

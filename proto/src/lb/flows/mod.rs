@@ -24,7 +24,6 @@ mod restore;
 
 use std::{
     hash::{BuildHasher, Hasher},
-    net::IpAddr,
     sync::atomic::{Ordering, fence},
     time::{Duration, Instant},
 };
@@ -38,7 +37,7 @@ pub use life::{Sender, Sign, State};
 use memory::{CLOSED, FREE, FRESH, HALF_OPEN, HAND, HELD};
 pub use memory::{Memory, Shape};
 
-use crate::{addr::NetworkId, tables::Seeded, wire::TCP};
+use crate::{tables::Seeded, wire::TCP};
 
 /// What half-open flows may have of all, and each source: one part of so many.
 const PART: u64 = 4;
@@ -510,10 +509,10 @@ impl<M: Memory> FlowTable<M> {
 
     /// The two counters of a source. One that has few flows shares both with one that has many once
     /// in a million times (Cormode and Muthukrishnan, "Count-min sketch", 2005).
-    fn sources(&self, network: NetworkId, ip: IpAddr) -> [usize; 2] {
+    fn sources(&self, flow: &Flow) -> [usize; 2] {
         let mut hasher = self.seed.build_hasher();
-        hasher.write(network.bytes());
-        entry::ip_words(ip).into_iter().for_each(|word| hasher.write_u64(word));
+        hasher.write(flow.network.bytes());
+        flow.counted_for().into_iter().for_each(|word| hasher.write_u64(word));
         let hash = hasher.finish();
         let most = u64::from(self.shape.sources.max(1));
         let at = |bits: u64| usize::try_from(bits % most).unwrap_or_default();
@@ -521,12 +520,12 @@ impl<M: Memory> FlowTable<M> {
     }
 
     fn source_count(&self, flow: &Flow) -> u64 {
-        let rows = self.sources(flow.network, flow.client.ip());
+        let rows = self.sources(flow);
         rows.map(|at| self.memory.load(at, Ordering::Relaxed)).into_iter().min().unwrap_or_default()
     }
 
     fn count_source(&self, flow: &Flow, one_more: bool) {
-        for at in self.sources(flow.network, flow.client.ip()) {
+        for at in self.sources(flow) {
             self.memory.add(at, if one_more { 1 } else { u64::MAX });
         }
     }

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    addr::{EndpointId, MacAddr},
+    addr::{EndpointId, MacAddr, NetworkId},
     tables::tests::now,
     wire::UDP,
 };
@@ -54,6 +54,7 @@ pub(super) fn flow(client: u8, backend: u16) -> Flow {
         endpoint: EndpointId::from_random([9; 16]),
         seen_port: 4000,
         sees_vip: false,
+        is_relayed: false,
     }
 }
 

@@ -22,6 +22,9 @@ fn service(seed: u8, name: &str, vip: &str) -> Service {
         draining: BTreeMap::new(),
         drain_ms: None,
         prefer: None,
+        published: Vec::new(),
+        allow: Vec::new(),
+        deny: Vec::new(),
     }
 }
 
