@@ -22,7 +22,7 @@ use std::{
 use super::{
     Services,
     observed::BackendPort,
-    service::{Backend, ServiceSpec},
+    service::{Backend, Service, ServiceSpec},
 };
 use crate::addr::{NetworkId, NodeId};
 
@@ -146,7 +146,8 @@ impl Ejections {
         };
         self.forget(services);
         let since = |at: Instant| now.saturating_duration_since(at.max(awake));
-        let mut asked = BTreeSet::new();
+        // Each with the services that saw a sign of it.
+        let mut asked: BTreeMap<Subject, Vec<&Service>> = BTreeMap::new();
         for (network, of) in services {
             for service in of.iter() {
                 for sight in service.observed().sights() {
@@ -157,9 +158,8 @@ impl Ejections {
                         sight.refused || unanswered.is_some_and(|at| since(at) >= patience);
                     let subject = Subject::Port(*network, sight.of);
                     if self.is_to_be_asked(subject, now, is_suspect, answered) {
-                        // Only what nobody answers from now on is another sign.
-                        service.observed().forget(&sight.of);
-                        asked.extend([subject, Subject::Node(sight.of.key.node)]);
+                        asked.entry(subject).or_default().push(service);
+                        asked.entry(Subject::Node(sight.of.key.node)).or_default();
                     }
                 }
             }
@@ -169,21 +169,33 @@ impl Ejections {
                 let is_suspect = sight.unanswered.is_some_and(|at| since(at) >= patience);
                 let subject = Subject::Node(*node);
                 if self.is_to_be_asked(subject, now, is_suspect, sight.heard) {
-                    asked.insert(subject);
+                    asked.entry(subject).or_default();
                 }
             }
         }
-        // In turn: those that come first in the order must not keep the others waiting.
-        let (before, after): (Vec<Subject>, Vec<Subject>) =
-            asked.into_iter().partition(|subject| Some(*subject) < self.next);
+        self.ask_in_turn(asked, now)
+    }
+
+    /// Asks as many as there is room for. Those that come first in the order must not keep the
+    /// others waiting.
+    fn ask_in_turn(
+        &mut self,
+        mut asked: BTreeMap<Subject, Vec<&Service>>,
+        now: Instant,
+    ) -> Vec<Subject> {
+        let after = self.next.map(|next| asked.split_off(&next)).unwrap_or_default();
         let mut questions = Vec::new();
-        for subject in after.into_iter().chain(before) {
+        for (subject, saw) in after.into_iter().chain(asked) {
             if !self.has_room() {
                 self.next = Some(subject);
                 break;
             }
             if self.ask(subject, now) {
                 questions.push(subject);
+                if let Subject::Port(_, of) = subject {
+                    // Only what nobody answers from now on is another sign.
+                    saw.iter().for_each(|service| service.observed().forget(&of));
+                }
             }
         }
         questions

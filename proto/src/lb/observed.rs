@@ -28,7 +28,7 @@ pub struct BackendPort {
 struct Seen {
     /// When the first SYN was sent that nobody has answered.
     unanswered: AtomicU64,
-    /// Whether something was refused since somebody looked: by a reset in answer to a SYN, or by an
+    /// Whether something was refused since it was asked: by a reset in answer to a SYN, or by an
     /// ICMP error.
     refused: AtomicBool,
     /// When it last answered who had not heard of it.
@@ -77,6 +77,7 @@ impl Observed {
                 };
                 copy(&new.unanswered, &old.unanswered);
                 copy(&new.answered, &old.answered);
+                new.refused.store(old.refused.load(Ordering::Relaxed), Ordering::Relaxed);
             }
             (of, new)
         };
@@ -109,20 +110,20 @@ impl Observed {
         }
     }
 
-    /// It is asked: what is sent from now on counts.
+    /// It is asked: what is sent, or refused, from now on counts.
     pub(super) fn forget(&self, of: &BackendPort) {
         if let Some(seen) = self.get(of) {
             seen.unanswered.store(0, Ordering::Relaxed);
+            seen.refused.store(false, Ordering::Relaxed);
         }
     }
 
-    /// All that is not as it is with a backend that was never asked. What was refused is told once.
+    /// All that is not as it is with a backend that was never asked.
     pub(super) fn sights(&self) -> impl Iterator<Item = Sight> {
         let sight = |(of, seen): &(BackendPort, Seen)| Sight {
             of: *of,
             unanswered: seen.unanswered.load(Ordering::Relaxed),
-            refused: seen.refused.load(Ordering::Relaxed)
-                && seen.refused.swap(false, Ordering::Relaxed),
+            refused: seen.refused.load(Ordering::Relaxed),
             answered: seen.answered.load(Ordering::Relaxed),
         };
         let all = self.seen.iter().map(sight);

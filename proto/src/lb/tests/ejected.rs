@@ -17,7 +17,11 @@ struct World {
 
 impl World {
     fn new(backends: impl IntoIterator<Item = u8>) -> Self {
-        let net = Net::with(4096, service(backends));
+        Self::with(service(backends))
+    }
+
+    fn with(spec: ServiceSpec) -> Self {
+        let net = Net::with(4096, spec);
         let now = net.start;
         let mut world =
             Self { net, ejections: Ejections::default(), now, peers: Default::default() };
@@ -296,4 +300,42 @@ fn of_many_that_are_silent_all_are_asked_in_turn() {
     silent(&mut world);
     assert_eq!(world.pass(150 * MS).len(), 5);
     assert_eq!(world.pass(Duration::from_secs(9)), [], "all are under way");
+}
+
+/// Only so many are asked at once.
+#[test]
+fn a_sign_is_remembered_until_there_is_room_to_ask() {
+    for is_refused in [true, false] {
+        let mut spec = service(11..13);
+        let port = |port| Port { protocol: Protocol::Tcp, port, backend_port: port };
+        spec.ports = (1..=40).map(port).collect();
+        let all: BTreeSet<BackendPort> = (1..=40)
+            .flat_map(|port| {
+                [11, 12].map(|backend| BackendPort {
+                    key: key(backend - CLIENT, backend),
+                    protocol: Protocol::Tcp,
+                    port,
+                })
+            })
+            .collect();
+        let mut world = World::with(spec);
+        let now = world.net.flows.millis(world.now);
+        let service = Arc::clone(world.net.table.services().unwrap().iter().next().unwrap());
+        for of in &all {
+            match is_refused {
+                true => service.observed().refused(of),
+                false => service.observed().sent(of, now),
+            }
+        }
+        let first = world.pass(SYN_UNANSWERED);
+        assert_eq!(first.len(), 64, "{is_refused}");
+        first.iter().for_each(|it| assert_eq!(world.answer(*it, Answer::Well), None));
+        let second = world.pass(25 * MS);
+        let asked = first.into_iter().chain(second).filter_map(|subject| match subject {
+            Subject::Port(_, of) => Some(of),
+            Subject::Node(_) => None,
+        });
+        assert_eq!(asked.collect::<BTreeSet<_>>(), all, "{is_refused}");
+        assert_eq!(world.pass(Duration::from_secs(1)), [], "each sign is one question");
+    }
 }
