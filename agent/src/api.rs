@@ -4,6 +4,7 @@
 
 mod connection;
 pub(crate) mod driver;
+mod flow;
 mod ipam;
 mod membership;
 mod mode;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use vxmesh_proto::addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId};
 
 pub use self::connection::{Connection, ConnectionError, Connections, SandboxNetwork};
+pub use self::flow::{FLOWS_SHOWN, Flow, FlowQuery, Flows, MOST_FLOWS_SHOWN};
 pub use self::ipam::{
     AddressBlock, AddressOwner, AddressPool, NetworkPools, PoolDetail, RestingAddress,
 };
@@ -37,8 +39,9 @@ pub use self::sandbox::{
     SandboxStarted,
 };
 pub use self::service::{
-    Balancing, HealthWord, Preference, Service, ServiceBackend, ServiceCheck, ServiceMode,
-    ServicePort, ServicePublish, ServicePublishRange, ServicePublished, ServiceSpec, ServiceUpdate,
+    Balancing, HealthWord, Preference, Service, ServiceBackend, ServiceCheck, ServiceCounters,
+    ServiceMode, ServicePort, ServicePublish, ServicePublishRange, ServicePublished, ServiceSpec,
+    ServiceUpdate, VipLocation,
 };
 pub use self::{driver::Driver, mode::Mode};
 
@@ -406,6 +409,27 @@ pub struct Location {
     pub source: String,
     /// Milliseconds since this node learned it.
     pub age_ms: u64,
+}
+
+/// What has an address that was looked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Located {
+    /// An endpoint.
+    Endpoint(Location),
+    /// A service.
+    Service(VipLocation),
+}
+
+impl Located {
+    /// The network that it is in.
+    #[must_use]
+    pub const fn network(&self) -> NetworkId {
+        match self {
+            Self::Endpoint(location) => location.network,
+            Self::Service(location) => location.network,
+        }
+    }
 }
 
 /// One record of `vxmesh dns query`: what a sandbox would be answered, who says so and how old the

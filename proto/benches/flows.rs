@@ -1,22 +1,25 @@
 //! `make bench-micro`: what a frame of a service's flow costs beside any other: finding its flow
-//! and noting the packet, beginning and forgetting a flow, a sweep of all, the rewriting of a
-//! frame, and making a service's table of choices.
+//! and noting the packet, beginning and forgetting a flow, a sweep of all and a walk over them, the
+//! rewriting of a frame, its whole way through the steps, and making a service's table of choices.
 
 use std::{
     net::SocketAddr,
-    sync::atomic::AtomicU64,
+    sync::{Arc, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
 use divan::{Bencher, black_box};
+use etherparse::PacketBuilder;
 use vxmesh_proto::{
-    addr::{EndpointId, MacAddr, NetworkId, NodeId, ServiceId},
+    addr::{EndpointId, MacAddr, NetworkId, NodeId, ServiceId, Vni},
     frame::{Frame, Rewrite},
     lb::{
-        Backend, Choice, Service, ServiceSpec,
-        flows::{Flow, FlowTable, Shape, Sign},
+        Backend, Choice, Port, Protocol, Service, ServiceSpec, Services,
+        flows::{Flow, FlowTable, Shape, Sign, State},
+        service_mac,
     },
-    tables::RowKey,
+    path::{InboundVerdict, OutboundVerdict, Scratch, answer, outbound},
+    tables::{Gateway, NetworkSpec, NetworkTable, Place, Row, RowKey, TableUpdate},
 };
 
 const SIZES: [u32; 3] =
@@ -140,6 +143,102 @@ fn sweep_a_full_table(bencher: Bencher<'_, '_>) {
     let start = now();
     let Some(table) = table(100_000, start) else { return };
     bencher.bench_local(|| table.sweep(start + Duration::from_secs(1)));
+}
+
+#[divan::bench]
+fn walk_over_a_full_table(bencher: Bencher<'_, '_>) {
+    let Some(table) = table(100_000, now()) else { return };
+    bencher.bench_local(|| table.iter().filter(|found| found.state < State::Closed).count());
+}
+
+/// A network of a client here and a backend elsewhere, with a service of that.
+fn served(start: Instant) -> Option<NetworkTable<u32>> {
+    let subnets = "10.0.0.0/24".parse().into_iter().collect();
+    let gateway = Gateway { mac: mac(1), ips: vec![[10, 0, 0, 1].into()] };
+    let spec = NetworkSpec {
+        id: NetworkId::from_random([1; 16]),
+        vni: Vni::MAX,
+        mtu: 1500,
+        gateway,
+        subnets,
+        isolated: false,
+        limits: Default::default(),
+    };
+    let row = |n: u8, place| Row {
+        key: RowKey {
+            node: NodeId::of_public_key(&[n]),
+            endpoint: EndpointId::from_random([n; 16]),
+        },
+        mac: mac(n),
+        ips: vec![[10, 0, 0, n].into()],
+        rank: 0,
+        router: false,
+        place,
+    };
+    let (client, backend) = (row(10, Place::Local), row(11, Place::Remote(11)));
+    let service = ServiceSpec {
+        id: ServiceId::from_random([5; 16]),
+        vips: vec![[10, 0, 0, 200].into()],
+        ports: vec![Port { protocol: Protocol::Udp, port: 80, backend_port: 8080 }],
+        backends: vec![Backend { key: backend.key, weight: 1, takes_new: true, is_near: true }],
+        choice: Choice::Maglev,
+        out: Vec::new(),
+    };
+    let words: Vec<_> =
+        std::iter::repeat_with(AtomicU64::default).take(Shape::FULL.words()).collect();
+    let flows = Arc::new(FlowTable::new(&*words.leak(), Shape::FULL, 7, start)?);
+    let services = Services::new(flows, (1, true), [Arc::new(Service::new(service, None))]);
+    Some(NetworkTable::new(spec, 7, start).apply([
+        TableUpdate::PutMember(backend.key.node, 11),
+        TableUpdate::Put(client),
+        TableUpdate::Put(backend),
+        TableUpdate::Services(Some(Arc::new(services))),
+    ]))
+}
+
+const fn mac(n: u8) -> MacAddr {
+    MacAddr([2, 0, 0, 0, 0, n])
+}
+
+/// A datagram of 64 bytes.
+fn datagram(macs: [MacAddr; 2], from: (u8, u16), to: (u8, u16)) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let builder = PacketBuilder::ethernet2(macs[0].0, macs[1].0)
+        .ipv4([10, 0, 0, from.0], [10, 0, 0, to.0], 64)
+        .udp(from.1, to.1);
+    // A vector takes all that is written to it.
+    let _written = builder.write(&mut frame, &[7; 64]);
+    frame
+}
+
+/// The client's datagrams to a service, or the answers to them, at the client's node.
+#[divan::bench(args = [true, false])]
+fn carry(bencher: Bencher<'_, '_>, is_to_backend: bool) {
+    let start = now();
+    let Some(table) = served(start) else { return };
+    let vip_mac = service_mac(NetworkId::from_random([1; 16]));
+    let asked = datagram([mac(10), vip_mac], (10, 4000), (200, 80));
+    let answered = datagram([mac(11), mac(10)], (11, 8080), (10, 4000));
+    let (mut bytes, mut scratch) = (asked.clone(), Scratch::new());
+    let mut carry = |is_to_backend: bool| {
+        if is_to_backend {
+            bytes.copy_from_slice(&asked);
+            let frame = &mut Frame::plain(&mut bytes);
+            let verdict = outbound(&table, frame, &mut scratch, start, &mut ());
+            assert!(matches!(verdict, OutboundVerdict::Forward(11)));
+        } else {
+            bytes.copy_from_slice(&answered);
+            let verdict = answer(&table, &mut Frame::plain(&mut bytes), start, &mut ());
+            assert_eq!(verdict, InboundVerdict::Deliver);
+        }
+    };
+    carry(true);
+    carry(false);
+    bencher.counter(TOGETHER).bench_local(|| {
+        for _ in 0..TOGETHER {
+            carry(is_to_backend);
+        }
+    });
 }
 
 #[divan::bench(args = [true, false])]

@@ -10,10 +10,10 @@ use async_trait::async_trait;
 use super::resolve;
 use crate::api::{
     Address, AddressPool, ApiError, AttachSpec, Connection, Diagnosis, DnsQuery, DnsRecord,
-    DropRow, Endpoint, EndpointSpec, ExtendSpec, HealthWord, InitSpec, JoinSpec, LeaveSpec,
-    Location, MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec, NetworkUpdate,
-    Node, NodeSpec, Peer, Sandbox, SandboxEnded, SandboxSpec, SandboxStarted, Service, ServiceSpec,
-    ServiceUpdate, Status, Token, TokenCreated, TokenSpec,
+    DropRow, Endpoint, EndpointSpec, ExtendSpec, FlowQuery, Flows, HealthWord, InitSpec, JoinSpec,
+    LeaveSpec, Location, MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec,
+    NetworkUpdate, Node, NodeSpec, Peer, Sandbox, SandboxEnded, SandboxSpec, SandboxStarted,
+    Service, ServiceSpec, ServiceUpdate, Status, Token, TokenCreated, TokenSpec,
 };
 use crate::identity::backup::Backup;
 
@@ -81,7 +81,7 @@ pub trait Backend: Send + Sync + 'static {
 
     /// `service ls`
     async fn services(&self) -> Result<Vec<Service>, ApiError>;
-    /// `service inspect`
+    /// `service inspect`, with what this node counted of it.
     async fn service(&self, reference: &str) -> Result<Service, ApiError> {
         resolve::one(&self.services().await?, reference).cloned()
     }
@@ -165,7 +165,9 @@ pub trait Backend: Send + Sync + 'static {
     async fn doctor(&self) -> Result<Vec<Diagnosis>, ApiError>;
     /// `drops`
     async fn drops(&self) -> Result<Vec<DropRow>, ApiError>;
-    /// `locate`: every place that has the address, in any network.
+    /// `flows`: usage if more are asked for than are shown at once.
+    async fn flows(&self, query: FlowQuery) -> Result<Flows, ApiError>;
+    /// `locate`: every endpoint that has the address, in any network.
     async fn locate(&self, address: Address) -> Result<Vec<Location>, ApiError>;
 
     /// `dns query`: the records that answer for a name or an address; not found if there are none.

@@ -19,7 +19,8 @@
 //! | `POST /v1/sandboxes/REF/started`, `.../ended` | `SandboxStarted`, `SandboxEnded` | `Sandbox` |
 //! | `POST /v1/sandboxes/REF/networks`; `DELETE /v1/sandboxes/REF/networks/REF` | `Connection` | `Endpoint` |
 //! | `GET /v1/drops`, `/v1/map`, `/v1/doctor` | | `[DropRow]`, `[MapRow]`, `[Diagnosis]` |
-//! | `GET /v1/locate/ADDRESS[?network=REF]` | | `Location` |
+//! | `GET /v1/flows[?service=REF][&network=REF][&limit=N]` | | `Flows` |
+//! | `GET /v1/locate/ADDRESS[?network=REF]` | | `Location`, or `VipLocation` of a service |
 //! | `GET /v1/dns/NAME[?network=REF][&type=TYPE]` | | `[DnsRecord]` |
 //! | `GET /v1/map/diff/REF` | | `[MapDiffRow]` |
 //!

@@ -19,9 +19,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::Backend;
 use crate::api::{
     Address, ApiError, AttachSpec, Connection, DnsQuery, DnsRecord, EndpointSpec, ErrorBody,
-    ErrorCode, ExtendSpec, HealthWord, InitSpec, JoinSpec, LeaveSpec, Location, NetworkSpec,
-    NetworkUpdate, NodeSpec, SandboxEnded, SandboxSpec, SandboxStarted, ServiceSpec, ServiceUpdate,
-    TokenSpec,
+    ErrorCode, ExtendSpec, FlowQuery, HealthWord, InitSpec, JoinSpec, LeaveSpec, Located,
+    NetworkSpec, NetworkUpdate, NodeSpec, SandboxEnded, SandboxSpec, SandboxStarted, ServiceSpec,
+    ServiceUpdate, TokenSpec,
 };
 
 /// Largest request body. The largest request has a few dozen addresses and labels; 1 MiB is far
@@ -185,6 +185,10 @@ fn views() -> Router<Arc<dyn Backend>> {
     let peers = async |State(agent): Agent| agent.peers().await.map(Json);
     let peer = async |State(agent): Agent, Ref(node): Ref| agent.peer(&node).await.map(Json);
     let drops = async |State(agent): Agent| agent.drops().await.map(Json);
+    let flows = async |State(agent): Agent, query: Queried<FlowQuery>| -> Answer<_> {
+        let Query(query) = query.map_err(|why| bad_request(why.body_text()))?;
+        agent.flows(query).await.map(Json)
+    };
     let doctor = async |State(agent): Agent| agent.doctor().await.map(Json);
     let map = async |State(agent): Agent| agent.map().await.map(Json);
     let diff = async |State(agent): Agent, Ref(node): Ref| agent.map_diff(&node).await.map(Json);
@@ -195,6 +199,7 @@ fn views() -> Router<Arc<dyn Backend>> {
         .route("/v1/peers", get(peers))
         .route("/v1/peers/{reference}", get(peer))
         .route("/v1/drops", get(drops))
+        .route("/v1/flows", get(flows))
         .route("/v1/doctor", get(doctor))
         .route("/v1/locate/{reference}", get(locate))
         .route("/v1/dns/{reference}", get(dns_query))
@@ -238,19 +243,25 @@ async fn locate(
     State(agent): Agent,
     Ref(address): Ref,
     query: Queried<LocateQuery>,
-) -> Answer<Location> {
+) -> Answer<Located> {
     let Query(query) = query.map_err(|why| bad_request(why.body_text()))?;
     let address: Address = address.parse()?;
-    let mut found = agent.locate(address).await?;
+    let endpoints = agent.locate(address).await?.into_iter().map(Located::Endpoint);
+    let mut found: Vec<Located> = endpoints.collect();
+    if let Address::Ip(ip) = address {
+        let services = agent.services().await?.into_iter();
+        let its = services.filter(|service| service.vips.contains(&ip));
+        found.extend(its.map(|service| Located::Service(service.into())));
+    }
     if let Some(network) = query.network {
         let network = agent.network(&network).await?;
-        found.retain(|location| location.network == network.id);
+        found.retain(|located| located.network() == network.id);
     }
     match found.len() {
         0 => Err(ApiError::new(
             ErrorCode::NotFound,
-            format!("no endpoint has the address {address}"),
-            "see `vxmesh map ls` for all addresses that this node knows",
+            format!("no endpoint and no service has the address {address}"),
+            "see `vxmesh map ls` and `vxmesh service ls` for all addresses that this node knows",
         )),
         1 => found.pop().map(Json).ok_or_else(|| bad_request("empty answer")),
         several => Err(ApiError::new(
@@ -261,8 +272,8 @@ async fn locate(
     }
 }
 
-fn networks_of(found: &[Location]) -> String {
-    let names: Vec<String> = found.iter().map(|location| location.network.short()).collect();
+fn networks_of(found: &[Located]) -> String {
+    let names: Vec<String> = found.iter().map(|located| located.network().short()).collect();
     names.join(", ")
 }
 

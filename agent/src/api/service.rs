@@ -10,8 +10,8 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use vxmesh_proto::{
-    addr::{Name, NetworkId, NodeId, ServiceId},
-    lb::{Protocol, PublishMode},
+    addr::{EndpointId, MacAddr, Name, NetworkId, NodeId, ServiceId},
+    lb::{Protocol, PublishMode, service_mac},
 };
 
 use crate::firewall::clients::Clients;
@@ -299,6 +299,14 @@ pub struct Service {
     /// Whom these are for.
     #[serde(default, skip_serializing_if = "Clients::are_all")]
     pub clients: Clients,
+    /// What the node that answers counted of all backends, also of those that are none any more.
+    /// Only for one service at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counters: Option<ServiceCounters>,
+    /// How many packets that would have begun a connection that node refused, by the reason that
+    /// `vxmesh drops` has. Only for one service at a time.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub refused: BTreeMap<String, u64>,
     /// Who made it.
     pub creator: NodeId,
     /// What works, but not as it may be thought. Only for one service at a time.
@@ -317,12 +325,66 @@ pub struct ServiceBackend {
     /// endpoint of this name is up. All but those that are ready get no new connections, as long as
     /// others are there.
     pub state: String,
+    /// Why it is in this state, or gets no new connections, where that needs a word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Its id, while it is there.
+    #[serde(default)]
+    pub endpoint: Option<EndpointId>,
     /// Whose it is.
     pub node: Option<NodeId>,
     /// Its addresses.
     pub ips: Vec<IpAddr>,
     /// How many new connections it gets, beside the others' weights.
     pub weight: u8,
+    /// What the node that answers counted of it. Only for one service at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counters: Option<ServiceCounters>,
+}
+
+/// What a node counted of connections of its own clients since its agent started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceCounters {
+    /// Connections, and flows of datagrams, that there are.
+    pub open: u64,
+    /// Those that began.
+    pub begun: u64,
+    /// Packets from clients to backends.
+    pub tx_packets: u64,
+    /// Their bytes, with Ethernet headers.
+    pub tx_bytes: u64,
+    /// Packets from backends to clients.
+    pub rx_packets: u64,
+    /// Their bytes, with Ethernet headers.
+    pub rx_bytes: u64,
+    /// How often a backend was out because it answered nothing.
+    pub ejections: u64,
+}
+
+/// `vxmesh locate` of an address of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipLocation {
+    /// The network.
+    pub network: NetworkId,
+    /// The service.
+    pub service: ServiceId,
+    /// Its name.
+    pub name: Name,
+    /// Its addresses (VIPs).
+    pub vips: Vec<IpAddr>,
+    /// The MAC address at which endpoints find them, on each host.
+    pub mac: MacAddr,
+    /// How it stands.
+    pub state: String,
+    /// Who answers for it.
+    pub backends: Vec<ServiceBackend>,
+}
+
+impl From<Service> for VipLocation {
+    fn from(service: Service) -> Self {
+        let Service { network, id, name, vips, state, backends, .. } = service;
+        Self { network, service: id, name, vips, mac: service_mac(network), state, backends }
+    }
 }
 
 /// `vxmesh service create`.

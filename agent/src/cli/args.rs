@@ -18,7 +18,7 @@ pub(super) use self::membership::{Backup, DataDir, Join, Node, Token};
 pub(super) use self::sandbox::{Exec, Run, Sandbox, Supervise};
 pub(super) use self::service::{CheckKind, Service, ServiceChange, ServiceCreate, Working, millis};
 use crate::{
-    api::{Address, DnsType, Driver},
+    api::{Address, DnsType, Driver, FLOWS_SHOWN},
     config,
     datapath::backend::Backend,
     firewall::clients::{Allowed, Clients, Denied},
@@ -155,6 +155,8 @@ pub(super) enum Ask {
     Doctor,
     /// Frames that were not delivered, and why
     Drops,
+    /// Connections to services that this node remembers, those that were used last first
+    Flows(FlowsOf),
     /// Where an address is, and who says so
     Locate(Locate),
     /// Names as sandboxes are answered
@@ -451,6 +453,19 @@ pub(super) struct Locate {
     /// Look in this network only
     #[arg(long, value_name = "NET", value_parser = reference)]
     pub(super) network: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct FlowsOf {
+    /// Those of this service only
+    #[arg(long, value_name = "SERVICE", value_parser = reference)]
+    pub(super) service: Option<String>,
+    /// Those of this network only
+    #[arg(long, value_name = "NET", value_parser = reference)]
+    pub(super) network: Option<String>,
+    /// How many at most, up to 10000
+    #[arg(long, short = 'n', value_name = "N", default_value_t = FLOWS_SHOWN)]
+    pub(super) limit: usize,
 }
 
 #[derive(Debug, Subcommand)]

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use super::{
     Outcome,
     args::{
-        Ask, Attach, CheckKind, Connect, Dns, Endpoint, Ipam, Locate, Look, Map, Network,
+        Ask, Attach, CheckKind, Connect, Dns, Endpoint, FlowsOf, Ipam, Locate, Look, Map, Network,
         NetworkCreate, Node, Sandbox, Service, ServiceChange, ServiceCreate, Token, Working,
         millis,
     },
@@ -39,6 +39,7 @@ pub(super) async fn ask(client: &Client, output: Output, ask: Ask) -> Outcome {
         // Also answered without an agent.
         Ask::Doctor => {}
         Ask::Drops => call.list::<api::DropRow>("/v1/drops").await?,
+        Ask::Flows(of) => call.flows(of).await?,
         Ask::Locate(what) => call.locate(&what).await?,
         Ask::Dns(dns) => call.dns(dns).await?,
         Ask::Map(Map::Ls) => call.list::<api::MapRow>("/v1/map").await?,
@@ -289,7 +290,30 @@ impl Call<'_> {
             path.push_str("?network=");
             path.push_str(&segment(network));
         }
-        self.inspect::<api::Location>(&path).await
+        self.inspect::<api::Located>(&path).await
+    }
+
+    async fn flows(&self, of: FlowsOf) -> Result<(), ApiError> {
+        let FlowsOf { service, network, limit } = of;
+        let mut path = format!("/v1/flows?limit={limit}");
+        for (key, reference) in [("service", service), ("network", network)] {
+            if let Some(reference) = reference {
+                path.push_str(&format!("&{key}={}", segment(&reference)));
+            }
+        }
+        let found: api::Flows = self.client.get(&path).await?;
+        if self.output.is_json() {
+            return self.output.object(&found);
+        }
+        self.output.list(&found.flows, &Words::learn(self.client, self.output).await)?;
+        let shown = u64::try_from(found.flows.len()).unwrap_or(u64::MAX);
+        if shown < found.total {
+            self.output.note(&format!(
+                "{shown} of {} flows; see more with --limit, or choose with --service",
+                found.total
+            ));
+        }
+        Ok(())
     }
 
     async fn dns(&self, dns: Dns) -> Result<(), ApiError> {

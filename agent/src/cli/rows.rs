@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     api::{
-        AddressBlock, AddressPool, Diagnosis, DnsRecord, DropRow, Endpoint, MapDiffRow, MapRow,
-        Network, Node, Peer, Sandbox, Service, Token,
+        AddressBlock, AddressPool, Diagnosis, DnsRecord, DropRow, Endpoint, Flow, MapDiffRow,
+        MapRow, Network, Node, Peer, Sandbox, Service, Token,
     },
     gateway::publish::Publish,
     lab::{Check, HostStatus},
@@ -195,6 +195,36 @@ impl Row for DropRow {
             or_dash(self.peer.map(|id| words.node(&id)).as_ref()),
             self.count.to_string(),
             if self.normal { "yes" } else { "no" }.to_owned(),
+        ]
+    }
+}
+
+impl Row for Flow {
+    const HEAD: &'static [&'static str] = &[
+        "PROTOCOL",
+        "NETWORK",
+        "SERVICE",
+        "CLIENT",
+        "VIP",
+        "BACKEND",
+        "ADDRESS",
+        "SEEN PORT",
+        "STATE",
+        "IDLE",
+    ];
+
+    fn cells(&self, words: &Words) -> Vec<String> {
+        vec![
+            self.protocol.clone(),
+            words.network(&self.network),
+            or_dash(self.service.as_ref()),
+            self.client.to_string(),
+            self.vip.to_string(),
+            self.name.as_ref().map_or_else(|| words.endpoint(&self.endpoint), ToString::to_string),
+            self.backend.to_string(),
+            or_dash(self.seen_port.as_ref()),
+            self.state.clone(),
+            words::duration(Duration::from_secs(self.idle_s)),
         ]
     }
 }

@@ -20,10 +20,11 @@ use crate::{
     admin::{Backend, resolve},
     api::{
         Address, AddressPool, ApiError, AttachSpec, Connection, Diagnosis, DnsQuery, DnsRecord,
-        DropRow, Endpoint, EndpointSpec, ErrorCode, ExtendSpec, HealthWord, InitSpec, JoinSpec,
-        LeaveSpec, Location, MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec,
-        NetworkUpdate, Node, NodeSpec, Peer, Sandbox, SandboxEnded, SandboxSpec, SandboxStarted,
-        Service, ServiceSpec, ServiceUpdate, Status, Token, TokenCreated, TokenSpec,
+        DropRow, Endpoint, EndpointSpec, ErrorCode, ExtendSpec, FlowQuery, Flows, HealthWord,
+        InitSpec, JoinSpec, LeaveSpec, Location, MapDiffRow, MapRow, Membership, Network,
+        NetworkPools, NetworkSpec, NetworkUpdate, Node, NodeSpec, Peer, Sandbox, SandboxEnded,
+        SandboxSpec, SandboxStarted, Service, ServiceSpec, ServiceUpdate, Status, Token,
+        TokenCreated, TokenSpec,
     },
     config::Config,
     control::join::{JoinOptions, join},
@@ -464,6 +465,11 @@ impl Backend for Agent {
         Ok(mesh.services.list(&mesh))
     }
 
+    async fn service(&self, reference: &str) -> Result<Service, ApiError> {
+        let mesh = self.mesh().await?;
+        Ok(mesh.services.inspect(&mesh, reference)?)
+    }
+
     async fn service_create(&self, spec: ServiceSpec) -> Result<Service, ApiError> {
         let mesh = self.mesh().await?;
         Ok(mesh.services.create(&mesh, spec).await?)
@@ -580,6 +586,11 @@ impl Backend for Agent {
 
     async fn drops(&self) -> Result<Vec<DropRow>, ApiError> {
         Ok(self.mesh().await?.drop_rows().await)
+    }
+
+    async fn flows(&self, query: FlowQuery) -> Result<Flows, ApiError> {
+        let mesh = self.mesh().await?;
+        Ok(mesh.services.flow_rows(&mesh, &query)?)
     }
 
     async fn locate(&self, address: Address) -> Result<Vec<Location>, ApiError> {

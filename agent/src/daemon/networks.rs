@@ -70,7 +70,7 @@ pub(super) fn usage(message: impl std::fmt::Display, hint: &str) -> ApiError {
 
 impl Mesh {
     /// All networks that were not removed, oldest first.
-    pub(super) fn network_list(&self) -> Vec<api::Network> {
+    pub(crate) fn network_list(&self) -> Vec<api::Network> {
         let mut rows: Vec<api::Network> = self.objects.read(|set| {
             let networks = set.networks().into_iter();
             networks.filter_map(|(id, _, state)| Some(row(id, &set.extended(id)?, state))).collect()

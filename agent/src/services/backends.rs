@@ -78,7 +78,7 @@ impl Viewpoint<'_> {
         self.places.get(&node)?.zone.as_ref()
     }
 
-    fn is_near(&self, node: NodeId, service: &Service) -> bool {
+    pub(super) fn is_near(&self, node: NodeId, service: &Service) -> bool {
         match service.prefer.as_ref().map(Name::as_str) {
             Some("node") => node == self.by,
             Some("zone") => self.zone(node).is_some() && self.zone(node) == self.zone(self.by),
@@ -87,7 +87,7 @@ impl Viewpoint<'_> {
     }
 
     /// Until when the flows of a backend may go on, if it gets no new ones.
-    fn deadline(&self, service: &Service, node: NodeId, name: &Name) -> Option<u64> {
+    pub(super) fn deadline(&self, service: &Service, node: NodeId, name: &Name) -> Option<u64> {
         let drained = self.places.get(&node).and_then(|place| place.drained);
         let since = drained.into_iter().chain(service.draining.get(name).copied()).min()?;
         Some((self.drains.since)(since).saturating_add(service.drain_ms.unwrap_or(DRAIN_MS)))

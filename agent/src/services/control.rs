@@ -19,6 +19,7 @@ use vxmesh_proto::{
         self, Content, DRAIN_MS, Draft, ObjectId, ObjectSet, PublishedPort, ServiceOf,
         ServiceState, holder,
     },
+    record::EndpointClaim,
     tables::RowKey,
     wire::{TCP, UDP},
 };
@@ -29,6 +30,7 @@ use super::{
     health,
     place::places,
     published,
+    seen::why,
 };
 use crate::{
     admin::resolve,
@@ -551,24 +553,29 @@ fn row(
     let missing = missing.map(|name| ServiceBackend {
         name: name.clone(),
         state: "missing".to_owned(),
+        why: Some("no endpoint of this name is up".to_owned()),
+        endpoint: None,
         node: None,
         ips: Vec::new(),
         weight: service.weights.get(name).copied().unwrap_or(1),
+        counters: None,
     });
     let places = places(mesh);
     let at_ms = unix_ms();
     let since = |since| mesh.services.drained_since(since, at_ms, true);
     let seen = Viewpoint { by: mesh.me, at_ms, places: &places, drains: Drains { since: &since } };
-    let ready = there.iter().map(|(backend, claim)| ServiceBackend {
-        name: claim.name.clone(),
-        state: match standing((id, service), (backend, claim), &seen) {
-            BackendState::Ready if mesh.services.is_silent(service, backend) => "silent",
-            standing => standing.as_str(),
+    let ready = there.iter().map(|(backend, claim)| {
+        let (state, why) = stands(mesh, (id, service), (backend, claim), &seen);
+        ServiceBackend {
+            name: claim.name.clone(),
+            state: state.to_owned(),
+            why,
+            endpoint: Some(backend.key.endpoint),
+            node: Some(backend.key.node),
+            ips: claim.ips.clone(),
+            weight: backend.weight,
+            counters: None,
         }
-        .to_owned(),
-        node: Some(backend.key.node),
-        ips: claim.ips.clone(),
-        weight: backend.weight,
     });
     let mut backends: Vec<ServiceBackend> = ready.chain(missing).collect();
     backends.sort_by(|one, other| one.name.cmp(&other.name));
@@ -598,9 +605,31 @@ fn row(
         published: published::rows(mesh, id, service),
         taken_on: published::conflicts(mesh, id),
         clients: Clients { allow: service.allow.clone(), deny: service.deny.clone() },
+        counters: None,
+        refused: BTreeMap::new(),
         creator: service.creator,
         warnings: warnings(service, mode, there.is_empty()),
     }
+}
+
+/// How a backend stands as this node sees it, and why.
+fn stands(
+    mesh: &Mesh,
+    (id, service): (ServiceId, &object::Service),
+    (backend, claim): (&lb::Backend, &EndpointClaim),
+    seen: &Viewpoint<'_>,
+) -> (&'static str, Option<String>) {
+    let state = standing((id, service), (backend, claim), seen);
+    if state == BackendState::Ready
+        && let Some(why) = mesh.services.silence(service, backend)
+    {
+        return ("silent", Some(why));
+    }
+    let node = backend.key.node;
+    let until = seen.deadline(service, node, &claim.name);
+    let left_ms = until.map(|until| until.saturating_sub(seen.at_ms));
+    let why = why(state, backend, service, (left_ms, seen.is_near(node, service)));
+    (state.as_str(), why)
 }
 
 /// What works, but not as it may be thought.

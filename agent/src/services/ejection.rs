@@ -18,10 +18,9 @@ use vxmesh_proto::{
     addr::{EndpointId, NetworkId, NodeId},
     control::{Request, Response},
     lb::{
-        Backend, BackendPort, Flows, Protocol,
+        BackendPort, Flows, Protocol,
         ejection::{ANSWER, Answer, Ejection, PeerSight, Subject},
     },
-    object,
     session::Probe,
     tables::RowKey,
     wire::{TCP, UDP},
@@ -181,18 +180,6 @@ const fn of_accepts(accepts: Option<bool>) -> Answer {
 }
 
 impl Services {
-    /// Whether this node sends a backend no new connections, as it answers none.
-    pub(super) fn is_silent(&self, service: &object::Service, backend: &Backend) -> bool {
-        let ejections = lock(&self.ejections);
-        let is_out = |port: &object::ServicePort| {
-            let protocol = Protocol::of_number(port.protocol);
-            let of = |protocol| BackendPort { key: backend.key, protocol, port: port.backend_port };
-            let subject = protocol.map(|protocol| Subject::Port(service.network, of(protocol)));
-            subject.is_some_and(|subject| ejections.is_out(subject))
-        };
-        ejections.is_out(Subject::Node(backend.key.node)) || service.ports.iter().any(is_out)
-    }
-
     /// Whether a port of a local backend accepts, for another node that asks; nothing if it is no
     /// port of a service, or if that cannot be told.
     pub(crate) async fn check(

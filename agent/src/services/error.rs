@@ -9,7 +9,7 @@ use vxmesh_proto::{
 };
 
 use crate::{
-    api::{ApiError, ErrorCode, ServicePort, ServicePublish},
+    api::{ApiError, ErrorCode, MOST_FLOWS_SHOWN, ServicePort, ServicePublish},
     objects::PublishError,
     store::StoreError,
 };
@@ -139,6 +139,9 @@ pub(crate) enum ServiceError {
         /// The endpoint.
         backend: Name,
     },
+    /// So many flows are not shown at once.
+    #[error("{0} is no number of flows from 1 to {MOST_FLOWS_SHOWN}")]
+    Limit(usize),
     /// A zone is no name.
     #[error("the zone is no name: {0}")]
     Zone(ParseError),
@@ -203,6 +206,7 @@ impl From<ServiceError> for ApiError {
                 ErrorCode::NotFound,
                 "see `vxmesh service inspect` for its backends, and say it on the backend's node",
             ),
+            E::Limit(_) => (ErrorCode::Usage, "choose some with --service or --network"),
             E::Zone(_) => (ErrorCode::Usage, "write it as a name: zone=west-1"),
             E::NodeSilent(..) => (ErrorCode::Failed, "see `vxmesh node ls`, or run it there"),
             E::Starting => (ErrorCode::Failed, "try again"),

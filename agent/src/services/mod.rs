@@ -4,8 +4,8 @@
 //! ([`Services::follow`]); [`backends`] says who answers for each; [`control`] makes, changes and
 //! removes them for the user. [`health`] checks the backends of this node, [`ejection`] finds out
 //! which ones answer nobody, and [`place`] says of nodes what services go by. [`published`] has the
-//! host's ports that lead to services. How a connection is
-//! spread and remembered is `vxmesh_proto::lb`'s.
+//! host's ports that lead to services. What of all that a user is shown beside the services
+//! themselves is [`seen`]'s. How a connection is spread and remembered is `vxmesh_proto::lb`'s.
 
 mod backends;
 mod control;
@@ -16,6 +16,7 @@ mod health;
 mod place;
 mod published;
 mod reach;
+mod seen;
 mod snapshot;
 
 use std::{

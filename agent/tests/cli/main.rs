@@ -7,6 +7,8 @@ mod admin;
 #[cfg(test)]
 mod commands;
 #[cfg(test)]
+mod flows;
+#[cfg(test)]
 mod objects;
 #[cfg(test)]
 mod run;

@@ -127,16 +127,46 @@ pub(crate) fn service() -> Service {
         backends: vec![ServiceBackend {
             name: name("web"),
             state: "missing".into(),
+            why: Some("no endpoint of this name is up".into()),
+            endpoint: None,
             node: None,
             ips: Vec::new(),
             weight: 1,
+            counters: None,
         }],
         published: Vec::new(),
         taken_on: Vec::new(),
         clients: Default::default(),
+        counters: Some(ServiceCounters {
+            open: 1,
+            begun: 2,
+            tx_packets: 3,
+            tx_bytes: 4000,
+            rx_packets: 5,
+            rx_bytes: 6000,
+            ejections: 7,
+        }),
+        refused: [("no_backend".to_owned(), 8)].into(),
         creator: node_id(1),
         warnings: Vec::new(),
     }
+}
+
+pub(crate) fn flows() -> Flows {
+    let flow = Flow {
+        network: networks()[0].id,
+        service: Some(name("shop")),
+        protocol: "tcp".into(),
+        client: "10.1.0.2:40000".parse().unwrap(),
+        vip: "10.1.0.3:80".parse().unwrap(),
+        endpoint: EndpointId::from_random([0xc3; 16]),
+        name: None,
+        backend: "10.1.0.4:8080".parse().unwrap(),
+        seen_port: Some(50_000),
+        state: "established".into(),
+        idle_s: 61,
+    };
+    Flows { flows: vec![flow], total: 2 }
 }
 
 pub(crate) fn endpoints() -> Vec<Endpoint> {

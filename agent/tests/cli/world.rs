@@ -552,6 +552,11 @@ impl Backend for World {
         Ok(drops())
     }
 
+    async fn flows(&self, query: FlowQuery) -> Result<Flows, ApiError> {
+        self.asked("flows", query)?;
+        Ok(flows())
+    }
+
     async fn locate(&self, address: Address) -> Result<Vec<Location>, ApiError> {
         self.asked("locate", address.to_string())?;
         let mut found = locations();

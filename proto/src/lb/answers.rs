@@ -1,7 +1,7 @@
 //! Frames back to the client of a flow: answers of backends, and ICMP errors either way.
 
 use super::{
-    flows::{Flow, Sender},
+    flows::{Flow, Found, Sender},
     service_mac,
     translate::{Balancer, Packet, Way, answered, fragmented},
 };
@@ -43,7 +43,9 @@ impl<P> Balancer<'_, P> {
         } else {
             return self.answer_error(frame);
         };
-        frame.rewrite(&self.answer_rewrite(&found.flow))
+        frame.rewrite(&self.answer_rewrite(&found.flow))?;
+        self.count(&found, frame);
+        Ok(())
     }
 
     /// The same for an ICMP error about a packet to a backend, as it was when it had been
@@ -104,9 +106,14 @@ impl<P> Balancer<'_, P> {
     }
 
     /// Makes the answer of a local backend one of the service, to its client.
-    pub(super) fn to_client(&self, flow: &Flow, frame: &mut Frame<'_>) -> Result<Way, DropReason> {
-        let (way, to) = self.way_to_client(flow)?;
+    pub(super) fn to_client(
+        &self,
+        found: &Found,
+        frame: &mut Frame<'_>,
+    ) -> Result<Way, DropReason> {
+        let (way, to) = self.way_to_client(&found.flow)?;
         frame.rewrite(&to)?;
+        self.count(found, frame);
         Ok(way)
     }
 

@@ -46,7 +46,7 @@ impl<P> Balancer<'_, P> {
             }
             let row = self.row_of(&found)?;
             if flows.note(&found, packet.sign, self.now).is_some() {
-                return self.to_backend(&found.flow, row, frame).map(|_way| ());
+                return self.to_backend(&found, row, frame).map(|_way| ());
             }
         }
         Err(DropReason::FlowBusy)

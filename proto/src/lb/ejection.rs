@@ -237,7 +237,13 @@ impl Ejections {
     /// Whether one is out.
     #[must_use]
     pub fn is_out(&self, subject: Subject) -> bool {
-        self.standings.get(&subject).is_some_and(|standing| standing.out().is_some())
+        self.out_since(subject).is_some()
+    }
+
+    /// Since when one is out, if it is.
+    #[must_use]
+    pub fn out_since(&self, subject: Subject) -> Option<Instant> {
+        self.standings.get(&subject)?.out()
     }
 
     /// The ports that get no new flows of a service, in order.

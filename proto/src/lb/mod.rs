@@ -5,10 +5,11 @@
 //! way to the backend and on the way back ([`answers`]), both at the client's node. Backends see
 //! the client's own address, and its port unless it uses that for them, too ([`clash`]). Those that
 //! answer nobody get no new ones ([`ejection`]). Clients outside of the network come in by its
-//! nodes ([`ingress`]).
+//! nodes ([`ingress`]). What a node counted of them is in [`counts`].
 
 mod answers;
 mod clash;
+mod counts;
 pub mod ejection;
 pub mod flows;
 pub mod health;
@@ -20,6 +21,7 @@ mod translate;
 
 use std::sync::atomic::AtomicU64;
 
+pub use counts::Totals;
 pub(crate) use ingress::is_admitted;
 pub use observed::BackendPort;
 pub use service::{Backend, Choice, Port, Protocol, PublishMode, Service, ServiceSpec, Services};

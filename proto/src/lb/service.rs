@@ -17,7 +17,8 @@ use std::{
 
 use super::{
     Flows,
-    flows::Tuple,
+    counts::{Counters, Counts},
+    flows::{BackendAt, Flow, Tuple},
     maglev::Maglev,
     observed::{BackendPort, Observed},
 };
@@ -122,6 +123,7 @@ pub struct Service {
     places: Box<[(EndpointId, u16)]>,
     maglev: Arc<Maglev>,
     observed: Arc<Observed>,
+    counters: Counters,
     turns: Turns,
     /// How many flows were begun in turn; goes on from one snapshot to the next.
     turn: Arc<AtomicU64>,
@@ -147,8 +149,10 @@ impl Service {
         let places = spec.backends.iter().map(|backend| backend.key.endpoint).zip(0u16..);
         let mut places: Box<[_]> = places.collect();
         places.sort_unstable();
+        let counters = Counters::of(&spec, kept.map(|before| (&before.spec, &before.counters)));
         Self {
             places,
+            counters,
             maglev: same.map_or_else(
                 || Arc::new(Maglev::new(&weighted)),
                 |before| Arc::clone(&before.maglev),
@@ -187,9 +191,14 @@ impl Service {
     /// The backend that is this endpoint, if it is one of them.
     #[must_use]
     pub fn backend(&self, endpoint: EndpointId) -> Option<&Backend> {
+        self.spec.backends.get(usize::from(self.number_of(endpoint)?))
+    }
+
+    /// The number of the backend that is this endpoint.
+    pub(super) fn number_of(&self, endpoint: EndpointId) -> Option<u16> {
         let at = self.places.partition_point(|(other, _)| *other < endpoint);
         let (_, at) = self.places.get(at).filter(|(other, _)| *other == endpoint)?;
-        self.spec.backends.get(usize::from(*at))
+        Some(*at)
     }
 
     /// Whether it has a backend with this port.
@@ -209,6 +218,16 @@ impl Service {
     /// What was seen of its backends.
     pub(super) fn observed(&self) -> &Observed {
         &self.observed
+    }
+
+    /// The counters of the backend that is this endpoint.
+    pub(super) fn counts_of(&self, endpoint: EndpointId) -> Option<&Counts> {
+        self.counters.of_backend(self.number_of(endpoint)?)
+    }
+
+    /// What is counted of it.
+    pub(super) const fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// The backends that get new flows.
@@ -367,6 +386,18 @@ impl Services {
     #[must_use]
     pub fn at(&self, vip: IpAddr) -> Option<&Service> {
         self.services.get(*self.by_vip.get(&vip)?).map(Arc::as_ref)
+    }
+
+    /// Where the backend of a flow is; nothing if it is none any more.
+    pub(super) fn backend_at(&self, flow: &Flow) -> Option<BackendAt> {
+        let number = *self.by_vip.get(&flow.vip.ip())?;
+        let backend = self.services.get(number)?.number_of(flow.endpoint)?;
+        Some(BackendAt { service: u8::try_from(number).ok()?, backend })
+    }
+
+    /// The counters of the backend that is there.
+    pub(super) fn counts(&self, at: BackendAt) -> Option<&Counts> {
+        self.services.get(usize::from(at.service))?.counters.of_backend(at.backend)
     }
 
     /// All of them.

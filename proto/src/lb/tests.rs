@@ -5,6 +5,7 @@
 //! fd00::c8.
 
 mod clash;
+mod counts;
 mod ejected;
 mod fragments;
 mod ingress;

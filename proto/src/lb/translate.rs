@@ -135,9 +135,9 @@ impl<'t, P> Balancer<'t, P> {
         let of = fragmented(self.network(), frame);
         match of.and_then(|of| flows.find_fragmented(&of, self.now)) {
             Some(found) if found.sender == Sender::Client => {
-                self.to_backend(&found.flow, self.row_of(&found)?, frame)
+                self.to_backend(&found, self.row_of(&found)?, frame)
             }
-            Some(found) => self.to_client(&found.flow, frame),
+            Some(found) => self.to_client(&found, frame),
             None => self.take_other(&ip, frame),
         }
     }
@@ -155,7 +155,8 @@ impl<'t, P> Balancer<'t, P> {
         for _ in 0..ATTEMPTS {
             let Some(found) = flows.find(&packet.tuple) else {
                 if let Some(service) = self.table.service_at(destination) {
-                    self.begin(service, packet, silent)?;
+                    let begun = self.begin(service, packet, silent);
+                    begun.inspect_err(|reason| service.counters().refused(*reason))?;
                     is_new = true;
                 } else if !self.begin_direct(packet)? {
                     return self.take_unknown(destination, frame);
@@ -169,7 +170,7 @@ impl<'t, P> Balancer<'t, P> {
                 }
                 let _state = flows.note(&found, packet.sign, self.now);
                 self.remember(packet, &found);
-                return self.to_client(&found.flow, frame);
+                return self.to_client(&found, frame);
             }
             let row = self.row_of(&found);
             let begins_anew = match packet.sign {
@@ -197,7 +198,7 @@ impl<'t, P> Balancer<'t, P> {
                 continue;
             }
             self.remember(packet, &found);
-            return self.to_backend(&found.flow, row, frame);
+            return self.to_backend(&found, row, frame);
         }
         Err(DropReason::FlowBusy)
     }
@@ -247,7 +248,7 @@ impl<'t, P> Balancer<'t, P> {
             let to = BackendPort { key: backend.key, protocol, port };
             service.observed().sent(&to, self.services.flows().millis(self.now));
         }
-        self.insert(Flow {
+        let is_begun = self.insert(Flow {
             network: tuple.network,
             protocol: tuple.protocol,
             client: tuple.source,
@@ -258,15 +259,21 @@ impl<'t, P> Balancer<'t, P> {
             seen_port: tuple.source.port(),
             sees_vip: asks_itself.is_some_and(|row| self.table.owns(row, tuple.source.ip())),
             is_relayed: false,
-        })
+        })?;
+        if is_begun && let Some(counts) = service.counts_of(backend.key.endpoint) {
+            counts.begun();
+        }
+        Ok(())
     }
 
-    /// Begins a flow, if another thread does not. With another port, if it would look like another.
-    pub(super) fn insert(&self, mut flow: Flow) -> Result<(), DropReason> {
+    /// Begins a flow, if another thread does not: false then. With another port, if it would look
+    /// like another.
+    pub(super) fn insert(&self, mut flow: Flow) -> Result<bool, DropReason> {
         let tuple = flow.forward();
         for attempt in 0..PORTS {
             match self.services.flows().insert(&flow, self.services.version(), self.now) {
-                Ok(_) | Err(Refused::Exists | Refused::Busy) => return Ok(()),
+                Ok(_) => return Ok(true),
+                Err(Refused::Exists | Refused::Busy) => return Ok(false),
                 Err(Refused::Full) => return Err(DropReason::FlowTableFull),
                 Err(Refused::Clash) => flow.seen_port = other_port(&tuple, flow.backend, attempt),
             }
@@ -396,10 +403,11 @@ impl<'t, P> Balancer<'t, P> {
     /// Makes the frame one to its flow's backend, which has this row.
     pub(super) fn to_backend(
         &self,
-        flow: &Flow,
+        found: &Found,
         row: &Row<P>,
         frame: &mut Frame<'_>,
     ) -> Result<Way, DropReason> {
+        let flow = &found.flow;
         let (way, source_mac) = self.way_to(row);
         frame.rewrite(&Rewrite {
             source: (flow.seen() != flow.client).then(|| flow.seen()),
@@ -407,6 +415,7 @@ impl<'t, P> Balancer<'t, P> {
             source_mac,
             destination_mac: Some(row.mac),
         })?;
+        self.count(found, frame);
         Ok(way)
     }
 

@@ -3,12 +3,54 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use vxmesh::api::{DnsRecord, Network, Service};
+use vxmesh::api::{DnsRecord, Flow, Flows, Network, Service, VipLocation};
 use vxmesh_tests::lab::{Allowed, Lab, Options, wait_until};
 
 use super::{answers, ask, settled, who};
 
 const REQUESTS: usize = 60;
+
+/// What the node of the client shows of it, after the requests and two to a port that it lacks.
+fn is_seen(lab: &Lab, web: &Service) -> Result<()> {
+    let seen: Service = lab.json("h1", &["service", "inspect", "web"])?;
+    let mut begun = 0;
+    for backend in &seen.backends {
+        let counters = backend.counters.as_ref().context("nothing is counted")?;
+        begun += counters.begun;
+        // Each has at least a SYN, an ACK, the request and a FIN, and an answer to three of these.
+        let (sent, received) = (4 * counters.begun, 3 * counters.begun);
+        ensure!(counters.begun >= 20, "{counters:?}");
+        ensure!(counters.tx_packets >= sent && counters.rx_packets >= received, "{counters:?}");
+        ensure!(counters.tx_bytes >= 60 * sent && counters.ejections == 0, "{counters:?}");
+    }
+    let total = seen.counters.as_ref().context("nothing is counted")?;
+    ensure!(total.begun == begun && begun >= 2 * REQUESTS as u64, "{seen:?}");
+    ensure!(seen.refused.get("service_port").is_some_and(|count| *count >= 2), "{seen:?}");
+    let elsewhere: Service = lab.json("h2", &["service", "inspect", "web"])?;
+    ensure!(elsewhere.counters.is_some_and(|counters| counters.begun == 0), "h2 has no client");
+
+    let flows: Flows = lab.json("h1", &["flows", "--service", "web", "--limit", "5"])?;
+    ensure!(flows.flows.len() == 5 && flows.total > 5, "{flows:?}");
+    let is_its = |flow: &Flow| {
+        web.vips.contains(&flow.vip.ip())
+            && flow.backend.port() == 8080
+            && flow.service.as_ref() == Some(&web.name)
+            && flow.name.as_ref().is_some_and(|name| name.as_str().starts_with("web"))
+    };
+    ensure!(flows.flows.iter().all(is_its), "{flows:?}");
+    let shown = lab.vxmesh("h1", &["flows", "--network", "blue", "-n", "1"])?;
+    ensure!(shown.lines().count() == 2 && shown.contains("blue"), "{shown}");
+    let none: Flows = lab.json("h3", &["flows"])?;
+    ensure!(none.flows.is_empty() && none.total == 0, "{none:?}");
+    let many = lab.try_vxmesh("h1", &["flows", "-n", "0"])?;
+    ensure!(many.status.code() == Some(2), "{many:?}");
+
+    let vip = web.vips.first().context("no VIP")?.to_string();
+    let found: VipLocation = lab.json("h3", &["locate", &vip])?;
+    ensure!(found.service == web.id && found.backends.len() == 2, "{found:?}");
+    ensure!(found.backends.iter().all(|backend| backend.state == "ready"), "{found:?}");
+    Ok(())
+}
 
 #[test]
 fn a_vip_spreads_connections_over_other_hosts_and_keeps_the_clients_address() -> Result<()> {
@@ -53,6 +95,7 @@ fn a_vip_spreads_connections_over_other_hosts_and_keeps_the_clients_address() ->
             lab.try_vxmesh("h1", &["exec", "c", "--", "curl", "-sS", "-m", "5", "-g", &url])?;
         ensure!(refused.status.code() == Some(7), "{url}: {refused:?}");
     }
+    is_seen(&lab, &web)?;
     let records: Vec<DnsRecord> = lab.json("h2", &["dns", "query", "web"])?;
     let values: Vec<&str> = records.iter().map(|record| record.value.as_str()).collect();
     ensure!(web.vips.iter().all(|vip| values.contains(&vip.to_string().as_str())), "{records:?}");

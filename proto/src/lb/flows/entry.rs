@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! network 2 | client 2 | VIP 2 | backend 2 | ports 1 | MAC, protocol, kind 1 | endpoint 2
-//! generation 24, snapshot 40 | next free 1 | 2 to make it two cache lines
+//! generation 24, snapshot 40 | next free 1 | service 8, backend 16, snapshot 40 | 1 to make it two
+//! cache lines
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,6 +19,8 @@ pub(super) const FIXED: usize = 12;
 pub(super) const EPOCH: usize = 12;
 /// Where the number of the next free entry is.
 pub(super) const NEXT: usize = 13;
+/// Where it is said where the flow's backend is in a snapshot of services.
+pub(super) const BACKEND_AT: usize = 14;
 
 const MAC: u64 = (1 << 48) - 1;
 const IS_IPV4: u64 = 1 << 56;

@@ -103,6 +103,20 @@ pub enum State {
     Closed,
 }
 
+impl State {
+    /// The word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::HalfOpen => "half-open",
+            Self::Answered => "answered",
+            Self::Established => "established",
+            Self::Closing => "closing",
+            Self::Closed => "closed",
+        }
+    }
+}
+
 /// What the low bits of a word say.
 const FREE: u64 = 0;
 /// Somebody writes the entry: nobody else may read it.

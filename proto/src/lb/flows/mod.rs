@@ -28,7 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use entry::{EPOCH, FIXED, Key, NEXT};
+use entry::{BACKEND_AT, EPOCH, FIXED, Key, NEXT};
 pub use entry::{Flow, Tuple};
 pub use fragments::Fragmented;
 use index::Slots;
@@ -70,6 +70,31 @@ pub struct Found {
     pub services: u64,
     number: u32,
     generation: u64,
+    second: u32,
+    backend_at: u64,
+}
+
+/// Where a flow's backend is in a snapshot of services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::lb) struct BackendAt {
+    /// The number of its service.
+    pub(in crate::lb) service: u8,
+    /// Its number in that.
+    pub(in crate::lb) backend: u16,
+}
+
+impl BackendAt {
+    /// The word for it; never 0.
+    fn to_word(self, services: u64) -> u64 {
+        let backend = u64::from(self.backend) + 1;
+        u64::from(self.service) << 56 | backend << 40 | services & SNAPSHOT
+    }
+
+    fn of_word(word: u64, services: u64) -> Option<Self> {
+        let [service, high, low, ..] = word.to_be_bytes();
+        let backend = u16::from_be_bytes([high, low]).checked_sub(1)?;
+        (word & SNAPSHOT == services & SNAPSHOT).then_some(Self { service, backend })
+    }
 }
 
 impl Found {
@@ -77,6 +102,11 @@ impl Found {
     #[must_use]
     pub const fn was_compared_with(&self, services: u64) -> bool {
         self.services == services & SNAPSHOT
+    }
+
+    /// Where its backend is in this snapshot of services, if that was noted.
+    pub(super) fn backend_at(&self, services: u64) -> Option<BackendAt> {
+        BackendAt::of_word(self.backend_at, services)
     }
 }
 
@@ -156,6 +186,19 @@ impl<M: Memory> FlowTable<M> {
         }
     }
 
+    /// Remembers where a flow's backend is in a snapshot of services, unless another thread does.
+    pub(super) fn keep_backend_at(&self, found: &Found, at: BackendAt, services: u64) {
+        // The entry may be another flow's by now: its word is not the one that was found.
+        let word = self.shape.entry(found.number) + BACKEND_AT;
+        let _other = self.memory.exchange(word, found.backend_at, at.to_word(services));
+    }
+
+    /// How long a flow was not used.
+    #[must_use]
+    pub fn idle(&self, found: &Found, now: Instant) -> Duration {
+        Duration::from_secs(self.second(now).saturating_sub(found.second).into())
+    }
+
     /// Remembers that the flow was compared with this snapshot of services.
     pub fn compared(&self, found: &Found, services: u64) {
         // The entry may be another flow's by now, which was not compared: the generation tells.
@@ -198,6 +241,8 @@ impl<M: Memory> FlowTable<M> {
             services: services & SNAPSHOT,
             number: taken.number,
             generation: life.generation(),
+            second: life.second(),
+            backend_at: 0,
         })
     }
 
@@ -313,6 +358,8 @@ impl<M: Memory> FlowTable<M> {
             services: if is_its { mark & SNAPSHOT } else { u64::MAX },
             number,
             generation: life.generation(),
+            second: life.second(),
+            backend_at: self.memory.load(self.shape.entry(number) + BACKEND_AT, Ordering::Relaxed),
         })
     }
 
@@ -345,6 +392,7 @@ impl<M: Memory> FlowTable<M> {
         }
         let mark = mark(life.generation(), services);
         self.memory.store(first + EPOCH, mark, Ordering::Relaxed);
+        self.memory.store(first + BACKEND_AT, 0, Ordering::Relaxed);
     }
 
     /// Puts a taken entry into the index under its keys, unless another has one of them.

@@ -57,6 +57,8 @@ fn a_local_backend_is_asked_where_its_answers_are_brought_here() {
         assert_eq!(asked, frame(protocol, (to_backend, mac(LOCAL)), (client, backend), SYN));
         let answer = frame(protocol, (mac(LOCAL), to_client), (backend, client), SYN | ACK);
         let seen = net.delivered(&answer).unwrap();
+        let totals = net.totals(LOCAL);
+        assert_eq!((totals.sent_packets, totals.received_packets), (1, 1));
         assert_eq!(seen, frame(protocol, (to_client, mac(CLIENT)), (vip, client), SYN | ACK));
         net.delivered(&asks(protocol, ipv4, 4000, ACK)).unwrap();
         assert_eq!(net.state(4000), Some(State::Established));
