@@ -186,6 +186,8 @@ pub enum Balancing {
     Maglev,
     /// In turn, as far as the connections of one node go
     Rr,
+    /// The one with the fewest connections of the client's node for its weight
+    LeastConn,
 }
 
 impl Balancing {
@@ -195,6 +197,7 @@ impl Balancing {
         match self {
             Self::Maglev => "maglev",
             Self::Rr => "rr",
+            Self::LeastConn => "least-conn",
         }
     }
 }

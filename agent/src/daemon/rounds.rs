@@ -120,7 +120,7 @@ impl Mesh {
         self.mend_state();
         self.keep_open();
         self.tell_silent();
-        Services::sweep();
+        Services::sweep(self);
         if self.services.is_due(unix_ms()) {
             self.kick();
         }

@@ -240,6 +240,7 @@ fn ports(service: &Service) -> Vec<Port> {
 pub(super) fn choice(service: &Service) -> Choice {
     match service.choice.as_ref().map(Name::as_str) {
         Some("rr") => Choice::RoundRobin,
+        Some("least-conn") => Choice::LeastConn,
         _ => Choice::Maglev,
     }
 }

@@ -586,6 +586,7 @@ fn row(
     let lb = match choice(service) {
         Choice::RoundRobin => Balancing::Rr,
         Choice::Maglev => Balancing::Maglev,
+        Choice::LeastConn => Balancing::LeastConn,
     };
     let lb = (mode == ServiceMode::Vip).then(|| lb.as_str().to_owned());
     api::Service {

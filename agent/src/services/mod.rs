@@ -30,11 +30,14 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::{
+    sync::{Notify, Semaphore},
+    task::block_in_place,
+};
 use tracing::{error, warn};
 use vxmesh_proto::{
     addr::NetworkId,
-    lb::{Flows, ServiceSpec, ejection::Ejections, health::Checks},
+    lb::{Flows, ServiceSpec, ejection::Ejections, health::Checks, recount},
     tables::{NetworkTable, TableUpdate},
 };
 
@@ -52,7 +55,10 @@ pub(crate) use self::{
     published::{HostPort, HostPorts, Lead, Led, Missing, publish},
 };
 
-use crate::store::{Store, StoreError};
+use crate::{
+    daemon::Mesh,
+    store::{Store, StoreError},
+};
 
 /// Drains whose beginning is remembered.
 const DRAINS: usize = 4096;
@@ -192,11 +198,16 @@ impl Services {
         }
     }
 
-    /// Forgets flows that were not used for long. Called once a second.
-    pub(crate) fn sweep() {
-        let flows = lock(&FLOWS).clone();
-        if let Some(flows) = flows {
-            flows.sweep(Instant::now());
+    /// Forgets flows that were not used for long, and counts the others for services that go by
+    /// that. Called once a second.
+    pub(crate) fn sweep(mesh: &Mesh) {
+        let Some(flows) = lock(&FLOWS).clone() else { return };
+        flows.sweep(Instant::now());
+        let tables = mesh.tables_with_services();
+        let services = tables.iter().filter_map(|table| Some((table.spec().id, table.services()?)));
+        let going: Vec<_> = services.filter(|(_, services)| services.goes_by_flows()).collect();
+        if !going.is_empty() {
+            block_in_place(|| recount(&going));
         }
     }
 }

@@ -47,5 +47,6 @@ pub fn updated<P>(
     }
     let (version, flows) = next()?;
     let services = Services::new(flows, (version, is_settled), services).steering_local(steers);
+    services.count_new(network);
     Some(TableUpdate::Services(Some(Arc::new(services))))
 }

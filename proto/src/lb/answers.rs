@@ -31,7 +31,7 @@ impl<P> Balancer<'_, P> {
             }
             // One that was forgotten at this moment: its answer must not show the backend all the
             // same.
-            let _state = flows.note(&found, packet.sign, self.now);
+            let _state = self.note(&found, packet.sign);
             self.remember(&packet, &found);
             found
         } else if let Some(of) = fragmented(self.network(), frame) {

@@ -2,20 +2,22 @@
 //!
 //! Frames are counted by atomics of their backend, which one snapshot of services leaves to the
 //! next ([`Counters`]). A flow's entry says where these are (`BackendAt`), so no frame needs a
-//! look-up. How many flows there are now is counted by a walk over the table ([`Services::open`]).
+//! look-up. How many flows there are now is counted by a walk over the table ([`Services::open`]);
+//! what is kept of it for `least-conn` may be wrong for a moment, and is put right by the same walk
+//! ([`recount`]).
 
 use std::{
     collections::BTreeMap,
     ops::AddAssign,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
 };
 
 use super::{
-    flows::{Flow, Found, Sender, State},
-    service::{Service, ServiceSpec, Services},
+    flows::{BackendAt, Flow, Found, Sender, Sign, State},
+    service::{Choice, Service, ServiceSpec, Services},
     translate::Balancer,
 };
 use crate::{
@@ -55,6 +57,7 @@ impl Traffic {
 #[repr(align(64))]
 struct FlowCounts {
     begun: AtomicU64,
+    open: AtomicI64,
 }
 
 /// What is counted of one backend.
@@ -68,6 +71,16 @@ pub(super) struct Counts {
 impl Counts {
     pub(super) fn begun(&self) {
         self.flows.begun.fetch_add(1, Ordering::Relaxed);
+        self.flows.open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn ended(&self) {
+        self.flows.open.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The flows that there are, as far as nothing was missed since they were last counted.
+    pub(super) fn open(&self) -> u64 {
+        u64::try_from(self.flows.open.load(Ordering::Relaxed)).unwrap_or_default()
     }
 
     fn frame(&self, sender: Sender, frame: &Frame<'_>) {
@@ -126,6 +139,8 @@ pub(super) struct Counters {
     refused: Arc<[AtomicU64; REFUSALS.len()]>,
     /// What backends had that are none any more.
     past: Totals,
+    /// Whether a backend's flows were never counted.
+    pub(super) has_new: bool,
 }
 
 impl Counters {
@@ -140,6 +155,7 @@ impl Counters {
             let at = spec.backends.binary_search_by_key(key, |it| it.key).ok()?;
             Some((spec, counters.backends.get(at)?))
         };
+        let mut has_new = false;
         let backends = spec.backends.iter().map(|backend| {
             let is_out_now = is_out(spec, &backend.key);
             match old(&backend.key) {
@@ -147,7 +163,10 @@ impl Counters {
                     let is_ejected = is_out_now && !is_out(before, &backend.key);
                     (Arc::clone(counts), ejections + u64::from(is_ejected))
                 }
-                None => (Arc::default(), u64::from(is_out_now)),
+                None => {
+                    has_new = true;
+                    (Arc::default(), u64::from(is_out_now))
+                }
             }
         });
         let backends = backends.collect();
@@ -160,7 +179,7 @@ impl Counters {
             }
         }
         let refused = before.map(|(_, counters)| Arc::clone(&counters.refused));
-        Self { backends, refused: refused.unwrap_or_default(), past }
+        Self { backends, refused: refused.unwrap_or_default(), past, has_new }
     }
 
     /// Those of the backend with this number.
@@ -215,6 +234,51 @@ impl Services {
         }
         open
     }
+
+    /// Whether how many flows there are is something that a service goes by.
+    #[must_use]
+    pub fn goes_by_flows(&self) -> bool {
+        self.iter().any(|service| service.spec().choice == Choice::LeastConn)
+    }
+
+    /// Counts the flows of backends that are new to a service that goes by them. Before anybody
+    /// uses this snapshot.
+    pub fn count_new(&self, network: NetworkId) {
+        let uncounted = self.iter().filter(|service| service.take_uncounted());
+        if uncounted.count() > 0 {
+            recount(&[(network, self)]);
+        }
+    }
+}
+
+/// Counts the flows of all backends of these networks' services that go by them. Those that begin
+/// or end meanwhile may be counted wrongly until it is done again, once a second.
+pub fn recount(networks: &[(NetworkId, &Services)]) {
+    let goes = networks.iter().filter(|(_, services)| services.goes_by_flows());
+    let mut counted: BTreeMap<NetworkId, (&Services, BTreeMap<BackendAt, i64>)> = goes
+        .map(|(network, services)| {
+            let all = services.numbered().map(|(at, counts)| {
+                let before = counts.flows.open.load(Ordering::Relaxed);
+                (at, 0i64.wrapping_sub(before))
+            });
+            (*network, (*services, all.collect()))
+        })
+        .collect();
+    let Some((services, _)) = counted.values().next() else { return };
+    for flow in open_flows(services) {
+        if let Some((services, all)) = counted.get_mut(&flow.network)
+            && let Some(missed) = services.backend_at(&flow).and_then(|at| all.get_mut(&at))
+        {
+            *missed += 1;
+        }
+    }
+    for (services, all) in counted.values() {
+        for (at, missed) in all {
+            if let Some(counts) = services.counts(*at) {
+                counts.flows.open.fetch_add(*missed, Ordering::Relaxed);
+            }
+        }
+    }
 }
 
 /// The flows to services that have not ended.
@@ -243,5 +307,26 @@ impl<P> Balancer<'_, P> {
         if let Some(counts) = self.counts_of(found) {
             counts.frame(found.sender, frame);
         }
+    }
+
+    /// Notes that a flow was forgotten.
+    pub(super) fn count_removed(&self, found: &Found) {
+        if found.state < State::Closed
+            && let Some(counts) = self.counts_of(found)
+        {
+            counts.ended();
+        }
+    }
+
+    /// Notes a packet of a flow, and says how far that is then; nothing if it is gone.
+    pub(super) fn note(&self, found: &Found, sign: Sign) -> Option<State> {
+        let (before, state) = self.services.flows().noted(found, sign, self.now)?;
+        if before < State::Closed
+            && state == State::Closed
+            && let Some(counts) = self.counts_of(found)
+        {
+            counts.ended();
+        }
+        Some(state)
     }
 }

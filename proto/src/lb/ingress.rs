@@ -227,7 +227,8 @@ impl<P> Balancer<'_, P> {
             seen_port: tuple.source.port(),
             sees_vip: false,
             is_relayed: true,
-        })
+        })?;
+        Ok(())
     }
 
     fn relay_rewrite(&self, flow: &Flow) -> Rewrite {

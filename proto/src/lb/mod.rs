@@ -21,7 +21,7 @@ mod translate;
 
 use std::sync::atomic::AtomicU64;
 
-pub use counts::Totals;
+pub use counts::{Totals, recount};
 pub(crate) use ingress::is_admitted;
 pub use observed::BackendPort;
 pub use service::{Backend, Choice, Port, Protocol, PublishMode, Service, ServiceSpec, Services};

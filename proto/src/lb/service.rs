@@ -11,7 +11,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -95,6 +95,8 @@ pub enum Choice {
     Maglev,
     /// In turn, as far as this node's flows go.
     RoundRobin,
+    /// The one that has the fewest flows of this node for its weight.
+    LeastConn,
 }
 
 /// A service as somebody made it, with the backends that it has now.
@@ -124,6 +126,8 @@ pub struct Service {
     maglev: Arc<Maglev>,
     observed: Arc<Observed>,
     counters: Counters,
+    /// Whether it goes by flows of backends that nobody has counted yet.
+    is_uncounted: AtomicBool,
     turns: Turns,
     /// How many flows were begun in turn; goes on from one snapshot to the next.
     turn: Arc<AtomicU64>,
@@ -150,8 +154,11 @@ impl Service {
         let mut places: Box<[_]> = places.collect();
         places.sort_unstable();
         let counters = Counters::of(&spec, kept.map(|before| (&before.spec, &before.counters)));
+        let went_by_flows = kept.is_some_and(|before| before.spec.choice == Choice::LeastConn);
+        let is_new = counters.has_new || !went_by_flows;
         Self {
             places,
+            is_uncounted: AtomicBool::new(is_new && spec.choice == Choice::LeastConn),
             counters,
             maglev: same.map_or_else(
                 || Arc::new(Maglev::new(&weighted)),
@@ -230,6 +237,11 @@ impl Service {
         &self.counters
     }
 
+    /// Whether the flows that it goes by are to be counted. They are then.
+    pub(super) fn take_uncounted(&self) -> bool {
+        self.is_uncounted.swap(false, Ordering::Relaxed)
+    }
+
     /// The backends that get new flows.
     pub(super) fn for_new_flows(&self) -> impl Iterator<Item = &Backend> {
         self.spec.backends.iter().filter(|backend| backend.takes_new && backend.weight > 0)
@@ -244,8 +256,36 @@ impl Service {
         let chosen = match self.spec.choice {
             Choice::Maglev => self.maglev.choose(self.hash(flow), is_usable),
             Choice::RoundRobin => self.turns.next(&self.turn, is_usable),
+            Choice::LeastConn => self.least(is_usable),
         };
         self.spec.backends.get(usize::from(chosen?))
+    }
+
+    /// The backend with the fewest flows for its weight, of all or at least of [`COMPARED`]; of
+    /// equal ones whose turn is next.
+    fn least(&self, usable: impl Fn(u16) -> bool) -> Option<u16> {
+        let count = u16::try_from(self.spec.backends.len()).unwrap_or(u16::MAX);
+        let first = self.turns.whose(self.turn.fetch_add(1, Ordering::Relaxed)).min(count);
+        let numbered = (first..count).chain(0..first);
+        let weighted = numbered.filter_map(|at| {
+            let weight = self.spec.backends.get(usize::from(at))?.weight;
+            (weight > 0).then_some((at, u64::from(weight)))
+        });
+        let mut least: Option<(u16, u64, u64)> = None;
+        for ((at, weight), compared) in weighted.zip(0..) {
+            if compared >= COMPARED && least.is_some() {
+                break;
+            }
+            let open = self.counters.of_backend(at).map_or(0, Counts::open);
+            let is_less = |(_, fewest, its): (u16, u64, u64)| {
+                open.saturating_mul(its) < fewest.saturating_mul(weight)
+            };
+            // Whether one can be reached costs more to know than what it has.
+            if least.is_none_or(is_less) && usable(at) {
+                least = Some((at, open, weight));
+            }
+        }
+        least.map(|(at, ..)| at)
     }
 
     /// The same number on every node.
@@ -272,6 +312,10 @@ struct Turns {
     /// section, so that those of one backend lie apart (Knuth, TAOCP 6.4).
     stride: u32,
 }
+
+/// Backends among which the one with the fewest flows is looked for: more make hardly a difference
+/// (Mitzenmacher, "The power of two choices", 2001), and a flow costs no more with more of them.
+const COMPARED: u32 = 64;
 
 /// Turns that may pass without anybody usable before all are asked one after the other.
 const PASSED: u32 = 64;
@@ -398,6 +442,18 @@ impl Services {
     /// The counters of the backend that is there.
     pub(super) fn counts(&self, at: BackendAt) -> Option<&Counts> {
         self.services.get(usize::from(at.service))?.counters.of_backend(at.backend)
+    }
+
+    /// The counters of all backends, and where these are.
+    pub(super) fn numbered(&self) -> impl Iterator<Item = (BackendAt, &Counts)> {
+        let backends = |(service, it): (u8, _)| {
+            let it: &Arc<Service> = it;
+            let counts = move |backend| {
+                Some((BackendAt { service, backend }, it.counters.of_backend(backend)?))
+            };
+            (0u16..).map_while(counts)
+        };
+        (0u8..=u8::MAX).zip(&self.services).flat_map(backends)
     }
 
     /// All of them.
@@ -566,6 +622,27 @@ mod tests {
             assert_eq!(round.iter().filter(|it| **it == key(n, n)).count(), weight);
         }
         assert!(round.windows(3).all(|three| three.iter().any(|it| *it != three[0])), "{round:?}");
+    }
+
+    #[test]
+    fn who_has_the_fewest_flows_is_found_among_many() {
+        let service = Service::new(spec(Choice::LeastConn, &[1; 200]), None);
+        let last = service.spec().backends[150].key;
+        let counts = |at| service.counters().of_backend(at).unwrap();
+        (0..200).filter(|at| *at != 150).for_each(|at| counts(at).begun());
+        // Of some at least, it is found by all of those whose turn is near.
+        let found = (0..200).filter(|n| service.choose(&flow(*n), |_| true).unwrap().key == last);
+        assert!(found.count() >= 50);
+        for n in 0..200 {
+            let only = service.choose(&flow(n), |backend| backend.key == last);
+            assert_eq!(only.map(|backend| backend.key), Some(last));
+        }
+        assert!(service.choose(&flow(1), |_| false).is_none());
+        counts(150).begun();
+        counts(150).begun();
+        assert!((0..200).all(|n| service.choose(&flow(n), |_| true).unwrap().key != last));
+        let empty = Service::new(spec(Choice::LeastConn, &[]), None);
+        assert!(empty.choose(&flow(1), |_| true).is_none());
     }
 
     #[test]

@@ -551,11 +551,13 @@ fn a_backend_that_goes_takes_connections_with_it_and_datagrams_go_to_another() {
     let mut net = Net::with(256, service(11..16));
     let tcp = net.connect(true, 4000);
     let (udp, _) = net.out(&asks(UDP, true, 4000, 0)).unwrap();
-    // Out of the service, and back.
+    // Out of the service, and back: who spoke meanwhile was told, and the others go on.
     let without = |gone: u8| service((11..16).filter(move |n| *n != gone));
+    let spoke = (4001..).find(|port| net.connect(true, *port) == tcp).unwrap();
     net.serve(2, without(tcp));
-    assert_eq!(net.out(&asks(TCP, true, 4000, ACK)).unwrap_err(), DropReason::NoBackend);
+    assert_eq!(net.out(&asks(TCP, true, spoke, ACK)).unwrap_err(), DropReason::NoBackend);
     net.serve(3, service(11..16));
+    assert_eq!(net.out(&asks(TCP, true, spoke, ACK)).unwrap_err(), DropReason::FlowUnknown);
     assert_eq!(net.out(&asks(TCP, true, 4000, ACK)).unwrap().0, u32::from(tcp - CLIENT));
     let udp = CLIENT + u8::try_from(udp).unwrap();
     net.serve(4, without(udp));

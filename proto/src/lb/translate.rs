@@ -168,7 +168,7 @@ impl<'t, P> Balancer<'t, P> {
                 if self.is_of_another(&found, packet, frame)? {
                     return self.pass_on(destination, frame);
                 }
-                let _state = flows.note(&found, packet.sign, self.now);
+                let _state = self.note(&found, packet.sign);
                 self.remember(packet, &found);
                 return self.to_client(&found, frame);
             }
@@ -190,17 +190,31 @@ impl<'t, P> Balancer<'t, P> {
             };
             if begins_anew {
                 // Another thread may see its answer at this moment: then it stays.
-                flows.remove_unchanged(&found);
+                if flows.remove_unchanged(&found) {
+                    self.count_removed(&found);
+                }
                 continue;
             }
-            let row = row?;
-            if flows.note(&found, packet.sign, self.now).is_none() {
+            let row = row.inspect_err(|reason| self.end_told(&found, *reason))?;
+            if self.note(&found, packet.sign).is_none() {
                 continue;
             }
             self.remember(packet, &found);
             return self.to_backend(&found, row, frame);
         }
         Err(DropReason::FlowBusy)
+    }
+
+    /// Forgets a connection whose backend is none any more, as its client is told that it ended.
+    /// While its service is there: what is left of it is refused, too.
+    fn end_told(&self, found: &Found, reason: DropReason) {
+        if reason == DropReason::NoBackend
+            && self.services.is_settled()
+            && self.table.service_at(found.flow.vip.ip()).is_some()
+            && self.services.flows().remove_unchanged(found)
+        {
+            self.count_removed(found);
+        }
     }
 
     /// Remembers where fragments that follow the packet go.

@@ -1,10 +1,15 @@
 //! Checks of backends, their drain, and which of them a node prefers.
 
-use std::{io::Read, net::TcpStream, path::Path, time::Duration};
+use std::{
+    io::Read,
+    net::{IpAddr, TcpStream},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
-use vxmesh::api::{Network, Node, Service};
-use vxmesh_tests::lab::{Allowed, Lab, wait_until};
+use vxmesh::api::{Flows, Network, Node, Service};
+use vxmesh_tests::lab::{Allowed, Lab, Plugged, wait_until};
 
 use super::{answers, who};
 
@@ -40,6 +45,41 @@ fn page(dir: &Path, name: &str, is_there: bool) -> Result<()> {
     } else {
         std::fs::remove_file(page)?;
     }
+    Ok(())
+}
+
+/// A connection whose client says nothing.
+fn hold(keeper: &Plugged, vip: IpAddr) -> Result<TcpStream> {
+    keeper.netns.run(|| Ok(TcpStream::connect((vip, 80))?))
+}
+
+/// Connections that stay are spread evenly, and those that come after some of one backend ended are
+/// all its.
+fn who_has_fewest_gets_the_next(lab: &Lab, keeper: &Plugged, vip: IpAddr) -> Result<()> {
+    let open = || -> Result<Vec<u64>> {
+        let backends = service(lab, "h1")?.backends.into_iter();
+        Ok(backends.filter_map(|backend| Some(backend.counters?.open)).collect())
+    };
+    wait_until("those of before have ended", || Ok(open()?.iter().sum::<u64>() == 0))?;
+    let mut held: Vec<TcpStream> = (0..12).map(|_| hold(keeper, vip)).collect::<Result<_>>()?;
+    ensure!(open()? == [4, 4, 4], "{:?}", open()?);
+    let flows = || lab.json::<Flows>("h1", &["flows", "--service", "web"]);
+    let of_w2 = |flows: &Flows| -> Vec<u16> {
+        let all = flows.flows.iter().filter(|flow| flow.state != "closed");
+        let its = all.filter(|flow| flow.name.as_ref().is_some_and(|it| it.as_str() == "w2"));
+        its.map(|flow| flow.client.port()).collect()
+    };
+    let ports = of_w2(&flows()?);
+    ensure!(ports.len() == 4, "{:?}", flows()?);
+    held.retain(|stream| !stream.local_addr().is_ok_and(|own| ports.contains(&own.port())));
+    wait_until("those of w2 have ended", || Ok(open()? == [4, 0, 4]))?;
+    for _ in 0..4 {
+        let stream = hold(keeper, vip)?;
+        let port = stream.local_addr()?.port();
+        held.push(stream);
+        ensure!(of_w2(&flows()?).contains(&port), "{port} is not among {:?}", flows()?);
+    }
+    ensure!(open()? == [4, 4, 4], "{:?}", open()?);
     Ok(())
 }
 
@@ -125,6 +165,9 @@ fn backends_are_checked_drained_and_preferred() -> Result<()> {
     wait_for_states(&lab, ["ready", "draining", "ready"])?;
     lab.vxmesh("h1", &["node", "drain", "h2", "--undo"])?;
     wait_for_states(&lab, ["ready"; 3])?;
+
+    lab.vxmesh("h1", &["service", "update", "web", "--prefer", "any", "--lb", "least-conn"])?;
+    who_has_fewest_gets_the_next(&lab, &keeper, vip)?;
     lab.finish(Allowed {
         warnings: &["the backend is not healthy"],
         drops: &["no_backend", "flow_unknown"],

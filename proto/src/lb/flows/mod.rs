@@ -161,6 +161,11 @@ impl<M: Memory> FlowTable<M> {
 
     /// Notes a packet of a flow, and says how far the flow is then; nothing if it is gone.
     pub fn note(&self, found: &Found, sign: Sign, now: Instant) -> Option<State> {
+        self.noted(found, sign, now).map(|(_before, state)| state)
+    }
+
+    /// The same, and how far the flow was before: of two threads one sees a change.
+    pub(super) fn noted(&self, found: &Found, sign: Sign, now: Instant) -> Option<(State, State)> {
         let (at, second) = (self.shape.life(found.number), self.second(now));
         let mut word = self.memory.load(at, Ordering::Relaxed);
         loop {
@@ -168,7 +173,7 @@ impl<M: Memory> FlowTable<M> {
             let state = life.state().filter(|_| life.generation() == found.generation)?;
             let next = life.after(found.sender, sign, second);
             if next == life {
-                return Some(state);
+                return Some((state, state));
             }
             match self.memory.exchange(at, word, next.0) {
                 Ok(()) => {
@@ -179,7 +184,7 @@ impl<M: Memory> FlowTable<M> {
                         self.memory.add(CLOSED, 1);
                         self.count_source(&found.flow, false);
                     }
-                    return next.state();
+                    return Some((state, next.state()?));
                 }
                 Err(other) => word = other,
             }
