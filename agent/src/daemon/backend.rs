@@ -75,6 +75,28 @@ impl Agent {
     }
 
     /// Starts the mesh with these credentials.
+    /// The mesh, with this network if others are about to tell of it.
+    async fn mesh_with(&self, network: &str) -> Result<Arc<Mesh>, ApiError> {
+        let mesh = self.mesh().await?;
+        // If there is none, whoever needs it says so.
+        drop(mesh.once_known(|| mesh.find_network(network)).await);
+        Ok(mesh)
+    }
+
+    /// The same with a service.
+    async fn mesh_serving(&self, service: &str) -> Result<Arc<Mesh>, ApiError> {
+        let mesh = self.mesh().await?;
+        drop(mesh.once_known(|| Ok(mesh.services.find(&mesh, service)?)).await);
+        Ok(mesh)
+    }
+
+    /// The same with a node.
+    async fn mesh_among(&self, node: &str) -> Result<Arc<Mesh>, ApiError> {
+        let mesh = self.mesh().await?;
+        drop(mesh.once_known(|| resolve::one(&mesh.node_list(), node).cloned()).await);
+        Ok(mesh)
+    }
+
     pub(super) async fn become_member(&self, credentials: Credentials) -> Result<(), ApiError> {
         let mesh = Mesh::start(self.config.clone(), credentials).await?;
         if let Err(error) = mesh.collect_sandboxes().await.and_then(|()| mesh.watch_keepers()) {
@@ -405,11 +427,11 @@ impl Backend for Agent {
     }
 
     async fn node_rm(&self, reference: &str, force: bool) -> Result<Node, ApiError> {
-        self.mesh().await?.remove_node(reference, force).await
+        self.mesh_among(reference).await?.remove_node(reference, force).await
     }
 
     async fn node_update(&self, reference: &str, spec: NodeSpec) -> Result<Node, ApiError> {
-        let mesh = self.mesh().await?;
+        let mesh = self.mesh_among(reference).await?;
         if let Some(issuer) = spec.issuer {
             mesh.set_issuer(reference, issuer).await?;
         }
@@ -438,11 +460,12 @@ impl Backend for Agent {
 
     async fn network_create(&self, spec: NetworkSpec) -> Result<Network, ApiError> {
         let mesh = self.mesh().await?;
+        mesh.once_met().await;
         blocking(move || mesh.create_network(&spec)).await
     }
 
     async fn network_extend(&self, reference: &str, spec: ExtendSpec) -> Result<Network, ApiError> {
-        let (mesh, reference) = (self.mesh().await?, reference.to_owned());
+        let (mesh, reference) = (self.mesh_with(reference).await?, reference.to_owned());
         blocking(move || mesh.extend_network(&reference, &spec)).await
     }
 
@@ -451,12 +474,12 @@ impl Backend for Agent {
         reference: &str,
         update: NetworkUpdate,
     ) -> Result<Network, ApiError> {
-        let (mesh, reference) = (self.mesh().await?, reference.to_owned());
+        let (mesh, reference) = (self.mesh_with(reference).await?, reference.to_owned());
         blocking(move || mesh.update_network(&reference, &update)).await
     }
 
     async fn network_rm(&self, reference: &str, force: bool) -> Result<Network, ApiError> {
-        let (mesh, reference) = (self.mesh().await?, reference.to_owned());
+        let (mesh, reference) = (self.mesh_with(reference).await?, reference.to_owned());
         blocking(move || mesh.remove_network(&reference, force)).await
     }
 
@@ -471,7 +494,8 @@ impl Backend for Agent {
     }
 
     async fn service_create(&self, spec: ServiceSpec) -> Result<Service, ApiError> {
-        let mesh = self.mesh().await?;
+        let mesh = self.mesh_with(&spec.network).await?;
+        mesh.once_met().await;
         Ok(mesh.services.create(&mesh, spec).await?)
     }
 
@@ -480,17 +504,17 @@ impl Backend for Agent {
         reference: &str,
         update: ServiceUpdate,
     ) -> Result<Service, ApiError> {
-        let mesh = self.mesh().await?;
+        let mesh = self.mesh_serving(reference).await?;
         Ok(mesh.services.update(&mesh, reference, &update).await?)
     }
 
     async fn service_health(&self, reference: &str, word: HealthWord) -> Result<Service, ApiError> {
-        let mesh = self.mesh().await?;
+        let mesh = self.mesh_serving(reference).await?;
         Ok(mesh.services.word(&mesh, reference, &word)?)
     }
 
     async fn service_rm(&self, reference: &str) -> Result<Service, ApiError> {
-        let mesh = self.mesh().await?;
+        let mesh = self.mesh_serving(reference).await?;
         Ok(mesh.services.remove(&mesh, reference).await?)
     }
 
@@ -513,7 +537,7 @@ impl Backend for Agent {
     }
 
     async fn endpoint_attach(&self, spec: AttachSpec) -> Result<Endpoint, ApiError> {
-        self.mesh().await?.attach(spec).await
+        self.mesh_with(&spec.network).await?.attach(spec).await
     }
 
     async fn endpoint_update(
@@ -533,7 +557,11 @@ impl Backend for Agent {
     }
 
     async fn sandbox_create(&self, spec: SandboxSpec) -> Result<Sandbox, ApiError> {
-        self.mesh().await?.create_sandbox(spec).await
+        let mesh = self.mesh().await?;
+        for connection in &spec.networks {
+            drop(mesh.once_known(|| mesh.find_network(&connection.network)).await);
+        }
+        mesh.create_sandbox(spec).await
     }
 
     async fn sandboxes_ended(&self) -> Result<Vec<Sandbox>, ApiError> {
@@ -565,7 +593,7 @@ impl Backend for Agent {
         reference: &str,
         connection: Connection,
     ) -> Result<Endpoint, ApiError> {
-        self.mesh().await?.connect_sandbox(reference, connection).await
+        self.mesh_with(&connection.network).await?.connect_sandbox(reference, connection).await
     }
 
     async fn sandbox_disconnect(

@@ -127,8 +127,8 @@ impl Mesh {
         let _one_at_a_time = self.fetching.lock().await;
         let patient_until = Instant::now() + PATIENCE;
         loop {
-            let mut refused = Vec::new();
-            let mut got = false;
+            let (mut refused, mut got) = (Vec::new(), false);
+            let is_settling = self.is_settling();
             for subnet in subnets {
                 if let Some(ip) = local(subnet)? {
                     return Ok(ip);
@@ -141,9 +141,9 @@ impl Mesh {
                 refused.extend(fetched.err().into_iter().flatten());
             }
             // What came went to somebody else, or what others know of this node's addresses is a
-            // moment old.
+            // moment old; or those who have some were not heard yet.
             let passes = got || refused.iter().any(|refusal| refusal.passes);
-            if !passes || Instant::now() > patient_until {
+            if !is_settling && (!passes || Instant::now() > patient_until) {
                 return Err(self.exhausted(network, id, subnets, &refused));
             }
             if !got {
@@ -224,7 +224,7 @@ impl Mesh {
                 Err(AllocateError::NotOurs { ip, owner })
                     if !second && !self.service_holders().contains_key(&owner) =>
                 {
-                    if !self.live_nodes().contains(&owner) {
+                    if !self.is_up_soon(owner).await {
                         return Err(self.out_of_reach(ip, owner));
                     }
                     self.claim_address(owner, id, ip).await?;

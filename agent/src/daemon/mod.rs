@@ -48,6 +48,7 @@ mod rounds;
 mod rows;
 mod rules;
 mod sandboxes;
+mod settling;
 mod subnets;
 mod succession;
 mod supervisors;

@@ -18,7 +18,7 @@ use vxmesh_gossip::membership::Gossip;
 use vxmesh_proto::{
     addr::{Name, NetworkId},
     dns::{NamedService, NamesTable, ResolvConf},
-    object::{Content, Network, NetworkLimits, ObjectId, ObjectSet},
+    object::{Content, Network, NetworkLimits, ObjectSet},
 };
 
 use super::{
@@ -35,10 +35,6 @@ use crate::{
     netlink::{netns::Netns, overlay::OverlayError},
     reconcile::admit::Claims,
 };
-
-/// Members that were not heard of this long after the start are not waited for: their names are
-/// missing for good reason.
-const SETTLES: Duration = Duration::from_secs(5);
 
 /// The servers of this host.
 #[derive(Debug)]
@@ -119,6 +115,11 @@ impl NameServers {
         gateways.iter().flat_map(of).collect()
     }
 
+    /// Since the start.
+    pub(super) fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// Has it tried again to serve every sandbox.
     pub(super) fn owe(&self) {
         self.owed.store(true, Ordering::Relaxed);
@@ -159,20 +160,6 @@ impl Mesh {
         };
         let mesh = networks.iter().filter_map(|(id, object, _)| Some((*id, name(object)?)));
         mesh.chain(self.local_networks.names()).collect()
-    }
-
-    /// Whether every member was heard of, or was given the time to be.
-    pub(super) fn is_settled(&self, gossip: &Gossip) -> bool {
-        if self.name_servers.started.elapsed() >= SETTLES {
-            return true;
-        }
-        let members: Vec<_> = self.objects.read(|set| {
-            let members = set.members();
-            let stays =
-                |node: &_| set.get(&ObjectId::Member(*node)).is_some_and(|member| !member.closed());
-            members.filter(stays).collect()
-        });
-        gossip.with_directory(|directory| members.iter().all(|node| directory.is_up(*node)))
     }
 
     /// Makes a sandbox's files, and its server unless it has one.
