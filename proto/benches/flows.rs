@@ -179,7 +179,12 @@ fn served(start: Instant) -> Option<NetworkTable<u32>> {
     let service = ServiceSpec {
         id: ServiceId::from_random([5; 16]),
         vips: vec![[10, 0, 0, 200].into()],
-        ports: vec![Port { protocol: Protocol::Udp, port: 80, backend_port: 8080, published: None }],
+        ports: vec![Port {
+            protocol: Protocol::Udp,
+            port: 80,
+            backend_port: 8080,
+            published: None,
+        }],
         backends: vec![Backend { key: backend.key, weight: 1, takes_new: true, is_near: true }],
         choice: Choice::Maglev,
         out: Vec::new(),
@@ -289,6 +294,7 @@ fn make_a_service(bencher: Bencher<'_, '_>, count: u16) {
         ports: Vec::new(),
         backends: backends.collect(),
         choice: Choice::Maglev,
+        sticky: None,
         out: Vec::new(),
     };
     bencher.bench_local(|| Service::new(black_box(spec.clone()), None));

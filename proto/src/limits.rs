@@ -159,6 +159,11 @@ pub const SERVICE_BACKENDS: usize = 1024;
 pub const SERVICE_WEIGHT: u8 = 100;
 /// Services of one network that a node carries, the oldest first: each has a table of 33 to 131 kB.
 pub const SERVICES_OF_NETWORK: usize = 256;
+/// Clients of a service with `--sticky` of which a node remembers the backend, 8 bytes each. A
+/// power of two.
+pub const STICKY_CLIENTS: usize = 16_384;
+/// For how many seconds at most a client keeps its backend: a day, as in Kubernetes.
+pub const STICKY_SECONDS: u32 = 86_400;
 /// Ports of one service.
 pub const SERVICE_PORTS: usize = 64;
 /// Prefixes of clients that a published port is for, and as many that it is not for: each is a rule

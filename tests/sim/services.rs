@@ -332,6 +332,7 @@ pub(crate) fn apply(world: &mut World, change: &Change) {
 fn create(world: &mut World, on: usize, network: NetworkId, name: usize, by: &By) {
     let time = world.time(on);
     let choice = world.rng.chance(300).then(|| "rr".parse().unwrap());
+    let sticky = world.rng.chance(300).then_some(20);
     let (backends, selector) = match by {
         By::Names(names) => (names.clone(), BTreeMap::new()),
         By::Label(app) => {
@@ -358,6 +359,7 @@ fn create(world: &mut World, on: usize, network: NetworkId, name: usize, by: &By
             published: Vec::new(),
             allow: Vec::new(),
             deny: Vec::new(),
+            sticky,
         };
         life.create_service(time, service)
     });

@@ -280,6 +280,9 @@ pub struct Service {
     /// Which backends a node prefers.
     #[serde(default)]
     pub prefer: String,
+    /// For how many seconds after its last packet a client keeps its backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sticky_s: Option<u32>,
     /// How backends are checked.
     #[serde(default)]
     pub check: Option<ServiceCheck>,
@@ -421,6 +424,9 @@ pub struct ServiceSpec {
     /// Which backends a node prefers.
     #[serde(default)]
     pub prefer: Preference,
+    /// For how many seconds after its last packet a client keeps its backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sticky_s: Option<u32>,
     /// How backends are checked.
     #[serde(default)]
     pub check: Option<ServiceCheck>,
@@ -454,6 +460,12 @@ pub struct ServiceUpdate {
     /// Which backends a node prefers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefer: Option<Preference>,
+    /// For how many seconds after its last packet a client keeps its backend.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sticky_s: Option<u32>,
+    /// Clients do not keep their backends any more.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub no_sticky: bool,
     /// How backends are checked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub check: Option<ServiceCheck>,

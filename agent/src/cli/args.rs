@@ -16,7 +16,9 @@ use vxmesh_proto::addr::{Alias, MacAddr, Name, Vni};
 
 pub(super) use self::membership::{Backup, DataDir, Join, Node, Token};
 pub(super) use self::sandbox::{Exec, Run, Sandbox, Supervise};
-pub(super) use self::service::{CheckKind, Service, ServiceChange, ServiceCreate, Working, millis};
+pub(super) use self::service::{
+    CheckKind, Service, ServiceChange, ServiceCreate, Sticky, Working, millis,
+};
 use crate::{
     api::{Address, DnsType, Driver, FLOWS_SHOWN},
     config,

@@ -511,6 +511,7 @@ mod tests {
             published: Vec::new(),
             allow: Vec::new(),
             deny: Vec::new(),
+            sticky: None,
         };
         let made = said.say(2, Content::Service(service));
         let ObjectId::Service(service) = made else { panic!() };

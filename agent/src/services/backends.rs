@@ -41,6 +41,7 @@ pub fn specs(
             ports: ports(service),
             backends: all_backends((id, service), (claims, away), seen),
             choice: choice(service),
+            sticky: service.sticky,
             out: Vec::new(),
         })
     });
@@ -300,6 +301,7 @@ mod tests {
             published: Vec::new(),
             allow: Vec::new(),
             deny: Vec::new(),
+            sticky: None,
         }
     }
 

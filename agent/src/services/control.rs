@@ -14,7 +14,7 @@ use vxmesh_proto::{
     addr::{Alias, Name, NetworkId, NodeId, ServiceId},
     dns::{NamedBackend, NamedService},
     lb::{self, Choice, Protocol},
-    limits::SERVICES_OF_NETWORK,
+    limits::{SERVICES_OF_NETWORK, STICKY_SECONDS},
     object::{
         self, Content, DRAIN_MS, Draft, ObjectId, ObjectSet, PublishedPort, ServiceOf,
         ServiceState, holder,
@@ -293,6 +293,7 @@ fn content_of(
         published,
         allow: spec.clients.allow.clone(),
         deny: spec.clients.deny.clone(),
+        sticky: spec.sticky_s,
     }
 }
 
@@ -348,6 +349,7 @@ fn close(mesh: &Mesh, id: ServiceId) -> Result<String, ServiceError> {
             published: Vec::new(),
             allow: Vec::new(),
             deny: Vec::new(),
+            sticky: None,
             ..service.clone()
         };
         *closed = true;
@@ -414,6 +416,17 @@ fn changed(service: &mut object::Service, update: &ServiceUpdate) -> Result<(), 
         }
         service.prefer = prefer_of(prefer);
     }
+    if update.no_sticky {
+        service.sticky = None;
+    }
+    if let Some(seconds) = update.sticky_s {
+        check_sticky(Some(seconds))?;
+        if service.vips.is_empty() {
+            let name = service.name.clone();
+            return Err(ServiceError::NoAddress { name, option: "--sticky" });
+        }
+        service.sticky = Some(seconds);
+    }
     service.drain_ms = update.drain_ms.or(service.drain_ms);
     if update.no_check {
         service.check = None;
@@ -448,6 +461,14 @@ fn check_drains(
             let (name, backend) = (service.name.clone(), backend.clone());
             Err(ServiceError::BackendMissing { name, backend })
         }
+        None => Ok(()),
+    }
+}
+
+/// Refuses a time that clients cannot keep their backends for.
+fn check_sticky(seconds: Option<u32>) -> Result<(), ServiceError> {
+    match seconds.filter(|seconds| !(1..=STICKY_SECONDS).contains(seconds)) {
+        Some(_) => Err(ServiceError::Sticky),
         None => Ok(()),
     }
 }
@@ -496,11 +517,13 @@ fn check_spec(spec: &ServiceSpec) -> Result<(), ServiceError> {
         ("--vip", !spec.vips.is_empty()),
         ("--lb", spec.lb.is_some()),
         ("--prefer", spec.prefer != Preference::Any),
+        ("--sticky", spec.sticky_s.is_some()),
     ];
     let given = options.into_iter().find(|(_, is_given)| *is_given);
     match given.filter(|_| spec.mode == ServiceMode::Dnsrr) {
         Some((option, _)) => Err(ServiceError::NoAddress { name: spec.name.clone(), option }),
         None => {
+            check_sticky(spec.sticky_s)?;
             let has_tcp = spec.ports.iter().any(|port| port.protocol == Protocol::Tcp);
             check_check(&spec.name, spec.check.as_ref().map(check_of).as_ref(), has_tcp)
         }
@@ -600,6 +623,7 @@ fn row(
         lb,
         prefer: service.prefer.as_ref().map_or("any", Name::as_str).to_owned(),
         check: service.check.as_ref().map(shown_check),
+        sticky_s: service.sticky,
         drain_ms: service.drain_ms.unwrap_or(DRAIN_MS),
         selector: service.selector.clone(),
         backends,

@@ -131,6 +131,9 @@ pub(crate) enum ServiceError {
     /// A time or a count of a check is too small or too large.
     #[error("the check's times are not from 100ms to 1h, or it rises or falls by no result")]
     Check,
+    /// Clients cannot keep their backends for this long.
+    #[error("clients keep their backends for a second at least, and a day at most")]
+    Sticky,
     /// The endpoint is none of its backends here.
     #[error("service `{name}` has no backend `{backend}` on this node")]
     NotHere {
@@ -201,6 +204,7 @@ impl From<ServiceError> for ApiError {
             E::TooMany => (ErrorCode::Conflict, "remove some, or make it in another network"),
             E::Uncheckable(_) => (ErrorCode::Usage, "give it a TCP port, or no --health"),
             E::Path(_) => (ErrorCode::Usage, "write http:/PATH, as http:/health"),
+            E::Sticky => (ErrorCode::Usage, "write --sticky 10m, or --sticky 30s"),
             E::Check => (ErrorCode::Usage, "see `vxmesh service create --help`"),
             E::NotHere { .. } => (
                 ErrorCode::NotFound,

@@ -121,6 +121,7 @@ pub(crate) fn service() -> Service {
         ports: vec!["80:8080".parse().unwrap()],
         lb: Some("maglev".into()),
         prefer: "any".to_owned(),
+        sticky_s: None,
         check: None,
         drain_ms: 30_000,
         selector: [("app".to_owned(), "shop".to_owned())].into(),

@@ -17,6 +17,7 @@ use std::{
 
 use super::{
     Flows,
+    affinity::{Affinity, beginning},
     counts::{Counters, Counts},
     flows::{BackendAt, Flow, Tuple},
     maglev::Maglev,
@@ -91,7 +92,8 @@ pub struct Backend {
 /// How a backend is chosen for a new flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// By the flow's addresses and ports, the same on every node.
+    /// By the flow's addresses and ports, the same on every node; by the client's address alone
+    /// where the service is sticky.
     Maglev,
     /// In turn, as far as this node's flows go.
     RoundRobin,
@@ -112,6 +114,9 @@ pub struct ServiceSpec {
     pub backends: Vec<Backend>,
     /// How one is chosen.
     pub choice: Choice,
+    /// For how many seconds after its last packet a client keeps its backend, if it does: all
+    /// flows of its address go there then.
+    pub sticky: Option<u32>,
     /// Ports of backends that get no new flows while others do, in order
     /// ([`Ejections::out`](super::ejection::Ejections::out)).
     pub out: Vec<BackendPort>,
@@ -128,6 +133,7 @@ pub struct Service {
     counters: Counters,
     /// Whether it goes by flows of backends that nobody has counted yet.
     is_uncounted: AtomicBool,
+    affinity: Option<Arc<Affinity>>,
     turns: Turns,
     /// How many flows were begun in turn; goes on from one snapshot to the next.
     turn: Arc<AtomicU64>,
@@ -156,7 +162,9 @@ impl Service {
         let counters = Counters::of(&spec, kept.map(|before| (&before.spec, &before.counters)));
         let went_by_flows = kept.is_some_and(|before| before.spec.choice == Choice::LeastConn);
         let is_new = counters.has_new || !went_by_flows;
+        let affinity = || kept.and_then(|before| before.affinity.clone()).unwrap_or_default();
         Self {
+            affinity: spec.sticky.map(|_| affinity()),
             places,
             is_uncounted: AtomicBool::new(is_new && spec.choice == Choice::LeastConn),
             counters,
@@ -206,6 +214,18 @@ impl Service {
         let at = self.places.partition_point(|(other, _)| *other < endpoint);
         let (_, at) = self.places.get(at).filter(|(other, _)| *other == endpoint)?;
         Some(*at)
+    }
+
+    /// The first backend whose endpoint's id begins so.
+    pub(super) fn backend_with(&self, begins: u64) -> Option<&Backend> {
+        let at = self.places.partition_point(|(other, _)| beginning(*other) < begins);
+        let (_, at) = self.places.get(at).filter(|(other, _)| beginning(*other) == begins)?;
+        self.spec.backends.get(usize::from(*at))
+    }
+
+    /// Which backends its clients have, and for how many seconds they keep them.
+    pub(super) fn affinity(&self) -> Option<(&Affinity, u32)> {
+        self.affinity.as_deref().zip(self.spec.sticky)
     }
 
     /// Whether it has a backend with this port.
@@ -288,7 +308,7 @@ impl Service {
         least.map(|(at, ..)| at)
     }
 
-    /// The same number on every node.
+    /// The same number on every node; where the service is sticky, for all flows of a client.
     fn hash(&self, flow: &Tuple) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = *self.spec.id.bytes();
         let mut hasher = Seeded(u64::from_be_bytes([a, b, c, d, e, f, g, h])).build_hasher();
@@ -296,7 +316,11 @@ impl Service {
             IpAddr::V4(v4) => hasher.write_u64(v4.to_bits().into()),
             IpAddr::V6(v6) => hasher.write(&v6.octets()),
         }
-        let ports = [flow.source.port(), flow.destination.port(), flow.protocol.into()];
+        let ports = match self.spec.sticky {
+            // Neighbours would have one distance from each other without a second word.
+            Some(_) => [0; 3],
+            None => [flow.source.port(), flow.destination.port(), flow.protocol.into()],
+        };
         hasher.write_u64(ports.into_iter().fold(0, |word, port| word << 16 | u64::from(port)));
         hasher.finish()
     }
@@ -552,6 +576,7 @@ mod tests {
             ],
             backends: backends.collect(),
             choice,
+            sticky: None,
             out: Vec::new(),
         }
     }

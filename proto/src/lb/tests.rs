@@ -11,6 +11,7 @@ mod fragments;
 mod ingress;
 mod life;
 mod local;
+mod sticky;
 mod super_frames;
 
 use std::{
@@ -68,6 +69,7 @@ fn service(backends: impl IntoIterator<Item = u8>) -> ServiceSpec {
         ports: vec![tcp, Port { protocol: Protocol::Udp, ..tcp }],
         backends: backends.collect(),
         choice: Choice::Maglev,
+        sticky: None,
         out: Vec::new(),
     }
 }

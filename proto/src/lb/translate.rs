@@ -26,6 +26,7 @@ use std::{
 };
 
 use super::{
+    affinity::{Affinity, beginning},
     flows::{Flow, Found, Fragmented, Refused, Sender, Sign, State, Tuple},
     ingress::is_outside,
     observed::BackendPort,
@@ -199,6 +200,7 @@ impl<'t, P> Balancer<'t, P> {
             if self.note(&found, packet.sign).is_none() {
                 continue;
             }
+            self.stay(&found);
             self.remember(packet, &found);
             return self.to_backend(&found, row, frame);
         }
@@ -239,22 +241,7 @@ impl<'t, P> Balancer<'t, P> {
         if tuple.protocol == TCP && packet.sign != Sign::Syn {
             return Err(DropReason::FlowUnknown);
         }
-        let is_ipv4 = tuple.source.is_ipv4();
-        let stays_here = self.stays_here(port, tuple.source.ip());
-        let address = |backend: &Backend| self.address_of(backend, is_ipv4);
-        let is_there = |backend: &Backend| {
-            address(backend).is_some() && (!stays_here || self.is_here(backend))
-        };
-        let is_well = |backend: &Backend| {
-            let is_silent = silent == Some(backend.key.endpoint);
-            !is_silent && service.takes_new(backend, at) && is_there(backend)
-        };
-        // Ejection is nothing to go by where it leaves nobody.
-        let chosen = service
-            .choose(tuple, |backend| backend.is_near && is_well(backend))
-            .or_else(|| service.choose(tuple, is_well))
-            .or_else(|| service.choose(tuple, is_there));
-        let chosen = chosen.and_then(|backend| Some((backend, address(backend)?)));
+        let chosen = self.choose(service, tuple, port, silent);
         let (backend, ip) = chosen.ok_or_else(|| self.why_nobody(service))?;
         let asks_itself = self.table.row(&backend.key);
         let (protocol, port) = at;
@@ -278,6 +265,78 @@ impl<'t, P> Balancer<'t, P> {
             counts.begun();
         }
         Ok(())
+    }
+
+    /// The backend for a new flow, and its address; not the one that is `silent`.
+    fn choose<'s>(
+        &self,
+        service: &'s Service,
+        tuple: &Tuple,
+        port: &Port,
+        silent: Option<EndpointId>,
+    ) -> Option<(&'s Backend, IpAddr)> {
+        let address = |backend: &Backend| self.address_of(backend, tuple.source.is_ipv4());
+        let (at, stays_here) =
+            ((port.protocol, port.backend_port), self.stays_here(port, tuple.source.ip()));
+        let is_there = |backend: &Backend| {
+            address(backend).is_some() && (!stays_here || self.is_here(backend))
+        };
+        let is_well = |backend: &Backend| {
+            let is_silent = silent == Some(backend.key.endpoint);
+            !is_silent && service.takes_new(backend, at) && is_there(backend)
+        };
+        // Ejection is nothing to go by where it leaves nobody.
+        let spread = |kept: Option<&'s Backend>| {
+            kept.filter(|backend| is_well(backend))
+                .or_else(|| service.choose(tuple, |backend| backend.is_near && is_well(backend)))
+                .or_else(|| service.choose(tuple, is_well))
+                .or_else(|| kept.filter(|backend| is_there(backend)))
+                .or_else(|| service.choose(tuple, is_there))
+        };
+        let backend = match service.affinity() {
+            Some(affinity) => self.keep((service, affinity), tuple.source.ip(), spread)?,
+            None => spread(None)?,
+        };
+        Some((backend, address(backend)?))
+    }
+
+    /// The backend that a client of a sticky service has, or gets now. `spread` says which, by the
+    /// one that it had.
+    fn keep<'s>(
+        &self,
+        (service, (affinity, ttl)): (&'s Service, (&Affinity, u32)),
+        client: IpAddr,
+        spread: impl Fn(Option<&'s Backend>) -> Option<&'s Backend>,
+    ) -> Option<&'s Backend> {
+        let flows = self.services.flows();
+        let (hash, second) = (flows.hash_of(client), flows.second(self.now));
+        let mut chosen = None;
+        for _ in 0..ATTEMPTS {
+            let place = affinity.place(hash, second);
+            let had = place.backend(second, ttl).and_then(|begins| service.backend_with(begins));
+            chosen = spread(had.filter(|backend| backend.takes_new && backend.weight > 0));
+            // Another thread may choose for the same client at this moment.
+            if affinity.claim(&place, chosen?.key.endpoint, second) {
+                break;
+            }
+        }
+        chosen
+    }
+
+    /// Notes that a client uses its backend, with the first packet of each second.
+    fn stay(&self, found: &Found) {
+        let (flow, flows) = (&found.flow, self.services.flows());
+        let second = flows.second(self.now);
+        if found.second == second || flow.is_direct() {
+            return;
+        }
+        let service = self.services.at(flow.vip.ip());
+        let Some((affinity, ttl)) = service.and_then(Service::affinity) else { return };
+        let place = affinity.place(flows.hash_of(flow.client.ip()), second);
+        // What is left of a flow to the backend before says nothing of the one that it has now.
+        if place.backend(second, ttl).is_none_or(|begins| begins == beginning(flow.endpoint)) {
+            affinity.claim(&place, flow.endpoint, second);
+        }
     }
 
     /// Begins a flow, if another thread does not: false then. With another port, if it would look

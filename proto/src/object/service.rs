@@ -21,7 +21,10 @@ use serde::{Deserialize, Serialize};
 use super::{Content, Hlc, Object, ObjectId, ObjectSet, Refused};
 use crate::{
     addr::{Name, NetworkId, NodeId, ServiceId},
-    limits::{CLIENT_PREFIXES, NETWORK_LABELS, SERVICE_BACKENDS, SERVICE_PORTS, SERVICE_WEIGHT},
+    limits::{
+        CLIENT_PREFIXES, NETWORK_LABELS, SERVICE_BACKENDS, SERVICE_PORTS, SERVICE_WEIGHT,
+        STICKY_SECONDS,
+    },
 };
 
 const DOMAIN: &[u8] = b"vxmesh service 1\0";
@@ -118,6 +121,10 @@ pub struct Service {
     /// Prefixes of clients that they are not for.
     #[serde(rename = "o", default, skip_serializing_if = "Vec::is_empty")]
     pub deny: Vec<IpNet>,
+    /// For how many seconds after its last packet a client keeps its backend. A node that does not
+    /// know of it chooses for each flow.
+    #[serde(rename = "s", default, skip_serializing_if = "Option::is_none")]
+    pub sticky: Option<u32>,
 }
 
 /// How long the flows of a drained backend go on: Docker's and Kubernetes' time for a container to
@@ -213,6 +220,8 @@ impl Service {
             "its check has a path that is none, or times or counts that are too small or too large"
         } else if let Some(fault) = self.fault_of_published() {
             fault
+        } else if !self.sticky.is_none_or(|seconds| (1..=STICKY_SECONDS).contains(&seconds)) {
+            "its clients keep their backends for less than a second, or more than a day"
         } else {
             return Ok(());
         };

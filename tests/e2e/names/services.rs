@@ -142,6 +142,7 @@ fn in_turn(lab: &Lab, asker: &Plugged, all: &[Endpoint]) -> Result<()> {
     for (words, says) in [
         (with(&["--port", "80", "--vip", "10.71.0.9"]), "`--vip` says nothing"),
         (with(&["--port", "80", "--lb", "rr"]), "`--lb` says nothing"),
+        (with(&["--port", "80", "--sticky", "1m"]), "`--sticky` says nothing"),
         (with(&["--port", "a=80", "--port", "a=81"]), "two ports are called `a`"),
     ] {
         refused(lab, &words, says)?;
@@ -150,6 +151,7 @@ fn in_turn(lab: &Lab, asker: &Plugged, all: &[Endpoint]) -> Result<()> {
     ensure!(made.mode == ServiceMode::Dnsrr && made.vips.is_empty(), "{made:?}");
     ensure!(made.state == "active" && made.lb.is_none() && made.warnings.is_empty(), "{made:?}");
     refused(lab, &["update", "rr", "--lb", "maglev"], "`--lb` says nothing")?;
+    refused(lab, &["update", "rr", "--sticky", "1m"], "`--sticky` says nothing")?;
 
     wait_until("its name leads there", || Ok(!dig(lab, asker, &["rr"])?.is_empty()))?;
     let libc = "for n in $(seq 20); do getent ahostsv4 rr | head -n 1 | cut -d' ' -f1; done";

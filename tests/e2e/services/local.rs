@@ -9,7 +9,7 @@ use super::{answers, ask, settled, who};
 const REQUESTS: usize = 60;
 
 #[test]
-fn backends_beside_the_client_answer_it_by_the_vip_too() -> Result<()> {
+fn backends_beside_the_client_answer_it_by_the_vip_too_and_keep_it_if_asked() -> Result<()> {
     let lab = Lab::captured(Options { hosts: 2, ..Options::default() })?;
     let dir = tempfile::tempdir()?;
     let subnets = ["--subnet", "10.74.0.0/24", "--subnet", "fd74::/64"];
@@ -41,6 +41,14 @@ fn backends_beside_the_client_answer_it_by_the_vip_too() -> Result<()> {
             let expected = [format!("web1 {seen}"), format!("web2 {own}")];
             ensure!(got.keys().eq(&expected), "{name} {version}: {got:?}");
             ensure!(got.values().all(|count| *count >= 10), "{name} {version}: {got:?}");
+        }
+    }
+    for (sticky, backends) in [("10m", 1), ("none", 2)] {
+        let web: Service = lab.json("h1", &["service", "update", "web", "--sticky", sticky])?;
+        ensure!(web.sticky_s == (backends == 1).then_some(600), "{web:?}");
+        for version in ["-4", "-6"] {
+            let got = answers(&lab, ("h1", "c"), version, 20)?;
+            ensure!(got.len() == backends, "--sticky {sticky}, {version}: {got:?}");
         }
     }
     lab.finish(Allowed::default())

@@ -3,7 +3,10 @@
 use std::{net::IpAddr, str::FromStr, time::Duration};
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
-use vxmesh_proto::{addr::Name, limits::SERVICE_WEIGHT};
+use vxmesh_proto::{
+    addr::Name,
+    limits::{SERVICE_WEIGHT, STICKY_SECONDS},
+};
 
 use super::{ClientArgs, label, reference};
 use crate::api::{
@@ -91,6 +94,9 @@ pub(in crate::cli) struct ServiceCreate {
     /// Which backends a node prefers, as long as one of them works
     #[arg(long, value_enum, default_value_t)]
     pub(in crate::cli) prefer: Preference,
+    /// For how long after its last packet a client keeps its backend, by its address; 1s to 1d
+    #[arg(long, value_name = "TIME|none")]
+    pub(in crate::cli) sticky: Option<Sticky>,
     /// How the nodes of backends see whether these work: by a connection, or by a page
     #[arg(long, value_name = "tcp|http:/PATH")]
     pub(in crate::cli) health: Option<CheckKind>,
@@ -133,6 +139,9 @@ pub(in crate::cli) struct ServiceChange {
     /// Which backends a node prefers, as long as one of them works
     #[arg(long, value_enum, group = "change")]
     pub(in crate::cli) prefer: Option<Preference>,
+    /// For how long after its last packet a client keeps its backend, by its address; 1s to 1d
+    #[arg(long, value_name = "TIME|none", group = "change")]
+    pub(in crate::cli) sticky: Option<Sticky>,
     /// How the nodes of backends see whether these work: by a connection, or by a page; not at all.
     /// What of --health-* is not given is the default
     #[arg(long, value_name = "tcp|http:/PATH|none", group = "change")]
@@ -223,6 +232,38 @@ impl CheckKind {
             rise: checks.health_rise,
             fall: checks.health_fall,
         })
+    }
+}
+
+/// For how long clients keep their backends, in seconds; not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cli) enum Sticky {
+    None,
+    For(u32),
+}
+
+impl FromStr for Sticky {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self::None);
+        }
+        let time = time(text)?;
+        let seconds = u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+        match time.subsec_nanos() == 0 && (1..=STICKY_SECONDS).contains(&seconds) {
+            true => Ok(Self::For(seconds)),
+            false => Err("write whole seconds, 1s to 1d".to_owned()),
+        }
+    }
+}
+
+impl Sticky {
+    pub(in crate::cli) const fn seconds(self) -> Option<u32> {
+        match self {
+            Self::None => None,
+            Self::For(seconds) => Some(seconds),
+        }
     }
 }
 

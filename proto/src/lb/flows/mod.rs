@@ -68,6 +68,8 @@ pub struct Found {
     pub state: State,
     /// The snapshot of services with which it was last compared, as far as that is known.
     pub services: u64,
+    /// When its last packet was noted, on the table's clock.
+    pub(super) second: u32,
     number: u32,
     generation: u64,
     second: u32,
@@ -244,6 +246,7 @@ impl<M: Memory> FlowTable<M> {
             sender: Sender::Client,
             state: State::HalfOpen,
             services: services & SNAPSHOT,
+            second: life.second(),
             number: taken.number,
             generation: life.generation(),
             second: life.second(),
@@ -321,7 +324,15 @@ impl<M: Memory> FlowTable<M> {
         self.epoch.checked_add(Duration::from_millis(millis.checked_sub(1)?))
     }
 
-    fn second(&self, now: Instant) -> u32 {
+    /// A number for an address, which nobody outside can foresee.
+    pub(super) fn hash_of(&self, ip: IpAddr) -> u64 {
+        let mut hasher = self.seed.build_hasher();
+        entry::ip_words(ip).into_iter().for_each(|word| hasher.write_u64(word));
+        hasher.finish()
+    }
+
+    /// Seconds on the table's clock.
+    pub(super) fn second(&self, now: Instant) -> u32 {
         let since = now.saturating_duration_since(self.epoch);
         u32::try_from(since.as_secs()).unwrap_or(u32::MAX)
     }
@@ -361,6 +372,7 @@ impl<M: Memory> FlowTable<M> {
             sender,
             state: life.state()?,
             services: if is_its { mark & SNAPSHOT } else { u64::MAX },
+            second: life.second(),
             number,
             generation: life.generation(),
             second: life.second(),

@@ -307,7 +307,8 @@ fn of_many_that_are_silent_all_are_asked_in_turn() {
 fn a_sign_is_remembered_until_there_is_room_to_ask() {
     for is_refused in [true, false] {
         let mut spec = service(11..13);
-        let port = |port| Port { protocol: Protocol::Tcp, port, backend_port: port, published: None };
+        let port =
+            |port| Port { protocol: Protocol::Tcp, port, backend_port: port, published: None };
         spec.ports = (1..=40).map(port).collect();
         let all: BTreeSet<BackendPort> = (1..=40)
             .flat_map(|port| {

@@ -25,6 +25,7 @@ fn service(seed: u8, name: &str, vip: &str) -> Service {
         published: Vec::new(),
         allow: Vec::new(),
         deny: Vec::new(),
+        sticky: None,
     }
 }
 
@@ -96,12 +97,16 @@ fn what_a_service_cannot_be_is_refused() {
         Service { ports: vec![port.clone(), port.clone()], ..whole.clone() },
         Service { ports: vec![ServicePort { port: 0, ..port }], ..whole.clone() },
         Service { weights: [("a".parse().unwrap(), 101)].into(), ..whole.clone() },
+        Service { sticky: Some(0), ..whole.clone() },
+        Service { sticky: Some(86_401), ..whole.clone() },
     ] {
         let refused = draft(1, wrong.clone()).sign(&pair(1), mesh());
         assert!(matches!(refused, Err(Refused::Content(_))), "{wrong:?}: {refused:?}");
     }
     let without = Service { vips: Vec::new(), ..whole.clone() };
     assert!(draft(1, without).sign(&pair(1), mesh()).is_ok(), "its name leads to its backends");
+    let sticky = Service { sticky: Some(86_400), ..whole.clone() };
+    assert!(draft(1, sticky).sign(&pair(1), mesh()).is_ok());
     let unknown = Service { choice: Some("later".parse().unwrap()), ..whole };
     assert!(draft(1, unknown).sign(&pair(1), mesh()).is_ok(), "a later version may know it");
 }
