@@ -43,6 +43,8 @@ use crate::{tables::Seeded, wire::TCP};
 const PART: u64 = 4;
 /// Entries that one search for room looks at.
 const LOOKED_AT: u32 = 4096;
+/// Searches for room: what one has found, another thread may take.
+const SEARCHES: u32 = 4;
 /// Half-open flows among which the oldest is displaced.
 const COMPARED: u32 = 8;
 /// The part of the number of a snapshot that an entry has, in front of which it has its generation.
@@ -459,10 +461,11 @@ impl<M: Memory> FlowTable<M> {
     /// An entry for a new flow.
     fn acquire(&self, now: Instant) -> Option<Taken> {
         let most = u64::from(self.shape.flows) / PART;
+        let search = |half_open| (0..SEARCHES).find_map(|_| self.displace(now, half_open));
         if self.memory.load(HALF_OPEN, Ordering::Relaxed) >= most {
-            return self.displace(now, true);
+            return search(true);
         }
-        self.pop().or_else(|| self.unused()).or_else(|| self.displace(now, false))
+        self.pop().or_else(|| self.unused()).or_else(|| search(false))
     }
 
     /// The next entry that was never used.

@@ -24,6 +24,39 @@ pub(in crate::lb) fn hold<M: Memory>(table: &FlowTable<M>, found: &Found) {
     table.memory.store(at, table.life(found.number).taken().0, Ordering::Relaxed);
 }
 
+/// Words of which another thread changes so many before they are exchanged.
+#[derive(Debug)]
+struct Contended {
+    words: Vec<AtomicU64>,
+    lost: AtomicU64,
+}
+
+impl Memory for Contended {
+    fn words(&self) -> usize {
+        self.words.words()
+    }
+
+    fn load(&self, at: usize, order: Ordering) -> u64 {
+        Memory::load(&self.words, at, order)
+    }
+
+    fn store(&self, at: usize, word: u64, order: Ordering) {
+        Memory::store(&self.words, at, word, order);
+    }
+
+    fn exchange(&self, at: usize, old: u64, new: u64) -> Result<(), u64> {
+        let is_lost = |lost: u64| lost.checked_sub(1);
+        match self.lost.fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_lost) {
+            Ok(_) => Err(!old),
+            Err(_) => self.words.exchange(at, old, new),
+        }
+    }
+
+    fn add(&self, at: usize, number: u64) -> u64 {
+        self.words.add(at, number)
+    }
+}
+
 /// A time that is the same in each test.
 pub(super) fn start() -> Instant {
     thread_local! {
@@ -80,6 +113,23 @@ fn establish(table: &Table, flow: &Flow, now: Instant) -> Found {
 
 fn count(open: u64, half_open: u64, closed: u64) -> Count {
     Count { open, half_open, closed }
+}
+
+/// While others begin flows as fast as they can, each thread looks for those that may go.
+#[test]
+fn who_loses_the_room_that_it_found_looks_for_more() {
+    let shape = Shape { flows: 64, sources: 256 };
+    let words = std::iter::repeat_with(AtomicU64::default).take(shape.words()).collect();
+    let memory = Contended { words, lost: AtomicU64::new(0) };
+    let table = FlowTable::new(memory, shape, 7, start()).unwrap();
+    for client in 0..16 {
+        table.insert(&flow(client, 8080), 0, start()).unwrap();
+    }
+    for (lost, client) in [(1, 20), (3, 21)] {
+        table.memory.lost.store(lost, Ordering::Relaxed);
+        assert!(table.insert(&flow(client, 8080), 0, start()).is_ok(), "{lost} lost");
+    }
+    assert_eq!(table.count(), count(16, 16, 0));
 }
 
 #[test]
