@@ -9,29 +9,29 @@ use vxmesh::api::Endpoint;
 use vxmesh_proto::wire::ipv6::link_local_of;
 
 /// What every forged frame carries, behind what it says.
-pub(super) const FORGED: &[u8; 16] = b"FORGED-BYTES-ALL";
+pub(crate) const FORGED: &[u8; 16] = b"FORGED-BYTES-ALL";
 const ALL_NODES: [u8; 16] = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1).octets();
 const BROADCAST: [u8; 6] = [0xff; 6];
 const UDP_PORT: u16 = 7;
 const IPV6_NEXT_AT: usize = 14 + 6;
 
 /// One attempt.
-pub(super) struct Forgery {
-    pub(super) what: &'static str,
-    pub(super) reason: &'static str,
-    pub(super) frame: Vec<u8>,
+pub(crate) struct Forgery {
+    pub(crate) what: &'static str,
+    pub(crate) reason: &'static str,
+    pub(crate) frame: Vec<u8>,
 }
 
 /// Who takes part: the addresses of one of them.
 #[derive(Clone, Copy)]
-pub(super) struct Party {
-    pub(super) mac: [u8; 6],
-    pub(super) v4: [u8; 4],
-    pub(super) v6: [u8; 16],
+pub(crate) struct Party {
+    pub(crate) mac: [u8; 6],
+    pub(crate) v4: [u8; 4],
+    pub(crate) v6: [u8; 16],
 }
 
 impl Party {
-    pub(super) fn of(endpoint: &Endpoint) -> Result<Self> {
+    pub(crate) fn of(endpoint: &Endpoint) -> Result<Self> {
         let ips = || endpoint.ips.iter().map(ipnet::IpNet::addr);
         let v4 = ips().find_map(|ip| match ip {
             IpAddr::V4(v4) => Some(v4.octets()),

@@ -2,7 +2,7 @@
 //! host or on another; and where a network keeps endpoints from each other, nothing gets around it.
 
 mod apart;
-mod forgeries;
+pub(crate) mod forgeries;
 mod mtu;
 
 use std::{fs, net::SocketAddr, process::Stdio};
@@ -57,7 +57,12 @@ fn blamed(lab: &Lab, from: &Plugged, reason: &str) -> Result<u64> {
 
 /// Sends one frame from a sandbox, which this counter of its host must catch, and name the sandbox.
 /// Others may be caught beside it: the bridge itself speaks with the gateway's MAC now and then.
-fn attempt(lab: &Lab, from: &Plugged, network: &Network, forgery: &Forgery) -> Result<()> {
+pub(crate) fn attempt(
+    lab: &Lab,
+    from: &Plugged,
+    network: &Network,
+    forgery: &Forgery,
+) -> Result<()> {
     let Forgery { what, reason, frame } = forgery;
     let before = (caught(lab, &from.host, reason, network)?, blamed(lab, from, reason)?);
     send_frames(&from.netns, "eth0", std::slice::from_ref(frame))?;
@@ -67,7 +72,7 @@ fn attempt(lab: &Lab, from: &Plugged, network: &Network, forgery: &Forgery) -> R
     })
 }
 
-fn nothing_arrived(inside: Capture) -> Result<()> {
+pub(crate) fn nothing_arrived(inside: Capture) -> Result<()> {
     let arrived = containing(&inside.stop()?, FORGED);
     ensure!(arrived == 0, "{arrived} forged frames arrived");
     Ok(())
