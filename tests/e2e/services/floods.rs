@@ -1,0 +1,310 @@
+//! Sandboxes that begin flows to a service all the time, from all ports: an established connection goes on,
+//! others still get new ones, and what is refused is counted.
+
+use std::{
+    fs,
+    io::{IoSlice, Read, Write},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use etherparse::PacketBuilder;
+use nix::{
+    errno::Errno,
+    ifaddrs::getifaddrs,
+    sys::socket::{
+        AddressFamily, LinkAddr, MsgFlags, MultiHeaders, SockFlag, SockProtocol, SockType, bind,
+        sendmmsg, socket,
+    },
+};
+use vxmesh::api::{Network, Service};
+use vxmesh_proto::lb::service_mac;
+use vxmesh_tests::{
+    lab::{Allowed, Lab, Plugged, tell, wait_until},
+    netns::NetNs,
+    outside::sh,
+    traffic::payload,
+};
+
+use super::settled;
+use crate::isolation::forgeries::Party;
+
+/// Frames of one call.
+const BATCH: usize = 64;
+/// Between two batches: until the table is full, and from then on. An agent without optimizations
+/// takes in no more on a small and busy machine. What it does not take in is lost before it, whoever
+/// sent it (`tap_full`), and that is not what is looked at here.
+const FAST_MS: u64 = 10;
+const SLOW_MS: u64 = 30;
+const PATIENCE: Duration = Duration::from_secs(30);
+const SOURCE_PORT_AT: usize = 14 + 20;
+/// The low half of a SYN's sequence number, and the first bytes of a datagram.
+const SEQUENCE_AT: usize = SOURCE_PORT_AT + 6;
+const DATA_AT: usize = SOURCE_PORT_AT + 8;
+/// What the agent may need more while it is flooded, in kB, beside the mapped table of flows.
+const GROWTH: u64 = 64 << 10;
+
+/// Frames that differ by their source ports.
+struct Flood {
+    ends: Arc<AtomicBool>,
+    pause_ms: Arc<AtomicU64>,
+    sent: Arc<AtomicU64>,
+    since: Instant,
+    sender: JoinHandle<Result<()>>,
+}
+
+impl Flood {
+    /// Sends a frame with every source port in turn. Where its checksum is made even is said.
+    fn start(from: &NetNs, frame: &[u8], even_at: usize, pause_ms: u64) -> Result<Self> {
+        let pause_ms = Arc::new(AtomicU64::new(pause_ms));
+        let pause = Arc::clone(&pause_ms);
+        let (ends, sent): (Arc<AtomicBool>, Arc<AtomicU64>) = Default::default();
+        let (end, count) = (Arc::clone(&ends), Arc::clone(&sent));
+        let (netns, frame) = (from.try_clone()?, frame.to_vec());
+        let sender =
+            thread::spawn(move || netns.run(|| flood(&frame, even_at, &end, (&pause, &count))));
+        Ok(Self { ends, pause_ms, sent, since: Instant::now(), sender })
+    }
+
+    fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Ends it. How many frames it sent in a second.
+    fn end(self) -> Result<u64> {
+        self.ends.store(true, Ordering::Relaxed);
+        let millis = u64::try_from(self.since.elapsed().as_millis())?.max(1);
+        self.sender.join().ok().context("the sender panicked")??;
+        Ok(self.sent.load(Ordering::Relaxed) * 1000 / millis)
+    }
+}
+
+fn flood(
+    frame: &[u8],
+    even_at: usize,
+    ends: &AtomicBool,
+    (pause_ms, sent): (&AtomicU64, &AtomicU64),
+) -> Result<()> {
+    let raw =
+        socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
+    let link = getifaddrs()?
+        .filter(|entry| entry.interface_name == "eth0")
+        .find_map(|entry| entry.address?.as_link_addr().copied());
+    bind(raw.as_raw_fd(), &link.context("no eth0")?)?;
+    let mut frames = vec![frame.to_vec(); BATCH];
+    let mut headers = MultiHeaders::<LinkAddr>::preallocate(BATCH, None);
+    let mut port: u16 = 0;
+    while !ends.load(Ordering::Relaxed) {
+        thread::sleep(Duration::from_millis(pause_ms.load(Ordering::Relaxed)));
+        for frame in &mut frames {
+            // Below are those of servers, which the rules of the port know.
+            port = port.wrapping_add(1).max(1024);
+            for (at, word) in [(SOURCE_PORT_AT, port), (even_at, !port)] {
+                frame.get_mut(at..at + 2).context("short")?.copy_from_slice(&word.to_be_bytes());
+            }
+        }
+        let slices: Vec<[IoSlice<'_>; 1]> = frames.iter().map(|it| [IoSlice::new(it)]).collect();
+        let to = [None; BATCH];
+        match sendmmsg(raw.as_raw_fd(), &mut headers, &slices, to, [], MsgFlags::empty()) {
+            Ok(all) => sent.fetch_add(u64::try_from(all.count())?, Ordering::Relaxed),
+            Err(Errno::ENOBUFS | Errno::EAGAIN) => 0,
+            Err(error) => bail!("{error}"),
+        };
+    }
+    Ok(())
+}
+
+/// A SYN to a port of the VIP, from port 0; its checksum is right with every other, too.
+fn syn(from: &Plugged, network: &Network, vip: IpAddr, port: u16) -> Result<Vec<u8>> {
+    let me = Party::of(&from.endpoint)?;
+    let IpAddr::V4(vip) = vip else { bail!("{vip}") };
+    let builder = PacketBuilder::ethernet2(me.mac, service_mac(network.id).0);
+    let builder = builder.ipv4(me.v4, vip.octets(), 64).tcp(0, port, 0xffff, 64_000).syn();
+    let mut frame = Vec::new();
+    builder.write(&mut frame, &[])?;
+    Ok(frame)
+}
+
+/// The same for a datagram.
+fn datagram(from: &Plugged, network: &Network, vip: IpAddr, port: u16) -> Result<Vec<u8>> {
+    let me = Party::of(&from.endpoint)?;
+    let IpAddr::V4(vip) = vip else { bail!("{vip}") };
+    let builder = PacketBuilder::ethernet2(me.mac, service_mac(network.id).0);
+    let mut frame = Vec::new();
+    builder.ipv4(me.v4, vip.octets(), 64).udp(0, port).write(&mut frame, &[0xff; 16])?;
+    Ok(frame)
+}
+
+/// Says back what it hears, to all who connect.
+fn serve(netns: &NetNs, port: u16) -> Result<()> {
+    let listener = netns.run(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?))?;
+    // It ends with the test.
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            thread::spawn(move || {
+                let mut bytes = vec![0; 16 << 10];
+                while let Ok(len @ 1..) = stream.read(&mut bytes) {
+                    if stream.write_all(bytes.get(..len).unwrap_or_default()).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+/// What a client does again and again until it ends, and how often it has.
+struct Client {
+    ends: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+    why: Arc<Mutex<Option<String>>>,
+    client: JoinHandle<Result<Duration>>,
+}
+
+impl Client {
+    /// The longest time that a turn took is what it ends with.
+    fn start(netns: &NetNs, mut turn: impl FnMut() -> Result<()> + Send + 'static) -> Result<Self> {
+        let (ends, done): (Arc<AtomicBool>, Arc<AtomicU64>) = Default::default();
+        let why: Arc<Mutex<Option<String>>> = Arc::default();
+        let (end, count, netns) = (Arc::clone(&ends), Arc::clone(&done), netns.try_clone()?);
+        let said = Arc::clone(&why);
+        let run = move || {
+            let mut longest = Duration::ZERO;
+            while !end.load(Ordering::Relaxed) {
+                let since = Instant::now();
+                if let Err(error) = turn() {
+                    let why = format!("after {:.1?}: {error:#}", since.elapsed());
+                    *said.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+                    return Err(error);
+                }
+                longest = longest.max(since.elapsed());
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(longest)
+        };
+        Ok(Self { ends, done, why, client: thread::spawn(move || netns.run(run)) })
+    }
+
+    fn done(&self) -> Result<u64> {
+        let why = self.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        ensure!(why.is_none(), "a client ended {}", why.unwrap_or_default());
+        Ok(self.done.load(Ordering::Relaxed))
+    }
+
+    fn end(self) -> Result<Duration> {
+        self.ends.store(true, Ordering::Relaxed);
+        self.client.join().ok().context("a client panicked")?
+    }
+}
+
+fn connect(to: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&to, PATIENCE).context("a connection")?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// Sends data and hears it again.
+fn echo(stream: &mut TcpStream, data: &[u8]) -> Result<()> {
+    stream.write_all(data)?;
+    let mut got = vec![0; data.len()];
+    stream.read_exact(&mut got)?;
+    ensure!(got == data, "other bytes came back");
+    Ok(())
+}
+
+/// Memory of an agent that is no file's, in kB.
+fn memory(lab: &Lab, host: &str) -> Result<u64> {
+    let record: serde_json::Value =
+        serde_json::from_slice(&fs::read(lab.dir(host).join("agent.json"))?)?;
+    let status = fs::read_to_string(format!("/proc/{}/status", record["pid"]))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no line")?;
+    Ok(line.split_whitespace().next().context("no number")?.parse()?)
+}
+
+#[test]
+fn floods_hurt_nobody_else() -> Result<()> {
+    let lab = Lab::up(2)?;
+    let subnets = ["--subnet", "10.76.0.0/24", "--subnet", "fd76::/64"];
+    let blue: Network = lab.json("h1", &[&["network", "create", "blue"], &subnets[..]].concat())?;
+    wait_until("h2 knows the network", || {
+        Ok(!lab.get::<Vec<Network>>("h2", "/v1/networks")?.is_empty())
+    })?;
+    let backend = lab.sandbox("h2", "blue", "b")?;
+    let local = |name| lab.sandbox("h1", "blue", name);
+    let (steady, third, sprays, floods) = (local("c")?, local("d")?, local("y")?, local("x")?);
+    lab.all_know(&[&backend, &steady, &third, &sprays, &floods].map(|it| &it.endpoint))?;
+    let mut make = vec!["service", "create", "web", "--network", "blue", "--backend", "b"];
+    make.extend(["--port", "80:8080", "--port", "81:8081", "--port", "82:8082"]);
+    make.extend(["--port", "83:8083/udp"]);
+    let web: Service = lab.json("h1", &make)?;
+    settled(&lab, "web", 1)?;
+    let vip = *web.vips.iter().find(|ip| ip.is_ipv4()).context("no VIP")?;
+    serve(&backend.netns, 8080)?;
+    // One port answers nothing, and one refuses.
+    sh(
+        &backend.netns,
+        "nft 'add table inet t; add chain inet t c { type filter hook input priority 0; }; \
+         add rule inet t c tcp dport 8081 drop; add rule inet t c udp dport 8083 drop'",
+    )?;
+
+    let to = SocketAddr::new(vip, 80);
+    let mut stream = steady.netns.run(|| connect(to))?;
+    let data = payload(8 << 10);
+    let goes_on = Client::start(&steady.netns, move || echo(&mut stream, &data))?;
+    let connects = Client::start(&third.netns, move || echo(&mut connect(to)?, b"hello"))?;
+    wait_until("both clients are served", || Ok(goes_on.done()? > 20 && connects.done()? > 20))?;
+    let before = memory(&lab, "h1")?;
+
+    for (what, port) in [("answers nothing", 81), ("refuses", 82)] {
+        let begins = syn(&floods, &blue, vip, port)?;
+        let pause = if port == 81 { FAST_MS } else { SLOW_MS };
+        let flood = Flood::start(&floods.netns, &begins, SEQUENCE_AT, pause)?;
+        if port == 81 {
+            // A source has its part, and no more.
+            wait_until("what is refused is counted", || {
+                ensure!(!flood.sender.is_finished(), "the flood has ended");
+                Ok(lab.dropped("h1", "flow_table_full")? > 0)
+            })?;
+            flood.pause_ms.store(SLOW_MS, Ordering::Relaxed);
+        }
+        let spray = datagram(&sprays, &blue, vip, 83)?;
+        let spray = Flood::start(&sprays.netns, &spray, DATA_AT, SLOW_MS)?;
+        let (begun, had) = (Instant::now(), (goes_on.done()?, connects.done()?));
+        let sent = (flood.sent(), spray.sent());
+        wait_until(&format!("both go on while a port that {what} is flooded"), || {
+            let (more, new) = (goes_on.done()? - had.0, connects.done()? - had.1);
+            let floods = (flood.sent() - sent.0).min(spray.sent() - sent.1);
+            Ok(more >= 20 && new >= 20 && floods >= 2_000)
+        })?;
+        let (more, new) = (goes_on.done()? - had.0, connects.done()? - had.1);
+        tell(&format!(
+            "a port that {what}: {} SYN/s and {} datagrams/s; within {:.1?} {more} turns of the \
+             connection and {new} new ones",
+            flood.end()?,
+            spray.end()?,
+            begun.elapsed(),
+        ));
+    }
+    let after = memory(&lab, "h1")?;
+    tell(&format!(
+        "turns took {:.0?} and {:.0?} at most; memory {before} kB before, {after} kB after; {} refused",
+        goes_on.end()?,
+        connects.end()?,
+        lab.dropped("h1", "flow_table_full")?,
+    ));
+    ensure!(after < before + GROWTH, "{before} kB, then {after} kB");
+    lab.finish(Allowed {
+        // The floods take the processor from the agents, too.
+        drops: &["flow_table_full", "tap_full"],
+        warnings: &["this node was starved"],
+    })
+}
