@@ -187,6 +187,7 @@ fn served(start: Instant) -> Option<NetworkTable<u32>> {
         }],
         backends: vec![Backend { key: backend.key, weight: 1, takes_new: true, is_near: true }],
         choice: Choice::Maglev,
+        sticky: None,
         out: Vec::new(),
     };
     let words: Vec<_> =

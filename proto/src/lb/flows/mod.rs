@@ -24,6 +24,7 @@ mod restore;
 
 use std::{
     hash::{BuildHasher, Hasher},
+    net::IpAddr,
     sync::atomic::{Ordering, fence},
     time::{Duration, Instant},
 };
@@ -74,7 +75,6 @@ pub struct Found {
     pub(super) second: u32,
     number: u32,
     generation: u64,
-    second: u32,
     backend_at: u64,
 }
 
@@ -251,7 +251,6 @@ impl<M: Memory> FlowTable<M> {
             second: life.second(),
             number: taken.number,
             generation: life.generation(),
-            second: life.second(),
             backend_at: 0,
         })
     }
@@ -377,7 +376,6 @@ impl<M: Memory> FlowTable<M> {
             second: life.second(),
             number,
             generation: life.generation(),
-            second: life.second(),
             backend_at: self.memory.load(self.shape.entry(number) + BACKEND_AT, Ordering::Relaxed),
         })
     }
