@@ -592,7 +592,8 @@ impl Life {
             let before: BTreeSet<NodeId> = local.table.members().iter().map(|(n, _)| *n).collect();
             let network = self.set.extended(*id);
             let spec = respecified(&local.table, network.as_ref());
-            let away = away(&self.directory, *id, &members, holds);
+            let away =
+                away(&self.directory, *id, &members, |node| self.directory.is_up(node), holds);
             let (places, at_ms) = (Places::new(), time.wall_ms);
             let drains = Drains { since: &|since| since };
             let seen = Viewpoint { by: self.me, at_ms, places: &places, drains };

@@ -183,7 +183,7 @@ impl Mesh {
         let mut met = BTreeSet::new();
         let active = self.objects.read(ObjectSet::active_networks);
         let network_names = self.network_names();
-        let settled = self.is_settled(gossip);
+        let settled = self.services.settle(self.hears_all(gossip), self.name_servers.age());
         let mut names = BTreeMap::new();
         let mut locals = lock(&self.locals);
         self.plane.serve(|id| active.contains(&id));
@@ -316,7 +316,11 @@ impl Mesh {
         let Some(gossip) = self.gossip.get() else { return Claims::new() };
         let members: BTreeSet<NodeId> = self.objects.read(|set| set.members().collect());
         let holds = |node, ip| self.addresses.holds(network, node, ip);
-        gossip.with_directory(|directory| away(directory, network, &members, holds))
+        let is_peer = |node| node == self.me || self.peers.get(node).is_some();
+        gossip.with_directory(|directory| {
+            let is_there = |node| is_peer(node) && directory.is_up(node);
+            away(directory, network, &members, is_there, holds)
+        })
     }
 
     /// The same for whoever shows them; nothing while the agent starts.

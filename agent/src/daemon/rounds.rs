@@ -108,6 +108,7 @@ impl Mesh {
         rounds.reconciled.elapsed() >= SWEEP
             || self.watching.is_deaf()
             || !self.name_servers.names.snapshot().settled
+            || self.services.awaits_nodes()
             || self.plane.plain().fault().is_some()
     }
 

@@ -40,9 +40,11 @@ impl Acquaintance {
 impl Mesh {
     /// Whether every member was heard of, or was given the time to be.
     pub(super) fn is_settled(&self, gossip: &Gossip) -> bool {
-        if self.name_servers.age() >= SETTLES {
-            return true;
-        }
+        self.name_servers.age() >= SETTLES || self.hears_all(gossip)
+    }
+
+    /// Whether every member is up.
+    pub(super) fn hears_all(&self, gossip: &Gossip) -> bool {
         let members: Vec<_> = self.objects.read(|set| {
             let members = set.members();
             let stays =

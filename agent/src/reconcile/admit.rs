@@ -68,16 +68,18 @@ pub fn believed(
     (believed, foreign)
 }
 
-/// The claims of members that are not up, of what is theirs.
+/// The claims of members that are not there, of what is theirs: these are not up, or are no peers
+/// yet.
 #[must_use]
 pub fn away(
     directory: &Directory,
     network: NetworkId,
     members: &BTreeSet<NodeId>,
+    is_there: impl Fn(NodeId) -> bool,
     holds: impl Fn(NodeId, IpAddr) -> bool,
 ) -> Claims {
     let away = claims_to(directory, network)
-        .filter(|(owner, _)| members.contains(owner) && !directory.is_up(*owner))
+        .filter(|(owner, _)| members.contains(owner) && !is_there(*owner))
         .filter(|(owner, claim)| foreign_address(*owner, claim, &holds).is_none());
     away.map(|(node, claim)| (RowKey { node, endpoint: claim.id }, claim.clone())).collect()
 }

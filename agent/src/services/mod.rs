@@ -25,9 +25,9 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -60,6 +60,11 @@ use crate::{
     store::{Store, StoreError},
 };
 
+/// How long after a node is heard its endpoints may become known one after the other.
+const ARRIVES: Duration = Duration::from_secs(1);
+/// How long after the start connections wait for backends of nodes that were not heard yet.
+const UNHEARD: Duration = Duration::from_secs(60);
+
 /// Drains whose beginning is remembered.
 const DRAINS: usize = 4096;
 
@@ -89,6 +94,10 @@ pub(crate) struct Services {
     place: Mutex<NodePlace>,
     /// Ports of this host that lead to services.
     pub(crate) host_ports: Mutex<HostPorts>,
+    /// Since when all members are heard.
+    heard: Mutex<Option<Instant>>,
+    /// Whether a backend that is unknown is not there.
+    settled: AtomicBool,
     /// Rung when services or their backends may be others.
     pub(crate) changed: Notify,
     /// When the time of a drained backend is over next, in Unix milliseconds.
@@ -113,6 +122,8 @@ impl Services {
             checks: Mutex::new(Checks::after(Self::load_health(store)?)),
             place: Mutex::new(Self::load_place(store)?),
             host_ports: Mutex::default(),
+            heard: Mutex::default(),
+            settled: AtomicBool::new(false),
             changed: Notify::new(),
             deadline: AtomicU64::new(u64::MAX),
             drains: Mutex::default(),
@@ -147,6 +158,25 @@ impl Services {
     /// The services of all networks here.
     fn known(&self) -> Vec<(NetworkId, Arc<[ServiceSpec]>)> {
         lock(&self.known).iter().map(|(id, specs)| (*id, Arc::clone(specs))).collect()
+    }
+
+    /// Whether a backend that is unknown is not there, by what is heard so long after the start.
+    pub(crate) fn settle(&self, hears_all: bool, age: Duration) -> bool {
+        let mut heard = lock(&self.heard);
+        let since =
+            if hears_all { *heard.get_or_insert_with(Instant::now) } else { Instant::now() };
+        let is_settled = self.is_settled() || since.elapsed() >= ARRIVES || age >= UNHEARD;
+        self.settled.store(is_settled, Ordering::Relaxed);
+        is_settled
+    }
+
+    fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Relaxed)
+    }
+
+    /// Whether there are services whose backends may be on nodes that were not heard yet.
+    pub(crate) fn awaits_nodes(&self) -> bool {
+        !self.is_settled() && !lock(&self.known).is_empty()
     }
 
     /// When a drain began, by this node's clock: when it was first heard of. Clocks may differ by

@@ -54,6 +54,10 @@ fn a_service_names_its_backends_and_their_ports() -> Result<()> {
     let create = ["service", "create", "web"];
     lab.vxmesh("h2", &[&create[..], &selector, &ports, &weights].concat())?;
     settled(&lab, "web", 3)?;
+    // The names follow what the API shows.
+    wait_until("h1 names the backends", || {
+        Ok(dig(&lab, &asker, &["tasks.web"]).is_ok_and(|found| found == sorted(&all, true)))
+    })?;
 
     lists(&lab, &asker, &all)?;
     ports_of(&lab, &asker, &all)?;

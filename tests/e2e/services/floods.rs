@@ -1,5 +1,5 @@
-//! Sandboxes that begin flows to a service all the time, from all ports: an established connection goes on,
-//! others still get new ones, and what is refused is counted.
+//! Sandboxes that begin flows to a service all the time, from all ports: an established connection
+//! goes on, others still get new ones, and what is refused is counted.
 
 use std::{
     fs,
@@ -39,8 +39,8 @@ use crate::isolation::forgeries::Party;
 /// Frames of one call.
 const BATCH: usize = 64;
 /// Between two batches: until the table is full, and from then on. An agent without optimizations
-/// takes in no more on a small and busy machine. What it does not take in is lost before it, whoever
-/// sent it (`tap_full`), and that is not what is looked at here.
+/// takes in no more on a small and busy machine. What it does not take in is lost before it,
+/// whoever sent it (`tap_full`), and that is not what is looked at here.
 const FAST_MS: u64 = 10;
 const SLOW_MS: u64 = 30;
 const PATIENCE: Duration = Duration::from_secs(30);

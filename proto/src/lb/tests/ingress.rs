@@ -220,8 +220,8 @@ fn what_is_not_for_a_published_port_is_spoofed() {
     }
 }
 
-/// What looks like the middle of a connection that is not known here would be answered by a way that
-/// the client has not asked.
+/// What looks like the middle of a connection that is not known here would be answered by a way
+/// that the client has not asked.
 #[test]
 fn only_a_beginning_begins_a_flow() {
     let net = Net::published(PublishMode::Ingress, &[backend(0, LOCAL)]);
