@@ -14,8 +14,10 @@ use vxmesh_proto::{
     lb::{Protocol, PublishMode, service_mac},
 };
 
-use crate::firewall::clients::Clients;
-use crate::gateway::publish::{Publish, PublishError, PublishRange};
+use crate::{
+    firewall::clients::Clients,
+    gateway::publish::{Publish, PublishError, PublishRange},
+};
 
 /// A port of a service: `[NAME=]PORT[:BACKENDPORT][/tcp|/udp]`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

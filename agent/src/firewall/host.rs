@@ -5,7 +5,7 @@
 //! elsewhere -> uplink           only what belongs to such a connection, or to a published port
 //! elsewhere -> elsewhere        as before: [`closed`](super::closed)
 //! anyone -> published port      where it is published ([`ports`](super::ports)): destination becomes the network's uplink and a port
-//!                               there; the source stays, but for connections from the host's loopback and from the network itself
+//!                               there; the source stays, but for connections from the host's loopback and from networks of this host
 //! ```
 
 use std::net::{IpAddr, Ipv6Addr};

@@ -1,5 +1,5 @@
-//! Ports of the host that lead to a sandbox: what a user asks for, and how the host's ports are
-//! held.
+//! Ports of the host that lead to a sandbox or a service: what a user asks for, and how the host's
+//! ports are held.
 //!
 //! ```text
 //! [IP:]HOST[:SANDBOX][/tcp|udp]       HOST and SANDBOX are ports or ranges of one length; IPv6 addresses stand in brackets
@@ -21,6 +21,7 @@ use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 use thiserror::Error;
+use vxmesh_proto::object::share_address;
 
 use crate::firewall::rule::Protocol;
 
@@ -50,17 +51,10 @@ impl Publish {
     /// Whether both want one port of one address; free ports are chosen so that they do not.
     #[must_use]
     pub fn meets(&self, other: &Self) -> bool {
-        let covers = |one: Option<IpAddr>, two: Option<IpAddr>| match (one, two) {
-            (None, _) => true,
-            (Some(one), Some(two)) => {
-                one == two || (one.is_unspecified() && one.is_ipv4() == two.is_ipv4())
-            }
-            (Some(_), None) => false,
-        };
         self.protocol == other.protocol
             && self.port.is_some()
             && self.port == other.port
-            && (covers(self.ip, other.ip) || covers(other.ip, self.ip))
+            && share_address(self.ip, other.ip)
     }
 }
 

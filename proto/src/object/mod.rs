@@ -58,7 +58,8 @@ pub use self::{
     hlc::{Clock, Hlc},
     network::{Block, Network, NetworkLimits, Subnet, may_be_vtep},
     service::{
-        DRAIN_MS, HealthCheck, PublishedPort, Service, ServiceOf, ServicePort, ServiceState, holder,
+        DRAIN_MS, HealthCheck, PublishedPort, Service, ServiceOf, ServicePort, ServiceState,
+        holder, share_address,
     },
     set::{Merge, NetworkState, ObjectSet},
 };

@@ -233,16 +233,18 @@ impl PublishedPort {
     /// Whether a host can have one of the two only.
     #[must_use]
     pub fn meets(&self, other: &Self) -> bool {
-        let covers = |one: Option<IpAddr>, two: Option<IpAddr>| match (one, two) {
-            (None, _) => true,
-            (Some(one), Some(two)) => {
-                one == two || (one.is_unspecified() && one.is_ipv4() == two.is_ipv4())
-            }
-            (Some(_), None) => false,
-        };
         (self.protocol, self.host_port) == (other.protocol, other.host_port)
-            && (covers(self.ip, other.ip) || covers(other.ip, self.ip))
+            && share_address(self.ip, other.ip)
     }
+}
+
+/// Whether two ports of one number, each at an address or at all that a host has, are at one of
+/// them both.
+#[must_use]
+pub fn share_address(one: Option<IpAddr>, other: Option<IpAddr>) -> bool {
+    let (Some(one), Some(other)) = (one, other) else { return true };
+    let is_any = one.is_unspecified() || other.is_unspecified();
+    one == other || (is_any && one.is_ipv4() == other.is_ipv4())
 }
 
 impl Service {

@@ -10,8 +10,9 @@
 //! 7. Destination: a local endpoint, or a group. A frame from the mesh never goes back into it
 //!    (split horizon). Where the network keeps endpoints from each other, only from or to a node
 //!    itself ([`super::isolation`]).
-//! 8. Services: the answer of a backend gets the VIP as its source ([`answer`]). After packets were
-//!    put together, so that each super-frame is rewritten once.
+//! 8. Services: the answer of a backend gets the VIP as its source, and what a client from outside
+//!    sends by another node goes to its backend here ([`answer`]). After packets were put together,
+//!    so that each super-frame is rewritten once.
 
 use std::time::Instant;
 

@@ -10,14 +10,14 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use vxmesh::api::{Diagnosis, Network, Service};
+use vxmesh::api::{Diagnosis, Service};
 use vxmesh_tests::{
     lab::{Allowed, Lab, wait_until},
     netns::NetNs,
     outside::{self, Outside, call_tcp, call_udp, sh},
 };
 
-use super::{settled, who};
+use super::{backends_on_two_hosts, settled};
 use crate::egress::host_ip;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -27,16 +27,7 @@ fn lab() -> Result<(Lab, tempfile::TempDir)> {
     // Not captured: what is between the outside and a host is in clear.
     let lab = Lab::up(3)?;
     let dir = tempfile::tempdir()?;
-    let subnets = ["--subnet", "10.71.0.0/24", "--subnet", "fd71::/64"];
-    let _blue: Network =
-        lab.json("h1", &[&["network", "create", "blue"], &subnets[..]].concat())?;
-    for (host, name) in [("h2", "web2"), ("h3", "web3")] {
-        wait_until("the network is there", || {
-            Ok(lab.try_vxmesh(host, &["network", "inspect", "blue"])?.status.success())
-        })?;
-        who(&lab, dir.path(), host, name)?;
-    }
-    lab.vxmesh("h1", &["run", "-d", "--name", "c", "--network", "blue", "sleep", "1000"])?;
+    backends_on_two_hosts(&lab, dir.path())?;
     Ok((lab, dir))
 }
 

@@ -13,7 +13,7 @@ mod skeleton;
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context, Result, ensure};
-use vxmesh::api::{Endpoint, Sandbox, Service};
+use vxmesh::api::{Endpoint, Network, Sandbox, Service};
 use vxmesh_tests::lab::{Lab, wait_until};
 
 /// A sandbox whose web server answers with its name and the client's address.
@@ -33,6 +33,21 @@ pub(crate) fn who(lab: &Lab, dir: &Path, host: &str, name: &str) -> Result<Endpo
     let sandbox: Sandbox = lab.json(host, &[&run[..], &serve].concat())?;
     let id = sandbox.endpoints.first().context("a sandbox without endpoints")?;
     lab.get(host, &format!("/v1/endpoints/{id}"))
+}
+
+/// Network blue on three hosts: web2 and web3 on the last two, and a client on the first.
+pub(crate) fn backends_on_two_hosts(lab: &Lab, dir: &Path) -> Result<()> {
+    let create = ["network", "create", "blue"];
+    let subnets = ["--subnet", "10.71.0.0/24", "--subnet", "fd71::/64"];
+    let _blue: Network = lab.json("h1", &[&create[..], &subnets].concat())?;
+    for (host, name) in [("h2", "web2"), ("h3", "web3")] {
+        wait_until("the network is there", || {
+            Ok(lab.try_vxmesh(host, &["network", "inspect", "blue"])?.status.success())
+        })?;
+        who(lab, dir, host, name)?;
+    }
+    lab.vxmesh("h1", &["run", "-d", "--name", "c", "--network", "blue", "sleep", "1000"])?;
+    Ok(())
 }
 
 /// One answer through a service, from a sandbox.

@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use vxmesh::api::{DnsRecord, Flow, Flows, Network, Service, VipLocation};
+use vxmesh::api::{DnsRecord, Flow, Flows, Service, VipLocation};
 use vxmesh_tests::lab::{Allowed, Lab, Options, wait_until};
 
-use super::{answers, ask, settled, who};
+use super::{answers, ask, backends_on_two_hosts, settled};
 
 const REQUESTS: usize = 60;
 
@@ -56,16 +56,7 @@ fn is_seen(lab: &Lab, web: &Service) -> Result<()> {
 fn a_vip_spreads_connections_over_other_hosts_and_keeps_the_clients_address() -> Result<()> {
     let lab = Lab::captured(Options::default())?;
     let dir = tempfile::tempdir()?;
-    let subnets = ["--subnet", "10.71.0.0/24", "--subnet", "fd71::/64"];
-    let _blue: Network =
-        lab.json("h1", &[&["network", "create", "blue"], &subnets[..]].concat())?;
-    for (host, name) in [("h2", "web2"), ("h3", "web3")] {
-        wait_until("the network is there", || {
-            Ok(lab.try_vxmesh(host, &["network", "inspect", "blue"])?.status.success())
-        })?;
-        who(&lab, dir.path(), host, name)?;
-    }
-    lab.vxmesh("h1", &["run", "-d", "--name", "c", "--network", "blue", "sleep", "1000"])?;
+    backends_on_two_hosts(&lab, dir.path())?;
     let create = ["service", "create", "web", "--network", "blue", "--port", "80:8080"];
     let web: Service = lab.json("h3", &[&create[..], &["--selector", "app=web"]].concat())?;
     ensure!(web.state == "active" && web.vips.len() == 2, "{web:?}");
