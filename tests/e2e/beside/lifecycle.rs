@@ -1,6 +1,6 @@
 //! A node's whole life on a machine of its own, which is afterwards as it was.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use vxmesh_tests::{lab::wait_until, machine::Machine, program::printed};
 
 use crate::egress::STRICT;
@@ -19,7 +19,8 @@ fn start(machine: &Machine) -> Result<String> {
     let pid = machine.sh(
         "setsid /mnt/vxmesh agent --advertise 10.77.0.1 >>/tmp/agent.log 2>&1 </dev/null & echo $!",
     )?;
-    wait_until("the agent answers", || Ok(vx(machine, &["status"]).is_ok()))?;
+    wait_until("the agent answers", || Ok(vx(machine, &["status"]).is_ok()))
+        .with_context(|| machine.sh("cat /tmp/agent.log").unwrap_or_default())?;
     Ok(pid)
 }
 
