@@ -116,6 +116,10 @@ impl Mesh {
         for endpoint in endpoints.iter().filter(|endpoint| endpoint.is_attached()) {
             by_network.entry(endpoint.network).or_default().push(endpoint.clone());
         }
+        // Published ports lead into others.
+        for node in self.stored_nodes().iter().flat_map(|nodes| nodes.iter()) {
+            by_network.entry(node.network).or_default();
+        }
         let room = Arc::new(Semaphore::new(AT_ONCE));
         let mut tasks = JoinSet::new();
         for (id, endpoints) in by_network {

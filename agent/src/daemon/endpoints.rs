@@ -26,7 +26,7 @@ use vxmesh_proto::{
 use super::{
     conflicts::check_name,
     hosting::Hosted,
-    mesh::{Mesh, conflict, failed, store_failed},
+    mesh::{Mesh, conflict, failed, lock, store_failed},
     rules::forget_addresses,
 };
 use crate::{
@@ -389,7 +389,8 @@ impl Mesh {
         let last = !others
             .iter()
             .any(|other| other.network == endpoint.network && other.id != endpoint.id);
-        if last {
+        let stays = last && self.leads_clients(endpoint.network);
+        if last && !stays {
             if let Some(overlay) = hosted.overlays.get(&endpoint.network) {
                 overlay.silence_node().await?;
             }
@@ -415,10 +416,13 @@ impl Mesh {
             .iter()
             .for_each(|ip| self.addresses.release(endpoint.network, *ip, Instant::now()));
         self.tell_endpoint(endpoint, "endpoint unplugged");
-        if last {
-            self.unhost(hosted, endpoint.network).await?;
+        if stays {
+            self.follow_vips(hosted, endpoint.network).await
+        } else if last {
+            self.unhost(hosted, endpoint.network).await
+        } else {
+            Ok(())
         }
-        Ok(())
     }
 
     fn tell_endpoint(&self, endpoint: &Stored, what: &str) {
@@ -556,9 +560,10 @@ impl Mesh {
 
     /// Removes every endpoint and namespace from this host, for `leave`.
     pub(super) async fn detach_all(self: &Arc<Self>, hosted: &mut Hosted) -> Result<(), ApiError> {
+        lock(&self.services.host_ports).release(&BTreeMap::new());
         for endpoint in self.stored_endpoints()? {
             self.detach_stored(hosted, endpoint.id).await?;
         }
-        Ok(())
+        self.unhost_for_clients(hosted, &BTreeSet::new()).await
     }
 }

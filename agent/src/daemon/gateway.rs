@@ -58,7 +58,7 @@ pub(super) struct Node {
     pub(super) network: NetworkId,
     pub(super) mac: MacAddr,
     pub(super) ips: Vec<IpNet>,
-    incarnation: u64,
+    pub(super) incarnation: u64,
 }
 
 impl Node {
@@ -89,6 +89,8 @@ pub(super) struct Way {
     overlaps: Vec<(IpNet, IpNet)>,
     fault: Option<String>,
     tried: Option<Instant>,
+    /// No endpoint is in the network here: the host does not reach those elsewhere.
+    for_clients: bool,
     /// The table inside.
     pub(super) rules: Kept,
 }
@@ -304,13 +306,28 @@ impl Mesh {
         id: NetworkId,
         network: &object::Network,
     ) -> Result<(), ApiError> {
-        let (node, missing) = self.node_of(id, network).await?;
-        if !node.ips.is_empty() {
+        way.for_clients = !self.has_endpoints(id)?;
+        let (node, given_up, missing) = if way.for_clients {
+            let (node, given_up) = self.node_for_clients(id)?;
+            (node, given_up, None)
+        } else {
+            let (node, missing) = self.node_of(id, network).await?;
+            (node, Vec::new(), missing)
+        };
+        let plug = self.node_plug(&node);
+        if !given_up.is_empty() {
+            // Before others are told: nothing leaves from an address that they do not know.
+            overlay.set_node(&plug).await?;
+        }
+        if !plug.leads_nowhere() || !given_up.is_empty() {
             let claim = Claim::Endpoint(node.claim()?);
             if !self.is_said(&claim) {
                 self.announce(&claim).await?;
             }
-            overlay.set_node(node.mac, &node.ips).await?;
+            overlay.set_node(&plug).await?;
+        }
+        if !given_up.is_empty() {
+            self.give_up(&node, &given_up)?;
         }
         way.uplink = Some(self.ensure_uplink(overlay, id, network).await?);
         self.keep_inside(overlay, way, id, network)?;
@@ -555,7 +572,13 @@ impl Way {
 async fn follow_routes(way: &mut Way, network: &object::Network, view: &View) {
     let Some(uplink) = &way.uplink else { return };
     let subnets: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
-    match uplink::follow_routes(uplink, &subnets, (&view.links, &view.state)).await {
+    let host = (&view.links, &view.state);
+    let followed = if way.for_clients {
+        uplink::remove_routes(uplink, &subnets, host).await.map(|()| Vec::new())
+    } else {
+        uplink::follow_routes(uplink, &subnets, host).await
+    };
+    match followed {
         Ok(overlaps) => {
             let known: BTreeSet<_> = way.overlaps.iter().copied().collect();
             for (subnet, route) in overlaps.iter().filter(|overlap| !known.contains(overlap)) {

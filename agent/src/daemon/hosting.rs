@@ -1,5 +1,5 @@
 //! Networks on this host: the namespace, the TAP and its worker, from a network's first endpoint
-//! here to its last.
+//! here to its last, or as long as published ports lead into it.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
@@ -10,6 +10,7 @@ use vxmesh_proto::{addr::NetworkId, object};
 use super::{
     endpoints::Stored,
     gateway::Ways,
+    ingress::Closed,
     mesh::{Local, Mesh, failed, lock},
     plain::LocalTable,
 };
@@ -22,11 +23,13 @@ use crate::{
     },
 };
 
-/// What of the mesh is on this host: the namespaces of networks that have endpoints here.
+/// What of the mesh is on this host: the namespaces of networks that have endpoints here, or
+/// services with published ports.
 #[derive(Debug, Default)]
 pub(super) struct Hosted {
     pub(super) overlays: BTreeMap<NetworkId, Overlay>,
     pub(super) ways: Ways,
+    pub(super) closed: Closed,
 }
 
 /// The gateway's addresses with the length of their subnets' prefixes.
@@ -43,7 +46,9 @@ impl Mesh {
         network: &object::Network,
         endpoint: &Stored,
     ) -> Result<(), ApiError> {
-        if self.follow_subnets(hosted, endpoint.network, network).await? {
+        let grown = self.follow_subnets(hosted, endpoint.network, network).await?;
+        let there = hosted.overlays.contains_key(&endpoint.network);
+        if grown || there && self.is_without_address(endpoint.network)? {
             self.open_way(hosted, endpoint.network, network).await;
         }
         self.host_network(hosted, endpoint.network, network).await.map(drop)

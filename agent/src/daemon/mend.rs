@@ -323,7 +323,7 @@ impl Mesh {
     }
 
     fn wanted(&self, id: NetworkId, endpoints: &[Stored]) -> Result<Wanted, ApiError> {
-        let node = self.stored_node(id)?.filter(|node| !node.ips.is_empty());
+        let node = self.stored_node(id)?.map(|node| self.node_plug(&node));
         // One that could not be adopted is another's work.
         let unadopted = lock(&self.unadopted).clone();
         let own = endpoints
@@ -331,7 +331,7 @@ impl Mesh {
             .filter(|it| it.network == id && it.is_attached() && !unadopted.contains(&it.id));
         let ports: Vec<(_, MacAddr)> = own.map(|it| (it.id, it.mac)).collect();
         Ok(Wanted {
-            node: node.map(|node| (node.mac, node.ips)),
+            node: node.filter(|node| !node.leads_nowhere()),
             ports,
             tap: lock(&self.locals).contains_key(&id),
         })

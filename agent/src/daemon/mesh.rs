@@ -39,6 +39,7 @@ use zeroize::Zeroizing;
 
 use super::{
     conflicts::Conflicts,
+    gateway::Node,
     hosting::Hosted,
     local::LocalNetworks,
     names::NameServers,
@@ -364,8 +365,11 @@ impl Mesh {
         let told = endpoints.iter().filter(|endpoint| !self.is_local(endpoint.network));
         claims.extend(told.map(|it| self.with_health(&Claim::Endpoint(it.claim()))));
         let nodes = self.stored_nodes()?;
-        let has_addresses = nodes.iter().filter(|node| !node.ips.is_empty());
-        for node in has_addresses.filter(|node| !self.is_local(node.network)) {
+        // One without an endpoint beside it is there for clients from outside.
+        let is_told = |node: &&Node| {
+            !node.ips.is_empty() || endpoints.iter().all(|it| it.network != node.network)
+        };
+        for node in nodes.iter().filter(is_told).filter(|node| !self.is_local(node.network)) {
             claims.push(Claim::Endpoint(node.claim()?));
         }
         Ok(claims)

@@ -20,6 +20,7 @@ mod endpoints;
 mod gateway;
 mod guards;
 mod hosting;
+mod ingress;
 mod ipam;
 mod issuers;
 mod keepers;

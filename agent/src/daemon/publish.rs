@@ -14,6 +14,7 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
@@ -391,43 +392,62 @@ impl Mesh {
     }
 
     /// Brings this host's ports that lead to services in step with what these publish.
-    pub(crate) async fn keep_host_ports(&self) {
+    pub(crate) async fn keep_host_ports(self: &Arc<Self>) {
         let publishes = |service: &object::Service| !service.published.is_empty();
         let any = self.objects.read(|set| set.all_services().any(|(.., it)| publishes(it)));
-        if !any && lock(&self.services.host_ports).is_empty() {
+        let is_idle = !any && lock(&self.services.host_ports).is_empty();
+        if is_idle && !self.has_networks_for_clients().unwrap_or(true) {
             return;
         }
         let mut hosted = self.host.lock().await;
-        if hosted.ways.adopting {
+        if hosted.ways.adopting || self.is_stopping() {
             return;
         }
-        let changed = match block_in_place(|| self.follow_host_ports(&hosted)) {
-            Ok(changed) => changed,
-            Err(error) => {
-                warn!(%error, "published ports of services are not followed; it is tried again");
-                return;
-            }
-        };
-        for network in changed {
-            if let Err(error) = self.sync_way(&mut hosted, network) {
-                debug!(%network, %error, "published ports of its services wait for its way");
-            }
+        if let Err(error) = self.follow_host_ports(&mut hosted).await {
+            warn!(%error, "published ports of services are not followed; it is tried again");
         }
     }
 
+    async fn follow_host_ports(self: &Arc<Self>, hosted: &mut Hosted) -> Result<(), ApiError> {
+        let wanted = self.wanted_host_ports(|_network| true);
+        let leads = |(port, lead): &(&HostPort, &Lead)| {
+            lead.missing().is_none() && !port.published.is_local
+        };
+        let led: BTreeSet<HostPort> =
+            wanted.iter().filter(leads).map(|(port, _)| port.clone()).collect();
+        let mut due = lock(&self.services.host_ports).due(&wanted);
+        due.retain(|port| led.contains(port));
+        self.host_for_clients(hosted, &due).await;
+        let changed = block_in_place(|| self.hold_host_ports(hosted, wanted))?;
+        for network in changed {
+            self.follow_vips(hosted, network).await?;
+            if let Err(error) = self.sync_way(hosted, network) {
+                debug!(%network, %error, "published ports of its services wait for its way");
+            }
+        }
+        let led = led.iter().map(|port| port.network).collect();
+        self.unhost_for_clients(hosted, &led).await
+    }
+
     /// Holds and gives up ports; returns the networks whose rules are others by that.
-    fn follow_host_ports(&self, hosted: &Hosted) -> Result<BTreeSet<NetworkId>, ApiError> {
+    fn hold_host_ports(
+        &self,
+        hosted: &Hosted,
+        mut wanted: BTreeMap<HostPort, Lead>,
+    ) -> Result<BTreeSet<NetworkId>, ApiError> {
         let mut taken: BTreeSet<(Protocol, u16)> =
             self.published()?.iter().map(|(_, it)| (it.protocol, it.inner)).collect();
         let open: BTreeSet<NetworkId> = hosted.ways.ways().map(|(network, _)| *network).collect();
-        let wanted = self.wanted_host_ports(|network| open.contains(&network));
+        let closed = |id: &NetworkId| hosted.closed.get(id).filter(|_| !open.contains(id)).cloned();
+        wanted.retain(|port, _| open.contains(&port.network) || closed(&port.network).is_some());
         let mut changed = lock(&self.services.host_ports).release(&wanted);
         let due = lock(&self.services.host_ports).due(&wanted);
         for port in due {
             let (network, Some(lead)) = (port.network, wanted.get(&port).cloned()) else {
                 continue;
             };
-            let held = lead.missing().map_or_else(|| self.hold_for_service(&port), Err);
+            let missing = lead.missing().or_else(|| closed(&network).map(Missing::NoWay));
+            let held = missing.map_or_else(|| self.hold_for_service(&port), Err);
             let is_new = lock(&self.services.host_ports).put(port, lead, held, &mut taken);
             changed.extend(is_new.then_some(network));
         }
@@ -455,11 +475,17 @@ impl Mesh {
     /// Ports of this host that services shall have, and others have.
     pub(super) fn host_port_diagnoses(&self) -> Vec<Diagnosis> {
         let taken = lock(&self.services.host_ports).taken();
-        let diagnosis = |(service, why): (ServiceId, String)| {
+        let diagnosis = |(service, why): (ServiceId, Missing)| {
             let name = self.objects.read(|set| services::service_name(set, service));
             let name = name.map_or_else(|| service.short(), |name| name.to_string());
+            let hint = match why {
+                Missing::NoWay(_) => "see the agent's log; it is tried again every two seconds",
+                Missing::Taken(_) | Missing::Elsewhere => {
+                    "give the port free, or publish another one"
+                }
+            };
             let found = format!("service `{name}` is not published on this host: {why}");
-            check("services", Health::Warn, found, "give the port free, or publish another one")
+            check("services", Health::Warn, found, hint)
         };
         taken.into_iter().map(diagnosis).collect()
     }

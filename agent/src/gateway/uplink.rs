@@ -245,6 +245,22 @@ pub async fn follow_routes(
     Ok(overlaps)
 }
 
+/// Leads nothing of the host to these subnets any more.
+///
+/// # Errors
+/// The kernel keeps a route.
+pub async fn remove_routes(
+    uplink: &Uplink,
+    subnets: &[IpNet],
+    (host, now): (&Links, &State),
+) -> Result<(), UplinkError> {
+    let Some(link) = now.link(&uplink.ifname) else { return Ok(()) };
+    for subnet in subnets.iter().filter(|subnet| now.has_route(link, **subnet)) {
+        host.remove_route(*subnet, &uplink.ifname).await?;
+    }
+    Ok(())
+}
+
 /// A route that shares addresses with the subnet; those that lead everywhere share with all and do
 /// not count.
 fn overlapping(subnet: &IpNet, routes: &[IpNet]) -> Option<IpNet> {

@@ -14,6 +14,7 @@
 //! routes do not reach into the namespace.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -22,7 +23,10 @@ use std::{
 use ipnet::IpNet;
 use thiserror::Error;
 use tracing::debug;
-use vxmesh_proto::addr::{EndpointId, MacAddr, NetworkId};
+use vxmesh_proto::{
+    addr::{EndpointId, MacAddr, NetworkId},
+    lb::service_mac,
+};
 
 use super::{
     announce::announce,
@@ -150,6 +154,25 @@ pub struct Plug {
     pub default_route: bool,
 }
 
+/// What this node looks like as an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodePlug {
+    /// Its MAC.
+    pub mac: MacAddr,
+    /// Its addresses with the length of the subnet's prefix; where it has one, it routes by it.
+    pub ips: Vec<IpNet>,
+    /// Addresses of services in subnets in which it has none: nobody could be asked who has them.
+    pub vips: BTreeSet<IpAddr>,
+}
+
+impl NodePlug {
+    /// Whether it has nothing to do in the network.
+    #[must_use]
+    pub fn leads_nowhere(&self) -> bool {
+        self.ips.is_empty() && self.vips.is_empty()
+    }
+}
+
 /// This host's side of one network.
 #[derive(Debug)]
 pub struct Overlay {
@@ -248,12 +271,12 @@ impl Overlay {
         self.spec.gateways.iter().map(address).collect()
     }
 
-    /// Plugs this node in as an endpoint with this MAC and these addresses, by which it then
-    /// routes; mends what is there.
+    /// Plugs this node in as an endpoint; mends what is there.
     ///
     /// # Errors
     /// The kernel refuses a step.
-    pub async fn set_node(&self, mac: MacAddr, ips: &[IpNet]) -> Result<(), OverlayError> {
+    pub async fn set_node(&self, node: &NodePlug) -> Result<(), OverlayError> {
+        let mac = node.mac;
         if self.links.get(NODE).await?.is_none_or(|node| node.mac != Some(mac)) {
             self.links.delete(NODE).await?;
             self.links.create_veth(NODE_PORT, (NODE, mac), &self.netns, self.spec.mtu).await?;
@@ -274,8 +297,24 @@ impl Overlay {
             })
         })?;
         self.links.set_up(NODE, self.spec.mtu).await?;
-        self.links.set_addresses(NODE, ips).await?;
-        self.route_by_bridge(ips).await
+        self.links.set_addresses(NODE, &node.ips).await?;
+        self.route_by_bridge(&node.ips).await?;
+        self.lead_to_vips(&node.vips).await
+    }
+
+    /// Leads to these addresses of services by the node's interface, and to no others.
+    async fn lead_to_vips(&self, vips: &BTreeSet<IpAddr>) -> Result<(), OverlayError> {
+        for (vip, _mac) in self.links.permanent_neighbors(NODE).await? {
+            if !vips.contains(&vip) {
+                self.links.remove_route(vip.into(), NODE).await?;
+                self.links.remove_neighbor(NODE, vip).await?;
+            }
+        }
+        for vip in vips {
+            self.links.set_neighbor(NODE, *vip, service_mac(self.spec.id)).await?;
+            self.links.set_route((*vip).into(), None, NODE).await?;
+        }
+        Ok(())
     }
 
     /// The namespace.

@@ -1,6 +1,9 @@
-//! Addresses and routes of one network namespace: the rest of [`Links`].
+//! Addresses, routes and neighbours of one network namespace: the rest of [`Links`].
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
@@ -10,12 +13,15 @@ use rtnetlink::{
     packet_route::{
         AddressFamily,
         address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
         route::{
             RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
             RouteType,
         },
     },
 };
+
+use vxmesh_proto::addr::MacAddr;
 
 use super::link::{LinkError, Links, listed, system};
 
@@ -175,12 +181,83 @@ impl Links {
     /// The kernel keeps it.
     pub async fn remove_route(&self, to: IpNet, name: &str) -> Result<(), LinkError> {
         let index = self.index("remove a route by", name).await?;
-        let request = self.handle.route().del(route_message(to, None, index)).execute().await;
+        let mut message = route_message(to, None, index);
+        // Of whatever scope: one by a router has another than one to the link.
+        message.header.scope = RouteScope::NoWhere;
+        let request = self.handle.route().del(message).execute().await;
         match self.done("remove a route by", name, request) {
             Err(error) if error.is(Errno::ESRCH) => Ok(()),
             done => done,
         }
     }
+
+    /// The neighbours of an interface that somebody set for good.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub(super) async fn permanent_neighbors(
+        &self,
+        name: &str,
+    ) -> Result<BTreeMap<IpAddr, MacAddr>, LinkError> {
+        let index = self.index("list the neighbours of", name).await?;
+        let dump = || self.handle.neighbours().get().execute();
+        let found: Vec<NeighbourMessage> = listed("the neighbours", dump).await?;
+        let of = |it: &&NeighbourMessage| {
+            it.header.ifindex == index && it.header.state == NeighbourState::Permanent
+        };
+        Ok(found.iter().filter(of).filter_map(neighbor_of).collect())
+    }
+
+    /// Says who has an address on an interface, so that nobody is asked.
+    ///
+    /// # Errors
+    /// The interface is not there.
+    pub(super) async fn set_neighbor(
+        &self,
+        name: &str,
+        ip: IpAddr,
+        mac: MacAddr,
+    ) -> Result<(), LinkError> {
+        let index = self.index("set a neighbour of", name).await?;
+        let request = self.handle.neighbours().add(index, ip).link_layer_address(&mac.0).replace();
+        self.done("set a neighbour of", name, request.execute().await)
+    }
+
+    /// Forgets who has an address on an interface; nothing known is fine.
+    ///
+    /// # Errors
+    /// The kernel keeps it.
+    pub(super) async fn remove_neighbor(&self, name: &str, ip: IpAddr) -> Result<(), LinkError> {
+        let index = self.index("forget a neighbour of", name).await?;
+        let mut message = NeighbourMessage::default();
+        message.header.ifindex = index;
+        let (family, address) = match ip {
+            IpAddr::V4(ip) => (AddressFamily::Inet, NeighbourAddress::Inet(ip)),
+            IpAddr::V6(ip) => (AddressFamily::Inet6, NeighbourAddress::Inet6(ip)),
+        };
+        message.header.family = family;
+        message.attributes.push(NeighbourAttribute::Destination(address));
+        let removed = self.handle.neighbours().del(message).execute().await;
+        match self.done("forget a neighbour of", name, removed) {
+            Err(error) if error.is(Errno::ENOENT) => Ok(()),
+            done => done,
+        }
+    }
+}
+
+fn neighbor_of(message: &NeighbourMessage) -> Option<(IpAddr, MacAddr)> {
+    let (mut ip, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => ip = Some((*v4).into()),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => ip = Some((*v6).into()),
+            NeighbourAttribute::LinkLayerAddress(address) => {
+                mac = address.as_slice().try_into().ok()
+            }
+            _ => {}
+        }
+    }
+    Some((ip?, MacAddr(mac?)))
 }
 
 fn route_message(to: IpNet, via: Option<IpAddr>, index: u32) -> RouteMessage {

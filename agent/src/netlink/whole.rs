@@ -18,14 +18,17 @@ use rtnetlink::packet_route::{
     neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage},
     route::RouteMessage,
 };
-use vxmesh_proto::addr::{EndpointId, MacAddr};
+use vxmesh_proto::{
+    addr::{EndpointId, MacAddr},
+    lb::service_mac,
+};
 
 use super::{
     link::{Link, LinkError, Links, listed},
     netns::Netns,
     overlay::{
-        BRIDGE, BRIDGE_SETTINGS, LOOPBACK, NODE, NODE_PORT, Overlay, OverlayError, Plug, TAP,
-        TAP_MTU, port_name,
+        BRIDGE, BRIDGE_SETTINGS, LOOPBACK, NODE, NODE_PORT, NodePlug, Overlay, OverlayError, Plug,
+        TAP, TAP_MTU, port_name,
     },
     policy::PolicyRule,
     route::{Route, address_of, is_default, is_main, local_address, route_of, router_of},
@@ -107,8 +110,8 @@ impl State {
 /// What shall be in a network's namespace beside the bridge.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
-    /// This node's own MAC and addresses.
-    pub node: Option<(MacAddr, Vec<IpNet>)>,
+    /// This node as an endpoint.
+    pub node: Option<NodePlug>,
     /// The endpoints that are plugged in, and their MACs.
     pub ports: Vec<(EndpointId, MacAddr)>,
     /// Whether there is a TAP.
@@ -179,10 +182,14 @@ impl Overlay {
                 faults.tap_gone = state.link(TAP).is_none();
             }
         }
-        if let Some((mac, ips)) = &wanted.node {
-            let port = Port { name: NODE_PORT, mtu: self.spec.mtu, flood: false, mac: Some(*mac) };
-            let port = port_fault(&port);
-            if let Some(what) = port.or_else(|| node_fault(state, *mac, ips)) {
+        if let Some(node) = &wanted.node {
+            let mac = Some(node.mac);
+            let port = Port { name: NODE_PORT, mtu: self.spec.mtu, flood: false, mac };
+            let fault = match port_fault(&port).or_else(|| node_fault(state, node)) {
+                None => self.vip_fault(node).await?,
+                some => some,
+            };
+            if let Some(what) = fault {
                 faults.node = faults.say(what);
             }
         }
@@ -212,18 +219,18 @@ impl Overlay {
             self.furnish().await?;
             // Routes that the kernel made with an address come back with it.
             self.links.set_addresses(BRIDGE, &[]).await?;
-            let own = wanted.node.as_ref().map(|(_mac, ips)| ips.as_slice());
+            let own = wanted.node.as_ref().map(|node| node.ips.as_slice());
             self.route_by_bridge(own.unwrap_or_default()).await?;
         }
         if faults.tap && !faults.tap_gone {
             self.set_tap().await?;
         }
-        if let Some((mac, ips)) = wanted.node.as_ref().filter(|_| faults.node) {
+        if let Some(node) = wanted.node.as_ref().filter(|_| faults.node) {
             if self.links.get(NODE).await?.is_some() {
                 // Routes that the kernel made with an address come back with it.
                 self.links.set_addresses(NODE, &[]).await?;
             }
-            self.set_node(*mac, ips).await?;
+            self.set_node(node).await?;
         }
         for (id, mac) in &faults.ports {
             self.set_endpoint_port(&port_name(*id), *mac).await?;
@@ -275,6 +282,17 @@ impl Overlay {
         Ok(true)
     }
 
+    /// An address of a service that the node does not know the MAC of.
+    async fn vip_fault(&self, node: &NodePlug) -> Result<Option<String>, OverlayError> {
+        if node.vips.is_empty() {
+            return Ok(None);
+        }
+        let known = self.links.permanent_neighbors(NODE).await?;
+        let lost = |vip: &&IpAddr| known.get(vip) != Some(&service_mac(self.spec.id));
+        let lost = node.vips.iter().find(lost);
+        Ok(lost.map(|vip| format!("{NODE} does not know who has {vip}")))
+    }
+
     fn bridge_faults(&self, state: &State, wanted: &Wanted) -> Result<Vec<String>, OverlayError> {
         let Some(bridge) = state.link(BRIDGE) else {
             return Ok(vec![format!("{BRIDGE} is gone")]);
@@ -288,7 +306,7 @@ impl Overlay {
         if bridge.mac != Some(self.spec.gateway_mac) || bridge.mtu != u32::from(self.spec.mtu) {
             said.push(format!("{BRIDGE} has another MAC address or MTU"));
         }
-        let own = wanted.node.as_ref().map(|(_mac, ips)| ips.as_slice());
+        let own = wanted.node.as_ref().map(|node| node.ips.as_slice());
         for address in self.bridge_addresses(own.unwrap_or_default()) {
             if !state.has_address(bridge, &address) {
                 said.push(format!("{BRIDGE} has lost {address}"));
@@ -364,11 +382,15 @@ fn port_fault(
     (!known).then(|| format!("{BRIDGE} does not know who is behind {name}"))
 }
 
-fn node_fault(state: &State, mac: MacAddr, ips: &[IpNet]) -> Option<String> {
+fn node_fault(state: &State, wanted: &NodePlug) -> Option<String> {
     let Some(node) = state.link(NODE) else { return Some(format!("{NODE} is gone")) };
-    if !node.up || node.mac != Some(mac) {
+    if !node.up || node.mac != Some(wanted.mac) {
         return Some(format!("{NODE} is down or has another MAC address"));
     }
     let lost = |ip: &&IpNet| !state.has_address(node, ip) || state.lacks_route(node, ip);
-    Some(format!("{NODE} has lost {}, or its route", ips.iter().find(lost)?))
+    if let Some(ip) = wanted.ips.iter().find(lost) {
+        return Some(format!("{NODE} has lost {ip}, or its route"));
+    }
+    let lost = |vip: &&IpAddr| !state.has_route(node, IpNet::from(**vip));
+    Some(format!("{NODE} has lost its route to {}", wanted.vips.iter().find(lost)?))
 }

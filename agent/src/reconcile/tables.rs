@@ -1,11 +1,12 @@
 //! From believed claims to the rows and members of one network's snapshot. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use vxmesh_proto::{
     addr::{MacAddr, NetworkId, NodeId},
     object::Network,
-    tables::{Gateway, NetworkSpec, NetworkTable, Place, Row, TableUpdate},
+    record::EndpointClaim,
+    tables::{Gateway, NetworkSpec, NetworkTable, Place, Row, RowKey, TableUpdate},
 };
 
 use super::admit::{Change, Claims, changes};
@@ -44,19 +45,36 @@ pub fn updates<P: Clone>(
             }
         }
     }
-    let others = after.keys().map(|key| key.node).filter(|node| *node != me);
-    let wanted: BTreeMap<NodeId, P> = others.filter_map(|node| Some((node, peer(node)?))).collect();
+    let others = after.iter().filter(|(key, _claim)| key.node != me);
+    let (entries, members): (Vec<_>, Vec<_>) =
+        others.partition(|(_key, claim)| only_brings_clients(claim));
+    let node = |(key, _claim): (&RowKey, &EndpointClaim)| key.node;
+    let members = members.into_iter().map(node);
+    let wanted: BTreeMap<NodeId, P> =
+        members.filter_map(|node| Some((node, peer(node)?))).collect();
+    let entries: BTreeSet<NodeId> =
+        entries.into_iter().map(node).filter(|node| peer(*node).is_some()).collect();
+    let entries = entries.into_iter().filter(|node| !wanted.contains_key(node)).collect();
+    if *table.entries() != entries {
+        updates.push(TableUpdate::Entries(entries));
+    }
     for (node, _peer) in table.members() {
         if !wanted.contains_key(node) {
             updates.push(TableUpdate::RemoveMember(*node));
         }
     }
     for (node, peer) in wanted {
-        if !table.is_member(&node) {
+        if !table.is_flooded(&node) {
             updates.push(TableUpdate::PutMember(node, peer));
         }
     }
     updates
+}
+
+/// Whether a claim is that of a node which has no endpoint in the network, but leads clients of
+/// published ports into it: what is for everybody there is not for it.
+fn only_brings_clients(claim: &EndpointClaim) -> bool {
+    claim.router && claim.ips.is_empty()
 }
 
 /// The change that brings a snapshot in step with its network, if that was extended.

@@ -15,6 +15,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 use tokio::{sync::watch::Receiver, time::sleep};
 
 use vxmesh_gossip::directory::Directory;
@@ -67,12 +68,17 @@ pub(crate) struct Lead {
 }
 
 /// Why this host does not have one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(crate) enum Missing {
     /// It is at an address of another host.
+    #[error("its address is another host's")]
     Elsewhere,
     /// Something else has it.
+    #[error("{0}")]
     Taken(String),
+    /// The network cannot be made on this host.
+    #[error("its network cannot be made here: {0}")]
+    NoWay(String),
 }
 
 /// What this host remembers of a port that leads on, so that its connections outlive the agent.
@@ -224,16 +230,31 @@ impl HostPorts {
         self.ports.iter().filter(|(_, place)| place.leads()).filter_map(port).collect()
     }
 
+    /// Whether one leads into a network wherever the backends are.
+    pub(crate) fn leads_into(&self, network: NetworkId) -> bool {
+        self.ports.iter().any(|(port, place)| {
+            port.network == network && !port.published.is_local && place.leads()
+        })
+    }
+
+    /// The addresses in a network to which they lead.
+    pub(crate) fn vips(&self, network: NetworkId) -> BTreeSet<IpAddr> {
+        let into = self.ports.iter().filter(|(port, it)| port.network == network && it.leads());
+        into.flat_map(|(_port, place)| place.lead.vips.iter().copied()).collect()
+    }
+
     /// The service that has a port of this host.
     pub(crate) fn holder_of(&self, meets: impl Fn(&HostPort) -> bool) -> Option<&HostPort> {
         self.ports.iter().find(|(port, place)| place.leads() && meets(port)).map(|(port, _)| port)
     }
 
-    /// The services whose ports others have, and why.
-    pub(crate) fn taken(&self) -> Vec<(ServiceId, String)> {
+    /// The services whose ports are not open here though they should be, and why.
+    pub(crate) fn taken(&self) -> Vec<(ServiceId, Missing)> {
         let taken = self.ports.iter().filter_map(|(port, place)| match &place.state {
-            State::Missing { why: Missing::Taken(why), .. } => Some((port.service, why.clone())),
-            State::Missing { .. } | State::Adopted | State::Open { .. } => None,
+            State::Missing { why: Missing::Elsewhere, .. }
+            | State::Adopted
+            | State::Open { .. } => None,
+            State::Missing { why, .. } => Some((port.service, why.clone())),
         });
         taken.collect()
     }
@@ -246,6 +267,7 @@ impl HostPorts {
             Some(State::Adopted | State::Open { .. }) => ("open", None),
             Some(State::Missing { why: Missing::Elsewhere, .. }) => ("elsewhere", None),
             Some(State::Missing { why: Missing::Taken(why), .. }) => ("taken", Some(why.clone())),
+            Some(State::Missing { why, .. }) => ("closed", Some(why.to_string())),
         };
         let port = ServicePublish::of(&port.published);
         ServicePublished { port, state: word.to_owned(), why }

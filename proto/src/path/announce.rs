@@ -33,6 +33,7 @@ pub fn touched<P>(before: &NetworkTable<P>, updates: &[TableUpdate<P>]) -> BTree
         TableUpdate::Remove(key) => [before.row(key), None],
         TableUpdate::PutMember(..)
         | TableUpdate::RemoveMember(_)
+        | TableUpdate::Entries(_)
         | TableUpdate::Spec(_)
         | TableUpdate::Services(_) => [None, None],
     });

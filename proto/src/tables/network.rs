@@ -2,6 +2,7 @@
 
 use std::{
     cmp::Ordering,
+    collections::BTreeSet,
     net::{IpAddr, Ipv6Addr},
     sync::Arc,
     time::Instant,
@@ -110,6 +111,8 @@ pub enum TableUpdate<P> {
     PutMember(NodeId, P),
     /// A node that has no part in the network any more.
     RemoveMember(NodeId),
+    /// The nodes that may send here and get no broadcast: they only bring clients in.
+    Entries(BTreeSet<NodeId>),
     /// Other subnets, gateway or MTU.
     Spec(NetworkSpec),
     /// Other services, or none.
@@ -126,6 +129,7 @@ pub struct NetworkTable<P> {
     fdb: Index<MacAddr>,
     neighbors: Index<IpAddr>,
     members: Arc<[(NodeId, P)]>,
+    entries: Arc<BTreeSet<NodeId>>,
     flood: Arc<TokenBucket>,
     services: Option<Arc<Services>>,
     epoch: Instant,
@@ -171,6 +175,7 @@ impl<P: Clone> NetworkTable<P> {
             fdb: Index::new(seed),
             neighbors: Index::new(seed),
             members: Arc::new([]),
+            entries: Arc::default(),
             services: None,
             epoch: now,
         }
@@ -186,6 +191,7 @@ impl<P: Clone> NetworkTable<P> {
                 TableUpdate::Remove(key) => next.remove(&key),
                 TableUpdate::PutMember(node, peer) => next.put_member(node, peer),
                 TableUpdate::RemoveMember(node) => next.remove_member(node),
+                TableUpdate::Entries(nodes) => next.entries = Arc::new(nodes),
                 TableUpdate::Spec(spec) => next.replace_spec(spec),
                 TableUpdate::Services(services) => next.services = services,
             }
@@ -253,7 +259,7 @@ impl<P: Clone> NetworkTable<P> {
     }
 
     fn remove_member(&mut self, node: NodeId) {
-        if self.is_member(&node) {
+        if self.is_flooded(&node) {
             self.members = self.members.iter().filter(|(id, _)| *id != node).cloned().collect();
         }
     }
@@ -361,10 +367,22 @@ impl<P> NetworkTable<P> {
         &self.members
     }
 
+    /// The nodes that only bring clients of published ports in: they are in no FloodList.
+    #[must_use]
+    pub fn entries(&self) -> &BTreeSet<NodeId> {
+        &self.entries
+    }
+
+    /// Whether this node is in the FloodList.
+    #[must_use]
+    pub fn is_flooded(&self, node: &NodeId) -> bool {
+        self.members.binary_search_by(|(id, _)| id.cmp(node)).is_ok()
+    }
+
     /// Whether this node may send frames of the network.
     #[must_use]
     pub fn is_member(&self, node: &NodeId) -> bool {
-        self.members.binary_search_by(|(id, _)| id.cmp(node)).is_ok()
+        self.is_flooded(node) || self.entries.contains(node)
     }
 
     /// The claim of this key.

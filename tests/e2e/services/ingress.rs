@@ -20,7 +20,7 @@ use vxmesh_tests::{
 use super::{backends_on_two_hosts, settled};
 use crate::egress::host_ip;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The network on three hosts, with web2 and web3 on the two others and a client on the first.
 fn lab() -> Result<(Lab, tempfile::TempDir)> {
@@ -39,14 +39,19 @@ fn standing(lab: &Lab, host: &str, service: &str, port: &str) -> Result<String> 
     Ok(format!("{} {}", row.state, row.why.clone().unwrap_or_default()))
 }
 
-fn is(lab: &Lab, host: &str, service: &str, port: &str, state: &str) -> Result<()> {
+pub(super) fn is(lab: &Lab, host: &str, service: &str, port: &str, state: &str) -> Result<()> {
     wait_until(&format!("{port} is {state} on {host}"), || {
         Ok(standing(lab, host, service, port)?.starts_with(state))
     })
 }
 
 /// Who answers so many requests, and whom they see.
-fn asked(client: &NetNs, host: IpAddr, port: u16, times: usize) -> Result<BTreeMap<String, usize>> {
+pub(super) fn asked(
+    client: &NetNs,
+    host: IpAddr,
+    port: u16,
+    times: usize,
+) -> Result<BTreeMap<String, usize>> {
     let url = match host {
         IpAddr::V4(ip) => format!("http://{ip}:{port}/cgi-bin/who"),
         IpAddr::V6(ip) => format!("http://[{ip}]:{port}/cgi-bin/who"),
@@ -61,7 +66,7 @@ fn asked(client: &NetNs, host: IpAddr, port: u16, times: usize) -> Result<BTreeM
 }
 
 /// Whether a connection to this port is refused at once.
-fn is_refused(client: &NetNs, to: SocketAddr) -> Result<bool> {
+pub(super) fn is_refused(client: &NetNs, to: SocketAddr) -> Result<bool> {
     let refused = client.run(|| Ok(TcpStream::connect_timeout(&to, PATIENCE)))?;
     Ok(refused.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused))
 }
@@ -154,14 +159,14 @@ fn clients_from_outside_come_in_by_any_node_and_are_seen_by_the_backends() -> Re
     })
 }
 
-fn sandbox_netns(lab: &Lab, host: &str, name: &str) -> Result<String> {
+pub(super) fn sandbox_netns(lab: &Lab, host: &str, name: &str) -> Result<String> {
     let sandboxes: Vec<vxmesh::api::Sandbox> = lab.get(host, "/v1/sandboxes")?;
     let sandbox = sandboxes.into_iter().find(|it| it.name.as_str() == name);
     Ok(sandbox.context("no such sandbox")?.netns)
 }
 
 /// A connection that says and hears one byte.
-fn beats(client: &mut TcpStream, server: &mut TcpStream) -> Result<()> {
+pub(super) fn beats(client: &mut TcpStream, server: &mut TcpStream) -> Result<()> {
     let mut byte = [0];
     client.write_all(b"a")?;
     server.read_exact(&mut byte).context("the backend hears nothing")?;

@@ -1,6 +1,7 @@
 //! Services: a VIP whose connections are spread over sandboxes on other hosts.
 
 mod deaths;
+mod entry;
 mod floods;
 mod forged;
 mod health;

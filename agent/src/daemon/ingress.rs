@@ -1,0 +1,173 @@
+//! Networks that are on this host for published ports of services alone: no endpoint of it is in
+//! them. Clients come in here like anywhere else, and the node takes no address for it and gets
+//! nothing that is for everybody in the network.
+//!
+//! ```text
+//! a port leads here : namespace, uplink -> record without an address -> node0, ways to the VIPs -> rules
+//! first endpoint    : node0 gets addresses; what leads to the VIPs stays
+//! last endpoint     : node0 loses them -> record -> they rest; connections of clients go on
+//! no port any more  : withdraw -> all of it goes
+//! ```
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::Arc,
+    time::Instant,
+};
+
+use ipnet::IpNet;
+use tracing::{info, warn};
+use vxmesh_proto::{
+    addr::{EndpointId, NetworkId},
+    object,
+};
+
+use super::{
+    gateway::Node,
+    hosting::Hosted,
+    mesh::{Mesh, lock, store_failed},
+};
+use crate::{
+    api::ApiError, netlink::overlay::NodePlug, objects::unix_ms, services::HostPort, store::Table,
+};
+
+/// Networks that cannot be made here for published ports, and why.
+pub(super) type Closed = BTreeMap<NetworkId, String>;
+
+impl Mesh {
+    /// Whether an endpoint of this node is in a network, or just comes in.
+    pub(super) fn has_endpoints(&self, network: NetworkId) -> Result<bool, ApiError> {
+        Ok(self.endpoint_rows()?.iter().any(|endpoint| endpoint.network == network))
+    }
+
+    /// Whether this node has no address in a network, as where it only led clients before.
+    pub(super) fn is_without_address(&self, network: NetworkId) -> Result<bool, ApiError> {
+        Ok(self.stored_node(network)?.is_some_and(|node| node.ips.is_empty()))
+    }
+
+    /// Whether this node stays in a network without endpoints, for clients from outside.
+    pub(super) fn leads_clients(&self, network: NetworkId) -> bool {
+        lock(&self.services.host_ports).leads_into(network)
+    }
+
+    /// The node as it is plugged in. Where it has an address, it asks for those of services like
+    /// for others.
+    pub(super) fn node_plug(&self, node: &Node) -> NodePlug {
+        let mut vips = lock(&self.services.host_ports).vips(node.network);
+        vips.retain(|vip| !node.ips.iter().any(|ip| ip.contains(vip)));
+        NodePlug { mac: node.mac, ips: node.ips.clone(), vips }
+    }
+
+    /// This node in a network without endpoints of it: it has no address. Those that it has still
+    /// are given up once nobody is told of them any more.
+    pub(super) fn node_for_clients(&self, id: NetworkId) -> Result<(Node, Vec<IpNet>), ApiError> {
+        if let Some(mut node) = self.stored_node(id)? {
+            let given_up = mem::take(&mut node.ips);
+            return Ok((node, given_up));
+        }
+        let node = Node {
+            id: EndpointId::from_random(rand::random()),
+            network: id,
+            mac: self.free_mac(id)?,
+            ips: Vec::new(),
+            incarnation: self.store.next_incarnation(unix_ms()).map_err(store_failed)?,
+        };
+        self.store.put(Table::Gateways, &id.to_string(), &node).map_err(store_failed)?;
+        Ok((node, Vec::new()))
+    }
+
+    /// Gives up addresses of this node in a network in which it stays.
+    pub(super) fn give_up(&self, node: &Node, given_up: &[IpNet]) -> Result<(), ApiError> {
+        let key = node.network.to_string();
+        self.forget((Table::Gateways, &key), node.network, given_up).map_err(store_failed)?;
+        self.store.put(Table::Gateways, &key, node).map_err(store_failed)?;
+        let now = Instant::now();
+        given_up.iter().for_each(|ip| self.addresses.release(node.network, *ip, now));
+        Ok(())
+    }
+
+    /// Whether there is a network here without an endpoint.
+    pub(super) fn has_networks_for_clients(&self) -> Result<bool, ApiError> {
+        let (nodes, endpoints) = (self.stored_nodes()?, self.endpoint_rows()?);
+        let is_alone = |node: &Node| endpoints.iter().all(|it| it.network != node.network);
+        Ok(nodes.iter().any(is_alone))
+    }
+
+    /// Makes the networks of these ports that are not here yet.
+    pub(super) async fn host_for_clients(self: &Arc<Self>, hosted: &mut Hosted, due: &[HostPort]) {
+        let networks: BTreeSet<NetworkId> = due
+            .iter()
+            .map(|port| port.network)
+            .filter(|id| !hosted.overlays.contains_key(id))
+            .collect();
+        for id in networks {
+            let Some((network, _state)) = self.network_object(id) else { continue };
+            match self.host_network(hosted, id, &network).await.map(drop) {
+                Ok(()) => {
+                    hosted.closed.remove(&id);
+                }
+                Err(error) => {
+                    let told = hosted.closed.insert(id, error.message.clone());
+                    if told.as_ref() != Some(&error.message) {
+                        warn!(network = %network.name, %error, "published ports of its services are closed on this host; it is tried again");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends networks in which no endpoint is and into which no port of `wanted` leads.
+    pub(super) async fn unhost_for_clients(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        wanted: &BTreeSet<NetworkId>,
+    ) -> Result<(), ApiError> {
+        hosted.closed.retain(|id, _why| wanted.contains(id));
+        let here: Vec<NetworkId> = hosted.overlays.keys().copied().collect();
+        for id in here.into_iter().filter(|id| !wanted.contains(id)) {
+            if !self.has_endpoints(id)? {
+                self.unhost_node(hosted, id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes this node out of a network that has no other endpoint here.
+    pub(super) async fn unhost_node(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        id: NetworkId,
+    ) -> Result<(), ApiError> {
+        if let Some(overlay) = hosted.overlays.get(&id) {
+            overlay.silence_node().await?;
+        }
+        self.forget_node(id)?;
+        self.unhost(hosted, id).await?;
+        let network = self.network_object(id);
+        let network = network.map_or_else(|| id.short(), |it| it.0.name.to_string());
+        info!(%network, "nothing leads into the network on this host any more");
+        Ok(())
+    }
+
+    /// Brings this node in step with what leads into a network in which it lacks an address, or
+    /// shall have none any more.
+    pub(super) async fn follow_vips(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+        id: NetworkId,
+    ) -> Result<(), ApiError> {
+        let Some((network, _state)) = self.network_object(id) else { return Ok(()) };
+        let node = self.stored_node(id)?;
+        if node.is_some_and(|node| lacks_address(&node, &network)) || !self.has_endpoints(id)? {
+            self.open_way(hosted, id, &network).await;
+        }
+        Ok(())
+    }
+}
+
+/// Whether there is a subnet in which a node has no address.
+fn lacks_address(node: &Node, network: &object::Network) -> bool {
+    let has = |subnet: &object::Subnet| node.ips.iter().any(|ip| subnet.cidr.contains(&ip.addr()));
+    !network.subnets.iter().all(has)
+}
