@@ -14,6 +14,7 @@
 
 mod announce;
 pub mod backend;
+mod deliveries;
 pub mod device;
 pub mod drops;
 mod gso;

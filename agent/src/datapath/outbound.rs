@@ -6,8 +6,7 @@
 
 use std::{
     collections::VecDeque,
-    io::{self, IoSlice},
-    mem,
+    io, mem,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -28,7 +27,8 @@ use vxmesh_proto::{
 };
 
 use super::{
-    Shared, cut,
+    Shared,
+    deliveries::Deliveries,
     device::{MAX_SUPER_FRAME, Received},
     port::Port,
     train::Train,
@@ -114,6 +114,8 @@ struct Way {
     scratch: Scratch,
     sparse: Train,
     bulk: Train,
+    /// For endpoints of this host.
+    here: Deliveries,
 }
 
 impl Outbound {
@@ -131,6 +133,7 @@ impl Outbound {
                 scratch: Scratch::new(),
                 sparse: Train::new(Lane::Sparse, number),
                 bulk: Train::new(Lane::Bulk, number),
+                here: Deliveries::default(),
             },
             waiter: Waiter::new(),
             lonely: true,
@@ -153,7 +156,7 @@ impl Outbound {
             if taken > 0 {
                 self.lonely = taken == 1 && self.spare.lent.0 == 0;
             }
-            self.way.sparse.flush(&self.shared);
+            self.way.flush_first(&self.shared);
             match self.turns.pop_front() {
                 Some(seat) => self.turn(seat),
                 None => self.way.bulk.flush(&self.shared),
@@ -217,7 +220,7 @@ impl Outbound {
                         }
                     }
                     if alone && frames == 1 {
-                        self.way.sparse.flush(&self.shared);
+                        self.way.flush_first(&self.shared);
                     }
                 }
                 Err(error) => {
@@ -260,6 +263,7 @@ impl Outbound {
         if !seat.held.is_empty() {
             self.turns.push_back(number);
         }
+        self.way.here.flush(&self.shared);
     }
 
     /// Does as it is told; false if that is to end.
@@ -408,10 +412,16 @@ impl Spare {
 }
 
 impl Way {
+    /// Sends what waits for nothing but more of the same batch.
+    fn flush_first(&mut self, shared: &Shared) {
+        self.sparse.flush(shared);
+        self.here.flush(shared);
+    }
+
     fn frame(
         &mut self,
         shared: &Shared,
-        port: &Port,
+        port: &Arc<Port>,
         (place, Received { vnet, len }, headers): (&mut [u8], Received, Option<Headers>),
         lane: Lane,
         now: Instant,
@@ -435,7 +445,9 @@ impl Way {
                 let peers = members.iter().map(|(_node, peer)| peer);
                 train.carry(shared, (port.vni(), &mut watch), peers, &frame, now);
             }
-            OutboundVerdict::Deliver => give_back(shared, port, &vnet, &frame, &mut watch),
+            OutboundVerdict::Deliver => {
+                self.here.push(shared, port, (&frame, &vnet), &mut watch);
+            }
             // It was counted, and there is nothing to tell.
             OutboundVerdict::Drop(_) if self.scratch.reply().is_empty() => {}
             OutboundVerdict::Hairpin | OutboundVerdict::Drop(_) => {
@@ -443,21 +455,6 @@ impl Way {
                 let _taken = shared.deliver(port, self.scratch.reply());
             }
         }
-    }
-}
-
-/// Writes a frame that has other ends now back to where it came from. What the device does not take
-/// whole, it gets in packets.
-fn give_back(
-    shared: &Shared,
-    port: &Port,
-    vnet: &[u8; vnet::LEN],
-    frame: &Frame<'_>,
-    watch: &mut impl Watch,
-) {
-    let sent = port.device().send(vnet, &[IoSlice::new(frame.bytes())]);
-    if sent.is_err() {
-        cut(&shared.drops, port, frame, watch);
     }
 }
 

@@ -48,8 +48,8 @@ pub enum OutboundVerdict<'t, P> {
     Flood(&'t [(NodeId, P)]),
     /// Write the answer in the [`Scratch`] back to where the frame came from.
     Hairpin,
-    /// Write the frame itself, which is another now, back to where it came from, with the offloads
-    /// that it has: it is for a local endpoint.
+    /// Write the frame itself, which is another now, back to where it came from: it is for a local
+    /// endpoint.
     Deliver,
     /// Count it and forget it. What is left in the [`Scratch`], if anything, tells the sender:
     /// write it back.
@@ -131,7 +131,7 @@ pub(super) fn judged<'t, P>(
 ) -> Result<OutboundVerdict<'t, P>, DropReason> {
     scratch.clear();
     let verdict = judge(table, frame, scratch, now, watch)?;
-    if matches!(verdict, OutboundVerdict::Forward(_) | OutboundVerdict::Flood(_)) {
+    if !matches!(verdict, OutboundVerdict::Hairpin | OutboundVerdict::Drop(_)) {
         finish(table, frame, watch)?;
     }
     Ok(verdict)
