@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     api::ApiError,
+    datapath::steering::Queues,
     netlink::overlay::{Overlay, OverlaySpec, path_of},
     reconcile::{
         admit::Claims,
@@ -123,7 +124,7 @@ impl Mesh {
         let claims = self.own_claims(id);
         let table = match self.empty_plain_table(id, network) {
             Some(plain) => {
-                let tap = overlay.open_tap(self.config.tap, 1).await?;
+                let tap = overlay.open_tap(self.config.tap, Queues::ONE).await?;
                 let own = updates(plain.table(), &Claims::new(), &claims, self.me, |_node| None);
                 let plain = Arc::new(plain.apply(own));
                 let connected = self.plane.plain().connect(Arc::clone(&plain), tap);

@@ -10,7 +10,7 @@ use nix::{
 use serde::Deserialize;
 use tracing::debug;
 
-use super::{device::Device, offload::OffloadTap, tap::Tap};
+use super::{device::Device, offload::OffloadTap, steering::Queues, tap::Tap};
 
 /// The interface that is made to see what the kernel grants.
 const PROBE: &str = "probe0";
@@ -44,7 +44,7 @@ impl Backend {
     /// # Errors
     /// There is no /dev/net/tun, the name is taken, or the rights are missing; or the kernel does
     /// not grant the backend.
-    pub fn open(self, name: &str, queues: usize) -> io::Result<Box<dyn Device>> {
+    pub fn open(self, name: &str, queues: Queues) -> io::Result<Box<dyn Device>> {
         let plain = || Tap::open(name).map(|tap| Box::new(tap) as Box<dyn Device>);
         let offload = || OffloadTap::open(name, queues).map(|tap| Box::new(tap) as Box<dyn Device>);
         match self {
@@ -67,7 +67,7 @@ impl Backend {
     pub fn probe(self) -> io::Result<Grants> {
         let probe = move || {
             unshare(CloneFlags::CLONE_NEWNET)?;
-            self.open(PROBE, 2).map(|device| device.grants())
+            self.open(PROBE, Queues::read_by(2)).map(|device| device.grants())
         };
         let thread = thread::Builder::new().name("probe".into()).spawn(probe)?;
         thread.join().map_err(|_panic| io::Error::other("the probe of the TAP panicked"))?

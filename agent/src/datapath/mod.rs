@@ -26,7 +26,7 @@ mod outbound;
 pub mod plain;
 pub mod port;
 mod sessions;
-mod steering;
+pub mod steering;
 pub mod tap;
 mod train;
 pub mod udp;
@@ -72,6 +72,7 @@ use self::{
     offloads::Offloads,
     port::{Port, Table},
     sessions::SessionInput,
+    steering::Queues,
     udp::UdpIo,
     waiter::Bulk,
     workers::Workers,
@@ -354,10 +355,10 @@ impl Dataplane {
         }
     }
 
-    /// How many queues a TAP is of use with.
+    /// The queues of a network's TAP.
     #[must_use]
-    pub const fn queues(&self) -> usize {
-        self.workers.count()
+    pub fn queues(&self) -> Queues {
+        Queues::read_by(self.workers.count())
     }
 
     /// Connects a network's TAP and has its frames carried.

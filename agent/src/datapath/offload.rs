@@ -31,7 +31,7 @@ use vxmesh_proto::frame::{
 use super::{
     backend::{Backend, Grants},
     device::{Device, Received},
-    steering,
+    steering::{self, Queues},
     tap::wait,
 };
 
@@ -63,11 +63,11 @@ impl OffloadTap {
     /// # Errors
     /// The kernel grants no offloads, there is no /dev/net/tun, the name is taken, or the rights
     /// are missing.
-    pub fn open(name: &str, queues: usize) -> io::Result<Self> {
-        if queues > 1
-            && let Some(program) = steering::program()
+    pub fn open(name: &str, queues: Queues) -> io::Result<Self> {
+        if queues.count() > 1
+            && let Some(program) = steering::program(queues)
         {
-            match Self::with_queues(name, queues, program) {
+            match Self::with_queues(name, queues.count(), program.as_fd()) {
                 Ok(tap) => return Ok(tap),
                 Err(error) => debug!(%error, "no TAP with several queues"),
             }

@@ -1,13 +1,19 @@
 //! Which queue of a TAP a frame goes to: a program of the kernel's ([`program`]) that depends on
-//! nothing but the frame's flow.
+//! nothing but the frame's flow and the port of the bridge that it came by.
+//!
+//! ```text
+//! queue = port % shares * workers + flow % workers
+//! ```
 //!
 //! Without one the kernel has a flow follow the queue that its answers were written to, and flows
-//! that pause move: a flow's frames could overtake each other.
+//! that pause move: a flow's frames could overtake each other. And in one queue who sends more than
+//! is taken out displaces everybody else, whatever the workers do.
 
 use std::{
+    collections::BTreeMap,
     io,
-    os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
-    sync::OnceLock,
+    os::fd::{FromRawFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use nix::libc;
@@ -39,24 +45,58 @@ struct Load {
     license: u64,
 }
 
-/// The program, one for all TAPs; nothing where the kernel does not take it.
-pub(super) fn program() -> Option<BorrowedFd<'static>> {
-    static PROGRAM: OnceLock<Option<OwnedFd>> = OnceLock::new();
-    let loaded = PROGRAM.get_or_init(|| {
-        load().unwrap_or_else(|error| {
+/// The queues of a TAP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Queues {
+    /// Who read them: the flows of a port are spread over so many.
+    pub workers: usize,
+    /// Over how many times as many the ports are spread.
+    pub shares: usize,
+}
+
+/// Shares of a TAP's queues. Each queue is a descriptor and a ring of 8 kB, so there are fewer
+/// where there are many workers.
+const SHARES: usize = 4;
+/// Queues of one TAP, as long as each worker has two.
+const MOST: usize = 16;
+
+impl Queues {
+    /// A single one.
+    pub const ONE: Self = Self { workers: 1, shares: 1 };
+
+    /// Those of a TAP that so many read.
+    #[must_use]
+    pub fn read_by(workers: usize) -> Self {
+        let workers = workers.max(1);
+        Self { workers, shares: (MOST / workers).clamp(2, SHARES) }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub const fn count(self) -> usize {
+        self.workers * self.shares
+    }
+}
+
+/// The program for these queues, one for all TAPs; nothing where the kernel does not take it.
+pub(super) fn program(queues: Queues) -> Option<Arc<OwnedFd>> {
+    static PROGRAMS: Mutex<BTreeMap<Queues, Option<Arc<OwnedFd>>>> = Mutex::new(BTreeMap::new());
+    let mut programs = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
+    let loaded = programs.entry(queues).or_insert_with(|| {
+        load(queues).map(|program| program.map(Arc::new)).unwrap_or_else(|error| {
             info!(%error, "the kernel takes no program that keeps flows in order; TAPs have one queue");
             None
         })
     });
-    loaded.as_ref().map(AsFd::as_fd)
+    loaded.clone()
 }
 
 /// Loads it; nothing where this machine's bytes are the other way round.
-fn load() -> io::Result<Option<OwnedFd>> {
+fn load(queues: Queues) -> io::Result<Option<OwnedFd>> {
     if cfg!(target_endian = "big") {
         return Ok(None);
     }
-    let steps = steps();
+    let steps = steps(queues);
     let load = Load {
         kind: BPF_PROG_TYPE_SOCKET_FILTER,
         count: u32::try_from(steps.len()).map_err(io::Error::other)?,
@@ -80,9 +120,13 @@ fn load() -> io::Result<Option<OwnedFd>> {
 
 /// Sums up addresses, and ports where a frame surely has them, and spreads the bits. A frame that
 /// is too short for a load goes to the first queue.
-fn steps() -> Vec<Step> {
+fn steps(queues: Queues) -> Vec<Step> {
+    const PORT: u8 = 2;
     const CONTEXT: u8 = 6;
     const SUM: u8 = 7;
+    /// `ingress_ifindex` of `struct __sk_buff` (linux/bpf.h): the port of the bridge.
+    const PORT_AT: i16 = 36;
+    let number = |number: usize| i32::try_from(number).unwrap_or(1).max(1);
     let step = |code, to: u8, from: u8, offset, value| Step {
         code,
         registers: from << 4 | to,
@@ -126,6 +170,11 @@ fn steps() -> Vec<Step> {
         step(0x24, 0, 0, 0, -0x61c8_864f),
         // A client's ports are often all even, and are no lower bits of the result.
         step(0x74, 0, 0, 0, 24),
+        step(0x94, 0, 0, 0, number(queues.workers)),
+        step(0x61, PORT, CONTEXT, PORT_AT, 0),
+        step(0x94, PORT, 0, 0, number(queues.shares)),
+        step(0x24, PORT, 0, 0, number(queues.workers)),
+        step(0x0f, 0, PORT, 0, 0),
         step(0x95, 0, 0, 0, 0),
     ];
     [&begin[..], &ipv4, &[skip(len(&ipv6))], &ipv6, &end].concat()

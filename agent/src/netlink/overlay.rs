@@ -33,7 +33,7 @@ use super::{
     link::{Link, LinkError, Links},
     netns::{Netns, NetnsError},
 };
-use crate::datapath::{backend::Backend, device::Device};
+use crate::datapath::{backend::Backend, device::Device, steering::Queues};
 
 /// The bridge.
 pub(super) const BRIDGE: &str = "br0";
@@ -353,7 +353,7 @@ impl Overlay {
     pub async fn open_tap(
         &self,
         backend: Backend,
-        queues: usize,
+        queues: Queues,
     ) -> Result<Box<dyn Device>, OverlayError> {
         let tap = self.netns.run(|| backend.open(TAP, queues)).map_err(OverlayError::Tap)?;
         // The TAP has a queue of its own. Of those in front of it the kernel would make one for

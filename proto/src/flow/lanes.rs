@@ -41,7 +41,8 @@ pub enum Lane {
 #[derive(Debug)]
 pub struct Lanes {
     seed: Seeded,
-    flows: Box<[Flow]>,
+    /// Empty until the first frame: many queues of many networks have none.
+    flows: Vec<Flow>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,11 +58,14 @@ impl Lanes {
     /// No flows. The seed keeps others from choosing which flows share a place.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self { seed: Seeded(seed), flows: vec![Flow::default(); FLOWS].into() }
+        Self { seed: Seeded(seed), flows: Vec::new() }
     }
 
     /// The lane of a frame of this length that came now, and a number of its flow.
     pub fn of(&mut self, flow: Option<FlowKey>, len: usize, now: Instant) -> (Lane, u64) {
+        if self.flows.is_empty() {
+            self.flows.resize(FLOWS, Flow::default());
+        }
         let flow = self.seed.hash_one(flow);
         let place = usize::try_from(flow % FLOWS as u64).unwrap_or_default();
         let len = u32::try_from(len).unwrap_or(u32::MAX);

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Result, anyhow};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice, checksum::Sum16BitWords};
-use vxmesh::datapath::backend::Backend;
+use vxmesh::datapath::{backend::Backend, steering::Queues};
 use vxmesh_proto::addr::MacAddr;
 use vxmesh_tests::topology::{Capture, Sandbox, Topology, Wire, ok, wait_until};
 
@@ -30,7 +30,7 @@ fn is_to(frame: &[u8], mac: MacAddr) -> bool {
 async fn the_tap_gets_what_is_unknown_here_and_nothing_local() -> Result<()> {
     let topology = Topology::new()?;
     let overlay = host(&topology, "h1").await?;
-    let wire = Wire::open(overlay.open_tap(Backend::TunTap, 1).await?);
+    let wire = Wire::open(overlay.open_tap(Backend::TunTap, Queues::ONE).await?);
     let a = sandbox(&topology, &overlay, 11).await?;
     let b = sandbox(&topology, &overlay, 12).await?;
     let at_b = Capture::start(&topology, &b.netns, "eth0", "")?;
@@ -142,8 +142,8 @@ async fn frames_reach_the_agent_cut_and_with_whole_checksums() -> Result<()> {
     let one = host(&topology, "h1").await?;
     let other = host(&topology, "h2").await?;
     let wire = Wire::join(
-        one.open_tap(Backend::TunTap, 1).await?,
-        other.open_tap(Backend::TunTap, 1).await?,
+        one.open_tap(Backend::TunTap, Queues::ONE).await?,
+        other.open_tap(Backend::TunTap, Queues::ONE).await?,
     );
     let a = sandbox(&topology, &one, 11).await?;
     let b = sandbox(&topology, &other, 12).await?;

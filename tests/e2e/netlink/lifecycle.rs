@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use vxmesh::{
-    datapath::backend::Backend,
+    datapath::{backend::Backend, steering::Queues},
     netlink::{
         link::Links,
         netns::Netns,
@@ -18,7 +18,7 @@ use super::{host, inside, mac, plug, port, sandbox, settled, settles, spec, stat
 async fn ensuring_twice_changes_nothing() -> Result<()> {
     let topology = Topology::new()?;
     let overlay = host(&topology, "h1").await?;
-    let wire = Wire::open(overlay.open_tap(Backend::TunTap, 1).await?);
+    let wire = Wire::open(overlay.open_tap(Backend::TunTap, Queues::ONE).await?);
     let a = sandbox(&topology, &overlay, 11).await?;
     let netns = inside(&topology, "h1")?;
     let before = (settled(&netns)?, settled(&a.netns)?);
@@ -61,13 +61,13 @@ async fn what_is_broken_is_mended() -> Result<()> {
 async fn a_new_agent_adopts_what_a_killed_one_left() -> Result<()> {
     let topology = Topology::new()?;
     let overlay = host(&topology, "h1").await?;
-    let wire = Wire::open(overlay.open_tap(Backend::TunTap, 1).await?);
+    let wire = Wire::open(overlay.open_tap(Backend::TunTap, Queues::ONE).await?);
     let a = sandbox(&topology, &overlay, 11).await?;
     let b = sandbox(&topology, &overlay, 12).await?;
     let netns = inside(&topology, "h1")?;
     let before = settled(&a.netns)?;
     // A second agent on the network has to wait for the end of the first.
-    let second = overlay.open_tap(Backend::TunTap, 1).await;
+    let second = overlay.open_tap(Backend::TunTap, Queues::ONE).await;
     assert!(matches!(&second, Err(OverlayError::Tap(_))), "{second:?}");
     drop((overlay, wire));
     wait_until("the TAP is gone", || Ok(!interfaces(&netns)?.contains(&"tap0".to_owned())))?;
@@ -77,7 +77,7 @@ async fn a_new_agent_adopts_what_a_killed_one_left() -> Result<()> {
     let mut plugged = overlay.plugged().await?;
     plugged.sort();
     assert_eq!(plugged, [11, 12].map(|number| EndpointId::from_random([number; 16])));
-    let wire = Wire::open(overlay.open_tap(Backend::TunTap, 1).await?);
+    let wire = Wire::open(overlay.open_tap(Backend::TunTap, Queues::ONE).await?);
     settles(&a.netns, &before, "adopted")?;
     assert!(a.pings("fd10::12")? && b.pings("10.10.0.11")?, "with the new agent");
     ok(&a.netns, "ip neigh replace 10.10.0.99 lladdr 02:00:00:00:00:99 dev eth0 nud permanent")?;
@@ -114,7 +114,7 @@ async fn a_network_that_fails_half_way_leaves_nothing() -> Result<()> {
 async fn removing_leaves_nothing() -> Result<()> {
     let topology = Topology::new()?;
     let overlay = host(&topology, "h1").await?;
-    let wire = Wire::open(overlay.open_tap(Backend::TunTap, 1).await?);
+    let wire = Wire::open(overlay.open_tap(Backend::TunTap, Queues::ONE).await?);
     let a = sandbox(&topology, &overlay, 11).await?;
     let netns = inside(&topology, "h1")?;
     // A cable that a crash left before it was labelled.

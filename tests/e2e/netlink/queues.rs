@@ -1,4 +1,5 @@
-//! Frames of one flow are all in one queue of a TAP, and flows are in all queues.
+//! Frames of one flow are all in one queue of a TAP, and flows of one sandbox in all queues of its
+//! share.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,12 +11,13 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use vxmesh::datapath::{
     backend::Backend,
     device::{Device, MAX_SUPER_FRAME},
+    steering::Queues,
 };
 use vxmesh_tests::topology::{Topology, ok, wait_until};
 
-use super::{host, mac, sandbox};
+use super::{Sandbox, host, mac, sandbox};
 
-const QUEUES: usize = 2;
+const QUEUES: Queues = Queues { workers: 2, shares: 4 };
 const FLOWS: u16 = 32;
 /// The port of what is sent until it arrives.
 const FIRST: u16 = 19_998;
@@ -28,7 +30,7 @@ type Flows = BTreeMap<(bool, u16), (BTreeSet<usize>, usize)>;
 /// Puts down in which queue each packet was.
 fn drain(tap: &dyn Device, flows: &mut Flows) -> Result<()> {
     let mut buffer = vec![0; MAX_SUPER_FRAME];
-    for queue in 0..QUEUES {
+    for queue in 0..QUEUES.count() {
         while let Ok(received) = tap.recv(queue, &mut buffer) {
             let packet = SlicedPacket::from_ethernet(&buffer[..received.len])?;
             let (is_ipv4, is_part) = match &packet.net {
@@ -54,9 +56,22 @@ async fn flows_stay_in_one_queue_and_use_all() -> Result<()> {
     let topology = Topology::new()?;
     let overlay = host(&topology, "h1").await?;
     let tap = overlay.open_tap(Backend::Offload, QUEUES).await?;
-    assert_eq!(tap.queues(), QUEUES);
+    assert_eq!(tap.queues(), QUEUES.count());
     assert!(tap.grants().offloads.contains(&"multi_queue"));
-    let a = sandbox(&topology, &overlay, 11).await?;
+    // Each is in a share of its own.
+    let mut used = BTreeSet::new();
+    for number in [11, 12, 13] {
+        let here = sandbox(&topology, &overlay, number).await?;
+        let of = queues_of(&here, tap.as_ref())?;
+        ensure!(of.iter().all(|queue| used.insert(*queue)), "{number}: {of:?} of {used:?}");
+    }
+    overlay.remove().await?;
+    Ok(())
+}
+
+/// The queues in which a sandbox's flows are, each in one, and all of them the same by both IP
+/// versions.
+fn queues_of(a: &Sandbox, tap: &dyn Device) -> Result<BTreeSet<usize>> {
     let afar = mac(0x99);
     let mut flows = Flows::new();
     for to in ["10.10.0.99", "fd10::99"] {
@@ -75,7 +90,7 @@ async fn flows_stay_in_one_queue_and_use_all() -> Result<()> {
         })?;
         wait_until("the way to the TAP is open", || {
             first.send_to(b"first", to)?;
-            drain(tap.as_ref(), &mut flows)?;
+            drain(tap, &mut flows)?;
             Ok(flows.contains_key(&(to.is_ipv4(), FIRST)))
         })?;
         for _ in 0..10 {
@@ -86,7 +101,7 @@ async fn flows_stay_in_one_queue_and_use_all() -> Result<()> {
         }
         let ports = || sockets.iter().map(|socket| Ok(socket.local_addr()?.port()));
         wait_until("all datagrams are in the TAP", || {
-            drain(tap.as_ref(), &mut flows)?;
+            drain(tap, &mut flows)?;
             let ports = ports().collect::<Result<Vec<_>>>()?;
             let came = |port: u16| flows.get(&(to.is_ipv4(), port)).map_or(0, |(_, count)| *count);
             Ok(ports.into_iter().all(|port| came(port) == 10) && came(0) == 30)
@@ -95,11 +110,11 @@ async fn flows_stay_in_one_queue_and_use_all() -> Result<()> {
     let split: Vec<_> = flows.iter().filter(|(_, (queues, _))| queues.len() > 1).collect();
     ensure!(split.is_empty(), "in two queues: {split:?}");
     flows.retain(|(_, port), _| *port != FIRST);
-    for is_ipv4 in [true, false] {
-        let of = flows.iter().filter(|((ipv4, _), _)| *ipv4 == is_ipv4);
-        let used: BTreeSet<usize> = of.flat_map(|(_, (queues, _))| queues.clone()).collect();
-        ensure!(used.len() == QUEUES, "IPv4 {is_ipv4}: only {used:?}");
-    }
-    overlay.remove().await?;
-    Ok(())
+    let used = |is_ipv4| {
+        let of = flows.iter().filter(move |((ipv4, _), _)| *ipv4 == is_ipv4);
+        of.flat_map(|(_, (queues, _))| queues.clone()).collect::<BTreeSet<usize>>()
+    };
+    ensure!(used(true).len() == QUEUES.workers, "{:?}", used(true));
+    ensure!(used(true) == used(false), "{:?}, {:?}", used(true), used(false));
+    Ok(used(true))
 }

@@ -38,11 +38,6 @@ use crate::isolation::forgeries::Party;
 
 /// Frames of one call.
 const BATCH: usize = 64;
-/// Between two batches: until the table is full, and from then on. An agent without optimizations
-/// takes in no more on a small and busy machine. What it does not take in is lost before it,
-/// whoever sent it (`tap_full`), and that is not what is looked at here.
-const FAST_MS: u64 = 10;
-const SLOW_MS: u64 = 30;
 const PATIENCE: Duration = Duration::from_secs(30);
 const SOURCE_PORT_AT: usize = 14 + 20;
 /// The low half of a SYN's sequence number, and the first bytes of a datagram.
@@ -54,23 +49,20 @@ const GROWTH: u64 = 64 << 10;
 /// Frames that differ by their source ports.
 struct Flood {
     ends: Arc<AtomicBool>,
-    pause_ms: Arc<AtomicU64>,
     sent: Arc<AtomicU64>,
     since: Instant,
     sender: JoinHandle<Result<()>>,
 }
 
 impl Flood {
-    /// Sends a frame with every source port in turn. Where its checksum is made even is said.
-    fn start(from: &NetNs, frame: &[u8], even_at: usize, pause_ms: u64) -> Result<Self> {
-        let pause_ms = Arc::new(AtomicU64::new(pause_ms));
-        let pause = Arc::clone(&pause_ms);
+    /// Sends a frame with every source port in turn, as fast as it can. Where its checksum is made
+    /// even is said.
+    fn start(from: &NetNs, frame: &[u8], even_at: usize) -> Result<Self> {
         let (ends, sent): (Arc<AtomicBool>, Arc<AtomicU64>) = Default::default();
         let (end, count) = (Arc::clone(&ends), Arc::clone(&sent));
         let (netns, frame) = (from.try_clone()?, frame.to_vec());
-        let sender =
-            thread::spawn(move || netns.run(|| flood(&frame, even_at, &end, (&pause, &count))));
-        Ok(Self { ends, pause_ms, sent, since: Instant::now(), sender })
+        let sender = thread::spawn(move || netns.run(|| flood(&frame, even_at, &end, &count)));
+        Ok(Self { ends, sent, since: Instant::now(), sender })
     }
 
     fn sent(&self) -> u64 {
@@ -86,12 +78,7 @@ impl Flood {
     }
 }
 
-fn flood(
-    frame: &[u8],
-    even_at: usize,
-    ends: &AtomicBool,
-    (pause_ms, sent): (&AtomicU64, &AtomicU64),
-) -> Result<()> {
+fn flood(frame: &[u8], even_at: usize, ends: &AtomicBool, sent: &AtomicU64) -> Result<()> {
     let raw =
         socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
     let link = getifaddrs()?
@@ -102,7 +89,6 @@ fn flood(
     let mut headers = MultiHeaders::<LinkAddr>::preallocate(BATCH, None);
     let mut port: u16 = 0;
     while !ends.load(Ordering::Relaxed) {
-        thread::sleep(Duration::from_millis(pause_ms.load(Ordering::Relaxed)));
         for frame in &mut frames {
             // Below are those of servers, which the rules of the port know.
             port = port.wrapping_add(1).max(1024);
@@ -266,18 +252,16 @@ fn floods_hurt_nobody_else() -> Result<()> {
 
     for (what, port) in [("answers nothing", 81), ("refuses", 82)] {
         let begins = syn(&floods, &blue, vip, port)?;
-        let pause = if port == 81 { FAST_MS } else { SLOW_MS };
-        let flood = Flood::start(&floods.netns, &begins, SEQUENCE_AT, pause)?;
+        let flood = Flood::start(&floods.netns, &begins, SEQUENCE_AT)?;
         if port == 81 {
             // A source has its part, and no more.
             wait_until("what is refused is counted", || {
                 ensure!(!flood.sender.is_finished(), "the flood has ended");
                 Ok(lab.dropped("h1", "flow_table_full")? > 0)
             })?;
-            flood.pause_ms.store(SLOW_MS, Ordering::Relaxed);
         }
         let spray = datagram(&sprays, &blue, vip, 83)?;
-        let spray = Flood::start(&sprays.netns, &spray, DATA_AT, SLOW_MS)?;
+        let spray = Flood::start(&sprays.netns, &spray, DATA_AT)?;
         let (begun, had) = (Instant::now(), (goes_on.done()?, connects.done()?));
         let sent = (flood.sent(), spray.sent());
         wait_until(&format!("both go on while a port that {what} is flooded"), || {

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result};
 use etherparse::PacketBuilder;
 use vxmesh::{
-    datapath::backend::Backend,
+    datapath::{backend::Backend, steering::Queues},
     firewall::{
         guard::{Port, Rules},
         guarded::GuardedPorts,
@@ -63,7 +63,7 @@ impl Site {
         let macs = Macs { service: service_mac(id), source: service_source_mac(id) };
         Ok(Self {
             guarded,
-            wire: Wire::open(overlay.open_tap(Backend::TunTap, 1).await?),
+            wire: Wire::open(overlay.open_tap(Backend::TunTap, Queues::ONE).await?),
             macs,
             client: sandbox(&topology, &overlay, CLIENT).await?,
             backend: sandbox(&topology, &overlay, BACKEND).await?,
