@@ -126,6 +126,9 @@ drop_reasons! {
     /// Out of the mesh, with an address that only the network knows: the kernel calls it no part of
     /// a connection (a late RST, a segment outside of the window), and so does not rewrite it.
     InnerSource = "inner_source", benign;
+    /// To the outside, by the router of another node: that leads nobody out but who answers a
+    /// client of a published port.
+    NotARouter = "not_a_router", lost;
     /// To a service, on a port that it does not have.
     ServicePort = "service_port", lost;
     /// To a service that has no backend for new flows, or in a connection whose backend is not one

@@ -128,7 +128,11 @@ impl Mesh {
             let (mesh, room) = (Arc::clone(self), Arc::clone(&room));
             tasks.spawn(async move {
                 let _permit = room.acquire().await.ok()?;
-                let overlay = mesh.make_overlay(id, &network).await.ok()?;
+                let made = mesh.make_overlay(id, &network).await;
+                let overlay = made.inspect_err(|error| {
+                    warn!(network = %network.name, %error, "not taken over at once; it is tried again");
+                });
+                let overlay = overlay.ok()?;
                 mesh.name_network(id, &network, overlay.path());
                 let way = mesh.adopt_way(&overlay, id, &network).await;
                 let mut adopted = Vec::new();
@@ -211,8 +215,11 @@ impl Mesh {
     async fn sweep(&self, hosted: &Hosted) -> Result<(), ApiError> {
         // A network that could not be adopted keeps its namespace: the cables in it are those of
         // live sandboxes (I9).
+        // So does one into which published ports lead.
+        let (endpoints, nodes) = (self.endpoint_rows()?, self.stored_nodes()?);
+        let led = nodes.iter().map(|node| node.network).filter(|id| self.leads_clients(*id));
         let kept: BTreeSet<NetworkId> =
-            self.stored_endpoints()?.iter().map(|endpoint| endpoint.network).collect();
+            endpoints.iter().map(|endpoint| endpoint.network).chain(led).collect();
         let networks: Vec<NetworkId> = self.objects.read(|set| {
             let ids = set.objects().filter_map(|object| match object.id() {
                 object::ObjectId::Network(id) => Some(*id),

@@ -40,7 +40,7 @@ use crate::{
     objects::unix_ms,
     reconcile::tables::gateway_mac,
     services,
-    store::{StoreError, Table},
+    store::{StoreError, Table, Txn},
 };
 
 /// An endpoint as the store keeps it.
@@ -363,6 +363,16 @@ impl Mesh {
         network: NetworkId,
         ips: &[IpNet],
     ) -> Result<(), StoreError> {
+        self.rest(network, ips, |txn| txn.delete(table, key).map(|_was| ()))
+    }
+
+    /// Writes down that addresses rest, and with that what else `change` says.
+    pub(super) fn rest(
+        &self,
+        network: NetworkId,
+        ips: &[IpNet],
+        change: impl FnOnce(&mut Txn<'_>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let now = unix_ms();
         let until = now.saturating_add(quarantine_ms());
         self.store.write(|txn| {
@@ -374,7 +384,7 @@ impl Mesh {
             for ip in ips {
                 txn.put(Table::Resting, &format!("{network}/{}", ip.addr()), &until)?;
             }
-            txn.delete(table, key).map(|_was| ())
+            change(txn)
         })
     }
 
@@ -564,6 +574,12 @@ impl Mesh {
         for endpoint in self.stored_endpoints()? {
             self.detach_stored(hosted, endpoint.id).await?;
         }
-        self.unhost_for_clients(hosted, &BTreeSet::new()).await
+        self.unhost_for_clients(hosted).await;
+        match hosted.entries.faults.values().next() {
+            Some(fault) if !hosted.overlays.is_empty() => {
+                Err(failed(fault.clone(), "a network is still on this host; try again"))
+            }
+            _ => Ok(()),
+        }
     }
 }

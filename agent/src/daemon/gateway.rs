@@ -137,6 +137,11 @@ impl Ways {
         self.open.get(&network)?.uplink.as_ref()
     }
 
+    /// Whether a network is here for clients from outside alone.
+    pub(super) fn is_for_clients(&self, network: NetworkId) -> bool {
+        self.open.get(&network).is_some_and(|way| way.for_clients)
+    }
+
     /// Whether what failed of a network's way is to be tried again.
     pub(super) fn is_due(&self, network: NetworkId) -> bool {
         let is_due = |way: &Way| {
@@ -202,6 +207,7 @@ impl Mesh {
     pub(super) fn adopt_ways(&self, hosted: &mut Hosted) -> Result<(), ApiError> {
         for node in self.stored_nodes()?.iter() {
             if !hosted.overlays.contains_key(&node.network)
+                && !self.leads_clients(node.network)
                 && !self.endpoint_rows()?.iter().any(|other| other.network == node.network)
             {
                 self.forget_node(node.network)?;
@@ -319,7 +325,12 @@ impl Mesh {
             // Before others are told: nothing leaves from an address that they do not know.
             overlay.set_node(&plug).await?;
         }
-        if !plug.leads_nowhere() || !given_up.is_empty() {
+        if plug.leads_nowhere() && given_up.is_empty() {
+            // Ports may have led on before.
+            if overlay.remove_node().await? {
+                self.withdraw(id, node.id);
+            }
+        } else {
             let claim = Claim::Endpoint(node.claim()?);
             if !self.is_said(&claim) {
                 self.announce(&claim).await?;

@@ -10,7 +10,7 @@ use vxmesh_proto::{addr::NetworkId, object};
 use super::{
     endpoints::Stored,
     gateway::Ways,
-    ingress::Closed,
+    ingress::Entries,
     mesh::{Local, Mesh, failed, lock},
     plain::LocalTable,
 };
@@ -30,7 +30,7 @@ use crate::{
 pub(super) struct Hosted {
     pub(super) overlays: BTreeMap<NetworkId, Overlay>,
     pub(super) ways: Ways,
-    pub(super) closed: Closed,
+    pub(super) entries: Entries,
 }
 
 /// The gateway's addresses with the length of their subnets' prefixes.
@@ -48,8 +48,7 @@ impl Mesh {
         endpoint: &Stored,
     ) -> Result<(), ApiError> {
         let grown = self.follow_subnets(hosted, endpoint.network, network).await?;
-        let there = hosted.overlays.contains_key(&endpoint.network);
-        if grown || there && self.is_without_address(endpoint.network)? {
+        if grown || hosted.ways.is_for_clients(endpoint.network) {
             self.open_way(hosted, endpoint.network, network).await;
         }
         self.host_network(hosted, endpoint.network, network).await.map(drop)

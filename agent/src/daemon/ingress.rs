@@ -19,31 +19,41 @@ use std::{
 use ipnet::IpNet;
 use tracing::{info, warn};
 use vxmesh_proto::{
-    addr::{EndpointId, NetworkId},
+    addr::{EndpointId, Name, NetworkId},
     object,
 };
 
 use super::{
     gateway::Node,
     hosting::Hosted,
-    mesh::{Mesh, lock, store_failed},
+    mesh::{Mesh, failed, lock, store_failed},
 };
 use crate::{
-    api::ApiError, netlink::overlay::NodePlug, objects::unix_ms, services::HostPort, store::Table,
+    api::ApiError,
+    netlink::overlay::NodePlug,
+    objects::unix_ms,
+    services::HostPort,
+    store::{Table, Txn},
 };
 
-/// Networks that cannot be made here for published ports, and why.
-pub(super) type Closed = BTreeMap<NetworkId, String>;
+/// Networks that are made here in one round: whoever waits for the host has its turn between two.
+const AT_ONCE: usize = 4;
+/// Networks that are here for published ports alone: any member of the mesh can ask for one.
+const MOST: usize = 256;
+
+/// What is left to do of networks that are here for published ports.
+#[derive(Debug, Default)]
+pub(super) struct Entries {
+    /// Those that cannot be made, or ended, and why.
+    pub(super) faults: BTreeMap<NetworkId, String>,
+    /// Those into which other ports lead than the node and the rules know.
+    pub(super) changed: BTreeSet<NetworkId>,
+}
 
 impl Mesh {
     /// Whether an endpoint of this node is in a network, or just comes in.
     pub(super) fn has_endpoints(&self, network: NetworkId) -> Result<bool, ApiError> {
         Ok(self.endpoint_rows()?.iter().any(|endpoint| endpoint.network == network))
-    }
-
-    /// Whether this node has no address in a network, as where it only led clients before.
-    pub(super) fn is_without_address(&self, network: NetworkId) -> Result<bool, ApiError> {
-        Ok(self.stored_node(network)?.is_some_and(|node| node.ips.is_empty()))
     }
 
     /// Whether this node stays in a network without endpoints, for clients from outside.
@@ -80,8 +90,8 @@ impl Mesh {
     /// Gives up addresses of this node in a network in which it stays.
     pub(super) fn give_up(&self, node: &Node, given_up: &[IpNet]) -> Result<(), ApiError> {
         let key = node.network.to_string();
-        self.forget((Table::Gateways, &key), node.network, given_up).map_err(store_failed)?;
-        self.store.put(Table::Gateways, &key, node).map_err(store_failed)?;
+        let put = |txn: &mut Txn<'_>| txn.put(Table::Gateways, &key, node);
+        self.rest(node.network, given_up, put).map_err(store_failed)?;
         let now = Instant::now();
         given_up.iter().for_each(|ip| self.addresses.release(node.network, *ip, now));
         Ok(())
@@ -94,43 +104,75 @@ impl Mesh {
         Ok(nodes.iter().any(is_alone))
     }
 
-    /// Makes the networks of these ports that are not here yet.
+    /// Makes the networks of these ports, some of them at a time.
     pub(super) async fn host_for_clients(self: &Arc<Self>, hosted: &mut Hosted, due: &[HostPort]) {
-        let networks: BTreeSet<NetworkId> = due
-            .iter()
-            .map(|port| port.network)
-            .filter(|id| !hosted.overlays.contains_key(id))
-            .collect();
+        let mut networks: BTreeSet<NetworkId> = due.iter().map(|port| port.network).collect();
+        if networks.len() > AT_ONCE {
+            self.services.changed.notify_one();
+            networks = networks.into_iter().take(AT_ONCE).collect();
+        }
         for id in networks {
-            let Some((network, _state)) = self.network_object(id) else { continue };
-            match self.host_network(hosted, id, &network).await.map(drop) {
-                Ok(()) => {
-                    hosted.closed.remove(&id);
-                }
-                Err(error) => {
-                    let told = hosted.closed.insert(id, error.message.clone());
-                    if told.as_ref() != Some(&error.message) {
-                        warn!(network = %network.name, %error, "published ports of its services are closed on this host; it is tried again");
-                    }
-                }
+            if self.is_stopping() {
+                return;
             }
+            let Some((network, _state)) = self.network_object(id) else { continue };
+            let made = match self.count_for_clients(hosted) {
+                Ok(..MOST) => self.host_network(hosted, id, &network).await.map(drop),
+                Ok(_) => Err(failed(
+                    format!("{MOST} networks are here for published ports alone"),
+                    "publish services of fewer networks",
+                )),
+                Err(error) => Err(error),
+            };
+            self.note_entry(hosted, (id, &network.name), made);
         }
     }
 
-    /// Ends networks in which no endpoint is and into which no port of `wanted` leads.
-    pub(super) async fn unhost_for_clients(
-        self: &Arc<Self>,
+    /// How many networks are here without an endpoint.
+    fn count_for_clients(&self, hosted: &Hosted) -> Result<usize, ApiError> {
+        let endpoints = self.endpoint_rows()?;
+        let is_alone = |id: &&NetworkId| endpoints.iter().all(|it| it.network != **id);
+        Ok(hosted.overlays.keys().filter(is_alone).count())
+    }
+
+    fn note_entry(
+        &self,
         hosted: &mut Hosted,
-        wanted: &BTreeSet<NetworkId>,
-    ) -> Result<(), ApiError> {
-        hosted.closed.retain(|id, _why| wanted.contains(id));
+        (id, name): (NetworkId, &Name),
+        done: Result<(), ApiError>,
+    ) {
+        let Err(error) = done else {
+            hosted.entries.faults.remove(&id);
+            return;
+        };
+        let told = hosted.entries.faults.insert(id, error.message.clone());
+        if told.as_ref() != Some(&error.message) {
+            warn!(network = %name, %error, "published ports of its services are not as they should be on this host; it is tried again");
+        }
+    }
+
+    /// Ends networks in which no endpoint is and into which no port leads.
+    pub(super) async fn unhost_for_clients(self: &Arc<Self>, hosted: &mut Hosted) {
         let here: Vec<NetworkId> = hosted.overlays.keys().copied().collect();
-        for id in here.into_iter().filter(|id| !wanted.contains(id)) {
-            if !self.has_endpoints(id)? {
-                self.unhost_node(hosted, id).await?;
+        for id in here.into_iter().filter(|id| !self.leads_clients(*id)) {
+            if self.has_endpoints(id).unwrap_or(true) {
+                continue;
+            }
+            let name = self.network_object(id).map(|(network, _state)| network.name);
+            let ended = self.unhost_node(hosted, id).await;
+            match name {
+                Some(name) => self.note_entry(hosted, (id, &name), ended),
+                None if ended.is_ok() => drop(hosted.entries.faults.remove(&id)),
+                None => {}
             }
         }
-        Ok(())
+        let overlays = &hosted.overlays;
+        hosted.entries.faults.retain(|id, _| overlays.contains_key(id) || self.is_wanted(*id));
+    }
+
+    /// Whether ports are to lead into a network, whether they can or not.
+    fn is_wanted(&self, network: NetworkId) -> bool {
+        lock(&self.services.host_ports).knows(network)
     }
 
     /// Takes this node out of a network that has no other endpoint here.

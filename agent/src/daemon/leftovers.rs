@@ -39,8 +39,11 @@ impl Mesh {
             }
         }
         let networks = endpoints.iter().map(|endpoint| endpoint.network);
+        let nodes = self.stored_nodes()?;
+        let led = nodes.iter().map(|node| node.network).filter(|id| self.leads_clients(*id));
         let networks: BTreeSet<String> = networks
             .chain(hosted.overlays.keys().copied())
+            .chain(led)
             .map(|network: NetworkId| network.short())
             .collect();
         for path in unknown(&self.run_dir().join("netns"), &networks) {

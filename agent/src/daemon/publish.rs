@@ -409,37 +409,46 @@ impl Mesh {
     }
 
     async fn follow_host_ports(self: &Arc<Self>, hosted: &mut Hosted) -> Result<(), ApiError> {
-        let wanted = self.wanted_host_ports(|_network| true);
-        let leads = |(port, lead): &(&HostPort, &Lead)| {
-            lead.missing().is_none() && !port.published.is_local
-        };
-        let led: BTreeSet<HostPort> =
-            wanted.iter().filter(leads).map(|(port, _)| port.clone()).collect();
+        // Who was removed from the mesh leads nobody anywhere.
+        let is_member = self.departed().is_none();
+        let wanted = self.wanted_host_ports(|_network| is_member);
         let mut due = lock(&self.services.host_ports).due(&wanted);
-        due.retain(|port| led.contains(port));
+        due.retain(|port| {
+            !hosted.overlays.contains_key(&port.network)
+                && !port.published.is_local
+                && wanted.get(port).is_some_and(|lead| lead.missing().is_none())
+                && self.hold_for_service(port).is_ok()
+        });
         self.host_for_clients(hosted, &due).await;
         let changed = block_in_place(|| self.hold_host_ports(hosted, wanted))?;
-        for network in changed {
-            self.follow_vips(hosted, network).await?;
+        hosted.entries.changed.extend(changed);
+        for network in hosted.entries.changed.clone() {
+            match self.follow_vips(hosted, network).await {
+                Ok(()) => hosted.entries.changed.remove(&network),
+                Err(error) => {
+                    debug!(%network, %error, "its node waits for another try");
+                    continue;
+                }
+            };
             if let Err(error) = self.sync_way(hosted, network) {
                 debug!(%network, %error, "published ports of its services wait for its way");
             }
         }
-        let led = led.iter().map(|port| port.network).collect();
-        self.unhost_for_clients(hosted, &led).await
+        self.unhost_for_clients(hosted).await;
+        Ok(())
     }
 
     /// Holds and gives up ports; returns the networks whose rules are others by that.
     fn hold_host_ports(
         &self,
         hosted: &Hosted,
-        mut wanted: BTreeMap<HostPort, Lead>,
+        wanted: BTreeMap<HostPort, Lead>,
     ) -> Result<BTreeSet<NetworkId>, ApiError> {
         let mut taken: BTreeSet<(Protocol, u16)> =
             self.published()?.iter().map(|(_, it)| (it.protocol, it.inner)).collect();
         let open: BTreeSet<NetworkId> = hosted.ways.ways().map(|(network, _)| *network).collect();
-        let closed = |id: &NetworkId| hosted.closed.get(id).filter(|_| !open.contains(id)).cloned();
-        wanted.retain(|port, _| open.contains(&port.network) || closed(&port.network).is_some());
+        let faults = &hosted.entries.faults;
+        let closed = |id: &NetworkId| faults.get(id).filter(|_| !open.contains(id)).cloned();
         let mut changed = lock(&self.services.host_ports).release(&wanted);
         let due = lock(&self.services.host_ports).due(&wanted);
         for port in due {
@@ -448,6 +457,10 @@ impl Mesh {
             };
             let missing = lead.missing().or_else(|| closed(&network).map(Missing::NoWay));
             let held = missing.map_or_else(|| self.hold_for_service(&port), Err);
+            if held.is_ok() && !open.contains(&network) {
+                // Its network is made in another round.
+                continue;
+            }
             let is_new = lock(&self.services.host_ports).put(port, lead, held, &mut taken);
             changed.extend(is_new.then_some(network));
         }

@@ -3,6 +3,7 @@
 //! ```text
 //! sandbox -> br0 -> uplink      source becomes the uplink's address, or it is dropped; MSS fits; only with an address of the network
 //! host -> uplink -> node        source becomes the node's address, unless the connection is to a published port
+//! node -> uplink                answers to clients of published ports, and nothing else
 //! host -> uplink's own port     destination becomes the sandbox that publishes it, the client's address stays
 //! ```
 
@@ -16,8 +17,8 @@ use super::{
     host::INNER_SOURCE,
     rule::{
         Protocol, Rule, accept, answer, clamp_mss, destination, destination_port, drop, drop_as,
-        input, input_not, is_ip, masquerade, output, output_not, published, redirect_to, source,
-        source_not,
+        input, input_not, is_ip, masquerade, new, output, output_not, published, redirect_to,
+        source, source_not,
     },
     table::{Chain, Hook, Kind, Table},
 };
@@ -25,6 +26,7 @@ use super::{
 /// After addresses were rewritten (`NF_IP_PRI_NAT_SRC`).
 const LAST: i32 = 300;
 const ISOLATED: &str = DropReason::Isolated.as_str();
+const NOT_A_ROUTER: &str = DropReason::NotARouter.as_str();
 
 /// A port of the uplink that leads to a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,6 +96,9 @@ pub fn table(
         let clamp = Rule::new(format!("segments fit the way {way}"));
         forward.push(clamp.and(output(interface)).and(clamp_mss()));
     }
+    // Others in the network know the node's MAC.
+    let by_node = Rule::new("the node is no way out for others").and(input(node));
+    forward.push(by_node.and(output(uplink)).and(new()).and(drop_as(NOT_A_ROUTER)));
     let postrouting = vec![
         Rule::new("clients of published ports keep their addresses").and(published()).and(accept()),
         Rule::new("the outside sees the uplink").and(output(uplink)).and(masquerade()),
@@ -110,7 +115,7 @@ pub fn table(
             chain("postrouting", Kind::Nat, Hook::Postrouting, 100, postrouting),
             chain("leaving", Kind::Filter, Hook::Postrouting, LAST, leaving(uplink, uplink_ips)),
         ],
-        counters: vec![ISOLATED, INNER_SOURCE],
+        counters: vec![ISOLATED, INNER_SOURCE, NOT_A_ROUTER],
         ..Table::default()
     }
 }

@@ -25,6 +25,7 @@ const IFNAME_SIZE: usize = 16;
 const COMMENT_LEN: usize = 126;
 /// The states of a connection (`NF_CT_STATE_BIT` of linux/netfilter/nf_conntrack_common.h).
 const ESTABLISHED_OR_RELATED: u32 = 0b110;
+const NEW: u32 = 0b1000;
 /// `IPS_DST_NAT`: the destination of the connection was rewritten.
 const DST_NAT: u32 = 1 << 5;
 /// `IP_CT_DIR_REPLY`.
@@ -376,6 +377,12 @@ fn any_bit(key: u32, bits: u32) -> Clause {
 #[must_use]
 pub fn established() -> Clause {
     any_bit(CtKeys::State as u32, ESTABLISHED_OR_RELATED)
+}
+
+/// It begins a connection, or what the kernel takes for one.
+#[must_use]
+pub fn new() -> Clause {
+    any_bit(CtKeys::State as u32, NEW)
 }
 
 /// It is an answer in a connection that was let through before.

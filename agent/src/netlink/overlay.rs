@@ -302,6 +302,19 @@ impl Overlay {
         self.lead_to_vips(&node.vips).await
     }
 
+    /// Takes this node's interface away. Whether there was one.
+    ///
+    /// # Errors
+    /// The kernel keeps it.
+    pub async fn remove_node(&self) -> Result<bool, OverlayError> {
+        let there = self.links.get(NODE).await?.is_some();
+        if there {
+            self.links.delete(NODE).await?;
+            self.route_by_bridge(&[]).await?;
+        }
+        Ok(there)
+    }
+
     /// Leads to these addresses of services by the node's interface, and to no others.
     async fn lead_to_vips(&self, vips: &BTreeSet<IpAddr>) -> Result<(), OverlayError> {
         for (vip, _mac) in self.links.permanent_neighbors(NODE).await? {

@@ -237,6 +237,11 @@ impl HostPorts {
         })
     }
 
+    /// Whether there is one of a network, wherever it leads.
+    pub(crate) fn knows(&self, network: NetworkId) -> bool {
+        self.ports.keys().any(|port| port.network == network)
+    }
+
     /// The addresses in a network to which they lead.
     pub(crate) fn vips(&self, network: NetworkId) -> BTreeSet<IpAddr> {
         let into = self.ports.iter().filter(|(port, it)| port.network == network && it.leads());
@@ -310,9 +315,15 @@ impl Services {
         has: impl Fn(NetworkId, ServiceId, IpAddr) -> bool,
         (me, is_settled): (NodeId, bool),
     ) -> BTreeMap<HostPort, Lead> {
+        // Whoever made the service: others' agents may ask for less than ours.
+        let may_publish = |id: &NetworkId| {
+            let network = set.extended(*id);
+            network.is_some_and(|it| it.encrypted && !it.isolated && !it.internal)
+        };
         let mut all: Vec<ServiceOf<'_>> = set
             .active_networks()
             .into_iter()
+            .filter(may_publish)
             .flat_map(|network| set.services(network))
             .filter(|of| of.state == ServiceState::Active && !of.service.published.is_empty())
             .collect();
@@ -359,7 +370,9 @@ impl Services {
     /// The services that are not wholly published on this node, as it tells the others.
     pub(crate) fn unpublished(&self) -> BTreeSet<String> {
         let taken = lock(&self.host_ports).taken();
-        taken.into_iter().map(|(service, _)| service.short()).take(CLAIM_CHECKS).collect()
+        let is_taken = |(_, why): &(ServiceId, Missing)| matches!(why, Missing::Taken(_));
+        let taken = taken.into_iter().filter(is_taken);
+        taken.map(|(service, _)| service.short()).take(CLAIM_CHECKS).collect()
     }
 
     /// Tells the others which they are, where it is not what they know.

@@ -361,7 +361,7 @@ impl<P> NetworkTable<P> {
         })
     }
 
-    /// The FloodList: every other node that has a part in the network.
+    /// The FloodList: every other node with an endpoint in the network.
     #[must_use]
     pub fn members(&self) -> &[(NodeId, P)] {
         &self.members
