@@ -50,7 +50,7 @@ fn the_demo_shows_all_and_leaves_nothing() -> Result<()> {
     );
     let widest = said.lines().map(|line| line.chars().count()).max().unwrap_or(0);
     ensure!(widest <= 100, "a line has {widest} characters:\n{said}");
-    ensure!(took < MINUTE, "the demo took {took:?}");
+    ensure!(took < 10 * MINUTE, "the demo took {took:?}");
     assert_nothing_left(&lab)
 }
 

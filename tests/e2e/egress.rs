@@ -1,7 +1,7 @@
 //! The way out of a network: sandboxes reach the outside, the host reaches sandboxes, and nothing
 //! of it stays.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{getsockopt, sockopt};
@@ -10,7 +10,7 @@ use vxmesh_tests::{
     lab::{Allowed, Lab, Plugged, UNDERWAY, wait_until},
     netns::NetNs,
     outside::{self, Outside, call_tcp, call_udp, sh},
-    traffic::{listen, ping},
+    traffic::{bind_udp, listen, ping},
 };
 
 /// A port that nobody uses.
@@ -403,7 +403,7 @@ fn no_packet_is_too_large_without_a_word() -> Result<()> {
     }
     // The way in is narrower than the outside's link.
     for ipv4 in [true, false] {
-        let server = a.run(|| Ok(UdpSocket::bind((Ipv6Addr::UNSPECIFIED, PORT))?))?;
+        let server = a.run(|| Ok(bind_udp((Ipv6Addr::UNSPECIFIED, PORT))?))?;
         server.set_nonblocking(true)?;
         let to = host_ip(1, ipv4)?;
         let client = outside.netns.run(|| vxmesh_tests::traffic::udp_to(to, PORT))?;

@@ -238,7 +238,7 @@ fn published_ports_outlive_the_agent_and_go_with_the_sandbox() -> Result<()> {
     lab.vxmesh("h1", &["sandbox", "rm", "a"])?;
     let rules = sh(&h1, "nft list ruleset")?;
     ensure!(!rules.contains("8080"), "{rules}");
-    h1.run(|| Ok(TcpListener::bind("10.213.0.1:8080")?)).context("the port is free")?;
+    h1.run(|| Ok(listen("10.213.0.1:8080")?)).context("the port is free")?;
     // The next one may have it, and is not taken for the last.
     let b = publish(&lab, "h1", "blue", "b", &["8080:80"])?;
     ensure!(ip_of(&b, true)? != ip_of(&keeper, true)?);

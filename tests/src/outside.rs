@@ -2,18 +2,18 @@
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    lab::{Lab, wait_until},
+    lab::Lab,
     netns::NetNs,
     program::{command, printed},
     topology::Topology,
-    traffic::payload,
+    traffic::{bind_udp, listen, payload, udp_to},
 };
 
 /// Its IPv4 address.
@@ -75,13 +75,7 @@ pub fn sh(netns: &NetNs, script: &str) -> Result<String> {
 ///
 /// There is no connection, or other data came.
 pub fn call_tcp(client: &NetNs, to: SocketAddr, server: &NetNs, port: u16) -> Result<IpAddr> {
-    // A program that another test starts just now may hold the last one's socket until it runs.
-    let mut listener = None;
-    wait_until("the port is free", || {
-        listener = server.run(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?)).ok();
-        Ok(listener.is_some())
-    })?;
-    let listener = listener.context("no listener")?;
+    let listener = server.run(|| Ok(listen((Ipv6Addr::UNSPECIFIED, port))?))?;
     let mut ours = client
         .run(|| Ok(TcpStream::connect_timeout(&to, PATIENCE)?))
         .with_context(|| format!("TCP to {to}"))?;
@@ -106,9 +100,9 @@ pub fn call_tcp(client: &NetNs, to: SocketAddr, server: &NetNs, port: u16) -> Re
 ///
 /// No datagram came, or another one.
 pub fn call_udp(client: &NetNs, to: SocketAddr, server: &NetNs, port: u16) -> Result<IpAddr> {
-    let theirs = server.run(|| Ok(UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))?))?;
+    let theirs = server.run(|| Ok(bind_udp((Ipv6Addr::UNSPECIFIED, port))?))?;
     theirs.set_read_timeout(Some(PATIENCE))?;
-    let ours = client.run(|| crate::traffic::udp_to(to.ip(), to.port()))?;
+    let ours = client.run(|| udp_to(to.ip(), to.port()))?;
     let (sent, mut got) = (payload(1000), vec![0; 2000]);
     ours.send(&sent)?;
     let (len, from) = theirs.recv_from(&mut got).with_context(|| format!("UDP to {to}"))?;

@@ -171,15 +171,28 @@ pub fn udp_to(to: IpAddr, port: u16) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Listens at an address. A process that another test starts has a copy of a listener that was
-/// closed here until it executes its program, so a port may be taken for a moment yet.
+/// Listens at an address.
 ///
 /// # Errors
-/// It is taken for longer, or not this host's.
+/// It is taken, or not this host's.
 pub fn listen(at: impl ToSocketAddrs + Copy) -> io::Result<TcpListener> {
+    once_free(|| TcpListener::bind(at))
+}
+
+/// The same for datagrams.
+///
+/// # Errors
+/// It is taken, or not this host's.
+pub fn bind_udp(at: impl ToSocketAddrs + Copy) -> io::Result<UdpSocket> {
+    once_free(|| UdpSocket::bind(at))
+}
+
+/// A process that another test starts has a copy of a socket that was closed here until it executes
+/// its program, so a port may be taken for a moment yet.
+fn once_free<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let end = Instant::now() + DEADLINE;
     loop {
-        match TcpListener::bind(at) {
+        match bind() {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
                 thread::sleep(Duration::from_millis(5));
             }

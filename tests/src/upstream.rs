@@ -14,7 +14,10 @@ use std::{
 
 use anyhow::Result;
 
-use crate::netns::NetNs;
+use crate::{
+    netns::NetNs,
+    traffic::{bind_udp, listen},
+};
 
 const TICK: Duration = Duration::from_millis(20);
 const HEADER: usize = 12;
@@ -62,7 +65,7 @@ impl Upstream {
     /// The address is not there or in use.
     pub fn start(netns: &NetNs, ip: IpAddr, manner: Manner) -> Result<Self> {
         let at = SocketAddr::new(ip, 53);
-        let (udp, tcp) = netns.run(|| Ok((UdpSocket::bind(at)?, TcpListener::bind(at)?)))?;
+        let (udp, tcp) = netns.run(|| Ok((bind_udp(at)?, listen(at)?)))?;
         udp.set_read_timeout(Some(TICK))?;
         tcp.set_nonblocking(true)?;
         let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));

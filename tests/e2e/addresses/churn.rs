@@ -145,6 +145,8 @@ fn many_endpoints_come_and_go_on_all_hosts_at_once() -> Result<()> {
 fn endpoints_attached_at_once_wait_together_for_a_node_that_hangs() -> Result<()> {
     /// How long each waits for the node's acknowledgement.
     const TOLD: Duration = Duration::from_millis(150);
+    /// After this a connection on which nothing comes may have ended, and nobody waits for it.
+    const GIVEN_UP: Duration = Duration::from_secs(2);
     const COUNT: u32 = 40;
     let lab = Lab::up(2)?;
     lab.network("h1", "crowd")?;
@@ -153,13 +155,17 @@ fn endpoints_attached_at_once_wait_together_for_a_node_that_hangs() -> Result<()
     let api = &lab.api("h1");
     let mut all = vec![attach(api, "h1", "crowd", count)?];
     lab.lab(&["cut", "h2"])?;
+    let cut = Instant::now();
     // Its connection counts until it was idle for long, so it is waited for: before and after what
     // is measured.
-    let waits = |n: usize| -> Result<Endpoint> {
-        let start = Instant::now();
-        let alone = attach(api, "h1", "crowd", n)?;
-        ensure!(start.elapsed() >= TOLD, "nobody was waited for: {:?}", start.elapsed());
-        Ok(alone)
+    let mut alone = TOLD;
+    let mut waits = |n: usize| -> Result<Endpoint> {
+        let (start, is_known) = (Instant::now(), cut.elapsed() < GIVEN_UP);
+        let made = attach(api, "h1", "crowd", n)?;
+        let took = start.elapsed();
+        ensure!(took >= TOLD || !is_known, "nobody was waited for: {took:?}");
+        alone = alone.max(took);
+        Ok(made)
     };
     all.push(waits(count + 1)?);
     let start = Instant::now();
@@ -178,7 +184,7 @@ fn endpoints_attached_at_once_wait_together_for_a_node_that_hangs() -> Result<()
     no_address_twice(&all)?;
     tell(&format!("{COUNT} at once beside a node that hangs: {took:.1?}"));
     // One after the other they could not be faster than that.
-    ensure!(took < TOLD * COUNT, "{COUNT} endpoints took {took:?}");
+    ensure!(took < alone * COUNT, "{COUNT} endpoints took {took:?}, one alone {alone:?}");
     lab.lab(&["heal"])?;
     lab.all_know(&all.iter().collect::<Vec<_>>())
 }

@@ -1,7 +1,7 @@
 //! Both sides of a partition go on, and agree when it ends; a dead node's rows are hidden, not
 //! forgotten (I11, I12).
 
-use std::{collections::BTreeSet, env, time::Duration};
+use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -37,8 +37,13 @@ fn i11_i12_both_sides_of_a_partition_agree_after_it() -> Result<()> {
         // In one network two endpoints may get one name, on two sides.
         lab.attach(host, "blue", "dup")?;
     }
-    let full = env::var_os("VXMESH_FULL").is_some();
-    std::thread::sleep(Duration::from_secs(if full { 30 } else { 5 }));
+    for (host, other) in [("h1", "h3"), ("h3", "h1")] {
+        wait_until("the cut is noticed", || {
+            Ok(lab
+                .find(host, &["node", "ls"], "name", other)?
+                .is_some_and(|row| row["state"] == "dead"))
+        })?;
+    }
     lab.lab(&["heal"])?;
     let known = || {
         let all = HOSTS.iter().map(|host| lab.json(host, &["endpoint", "ls"]));

@@ -84,7 +84,7 @@ fn a_node_that_was_set_back_gives_out_no_address_before_it_met_another() -> Resu
     let (done, said) = run(&lab, "h1", &["--name", "trusted"])?;
     ensure!(done, "{said}");
     lab.finish(Allowed {
-        warnings: &["older than the node", "this node was starved"],
+        warnings: &["older than the node"],
         drops: &[UNDERWAY, &["unknown_index", "not_a_member", "no_session"]].concat(),
     })
 }

@@ -18,7 +18,6 @@ const JUST_STARTED: &[&str] = &["unknown_index", "no_session", "not_a_member"];
 const QUARREL: &[&str] = &[
     "peer does not answer handshakes",
     "another agent speaks as this node",
-    "this node was starved",
     "endpoint not adopted",
 ];
 

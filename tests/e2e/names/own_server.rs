@@ -7,13 +7,14 @@ use anyhow::{Result, ensure};
 use vxmesh_tests::{
     lab::{Allowed, Lab, Options, Plugged, wait_until},
     outside::sh,
+    traffic::{bind_udp, listen},
 };
 
 use super::{dig, v4, v6};
 
 /// The sockets of a name server on these addresses, which are there as long as the value is.
 fn serve_on(at: &Plugged, on: &str) -> Result<(UdpSocket, TcpListener)> {
-    at.netns.run(|| Ok((UdpSocket::bind(on)?, TcpListener::bind(on)?)))
+    at.netns.run(|| Ok((bind_udp(on)?, listen(on)?)))
 }
 
 fn answers(lab: &Lab, asker: &Plugged, web: &Plugged) -> bool {

@@ -1,14 +1,9 @@
 //! Each lost frame has one reason, also where the kernel lost it, and where one is to blame it is
 //! named.
 
-use std::{fs, io::ErrorKind};
+use std::io::ErrorKind;
 
 use anyhow::{Context, Result, ensure};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use serde_json::Value;
 use vxmesh::api::DropRow;
 use vxmesh_proto::addr::EndpointId;
 use vxmesh_tests::{
@@ -44,16 +39,14 @@ fn each_lost_frame_has_a_reason_and_whoever_is_to_blame_a_name() -> Result<()> {
     }
 
     // What the agent does not read in time, the kernel loses.
-    let agent: Value = serde_json::from_slice(&fs::read(lab.dir("h1").join("agent.json"))?)?;
-    let agent = Pid::from_raw(i32::try_from(agent["pid"].as_i64().context("no pid")?)?);
     let socket = a.netns.run(|| udp_to(KERNEL[0].parse()?, 9))?;
-    kill(agent, Signal::SIGSTOP)?;
+    let frozen = lab.freeze("h1")?;
     let sent = (0..FLOOD).try_for_each(|_| match socket.send(b"?") {
         // What came before the agent had stopped is refused by the other side.
         Err(error) if error.kind() != ErrorKind::ConnectionRefused => Err(error),
         Ok(_) | Err(_) => Ok(()),
     });
-    kill(agent, Signal::SIGCONT)?;
+    drop(frozen);
     sent?;
     wait_until("the TAP's losses are counted", || {
         Ok(of(&lab, "tap_full", None)? >= FLOOD - QUEUE - 100)

@@ -117,8 +117,7 @@ fn a_small_subnet_ends_with_a_word() -> Result<()> {
     assert_eq!((pool["used"].clone(), pool["free"].clone()), (json!(5), json!(0)), "{pools}");
     refused(&lab, "h1", &["ipam", "inspect", "nowhere"], 3, &["nowhere"])?;
     assert_eq!(addresses.len(), 4, "all of it was to be had: {addresses:?}");
-    // On a busy machine an agent may not get its turn for a second, and says so.
-    lab.finish(Allowed { warnings: &["this node was starved"], ..Allowed::default() })
+    lab.finish(Allowed::default())
 }
 
 #[test]

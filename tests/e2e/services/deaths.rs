@@ -3,7 +3,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -18,6 +18,7 @@ use vxmesh_tests::{
     lab::{Allowed, Lab, Plugged, tell, wait_until},
     netns::NetNs,
     outside::sh,
+    traffic::listen,
 };
 
 use super::settled;
@@ -28,7 +29,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// What the issue of services asks for. A test fails at ten times this only.
 const GOAL: Duration = Duration::from_millis(500);
-/// A connection that took longer was asked for twice.
+/// A connection that took longer was asked for twice, unless all take long on a busy machine.
 const AGAIN: Duration = Duration::from_millis(900);
 
 /// What the log says of a port, and of a node, that gets no new connections.
@@ -43,7 +44,7 @@ struct Server {
 
 impl Server {
     fn start(netns: &NetNs, name: &'static str) -> Result<Self> {
-        let listener = netns.run(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, 8080))?))?;
+        let listener = netns.run(|| Ok(listen((Ipv6Addr::UNSPECIFIED, 8080))?))?;
         listener.set_nonblocking(true)?;
         let ends = Arc::new(AtomicBool::new(false));
         let end = Arc::clone(&ends);
@@ -121,6 +122,11 @@ impl Load {
         })
     }
 
+    /// How long a connection takes at most that is asked for once.
+    fn once(&self) -> Duration {
+        AGAIN.max(self.read(|all| all.iter().map(|it| it.took).max().unwrap_or_default() * 2))
+    }
+
     fn end(self) -> Result<()> {
         self.ends.store(true, Ordering::Relaxed);
         self.client.join().ok().context("a client panicked")?
@@ -141,7 +147,7 @@ fn judge(
     lab: &Lab,
     load: &Load,
     (died, what): (Instant, &str),
-    (victim, said): (&str, &str),
+    (victim, said, once): (&str, &str, Duration),
 ) -> Result<()> {
     // Without a word of it a client is only helped by its own second SYN, or by gossip.
     wait_until("the client's node gives it up", || {
@@ -153,7 +159,7 @@ fn judge(
     let (last, failed, late) = load.read(|requests| {
         let since = |request: &Request| request.at.saturating_duration_since(died);
         let after = requests.iter().filter(|request| request.at >= died);
-        let troubled = |it: &&Request| it.answer.is_none() || it.took >= AGAIN;
+        let troubled = |it: &&Request| it.answer.is_none() || it.took >= once;
         let last = after.clone().filter(troubled).map(since).max().unwrap_or_default();
         let failed: Vec<Duration> = after.filter(|it| it.answer.is_none()).map(since).collect();
         let late = failed.iter().filter(|at| **at > 10 * GOAL).count();
@@ -199,11 +205,12 @@ fn nobody_is_sent_to_a_dead_backend() -> Result<()> {
     let begun = Instant::now();
     let load = Load::start(&client.netns, web.vips[0])?;
     load.answered(begun, &HOSTS, 100)?;
+    let once = load.once();
 
     // The server ends, and its sandbox lives.
     let died = Instant::now();
     servers.remove(0).end()?;
-    judge(&lab, &load, (died, "a server that ended"), (of(0), PORT))?;
+    judge(&lab, &load, (died, "a server that ended"), (of(0), PORT, once))?;
     let back = Instant::now();
     servers.insert(0, Server::start(&backends[0].netns, "h2")?);
     load.answered(back, &HOSTS, 100)?;
@@ -216,7 +223,7 @@ fn nobody_is_sent_to_a_dead_backend() -> Result<()> {
         "nft 'add table inet t; add chain inet t c { type filter hook input priority 0; }; \
          add rule inet t c tcp flags & (syn|ack) == syn drop'",
     )?;
-    judge(&lab, &load, (died, "a sandbox that drops SYNs"), (of(1), PORT))?;
+    judge(&lab, &load, (died, "a sandbox that drops SYNs"), (of(1), PORT, once))?;
     let back = Instant::now();
     sh(&backends[1].netns, "nft delete table inet t")?;
     load.answered(back, &HOSTS, 100)?;
@@ -225,7 +232,7 @@ fn nobody_is_sent_to_a_dead_backend() -> Result<()> {
     // The agent alone.
     let died = Instant::now();
     lab.lab(&["kill", "h4"])?;
-    judge(&lab, &load, (died, "an agent that was killed"), ("h4", NODE))?;
+    judge(&lab, &load, (died, "an agent that was killed"), ("h4", NODE, once))?;
     lab.lab(&["start", "h4"])?;
     let back = Instant::now();
     load.answered(back, &HOSTS, 100)?;
@@ -234,7 +241,7 @@ fn nobody_is_sent_to_a_dead_backend() -> Result<()> {
     // Silence.
     let died = Instant::now();
     lab.lab(&["cut", "h4"])?;
-    judge(&lab, &load, (died, "a host that was cut off"), ("h4", NODE))?;
+    judge(&lab, &load, (died, "a host that was cut off"), ("h4", NODE, once))?;
     lab.lab(&["heal"])?;
     load.answered(Instant::now(), &HOSTS, 100)?;
     load.end()?;

@@ -3,14 +3,17 @@
 
 use std::{
     io::{Read, Write},
-    net::{Ipv6Addr, TcpListener, TcpStream},
+    net::{Ipv6Addr, TcpStream},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use vxmesh::api::{Network, Service};
-use vxmesh_tests::lab::{Allowed, Lab, tell, wait_until};
+use vxmesh_tests::{
+    lab::{Allowed, Lab, tell, wait_until},
+    traffic::listen,
+};
 
 use super::settled;
 
@@ -41,8 +44,7 @@ fn a_download_goes_on_after_the_agent_of_either_end_was_killed() -> Result<()> {
     let vip = web.vips[0];
     // The agent of the client, and that of the backend.
     for host in ["h1", "h2"] {
-        let listener =
-            server.netns.run(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, 8080))?))?;
+        let listener = server.netns.run(|| Ok(listen((Ipv6Addr::UNSPECIFIED, 8080))?))?;
         let sent = thread::spawn(move || -> Result<()> {
             let (mut stream, _client) = listener.accept()?;
             let data: Vec<u8> = (0..LEN).map(byte).collect();
@@ -73,7 +75,7 @@ fn a_download_goes_on_after_the_agent_of_either_end_was_killed() -> Result<()> {
         settled(&lab, "web", 1)?;
     }
     // And a new one, with all that the agent knows by itself.
-    let listener = server.netns.run(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, 8080))?))?;
+    let listener = server.netns.run(|| Ok(listen((Ipv6Addr::UNSPECIFIED, 8080))?))?;
     client.netns.run(|| Ok(TcpStream::connect((vip, 80))?))?;
     drop(listener);
     let early = ["fdb_unknown", "vni_unknown", "unknown_index", "unknown_peer"];
