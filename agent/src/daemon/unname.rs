@@ -5,7 +5,12 @@
 //! `endpoint detach`, `sandbox rm`, `leave`. Where the command or the namespace is gone, the names
 //! go at once.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::{join_all, try_join_all};
 use tracing::warn;
@@ -18,11 +23,22 @@ use super::{
     endpoints::Stored,
     mesh::{Mesh, lock},
 };
-use crate::api::ApiError;
+use crate::{
+    api::ApiError,
+    netlink::{
+        callers::{Callers, callers},
+        netns::Netns,
+    },
+};
 
 /// From the end of a name to the end of the link: longer than a resolver's answer and a handshake
 /// are on their way.
 const LEAD: Duration = Duration::from_secs(1);
+/// How much longer the link stays while somebody is connected who came after the name went: whoever
+/// was led there last is to have an answer, on a busy machine too.
+const ANSWERS: Duration = Duration::from_secs(4);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(100);
 
 impl Mesh {
     /// Takes the names of endpoints away everywhere and waits until who asked for them before is
@@ -37,11 +53,17 @@ impl Mesh {
         if asked.is_empty() || self.departed().is_some() {
             return Ok(());
         }
+        let places: BTreeSet<PathBuf> = asked.iter().map(|it| it.plug().netns).collect();
+        let connected = connected_to(places.clone()).await;
         lock(&self.unnamed).extend(asked.iter().map(|endpoint| endpoint.id));
         let claims: Vec<Claim> =
             asked.iter().map(|endpoint| Claim::Endpoint(nameless(endpoint.claim()))).collect();
         try_join_all(claims.iter().map(|claim| self.announce(claim))).await?;
         tokio::time::sleep(LEAD).await;
+        let end = Instant::now() + ANSWERS;
+        while Instant::now() < end && !connected_to(places.clone()).await.is_subset(&connected) {
+            tokio::time::sleep(LOOK).await;
+        }
         Ok(())
     }
 
@@ -77,6 +99,20 @@ impl Mesh {
         let claim = endpoint.claim();
         if lock(&self.unnamed).contains(&endpoint.id) { nameless(claim) } else { claim }
     }
+}
+
+/// Who is connected to servers in these namespaces; nobody where that cannot be seen.
+async fn connected_to(places: BTreeSet<PathBuf>) -> BTreeSet<(PathBuf, String)> {
+    let look = move || {
+        let of = |place: &PathBuf| Netns::open(place).ok().and_then(|netns| callers(&netns).ok());
+        let found = places.into_iter().map(|place| (of(&place).unwrap_or_default(), place));
+        found
+            .flat_map(|(found, place): (Callers, PathBuf)| {
+                found.into_iter().map(move |ends| (place.clone(), ends))
+            })
+            .collect()
+    };
+    tokio::task::spawn_blocking(look).await.unwrap_or_default()
 }
 
 /// The same endpoint under the name that one gets if nobody gives it one: nobody asks for that.

@@ -2,10 +2,11 @@
 //!
 //! [`netns`] owns namespaces, [`link`] the interfaces of one namespace, [`overlay`] this host's
 //! side of one network, [`macvlan`] interfaces that share a link of the host, [`policy`] the rules
-//! that choose a routing table, [`watch`] what the kernel tells of changes, [`whole`] what of a
-//! network's side is not as it should be.
+//! that choose a routing table, [`callers`] who is connected to servers, [`watch`] what the kernel
+//! tells of changes, [`whole`] what of a network's side is not as it should be.
 
 mod announce;
+pub mod callers;
 pub mod hosts;
 pub mod link;
 pub mod losses;
