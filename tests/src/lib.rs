@@ -17,6 +17,7 @@ pub mod program;
 pub mod stream;
 pub mod topology;
 pub mod traffic;
+pub mod uevent;
 pub mod untrusted;
 pub mod upstream;
 pub mod xdp;

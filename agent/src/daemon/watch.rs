@@ -243,6 +243,10 @@ impl Dirty {
                 }
             }
             Change::Rules | Change::Setting => self.host = true,
+            Change::BridgeFilter => {
+                self.host = true;
+                self.networks.extend(places.networks.values());
+            }
             Change::NamespaceGone(number) => {
                 let in_it = places.endpoints.iter();
                 let in_it = in_it.filter(|(_, place)| place.number == Some(number));

@@ -76,6 +76,13 @@ pub(super) const BRIDGE_SETTINGS: [(&str, &str); 3] = [
     ("ipv6/conf/br0/accept_dad", "0"),
     ("ipv6/conf/br0/disable_ipv6", "0"),
 ];
+/// Frames that are switched are no business of the rules for packets here. Not every kernel has
+/// these, and a module that is loaded brings them later, set for every namespace.
+pub(super) const SWITCHED_SETTINGS: [(&str, &str); 3] = [
+    ("bridge/bridge-nf-call-arptables", "0"),
+    ("bridge/bridge-nf-call-iptables", "0"),
+    ("bridge/bridge-nf-call-ip6tables", "0"),
+];
 /// Interfaces that are tried when none is named: `eth0` to `eth63`.
 pub(super) const IFNAMES: u32 = 64;
 
@@ -217,10 +224,8 @@ impl Overlay {
             for (path, value) in &settings {
                 write_setting(path, value)?;
             }
-            for version in ["arptables", "iptables", "ip6tables"] {
-                // Frames that are switched are no business of our rules. Not every kernel has
-                // these.
-                match write_setting(&format!("bridge/bridge-nf-call-{version}"), "0") {
+            for (path, value) in SWITCHED_SETTINGS {
+                match write_setting(path, value) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                     Ok(()) | Err(_) => {}
                 }

@@ -4,12 +4,13 @@
 //! rtnetlink : links, addresses, routes and the rules that choose a table of them, neighbours (a bridge's FDB is among
 //!             them), settings, numbers of namespaces
 //! nf_tables : any rule, set or table
+//! uevents   : bridges begin to show frames to rules for packets
 //! ```
 //!
-//! One socket of each kind hears of the namespace in which it was opened and of all namespaces that
-//! have a number there (`NETLINK_LISTEN_ALL_NSID`), so a hundred networks need no more descriptors
-//! than one. [`Links::number`] gives a namespace its number, which ends with it. The kernel drops
-//! what does not fit into a socket's queue and says so: [`Heard::Lost`].
+//! One socket of the first two kinds hears of the namespace in which it was opened and of all
+//! namespaces that have a number there (`NETLINK_LISTEN_ALL_NSID`), so a hundred networks need no
+//! more descriptors than one. [`Links::number`] gives a namespace its number, which ends with it.
+//! The kernel drops what does not fit into a socket's queue and says so: [`Heard::Lost`].
 
 use std::{
     fs::File,
@@ -52,6 +53,10 @@ use super::{
 const ROUTE_GROUPS: [u32; 11] = [1, 3, 5, 7, 8, 9, 11, 19, 24, 25, 28];
 /// `NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h.
 const RULE_GROUPS: [u32; 1] = [7];
+/// What the kernel itself says, and not udev after it.
+const KERNEL_GROUPS: [u32; 1] = [1];
+/// The module with which bridges show frames to rules for packets, in every namespace at once.
+const BRIDGE_FILTER: &[u8] = b"add@/module/br_netfilter";
 /// Room for what comes while nobody reads.
 const QUEUE: usize = 4 << 20;
 /// The largest datagram that the kernel makes of one change.
@@ -105,6 +110,8 @@ pub enum Change {
     Setting,
     /// A namespace with this number is gone.
     NamespaceGone(i32),
+    /// From now on bridges show frames to rules for packets, unless told otherwise.
+    BridgeFilter,
 }
 
 /// Something that happened in a namespace: that of the socket, or one with a number.
@@ -133,6 +140,7 @@ type Reading = fn(&[u8], &mut Vec<Change>);
 pub struct Watch {
     routes: AsyncFd<OwnedFd>,
     rules: AsyncFd<OwnedFd>,
+    kernel: AsyncFd<OwnedFd>,
 }
 
 impl Watch {
@@ -150,6 +158,10 @@ impl Watch {
                 listen(protocols::NETLINK_NETFILTER, &RULE_GROUPS)?,
                 Interest::READABLE,
             )?,
+            kernel: registered(
+                listen(protocols::NETLINK_KOBJECT_UEVENT, &KERNEL_GROUPS)?,
+                Interest::READABLE,
+            )?,
         })
     }
 
@@ -162,6 +174,7 @@ impl Watch {
             let (mut ready, kind): (_, Reading) = tokio::select! {
                 ready = self.routes.readable() => (ready?, route_changes),
                 ready = self.rules.readable() => (ready?, rule_changes),
+                ready = self.kernel.readable() => (ready?, kernel_changes),
             };
             let mut events = Vec::new();
             let read = ready.try_io(|socket| {
@@ -197,7 +210,8 @@ fn registered(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
 fn listen(protocol: isize, groups: &[u32]) -> io::Result<OwnedFd> {
     let mut socket = Socket::new(protocol)?;
     setsockopt(&socket.as_fd(), RcvBufForce, &QUEUE)?;
-    socket.set_listen_all_namespaces(true)?;
+    // The kernel tells each namespace of what concerns the whole machine.
+    socket.set_listen_all_namespaces(protocol != protocols::NETLINK_KOBJECT_UEVENT)?;
     socket.set_non_blocking(true)?;
     socket.bind_auto()?;
     for group in groups {
@@ -249,6 +263,14 @@ fn number_of(message: ControlMessageOwned) -> Option<i32> {
 
 fn rule_changes(_datagram: &[u8], changes: &mut Vec<Change>) {
     changes.push(Change::Rules);
+}
+
+/// `ACTION@PATH` and lines `KEY=VALUE`, each with a zero behind it.
+fn kernel_changes(datagram: &[u8], changes: &mut Vec<Change>) {
+    let mut lines = datagram.split(|byte| *byte == 0);
+    if lines.next() == Some(BRIDGE_FILTER) {
+        changes.push(Change::BridgeFilter);
+    }
 }
 
 fn route_changes(datagram: &[u8], changes: &mut Vec<Change>) {
@@ -416,6 +438,27 @@ mod tests {
             route_changes(datagram, &mut changes);
         }
         assert_eq!(changes, []);
+    }
+
+    #[test]
+    fn of_what_the_kernel_says_little_matters() {
+        let said = |datagram: &[u8]| {
+            let mut changes = Vec::new();
+            kernel_changes(datagram, &mut changes);
+            changes
+        };
+        let loaded =
+            b"add@/module/br_netfilter\0ACTION=add\0DEVPATH=/module/br_netfilter\0SEQNUM=9\0";
+        assert_eq!(said(loaded), [Change::BridgeFilter]);
+        for other in [
+            &b""[..],
+            b"remove@/module/br_netfilter\0ACTION=remove\0",
+            b"add@/module/br_netfilter2\0",
+            b"add@/devices/virtual/net/eth0\0INTERFACE=NEW_VMGENID=1\0",
+            b"\0\0",
+        ] {
+            assert_eq!(said(other), [], "{other:?}");
+        }
     }
 
     #[test]

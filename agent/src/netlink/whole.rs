@@ -28,7 +28,7 @@ use super::{
     netns::Netns,
     overlay::{
         BRIDGE, BRIDGE_SETTINGS, LOOPBACK, NODE, NODE_PORT, NodePlug, Overlay, OverlayError, Plug,
-        TAP, TAP_MTU, port_name,
+        SWITCHED_SETTINGS, TAP, TAP_MTU, port_name,
     },
     policy::PolicyRule,
     route::{Route, address_of, is_default, is_main, local_address, route_of, router_of},
@@ -325,8 +325,9 @@ impl Overlay {
     /// The namespace cannot be entered.
     pub fn setting_faults(&self) -> io::Result<Vec<String>> {
         let mut settings = self.settings();
-        settings.extend(BRIDGE_SETTINGS.map(|(path, value)| (path.to_owned(), value)));
-        // Without IPv6 in the kernel there are no settings of it.
+        let fixed = BRIDGE_SETTINGS.into_iter().chain(SWITCHED_SETTINGS);
+        settings.extend(fixed.map(|(path, value)| (path.to_owned(), value)));
+        // Not every kernel has all of them.
         let differs = |(path, value): &(String, &str)| {
             let now = fs::read_to_string(format!("/proc/sys/net/{path}"));
             now.is_ok_and(|now| now.trim() != *value)

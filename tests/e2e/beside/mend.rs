@@ -8,6 +8,7 @@ use vxmesh_tests::{
     lab::{Allowed, DEADLINE, Lab, tell, wait_until},
     netns::NetNs,
     outside::sh,
+    uevent,
 };
 
 use super::Site;
@@ -22,7 +23,8 @@ const STATE: &str = "ip -o link | sed -E 's/^[0-9]+: //; s/@[^:]*//; s/link\\/.*
     ip -o address | awk '{print $2, $3, $4}' | sort; ip route | sort; ip -6 route | sed 's/ pref .*//' | sort; \
     ip rule; ip -6 rule; ip route show table local | sort; \
     bridge fdb show | grep -E 'static|dev br0 master br0' | cut -d' ' -f1-3 | sort; \
-    sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv4.conf.all.arp_ignore";
+    sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv4.conf.all.arp_ignore; \
+    cat /proc/sys/net/bridge/bridge-nf-call-* 2>/dev/null || true";
 
 fn state(places: &[&NetNs]) -> Result<String> {
     let states: Result<Vec<String>> = places.iter().map(|netns| sh(netns, STATE)).collect();
@@ -88,6 +90,18 @@ fn what_is_taken_away_comes_back() -> Result<()> {
         let took = started.elapsed();
         tell(&format!("whole again {took:?} after `{damage}`"));
         ensure!(took < limit.min(DEADLINE), "{damage}: {took:?}");
+    }
+    // The module sets it in every namespace as it is loaded, and the kernel tells of the module.
+    let set = "for it in /proc/sys/net/bridge/bridge-nf-call-*; do echo 1 >$it; done";
+    if sh(&inside, set).is_ok() {
+        let started = Instant::now();
+        uevent::say(&host, &["add@/module/br_netfilter", "ACTION=add"])?;
+        wait_until("bridges show no frame to rules", || Ok(state(&places)? == before))?;
+        let took = started.elapsed();
+        tell(&format!("whole again {took:?} after br_netfilter was loaded"));
+        ensure!(took < LIMIT, "{took:?}");
+    } else {
+        tell("this kernel has no br_netfilter");
     }
     lab.sh("h1", &format!("umount -l {pin}"))?;
     wait_until("the namespace has its pin again", || {
