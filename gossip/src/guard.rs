@@ -12,8 +12,9 @@
 //! ([`Admitted::later`]): the agent was copied, or its clock and its memory were set back, and the
 //! others believe that life more than this one.
 //!
-//! If a peer says that our own state is ahead of us, somebody forged it: our true state would
-//! not be taken any more. [`Admitted::poisoned`] says so, and the remedy is a new generation.
+//! If a peer says that our own state is ahead of us, somebody forged it, or we go on from an image
+//! of an earlier moment: our true state would not be taken any more. [`Admitted::poisoned`] says
+//! so, and the remedy is a new generation.
 
 use std::{
     borrow::Cow,
@@ -59,7 +60,7 @@ pub struct Admitted<'a> {
     pub bytes: Cow<'a, [u8]>,
     /// How many nodes were cut out.
     pub cut: usize,
-    /// Somebody forged our own state.
+    /// Others hold more of our own state than we do.
     pub poisoned: bool,
     /// Keys and values that a later life of this node is said to have set.
     pub later: Vec<(String, String)>,

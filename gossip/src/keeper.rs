@@ -94,8 +94,8 @@ impl Keeper {
         shared.run.store(None);
     }
 
-    /// Peers hold a forged state of this life, or one of a later life; they cannot hold one of the
-    /// next life yet.
+    /// Peers hold more of this life than this node, or a state of a later life; they cannot hold
+    /// one of the next life yet.
     async fn renew(&mut self) {
         if self.last_renewal.is_none_or(|at| at.elapsed() >= RENEWAL_EVERY) {
             self.last_renewal = Some(Instant::now());
@@ -141,8 +141,12 @@ impl Keeper {
     async fn tick(&mut self) {
         let Some(run) = self.shared.run.load_full() else { return };
         let now = Instant::now();
-        if now.duration_since(self.last_tick) > self.shared.config.interval + STARVED {
-            tracing::warn!("this node was starved and judges no other for a while");
+        let late = now.duration_since(self.last_tick).saturating_sub(self.shared.config.interval);
+        if late > STARVED {
+            let millis = late.as_millis();
+            tracing::warn!(
+                "this node was starved or stopped for {millis} ms and judges no other for a while"
+            );
             self.freeze(now);
         }
         self.last_tick = now;

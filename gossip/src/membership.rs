@@ -417,7 +417,7 @@ impl Shared {
         self.hear(from);
         count(&self.counts.cut, admitted.cut);
         if admitted.poisoned {
-            tracing::warn!(%from, "a peer was told a forged state of this node");
+            tracing::warn!(%from, "others hold more of this node's life than it knows: it goes on from an image, or its state was forged");
             self.poisoned.notify_one();
         }
         for (key, value) in &admitted.later {

@@ -216,6 +216,44 @@ async fn a_node_wins_over_a_later_life_of_itself() {
     assert!(cluster.until(told).await.is_some());
 }
 
+/// As after a machine went on from an image of its memory: the same life, with older stamps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_wins_over_what_it_forgot_of_its_own_life() {
+    let _alone = ALONE.lock().await;
+    let mut cluster = Cluster::start(3, INTERVAL, claims).await.unwrap();
+    assert!(cluster.until(|cluster| cluster.agrees(18)).await.is_some());
+    let first = cluster.nodes[0].gossip.clone().unwrap();
+    // After the image was made: much is said again, one thing is new, and one is taken back.
+    for claim in claims(0).iter().cycle().take(30) {
+        first.publish(claim).unwrap();
+    }
+    first.publish(&endpoint(0, 77)).unwrap();
+    let last = first.withdraw(Key::Endpoint(endpoint_id(0, 0))).unwrap();
+    // By gossip alone, so that chitchat has it, too.
+    assert!(cluster.until(|it| has(it, &last) && it.agrees(18)).await.is_some());
+    drop(first);
+    cluster.kill(0);
+    cluster.set_back(0);
+    cluster.start_node(0, claims(0)).await.unwrap();
+    let restored = cluster.nodes[0].gossip.clone().unwrap();
+    let mut expected = claims(0);
+    expected.sort_by_key(Claim::key);
+    let is_said = |cluster: &Cluster| {
+        cluster.running().all(|gossip| {
+            gossip.with_directory(|directory| {
+                let records = directory.records_of(restored.me());
+                let said = records.map(|entry| entry.record.claim().clone());
+                said.filter(|claim| *claim != Claim::Gone).eq(expected.iter().cloned())
+            })
+        })
+    };
+    let took = cluster.until(|it| it.agrees(18) && it.sees_running_up() && is_said(it)).await;
+    println!("a node wins over what it forgot: {:?}", took.expect("it wins"));
+    // What it says next is believed at once.
+    let next = restored.publish(&endpoint(0, 78)).unwrap();
+    assert!(cluster.until(|cluster| has(cluster, &next)).await.is_some());
+}
+
 /// I11: after a partition with changes on both sides all nodes hold equal tables.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_partition_with_changes_on_both_sides_heals() {

@@ -1,12 +1,16 @@
-//! How far the wall clocks of two hosts are apart: [`Offset`], and what follows from it.
+//! How far the wall clocks of two hosts are apart: [`Offset`], and what follows from it; and
+//! whether this host stood still: [`Pulse`].
 //!
 //! Certificates, join tokens and the dates of objects are read by the clock of whoever reads them.
 //! A small offset harms nothing; one above [`CLOCKS_APART`] is an error of the host, and a host
 //! that has it is not let in.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
-use crate::limits::{CLOCKS_APART, CLOCKS_TOLD};
+use crate::limits::{CLOCKS_APART, CLOCKS_TOLD, STOOD_STILL};
 
 /// One clock less another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,9 +71,58 @@ impl fmt::Display for Offset {
     }
 }
 
+/// Notices that this host was suspended or goes on from an image: its monotonic clock did not count
+/// meanwhile, and its wall clock was set afterwards. A wall clock that was wrong looks the same.
+#[derive(Clone, Copy, Debug)]
+pub struct Pulse {
+    now: Instant,
+    wall: u64,
+}
+
+impl Pulse {
+    /// The first beat, with the wall clock in Unix milliseconds.
+    #[must_use]
+    pub const fn new(now: Instant, wall: u64) -> Self {
+        Self { now, wall }
+    }
+
+    /// The next one. How much longer the wall clock went on since the last than the other, if that
+    /// is worth a word.
+    pub fn beat(&mut self, now: Instant, wall: u64) -> Option<Duration> {
+        let ran = now.saturating_duration_since(self.now);
+        let passed = Duration::from_millis(wall.saturating_sub(self.wall));
+        *self = Self::new(now, wall);
+        passed.checked_sub(ran).filter(|missed| *missed >= STOOD_STILL)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "virtual time begins at some instant")]
+    fn only_a_wall_clock_that_leaps_ahead_shows_a_standstill() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut pulse = Pulse::new(start, 1_000_000);
+        for (now, wall, missed) in [
+            (1000, 1_001_000, None),
+            // The whole process was stopped: timers tell, and the others are met again by them.
+            (61_000, 1_061_000, None),
+            // An hour in the life of the others.
+            (62_000, 4_662_000, Some(3600)),
+            (63_000, 4_663_000, None),
+            // A clock that is drawn near by a time server.
+            (64_000, 4_666_900, None),
+            (65_000, 4_670_900, Some(3)),
+            // Set back.
+            (66_000, 1_000_000, None),
+            (67_000, 1_001_000, None),
+        ] {
+            assert_eq!(pulse.beat(at(now), wall), missed.map(Duration::from_secs), "{now}");
+        }
+    }
 
     #[test]
     fn offsets_are_said_in_the_two_largest_units() {

@@ -80,6 +80,10 @@ pub const CLOCKS_APART: Duration = Duration::from_secs(300);
 /// Clocks that are further apart than this are told of: a host that keeps its time is within a
 /// second.
 pub const CLOCKS_TOLD: Duration = Duration::from_secs(10);
+/// A wall clock that leaps ahead by this shows that the host stood still, for about as long as
+/// others wait before a node that is silent is dead. A time server corrects less of a host that
+/// ran.
+pub const STOOD_STILL: Duration = Duration::from_secs(3);
 /// How often a node gives addresses of one subnet to one other node without a pause. Each time it
 /// is about half of what it has, so that these are nearly all.
 pub const BLOCKS_AT_ONCE: u32 = 12;

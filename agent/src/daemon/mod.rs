@@ -50,6 +50,7 @@ mod rows;
 mod rules;
 mod sandboxes;
 mod settling;
+mod standstill;
 mod subnets;
 mod succession;
 mod supervisors;

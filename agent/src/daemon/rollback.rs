@@ -43,7 +43,7 @@ use crate::{
 /// others are away.
 const PATIENCE: Duration = Duration::from_secs(3);
 const GIVEN: &str = "given";
-const WHY: &str = "this node has met no other since it was started, and its state may be an older copy that was put back: \
+const WHY: &str = "this node has met no other since it was started or restored, and its state may be an older copy that was put back: \
                    its addresses may have been given to others meanwhile";
 
 /// What is known outside of the store.
@@ -83,18 +83,29 @@ impl Mesh {
         let given = self.given().map_err(store_failed)?;
         let mark = fs::read(self.run_dir().join(GIVEN)).ok();
         let mark: Option<Mark> = mark.and_then(|text| serde_json::from_slice(&text).ok());
-        let alone = self.objects.read(|set| set.members().all(|node| node == self.me));
-        if alone || is_last(mark.as_ref(), boot().as_deref(), given) {
+        if is_last(mark.as_ref(), boot().as_deref(), given) {
             self.remember(given);
             return Ok(());
         }
-        self.unproven.send_replace(true);
+        self.doubt();
+        if !*self.unproven.borrow() {
+            self.remember(given);
+            return Ok(());
+        }
         if mark.is_some_and(|mark| mark.given > given) {
             warn!(
                 "this node's state is older than the node: no address is given out before another node is met"
             );
         }
         Ok(())
+    }
+
+    /// Holds addresses back until another node is met, if there is one that may have been given
+    /// some.
+    pub(super) fn doubt(&self) {
+        if self.objects.read(|set| set.members().any(|node| node != self.me)) {
+            self.unproven.send_replace(true);
+        }
     }
 
     /// Notes that a block is about to be given away.

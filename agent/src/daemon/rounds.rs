@@ -15,7 +15,7 @@ use std::{
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::warn;
 use vxmesh_gossip::membership::Gossip;
-use vxmesh_proto::object::ObjectSet;
+use vxmesh_proto::{clock::Pulse, object::ObjectSet};
 
 use super::mesh::Mesh;
 use crate::{objects::unix_ms, services::Services};
@@ -40,6 +40,7 @@ struct Rounds {
     /// The hash of objects of which nothing is to be fetched or taken back.
     settled: Option<String>,
     reconciled: Instant,
+    pulse: Pulse,
 }
 
 fn every(period: Duration) -> Interval {
@@ -56,7 +57,9 @@ impl Mesh {
         let mut stop = self.stop.subscribe();
         let (mut tick, mut collect, mut mend) =
             (every(TICK), every(COLLECT_EVERY), every(MEND_EVERY));
-        let mut rounds = Rounds { overruled: None, settled: None, reconciled: Instant::now() };
+        let now = Instant::now();
+        let pulse = Pulse::new(now, unix_ms());
+        let mut rounds = Rounds { overruled: None, settled: None, reconciled: now, pulse };
         loop {
             tokio::select! {
                 () = gossip.changed() => {}
@@ -114,6 +117,9 @@ impl Mesh {
 
     /// Does what has its time, and tries again what failed.
     async fn tend(self: &Arc<Self>, gossip: &Gossip, rounds: &mut Rounds) {
+        if let Some(missed) = rounds.pulse.beat(Instant::now(), unix_ms()) {
+            self.outlive_standstill(missed).await;
+        }
         self.overrule(gossip, &mut rounds.overruled).await;
         self.enforce_removals();
         self.tell_departed();

@@ -145,6 +145,8 @@ pub(super) struct Dirty {
     pub(super) turn: Option<Turn>,
     /// This host's addresses.
     pub(super) moved: bool,
+    /// This machine goes on from an image of its memory.
+    pub(super) restored: bool,
     /// Links of the host upon which there may be interfaces of endpoints.
     pub(super) parents: bool,
     /// Links of the host that went, whether they are back or not.
@@ -247,6 +249,7 @@ impl Dirty {
                 self.host = true;
                 self.networks.extend(places.networks.values());
             }
+            Change::Restored => self.restored = true,
             Change::NamespaceGone(number) => {
                 let in_it = places.endpoints.iter();
                 let in_it = in_it.filter(|(_, place)| place.number == Some(number));
@@ -415,7 +418,10 @@ impl Mesh {
                 }
                 _ = stop.changed() => return,
             }
-            let dirty = mem::take(&mut *lock(&self.watching.dirty));
+            let mut dirty = mem::take(&mut *lock(&self.watching.dirty));
+            if mem::take(&mut dirty.restored) {
+                self.outlive_image().await;
+            }
             if dirty.is_empty() {
                 continue;
             }

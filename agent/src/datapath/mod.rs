@@ -340,6 +340,12 @@ impl Dataplane {
         self.tell(SessionInput::Moved).await;
     }
 
+    /// Uses no key any more that there was before this host stood still, or in an image from which
+    /// it goes on, and makes new ones.
+    pub async fn start_over(&self) {
+        self.tell(SessionInput::Restored).await;
+    }
+
     /// Sends a peer something that shows whether packets pass; a handshake where there is no key.
     pub async fn probe(&self, node: NodeId, probe: Probe) {
         self.tell(SessionInput::Probe(node, probe)).await;

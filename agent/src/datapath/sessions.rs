@@ -20,6 +20,7 @@ use vxmesh_proto::{
 };
 
 use super::{Shared, drops::DropKey};
+use crate::objects::unix_ms;
 
 /// Inputs that wait for the thread: a fifth of a second of handshakes at their full rate, and 80
 /// KiB.
@@ -41,6 +42,8 @@ pub(super) enum SessionInput {
     SetPeer(PeerConfig, oneshot::Sender<Result<Arc<Peer>, SetPeerError>>),
     /// This node is elsewhere.
     Moved,
+    /// This host stood still, or goes on from an image of its memory.
+    Restored,
     /// This node is none any more.
     RemovePeer(NodeId),
     /// The data path stops.
@@ -83,6 +86,9 @@ fn handle(sessions: &mut Sessions, input: SessionInput, shared: &Shared) {
         // Who asked may have gone away, which changes nothing here.
         SessionInput::SetPeer(config, answer) => drop(answer.send(sessions.set_peer(now, config))),
         SessionInput::Moved => sessions.handle_moved(now),
+        SessionInput::Restored => {
+            sessions.handle_restored(now, Duration::from_millis(unix_ms()));
+        }
         SessionInput::RemovePeer(node) => sessions.remove_peer(node),
         SessionInput::Stop => {}
     }

@@ -4,7 +4,7 @@
 //! rtnetlink : links, addresses, routes and the rules that choose a table of them, neighbours (a bridge's FDB is among
 //!             them), settings, numbers of namespaces
 //! nf_tables : any rule, set or table
-//! uevents   : bridges begin to show frames to rules for packets
+//! uevents   : bridges begin to show frames to rules for packets, this machine was restored
 //! ```
 //!
 //! One socket of the first two kinds hears of the namespace in which it was opened and of all
@@ -57,6 +57,9 @@ const RULE_GROUPS: [u32; 1] = [7];
 const KERNEL_GROUPS: [u32; 1] = [1];
 /// The module with which bridges show frames to rules for packets, in every namespace at once.
 const BRIDGE_FILTER: &[u8] = b"add@/module/br_netfilter";
+/// How the kernel says that a hypervisor started this machine from an image
+/// (drivers/virt/vmgenid.c).
+const NEW_GENERATION: &[u8] = b"NEW_VMGENID=1";
 /// Room for what comes while nobody reads.
 const QUEUE: usize = 4 << 20;
 /// The largest datagram that the kernel makes of one change.
@@ -112,6 +115,8 @@ pub enum Change {
     NamespaceGone(i32),
     /// From now on bridges show frames to rules for packets, unless told otherwise.
     BridgeFilter,
+    /// This machine goes on from an image of its memory.
+    Restored,
 }
 
 /// Something that happened in a namespace: that of the socket, or one with a number.
@@ -270,6 +275,8 @@ fn kernel_changes(datagram: &[u8], changes: &mut Vec<Change>) {
     let mut lines = datagram.split(|byte| *byte == 0);
     if lines.next() == Some(BRIDGE_FILTER) {
         changes.push(Change::BridgeFilter);
+    } else if lines.any(|line| line == NEW_GENERATION) {
+        changes.push(Change::Restored);
     }
 }
 
@@ -450,6 +457,8 @@ mod tests {
         let loaded =
             b"add@/module/br_netfilter\0ACTION=add\0DEVPATH=/module/br_netfilter\0SEQNUM=9\0";
         assert_eq!(said(loaded), [Change::BridgeFilter]);
+        let restored = b"change@/devices/LNXSYSTM:00/QEMUVGID:00\0ACTION=change\0NEW_VMGENID=1\0";
+        assert_eq!(said(restored), [Change::Restored]);
         for other in [
             &b""[..],
             b"remove@/module/br_netfilter\0ACTION=remove\0",

@@ -1,8 +1,9 @@
 //! TAI64N timestamps (<https://cr.yp.to/libtai/tai64.html>) that only grow: what makes a replayed
 //! initiation old.
 //!
-//! The wall clock enters once, at the start; from there on monotonic time carries it, so a clock
-//! that is set back while the agent runs harms nothing.
+//! The wall clock enters at the start; from there on monotonic time carries it, so a clock that is
+//! set back while the agent runs harms nothing. It enters again after the host stood still or was
+//! set back to an earlier moment, for what was sent since would be newer otherwise.
 
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,14 @@ pub(super) struct Stamper {
 impl Stamper {
     pub(super) const fn new(start: Instant, wall_at_start: Duration) -> Self {
         Self { start, wall_at_start, last: Duration::ZERO }
+    }
+
+    /// Goes on from the wall clock, if that is ahead.
+    pub(super) fn catch_up(&mut self, now: Instant, wall: Duration) {
+        let own = self.wall_at_start.saturating_add(now.saturating_duration_since(self.start));
+        if wall > own {
+            (self.start, self.wall_at_start) = (now, wall);
+        }
     }
 
     /// A timestamp greater than all before it.
@@ -52,5 +61,12 @@ mod tests {
         let later = stamper.next(start + Duration::from_secs(1));
         assert!(second < earlier && earlier < later);
         assert_eq!(later[8..], [0; 4]);
+        // Behind, so nothing changes; then ahead.
+        stamper.catch_up(start + Duration::from_secs(1), Duration::from_secs(5));
+        let next = stamper.next(start + Duration::from_secs(1));
+        assert!(later < next && next[..8] == later[..8]);
+        stamper.catch_up(start + Duration::from_secs(1), Duration::new(0x2a2b_2d2d - 10, 0));
+        let caught_up = stamper.next(start + Duration::from_secs(2));
+        assert_eq!(caught_up[..8], [0x40, 0, 0, 0, 0x2a, 0x2b, 0x2d, 0x2e]);
     }
 }

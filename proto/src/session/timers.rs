@@ -4,7 +4,7 @@
 //! leave after a look falls due no sooner than [`KEEPALIVE`] after it, so a look at each
 //! established peer that often misses nothing.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{
     ERASE_AFTER, KEEPALIVE, MAX_TRIES, PROBE_AGAIN, REJECT_AFTER, REKEY_TIMEOUT,
@@ -76,6 +76,29 @@ impl Sessions {
                 entry.heard();
             }
             self.begin(now, id);
+            self.reschedule(now, id);
+        }
+    }
+
+    /// This host stood still, or goes on from an image of its memory, and its wall clock shows this
+    /// time since 1970 now. No key is used any more, for its counters may have been used after the
+    /// image was made (I6). Handshakes begin as after a start: by what was sent since they look
+    /// old.
+    pub fn handle_restored(&mut self, now: Instant, wall: Duration) {
+        self.stamper.catch_up(now, wall);
+        let mut boot_id = self.config.boot_id;
+        if self.entropy.fill(&mut boot_id).is_ok() {
+            self.config.boot_id = boot_id;
+        }
+        let all: Vec<NodeId> = self.entries.keys().copied().collect();
+        for id in all {
+            let is_met =
+                |entry: &Entry| entry.peer.current().is_some() && entry.peer.addr().is_some();
+            let met = self.entries.get(&id).is_some_and(is_met);
+            self.end_session(id);
+            if met {
+                self.begin(now, id);
+            }
             self.reschedule(now, id);
         }
     }

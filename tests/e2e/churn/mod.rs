@@ -4,5 +4,6 @@ mod background;
 mod departure;
 mod partition;
 mod restart;
+mod standstill;
 mod vanished;
 pub(crate) mod world;

@@ -414,6 +414,40 @@ fn a_node_that_moved_is_sent_to_at_its_new_place_though_nobody_sends() {
 }
 
 #[test]
+fn a_node_that_goes_on_from_an_image_uses_no_key_of_it() {
+    let mut world = World::new(2, Link::GOOD, 14);
+    world.establish(0, 1);
+    // Its clock shows an hour ago, in the same life, as far as the other can tell.
+    world.behind[0] = SECOND * 3600;
+    let now = world.now;
+    let boot_id = world.nodes[0].sessions.config.boot_id;
+    world.restart(0);
+    world.nodes[0].sessions.config.boot_id = boot_id;
+    world.send(0, 1, b"too old");
+    world.run(SECOND * 20);
+    assert!(world.dropped(1, DropReason::ReplayedHandshake) > 0);
+    let is_in = |world: &World| world.received(1).contains(&&b"too old"[..]);
+    assert!(!is_in(&world), "an old handshake of the same life was answered");
+    // The clock need not be right for it.
+    let wall = Duration::from_secs(1_800_000_000) + (now - world.start) - SECOND * 3600;
+    let now = world.now;
+    world.nodes[0].sessions.handle_restored(now, wall);
+    world.collect(0);
+    world.send(0, 1, b"here I am");
+    world.run(SECOND * 6);
+    assert_eq!(world.received(1).last(), Some(&&b"here I am"[..]));
+    // Where it had a key, that one is gone at once and there is another without being asked.
+    let before = world.peer(0, 1).key_age(world.now).unwrap();
+    let now = world.now;
+    world.nodes[0].sessions.handle_restored(now, wall);
+    assert!(world.peer(0, 1).sender(now).is_none());
+    world.collect(0);
+    world.run(SECOND);
+    let key = world.peer(0, 1).key_age(world.now).unwrap();
+    assert!(key <= SECOND && key < before, "{key:?}");
+}
+
+#[test]
 fn remove_peer_stops_delivery_at_once() {
     let mut world = World::new(3, Link::GOOD, 12);
     world.establish(0, 1);
