@@ -258,11 +258,20 @@ impl Lab {
     ///
     /// There is no agent.
     pub fn freeze(&self, host: &str) -> Result<Frozen> {
-        let record: Value = serde_json::from_slice(&fs::read(self.dir(host).join("agent.json"))?)?;
-        let pid = record.get("pid").and_then(Value::as_i64).context("no pid")?;
-        let pid = Pid::from_raw(i32::try_from(pid)?);
+        let pid = Pid::from_raw(self.agent(host)?);
         kill(pid, Signal::SIGSTOP)?;
         Ok(Frozen(pid))
+    }
+
+    /// The process of a host's agent.
+    ///
+    /// # Errors
+    ///
+    /// None was started.
+    pub fn agent(&self, host: &str) -> Result<i32> {
+        let record: Value = serde_json::from_slice(&fs::read(self.dir(host).join("agent.json"))?)?;
+        let pid = record.get("pid").and_then(Value::as_i64).context("no pid")?;
+        Ok(pid.try_into()?)
     }
 
     /// The network namespace of a host.

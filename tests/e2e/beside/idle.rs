@@ -20,13 +20,8 @@ fn is_full() -> bool {
     std::env::var_os("VXMESH_FULL").is_some()
 }
 
-fn agent(lab: &Lab) -> Result<i64> {
-    let record: Value = serde_json::from_slice(&fs::read(lab.dir("h1").join("agent.json"))?)?;
-    record.get("pid").and_then(Value::as_i64).context("no pid")
-}
-
 /// Ticks of a hundredth of a second that the agent used so far.
-fn used(pid: i64) -> Result<u32> {
+fn used(pid: i32) -> Result<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let (_name, rest) = stat.rsplit_once(')').context("no name")?;
     let mut fields = rest.split_whitespace().skip(11);
@@ -36,7 +31,7 @@ fn used(pid: i64) -> Result<u32> {
 
 /// The share of a core that an agent takes once all is done.
 fn idle(lab: &Lab) -> Result<f64> {
-    let pid = agent(lab)?;
+    let pid = lab.agent("h1")?;
     let mut least = f64::MAX;
     // Others are at work beside this test, and what was begun goes on for a while.
     for _ in 0..3 {
@@ -63,7 +58,7 @@ fn many_networks_cost_an_idle_host_hardly_more_than_one() -> Result<()> {
     let one = idle(&lab)?;
     add(2, many)?;
     let all = idle(&lab)?;
-    let descriptors = fs::read_dir(format!("/proc/{}/fd", agent(&lab)?))?.count();
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", lab.agent("h1")?))?.count();
     lab.lab(&["kill", "h1"])?;
     let begun = Instant::now();
     lab.lab(&["start", "h1"])?;

@@ -3,11 +3,11 @@
 
 use std::{
     fs,
-    io::{IoSlice, Read, Write},
-    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    io::IoSlice,
+    net::{IpAddr, SocketAddr},
     os::fd::AsRawFd,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
@@ -33,12 +33,14 @@ use vxmesh_tests::{
     traffic::payload,
 };
 
-use super::settled;
+use super::{
+    clients::{Client, connect, echo, serve},
+    settled,
+};
 use crate::isolation::forgeries::Party;
 
 /// Frames of one call.
 const BATCH: usize = 64;
-const PATIENCE: Duration = Duration::from_secs(30);
 const SOURCE_PORT_AT: usize = 14 + 20;
 /// The low half of a SYN's sequence number, and the first bytes of a datagram.
 const SEQUENCE_AT: usize = SOURCE_PORT_AT + 6;
@@ -128,90 +130,9 @@ fn datagram(from: &Plugged, network: &Network, vip: IpAddr, port: u16) -> Result
     Ok(frame)
 }
 
-/// Says back what it hears, to all who connect.
-fn serve(netns: &NetNs, port: u16) -> Result<()> {
-    let listener = netns.run(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?))?;
-    // It ends with the test.
-    thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            thread::spawn(move || {
-                let mut bytes = vec![0; 16 << 10];
-                while let Ok(len @ 1..) = stream.read(&mut bytes) {
-                    if stream.write_all(bytes.get(..len).unwrap_or_default()).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    Ok(())
-}
-
-/// What a client does again and again until it ends, and how often it has.
-struct Client {
-    ends: Arc<AtomicBool>,
-    done: Arc<AtomicU64>,
-    why: Arc<Mutex<Option<String>>>,
-    client: JoinHandle<Result<Duration>>,
-}
-
-impl Client {
-    /// The longest time that a turn took is what it ends with.
-    fn start(netns: &NetNs, mut turn: impl FnMut() -> Result<()> + Send + 'static) -> Result<Self> {
-        let (ends, done): (Arc<AtomicBool>, Arc<AtomicU64>) = Default::default();
-        let why: Arc<Mutex<Option<String>>> = Arc::default();
-        let (end, count, netns) = (Arc::clone(&ends), Arc::clone(&done), netns.try_clone()?);
-        let said = Arc::clone(&why);
-        let run = move || {
-            let mut longest = Duration::ZERO;
-            while !end.load(Ordering::Relaxed) {
-                let since = Instant::now();
-                if let Err(error) = turn() {
-                    let why = format!("after {:.1?}: {error:#}", since.elapsed());
-                    *said.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
-                    return Err(error);
-                }
-                longest = longest.max(since.elapsed());
-                count.fetch_add(1, Ordering::Relaxed);
-            }
-            Ok(longest)
-        };
-        Ok(Self { ends, done, why, client: thread::spawn(move || netns.run(run)) })
-    }
-
-    fn done(&self) -> Result<u64> {
-        let why = self.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        ensure!(why.is_none(), "a client ended {}", why.unwrap_or_default());
-        Ok(self.done.load(Ordering::Relaxed))
-    }
-
-    fn end(self) -> Result<Duration> {
-        self.ends.store(true, Ordering::Relaxed);
-        self.client.join().ok().context("a client panicked")?
-    }
-}
-
-fn connect(to: SocketAddr) -> Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&to, PATIENCE).context("a connection")?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    Ok(stream)
-}
-
-/// Sends data and hears it again.
-fn echo(stream: &mut TcpStream, data: &[u8]) -> Result<()> {
-    stream.write_all(data)?;
-    let mut got = vec![0; data.len()];
-    stream.read_exact(&mut got)?;
-    ensure!(got == data, "other bytes came back");
-    Ok(())
-}
-
 /// Memory of an agent that is no file's, in kB.
 fn memory(lab: &Lab, host: &str) -> Result<u64> {
-    let record: serde_json::Value =
-        serde_json::from_slice(&fs::read(lab.dir(host).join("agent.json"))?)?;
-    let status = fs::read_to_string(format!("/proc/{}/status", record["pid"]))?;
+    let status = fs::read_to_string(format!("/proc/{}/status", lab.agent(host)?))?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no line")?;
     Ok(line.split_whitespace().next().context("no number")?.parse()?)
 }

@@ -1,5 +1,6 @@
 //! Services: a VIP whose connections are spread over sandboxes on other hosts.
 
+mod clients;
 mod deaths;
 mod entry;
 mod floods;
