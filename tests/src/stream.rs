@@ -6,8 +6,11 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
-    sync::atomic::{AtomicUsize, Ordering},
-    thread::{self, ScopedJoinHandle},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::{self, JoinHandle, ScopedJoinHandle},
     time::{Duration, Instant},
 };
 
@@ -51,42 +54,94 @@ pub fn tcp(from: &NetNs, to: &NetNs, ip: IpAddr, len: usize) -> Result<Duration>
     let begin = Instant::now();
     let stream = from.run(|| Ok(TcpStream::connect_timeout(&SocketAddr::new(ip, port), STALLED)?));
     let stream = stream.with_context(|| what.clone())?;
-    stream.set_write_timeout(Some(STALLED))?;
-    let (sent, got) = thread::scope(|scope| {
-        let receiver = scope.spawn(|| receive(&listener));
-        let sent = send(stream, len);
-        (sent, joined(receiver))
-    });
-    let (sent, (got, digest)) = (sent.context(what.clone())?, got.context(what.clone())?);
-    ensure!(got == len, "{what}: {got} of {len} bytes came");
-    ensure!(sent == digest, "{what}: other bytes came");
+    let (server, _from) = listener.accept()?;
+    Stream::start(stream, server, (len, len))?.end().with_context(|| what)?;
     Ok(begin.elapsed())
 }
 
-fn send(mut stream: TcpStream, len: usize) -> Result<Vec<u8>> {
+/// Random bytes on their way from one end of a connection to the other.
+#[derive(Debug)]
+pub struct Stream {
+    len: usize,
+    may: Arc<AtomicUsize>,
+    came: Arc<AtomicUsize>,
+    sender: JoinHandle<Result<Vec<u8>>>,
+    receiver: JoinHandle<Result<Vec<u8>>>,
+}
+
+impl Stream {
+    /// Sends so many bytes, the first of them at once, and the others when they
+    /// [may](Self::go_on) go.
+    ///
+    /// # Errors
+    ///
+    /// The sender has no connection any more.
+    pub fn start(from: TcpStream, to: TcpStream, (len, first): (usize, usize)) -> Result<Self> {
+        from.set_write_timeout(Some(STALLED))?;
+        let (may, came): (Arc<AtomicUsize>, Arc<AtomicUsize>) = Default::default();
+        may.store(first, Ordering::Relaxed);
+        let (until, count) = (Arc::clone(&may), Arc::clone(&came));
+        let sender = thread::spawn(move || send(from, len, &until));
+        let receiver = thread::spawn(move || receive(to, &count));
+        Ok(Self { len, may, came, sender, receiver })
+    }
+
+    /// Has it go on, up to this byte.
+    pub fn go_on(&self, to: usize) {
+        self.may.store(to, Ordering::Relaxed);
+    }
+
+    /// How many bytes have come.
+    #[must_use]
+    pub fn came(&self) -> usize {
+        self.came.load(Ordering::Relaxed)
+    }
+
+    /// Waits for all of it, and compares the digests of both ends.
+    ///
+    /// # Errors
+    ///
+    /// It broke off, or other bytes came.
+    pub fn end(self) -> Result<()> {
+        self.go_on(usize::MAX);
+        let [sent, got] = [self.sender, self.receiver]
+            .map(|end| end.join().map_err(|_panic| anyhow!("an end of the stream panicked"))?);
+        let (sent, got) = (sent?, got?);
+        let came = self.came.load(Ordering::Relaxed);
+        ensure!(came == self.len, "{came} of {} bytes came", self.len);
+        ensure!(sent == got, "other bytes came");
+        Ok(())
+    }
+}
+
+fn send(mut stream: TcpStream, len: usize, may: &AtomicUsize) -> Result<Vec<u8>> {
     let (random, mut digest) = (SystemRandom::new(), digest::Context::new(&SHA256));
-    let (mut chunk, mut left) = (vec![0; CHUNK], len);
-    while left > 0 {
-        let part = chunk.get_mut(..left.min(CHUNK)).unwrap_or_default();
+    let (mut chunk, mut sent) = (vec![0; CHUNK], 0);
+    while sent < len {
+        let held = Instant::now();
+        while sent >= may.load(Ordering::Relaxed) {
+            ensure!(held.elapsed() < 4 * STALLED, "nobody lets it go on");
+            thread::sleep(Duration::from_millis(1));
+        }
+        let part = chunk.get_mut(..CHUNK.min(len - sent)).unwrap_or_default();
         random.fill(part).ok().context("no random bytes")?;
         digest.update(part);
         stream.write_all(part)?;
-        left -= part.len();
+        sent += part.len();
     }
     Ok(digest.finish().as_ref().to_vec())
 }
 
-fn receive(listener: &TcpListener) -> Result<(usize, Vec<u8>)> {
-    let (mut stream, _from) = listener.accept()?;
-    stream.set_read_timeout(Some(STALLED))?;
-    let (mut digest, mut len) = (digest::Context::new(&SHA256), 0);
+fn receive(mut stream: TcpStream, came: &AtomicUsize) -> Result<Vec<u8>> {
+    stream.set_read_timeout(Some(4 * STALLED))?;
+    let mut digest = digest::Context::new(&SHA256);
     let mut chunk = vec![0; CHUNK];
     loop {
         let read = stream.read(&mut chunk)?;
         if read == 0 {
-            return Ok((len, digest.finish().as_ref().to_vec()));
+            return Ok(digest.finish().as_ref().to_vec());
         }
-        len += read;
+        came.fetch_add(read, Ordering::Relaxed);
         digest.update(chunk.get(..read).unwrap_or_default());
     }
 }

@@ -1,9 +1,10 @@
-//! A connection to a service goes on while the agent of its client, or of its backend, is killed
-//! and started.
+//! Downloads by a service go on while the agent of the client, or of the backend, is killed and
+//! started, and while it is replaced by another build.
 
 use std::{
-    io::{Read, Write},
-    net::{Ipv6Addr, TcpStream},
+    env, fs,
+    net::{Ipv6Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -11,73 +12,120 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use vxmesh::api::{Network, Service};
 use vxmesh_tests::{
-    lab::{Allowed, Lab, tell, wait_until},
-    traffic::listen,
+    lab::{Allowed, Lab, Plugged, tell, wait_until},
+    program::{command, printed, vxmesh},
+    stream::Stream,
 };
 
-use super::settled;
+use super::{
+    clients::{Client, connect, echo, say_back},
+    settled,
+};
 
-const LEN: usize = 40_000_000;
-/// What is read before the agent is killed.
-const BEFORE: usize = 4_000_000;
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long an agent is away.
+const AWAY: Duration = Duration::from_secs(1);
+/// How often a direct connection says and hears something meanwhile, at least.
+const TURNS: u64 = 100;
 
-fn byte(at: usize) -> u8 {
-    u8::try_from(at % 251).unwrap_or_default()
+fn len() -> usize {
+    if env::var_os("VXMESH_FULL").is_some() { 2_000_000_000 } else { 200_000_000 }
+}
+
+/// A backend with a service of its own, and where it listens.
+struct Backend {
+    plugged: Plugged,
+    listener: TcpListener,
+    vip: SocketAddr,
+}
+
+impl Backend {
+    fn serve(lab: &Lab, host: &str, name: &str) -> Result<Self> {
+        let plugged = lab.sandbox(host, "blue", name)?;
+        let listener =
+            plugged.netns.run(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, 8080))?))?;
+        let service = format!("to-{name}");
+        let make = ["service", "create", &service, "--network", "blue", "--backend", name];
+        let made: Service = lab.json("h1", &[&make[..], &["--port", "80:8080"]].concat())?;
+        settled(lab, &service, 1)?;
+        let vip = SocketAddr::new(*made.vips.first().context("no VIP")?, 80);
+        Ok(Self { plugged, listener, vip })
+    }
+
+    /// What a client has of it by the service, so far up to the first of its parts.
+    fn download(&self, client: &Plugged, first: usize) -> Result<Stream> {
+        let mut connected = None;
+        wait_until("the service answers", || {
+            connected = client.netns.run(|| connect(self.vip)).ok();
+            Ok(connected.is_some())
+        })?;
+        let (served, _client) = self.listener.accept()?;
+        Stream::start(served, connected.context("no connection")?, (len(), first))
+    }
+}
+
+/// Starts an agent by another file than the one that it had.
+fn start_by(lab: &Lab, host: &str, program: &Path) -> Result<()> {
+    let started = command(program).args(["lab", "--name", lab.name(), "start", host]).output()?;
+    printed(&format!("lab start {host} by {}", program.display()), started)?;
+    let runs = fs::read_link(format!("/proc/{}/exe", lab.agent(host)?))?;
+    ensure!(runs == program, "the agent of {host} is {}", runs.display());
+    Ok(())
 }
 
 #[test]
-fn a_download_goes_on_after_the_agent_of_either_end_was_killed() -> Result<()> {
+fn downloads_go_on_while_agents_are_killed_and_replaced() -> Result<()> {
     let lab = Lab::up(2)?;
     let create = ["network", "create", "blue", "--subnet", "10.73.0.0/24"];
     let _blue: Network = lab.json("h1", &create)?;
     wait_until("h2 knows the network", || {
         Ok(!lab.get::<Vec<Network>>("h2", "/v1/networks")?.is_empty())
     })?;
-    let server = lab.sandbox("h2", "blue", "b")?;
     let client = lab.sandbox("h1", "blue", "c")?;
-    lab.all_know(&[&server.endpoint, &client.endpoint])?;
-    let make = ["service", "create", "web", "--network", "blue", "--backend", "b"];
-    let web: Service = lab.json("h1", &[&make[..], &["--port", "80:8080"]].concat())?;
-    settled(&lab, "web", 1)?;
+    let (near, far) = (Backend::serve(&lab, "h1", "b1")?, Backend::serve(&lab, "h2", "b2")?);
+    lab.all_know(&[&client.endpoint, &near.plugged.endpoint, &far.plugged.endpoint])?;
 
-    let vip = web.vips[0];
-    // The agent of the client, and that of the backend.
-    for host in ["h1", "h2"] {
-        let listener = server.netns.run(|| Ok(listen((Ipv6Addr::UNSPECIFIED, 8080))?))?;
-        let sent = thread::spawn(move || -> Result<()> {
-            let (mut stream, _client) = listener.accept()?;
-            let data: Vec<u8> = (0..LEN).map(byte).collect();
-            stream.set_write_timeout(Some(PATIENCE))?;
-            Ok(stream.write_all(&data)?)
-        });
-        let mut stream = None;
-        wait_until("the service answers", || {
-            stream = client.netns.run(|| Ok(TcpStream::connect((vip, 80)).ok()))?;
-            Ok(stream.is_some())
+    // The agent of the client, which is that of the near backend, too, and that of the far one.
+    let dir = tempfile::tempdir()?;
+    let other: PathBuf = dir.path().join("vxmesh");
+    fs::copy(vxmesh()?, &other)?;
+    let own = vxmesh()?;
+    let steps = [("h1", &own), ("h2", &own), ("h1", &other), ("h2", &other)];
+    let part = len() / (steps.len() + 1);
+    let downloads = [near.download(&client, 1)?, far.download(&client, 1)?];
+    // To the same port, past the service.
+    let direct = SocketAddr::new(near.plugged.endpoint.ips[0].addr(), 8080);
+    let mut direct = client.netns.run(|| connect(direct))?;
+    let (served, _client) = near.listener.accept()?;
+    thread::spawn(move || say_back(served));
+    let direct = Client::start(&client.netns, move || echo(&mut direct, b"directly"))?;
+
+    let begun = Instant::now();
+    for ((host, program), to) in steps.into_iter().zip((part..).step_by(part)) {
+        let came = downloads.each_ref().map(Stream::came);
+        downloads.iter().for_each(|download| download.go_on(to));
+        wait_until("both downloads go on", || {
+            let mut each = downloads.iter().zip(came);
+            Ok(each.all(|(download, came)| download.came() > came + part / 8))
         })?;
-        let mut stream = stream.context("no connection")?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let mut data = vec![0; BEFORE];
-        stream.read_exact(&mut data)?;
         lab.lab(&["kill", host])?;
-        let begun = Instant::now();
-        lab.lab(&["start", host])?;
-        stream.read_to_end(&mut data).with_context(|| format!("{host} anew: it broke off"))?;
-        ensure!(data.len() == LEN, "{host} anew: {} of {LEN} bytes came", data.len());
-        let is_right = data.iter().enumerate().all(|(at, it)| *it == byte(at));
-        ensure!(is_right, "{host} anew: other bytes came");
-        sent.join().ok().context("the server panicked")??;
-        let took = begun.elapsed();
-        tell(&format!(
-            "{host} anew: the rest of {LEN} bytes came {took:.1?} after the agent's end"
-        ));
-        settled(&lab, "web", 1)?;
+        let (killed, turns) = (Instant::now(), direct.done()?);
+        wait_until("the direct connection goes on without an agent", || {
+            Ok(direct.done()? > turns + TURNS && killed.elapsed() >= AWAY)
+        })?;
+        start_by(&lab, host, program)?;
+        tell(&format!("{host} was back after {:.1?}", killed.elapsed()));
     }
-    // And a new one, with all that the agent knows by itself.
-    let listener = server.netns.run(|| Ok(listen((Ipv6Addr::UNSPECIFIED, 8080))?))?;
-    client.netns.run(|| Ok(TcpStream::connect((vip, 80))?))?;
-    drop(listener);
+    for (download, from) in downloads.into_iter().zip(["the near backend", "the far one"]) {
+        download.end().with_context(|| format!("from {from}"))?;
+        tell(&format!("{} bytes came from {from} within {:.1?}", len(), begun.elapsed()));
+    }
+    let longest = direct.end()?;
+    tell(&format!("a turn of the direct connection took {longest:.1?} at most"));
+    ensure!(longest < AWAY, "the direct connection paused for {longest:?}");
+    // And new ones, with all that the agents know by themselves.
+    for backend in [&near, &far] {
+        client.netns.run(|| connect(backend.vip))?;
+    }
     let early = ["fdb_unknown", "vni_unknown", "unknown_index", "unknown_peer"];
     let allowed = [&["backend_unknown", "flow_unknown"], &early[..]].concat();
     lab.finish(Allowed { drops: &allowed, ..Allowed::default() })
