@@ -9,6 +9,7 @@ mod health;
 mod ingress;
 mod life;
 mod local;
+mod paths;
 mod restart;
 mod skeleton;
 
