@@ -25,13 +25,13 @@ use vxmesh_proto::{
     addr::{EndpointId, MacAddr, NetworkId, NodeId, ServiceId},
     control::{self, Push, RefusalCode, Request, Response},
     ipam::{Need, Subnet, Transfer, first_split},
-    lb::ejection::Subject,
+    lb::{BackendPort, Protocol, ejection::Subject},
     object::{
         self, Comparison, Content, Draft, Hlc, KeyRing, Merge, ObjectId, ObjectSet, RollCall,
     },
     record::{Claim, EndpointClaim, Key, NodeClaim, SignedRecord, Stamp},
     session::{Config, IndexTable, Peer, PeerConfig, Psk, Sessions, noise},
-    tables::NetworkTable,
+    tables::{NetworkTable, RowKey},
 };
 use zeroize::Zeroizing;
 
@@ -70,6 +70,8 @@ struct Attach {
     subnets: Vec<IpNet>,
     ips: Vec<IpNet>,
     asked: bool,
+    /// Whether clients from outside come in by it.
+    router: bool,
     service: Option<object::Service>,
 }
 
@@ -409,8 +411,11 @@ impl Life {
                     None => conflict("no such subnet".into()),
                 }
             }
-            Request::CheckBackend { network, endpoint, port, .. } => {
-                Response::BackendChecked { accepts: self.accepts(network, endpoint, port) }
+            Request::CheckBackend { network, endpoint, protocol, port } => {
+                let protocol = Protocol::of_number(protocol).unwrap();
+                let key = RowKey { node: self.me, endpoint };
+                let of = BackendPort { key, protocol, port };
+                Response::BackendChecked { accepts: self.accepts(network, &of) }
             }
             other => panic!("the simulation does not ask {other:?}"),
         }

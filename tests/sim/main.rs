@@ -8,8 +8,9 @@
 //!
 //! At every step: no address twice (I12), nothing delivered that its sender does not own (I3), no
 //! plaintext on the wire (I10), one verdict for each frame (I4), and what is said of connections to
-//! services in [`services`]. After quiet: equal objects, records, tables and services (I11), and
-//! whoever shares a network reaches each other, and its services.
+//! services in [`services`]. After quiet: equal objects, records, tables and services (I11),
+//! whoever shares a network reaches each other, and its services, and who sends datagrams to a
+//! backend that falls silent hears another one within a second.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -47,8 +48,8 @@ const SEEDS: u64 = 6;
 const STEPS: usize = 60;
 /// Nodes of the longest run.
 const NODES: usize = 6;
-/// So many of a thousand steps are followed by one that concerns services.
-const SERVING: usize = 400;
+/// A step is followed by less than so many that concern services.
+const SERVING: usize = 4;
 
 /// What may happen.
 #[derive(Clone, Debug)]
@@ -111,7 +112,7 @@ fn simulate(seed: u64, steps: usize) -> World {
             println!("{transition:?}");
         }
         apply(&mut world, &transition);
-        if world.rng.chance(SERVING) {
+        for _ in 0..world.rng.below(SERVING) {
             serve(&mut world);
         }
         let pause = 20 + u64::try_from(world.rng.below(400)).unwrap();
@@ -165,6 +166,7 @@ fn end(world: &mut World) {
     services::check_equal(world);
     check_reach(world);
     services::check_served(world);
+    services::check_moves(world);
     check_counts(world);
 }
 

@@ -1,48 +1,43 @@
 //! Services in the simulation: connections as clients and servers see them, and what must hold of
 //! each.
 //!
-//! The reference is [`known`]: what a node knew of a VIP at one moment, read from its objects and
-//! records alone. By it a new connection goes to a backend that the node knew to be there, is
-//! refused only where it knew none, and an established one keeps its backend. The bridge of a host
-//! is a model here: what a local backend answers goes to the agent, as its rules have it.
+//! The reference is [`known`]. By it a new connection goes to a backend that the node knew to be
+//! there, is refused only where it knew none, and an established one keeps its backend. Who sends
+//! datagrams moves when its own backend is gone or silent, and only then. Clients from outside come
+//! in by the router of any node, and hear their answers there. The bridge of a host is a model
+//! here: what a local backend answers goes to the agent, as its rules have it.
 
+mod clients;
+mod datagrams;
+mod known;
+mod quiet;
 mod segment;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
+    net::IpAddr,
+    time::Instant,
 };
 
-use segment::{Flag, Segment, segment, tcp};
-use vxmesh::reconcile::admit::claims_to;
+pub(crate) use clients::{Call, Clients};
+pub(crate) use quiet::{check_equal, check_moves, check_served};
 use vxmesh_proto::{
-    addr::{EndpointId, MacAddr, Name, NetworkId, ServiceId},
-    lb::{
-        BackendPort, Choice, Protocol, ServiceSpec, ejection::Subject, flows::Tuple, service_mac,
-        service_source_mac,
-    },
+    addr::{EndpointId, Name, NetworkId, ServiceId},
     limits::ADDRESS_QUARANTINE,
-    object::{self, ServicePort, holder},
-    record::EndpointClaim,
-    tables::RowKey,
-    wire::TCP,
+    object::{self, PublishedPort, ServicePort, holder},
+    wire::{TCP, UDP},
 };
 
 use crate::{
     life::{BACKEND_PORT, Life, Made, VIP_PORT},
-    world::{Fate, World},
+    world::World,
 };
 
-/// When a SYN is sent again, after the one before it (Linux).
-const SYN_AGAIN: [Duration; 3] =
-    [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
-/// Connections that there are at once.
+/// Connections that there are at once, and clients that send datagrams.
 const OPEN: usize = 60;
+const SENDING: usize = 6;
 /// Services that a network has at once.
 const SERVICES: usize = 3;
-/// Tuples for which all nodes must choose alike.
-const SAMPLES: u16 = 200;
 
 /// What may happen to services.
 #[derive(Clone, Debug)]
@@ -50,9 +45,12 @@ pub(crate) enum Change {
     Create { on: usize, network: NetworkId, name: usize, by: By },
     Update { on: usize, service: ServiceId, backend: Name, edit: Edit },
     Remove { on: usize, service: ServiceId },
-    Connect { from: EndpointId, vip: IpAddr },
+    Connect(Call),
     Talk(u64),
     HangUp(u64),
+    Close(u64),
+    Send(Call),
+    Pause(u64),
     Deafen(EndpointId),
     Hear(EndpointId),
 }
@@ -70,171 +68,15 @@ pub(crate) enum Edit {
     Remove,
     /// It gets no new connections, or gets some again.
     Weigh(u8),
-}
-
-/// A connection, as its client sees it.
-#[derive(Clone, Debug)]
-struct Connection {
-    client: EndpointId,
-    vip: IpAddr,
-    port: u16,
-    /// Where its last SYN went.
-    tried: Option<EndpointId>,
-    tries: usize,
-    /// When the SYN is sent again.
-    again: Instant,
-    /// Whether it is established.
-    open: bool,
+    /// Its ports are for clients from outside, too, or are not any more.
+    Publish(bool),
 }
 
 /// An address that was given to a service.
-struct Vip {
+pub(crate) struct Vip {
     service: ServiceId,
     creator: usize,
     closed: Option<Instant>,
-}
-
-/// What became of connections.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counts {
-    begun: u64,
-    established: u64,
-    refused: u64,
-    retried: u64,
-    said: u64,
-    held: u64,
-    ended: u64,
-    made: u64,
-    closed: u64,
-    passed_over: u64,
-}
-
-/// All clients and servers.
-#[derive(Default)]
-pub(crate) struct Clients {
-    connections: BTreeMap<u64, Connection>,
-    next: u64,
-    /// What servers know: a backend, a client as it sees it, and where its answers go.
-    served: BTreeMap<(EndpointId, SocketAddr), MacAddr>,
-    vips: BTreeMap<(NetworkId, IpAddr), Vip>,
-    counts: Counts,
-}
-
-impl Clients {
-    pub(crate) fn counts(&self) -> String {
-        format!("{:?}", self.counts)
-    }
-}
-
-/// How a backend stands with a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Standing {
-    /// It gets new connections.
-    Healthy,
-    /// It has the weight 0.
-    Idle,
-    /// Another has its address or MAC.
-    Hidden,
-    /// Its node is not up.
-    Away,
-}
-
-/// What a node knows of the service that has a VIP.
-struct Known {
-    backends: BTreeMap<EndpointId, (RowKey, Standing)>,
-    is_settled: bool,
-}
-
-impl Known {
-    fn standing(&self, endpoint: EndpointId) -> Option<Standing> {
-        self.backends.get(&endpoint).map(|(_, standing)| *standing)
-    }
-
-    /// Whether an established connection to it goes on.
-    fn has(&self, endpoint: EndpointId) -> bool {
-        matches!(self.standing(endpoint), Some(Standing::Healthy | Standing::Idle))
-    }
-
-    fn healthy(&self) -> Vec<EndpointId> {
-        let healthy = self.backends.iter().filter(|(_, it)| it.1 == Standing::Healthy);
-        healthy.map(|(endpoint, _)| *endpoint).collect()
-    }
-}
-
-/// The reference: by a node's objects and records, without the product's own steps from these to
-/// the data path.
-fn known(life: &Life, is_settled: bool, network: NetworkId, vip: IpAddr) -> Known {
-    let holds = |node, ip| life.addresses.holds(network, node, ip);
-    let mut open = life.set.all_services().filter(|(id, object, service)| {
-        !object.closed()
-            && service.network == network
-            && service.vips.contains(&vip)
-            && holds(holder(*id), vip)
-    });
-    let mut known = Known { backends: BTreeMap::new(), is_settled };
-    let Some((_, _, service)) = open.next() else { return known };
-    let is_active = life.set.active_networks().contains(&network);
-    let (mut here, mut away) = (Vec::new(), Vec::new());
-    for (node, claim) in claims_to(&life.directory, network) {
-        let is_its = claim.mac.may_be_of(node) && claim.ips.iter().all(|ip| holds(node, *ip));
-        let key = RowKey { node, endpoint: claim.id };
-        // A removed node is left with its own.
-        let is_member = node == life.me || life.set.members().any(|member| member == node);
-        if !is_its || !is_member {
-            continue;
-        } else if !life.directory.is_up(node) {
-            away.push((key, claim));
-        } else if is_active && (node == life.me || life.peers.contains_key(&node)) {
-            here.push((key, claim));
-        }
-    }
-    for (key, _) in serving(service, &away) {
-        known.backends.insert(key.endpoint, (key, Standing::Away));
-    }
-    for (key, claim) in serving(service, &here) {
-        let standing = if !is_reached(life, network, &key, claim, vip) {
-            Standing::Hidden
-        } else if service.weights.get(&claim.name) == Some(&0) {
-            Standing::Idle
-        } else {
-            Standing::Healthy
-        };
-        known.backends.insert(key.endpoint, (key, standing));
-    }
-    known
-}
-
-/// Those of the endpoints that a service names.
-fn serving<'c>(
-    service: &object::Service,
-    claims: &[(RowKey, &'c EndpointClaim)],
-) -> Vec<(RowKey, &'c EndpointClaim)> {
-    let is_oldest = |(key, claim): &(RowKey, &EndpointClaim)| {
-        let same = claims.iter().filter(|(_, other)| other.name == claim.name);
-        same.map(|(key, claim)| (claim.incarnation, *key)).min() == Some((claim.incarnation, *key))
-    };
-    let mut all = claims.to_vec();
-    all.retain(|of| {
-        let is_named = service.backends.contains(&of.1.name) && is_oldest(of);
-        let mut labels = service.selector.iter();
-        let has_all = labels.all(|(key, value)| of.1.labels.get(key) == Some(value));
-        is_named || (has_all && !service.selector.is_empty())
-    });
-    all
-}
-
-/// Whether no other endpoint has the addresses of this one before it.
-fn is_reached(
-    life: &Life,
-    network: NetworkId,
-    key: &RowKey,
-    claim: &EndpointClaim,
-    vip: IpAddr,
-) -> bool {
-    let Some(local) = life.locals.get(&network) else { return false };
-    let has_mac = local.table.fdb(claim.mac).is_some_and(|row| row.key == *key);
-    let mut ips = claim.ips.iter().filter(|ip| ip.is_ipv4() == vip.is_ipv4());
-    has_mac && ips.any(|ip| local.table.neighbor(*ip).is_some_and(|row| row.key == *key))
 }
 
 // ---- what happens
@@ -251,35 +93,64 @@ pub(crate) fn choose(world: &mut World) -> Option<Change> {
     });
     let service = world.rng.pick(&services).copied();
     let endpoints: Vec<EndpointId> = world.endpoints.keys().copied().collect();
-    let connections: Vec<u64> = world.clients.connections.keys().copied().collect();
+    let (connections, senders) = (world.clients.connections(), world.clients.senders());
     match dice {
-        0..10 => {
+        0..8 => {
             let network = network.filter(|_| services.len() < SERVICES)?;
             let (name, by) = (world.rng.below(SERVICES), by(world));
             Some(Change::Create { on, network, name, by })
         }
-        10..20 => {
-            let backend = name(world);
+        8..20 => {
+            let (backend, publish) = (name(world), Edit::Publish(world.rng.chance(750)));
             let edits = [Edit::Add, Edit::Add, Edit::Remove, Edit::Weigh(0), Edit::Weigh(1)];
-            let edit = *world.rng.pick(&edits)?;
+            let edit = *world.rng.pick(&[&edits[..], &[publish, publish]].concat())?;
             Some(Change::Update { on, service: service?, backend, edit })
         }
-        20..23 => Some(Change::Remove { on, service: service? }),
-        23..55 if connections.len() < OPEN => connect(world, &endpoints),
-        55..88 => world.rng.pick(&connections).copied().map(Change::Talk),
-        23..95 => world.rng.pick(&connections).copied().map(Change::HangUp),
+        20..22 => Some(Change::Remove { on, service: service? }),
+        22..40 if connections.len() < OPEN => call(world, &endpoints, TCP).map(Change::Connect),
+        40..50 if connections.len() < OPEN => from_outside(world, TCP).map(Change::Connect),
+        50..56 if connections.len() < OPEN => world.call_again().map(Change::Connect),
+        56..78 => world.rng.pick(&connections).copied().map(Change::Talk),
+        78..86 => world.rng.pick(&connections).copied().map(Change::Close),
+        22..56 | 86..88 => world.rng.pick(&connections).copied().map(Change::HangUp),
+        88..91 if senders.len() < SENDING => call(world, &endpoints, UDP).map(Change::Send),
+        91..93 if senders.len() < SENDING => from_outside(world, UDP).map(Change::Send),
+        88..95 => world.rng.pick(&senders).copied().map(Change::Pause),
         95..97 => world.rng.pick(&endpoints).copied().map(Change::Deafen),
         _ => world.rng.pick(&endpoints).copied().map(Change::Hear),
     }
 }
 
-/// A client and a VIP that its node knows.
-fn connect(world: &mut World, endpoints: &[EndpointId]) -> Option<Change> {
-    let from = *world.rng.pick(endpoints)?;
-    let (n, claim) = world.endpoints.get(&from)?;
+/// A client, and a VIP that its node knows.
+fn call(world: &mut World, endpoints: &[EndpointId], protocol: u8) -> Option<Call> {
+    let client = *world.rng.pick(endpoints)?;
+    let (n, claim) = world.endpoints.get(&client)?;
     let vips = vips(world.nodes[*n].life.as_ref()?, claim.network);
     let vip = *world.rng.pick(&vips)?;
-    Some(Change::Connect { from, vip })
+    world.new_call(client, vip, protocol)
+}
+
+/// The same of a client outside, which comes in by the router of any node. Some call by two.
+fn from_outside(world: &mut World, protocol: u8) -> Option<Call> {
+    let routers = world.routers();
+    let client = *world.rng.pick(&routers)?;
+    let (n, claim) = world.endpoints.get(&client)?;
+    let vips = vips(world.nodes[*n].life.as_ref()?, claim.network);
+    let vip = *world.rng.pick(&vips)?;
+    let host = u8::try_from(1 + world.rng.below(3)).unwrap();
+    let call = world.new_call_from(client, outside(vip.is_ipv4(), host), vip, protocol);
+    let others = world.clients.from_outside(vip.is_ipv4());
+    let same = world.rng.pick(&others).copied().filter(|_| world.rng.chance(300));
+    Some(Call { own: same.unwrap_or(call.own), ..call })
+}
+
+/// An address in none of the networks.
+fn outside(is_ipv4: bool, host: u8) -> IpAddr {
+    if is_ipv4 {
+        IpAddr::from([203, 0, 113, host])
+    } else {
+        IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(host)])
+    }
 }
 
 /// The addresses of a network's services, given to them or not.
@@ -310,8 +181,12 @@ pub(crate) fn apply(world: &mut World, change: &Change) {
                     Edit::Add => service.backends.extend([backend.clone()]),
                     Edit::Remove => service.backends.retain(|name| name != backend),
                     Edit::Weigh(weight) => service.weights.extend([(backend.clone(), *weight)]),
+                    Edit::Publish(is_published) => publish(service, *is_published),
                 })
             });
+            if matches!(edit, Edit::Publish(true)) {
+                world.plug_routers();
+            }
         }
         Change::Remove { on, service } => {
             let time = world.time(*on);
@@ -319,11 +194,16 @@ pub(crate) fn apply(world: &mut World, change: &Change) {
                 world.closed(*on, *service);
             }
         }
-        Change::Connect { from, vip } => {
-            world.connect(*from, *vip);
+        Change::Connect(call) => {
+            world.connect(*call);
         }
         Change::Talk(connection) => world.talk(*connection),
         Change::HangUp(connection) => world.hang_up(*connection),
+        Change::Close(connection) => world.close(*connection),
+        Change::Send(call) => {
+            world.send_on(*call);
+        }
+        Change::Pause(sender) => world.pause(*sender),
         Change::Deafen(endpoint) => world.deafen(*endpoint, true),
         Change::Hear(endpoint) => world.deafen(*endpoint, false),
     }
@@ -340,14 +220,18 @@ fn create(world: &mut World, on: usize, network: NetworkId, name: usize, by: &By
         }
     };
     world.with(on, |life| {
-        let port =
-            ServicePort { protocol: TCP, port: VIP_PORT, backend_port: BACKEND_PORT, name: None };
+        let port = |protocol| ServicePort {
+            protocol,
+            port: VIP_PORT,
+            backend_port: BACKEND_PORT,
+            name: None,
+        };
         let service = object::Service {
             name: format!("s{name}").parse().unwrap(),
             network,
             creator: life.me,
             vips: Vec::new(),
-            ports: vec![port],
+            ports: vec![port(TCP), port(UDP)],
             backends,
             selector,
             weights: BTreeMap::new(),
@@ -365,7 +249,34 @@ fn create(world: &mut World, on: usize, network: NetworkId, name: usize, by: &By
     });
 }
 
+fn publish(service: &mut object::Service, is_published: bool) {
+    let port = |protocol| PublishedPort {
+        protocol,
+        host_port: VIP_PORT,
+        port: VIP_PORT,
+        ip: None,
+        is_local: false,
+    };
+    service.published = if is_published { vec![port(TCP), port(UDP)] } else { Vec::new() };
+}
+
 impl World {
+    /// Nodes that have a network whose services are published get a router in it.
+    fn plug_routers(&mut self) {
+        for n in self.alive() {
+            let (time, life) = (self.time(n), self.nodes[n].life.as_ref().unwrap());
+            let networks: Vec<NetworkId> = life.locals.keys().copied().collect();
+            for network in networks {
+                self.with(n, |life| life.plug_router(time, network));
+            }
+        }
+    }
+
+    pub(super) fn routers(&self) -> Vec<EndpointId> {
+        let routers = self.endpoints.iter().filter(|(_, (_, claim))| claim.router);
+        routers.map(|(endpoint, _)| *endpoint).collect()
+    }
+
     // ---- addresses
 
     /// A service was made: nobody else has its addresses, and none of them rests.
@@ -431,321 +342,4 @@ impl World {
             }
         }
     }
-
-    // ---- clients
-
-    /// A client begins a connection; nothing if its node does not live.
-    pub(crate) fn connect(&mut self, client: EndpointId, vip: IpAddr) -> Option<u64> {
-        let (n, claim) = self.endpoints.get(&client)?;
-        self.nodes[*n].life.as_ref()?;
-        claim.ips.iter().find(|ip| ip.is_ipv4() == vip.is_ipv4())?;
-        let id = self.clients.next;
-        self.clients.next += 1;
-        let port = 10_000 + u16::try_from(id % 20_000).unwrap();
-        let again = self.now + SYN_AGAIN[0];
-        let connection =
-            Connection { client, vip, port, tried: None, tries: 0, again, open: false };
-        self.clients.connections.insert(id, connection);
-        self.clients.counts.begun += 1;
-        self.begin(id);
-        Some(id)
-    }
-
-    /// What a node knows of a client's service.
-    fn known_of(&self, connection: &Connection) -> Option<Known> {
-        let (n, claim) = self.endpoints.get(&connection.client)?;
-        let life = self.nodes[*n].life.as_ref()?;
-        let is_settled = life.is_settled(self.time(*n));
-        Some(known(life, is_settled, claim.network, connection.vip))
-    }
-
-    /// What becomes of a segment of a client, and the endpoint that it goes to.
-    fn say(&mut self, connection: &Connection, flag: Flag) -> Option<(Fate, Option<EndpointId>)> {
-        let (n, claim) = self.endpoints.get(&connection.client).cloned()?;
-        let ip = *claim.ips.iter().find(|ip| ip.is_ipv4() == connection.vip.is_ipv4())?;
-        let id = self.next_id();
-        let (from, to) = (SocketAddr::new(ip, connection.port), connection.vip);
-        let ends = (from, SocketAddr::new(to, VIP_PORT));
-        let frame = tcp((claim.mac, service_mac(claim.network)), ends, flag, id);
-        let now = self.now;
-        if let Some(life) = self.nodes[n].life.as_mut() {
-            life.serving.wake(now);
-        }
-        let fate = self.offer(connection.client, None, frame, id)?;
-        let to = match &fate {
-            Fate::Sealed(frame) | Fate::Local(frame) => {
-                let mac = segment(frame).unwrap().destination;
-                let local = &self.nodes[n].life.as_ref().unwrap().locals[&claim.network];
-                Some(local.table.fdb(mac).unwrap().key.endpoint)
-            }
-            Fate::Answered(_) | Fate::Dropped(..) => None,
-        };
-        if let Some(sent) = self.sent.get_mut(&id) {
-            sent.to = to;
-        }
-        Some((fate, to))
-    }
-
-    /// What a node gave back to its bridge comes to the endpoint that it is for.
-    fn pass(&mut self, client: EndpointId, fate: Fate) {
-        if let (Some((n, claim)), Fate::Local(frame)) = (self.endpoints.get(&client), fate) {
-            let (n, network) = (*n, claim.network);
-            self.reached(n, network, &frame);
-        }
-    }
-
-    /// Sends the SYN of a connection.
-    fn begin(&mut self, id: u64) {
-        let connection = self.clients.connections[&id].clone();
-        let Some(known) = self.known_of(&connection) else { return };
-        let Some((fate, to)) = self.say(&connection, Flag::Syn) else { return };
-        let is_again = connection.tries > 0;
-        if let Some(to) = to {
-            self.check_chosen(&connection, &known, to);
-        }
-        if let Fate::Dropped(reason, answer) = &fate {
-            let healthy = known.healthy();
-            // A backend that is not known yet may have answered the one before.
-            let may_wait = is_again && !known.is_settled && answer.is_empty();
-            assert!(
-                healthy.is_empty() || may_wait,
-                "refused ({reason:?}) while {healthy:?} were known: {connection:?}"
-            );
-            if answer.is_empty() {
-                self.clients.counts.held += 1;
-            } else {
-                self.clients.counts.refused += 1;
-                self.clients.connections.remove(&id);
-                return;
-            }
-        }
-        let now = self.now;
-        if let Some(connection) = self.clients.connections.get_mut(&id) {
-            connection.tried = to.or(connection.tried);
-            let wait = SYN_AGAIN.get(connection.tries).copied();
-            connection.again = now + wait.unwrap_or(Duration::from_secs(8));
-            connection.tries += 1;
-        }
-        self.pass(connection.client, fate);
-    }
-
-    /// A SYN goes to a backend that its node knew to be there, and to none that is out while enough
-    /// others are not.
-    fn check_chosen(&mut self, connection: &Connection, known: &Known, to: EndpointId) {
-        let standing = known.standing(to);
-        let stays = connection.tried == Some(to) && standing == Some(Standing::Idle);
-        assert!(
-            standing == Some(Standing::Healthy) || stays,
-            "a new connection to {to}, which is {standing:?}: {connection:?}"
-        );
-        let (n, claim) = &self.endpoints[&connection.client];
-        let life = self.nodes[*n].life.as_ref().unwrap();
-        let is_out = |key: &RowKey| {
-            let of = BackendPort { key: *key, protocol: Protocol::Tcp, port: BACKEND_PORT };
-            let subjects = [Subject::Node(key.node), Subject::Port(claim.network, of)];
-            subjects.into_iter().any(|subject| life.serving.ejections.is_out(subject))
-        };
-        let all = known.backends.values();
-        let candidates: Vec<&(RowKey, Standing)> =
-            all.filter(|it| matches!(it.1, Standing::Healthy | Standing::Hidden)).collect();
-        let out = candidates.iter().filter(|(key, _)| is_out(key)).count();
-        let mut others = candidates.iter().filter(|it| it.1 == Standing::Healthy);
-        let is_well = others.any(|(key, _)| !is_out(key) && key.endpoint != to);
-        if connection.tries == 0 && is_well && is_out(&known.backends[&to].0) {
-            let most = candidates.len() / 2;
-            assert!(out > most, "{to} is out, one of {out}, at most {most}: {connection:?}");
-        }
-        self.clients.counts.passed_over += u64::from(out > 0);
-    }
-
-    /// Says something in an established connection.
-    pub(crate) fn talk(&mut self, id: u64) {
-        let Some(connection) = self.clients.connections.get(&id).cloned() else { return };
-        let Some(backend) = connection.tried.filter(|_| connection.open) else { return };
-        let Some(known) = self.known_of(&connection) else { return };
-        let Some((fate, to)) = self.say(&connection, Flag::Ack) else { return };
-        let has = known.has(backend);
-        match &fate {
-            Fate::Dropped(reason, answer) => {
-                assert!(!has, "{backend} is there, but lost ({reason:?}): {connection:?}");
-                self.clients.counts.held += 1;
-                if !answer.is_empty() {
-                    assert!(known.is_settled, "reset by who has not heard of all: {connection:?}");
-                    self.clients.counts.ended += 1;
-                    self.clients.connections.remove(&id);
-                }
-            }
-            _ => {
-                assert_eq!(to, Some(backend), "moved to another backend: {connection:?}");
-                assert!(has, "{backend} is not there any more: {connection:?}");
-                self.clients.counts.said += 1;
-            }
-        }
-        self.pass(connection.client, fate);
-    }
-
-    /// Ends a connection.
-    pub(crate) fn hang_up(&mut self, id: u64) {
-        let Some(connection) = self.clients.connections.remove(&id) else { return };
-        let Some((fate, to)) = self.say(&connection, Flag::Rst) else { return };
-        assert!(to.is_none() || to == connection.tried, "moved to another: {connection:?}");
-        self.pass(connection.client, fate);
-    }
-
-    /// Sends again what nobody has answered, of the clients on a node.
-    pub(crate) fn retry(&mut self, n: usize) {
-        let endpoints = &self.endpoints;
-        self.clients.connections.retain(|_, it| endpoints.contains_key(&it.client));
-        self.clients.served.retain(|(server, _), _| endpoints.contains_key(server));
-        let is_due =
-            |it: &Connection| !it.open && it.again <= self.now && self.endpoints[&it.client].0 == n;
-        let all = self.clients.connections.iter();
-        let due: Vec<u64> = all.filter(|(_, it)| is_due(it)).map(|(id, _)| *id).collect();
-        for id in due {
-            if self.clients.connections[&id].tries > SYN_AGAIN.len() {
-                self.clients.connections.remove(&id);
-            } else {
-                self.clients.counts.retried += 1;
-                self.begin(id);
-            }
-        }
-    }
-
-    /// Whether a server accepts connections.
-    pub(crate) fn deafen(&mut self, endpoint: EndpointId, is_deaf: bool) {
-        let Some((n, _)) = self.endpoints.get(&endpoint) else { return };
-        if let Some(life) = self.nodes[*n].life.as_mut() {
-            if is_deaf {
-                life.disk.deaf.insert(endpoint);
-            } else {
-                life.disk.deaf.remove(&endpoint);
-            }
-        }
-    }
-
-    // ---- what comes to an endpoint
-
-    /// A frame comes to whichever endpoint of a node it is for.
-    pub(crate) fn reached(&mut self, n: usize, network: NetworkId, frame: &[u8]) {
-        let Some(segment) = segment(frame) else { return };
-        let mut here = self.endpoints.iter().filter(|(_, (node, it))| {
-            *node == n && it.network == network && it.mac == segment.destination
-        });
-        let Some(endpoint) = here.next().map(|(endpoint, _)| *endpoint) else { return };
-        if segment.to.port() == BACKEND_PORT {
-            self.serve(endpoint, &segment);
-        } else {
-            self.hear(endpoint, &segment);
-        }
-    }
-
-    /// A server takes a segment.
-    fn serve(&mut self, endpoint: EndpointId, segment: &Segment) {
-        let (n, claim) = self.endpoints[&endpoint].clone();
-        let key = (endpoint, segment.from);
-        // What came from the services' own MAC, the bridge learned: its answers go to the agent.
-        let is_local = segment.source == service_source_mac(claim.network);
-        let mac = if is_local { service_mac(claim.network) } else { segment.source };
-        let is_deaf =
-            self.nodes[n].life.as_ref().is_some_and(|it| it.disk.deaf.contains(&endpoint));
-        let flag = match segment.flag {
-            Flag::Syn if is_deaf => return,
-            Flag::Syn => {
-                self.clients.served.insert(key, mac);
-                Flag::SynAck
-            }
-            Flag::Rst => {
-                self.clients.served.remove(&key);
-                return;
-            }
-            _ if self.clients.served.contains_key(&key) => Flag::Ack,
-            _ => Flag::Rst,
-        };
-        let id = self.next_id();
-        let frame = tcp((claim.mac, mac), (segment.to, segment.from), flag, id);
-        if let Some(fate) = self.offer(endpoint, None, frame, id) {
-            self.pass(endpoint, fate);
-        }
-    }
-
-    /// A client takes a segment; what is of no connection of its own is nothing to it.
-    fn hear(&mut self, client: EndpointId, segment: &Segment) {
-        let mut own = self.clients.connections.iter_mut().filter(|(_, it)| {
-            (it.client, it.vip, it.port) == (client, segment.from.ip(), segment.to.port())
-        });
-        let Some((id, connection)) = own.next() else { return };
-        let id = *id;
-        match segment.flag {
-            Flag::SynAck if !connection.open => {
-                connection.open = true;
-                self.clients.counts.established += 1;
-                self.talk(id);
-            }
-            Flag::Rst => {
-                self.clients.counts.ended += 1;
-                self.clients.connections.remove(&id);
-            }
-            _ => {}
-        }
-    }
-}
-
-// ---- after quiet
-
-/// The backends of the samples.
-type Choices = Vec<Option<RowKey>>;
-
-/// All nodes of a network have the same services, and choose alike.
-pub(crate) fn check_equal(world: &World) {
-    let mut first: BTreeMap<NetworkId, (usize, Vec<ServiceSpec>, Choices)> = BTreeMap::new();
-    for n in world.members() {
-        for (network, local) in &world.nodes[n].life.as_ref().unwrap().locals {
-            let services: Vec<_> =
-                local.table.services().into_iter().flat_map(|it| it.iter()).collect();
-            let specs =
-                services.iter().map(|it| ServiceSpec { out: Vec::new(), ..it.spec().clone() });
-            let specs: Vec<ServiceSpec> = specs.collect();
-            let mut choices = Choices::new();
-            for service in services.iter().filter(|it| it.spec().choice == Choice::Maglev) {
-                let vip = service.spec().vips[0];
-                choices.extend((0..SAMPLES).map(|sample| {
-                    let flow = Tuple {
-                        network: *network,
-                        protocol: TCP,
-                        source: SocketAddr::new(vip, sample),
-                        destination: SocketAddr::new(vip, VIP_PORT),
-                        via: None,
-                    };
-                    let is_there = |key: &RowKey| local.table.row(key).is_some();
-                    service.choose(&flow, |backend| is_there(&backend.key)).map(|it| it.key)
-                }));
-            }
-            let (other, held, chosen) =
-                first.entry(*network).or_insert_with(|| (n, specs.clone(), choices.clone()));
-            assert_eq!(*held, specs, "services of {network} on nodes {other} and {n}");
-            assert!(*chosen == choices, "nodes {other} and {n} choose differently in {network}");
-        }
-    }
-}
-
-/// Whoever shares a network with a service is served, or refused where nobody answers.
-pub(crate) fn check_served(world: &mut World) {
-    let endpoints = world.endpoints.clone();
-    endpoints.keys().for_each(|endpoint| world.deafen(*endpoint, false));
-    // Also those that are out longest are tried again by then.
-    world.run(Duration::from_secs(31));
-    let mut begun = Vec::new();
-    for (endpoint, (n, claim)) in &endpoints {
-        let Some(life) = world.nodes[*n].life.as_ref() else { continue };
-        for vip in vips(life, claim.network) {
-            begun.extend(world.connect(*endpoint, vip));
-        }
-    }
-    world.run(Duration::from_secs(10));
-    let waiting: Vec<&Connection> = begun
-        .iter()
-        .filter_map(|id| world.clients.connections.get(id))
-        .filter(|it| !it.open && world.known_of(it).is_some_and(|it| !it.healthy().is_empty()))
-        .collect();
-    assert!(waiting.is_empty(), "not served: {waiting:?}");
 }

@@ -329,12 +329,15 @@ impl World {
                 .flatten()
                 .min();
             let arrival = self.flying.first_key_value().map(|((due, _), _)| *due);
-            let Some(next) = timer.into_iter().chain(arrival).min().filter(|next| *next <= end)
+            let others = arrival.into_iter().chain(self.clients.next_beat());
+            let Some(next) = timer.into_iter().chain(others).min().filter(|next| *next <= end)
             else {
                 break;
             };
             self.now = self.now.max(next);
-            if arrival.is_some_and(|due| due <= self.now) {
+            if self.clients.next_beat().is_some_and(|due| due <= self.now) {
+                self.beat();
+            } else if arrival.is_some_and(|due| due <= self.now) {
                 let (_, (from, to, message)) = self.flying.pop_first().unwrap();
                 self.arrive(from, to, message);
             } else {

@@ -62,6 +62,23 @@ impl Life {
 
     /// Begins to attach an endpoint; false if one is being attached.
     pub(crate) fn attach(&mut self, time: Time, network: NetworkId, wanted: Vec<IpAddr>) -> bool {
+        self.begin_attach(time, network, wanted, false)
+    }
+
+    /// Begins to attach the node's own interface in a network, if it has none there.
+    pub(crate) fn plug_router(&mut self, time: Time, network: NetworkId) -> bool {
+        let mut own = self.disk.endpoints.values();
+        let has_one = own.any(|claim| claim.router && claim.network == network);
+        !has_one && self.begin_attach(time, network, Vec::new(), true)
+    }
+
+    fn begin_attach(
+        &mut self,
+        time: Time,
+        network: NetworkId,
+        wanted: Vec<IpAddr>,
+        router: bool,
+    ) -> bool {
         let removed = self.set.is_removed(self.me);
         if self.attach.is_some() || removed || !self.set.active_networks().contains(&network) {
             return false;
@@ -76,7 +93,8 @@ impl Life {
         let subnets = v4.into_iter().chain(v6).collect();
         let ips = Vec::new();
         let (asked, service) = (false, None);
-        self.attach = Some(Attach { network, id, mac, wanted, subnets, ips, asked, service });
+        self.attach =
+            Some(Attach { network, id, mac, wanted, subnets, ips, asked, router, service });
         self.continue_attach(time);
         true
     }
@@ -94,8 +112,10 @@ impl Life {
         let Content::Network(object) = object.content() else { return false };
         let subnets = object.subnets.iter().map(|subnet| subnet.cidr).collect();
         let (id, mac) = (EndpointId::from_random([0; 16]), MacAddr([0; 6]));
-        let (wanted, ips, asked, service) = (Vec::new(), Vec::new(), false, Some(service));
-        self.attach = Some(Attach { network, id, mac, wanted, subnets, ips, asked, service });
+        let (wanted, ips, service) = (Vec::new(), Vec::new(), Some(service));
+        let (asked, router) = (false, false);
+        self.attach =
+            Some(Attach { network, id, mac, wanted, subnets, ips, asked, router, service });
         self.continue_attach(time);
         true
     }
@@ -135,8 +155,11 @@ impl Life {
             return self.publish_service(time, service, &attach.ips);
         }
         self.disk.incarnation += 1;
+        // No service names a node.
         let name = format!("e{}", self.rng.below(6)).parse().unwrap();
         let app = self.rng.pick(&["web", "db"]).unwrap();
+        let (name, app) =
+            if attach.router { ("node".parse().unwrap(), &"none") } else { (name, app) };
         let claim = EndpointClaim {
             id: attach.id,
             network,
@@ -146,7 +169,7 @@ impl Life {
             ips: attach.ips.iter().map(IpNet::addr).collect(),
             incarnation: self.disk.incarnation.max(time.wall_ms),
             labels: BTreeMap::from([("app".to_owned(), (*app).to_owned())]),
-            router: false,
+            router: attach.router,
             health: BTreeMap::new(),
         };
         self.disk.endpoints.insert(claim.id, claim.clone());

@@ -11,8 +11,7 @@ use vxmesh_proto::{
     },
     object::holder,
     session::Probe,
-    tables::RowKey,
-    wire::TCP,
+    wire::{TCP, UDP},
 };
 
 use super::*;
@@ -155,16 +154,10 @@ impl Life {
     // ---- what was seen of backends
 
     /// Whether a port of an endpoint here accepts; nothing if no service has it.
-    pub(super) fn accepts(
-        &self,
-        network: NetworkId,
-        endpoint: EndpointId,
-        port: u16,
-    ) -> Option<bool> {
-        let key = RowKey { node: self.me, endpoint };
-        let of = BackendPort { key, protocol: Protocol::Tcp, port };
+    pub(super) fn accepts(&self, network: NetworkId, of: &BackendPort) -> Option<bool> {
         let services = self.locals.get(&network)?.table.services()?;
-        services.iter().find(|service| service.has(&of))?;
+        services.iter().find(|service| service.has(of))?;
+        let endpoint = of.key.endpoint;
         Some(self.disk.endpoints.contains_key(&endpoint) && !self.disk.deaf.contains(&endpoint))
     }
 
@@ -200,15 +193,20 @@ impl Life {
             Subject::Node(node) if node == self.me => Answer::Well,
             Subject::Node(node) if !self.peers.contains_key(&node) => Answer::Unknown,
             Subject::Port(network, of) if of.key.node == self.me => {
-                answer_of(self.accepts(network, of.key.endpoint, of.port))
+                answer_of(self.accepts(network, &of))
             }
             Subject::Node(node) => {
                 self.serving.asked.insert(subject, Asked { since: time.now, probes: 1 });
                 return self.sessions.handle_probe(time.now, node, Probe::Echo);
             }
-            Subject::Port(network, BackendPort { key: RowKey { node, endpoint }, port, .. }) => {
+            Subject::Port(network, BackendPort { key, protocol, port }) => {
                 self.serving.asked.insert(subject, Asked { since: time.now, probes: 0 });
-                let request = Request::CheckBackend { network, endpoint, protocol: TCP, port };
+                let (node, endpoint) = (key.node, key.endpoint);
+                let protocol = match protocol {
+                    Protocol::Tcp => TCP,
+                    Protocol::Udp => UDP,
+                };
+                let request = Request::CheckBackend { network, endpoint, protocol, port };
                 return self.ask(time, node, &request, Waiting::Backend(subject));
             }
         };

@@ -1,0 +1,136 @@
+//! The reference: what a node knew of a VIP at one moment, by its objects and records alone,
+//! without the product's own steps from these to the data path.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use vxmesh::reconcile::admit::claims_to;
+use vxmesh_proto::{
+    addr::{EndpointId, NetworkId},
+    object::{self, holder},
+    record::EndpointClaim,
+    tables::RowKey,
+};
+
+use crate::life::{Life, VIP_PORT};
+
+/// How a backend stands with a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Standing {
+    /// It gets new connections.
+    Healthy,
+    /// It has the weight 0.
+    Idle,
+    /// Another has its address or MAC.
+    Hidden,
+    /// Its node is not up.
+    Away,
+}
+
+/// What a node knows of the service that has a VIP.
+pub(super) struct Known {
+    pub(super) backends: BTreeMap<EndpointId, (RowKey, Standing)>,
+    pub(super) is_settled: bool,
+    /// The protocols whose port is published.
+    published: BTreeSet<u8>,
+}
+
+impl Known {
+    /// Whether clients from outside may use the port of a protocol.
+    pub(super) fn publishes(&self, protocol: u8) -> bool {
+        self.published.contains(&protocol)
+    }
+
+    pub(super) fn standing(&self, endpoint: EndpointId) -> Option<Standing> {
+        self.backends.get(&endpoint).map(|(_, standing)| *standing)
+    }
+
+    /// Whether an established connection to it goes on.
+    pub(super) fn has(&self, endpoint: EndpointId) -> bool {
+        matches!(self.standing(endpoint), Some(Standing::Healthy | Standing::Idle))
+    }
+
+    pub(super) fn healthy(&self) -> Vec<EndpointId> {
+        let healthy = self.backends.iter().filter(|(_, it)| it.1 == Standing::Healthy);
+        healthy.map(|(endpoint, _)| *endpoint).collect()
+    }
+}
+
+pub(super) fn known(life: &Life, is_settled: bool, network: NetworkId, vip: IpAddr) -> Known {
+    let holds = |node, ip| life.addresses.holds(network, node, ip);
+    let mut open = life.set.all_services().filter(|(id, object, service)| {
+        !object.closed()
+            && service.network == network
+            && service.vips.contains(&vip)
+            && holds(holder(*id), vip)
+    });
+    let (backends, published) = (BTreeMap::new(), BTreeSet::new());
+    let mut known = Known { backends, is_settled, published };
+    let Some((_, _, service)) = open.next() else { return known };
+    let at_vip = service.published.iter().filter(|it| it.port == VIP_PORT);
+    known.published = at_vip.map(|it| it.protocol).collect();
+    let is_active = life.set.active_networks().contains(&network);
+    let (mut here, mut away) = (Vec::new(), Vec::new());
+    for (node, claim) in claims_to(&life.directory, network) {
+        let is_its = claim.mac.may_be_of(node) && claim.ips.iter().all(|ip| holds(node, *ip));
+        let key = RowKey { node, endpoint: claim.id };
+        // A removed node is left with its own.
+        let is_member = node == life.me || life.set.members().any(|member| member == node);
+        if !is_its || !is_member {
+            continue;
+        } else if !life.directory.is_up(node) {
+            away.push((key, claim));
+        } else if is_active && (node == life.me || life.peers.contains_key(&node)) {
+            here.push((key, claim));
+        }
+    }
+    for (key, _) in serving(service, &away) {
+        known.backends.insert(key.endpoint, (key, Standing::Away));
+    }
+    for (key, claim) in serving(service, &here) {
+        let standing = if !is_reached(life, network, &key, claim, vip) {
+            Standing::Hidden
+        } else if service.weights.get(&claim.name) == Some(&0) {
+            Standing::Idle
+        } else {
+            Standing::Healthy
+        };
+        known.backends.insert(key.endpoint, (key, standing));
+    }
+    known
+}
+
+/// Those of the endpoints that a service names.
+fn serving<'c>(
+    service: &object::Service,
+    claims: &[(RowKey, &'c EndpointClaim)],
+) -> Vec<(RowKey, &'c EndpointClaim)> {
+    let is_oldest = |(key, claim): &(RowKey, &EndpointClaim)| {
+        let same = claims.iter().filter(|(_, other)| other.name == claim.name);
+        same.map(|(key, claim)| (claim.incarnation, *key)).min() == Some((claim.incarnation, *key))
+    };
+    let mut all = claims.to_vec();
+    all.retain(|of| {
+        let is_named = service.backends.contains(&of.1.name) && is_oldest(of);
+        let mut labels = service.selector.iter();
+        let has_all = labels.all(|(key, value)| of.1.labels.get(key) == Some(value));
+        is_named || (has_all && !service.selector.is_empty())
+    });
+    all
+}
+
+/// Whether no other endpoint has the addresses of this one before it.
+fn is_reached(
+    life: &Life,
+    network: NetworkId,
+    key: &RowKey,
+    claim: &EndpointClaim,
+    vip: IpAddr,
+) -> bool {
+    let Some(local) = life.locals.get(&network) else { return false };
+    let has_mac = local.table.fdb(claim.mac).is_some_and(|row| row.key == *key);
+    let mut ips = claim.ips.iter().filter(|ip| ip.is_ipv4() == vip.is_ipv4());
+    has_mac && ips.any(|ip| local.table.neighbor(*ip).is_some_and(|row| row.key == *key))
+}
