@@ -11,6 +11,7 @@ mod fragments;
 mod ingress;
 mod life;
 mod local;
+mod path_mtu;
 mod sticky;
 mod super_frames;
 
@@ -405,19 +406,29 @@ fn a_ping_is_answered_by_the_service() {
 /// "Port unreachable" about a frame, as much of it as is asked for.
 fn error(macs: (MacAddr, MacAddr), ends: (IpAddr, IpAddr), about: &[u8], quote: usize) -> Vec<u8> {
     use etherparse::{Icmpv4Type, Icmpv6Type, icmpv4, icmpv6};
+    let v4 = Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Port);
+    let v6 = Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Port);
+    error_of((v4, v6), macs, ends, (about, quote))
+}
+
+/// The error of this kind, by the IP version.
+fn error_of(
+    (v4, v6): (etherparse::Icmpv4Type, etherparse::Icmpv6Type),
+    macs: (MacAddr, MacAddr),
+    ends: (IpAddr, IpAddr),
+    (about, quote): (&[u8], usize),
+) -> Vec<u8> {
     let quote = &about[14..(14 + quote).min(about.len())];
     let eth = PacketBuilder::ethernet2(macs.0.0, macs.1.0);
     let mut frame = Vec::new();
     match ends {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let kind = Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Port);
             let ip = eth.ipv4(from.octets(), to.octets(), 64);
-            ip.icmpv4(kind).write(&mut frame, quote).unwrap();
+            ip.icmpv4(v4).write(&mut frame, quote).unwrap();
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let kind = Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Port);
             let ip = eth.ipv6(from.octets(), to.octets(), 64);
-            ip.icmpv6(kind).write(&mut frame, quote).unwrap();
+            ip.icmpv6(v6).write(&mut frame, quote).unwrap();
         }
         _ => panic!("one version"),
     }

@@ -7,29 +7,33 @@ use crate::wire::checksum::Sum;
 
 /// A datagram in two fragments, of which the first has the header of UDP only.
 pub(super) fn cut(whole: &[u8], id: u8) -> [Vec<u8>; 2] {
+    let upper = Headers::parse(whole).unwrap().ip.unwrap().upper;
+    [upper..upper + 8, upper + 8..whole.len()].map(|range| fragment(whole, id, range))
+}
+
+/// What is there of a packet in this range.
+fn fragment(whole: &[u8], id: u8, range: Range<usize>) -> Vec<u8> {
     let ip = Headers::parse(whole).unwrap().ip.unwrap();
-    let part = |range: Range<usize>, more: u16| {
-        let mut bytes = whole[..ip.upper].to_vec();
-        let offset = u16::try_from(range.start - ip.upper).unwrap();
-        let len = u16::try_from(range.len()).unwrap();
-        if ip.source.is_ipv4() {
-            bytes[16..18].copy_from_slice(&(20 + len).to_be_bytes());
-            bytes[18..20].copy_from_slice(&[0, id]);
-            bytes[20..22].copy_from_slice(&((offset / 8) | (more << 13)).to_be_bytes());
-            bytes[24..26].fill(0);
-            let sum = Sum::default().bytes(&bytes[14..34]).checksum();
-            bytes[24..26].copy_from_slice(&sum);
-        } else {
-            bytes[18..20].copy_from_slice(&(8 + len).to_be_bytes());
-            bytes[20] = 44;
-            bytes.extend([UDP, 0]);
-            bytes.extend((offset | more).to_be_bytes());
-            bytes.extend([0, 0, 0, id]);
-        }
-        bytes.extend(&whole[range]);
-        bytes
-    };
-    [part(ip.upper..ip.upper + 8, 1), part(ip.upper + 8..whole.len(), 0)]
+    let more = u16::from(range.end < whole.len());
+    let mut bytes = whole[..ip.upper].to_vec();
+    let offset = u16::try_from(range.start - ip.upper).unwrap();
+    let len = u16::try_from(range.len()).unwrap();
+    if ip.source.is_ipv4() {
+        bytes[16..18].copy_from_slice(&(20 + len).to_be_bytes());
+        bytes[18..20].copy_from_slice(&[0, id]);
+        bytes[20..22].copy_from_slice(&((offset / 8) | (more << 13)).to_be_bytes());
+        bytes[24..26].fill(0);
+        let sum = Sum::default().bytes(&bytes[14..34]).checksum();
+        bytes[24..26].copy_from_slice(&sum);
+    } else {
+        bytes[18..20].copy_from_slice(&(8 + len).to_be_bytes());
+        bytes[20] = 44;
+        bytes.extend([UDP, 0]);
+        bytes.extend((offset | more).to_be_bytes());
+        bytes.extend([0, 0, 0, id]);
+    }
+    bytes.extend(&whole[range]);
+    bytes
 }
 
 #[test]
@@ -51,6 +55,25 @@ fn all_fragments_of_a_datagram_go_where_the_first_goes() {
         let macs = (service_mac(spec().id), mac(CLIENT));
         let expected = cut(&frame(UDP, macs, (vip, client), 0), 9);
         assert_eq!(answer.map(|part| net.back(n - CLIENT, &part)), expected);
+    }
+}
+
+/// The first one says where they go; which of the others is next does not matter.
+#[test]
+fn fragments_come_out_of_order() {
+    for ipv4 in [true, false] {
+        let net = Net::new();
+        let short = asks(UDP, ipv4, 4000, 0);
+        let upper = Headers::parse(&short).unwrap().ip.unwrap().upper;
+        // Nobody looks at the payload, nor at a checksum that is spread over fragments.
+        let whole = [short, vec![7; 17]].concat();
+        let parts = [upper..upper + 8, upper + 8..upper + 24, upper + 24..whole.len()];
+        let [first, second, third] = parts.map(|range| fragment(&whole, 7, range));
+        assert_eq!(net.out(&third).unwrap_err(), DropReason::FlowUnknown, "it overtook the first");
+        let (peer, _) = net.out(&first).unwrap();
+        for later in [&third, &second, &third] {
+            assert_eq!(net.out(later).unwrap().0, peer);
+        }
     }
 }
 

@@ -152,3 +152,92 @@ fn an_isolated_network_has_no_services() {
     assert_eq!(net.out(&asks(TCP, true, 4000, SYN)).unwrap_err(), DropReason::FdbUnknown);
     assert_eq!(net.flows.iter().count(), 0);
 }
+
+/// What the client sees of what its service says.
+fn by_service(protocol: u8, ipv4: bool, port: u16, flags: u8) -> Vec<u8> {
+    let macs = (service_mac(spec().id), mac(CLIENT));
+    let ends = [(VIP, 80), (CLIENT, port)].map(|(n, port)| SocketAddr::new(address(ipv4, n), port));
+    frame(protocol, macs, (ends[0], ends[1]), flags)
+}
+
+#[test]
+fn a_connection_that_was_idle_for_twenty_minutes_goes_on() {
+    let mut net = Net::new();
+    let backend = net.connect(true, 4000);
+    let (datagrams, _) = net.out(&asks(UDP, true, 4000, 0)).unwrap();
+    assert!(datagrams > 0 && net.flows.count().open == 2);
+    for minute in 1..=20 {
+        net.flows.sweep(net.at(60 * minute));
+    }
+    net.start += Duration::from_secs(20 * 60);
+    assert_eq!(net.flows.count().open, 1, "datagrams are kept for three minutes");
+    let answer = answers(TCP, true, backend, 4000, ACK);
+    assert_eq!(net.back(backend - CLIENT, &answer), by_service(TCP, true, 4000, ACK));
+    assert_eq!(net.out(&asks(TCP, true, 4000, ACK)).unwrap().0, u32::from(backend - CLIENT));
+    assert!(net.out(&asks(UDP, true, 4000, 0)).is_ok(), "they begin anew");
+}
+
+#[test]
+fn a_port_that_is_used_again_within_a_second_has_another_backend() {
+    let ends: [&dyn Fn(&Net, u8); 3] = [
+        &|net, backend| {
+            net.out(&asks(TCP, true, 4000, FIN | ACK)).unwrap();
+            net.back(backend - CLIENT, &answers(TCP, true, backend, 4000, FIN | ACK));
+        },
+        &|net, _| drop(net.out(&asks(TCP, true, 4000, RST)).unwrap()),
+        &|net, backend| {
+            net.back(backend - CLIENT, &answers(TCP, true, backend, 4000, RST));
+        },
+    ];
+    for (at, end) in ends.iter().enumerate() {
+        let in_turn = ServiceSpec { choice: Choice::RoundRobin, ..service(11..16) };
+        let net = Net::with(64, in_turn);
+        let first = net.connect(true, 4000);
+        end(&net, first);
+        assert_eq!(net.state(4000), Some(State::Closed), "{at}");
+        let second = net.connect(true, 4000);
+        assert_ne!(second, first, "{at}: it is chosen anew");
+        // What the first one still says is of no flow.
+        let late = answers(TCP, true, first, 4000, FIN | ACK);
+        assert_eq!(net.back(first - CLIENT, &late), late);
+        assert_eq!((net.state(4000), net.flows.iter().count()), (Some(State::Established), 1));
+    }
+}
+
+#[test]
+fn datagrams_are_refused_without_a_backend_and_go_on_when_there_is_one() {
+    for ipv4 in [true, false] {
+        let mut net = Net::with(64, service([11]));
+        let asked = asks(UDP, ipv4, 4000, 0);
+        // Another one comes, and then the first is back.
+        for (version, backend) in [(10, 11), (20, 12), (30, 11)] {
+            net.serve(version, service([backend]));
+            assert_eq!(net.out(&asked).unwrap().0, u32::from(backend - CLIENT));
+            let answer = answers(UDP, ipv4, backend, 4000, 0);
+            assert_eq!(net.back(backend - CLIENT, &answer), by_service(UDP, ipv4, 4000, 0));
+            net.serve(version + 1, service([]));
+            assert_eq!(net.out(&asked).unwrap_err(), DropReason::NoBackend);
+            assert!(!told(&net, &asked).is_empty());
+        }
+    }
+}
+
+#[test]
+fn one_port_of_tcp_and_udp_leads_to_two() {
+    let mut both = service([11]);
+    both.ports[1].backend_port = 5353;
+    let mut net = Net::with(64, both.clone());
+    let client = SocketAddr::new(address(true, CLIENT), 4000);
+    for (protocol, port) in [(TCP, 8080), (UDP, 5353)] {
+        let backend = SocketAddr::new(address(true, 11), port);
+        let there = frame(protocol, (mac(CLIENT), mac(11)), (client, backend), SYN);
+        assert_eq!(net.out(&asks(protocol, true, 4000, SYN)).unwrap(), (1, there));
+        let answer = frame(protocol, (mac(11), mac(CLIENT)), (backend, client), SYN | ACK);
+        assert_eq!(net.back(1, &answer), by_service(protocol, true, 4000, SYN | ACK));
+    }
+    // One of the two is taken away.
+    both.ports.truncate(1);
+    net.serve(2, both);
+    assert!(net.out(&asks(TCP, true, 4001, SYN)).is_ok());
+    assert_eq!(net.out(&asks(UDP, true, 4001, 0)).unwrap_err(), DropReason::ServicePort);
+}
