@@ -51,7 +51,15 @@ fn a_service_keeps_its_address_and_its_name_for_itself() -> Result<()> {
         (make(&[&blue[..], &["80", "--vip", "10.9.0.1"]].concat()), 2, "10.9.0.1"),
         (make(&["web", "--network", "blue", "--backend", "b", "--port", "80"]), 4, "`web`"),
         (make(&["c", "--network", "blue", "--backend", "b", "--port", "80"]), 4, "endpoint `c`"),
+        (make(&[&blue[..], &["80", "--vip", "10.72.0.200"]].concat()), 4, "service `web`"),
+        (make(&[&blue[..], &["80", "--health", "http:"]].concat()), 2, "http:/PATH"),
+        (make(&[&blue[..], &["80", "--health", "http:health"]].concat()), 2, "http:/PATH"),
+        (make(&["x", "--network", "blue", "--selector", "app", "--port", "80"]), 2, "app"),
         (vec!["service", "rm", "nobody"], 3, "nobody"),
+        (vec!["service", "inspect", "nobody"], 3, "nobody"),
+        (vec!["service", "update", "nobody", "--add-port", "81"], 3, "nobody"),
+        (vec!["service", "drain", "nobody", "b"], 3, "nobody"),
+        (vec!["service", "health", "nobody", "b", "up"], 3, "nobody"),
         (vec!["service", "update", "web", "--rm-port", "81"], 3, "81/tcp"),
         (vec!["service", "update", "web", "--rm-backend", "z"], 3, "`z`"),
         (vec!["run", "--network", "blue", "--name", "web", "true"], 125, "a service `web`"),
@@ -62,6 +70,12 @@ fn a_service_keeps_its_address_and_its_name_for_itself() -> Result<()> {
     }
     let vip = [&make(&blue)[..], &["80", "--vip", &taken]].concat();
     refused(&lab, &vip, 4, "in use")?;
+    // Whom nobody has told of yet may come.
+    let nobody = make(&["none", "--network", "blue", "--selector", "app=none", "--port", "80"]);
+    let made = lab.try_vxmesh("h1", &nobody)?;
+    let said = String::from_utf8_lossy(&made.stderr);
+    ensure!(made.status.success() && said.contains("no endpoint answers for it"), "{made:?}");
+    lab.vxmesh("h1", &["service", "rm", "none"])?;
     let services: Vec<Service> = lab.get("h1", "/v1/services")?;
     ensure!(services.len() == 1, "{services:?}");
 
