@@ -139,7 +139,7 @@ fn from_outside(world: &mut World, protocol: u8) -> Option<Call> {
     let vip = *world.rng.pick(&vips)?;
     let host = u8::try_from(1 + world.rng.below(3)).unwrap();
     let call = world.new_call_from(client, outside(vip.is_ipv4(), host), vip, protocol);
-    let others = world.clients.from_outside(vip.is_ipv4());
+    let others = world.clients.outside_of(vip.is_ipv4());
     let same = world.rng.pick(&others).copied().filter(|_| world.rng.chance(300));
     Some(Call { own: same.unwrap_or(call.own), ..call })
 }

@@ -252,7 +252,7 @@ fn neighbor_of(message: &NeighbourMessage) -> Option<(IpAddr, MacAddr)> {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => ip = Some((*v4).into()),
             NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => ip = Some((*v6).into()),
             NeighbourAttribute::LinkLayerAddress(address) => {
-                mac = address.as_slice().try_into().ok()
+                mac = address.as_slice().try_into().ok();
             }
             _ => {}
         }

@@ -31,6 +31,26 @@ fn state(places: &[&NetNs]) -> Result<String> {
     Ok(states?.join("\n"))
 }
 
+/// The module sets it in every namespace as it is loaded, and the kernel tells of the module.
+fn frames_are_kept_from_rules(
+    host: &NetNs,
+    inside: &NetNs,
+    is_whole: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let set = "for it in /proc/sys/net/bridge/bridge-nf-call-*; do echo 1 >$it; done";
+    if sh(inside, set).is_err() {
+        tell("this kernel has no br_netfilter");
+        return Ok(());
+    }
+    let started = Instant::now();
+    uevent::say(host, &["add@/module/br_netfilter", "ACTION=add"])?;
+    wait_until("bridges show no frame to rules", is_whole)?;
+    let took = started.elapsed();
+    tell(&format!("whole again {took:?} after br_netfilter was loaded"));
+    ensure!(took < LIMIT, "{took:?}");
+    Ok(())
+}
+
 #[test]
 fn what_is_taken_away_comes_back() -> Result<()> {
     let site = Site::on(Lab::up(2)?)?;
@@ -91,18 +111,7 @@ fn what_is_taken_away_comes_back() -> Result<()> {
         tell(&format!("whole again {took:?} after `{damage}`"));
         ensure!(took < limit.min(DEADLINE), "{damage}: {took:?}");
     }
-    // The module sets it in every namespace as it is loaded, and the kernel tells of the module.
-    let set = "for it in /proc/sys/net/bridge/bridge-nf-call-*; do echo 1 >$it; done";
-    if sh(&inside, set).is_ok() {
-        let started = Instant::now();
-        uevent::say(&host, &["add@/module/br_netfilter", "ACTION=add"])?;
-        wait_until("bridges show no frame to rules", || Ok(state(&places)? == before))?;
-        let took = started.elapsed();
-        tell(&format!("whole again {took:?} after br_netfilter was loaded"));
-        ensure!(took < LIMIT, "{took:?}");
-    } else {
-        tell("this kernel has no br_netfilter");
-    }
+    frames_are_kept_from_rules(&host, &inside, || Ok(state(&places)? == before))?;
     lab.sh("h1", &format!("umount -l {pin}"))?;
     wait_until("the namespace has its pin again", || {
         Ok(lab.sh("h1", &format!("stat -f -c %T {pin}"))?.trim() == "nsfs")

@@ -62,7 +62,7 @@ fn a_node_that_stood_still_is_a_member_again_by_itself() -> Result<()> {
     ensure!(row["state"] == "alive", "{row}");
     // Under keys that went, and from who was dead.
     lab.finish(Allowed {
-        drops: &["unknown_index", "no_session", "fdb_unknown", "source_unknown"],
+        drops: &["unknown_index", "no_session", "fdb_unknown", "source_unknown", "not_a_member"],
         warnings: &["goes on from an image", "peer does not answer handshakes"],
     })
 }

@@ -11,6 +11,7 @@ use vxmesh_tests::{
     lab::{Allowed, Lab, wait_until},
     netns::NetNs,
     outside::{self, Outside, call_tcp, call_udp, sh},
+    traffic::listen,
 };
 
 use super::{
@@ -71,6 +72,21 @@ fn takes_nothing(lab: &Lab, network: &Network) -> Result<()> {
     })
 }
 
+/// The ways to the VIPs, which somebody takes away.
+fn ways_come_back(lab: &Lab, network: &Network) -> Result<()> {
+    let vip = "ip route show dev node0; ip -6 route show dev node0 | grep fd71; \
+               ip neigh show dev node0 nud permanent; ip -6 neigh show dev node0 nud permanent";
+    let inside = inside(lab, network)?;
+    let before = sh(&inside, vip)?;
+    for flush in ["route flush", "-6 route flush", "neigh flush nud all", "-6 neigh flush nud all"]
+    {
+        let left = sh(&inside, &format!("ip {flush} dev node0; {vip}; true"))?;
+        ensure!(left != before, "{flush} takes nothing away");
+        wait_until("they are back", || Ok(sh(&inside, &format!("{vip}; true"))? == before))?;
+    }
+    Ok(())
+}
+
 /// Nobody is led out by the router of another host.
 fn is_no_way_out(lab: &Lab, network: &Network, by: &str) -> Result<()> {
     let path = format!("/run/vxmesh/netns/{}", network.id.short());
@@ -122,24 +138,12 @@ fn a_host_without_endpoints_leads_clients_in_and_takes_nothing() -> Result<()> {
     is_an_entry(&lab, &outside, &backend)?;
     takes_nothing(&lab, &network)?;
 
-    // What is taken away comes back.
-    let vip = "ip route show dev node0; ip -6 route show dev node0 | grep fd71; \
-               ip neigh show dev node0 nud permanent; ip -6 neigh show dev node0 nud permanent";
-    let before = sh(&inside(&lab, &network)?, vip)?;
-    for flush in ["route flush", "-6 route flush", "neigh flush nud all", "-6 neigh flush nud all"]
-    {
-        let flush = format!("ip {} dev node0", flush);
-        let left = sh(&inside(&lab, &network)?, &format!("{flush}; {vip}; true"))?;
-        ensure!(left != before, "{flush} takes nothing away");
-        wait_until("the ways to the VIPs are back", || {
-            Ok(sh(&inside(&lab, &network)?, &format!("{vip}; true"))? == before)
-        })?;
-    }
+    ways_come_back(&lab, &network)?;
     is_no_way_out(&lab, &network, "h4")?;
     is_no_way_out(&lab, &network, "h2")?;
 
     // Connections go on while an endpoint comes and goes, and while agents start anew.
-    let listener = backend.run(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, 9000))?))?;
+    let listener = backend.run(|| Ok(listen((Ipv6Addr::UNSPECIFIED, 9000))?))?;
     let mut streams = Vec::new();
     for ipv4 in [true, false] {
         streams.push(connected(&outside, &listener, ipv4)?);

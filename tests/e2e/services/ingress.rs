@@ -226,6 +226,7 @@ fn connections_from_outside_go_on_while_agents_are_killed() -> Result<()> {
             "fdb_unknown",
             "vni_unknown",
             "unknown_index",
+            "unknown_peer",
         ],
         ..Allowed::default()
     })

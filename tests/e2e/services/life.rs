@@ -16,6 +16,16 @@ fn refused(lab: &Lab, words: &[&str], status: i32, says: &str) -> Result<()> {
     Ok(())
 }
 
+/// Whom nobody has told of yet may come.
+fn may_wait_for_backends(lab: &Lab) -> Result<()> {
+    let make = ["service", "create", "none", "--network", "blue", "--selector", "app=none"];
+    let made = lab.try_vxmesh("h1", &[&make[..], &["--port", "80"]].concat())?;
+    let said = String::from_utf8_lossy(&made.stderr);
+    ensure!(made.status.success() && said.contains("no endpoint answers for it"), "{made:?}");
+    lab.vxmesh("h1", &["service", "rm", "none"])?;
+    Ok(())
+}
+
 #[test]
 fn a_service_keeps_its_address_and_its_name_for_itself() -> Result<()> {
     let lab = Lab::up(3)?;
@@ -70,12 +80,7 @@ fn a_service_keeps_its_address_and_its_name_for_itself() -> Result<()> {
     }
     let vip = [&make(&blue)[..], &["80", "--vip", &taken]].concat();
     refused(&lab, &vip, 4, "in use")?;
-    // Whom nobody has told of yet may come.
-    let nobody = make(&["none", "--network", "blue", "--selector", "app=none", "--port", "80"]);
-    let made = lab.try_vxmesh("h1", &nobody)?;
-    let said = String::from_utf8_lossy(&made.stderr);
-    ensure!(made.status.success() && said.contains("no endpoint answers for it"), "{made:?}");
-    lab.vxmesh("h1", &["service", "rm", "none"])?;
+    may_wait_for_backends(&lab)?;
     let services: Vec<Service> = lab.get("h1", "/v1/services")?;
     ensure!(services.len() == 1, "{services:?}");
 

@@ -3,7 +3,7 @@
 
 use std::{
     io::ErrorKind,
-    net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -13,8 +13,8 @@ use vxmesh::api::{Network, Service};
 use vxmesh_tests::{
     lab::{Allowed, Lab, Plugged, tell, wait_until},
     netns::NetNs,
-    outside::{self, Outside, bound, call_tcp, call_udp, sh},
-    traffic::{payload, udp_to},
+    outside::{self, Outside, call_tcp, call_udp, sh},
+    traffic::{bind_udp, payload, udp_to},
 };
 
 use super::{ingress::is, settled};
@@ -68,7 +68,7 @@ impl Way<'_> {
 
     /// A datagram in fragments, both ways. It is lost where one of them overtakes the first.
     fn sends_large(&self, to: SocketAddr) -> Result<()> {
-        let theirs = bound(self.server, || UdpSocket::bind((Ipv6Addr::UNSPECIFIED, OPEN)))?;
+        let theirs = self.server.run(|| Ok(bind_udp((Ipv6Addr::UNSPECIFIED, OPEN))?))?;
         let ours = self.client.run(|| udp_to(to.ip(), to.port()))?;
         theirs.set_read_timeout(Some(TICK))?;
         ours.set_read_timeout(Some(TICK))?;

@@ -15,6 +15,7 @@ use vxmesh_tests::{
     lab::{Allowed, Lab, Plugged, tell, wait_until},
     program::{command, printed, vxmesh},
     stream::Stream,
+    traffic::listen,
 };
 
 use super::{
@@ -41,8 +42,7 @@ struct Backend {
 impl Backend {
     fn serve(lab: &Lab, host: &str, name: &str) -> Result<Self> {
         let plugged = lab.sandbox(host, "blue", name)?;
-        let listener =
-            plugged.netns.run(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, 8080))?))?;
+        let listener = plugged.netns.run(|| Ok(listen((Ipv6Addr::UNSPECIFIED, 8080))?))?;
         let service = format!("to-{name}");
         let make = ["service", "create", &service, "--network", "blue", "--backend", name];
         let made: Service = lab.json("h1", &[&make[..], &["--port", "80:8080"]].concat())?;

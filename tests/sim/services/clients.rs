@@ -109,7 +109,7 @@ impl Clients {
     }
 
     /// The clients outside that have a connection.
-    pub(super) fn from_outside(&self, is_ipv4: bool) -> Vec<SocketAddr> {
+    pub(super) fn outside_of(&self, is_ipv4: bool) -> Vec<SocketAddr> {
         let all = self.connections.values().map(|it| it.call.own);
         all.filter(|own| is_outside(own.ip()) && own.is_ipv4() == is_ipv4).collect()
     }

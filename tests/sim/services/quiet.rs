@@ -93,8 +93,11 @@ enum Silence {
 /// Who sends datagrams to a backend that falls silent hears another one soon.
 pub(crate) fn check_moves(world: &mut World) {
     for silence in [Silence::Deaf, Silence::Cut] {
-        let clients: Vec<EndpointId> = world.endpoints.keys().copied().collect();
-        let moved = clients.into_iter().find_map(|client| moves(world, client, silence));
+        let mut clients: Vec<EndpointId> = world.endpoints.keys().rev().copied().collect();
+        let mut moved = None;
+        while let (None, Some(client)) = (moved, clients.pop()) {
+            moved = moves(world, client, silence);
+        }
         println!("{silence:?}: heard another backend after {moved:?}");
     }
 }

@@ -177,9 +177,12 @@ fn a_connection_that_was_idle_for_twenty_minutes_goes_on() {
     assert!(net.out(&asks(UDP, true, 4000, 0)).is_ok(), "they begin anew");
 }
 
+/// How a connection ends that a backend has.
+type End = dyn Fn(&Net, u8);
+
 #[test]
 fn a_port_that_is_used_again_within_a_second_has_another_backend() {
-    let ends: [&dyn Fn(&Net, u8); 3] = [
+    let ends: [&End; 3] = [
         &|net, backend| {
             net.out(&asks(TCP, true, 4000, FIN | ACK)).unwrap();
             net.back(backend - CLIENT, &answers(TCP, true, backend, 4000, FIN | ACK));
