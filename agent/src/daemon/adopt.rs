@@ -130,7 +130,7 @@ impl Mesh {
                 let _permit = room.acquire().await.ok()?;
                 let made = mesh.make_overlay(id, &network).await;
                 let overlay = made.inspect_err(|error| {
-                    warn!(network = %network.name, %error, "not taken over at once; it is tried again");
+                    info!(network = %network.name, %error, "the network is not taken over at once; it is tried again");
                 });
                 let overlay = overlay.ok()?;
                 mesh.name_network(id, &network, overlay.path());

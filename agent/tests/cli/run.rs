@@ -244,16 +244,16 @@ fn the_command_begins_with_no_signal_blocked_or_ignored() {
 #[test]
 fn a_signal_before_there_is_a_command_removes_the_sandbox() {
     let agent = TestAgent::start();
+    let calls = || agent.world.calls().iter().filter(|(it, _)| it == "sandbox_create").count();
     for words in [
         ["run", "--network", "red", "--", "echo", "started"].as_slice(),
         &["run", "-d", "--network", "red", "--", "echo", "started"],
     ] {
+        let before = calls();
         agent.world.hold_creation();
         let child =
             agent.command(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        wait_for("the call", || {
-            agent.world.calls().iter().any(|(call, _)| call == "sandbox_create")
-        });
+        wait_for("the call", || calls() > before);
         kill(raw(child.id()), Signal::SIGINT).unwrap();
         agent.world.release_creation();
         let said: Said = child.wait_with_output().unwrap().into();
