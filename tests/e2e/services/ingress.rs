@@ -20,6 +20,17 @@ use vxmesh_tests::{
 use super::{backends_on_two_hosts, settled};
 use crate::egress::host_ip;
 
+/// What is lost while agents that were killed start, and of connections that ended.
+pub(super) const WHILE_STARTING: &[&str] = &[
+    "no_backend",
+    "neighbor_unknown",
+    "backend_unknown",
+    "flow_unknown",
+    "fdb_unknown",
+    "vni_unknown",
+    "unknown_index",
+    "unknown_peer",
+];
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The network on three hosts, with web2 and web3 on the two others and a client on the first.
@@ -29,6 +40,20 @@ fn lab() -> Result<(Lab, tempfile::TempDir)> {
     let dir = tempfile::tempdir()?;
     backends_on_two_hosts(&lab, dir.path())?;
     Ok((lab, dir))
+}
+
+/// Publishes a service of both web servers, made on this host, and one of web2 by TCP and UDP.
+pub(super) fn publish(lab: &Lab, host: &str) -> Result<()> {
+    let create = ["service", "create", "web", "--network", "blue", "--port", "80:8080"];
+    let publish = ["--publish", "8080:80", "--selector", "app=web"];
+    let web: Service = lab.json(host, &[&create[..], &publish].concat())?;
+    ensure!(web.published.len() == 1, "{web:?}");
+    settled(lab, "web", 2)?;
+    let data = ["service", "create", "data", "--network", "blue", "--backend", "web2"];
+    let ports = ["--port", "9000", "--port", "53:5353/udp"];
+    let publish = ["--publish", "9000", "--publish", "5300:53/udp"];
+    lab.vxmesh("h3", &[&data[..], &ports, &publish].concat())?;
+    settled(lab, "data", 1)
 }
 
 /// How one of a service's published ports stands on a host.
@@ -75,15 +100,7 @@ pub(super) fn is_refused(client: &NetNs, to: SocketAddr) -> Result<bool> {
 fn clients_from_outside_come_in_by_any_node_and_are_seen_by_the_backends() -> Result<()> {
     let (lab, _dir) = lab()?;
     let outside = Outside::join(&lab)?;
-    let create = ["service", "create", "web", "--network", "blue", "--port", "80:8080"];
-    let publish = ["--publish", "8080:80", "--selector", "app=web"];
-    let web: Service = lab.json("h1", &[&create[..], &publish].concat())?;
-    ensure!(web.published.len() == 1, "{web:?}");
-    settled(&lab, "web", 2)?;
-    let data = ["service", "create", "data", "--network", "blue", "--backend", "web2"];
-    let ports = ["--port", "9000", "--port", "53:5353/udp"];
-    let publish = ["--publish", "9000", "--publish", "5300:53/udp"];
-    lab.vxmesh("h3", &[&data[..], &ports, &publish].concat())?;
+    publish(&lab, "h1")?;
     for host in lab.hosts() {
         is(&lab, host, "web", "8080", "open")?;
         is(&lab, host, "data", "5300", "open")?;
@@ -217,19 +234,7 @@ fn connections_from_outside_go_on_while_agents_are_killed() -> Result<()> {
             Ok(true)
         })?;
     }
-    lab.finish(Allowed {
-        drops: &[
-            "no_backend",
-            "neighbor_unknown",
-            "backend_unknown",
-            "flow_unknown",
-            "fdb_unknown",
-            "vni_unknown",
-            "unknown_index",
-            "unknown_peer",
-        ],
-        ..Allowed::default()
-    })
+    lab.finish(Allowed { drops: WHILE_STARTING, ..Allowed::default() })
 }
 
 /// Ports on hosts with backends only, and at an address of one host.

@@ -29,11 +29,15 @@ use crate::datapath::{
     waiter::Bulk,
 };
 
-/// Gives so many super-frames of one flow, and then it is gone.
-#[derive(Debug)]
-struct Going(AtomicUsize);
+/// Gives so many super-frames of one flow, and then it is gone. Of what it is given it keeps whether
+/// it is a super-frame, and the last byte.
+#[derive(Debug, Default)]
+struct Fake {
+    left: AtomicUsize,
+    given: Arc<Mutex<Vec<(bool, u8)>>>,
+}
 
-impl Device for Going {
+impl Device for Fake {
     fn queues(&self) -> usize {
         1
     }
@@ -47,34 +51,37 @@ impl Device for Going {
     }
 
     fn recv(&self, _queue: usize, _buffer: &mut [u8]) -> io::Result<Received> {
-        let left = self.0.load(Ordering::Relaxed);
-        self.0.store(left.saturating_sub(1), Ordering::Relaxed);
+        let left = self.left.load(Ordering::Relaxed);
+        self.left.store(left.saturating_sub(1), Ordering::Relaxed);
         match left {
             0 => Err(io::Error::from_raw_os_error(EBADFD)),
             _ => Ok(Received { vnet: vnet::PLAIN, len: 60_000 }),
         }
     }
 
-    fn send(&self, _vnet: &[u8; vnet::LEN], _parts: &[IoSlice<'_>]) -> io::Result<()> {
+    fn send(&self, vnet: &[u8; vnet::LEN], parts: &[IoSlice<'_>]) -> io::Result<()> {
+        let is_super = *vnet != vnet::PLAIN;
+        let last = parts.last().and_then(|part| part.last()).copied().unwrap_or_default();
+        self.given.lock().unwrap().push((is_super, last));
         Ok(())
     }
 
     fn accepts(&self) -> Accepts {
-        Accepts::default()
+        Accepts { tcp4: true, tcp6: true, udp: true }
     }
 
     fn grants(&self) -> Grants {
-        Grants { backend: Backend::TunTap, offloads: Vec::new() }
+        Grants { backend: Backend::Offload, offloads: Vec::new() }
     }
 
     fn stop(&self) {}
 }
 
 fn port(frames: usize) -> Arc<Port> {
-    port_of(Box::new(Going(AtomicUsize::new(frames))))
+    port_of(Fake { left: AtomicUsize::new(frames), ..Fake::default() })
 }
 
-fn port_of(device: Box<dyn Device>) -> Arc<Port> {
+fn port_of(device: Fake) -> Arc<Port> {
     let spec = NetworkSpec {
         id: NetworkId::from_random([1; 16]),
         vni: Vni::new(42).unwrap(),
@@ -85,7 +92,7 @@ fn port_of(device: Box<dyn Device>) -> Arc<Port> {
         limits: Default::default(),
     };
     let table = NetworkTable::new(spec, 7, Instant::now());
-    Arc::new(Port::new(Arc::new(table), device))
+    Arc::new(Port::new(Arc::new(table), Box::new(device)))
 }
 
 fn event() -> EventFd {
@@ -126,45 +133,6 @@ fn i4_frames_that_wait_when_their_tap_goes_are_counted() {
     assert!(worker.turns.is_empty());
 }
 
-/// Keeps what it is given: whether it is a super-frame, and the last byte.
-#[derive(Debug, Default)]
-struct Taking(Arc<Mutex<Vec<(bool, u8)>>>);
-
-impl Device for Taking {
-    fn queues(&self) -> usize {
-        1
-    }
-
-    fn queue(&self, _queue: usize) -> Option<BorrowedFd<'_>> {
-        None
-    }
-
-    fn wait(&self) -> io::Result<bool> {
-        Ok(false)
-    }
-
-    fn recv(&self, _queue: usize, _buffer: &mut [u8]) -> io::Result<Received> {
-        Err(io::ErrorKind::WouldBlock.into())
-    }
-
-    fn send(&self, vnet: &[u8; vnet::LEN], parts: &[IoSlice<'_>]) -> io::Result<()> {
-        let is_super = *vnet != vnet::PLAIN;
-        let last = parts.last().and_then(|part| part.last()).copied().unwrap_or_default();
-        self.0.lock().unwrap().push((is_super, last));
-        Ok(())
-    }
-
-    fn accepts(&self) -> Accepts {
-        Accepts { tcp4: true, tcp6: true, udp: true }
-    }
-
-    fn grants(&self) -> Grants {
-        Grants { backend: Backend::Offload, offloads: Vec::new() }
-    }
-
-    fn stop(&self) {}
-}
-
 fn datagram(len: usize, last: u8) -> Vec<u8> {
     let builder = PacketBuilder::ethernet2([2; 6], [4; 6]);
     let builder = builder.ipv6([1; 16], [2; 16], 64).udp(1000, 53);
@@ -176,8 +144,8 @@ fn datagram(len: usize, last: u8) -> Vec<u8> {
 #[test]
 fn what_goes_back_is_put_together_and_stays_in_order() {
     let (shared, taken, other) = (shared(), Arc::default(), Arc::default());
-    let port = port_of(Box::new(Taking(Arc::clone(&taken))));
-    let beside = port_of(Box::new(Taking(Arc::clone(&other))));
+    let port = port_of(Fake { given: Arc::clone(&taken), ..Fake::default() });
+    let beside = port_of(Fake { given: Arc::clone(&other), ..Fake::default() });
     let mut here = Deliveries::default();
     let mut push = |port: &Arc<Port>, len, last| {
         let mut bytes = datagram(len, last);
