@@ -29,8 +29,8 @@ use crate::datapath::{
     waiter::Bulk,
 };
 
-/// Gives so many super-frames of one flow, and then it is gone. Of what it is given it keeps whether
-/// it is a super-frame, and the last byte.
+/// Gives so many super-frames of one flow, and then it is gone. Of what it is given it keeps
+/// whether it is a super-frame, and the last byte.
 #[derive(Debug, Default)]
 struct Fake {
     left: AtomicUsize,
