@@ -13,6 +13,8 @@
 //! that is measured is kept beyond the run, and the lab goes however it ends.
 
 mod bulk;
+mod datagrams;
+mod dial;
 mod flood;
 mod footprint;
 mod lab;

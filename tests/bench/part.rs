@@ -8,7 +8,7 @@ use clap::Subcommand;
 
 use crate::{
     bulk::{self, Way},
-    flood, names, pingpong, stream, table,
+    datagrams, dial, flood, names, pingpong, stream, table,
 };
 
 /// Another measurement, and parts that the program runs in the sandboxes.
@@ -47,6 +47,18 @@ pub(crate) enum Part {
     /// Reads and compares with the digest
     #[command(hide = true)]
     Sink { from: SocketAddrV4 },
+    /// Accepts connections and ends them
+    #[command(hide = true)]
+    Greet { port: u16 },
+    /// Begins connections
+    #[command(hide = true)]
+    Dial { to: SocketAddrV4, seconds: u32 },
+    /// Begins so many flows of datagrams
+    #[command(hide = true)]
+    Open { to: SocketAddrV4, count: u16 },
+    /// Says when the first datagram was answered
+    #[command(hide = true)]
+    Answered { to: SocketAddrV4 },
 }
 
 impl Part {
@@ -74,6 +86,12 @@ impl Part {
             }
             Self::Source { port, mebibytes } => silent(stream::source(port, mebibytes)),
             Self::Sink { from } => silent(stream::sink(from)),
+            Self::Greet { port } => silent(dial::greet(port)),
+            Self::Dial { to, seconds } => {
+                Ok(serde_json::to_string(&dial::dial(to, duration(seconds))?)?)
+            }
+            Self::Open { to, count } => silent(datagrams::open(to, count)),
+            Self::Answered { to } => datagrams::answered(to).map(|time| time.to_string()),
         }
     }
 }

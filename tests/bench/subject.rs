@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
+    dial::Dialed,
     flood::Flooded,
     lab::{Lab, own_path},
     load::{self, FloodRun, Tcp, TcpRun},
@@ -27,6 +28,10 @@ const IPERF3_PORT: u16 = 5201;
 const PONG_PORT: u16 = 7001;
 const SOURCE_PORT: u16 = 7002;
 const DRAIN_PORT: u16 = 7003;
+const GREET_PORT: u16 = 7004;
+/// Where the connections of a service come to. To the port of direct ones a client's next one would
+/// be an old one again: a server remembers ports for a minute (TIME-WAIT, RFC 9293 section 3.6.1).
+const SERVICE_GREET_PORT: u16 = 7005;
 /// How long a server may take to listen, and a network to connect two hosts.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -113,8 +118,11 @@ impl<'l> Subject<'l> {
         let mut words = vec!["service", "create", label, "--network", "bench"];
         words.extend(["--backend", endpoint]);
         let tcp = [IPERF3_PORT, SOURCE_PORT, DRAIN_PORT].map(|port| port.to_string());
+        let greet = format!("{GREET_PORT}:{SERVICE_GREET_PORT}");
         let udp = [PONG_PORT, DRAIN_PORT].map(|port| format!("{port}/udp"));
-        words.extend(tcp.iter().chain(&udp).flat_map(|port| ["--port", port.as_str()]));
+        words.extend(
+            tcp.iter().chain(&udp).chain([&greet]).flat_map(|port| ["--port", port.as_str()]),
+        );
         let made = lab.cli("h1", &words)?;
         let vip = made["vips"][0].as_str().context("no VIP")?.parse()?;
         let subject = Self::new(lab, label, Some("tunnel"), vip, Programs::Agents);
@@ -158,13 +166,15 @@ impl<'l> Subject<'l> {
     /// Starts the servers.
     fn serve(mut self) -> Result<Self> {
         let own = own_path()?;
-        let [pong, source, drain] =
-            [PONG_PORT, SOURCE_PORT, DRAIN_PORT].map(|port| port.to_string());
+        let ports = [PONG_PORT, SOURCE_PORT, DRAIN_PORT, GREET_PORT, SERVICE_GREET_PORT];
+        let [pong, source, drain, greet, service_greet] = ports.map(|port| port.to_string());
         for words in [
             vec!["iperf3", "--server"],
             vec![&own, "pong", &pong],
             vec![&own, "source", &source, "64"],
             vec![&own, "drain", &drain],
+            vec![&own, "greet", &greet],
+            vec![&own, "greet", &service_greet],
         ] {
             let words = within(self.beside.or(self.netns), &words);
             let child = self.lab.spawn(self.host, &words)?;
@@ -227,6 +237,19 @@ impl<'l> Subject<'l> {
         let spent = load::processes_seconds(&agents)? - before;
         let flooded: Flooded = serde_json::from_str(&said)?;
         Ok(FloodRun::new(flooded, spent))
+    }
+
+    /// Connections one after another.
+    pub(crate) fn dial(&self, seconds: u32) -> Result<Dialed> {
+        let (to, seconds) = (format!("{}:{GREET_PORT}", self.server), seconds.to_string());
+        Ok(serde_json::from_str(&self.client(&[&own_path()?, "dial", &to, &seconds])?)?)
+    }
+
+    /// Begins so many flows of datagrams from another place of the client's host.
+    pub(crate) fn open(&self, netns: &str, count: u16) -> Result<()> {
+        let (own, to) = (own_path()?, format!("{}:{PONG_PORT}", self.server));
+        let words = [own.as_str(), "open", &to, &count.to_string()];
+        self.lab.exec("h1", &within(Some(netns), &words)).map(|_said| ())
     }
 
     /// Megabytes that the programs of one host have in memory; none where the kernel does the work.
