@@ -173,7 +173,23 @@ impl Ejections {
                 }
             }
         }
+        // Of one that never answered anybody nothing is seen once it gets nothing.
+        for subject in self.due(now) {
+            if let Subject::Port(_, of) = subject {
+                asked.entry(Subject::Node(of.key.node)).or_default();
+            }
+            asked.entry(subject).or_default();
+        }
         self.ask_in_turn(asked, now)
+    }
+
+    /// Those who are out and are to be tried again.
+    fn due(&self, now: Instant) -> impl Iterator<Item = Subject> {
+        let due = move |(subject, standing): (&Subject, &Judgement)| match standing {
+            Judgement::Out { at, is_asked: false, .. } if *at <= now => Some(*subject),
+            _ => None,
+        };
+        self.standings.iter().filter_map(due)
     }
 
     /// Asks as many as there is room for. Those that come first in the order must not keep the

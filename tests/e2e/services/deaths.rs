@@ -199,12 +199,18 @@ fn nobody_is_sent_to_a_dead_backend() -> Result<()> {
     let ids: Vec<String> = backends.iter().map(|it| it.endpoint.id.to_string()).collect();
     let of = |at: usize| ids[at].as_str();
     let mut servers = Vec::new();
-    for (plugged, host) in backends.iter().zip(HOSTS) {
+    for (plugged, host) in backends.iter().zip(HOSTS).take(2) {
         servers.push(Server::start(&plugged.netns, host)?);
     }
-    let begun = Instant::now();
     let load = Load::start(&client.netns, web.vips[0])?;
+    // The last server starts after its sandbox was plugged in, and has answered nobody yet.
+    wait_until("the client's node gives it up", || {
+        Ok(lab.log("h1")?.lines().any(|line| line.contains(PORT) && line.contains(of(2))))
+    })?;
+    let begun = Instant::now();
+    servers.push(Server::start(&backends[2].netns, HOSTS[2])?);
     load.answered(begun, &HOSTS, 100)?;
+    tell(&format!("a server that started late is there after {:.0?}", begun.elapsed()));
     let once = load.once();
 
     // The server ends, and its sandbox lives.

@@ -206,6 +206,34 @@ fn who_is_out_is_tried_again_ever_less_often() {
     assert_eq!(world.answer(host(11), Answer::Well), Some(Ejection::Back(host(11))));
 }
 
+/// Such as a backend whose server is started after it was plugged in.
+#[test]
+fn who_never_answered_anybody_is_tried_again_too() {
+    for is_refused in [true, false] {
+        let mut world = World::new(11..13);
+        let port = (4000..).find(|port| world.ask(*port..port + 1).contains(&11)).unwrap();
+        if is_refused {
+            world.net.back(1, &answers(TCP, true, 11, port, RST | ACK));
+        }
+        let asked = world.pass(SYN_UNANSWERED);
+        assert!(asked.contains(&tcp(11)), "{asked:?}");
+        world.answer(host(11), Answer::Well);
+        world.answer(tcp(11), Answer::Fails);
+        world.publish(2);
+        for seconds in [1, 2] {
+            let before = Duration::from_secs(seconds) - MS;
+            assert_eq!(world.pass(before), [], "{is_refused} {seconds}");
+            assert_eq!(world.pass(MS), both(11), "{is_refused} {seconds}");
+            world.answer(host(11), Answer::Well);
+            assert_eq!(world.answer(tcp(11), Answer::Fails), None);
+        }
+        world.pass(Duration::from_secs(4));
+        assert_eq!(world.answer(tcp(11), Answer::Well), Some(Ejection::Back(tcp(11))));
+        world.publish(3);
+        assert!(world.ask(5000..5100).contains(&11));
+    }
+}
+
 #[test]
 fn an_answer_brings_a_port_back_before_it_is_tried() {
     let mut world = World::new(11..13);
