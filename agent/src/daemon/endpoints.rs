@@ -342,6 +342,7 @@ impl Mesh {
         match claim.clone() {
             Claim::Endpoint(endpoint) => {
                 let health = self.services.health_of(endpoint.id);
+                let health = self.health_told(&endpoint, health);
                 Claim::Endpoint(EndpointClaim { health, ..endpoint })
             }
             other => other,

@@ -4,9 +4,12 @@
 //! So it is wherever somebody takes an endpoint away that works: `network disconnect`,
 //! `endpoint detach`, `sandbox rm`, `leave`. Where the command or the namespace is gone, the names
 //! go at once.
+//!
+//! Nor do services send it new connections from then on. One that a service has by its labels keeps
+//! those that it has: it says that it fails, which versions understand that know no more.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -16,6 +19,7 @@ use futures_util::future::{join_all, try_join_all};
 use tracing::warn;
 use vxmesh_proto::{
     addr::{EndpointId, NetworkId},
+    limits::CLAIM_CHECKS,
     record::{Claim, EndpointClaim},
 };
 
@@ -29,6 +33,7 @@ use crate::{
         callers::{Callers, callers},
         netns::Netns,
     },
+    services::selecting,
 };
 
 /// From the end of a name to the end of the link: longer than a resolver's answer and a handshake
@@ -98,6 +103,19 @@ impl Mesh {
     pub(super) fn local_claim(&self, endpoint: &Stored) -> EndpointClaim {
         let claim = endpoint.claim();
         if lock(&self.unnamed).contains(&endpoint.id) { nameless(claim) } else { claim }
+    }
+
+    /// What the others are told of an endpoint's health, which is this as long as it stays.
+    pub(crate) fn health_told(
+        &self,
+        endpoint: &EndpointClaim,
+        health: BTreeMap<String, bool>,
+    ) -> BTreeMap<String, bool> {
+        if !lock(&self.unnamed).contains(&endpoint.id) {
+            return health;
+        }
+        let of = self.objects.read(|set| selecting(set, endpoint));
+        of.into_iter().take(CLAIM_CHECKS).map(|service| (service.short(), false)).collect()
     }
 }
 

@@ -205,6 +205,14 @@ pub(super) fn backends<'c>(
     claims.iter().filter(answers).map(backend).collect()
 }
 
+/// The services that have an endpoint by its labels.
+#[must_use]
+pub fn selecting(set: &ObjectSet, endpoint: &EndpointClaim) -> Vec<ServiceId> {
+    let services = set.services(endpoint.network).into_iter();
+    let of = services.filter(|of| is_selected(&of.service.selector, endpoint));
+    of.map(|of| of.id).collect()
+}
+
 /// The endpoint that has each of these names: the oldest, as for name servers.
 fn holders<'c>(names: &BTreeSet<Name>, claims: &'c Claims) -> BTreeMap<&'c Name, &'c RowKey> {
     let mut holders: BTreeMap<&Name, (u64, &RowKey)> = BTreeMap::new();

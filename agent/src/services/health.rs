@@ -163,12 +163,13 @@ pub(super) fn tell(mesh: &Mesh) {
         (told, all)
     };
     for (endpoint, health) in told {
-        mesh.republish(Key::Endpoint(endpoint), |claim| match claim {
-            Claim::Endpoint(claim) if claim.health != health => {
+        mesh.republish(Key::Endpoint(endpoint), |claim| {
+            let Claim::Endpoint(claim) = claim else { return None };
+            let health = mesh.health_told(claim, health);
+            (claim.health != health).then(|| {
                 tell_log(mesh, claim, &health);
-                Some(Claim::Endpoint(EndpointClaim { health, ..claim.clone() }))
-            }
-            Claim::Endpoint(_) | Claim::Node(_) | Claim::Gone => None,
+                Claim::Endpoint(EndpointClaim { health, ..claim.clone() })
+            })
         });
     }
     if let Some(all) = all

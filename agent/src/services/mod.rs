@@ -42,7 +42,7 @@ use vxmesh_proto::{
 };
 
 pub use self::{
-    backends::{Drains, Viewpoint, specs},
+    backends::{Drains, Viewpoint, selecting, specs},
     place::{NodePlace, Places},
     snapshot::updated,
 };

@@ -124,7 +124,9 @@ pub(super) fn why(
         BackendState::Failing if service.check.is_some() => {
             "its check, or `vxmesh service health`, says that it does not work".to_owned()
         }
-        BackendState::Failing => "`vxmesh service health` says that it does not work".to_owned(),
+        BackendState::Failing => {
+            "it is about to go, or `vxmesh service health` says that it does not work".to_owned()
+        }
         BackendState::Draining => {
             let left = Duration::from_secs(left_ms.unwrap_or_default() / 1000);
             let left = humantime::format_duration(left);

@@ -1,8 +1,8 @@
 //! What is asked of services by their names: all backends, their ports, one backend in turn.
 
-use std::time::Instant;
+use std::{thread, time::Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use vxmesh::api::{DnsType, Endpoint, Service, ServiceMode};
 use vxmesh_tests::{
     lab::{Allowed, Lab, Plugged, tell, wait_until},
@@ -198,4 +198,46 @@ fn nobody(lab: &Lab, asker: &Plugged) -> Result<()> {
         told.is_some_and(|(status, told)| status == 3 && told.message.contains("leads nowhere"))
     );
     Ok(())
+}
+
+/// Nobody new is led to a backend while it is taken away, as its link would go next, and nobody
+/// again to one that was drained.
+#[test]
+fn a_backend_that_is_taken_away_is_out_before_its_link() -> Result<()> {
+    let (lab, dir) = (Lab::up(2)?, tempfile::tempdir()?);
+    lab.network("h1", "blue")?;
+    let all = [("h1", "kept"), ("h2", "drained"), ("h2", "removed")];
+    let all = all.map(|(host, name)| who(&lab, dir.path(), host, name));
+    let all = all.into_iter().collect::<Result<Vec<_>>>()?;
+    let asker = lab.sandbox("h1", "blue", "asker")?;
+    let create = ["service", "create", "web", "--network", "blue", "--port", "80:8080"];
+    lab.vxmesh("h1", &[&create[..], &["--selector", "app=web"]].concat())?;
+    settled(&lab, "web", 3)?;
+    lab.vxmesh("h1", &["service", "drain", "web", "drained"])?;
+    wait_until("one is drained", || {
+        Ok(dig(&lab, &asker, &["tasks.web"])? == sorted([&all[0], &all[2]], true))
+    })?;
+
+    let lists = while_it_goes(&lab, &asker, "drained")?;
+    let drained = ip(&all[1], true);
+    ensure!(lists.len() >= 3 && !lists.iter().any(|ips| ips.contains(&drained)), "{lists:?}");
+    let lists = while_it_goes(&lab, &asker, "removed")?;
+    let removed = ip(&all[2], true);
+    let without = lists.iter().rev().take_while(|ips| !ips.contains(&removed)).count();
+    ensure!(without >= 3, "it was listed to the end: {lists:?}");
+    ensure!(dig(&lab, &asker, &["tasks.web"])? == [ip(&all[0], true)]);
+    lab.finish(Allowed::default())
+}
+
+/// What `tasks.web` says time and again while a sandbox of h2 is removed.
+fn while_it_goes(lab: &Lab, asker: &Plugged, name: &str) -> Result<Vec<Vec<String>>> {
+    thread::scope(|threads| {
+        let removal = threads.spawn(|| lab.vxmesh("h2", &["sandbox", "rm", name]));
+        let mut lists = Vec::new();
+        while !removal.is_finished() {
+            lists.push(dig(lab, asker, &["tasks.web"])?);
+        }
+        removal.join().ok().context("the removal panicked")??;
+        Ok(lists)
+    })
 }
