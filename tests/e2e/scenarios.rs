@@ -32,27 +32,37 @@ fn scenario_with(
     lab.finish(allowed)
 }
 
+/// The server of the scenarios of services.
+fn who() -> Result<String> {
+    let who = vxmesh()?.with_file_name("examples").join("who");
+    Ok(who.to_str().context("odd path")?.to_owned())
+}
+
 /// At a tenth: `examples/scenarios/services.sh` alone makes ten times as many requests.
 #[test]
 fn services() -> Result<()> {
-    let who = vxmesh()?.with_file_name("examples").join("who");
-    let who = who.to_str().context("odd path")?;
     let drops = ["source_unknown", "fdb_unknown", "not_local", "no_backend", "flow_unknown"];
     let more = ["backend_unknown", "no_session", "unknown_index", "unknown_peer"];
     // A host that is cut off and comes back is heard on one of its two ports first.
     let warnings = ["but nothing on the data port"];
     let allowed = Allowed { drops: &[&drops[..], &more].concat(), warnings: &warnings };
-    scenario_with("services.sh", 5, &[("REQUESTS", "1000"), ("WHO", who)], allowed)
+    scenario_with("services.sh", 5, &[("REQUESTS", "1000"), ("WHO", &who()?)], allowed)
 }
 
 /// At a tenth: `examples/scenarios/ingress.sh` alone makes ten times as many requests.
 #[test]
 fn ingress() -> Result<()> {
-    let who = vxmesh()?.with_file_name("examples").join("who");
-    let who = who.to_str().context("odd path")?;
+    let who = who()?;
     let allowed = Allowed { drops: &["no_backend", "service_port"], ..Allowed::default() };
-    let sizes = [("REQUESTS", "100"), ("CLIENTS", "100"), ("WHO", who)];
+    let sizes = [("REQUESTS", "100"), ("CLIENTS", "100"), ("WHO", &who)];
     scenario_with("ingress.sh", 5, &sizes, allowed)
+}
+
+#[test]
+fn proxies() -> Result<()> {
+    // A server may start after its first check.
+    let allowed = Allowed { drops: UNDERWAY, warnings: &["the backend is not healthy"] };
+    scenario_with("proxies.sh", 4, &[("WHO", &who()?)], allowed)
 }
 
 #[test]
