@@ -3,7 +3,7 @@
 //! another boot are not looked at.
 //!
 //! ```text
-//! word 0   MAGIC, which says the layout of the file; written last
+//! word 0   layout of the file ([`LAYOUTS`]); written last
 //! word 1   words of the table: another version may have another shape
 //! word 2   seed
 //! word 3   epoch, in nanoseconds of the monotonic clock
@@ -30,8 +30,12 @@ use nix::{
 use tracing::{info, warn};
 use vxmesh_proto::lb::{Flows, flows::Shape};
 
-/// "vxmflow1".
-const MAGIC: u64 = u64::from_be_bytes(*b"vxmflow1");
+/// The layouts that this program can read, of which it writes the last one. Whatever gives words of
+/// the table another meaning gets a name of its own, so that a program which does not know it,
+/// older or newer, begins with an empty table. In the first one no flow came in by another node
+/// (`is_relayed`); else it is the same, and an upgrade goes on with its flows.
+const LAYOUTS: [u64; 2] = [u64::from_be_bytes(*b"vxmflow1"), LAYOUT];
+const LAYOUT: u64 = u64::from_be_bytes(*b"vxmflow2");
 const HEADER: usize = 8;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -93,29 +97,30 @@ fn of_words(words: &'static [AtomicU64]) -> Option<Flows> {
     let size = u64::try_from(Shape::FULL.words()).unwrap_or(u64::MAX);
     let boot = boot_id();
     let [boot_high, boot_low] = boot.as_slice() else { return None };
-    let [magic, size_word, seed, epoch, high, low, ..] = header else { return None };
+    let [layout, size_word, seed, epoch, high, low, ..] = header else { return None };
     let load = |word: &AtomicU64| word.load(Ordering::Acquire);
     let (clock, now) = (monotonic(), Instant::now());
     let age = clock.checked_sub(Duration::from_nanos(load(epoch)));
     let begun = age.and_then(|age| now.checked_sub(age));
-    let fits = load(magic) == MAGIC
+    let fits = LAYOUTS.contains(&load(layout))
         && (*boot_high, *boot_low) != (0, 0)
         && load(size_word) == size
         && [load(high), load(low)] == [*boot_high, *boot_low];
     if let Some(begun) = begun.filter(|_| fits) {
         let flows = Flows::new(table, Shape::FULL, load(seed), begun)?;
         flows.restore(now);
+        layout.store(LAYOUT, Ordering::Release);
         info!(flows = flows.count().open, "connections to services go on");
         return Some(flows);
     }
-    magic.store(0, Ordering::Release);
+    layout.store(0, Ordering::Release);
     table.iter().for_each(|word| word.store(0, Ordering::Relaxed));
     let nanos = u64::try_from(clock.as_nanos()).unwrap_or(u64::MAX);
     let written = [size, rand::random(), nanos, *boot_high, *boot_low];
     for (word, value) in [size_word, seed, epoch, high, low].into_iter().zip(written) {
         word.store(value, Ordering::Relaxed);
     }
-    magic.store(MAGIC, Ordering::Release);
+    layout.store(LAYOUT, Ordering::Release);
     Flows::new(table, Shape::FULL, load(seed), now)
 }
 
@@ -174,8 +179,13 @@ mod tests {
         let header = map(&path).unwrap();
         header[4].store(0, Ordering::Relaxed);
         assert_eq!(begin(1002), 1, "of another boot");
+        header[0].store(u64::from_be_bytes(*b"vxmflow3"), Ordering::Relaxed);
+        assert_eq!(begin(1003), 1, "of a layout that is not known");
+        header[0].store(LAYOUTS[0], Ordering::Relaxed);
+        assert_eq!(begin(1004), 2, "of a layout before");
+        assert_eq!(header[0].load(Ordering::Relaxed), LAYOUT, "who knows only that begins anew");
         std::fs::write(&path, b"short").unwrap();
-        assert_eq!(begin(1003), 1, "no table");
+        assert_eq!(begin(1005), 1, "no table");
         let nowhere = dir.path().join("none/flows");
         assert!(open(&nowhere).is_some(), "without a file it works, too");
     }
