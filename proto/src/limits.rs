@@ -163,6 +163,9 @@ pub const SERVICE_BACKENDS: usize = 1024;
 pub const SERVICE_WEIGHT: u8 = 100;
 /// Services of one network that a node carries, the oldest first: each has a table of 33 to 131 kB.
 pub const SERVICES_OF_NETWORK: usize = 256;
+/// Closed services of one network whose clients are refused at once, the latest: a client asks at
+/// the address of one for minutes, or as long as it remembers who had it.
+pub const GONE_SERVICES: usize = 256;
 /// Clients of a service with `--sticky` of which a node remembers the backend, 8 bytes each. A
 /// power of two.
 pub const STICKY_CLIENTS: usize = 16_384;

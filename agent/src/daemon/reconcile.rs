@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, atomic::Ordering},
     time::Instant,
 };
@@ -79,6 +79,7 @@ pub(super) fn changed_macs<P>(updates: &[TableUpdate<P>]) -> Vec<MacAddr> {
 struct Followed<'a> {
     claims: &'a Claims,
     services: &'a [ServiceSpec],
+    gone_vips: BTreeSet<IpAddr>,
     network: Option<&'a object::Network>,
     /// Whether all members were heard since the start.
     settled: bool,
@@ -203,8 +204,14 @@ impl Mesh {
                 LocalTable::Sealed(table) => {
                     let table = Arc::clone(table);
                     let network = network.as_ref();
-                    let followed =
-                        Followed { claims: &claims, services: &services, network, settled };
+                    let gone_vips = self.objects.read(|set| set.gone_vips(*id));
+                    let followed = Followed {
+                        claims: &claims,
+                        services: &services,
+                        gone_vips,
+                        network,
+                        settled,
+                    };
                     met.extend(self.follow_sealed((local, &table), &followed));
                 }
                 LocalTable::Plain(plain) => {
@@ -262,7 +269,7 @@ impl Mesh {
     fn follow_sealed(
         &self,
         (local, table): (&mut Local, &Table),
-        Followed { claims, services, network, settled }: &Followed<'_>,
+        Followed { claims, services, gone_vips, network, settled }: &Followed<'_>,
     ) -> Vec<NodeId> {
         let peer = |node| self.peers.get(node);
         let mut updates = updates(table, &local.claims, claims, self.me, peer);
@@ -277,6 +284,9 @@ impl Mesh {
         let is_backend_here = backends.any(|backend| backend.key.node == self.me);
         let steers = self.steer(id, is_backend_here, !services.is_empty());
         updates.extend(self.services.follow(table, services, (*settled, steers)));
+        if table.gone_vips() != gone_vips {
+            updates.push(TableUpdate::GoneVips(gone_vips.clone()));
+        }
         if updates.is_empty() {
             return Vec::new();
         }

@@ -145,8 +145,9 @@ impl<'t, P> Balancer<'t, P> {
 
     /// Whether the sender of a frame to this address may be told that it went nowhere.
     pub(crate) fn tells(&self, reason: DropReason, destination: IpAddr) -> bool {
-        let is_known =
-            reason == DropReason::NoBackend || self.table.service_at(destination).is_some();
+        let is_known = reason == DropReason::NoBackend
+            || self.table.service_at(destination).is_some()
+            || self.table.is_gone_vip(destination);
         is_known && self.services.is_sure_of(reason)
     }
 
@@ -502,6 +503,10 @@ impl<'t, P> Balancer<'t, P> {
 
     /// A packet of no flow, which is for no service.
     fn take_unknown(&self, destination: IpAddr, frame: &mut Frame<'_>) -> Result<Way, DropReason> {
+        // Clients remember the MAC of a service for a while after its end.
+        if self.table.is_gone_vip(destination) {
+            return Err(DropReason::ServicePort);
+        }
         if self.services.steers_local() && !self.services.is_settled() {
             // It may be the answer in a flow that is not known yet.
             return Err(DropReason::FlowUnknown);

@@ -8,6 +8,7 @@
 //! object alone therefore takes no address from anybody.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     ops::RangeInclusive,
@@ -22,8 +23,8 @@ use super::{Content, Hlc, Object, ObjectId, ObjectSet, Refused};
 use crate::{
     addr::{Name, NetworkId, NodeId, ServiceId},
     limits::{
-        CLIENT_PREFIXES, NETWORK_LABELS, SERVICE_BACKENDS, SERVICE_PORTS, SERVICE_WEIGHT,
-        STICKY_SECONDS,
+        CLIENT_PREFIXES, GONE_SERVICES, NETWORK_LABELS, SERVICE_BACKENDS, SERVICE_PORTS,
+        SERVICE_WEIGHT, STICKY_SECONDS,
     },
 };
 
@@ -319,6 +320,18 @@ impl ObjectSet {
                 ServiceOf { id, created: object.created(), service, state }
             })
             .collect()
+    }
+
+    /// The addresses of the services of a network that were closed last.
+    #[must_use]
+    pub fn gone_vips(&self, network: NetworkId) -> BTreeSet<IpAddr> {
+        let closed = self.all_services().filter(|(_, object, service)| {
+            object.closed() && service.network == network && !service.vips.is_empty()
+        });
+        let mut closed: Vec<_> = closed.collect();
+        closed.sort_by_key(|(id, object, _)| (Reverse(object.hlc()), *id));
+        closed.truncate(GONE_SERVICES);
+        closed.into_iter().flat_map(|(_, _, service)| service.vips.iter().copied()).collect()
     }
 
     /// All services, closed ones too, in the order of ids.

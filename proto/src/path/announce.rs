@@ -35,7 +35,8 @@ pub fn touched<P>(before: &NetworkTable<P>, updates: &[TableUpdate<P>]) -> BTree
         | TableUpdate::RemoveMember(_)
         | TableUpdate::Entries(_)
         | TableUpdate::Spec(_)
-        | TableUpdate::Services(_) => [None, None],
+        | TableUpdate::Services(_)
+        | TableUpdate::GoneVips(_) => [None, None],
     });
     rows.flatten().flat_map(|row| row.ips.iter().copied()).collect()
 }

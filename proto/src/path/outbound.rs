@@ -184,16 +184,16 @@ fn judge<'t, P>(
     }
     let destination = view.headers.destination;
     watch.step(Step::Services, frame.bytes()); // 7
-    if let Some(balancer) = Balancer::of(table, now) {
-        if destination != lb::service_mac(table.spec().id) {
-            balancer.take_direct(frame)?;
-        } else {
-            match serve((table, &balancer), row, frame, scratch, now)? {
-                Served::Here => return Ok(OutboundVerdict::Hairpin),
-                Served::There(Way::Local) => return Ok(OutboundVerdict::Deliver),
-                Served::There(Way::Mesh) => {}
-            }
-        }
+    let is_asked = destination == lb::service_mac(table.spec().id);
+    match Balancer::of(table, now) {
+        Some(balancer) if is_asked => match serve((table, &balancer), row, frame, scratch, now)? {
+            Served::Here => return Ok(OutboundVerdict::Hairpin),
+            Served::There(Way::Local) => return Ok(OutboundVerdict::Deliver),
+            Served::There(Way::Mesh) => {}
+        },
+        Some(balancer) => balancer.take_direct(frame)?,
+        None if is_asked => refuse_gone(table, row, frame, scratch, now)?,
+        None => {}
     }
     watch.step(Step::Destination, frame.bytes()); // 8
     let headers = frame.headers().ok_or(DropReason::Runt)?;
@@ -235,6 +235,23 @@ fn serve<P>(
             service::refuse(table, row, &view, scratch, now);
         }
     })
+}
+
+/// The same where the network has had no services since the agent's start.
+fn refuse_gone<P>(
+    table: &NetworkTable<P>,
+    row: &Row<P>,
+    frame: &Frame<'_>,
+    scratch: &mut Scratch,
+    now: Instant,
+) -> Result<(), DropReason> {
+    let headers = frame.headers().ok_or(DropReason::Runt)?;
+    if !headers.ip.is_some_and(|ip| table.is_gone_vip(ip.destination)) {
+        return Ok(());
+    }
+    let view = View { bytes: frame.bytes(), headers };
+    service::refuse(table, row, &view, scratch, now);
+    Err(DropReason::ServicePort)
 }
 
 /// Step 4: the local endpoint that has this MAC.

@@ -117,6 +117,8 @@ pub enum TableUpdate<P> {
     Spec(NetworkSpec),
     /// Other services, or none.
     Services(Option<Arc<Services>>),
+    /// The addresses of services that are gone.
+    GoneVips(BTreeSet<IpAddr>),
 }
 
 /// What is known about one network.
@@ -132,6 +134,7 @@ pub struct NetworkTable<P> {
     entries: Arc<BTreeSet<NodeId>>,
     flood: Arc<TokenBucket>,
     services: Option<Arc<Services>>,
+    gone_vips: Arc<BTreeSet<IpAddr>>,
     epoch: Instant,
 }
 
@@ -177,6 +180,7 @@ impl<P: Clone> NetworkTable<P> {
             members: Arc::new([]),
             entries: Arc::default(),
             services: None,
+            gone_vips: Arc::default(),
             epoch: now,
         }
     }
@@ -194,6 +198,7 @@ impl<P: Clone> NetworkTable<P> {
                 TableUpdate::Entries(nodes) => next.entries = Arc::new(nodes),
                 TableUpdate::Spec(spec) => next.replace_spec(spec),
                 TableUpdate::Services(services) => next.services = services,
+                TableUpdate::GoneVips(vips) => next.gone_vips = Arc::new(vips),
             }
         }
         next
@@ -309,6 +314,18 @@ impl<P> NetworkTable<P> {
     #[must_use]
     pub fn service_at(&self, ip: IpAddr) -> Option<&Service> {
         self.services()?.at(ip).filter(|_| self.neighbor(ip).is_none())
+    }
+
+    /// The addresses of services that are gone, whoever has them now.
+    #[must_use]
+    pub fn gone_vips(&self) -> &BTreeSet<IpAddr> {
+        &self.gone_vips
+    }
+
+    /// Whether a service had this address, and nobody has it now.
+    #[must_use]
+    pub fn is_gone_vip(&self, ip: IpAddr) -> bool {
+        self.gone_vips.contains(&ip) && self.neighbor(ip).is_none() && self.service_at(ip).is_none()
     }
 
     /// The Fdb: who has this MAC.

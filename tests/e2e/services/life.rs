@@ -1,13 +1,20 @@
 //! Whose the address and the name of a service are, and what is refused.
 
+use std::{
+    io::{Error, ErrorKind},
+    net::{IpAddr, TcpStream},
+};
+
 use anyhow::{Result, ensure};
 use vxmesh::api::{Endpoint, Network, Service};
 use vxmesh_tests::{
     lab::{Allowed, Lab, wait_until},
+    netns::NetNs,
     outside::{call_tcp, call_udp},
+    traffic::udp_to,
 };
 
-use super::settled;
+use super::{ingress::PATIENCE, settled};
 
 fn refused(lab: &Lab, words: &[&str], status: i32, says: &str) -> Result<()> {
     let output = lab.try_vxmesh("h1", words)?;
@@ -23,6 +30,20 @@ fn may_wait_for_backends(lab: &Lab) -> Result<()> {
     let said = String::from_utf8_lossy(&made.stderr);
     ensure!(made.status.success() && said.contains("no endpoint answers for it"), "{made:?}");
     lab.vxmesh("h1", &["service", "rm", "none"])?;
+    Ok(())
+}
+
+/// Clients that remember who had the address are not left waiting.
+fn are_refused(client: &NetNs, vips: &[IpAddr]) -> Result<()> {
+    let is_refused = |error: &Error| error.kind() == ErrorKind::ConnectionRefused;
+    for vip in vips {
+        let tcp = client.run(|| Ok(TcpStream::connect_timeout(&(*vip, 80).into(), PATIENCE)))?;
+        ensure!(tcp.as_ref().is_err_and(is_refused), "TCP to {vip}: {tcp:?}");
+        let udp = client.run(|| udp_to(*vip, 80))?;
+        udp.set_read_timeout(Some(PATIENCE))?;
+        let said = udp.send(b"gone").and_then(|_| udp.recv(&mut [0; 1]));
+        ensure!(said.as_ref().is_err_and(is_refused), "UDP to {vip}: {said:?}");
+    }
     Ok(())
 }
 
@@ -107,6 +128,7 @@ fn a_service_keeps_its_address_and_its_name_for_itself() -> Result<()> {
 
     // With its end the address is its giver's heir's, and rests.
     lab.vxmesh("h1", &["service", "rm", "web"])?;
+    are_refused(&client.netns, &web.vips)?;
     let at = ["run", "--network", "blue", "--name", "late", "--ip", "10.72.0.200", "true"];
     refused(&lab, &at, 125, "rests")?;
     let _late: Endpoint = {

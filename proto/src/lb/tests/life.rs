@@ -53,6 +53,50 @@ fn who_spoke_with_a_service_that_is_deleted_is_told() {
     assert_eq!(net.out(&asks(TCP, true, 4001, SYN)).unwrap_err(), DropReason::ServicePort);
 }
 
+/// Clients know the services' MAC by the address for a while.
+#[test]
+fn who_remembers_the_address_of_a_deleted_service_is_refused_at_once() {
+    let gone = || TableUpdate::GoneVips([address(true, VIP), address(false, VIP)].into());
+    let frames = || {
+        [true, false].into_iter().flat_map(|ipv4| {
+            [(TCP, SYN), (TCP, ACK), (UDP, 0)].map(|(it, flags)| asks(it, ipv4, 4000, flags))
+        })
+    };
+    let refused = |net: &Net, frame: &[u8]| {
+        assert_eq!(net.out(frame).unwrap_err(), DropReason::ServicePort);
+        let answer = told(net, frame);
+        assert_eq!(answer[..12], [&mac(CLIENT).0[..], &service_mac(spec().id).0].concat());
+    };
+    // The last one of the network, one of several, and one on a node with backends; and without
+    // any since the agent's start.
+    let mut last = Net::new();
+    last.apply(TableUpdate::Services(None));
+    let mut other = service(11..16);
+    other.vips = vec![address(true, 201)];
+    let mut one = Net::with(64, other.clone());
+    let mut near = Net::new();
+    near.serve_as(2, other, |services| services.steering_local(true));
+    for net in [&mut last, &mut one, &mut near] {
+        net.apply(gone());
+        frames().for_each(|frame| refused(net, &frame));
+        let reset = frame(TCP, (mac(CLIENT), service_mac(spec().id)), ends(4000), RST);
+        assert_eq!(told(net, &reset), [0; 0], "nobody answers an RST");
+        // Not if somebody has it by now.
+        let mut endpoint = row(1, 20, Place::Remote(1));
+        endpoint.ips = vec![address(true, VIP), address(false, VIP)];
+        net.apply(TableUpdate::Put(endpoint));
+        assert!(!net.table.is_gone_vip(address(true, VIP)));
+        net.apply(TableUpdate::Remove(key(1, 20)));
+        net.serve(3, service(11..16));
+        net.connect(true, 4001);
+    }
+}
+
+/// From the client to the service's port 80.
+fn ends(port: u16) -> (SocketAddr, SocketAddr) {
+    ((address(true, CLIENT), port).into(), (address(true, VIP), 80).into())
+}
+
 fn failing(n: u8) -> ServiceSpec {
     let mut spec = service(11..16);
     spec.backends[usize::from(n - 11)].takes_new = false;
