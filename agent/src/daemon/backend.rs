@@ -236,10 +236,12 @@ impl Mesh {
         let cleared = self.clear_host(&mut hosted).await;
         let settled = self.settle_names(&endpoints).await;
         cleared.and(settled)?;
-        self.release_parents().await;
         self.await_first_meeting().await;
         let departed = self.departed().is_some();
         let last_words = self.last_words()?;
+        // Not before it is certain: whoever stays a member has published ports.
+        self.give_up_ports(&mut hosted).await?;
+        self.release_parents().await;
         // Asked for, so that all of it is known before the connection closes: no copy stays here.
         let heard = self.say_goodbye(&last_words).await;
         // Who is no member any more has nothing to say that others do not know.
@@ -271,7 +273,7 @@ impl Mesh {
     }
 
     /// Hands all addresses over and signs that this node has left. If that fails, it is a member as
-    /// before.
+    /// before, and ports of services lead on.
     fn last_words(&self) -> Result<Vec<String>, ApiError> {
         let (mut last_words, mut kept) = (Vec::new(), Vec::new());
         let departed = self.departed().is_some();

@@ -26,7 +26,7 @@ use vxmesh_proto::{
 use super::{
     conflicts::check_name,
     hosting::Hosted,
-    mesh::{Mesh, conflict, failed, lock, store_failed},
+    mesh::{Mesh, conflict, failed, store_failed},
     rules::forget_addresses,
 };
 use crate::{
@@ -569,18 +569,21 @@ impl Mesh {
         }
     }
 
-    /// Removes every endpoint and namespace from this host, for `leave`.
+    /// Removes every endpoint from this host, for `leave`, and each namespace into which no
+    /// published port of a service leads.
     pub(super) async fn detach_all(self: &Arc<Self>, hosted: &mut Hosted) -> Result<(), ApiError> {
-        lock(&self.services.host_ports).release(&BTreeMap::new());
         for endpoint in self.stored_endpoints()? {
             self.detach_stored(hosted, endpoint.id).await?;
         }
-        self.unhost_for_clients(hosted).await;
-        match hosted.entries.faults.values().next() {
-            Some(fault) if !hosted.overlays.is_empty() => {
-                Err(failed(fault.clone(), "a network is still on this host; try again"))
+        // An address that is used is handed to nobody.
+        match self.stored_nodes()?.iter().find(|node| !node.ips.is_empty()) {
+            Some(node) => {
+                let fault = hosted.ways.fault_of(node.network).unwrap_or("it has an address there");
+                let network = self.network_name(node.network);
+                let message = format!("this node is still in network `{network}`: {fault}");
+                Err(failed(message, "see `vxmesh doctor`, and try again"))
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 }

@@ -14,7 +14,7 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use serde::{Deserialize, Serialize};
@@ -409,8 +409,8 @@ impl Mesh {
     }
 
     async fn follow_host_ports(self: &Arc<Self>, hosted: &mut Hosted) -> Result<(), ApiError> {
-        // Who was removed from the mesh leads nobody anywhere.
-        let is_member = self.departed().is_none();
+        // Who was removed from the mesh leads nobody anywhere, nor who has left it and cleans up.
+        let is_member = self.departed().is_none() && !self.leaving.load(Ordering::Acquire);
         let wanted = self.wanted_host_ports(|_network| is_member);
         let mut due = lock(&self.services.host_ports).due(&wanted);
         due.retain(|port| {
@@ -436,6 +436,22 @@ impl Mesh {
         }
         self.unhost_for_clients(hosted).await;
         Ok(())
+    }
+
+    /// Gives up all that services publish, for a `leave` that is certain, and takes this node out
+    /// of the networks into which it led.
+    pub(super) async fn give_up_ports(
+        self: &Arc<Self>,
+        hosted: &mut Hosted,
+    ) -> Result<(), ApiError> {
+        lock(&self.services.host_ports).release(&BTreeMap::new());
+        self.unhost_for_clients(hosted).await;
+        let Some(id) = hosted.overlays.keys().next() else { return Ok(()) };
+        let fault = hosted.entries.faults.get(id).cloned();
+        let fault = fault.unwrap_or_else(|| "it is tried again".to_owned());
+        let message =
+            format!("network `{}` is still on this host: {fault}", self.network_name(*id));
+        Err(failed(message, "the node has left; run `vxmesh leave` again to clean this host"))
     }
 
     /// Holds and gives up ports; returns the networks whose rules are others by that.
