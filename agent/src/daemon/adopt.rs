@@ -91,7 +91,7 @@ impl Mesh {
     pub(super) async fn adopt(self: &Arc<Self>) -> Result<(), ApiError> {
         let mut hosted = self.host.lock().await;
         hosted.ways.adopting = true;
-        self.adopt_host_ports()?;
+        self.adopt_host_ports(&mut hosted)?;
         let endpoints = self.stored_endpoints()?;
         let mut adopted = self.adopt_networks(&mut hosted, &endpoints).await;
         for endpoint in endpoints {
@@ -100,7 +100,7 @@ impl Mesh {
         }
         self.sweep(&hosted).await?;
         self.remove_leftovers(&hosted).await?;
-        self.adopt_ways(&mut hosted)?;
+        self.adopt_ways(&mut hosted).await?;
         self.adopt_routes().await
     }
 
@@ -169,6 +169,10 @@ impl Mesh {
             let id = object::ObjectId::Network(network);
             self.objects.read(|set| set.get(&id).is_some_and(|object| object.closed()))
         };
+        if self.store.is_stuck() {
+            // What ends is written down: it waits until the disk takes that.
+            return;
+        }
         let unadopted = lock(&self.unadopted).clone();
         let now = (self.objects.read(object::ObjectSet::content_hash), self.store.writes());
         if unadopted.is_empty() && lock(&self.tidy).as_ref() == Some(&now) {

@@ -402,12 +402,9 @@ impl Mesh {
             .any(|other| other.network == endpoint.network && other.id != endpoint.id);
         let stays = last && self.leads_clients(endpoint.network);
         if last && !stays {
-            if let Some(overlay) = hosted.overlays.get(&endpoint.network) {
-                overlay.silence_node().await?;
-            }
             // Before anything is taken away here, so that nobody sends what cannot be delivered any
             // more.
-            self.forget_node(endpoint.network)?;
+            self.forget_node(hosted, endpoint.network).await?;
         }
         if let Some(overlay) = hosted.overlays.get(&endpoint.network) {
             overlay.detach(endpoint.id).await?;
@@ -528,6 +525,7 @@ impl Mesh {
         let stored: Option<Stored> =
             self.store.get(Table::Endpoints, &id.to_string()).map_err(store_failed)?;
         let Some(endpoint) = stored else { return Ok(()) };
+        self.store.check_writable().map_err(store_failed)?;
         self.silence(hosted, &endpoint).await;
         self.withdraw(endpoint.network, id);
         self.unplug(hosted, &endpoint).await

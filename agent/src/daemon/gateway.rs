@@ -4,7 +4,7 @@
 //! ```text
 //! open  : node's addresses -> store -> publish -> node0 -> uplink, routes -> rules inside -> the host's rules
 //! keep  : what somebody took away is put back, what the host's routes allow is followed (`watch`)
-//! close : withdraw -> store -> addresses rest; the cable goes with the namespace -> the host's rules, its settings
+//! close : store, addresses rest -> withdraw; the cable goes with the namespace -> the host's rules, its settings
 //! ```
 //!
 //! A network works without its way out: what fails is told once, shown by `network inspect`, and
@@ -189,28 +189,38 @@ impl Mesh {
         self.sync_host(hosted);
     }
 
-    /// Takes this node's addresses in a network back, for its last endpoint here.
-    pub(super) fn forget_node(&self, id: NetworkId) -> Result<(), ApiError> {
+    /// Takes this node out of a network, for its last endpoint here. It is as before where that
+    /// cannot be written down: else it would be plugged in again.
+    pub(super) async fn forget_node(
+        &self,
+        hosted: &Hosted,
+        id: NetworkId,
+    ) -> Result<(), ApiError> {
         let key = id.to_string();
         let Some(node) = self.store.get::<Node>(Table::Gateways, &key).map_err(store_failed)?
         else {
             return Ok(());
         };
-        self.withdraw(id, node.id);
         self.forget((Table::Gateways, &key), id, &node.ips).map_err(store_failed)?;
+        // What it sends once no table has it would be counted as a forgery.
+        let silenced = match hosted.overlays.get(&id) {
+            Some(overlay) => overlay.silence_node().await,
+            None => Ok(()),
+        };
+        self.withdraw(id, node.id);
         node.ips.iter().for_each(|ip| self.addresses.release(id, *ip, Instant::now()));
-        Ok(())
+        Ok(silenced?)
     }
 
     /// Forgets the node's addresses in networks that are not here any more, and brings the host in
     /// step: for the start.
-    pub(super) fn adopt_ways(&self, hosted: &mut Hosted) -> Result<(), ApiError> {
+    pub(super) async fn adopt_ways(&self, hosted: &mut Hosted) -> Result<(), ApiError> {
         for node in self.stored_nodes()?.iter() {
             if !hosted.overlays.contains_key(&node.network)
                 && !self.leads_clients(node.network)
                 && !self.endpoint_rows()?.iter().any(|other| other.network == node.network)
             {
-                self.forget_node(node.network)?;
+                self.forget_node(hosted, node.network).await?;
             }
         }
         self.adopt_ports(hosted)?;
@@ -236,7 +246,9 @@ impl Mesh {
             return;
         };
         follow_routes(way, network, view).await;
-        if let Err(error) = self.keep_inside(overlay, way, id, network) {
+        if let Err(error) = self.keep_inside(overlay, way, id, network)
+            && way.fault.as_ref() != Some(&error.message)
+        {
             warn!(network = %network.name, %error, "the network's rules are not as they should be");
             way.fault = Some(error.message);
         }
@@ -322,6 +334,9 @@ impl Mesh {
         };
         let plug = self.node_plug(&node);
         if !given_up.is_empty() {
+            // What is not written down is not begun: else the addresses would be put back here as
+            // often as they are given up. They rest, so nobody else gets them meanwhile.
+            self.give_up(&node, &given_up)?;
             // Before others are told: nothing leaves from an address that they do not know.
             overlay.set_node(&plug).await?;
         }
@@ -336,9 +351,6 @@ impl Mesh {
                 self.announce(&claim).await?;
             }
             overlay.set_node(&plug).await?;
-        }
-        if !given_up.is_empty() {
-            self.give_up(&node, &given_up)?;
         }
         way.uplink = Some(self.ensure_uplink(overlay, id, network).await?);
         self.keep_inside(overlay, way, id, network)?;

@@ -5,9 +5,12 @@
 //! ```text
 //! a port leads here : namespace, uplink -> record without an address -> node0, ways to the VIPs -> rules
 //! first endpoint    : node0 gets addresses; what leads to the VIPs stays
-//! last endpoint     : node0 loses them -> record -> they rest; connections of clients go on
-//! no port any more  : withdraw -> all of it goes
+//! last endpoint     : store, they rest -> node0 loses them -> record; connections of clients go on
+//! no port any more  : store -> withdraw -> all of it goes
 //! ```
+//!
+//! What ends here is written down first, and waits while it cannot be: what the store has is put
+//! back where it is missing ([`super::mend`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -48,6 +51,10 @@ pub(super) struct Entries {
     pub(super) faults: BTreeMap<NetworkId, String>,
     /// Those into which other ports lead than the node and the rules know.
     pub(super) changed: BTreeSet<NetworkId>,
+    /// How often ports had changed when it was last written down which lead on.
+    pub(super) kept: u64,
+    /// Why ports cannot be followed.
+    pub(super) fault: Option<String>,
 }
 
 impl Mesh {
@@ -69,8 +76,8 @@ impl Mesh {
         NodePlug { mac: node.mac, ips: node.ips.clone(), vips }
     }
 
-    /// This node in a network without endpoints of it: it has no address. Those that it has still
-    /// are given up once nobody is told of them any more.
+    /// This node in a network without endpoints of it: it has no address. Beside it those that are
+    /// to be given up.
     pub(super) fn node_for_clients(&self, id: NetworkId) -> Result<(Node, Vec<IpNet>), ApiError> {
         if let Some(mut node) = self.stored_node(id)? {
             let given_up = mem::take(&mut node.ips);
@@ -87,7 +94,7 @@ impl Mesh {
         Ok((node, Vec::new()))
     }
 
-    /// Gives up addresses of this node in a network in which it stays.
+    /// Writes down that this node gives up addresses in a network in which it stays.
     pub(super) fn give_up(&self, node: &Node, given_up: &[IpNet]) -> Result<(), ApiError> {
         let key = node.network.to_string();
         let put = |txn: &mut Txn<'_>| txn.put(Table::Gateways, &key, node);
@@ -116,23 +123,27 @@ impl Mesh {
                 return;
             }
             let Some((network, _state)) = self.network_object(id) else { continue };
-            let made = match self.count_for_clients(hosted) {
-                Ok(..MOST) => self.host_network(hosted, id, &network).await.map(drop),
-                Ok(_) => Err(failed(
-                    format!("{MOST} networks are here for published ports alone"),
-                    "publish services of fewer networks",
-                )),
+            let made = match self.check_room_for_clients(hosted) {
+                Ok(()) => self.host_network(hosted, id, &network).await.map(drop),
                 Err(error) => Err(error),
             };
             self.note_entry(hosted, (id, &network.name), made);
         }
     }
 
-    /// How many networks are here without an endpoint.
-    fn count_for_clients(&self, hosted: &Hosted) -> Result<usize, ApiError> {
+    /// Refuses one more network without an endpoint where there are enough of them, or where it
+    /// could not be written down.
+    fn check_room_for_clients(&self, hosted: &Hosted) -> Result<(), ApiError> {
+        self.store.check_writable().map_err(store_failed)?;
         let endpoints = self.endpoint_rows()?;
         let is_alone = |id: &&NetworkId| endpoints.iter().all(|it| it.network != **id);
-        Ok(hosted.overlays.keys().filter(is_alone).count())
+        if hosted.overlays.keys().filter(is_alone).count() < MOST {
+            return Ok(());
+        }
+        Err(failed(
+            format!("{MOST} networks are here for published ports alone"),
+            "publish services of fewer networks",
+        ))
     }
 
     fn note_entry(
@@ -153,6 +164,9 @@ impl Mesh {
 
     /// Ends networks in which no endpoint is and into which no port leads.
     pub(super) async fn unhost_for_clients(self: &Arc<Self>, hosted: &mut Hosted) {
+        if self.store.is_stuck() {
+            return;
+        }
         let here: Vec<NetworkId> = hosted.overlays.keys().copied().collect();
         for id in here.into_iter().filter(|id| !self.leads_clients(*id)) {
             if self.has_endpoints(id).unwrap_or(true) {
@@ -181,10 +195,7 @@ impl Mesh {
         hosted: &mut Hosted,
         id: NetworkId,
     ) -> Result<(), ApiError> {
-        if let Some(overlay) = hosted.overlays.get(&id) {
-            overlay.silence_node().await?;
-        }
-        self.forget_node(id)?;
+        self.forget_node(hosted, id).await?;
         self.unhost(hosted, id).await?;
         let network = self.network_object(id);
         let network = network.map_or_else(|| id.short(), |it| it.0.name.to_string());

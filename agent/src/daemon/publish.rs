@@ -383,11 +383,13 @@ impl Mesh {
     }
 
     /// Has the rules lead on to services as they did when the agent's last life ended.
-    pub(super) fn adopt_host_ports(&self) -> Result<(), ApiError> {
+    pub(super) fn adopt_host_ports(&self, hosted: &mut Hosted) -> Result<(), ApiError> {
         let nodes = self.stored_nodes()?;
         let wanted = self.wanted_host_ports(|network| nodes.iter().any(|it| it.network == network));
         let led = self.store.get::<Vec<Led>>(Table::Meta, HOST_PORTS).map_err(store_failed)?;
-        lock(&self.services.host_ports).adopt(wanted, led.unwrap_or_default());
+        let mut host_ports = lock(&self.services.host_ports);
+        host_ports.adopt(wanted, led.unwrap_or_default());
+        hosted.entries.kept = host_ports.changes();
         Ok(())
     }
 
@@ -403,8 +405,29 @@ impl Mesh {
         if hosted.ways.adopting || self.is_stopping() {
             return;
         }
-        if let Err(error) = self.follow_host_ports(&mut hosted).await {
-            warn!(%error, "published ports of services are not followed; it is tried again");
+        let fault = self.follow_host_ports(&mut hosted).await.err().map(|error| error.message);
+        if fault != hosted.entries.fault
+            && let Some(fault) = &fault
+        {
+            warn!(fault, "published ports of services are not followed; it is tried again");
+        }
+        hosted.entries.fault = fault;
+        block_in_place(|| self.keep_led(&mut hosted));
+    }
+
+    /// Writes down which ports lead on, for the agent's next life. Where the disk does not take it,
+    /// that is said of the disk.
+    fn keep_led(&self, hosted: &mut Hosted) {
+        let (changes, led) = {
+            let host_ports = lock(&self.services.host_ports);
+            (host_ports.changes(), host_ports.led())
+        };
+        if changes == hosted.entries.kept {
+            return;
+        }
+        match self.store.put(Table::Meta, HOST_PORTS, &led) {
+            Ok(()) => hosted.entries.kept = changes,
+            Err(error) => debug!(%error, "which ports lead to services is not written down yet"),
         }
     }
 
@@ -449,8 +472,7 @@ impl Mesh {
         let Some(id) = hosted.overlays.keys().next() else { return Ok(()) };
         let fault = hosted.entries.faults.get(id).cloned();
         let fault = fault.unwrap_or_else(|| "it is tried again".to_owned());
-        let message =
-            format!("network `{}` is still on this host: {fault}", self.network_name(*id));
+        let message = format!("network `{}` is still on this host: {fault}", self.network_name(*id));
         Err(failed(message, "the node has left; run `vxmesh leave` again to clean this host"))
     }
 
@@ -479,10 +501,6 @@ impl Mesh {
             }
             let is_new = lock(&self.services.host_ports).put(port, lead, held, &mut taken);
             changed.extend(is_new.then_some(network));
-        }
-        if !changed.is_empty() {
-            let led = lock(&self.services.host_ports).led();
-            self.store.put(Table::Meta, HOST_PORTS, &led).map_err(store_failed)?;
         }
         Ok(changed)
     }

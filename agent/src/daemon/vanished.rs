@@ -206,6 +206,12 @@ impl Mesh {
                 }
             }
         }
+        if !gone.is_empty() && self.store.is_stuck() {
+            // Their end is written down: they are looked at again with the next round.
+            let mut dirty = lock(&self.watching.dirty);
+            dirty.gone.extend(gone.iter().map(|(endpoint, why)| (endpoint.id, *why)));
+            return false;
+        }
         let sandboxes: BTreeSet<String> =
             gone.iter().filter_map(|(endpoint, _)| endpoint.sandbox.clone()).collect();
         for (endpoint, why) in &gone {

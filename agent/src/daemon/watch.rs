@@ -263,7 +263,7 @@ impl Dirty {
 /// The watcher's state.
 #[derive(Debug, Default)]
 pub(super) struct Watching {
-    dirty: Mutex<Dirty>,
+    pub(super) dirty: Mutex<Dirty>,
     /// Whether the kernel tells what happens.
     hears: AtomicBool,
     /// Whether this host may have other addresses.

@@ -232,6 +232,16 @@ impl Store {
         }
     }
 
+    /// Refuses at once what would be written while the disk takes nothing: nobody begins then what
+    /// only its end would refuse.
+    ///
+    /// # Errors
+    ///
+    /// The disk had an error, and the file was not opened anew yet.
+    pub fn check_writable(&self) -> Result<(), StoreError> {
+        if self.is_stuck() { Err(StoreError::Stuck(self.path.clone())) } else { Ok(()) }
+    }
+
     /// How often something was written: while it is the same, so is all that is read.
     #[must_use]
     pub fn writes(&self) -> u64 {
