@@ -170,11 +170,12 @@ impl From<ServicePublish> for String {
 pub struct ServicePublished {
     /// The port.
     pub port: ServicePublish,
-    /// `open`; `taken`: something else on the node has it, or an older service; `elsewhere`: its
+    /// `open`; `faulty`: the node has it, and what leads from there into the network is not as it
+    /// should be; `taken`: something else on the node has it, or an older service; `elsewhere`: its
     /// address is not the node's; or `closed`: the node has no part in the network, or no backend
     /// for a port of mode host.
     pub state: String,
-    /// Who has it.
+    /// Who has it, or what is wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
 }

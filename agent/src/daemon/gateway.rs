@@ -88,6 +88,8 @@ pub(super) struct Way {
     /// Subnets that the host does not reach, and the routes of it that are in the way.
     overlaps: Vec<(IpNet, IpNet)>,
     fault: Option<String>,
+    /// Why clients of published ports do not come in by it. It may have other faults.
+    shut: Option<String>,
     tried: Option<Instant>,
     /// No endpoint is in the network here: the host does not reach those elsewhere.
     for_clients: bool,
@@ -148,6 +150,12 @@ impl Ways {
             way.fault.is_some() && way.tried.is_none_or(|tried| tried.elapsed() >= RETRY)
         };
         self.open.get(&network).is_some_and(is_due)
+    }
+
+    /// The networks into which clients of published ports do not come, as far as is known, and why.
+    pub(super) fn shut(&self) -> BTreeMap<NetworkId, String> {
+        let why = |way: &Way| way.shut.clone().or_else(|| self.fault.clone());
+        self.open.iter().filter_map(|(id, way)| Some((*id, why(way)?))).collect()
     }
 
     /// Why a network's way out does not work.
@@ -250,7 +258,7 @@ impl Mesh {
             && way.fault.as_ref() != Some(&error.message)
         {
             warn!(network = %network.name, %error, "the network's rules are not as they should be");
-            way.fault = Some(error.message);
+            way.shut_by(&error);
         }
     }
 
@@ -324,6 +332,19 @@ impl Mesh {
         id: NetworkId,
         network: &object::Network,
     ) -> Result<(), ApiError> {
+        let raised = self.raise_in(overlay, way, id, network).await;
+        way.shut = raised.as_ref().err().map(|error| error.message.clone());
+        raised?.map_or(Ok(()), Err)
+    }
+
+    /// The same; why this node lacks an address, if it does, is no fault for clients from outside.
+    async fn raise_in(
+        self: &Arc<Self>,
+        overlay: &Overlay,
+        way: &mut Way,
+        id: NetworkId,
+        network: &object::Network,
+    ) -> Result<Option<ApiError>, ApiError> {
         way.for_clients = !self.has_endpoints(id)?;
         let (node, given_up, missing) = if way.for_clients {
             let (node, given_up) = self.node_for_clients(id)?;
@@ -354,7 +375,7 @@ impl Mesh {
         }
         way.uplink = Some(self.ensure_uplink(overlay, id, network).await?);
         self.keep_inside(overlay, way, id, network)?;
-        missing.map_or(Ok(()), Err)
+        Ok(missing)
     }
 
     /// What is wrong with the ways out of these networks, as a user is told.
@@ -404,7 +425,7 @@ impl Mesh {
         let written = self.keep_inside(overlay, way, id, &network);
         if let Err(error) = &written {
             // Tried again with the rest.
-            way.fault = Some(error.message.clone());
+            way.shut_by(error);
         }
         written?;
         self.sync_host(hosted);
@@ -466,6 +487,20 @@ impl Mesh {
             warn!(fault, "the host's rules are not as they should be");
         }
         hosted.ways.fault = fault;
+        self.note_shut(hosted);
+    }
+
+    /// Notes into which networks published ports of services lead in vain.
+    pub(super) fn note_shut(&self, hosted: &Hosted) {
+        let mut shut = hosted.ways.shut();
+        for (id, mended) in lock(&self.watching.mended).iter() {
+            if mended.told
+                && !mended.is_of_endpoint
+                && let Some(fault) = &mended.fault {
+                shut.entry(*id).or_insert_with(|| fault.clone());
+            }
+        }
+        lock(&self.services.host_ports).note_shut(shut);
     }
 
     fn sync_host_or(&self, ways: &mut Ways) -> Result<(), ApiError> {
@@ -579,6 +614,11 @@ impl Way {
     /// What is wrong with it.
     pub(super) fn fault(&self) -> Option<&str> {
         self.fault.as_deref()
+    }
+
+    fn shut_by(&mut self, error: &ApiError) {
+        self.fault = Some(error.message.clone());
+        self.shut.clone_from(&self.fault);
     }
 
     /// Subnets that the host does not reach, and its routes in the way.

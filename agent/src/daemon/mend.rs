@@ -274,6 +274,7 @@ impl Mesh {
     ) -> Result<Vec<String>, ApiError> {
         let Some(overlay) = hosted.overlays.get(&id) else { return Ok(Vec::new()) };
         let mut said = Vec::new();
+        lock(&self.watching.mended).entry(id).or_default().is_of_endpoint = false;
         if overlay.pin_again()? {
             said.push("the namespace's pin was gone".to_owned());
         }
@@ -364,6 +365,7 @@ impl Mesh {
             .filter_map(|it| it.sandbox.clone())
             .collect();
         self.route_sandboxes(&sandboxes).await?;
+        lock(&self.watching.mended).entry(id).or_default().is_of_endpoint = failure.is_err();
         Ok(failure?)
     }
 

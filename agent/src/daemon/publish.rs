@@ -413,6 +413,7 @@ impl Mesh {
         }
         hosted.entries.fault = fault;
         block_in_place(|| self.keep_led(&mut hosted));
+        self.note_shut(&hosted);
     }
 
     /// Writes down which ports lead on, for the agent's next life. Where the disk does not take it,
@@ -472,7 +473,8 @@ impl Mesh {
         let Some(id) = hosted.overlays.keys().next() else { return Ok(()) };
         let fault = hosted.entries.faults.get(id).cloned();
         let fault = fault.unwrap_or_else(|| "it is tried again".to_owned());
-        let message = format!("network `{}` is still on this host: {fault}", self.network_name(*id));
+        let message =
+            format!("network `{}` is still on this host: {fault}", self.network_name(*id));
         Err(failed(message, "the node has left; run `vxmesh leave` again to clean this host"))
     }
 
@@ -527,6 +529,7 @@ impl Mesh {
             let name = name.map_or_else(|| service.short(), |name| name.to_string());
             let hint = match why {
                 Missing::NoWay(_) => "see the agent's log; it is tried again every two seconds",
+                Missing::Shut(_) => "it is tried again every ten seconds; the agent's log has more",
                 Missing::Taken(_) | Missing::Elsewhere => {
                     "give the port free, or publish another one"
                 }

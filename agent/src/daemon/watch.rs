@@ -281,6 +281,8 @@ pub(super) struct Watching {
 pub(super) struct Mended {
     pub(super) times: u64,
     pub(super) fault: Option<String>,
+    /// Whether it is that of an endpoint's cable alone.
+    pub(super) is_of_endpoint: bool,
     /// Whether the log has the fault.
     pub(super) told: bool,
 }

@@ -79,6 +79,9 @@ pub(crate) enum Missing {
     /// The network cannot be made on this host.
     #[error("its network cannot be made here: {0}")]
     NoWay(String),
+    /// The network is here, and what leads into it is not as it should be.
+    #[error("its port does not lead into its network: {0}")]
+    Shut(String),
 }
 
 /// What this host remembers of a port that leads on, so that its connections outlive the agent.
@@ -121,6 +124,8 @@ impl Place {
 pub(crate) struct HostPorts {
     ports: BTreeMap<HostPort, Place>,
     changes: u64,
+    /// The networks into which they lead in vain, and why.
+    shut: BTreeMap<NetworkId, String>,
 }
 
 impl HostPorts {
@@ -131,6 +136,16 @@ impl HostPorts {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.ports.is_empty()
+    }
+
+    /// Notes into which networks they lead in vain, and why.
+    pub(crate) fn note_shut(&mut self, shut: BTreeMap<NetworkId, String>) {
+        self.shut = shut;
+    }
+
+    /// Why one that leads on does it in vain, if so.
+    fn shut(&self, port: &HostPort) -> Option<Missing> {
+        self.shut.get(&port.network).cloned().map(Missing::Shut)
     }
 
     /// Takes over those of these that led on when the agent's last life ended.
@@ -255,11 +270,13 @@ impl HostPorts {
 
     /// The services whose ports are not open here though they should be, and why.
     pub(crate) fn taken(&self) -> Vec<(ServiceId, Missing)> {
-        let taken = self.ports.iter().filter_map(|(port, place)| match &place.state {
-            State::Missing { why: Missing::Elsewhere, .. }
-            | State::Adopted
-            | State::Open { .. } => None,
-            State::Missing { why, .. } => Some((port.service, why.clone())),
+        let taken = self.ports.iter().filter_map(|(port, place)| {
+            let why = match &place.state {
+                State::Missing { why: Missing::Elsewhere, .. } => None,
+                State::Adopted | State::Open { .. } => self.shut(port),
+                State::Missing { why, .. } => Some(why.clone()),
+            };
+            Some((port.service, why?))
         });
         taken.collect()
     }
@@ -269,7 +286,10 @@ impl HostPorts {
         let state = self.ports.get(port).map(|place| &place.state);
         let (word, why) = match state {
             None => ("closed", None),
-            Some(State::Adopted | State::Open { .. }) => ("open", None),
+            Some(State::Adopted | State::Open { .. }) => match self.shut(port) {
+                Some(why) => ("faulty", Some(why.to_string())),
+                None => ("open", None),
+            },
             Some(State::Missing { why: Missing::Elsewhere, .. }) => ("elsewhere", None),
             Some(State::Missing { why: Missing::Taken(why), .. }) => ("taken", Some(why.clone())),
             Some(State::Missing { why, .. }) => ("closed", Some(why.to_string())),
@@ -640,5 +660,21 @@ mod tests {
         let two = port(2, Some("192.0.2.1"));
         ports.put(two, lead(None), Err(Missing::Elsewhere), &mut BTreeSet::new());
         assert_eq!(ports.taken().len(), 1);
+    }
+
+    #[test]
+    fn one_that_leads_into_a_network_in_vain_is_not_open() {
+        let one = port(1, None);
+        let mut ports = HostPorts::default();
+        ports.put(one.clone(), lead(None), Ok(held()), &mut BTreeSet::new());
+        let row = |ports: &HostPorts| (ports.row(&one).state, ports.row(&one).why);
+        assert_eq!(row(&ports), ("open".to_owned(), None));
+        ports.note_shut([(NetworkId::from_random([2; 16]), "other".to_owned())].into());
+        assert_eq!(row(&ports), ("open".to_owned(), None));
+        ports.note_shut([(one.network, "no address".to_owned())].into());
+        let why = "its port does not lead into its network: no address".to_owned();
+        assert_eq!(row(&ports), ("faulty".to_owned(), Some(why)));
+        assert_eq!(ports.taken(), [(one.service, Missing::Shut("no address".to_owned()))]);
+        assert_eq!(ports.led().len(), 1, "it is held all the same");
     }
 }
