@@ -2,7 +2,7 @@
 //! closed after its last.
 //!
 //! ```text
-//! open  : node's addresses -> store -> publish -> node0 -> uplink, routes -> rules inside -> the host's rules
+//! open  : node's addresses -> store -> uplink, routes -> publish -> node0 -> rules inside -> the host's rules
 //! keep  : what somebody took away is put back, what the host's routes allow is followed (`watch`)
 //! close : store, addresses rest -> withdraw; the cable goes with the namespace -> the host's rules, its settings
 //! ```
@@ -199,11 +199,7 @@ impl Mesh {
 
     /// Takes this node out of a network, for its last endpoint here. It is as before where that
     /// cannot be written down: else it would be plugged in again.
-    pub(super) async fn forget_node(
-        &self,
-        hosted: &Hosted,
-        id: NetworkId,
-    ) -> Result<(), ApiError> {
+    pub(super) async fn forget_node(&self, hosted: &Hosted, id: NetworkId) -> Result<(), ApiError> {
         let key = id.to_string();
         let Some(node) = self.store.get::<Node>(Table::Gateways, &key).map_err(store_failed)?
         else {
@@ -353,7 +349,12 @@ impl Mesh {
             let (node, missing) = self.node_of(id, network).await?;
             (node, Vec::new(), missing)
         };
-        let plug = self.node_plug(&node);
+        // Without it there still is a node.
+        let uplink = self.ensure_uplink(overlay, id, network).await;
+        if let Ok(uplink) = &uplink {
+            way.uplink = Some(uplink.clone());
+        }
+        let plug = self.node_plug(&node, way.uplink.as_ref());
         if !given_up.is_empty() {
             // What is not written down is not begun: else the addresses would be put back here as
             // often as they are given up. They rest, so nobody else gets them meanwhile.
@@ -373,7 +374,7 @@ impl Mesh {
             }
             overlay.set_node(&plug).await?;
         }
-        way.uplink = Some(self.ensure_uplink(overlay, id, network).await?);
+        uplink?;
         self.keep_inside(overlay, way, id, network)?;
         Ok(missing)
     }
@@ -496,7 +497,8 @@ impl Mesh {
         for (id, mended) in lock(&self.watching.mended).iter() {
             if mended.told
                 && !mended.is_of_endpoint
-                && let Some(fault) = &mended.fault {
+                && let Some(fault) = &mended.fault
+            {
                 shut.entry(*id).or_insert_with(|| fault.clone());
             }
         }

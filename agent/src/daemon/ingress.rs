@@ -33,6 +33,7 @@ use super::{
 };
 use crate::{
     api::ApiError,
+    gateway::uplink::Uplink,
     netlink::overlay::NodePlug,
     objects::unix_ms,
     services::HostPort,
@@ -70,10 +71,11 @@ impl Mesh {
 
     /// The node as it is plugged in. Where it has an address, it asks for those of services like
     /// for others.
-    pub(super) fn node_plug(&self, node: &Node) -> NodePlug {
+    pub(super) fn node_plug(&self, node: &Node, uplink: Option<&Uplink>) -> NodePlug {
         let mut vips = lock(&self.services.host_ports).vips(node.network);
         vips.retain(|vip| !node.ips.iter().any(|ip| ip.contains(vip)));
-        NodePlug { mac: node.mac, ips: node.ips.clone(), vips }
+        let error_sources = uplink.map(Uplink::ips).unwrap_or_default();
+        NodePlug { mac: node.mac, ips: node.ips.clone(), vips, error_sources }
     }
 
     /// This node in a network without endpoints of it: it has no address. Beside it those that are

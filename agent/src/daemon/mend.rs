@@ -278,7 +278,8 @@ impl Mesh {
         if overlay.pin_again()? {
             said.push("the namespace's pin was gone".to_owned());
         }
-        let wanted = self.wanted(id, &view.endpoints)?;
+        let uplink = hosted.ways.uplink_of(id);
+        let wanted = self.wanted((id, uplink), &view.endpoints)?;
         let state = overlay.state().await?;
         let faults = overlay.faults(&state, &wanted).await?;
         if self.awaits_word(id, &faults, dirty) {
@@ -288,7 +289,7 @@ impl Mesh {
             self.mend_inside(overlay, (id, network), (&faults, &wanted), &view.endpoints).await?;
             said.extend(faults.said);
         }
-        if let Some(uplink) = hosted.ways.uplink_of(id) {
+        if let Some(uplink) = uplink {
             let faults = whole::faults(uplink, network.mtu, &view.state, &state);
             if !faults.is_empty() {
                 // Routes that the kernel made with an address come back with the link.
@@ -323,8 +324,12 @@ impl Mesh {
         !awaited.is_empty()
     }
 
-    fn wanted(&self, id: NetworkId, endpoints: &[Stored]) -> Result<Wanted, ApiError> {
-        let node = self.stored_node(id)?.map(|node| self.node_plug(&node));
+    fn wanted(
+        &self,
+        (id, uplink): (NetworkId, Option<&Uplink>),
+        endpoints: &[Stored],
+    ) -> Result<Wanted, ApiError> {
+        let node = self.stored_node(id)?.map(|node| self.node_plug(&node, uplink));
         // One that could not be adopted is another's work.
         let unadopted = lock(&self.unadopted).clone();
         let own = endpoints

@@ -170,6 +170,9 @@ pub struct NodePlug {
     pub ips: Vec<IpNet>,
     /// Addresses of services in subnets in which it has none: nobody could be asked who has them.
     pub vips: BTreeSet<IpAddr>,
+    /// Addresses of the namespace's way to the host. As one of these its kernel sends ICMP errors
+    /// to services: it would take the gateway's, as which nobody may speak.
+    pub error_sources: Vec<IpAddr>,
 }
 
 impl NodePlug {
@@ -177,6 +180,11 @@ impl NodePlug {
     #[must_use]
     pub fn leads_nowhere(&self) -> bool {
         self.ips.is_empty() && self.vips.is_empty()
+    }
+
+    /// The source of ICMP errors to a service.
+    pub(super) fn error_source(&self, vip: IpAddr) -> Option<IpAddr> {
+        self.error_sources.iter().copied().find(|ip| ip.is_ipv4() == vip.is_ipv4())
     }
 }
 
@@ -304,7 +312,7 @@ impl Overlay {
         self.links.set_up(NODE, self.spec.mtu).await?;
         self.links.set_addresses(NODE, &node.ips).await?;
         self.route_by_bridge(&node.ips).await?;
-        self.lead_to_vips(&node.vips).await
+        self.lead_to_vips(node).await
     }
 
     /// Takes this node's interface away. Whether there was one.
@@ -321,7 +329,8 @@ impl Overlay {
     }
 
     /// Leads to these addresses of services by the node's interface, and to no others.
-    async fn lead_to_vips(&self, vips: &BTreeSet<IpAddr>) -> Result<(), OverlayError> {
+    async fn lead_to_vips(&self, node: &NodePlug) -> Result<(), OverlayError> {
+        let vips = &node.vips;
         for (vip, _mac) in self.links.permanent_neighbors(NODE).await? {
             if !vips.contains(&vip) {
                 self.links.remove_route(vip.into(), NODE).await?;
@@ -330,7 +339,7 @@ impl Overlay {
         }
         for vip in vips {
             self.links.set_neighbor(NODE, *vip, service_mac(self.spec.id)).await?;
-            self.links.set_route((*vip).into(), None, NODE).await?;
+            self.links.set_route_from(node.error_source(*vip), *vip, NODE).await?;
         }
         Ok(())
     }

@@ -35,6 +35,8 @@ pub struct Route {
     pub destination: IpNet,
     /// The interface, by its number.
     pub interface: Option<u32>,
+    /// The address that the kernel has towards there, if the route says it.
+    pub source: Option<IpAddr>,
     /// Whether this program made it.
     pub ours: bool,
 }
@@ -126,6 +128,32 @@ impl Links {
         let index = self.index("add a route by", name).await?;
         let request = self.handle.route().add(route_message(to, via, index)).replace();
         self.done("add a route by", name, request.execute().await)
+    }
+
+    /// Adds a route of ours to an address on the link, or changes the one that is there. What the
+    /// kernel itself sends there has this source, if it has that address.
+    ///
+    /// # Errors
+    /// The interface is not there.
+    pub async fn set_route_from(
+        &self,
+        source: Option<IpAddr>,
+        to: IpAddr,
+        name: &str,
+    ) -> Result<(), LinkError> {
+        let Some(source) = source else { return self.set_route(to.into(), None, name).await };
+        let index = self.index("add a route by", name).await?;
+        let mut message = route_message(to.into(), None, index);
+        let address = match source {
+            IpAddr::V4(v4) => RouteAddress::Inet(v4),
+            IpAddr::V6(v6) => RouteAddress::Inet6(v6),
+        };
+        message.attributes.push(RouteAttribute::PrefSource(address));
+        let added = self.handle.route().add(message).replace().execute().await;
+        match self.done("add a route by", name, added) {
+            Err(error) if error.is(Errno::EINVAL) => self.set_route(to.into(), None, name).await,
+            done => done,
+        }
     }
 
     /// Leads by this router on this interface whatever no other route leads, and by no other router
@@ -334,13 +362,16 @@ pub(super) fn router_of(message: &RouteMessage) -> (Option<IpAddr>, Option<u32>)
 
 pub(super) fn route_of(message: &RouteMessage) -> Option<Route> {
     let mut destination: Option<IpAddr> = None;
-    let mut interface = None;
+    let (mut interface, mut source) = (None, None);
+    let ip_of = |address: &RouteAddress| match address {
+        RouteAddress::Inet(ip) => Some(IpAddr::from(*ip)),
+        RouteAddress::Inet6(ip) => Some(IpAddr::from(*ip)),
+        _ => None,
+    };
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(ip)) => destination = Some((*ip).into()),
-            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => {
-                destination = Some((*ip).into());
-            }
+            RouteAttribute::Destination(address) => destination = ip_of(address),
+            RouteAttribute::PrefSource(address) => source = ip_of(address),
             RouteAttribute::Oif(index) => interface = Some(*index),
             _ => {}
         }
@@ -351,5 +382,5 @@ pub(super) fn route_of(message: &RouteMessage) -> Option<Route> {
     };
     let destination = destination.unwrap_or(any);
     let destination = IpNet::new(destination, message.header.destination_prefix_length).ok()?;
-    Some(Route { destination, interface, ours: message.header.protocol == OURS })
+    Some(Route { destination, interface, source, ours: message.header.protocol == OURS })
 }

@@ -95,6 +95,15 @@ impl State {
         self.routes.iter().any(|it| it.interface == Some(link.index) && it.destination == to)
     }
 
+    /// Whether one by an interface to an address leads there with this source, where that is an
+    /// address of the namespace.
+    fn has_route_from(&self, link: &Link, source: Option<IpAddr>, to: IpAddr) -> bool {
+        let source = source.filter(|ip| self.local.contains(ip));
+        let mut there = self.routes.iter().filter(|it| it.destination == IpNet::from(to));
+        there
+            .any(|it| it.interface == Some(link.index) && (source.is_none() || it.source == source))
+    }
+
     /// Whether the route is missing that the kernel makes with an address.
     fn lacks_route(&self, link: &Link, address: &IpNet) -> bool {
         address.prefix_len() < address.max_prefix_len() && !self.has_route(link, address.trunc())
@@ -392,6 +401,6 @@ fn node_fault(state: &State, wanted: &NodePlug) -> Option<String> {
     if let Some(ip) = wanted.ips.iter().find(lost) {
         return Some(format!("{NODE} has lost {ip}, or its route"));
     }
-    let lost = |vip: &&IpAddr| !state.has_route(node, IpNet::from(**vip));
+    let lost = |vip: &&IpAddr| !state.has_route_from(node, wanted.error_source(**vip), **vip);
     Some(format!("{NODE} has lost its route to {}", wanted.vips.iter().find(lost)?))
 }
