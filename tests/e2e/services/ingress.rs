@@ -57,7 +57,7 @@ pub(super) fn publish(lab: &Lab, host: &str) -> Result<()> {
 }
 
 /// How one of a service's published ports stands on a host.
-fn standing(lab: &Lab, host: &str, service: &str, port: &str) -> Result<String> {
+pub(super) fn standing(lab: &Lab, host: &str, service: &str, port: &str) -> Result<String> {
     let service: Service = lab.json(host, &["service", "inspect", service])?;
     let row = service.published.iter().find(|row| row.port.host() == port);
     let row = row.with_context(|| format!("no {port} in {:?}", service.published))?;

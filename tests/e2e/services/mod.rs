@@ -3,6 +3,7 @@
 mod clients;
 mod deaths;
 mod entry;
+mod faults;
 mod floods;
 mod forged;
 mod health;
