@@ -581,6 +581,7 @@ impl Life {
         self.follow_peers(time);
         let active = self.set.active_networks();
         let is_settled = self.is_settled(time);
+        self.serving.is_settled = is_settled;
         let members: BTreeSet<NodeId> = self.set.members().collect();
         let mut met = BTreeSet::new();
         for (id, local) in &mut self.locals {

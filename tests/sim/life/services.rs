@@ -45,6 +45,8 @@ struct Asked {
 pub(crate) struct Serving {
     pub(crate) flows: Arc<Flows>,
     pub(super) version: u64,
+    /// Whether its tables were made when it had heard of all members.
+    pub(crate) is_settled: bool,
     pub(crate) ejections: Ejections,
     started: Instant,
     asked: BTreeMap<Subject, Asked>,
@@ -66,6 +68,7 @@ impl Serving {
         Self {
             flows: Arc::new(flows),
             version: rng.next(),
+            is_settled: false,
             ejections: Ejections::default(),
             started: time.now,
             asked: BTreeMap::new(),
@@ -88,7 +91,7 @@ pub(super) fn steers(table: &NetworkTable<Arc<Peer>>, specs: &[ServiceSpec], me:
 }
 
 impl Life {
-    pub(crate) fn is_settled(&self, time: Time) -> bool {
+    pub(super) fn is_settled(&self, time: Time) -> bool {
         let open = |node: &NodeId| {
             self.set.get(&ObjectId::Member(*node)).is_some_and(|member| !member.closed())
         };

@@ -202,8 +202,7 @@ impl World {
     pub(super) fn known_of(&self, call: &Call) -> Option<Known> {
         let (n, claim) = self.endpoints.get(&call.client)?;
         let life = self.nodes[*n].life.as_ref()?;
-        let is_settled = life.is_settled(self.time(*n));
-        Some(known(life, is_settled, claim.network, call.vip))
+        Some(known(life, claim.network, call.vip))
     }
 
     /// What becomes of a frame of a client, and the endpoint that it goes to.

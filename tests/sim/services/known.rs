@@ -58,7 +58,7 @@ impl Known {
     }
 }
 
-pub(super) fn known(life: &Life, is_settled: bool, network: NetworkId, vip: IpAddr) -> Known {
+pub(super) fn known(life: &Life, network: NetworkId, vip: IpAddr) -> Known {
     let holds = |node, ip| life.addresses.holds(network, node, ip);
     let mut open = life.set.all_services().filter(|(id, object, service)| {
         !object.closed()
@@ -67,6 +67,8 @@ pub(super) fn known(life: &Life, is_settled: bool, network: NetworkId, vip: IpAd
             && holds(holder(*id), vip)
     });
     let (backends, published) = (BTreeMap::new(), BTreeSet::new());
+    // Time alone may settle it: it finds that out with its next tick.
+    let is_settled = life.serving.is_settled;
     let mut known = Known { backends, is_settled, published };
     let Some((_, _, service)) = open.next() else { return known };
     let at_vip = service.published.iter().filter(|it| it.port == VIP_PORT);
