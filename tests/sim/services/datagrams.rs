@@ -9,20 +9,24 @@ use vxmesh_proto::addr::{EndpointId, MacAddr};
 
 use super::{
     clients::Call,
-    known::Standing,
+    known::Known,
     segment::{Flag, Segment},
 };
 use crate::world::{Fate, World};
 
 /// How often each sends.
 const BEAT: Duration = Duration::from_millis(200);
+/// For so long a flow of datagrams is surely kept that nobody uses: three minutes, in whole seconds.
+const KEPT: Duration = Duration::from_secs(3 * 60 - 1);
 
 /// A client, as it sees its service.
 #[derive(Clone, Debug)]
 struct Sender {
     call: Call,
-    /// Where its last datagram went.
+    /// Where the last datagram went that went anywhere; nothing if the flow has ended since.
     to: Option<EndpointId>,
+    /// When that was; nothing if one was lost since, and the flow may have ended.
+    used: Option<Instant>,
     /// Whose answer it heard last, and when.
     heard: Option<(MacAddr, Instant)>,
 }
@@ -56,7 +60,7 @@ impl World {
         let senders = &mut self.clients.senders;
         senders.next += 1;
         let id = senders.next;
-        senders.all.insert(id, Sender { call, to: None, heard: None });
+        senders.all.insert(id, Sender { call, to: None, used: None, heard: None });
         senders.beat.get_or_insert(self.now);
         id
     }
@@ -82,33 +86,48 @@ impl World {
         let Some(known) = self.known_of(&call) else { return };
         let Some((fate, to)) = self.say(&call, Flag::Datagram) else { return };
         self.clients.counts.datagrams += 1;
+        let is_kept = sender.used.is_some_and(|at| self.now < at + KEPT);
+        let is_shut_out = call.is_shut_out(&known);
+        let (mut flow, mut used) = (sender.to, None);
         if let Fate::Dropped(reason, answer) = &fate {
             let healthy = known.healthy();
             // Those of which nothing is known yet may be back.
             let may_wait = !known.is_settled && answer.is_empty();
             assert!(
-                healthy.is_empty() || may_wait || call.is_shut_out(&known),
+                healthy.is_empty() || may_wait || is_shut_out,
                 "refused ({reason:?}) while {healthy:?} were known: {sender:?}"
             );
-        } else if let (Some(to), Some(before)) = (to, sender.to) {
-            assert!(!call.is_shut_out(&known), "to what is not published: {sender:?}");
-            if to == before {
-                assert!(known.has(to), "{to} is not there any more: {sender:?}");
-            } else {
-                let (key, standing) = known.backends.get(&before).copied().unzip();
-                let is_well = standing == Some(Standing::Healthy)
-                    && key.is_some_and(|key| !self.is_out(&call, key));
-                assert!(!is_well, "moved to {to} without need: {sender:?}");
-                self.check_chosen(&call, (None, false), &known, to);
-                self.clients.counts.moved += 1;
-            }
+            let keeps = is_kept && sender.to.is_some_and(|before| known.has(before));
+            assert!(!keeps || is_shut_out, "lost ({reason:?}), but its backend is there: {sender:?}");
+            // What is refused has ended. What is not published at this moment may be again.
+            flow = flow.filter(|_| answer.is_empty() || is_shut_out);
         } else if let Some(to) = to {
-            self.check_chosen(&call, (None, false), &known, to);
+            assert!(!is_shut_out, "to what is not published: {sender:?}");
+            self.check_way(&sender, is_kept, &known, to);
+            (flow, used) = (Some(to), Some(self.now));
         }
         if let Some(sender) = self.clients.senders.all.get_mut(&id) {
-            sender.to = to;
+            (sender.to, sender.used) = (flow, used);
         }
         self.pass(call.client, fate);
+    }
+
+    /// A flow stays with its backend, also with one that gets no new ones, and leaves it for one
+    /// that gets new ones when it is gone or out.
+    fn check_way(&mut self, sender: &Sender, is_kept: bool, known: &Known, to: EndpointId) {
+        let call = &sender.call;
+        let Some(before) = sender.to else {
+            return self.check_chosen(call, (None, false), known, to);
+        };
+        if to == before {
+            assert!(known.has(to), "{to} is not there any more: {sender:?}");
+            return;
+        }
+        let key = known.backends.get(&before).map(|(key, _)| *key);
+        let is_well = known.has(before) && key.is_some_and(|key| !self.is_out(call, key));
+        assert!(!is_well || !is_kept, "moved to {to} without need: {sender:?}");
+        self.check_chosen(call, (None, false), known, to);
+        self.clients.counts.moved += 1;
     }
 
     /// A client takes a datagram.
