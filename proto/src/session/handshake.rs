@@ -209,7 +209,11 @@ impl Sessions {
         let wins = self.public < entry.config.noise_public;
         let Some(next) = entry.promote(wins, &self.table) else { return };
         entry.peer.roam(next.from);
-        entry.peer.add_rtt(next.key.age(now));
+        // The first packet is sent as soon as the answer is there. One behind it may be sent any
+        // time later, so where the first was lost, this says nothing of the way.
+        if next.key.is_proven_by_first() {
+            entry.peer.add_rtt(next.key.age(now));
+        }
         let overtaken = entry.attempt.take().map(|attempt| attempt.local);
         self.abandon(id);
         if let Some(entry) = self.entries.get_mut(&id) {

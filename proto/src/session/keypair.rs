@@ -71,6 +71,8 @@ pub struct Keypair {
     windows: [ReplayWindow; 2],
     /// Whether the peer has shown that it holds the keys, too.
     proven: AtomicBool,
+    /// Whether the first packet that was sealed with it is what has shown that.
+    by_first: AtomicBool,
     closed: AtomicBool,
     peer: Arc<Peer>,
 }
@@ -135,6 +137,7 @@ impl Keypair {
             counter: AtomicU64::new(0),
             windows: Default::default(),
             proven: AtomicBool::new(agreed.initiator),
+            by_first: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             peer,
         })
@@ -179,8 +182,10 @@ impl Keypair {
             .map_err(|_unspecified| DropReason::AuthFailed)?;
         let newest = window.commit(header.counter).map_err(|Replayed| DropReason::Replay)?
             && !other.is_past(header.counter);
-        let confirms =
-            !self.proven.load(Ordering::Relaxed) && !self.proven.swap(true, Ordering::AcqRel);
+        let confirms = !self.proven.load(Ordering::Relaxed) && {
+            self.by_first.fetch_or(header.counter == 0, Ordering::Relaxed);
+            !self.proven.swap(true, Ordering::AcqRel)
+        };
         let refresh = self.initiator && self.age(now) >= REFRESH_AFTER;
         Ok(Opened { flags: header.flags, payload, newest, confirms, refresh })
     }
@@ -249,6 +254,11 @@ impl Keypair {
 
     pub(super) fn is_proven(&self) -> bool {
         self.proven.load(Ordering::Acquire)
+    }
+
+    /// Whether its very first packet has shown it.
+    pub(super) fn is_proven_by_first(&self) -> bool {
+        self.is_proven() && self.by_first.load(Ordering::Relaxed)
     }
 
     /// From here on it neither seals nor opens, whoever still holds it.

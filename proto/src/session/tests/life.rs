@@ -34,6 +34,30 @@ fn staged_frames_arrive_in_order_after_one_round_trip() {
 }
 
 #[test]
+fn a_lost_packet_makes_no_way_longer() {
+    let mut world = World::new(2, Link::GOOD, 1);
+    let lose_first = |world: &mut World| {
+        // The question and its answer; what follows at once is lost.
+        world.run(Duration::from_millis(2));
+        assert_eq!(world.flying.len(), 1);
+        world.flying.clear();
+        assert_eq!(world.peer(0, 1).rtt(), Some(Duration::from_millis(2)));
+    };
+    world.send(0, 1, b"first");
+    lose_first(&mut world);
+    world.run(4 * SECOND);
+    world.send(0, 1, b"second");
+    world.run(SECOND);
+    assert_eq!(world.received(1), [b"second"]);
+    assert_eq!(world.peer(1, 0).rtt(), None, "how long nothing was sent");
+    // The next key's first packet is not lost.
+    world.run(REKEY_AFTER);
+    world.send(0, 1, b"third");
+    world.run(SECOND);
+    assert_eq!(world.peer(1, 0).rtt(), Some(Duration::from_millis(2)));
+}
+
+#[test]
 fn the_suite_is_what_both_records_say() {
     for (aes, suite) in [
         ([true, true], Suite::AesGcm),
