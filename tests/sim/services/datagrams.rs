@@ -98,7 +98,10 @@ impl World {
                 "refused ({reason:?}) while {healthy:?} were known: {sender:?}"
             );
             let keeps = is_kept && sender.to.is_some_and(|before| known.has(before));
-            assert!(!keeps || is_shut_out, "lost ({reason:?}), but its backend is there: {sender:?}");
+            assert!(
+                !keeps || is_shut_out,
+                "lost ({reason:?}), but its backend is there: {sender:?}"
+            );
             // What is refused has ended. What is not published at this moment may be again.
             flow = flow.filter(|_| answer.is_empty() || is_shut_out);
         } else if let Some(to) = to {
