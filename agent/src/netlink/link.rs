@@ -21,11 +21,11 @@ use rtnetlink::{
         NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
     },
     packet_route::{
-        RouteNetlinkMessage,
+        AddressFamily, RouteNetlinkMessage,
         address::AddressHeaderFlags,
         link::{
-            InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, LinkAttribute, LinkFlags,
-            LinkInfo, LinkMessage,
+            InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, LinkAttribute,
+            LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
         },
         neighbour::{NeighbourFlags, NeighbourState},
         route::RouteScope,
@@ -145,7 +145,11 @@ impl Links {
     /// # Errors
     /// The kernel does not answer.
     pub async fn get(&self, name: &str) -> Result<Option<Link>, LinkError> {
-        let mut answers = pin!(self.handle.link().get().match_name(name).execute());
+        // What it counted is longer than all the rest.
+        let shorter = vec![LinkExtentMask::SkipStats];
+        let request = self.handle.link().get().match_name(name);
+        let request = request.set_filter_mask(AddressFamily::Unspec, shorter);
+        let mut answers = pin!(request.execute());
         match answers.try_next().await.map_err(system) {
             Ok(message) => Ok(message.as_ref().map(parse)),
             Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(None),
@@ -290,8 +294,7 @@ impl Links {
         name: &str,
         edit: impl FnOnce(LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec>,
     ) -> Result<(), LinkError> {
-        let index = self.index("change", name).await?;
-        let message = edit(LinkUnspec::new_with_index(index)).build();
+        let message = edit(LinkMessageBuilder::<LinkUnspec>::new().name(name)).build();
         self.done("change", name, self.handle.link().set(message).execute().await)
     }
 
