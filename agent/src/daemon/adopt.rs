@@ -7,13 +7,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use thiserror::Error;
 use tokio::{sync::Semaphore, task::JoinSet};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use vxmesh_proto::{
     addr::{EndpointId, NetworkId},
     object,
@@ -26,7 +27,10 @@ use super::{
 };
 use crate::{
     api::ApiError,
-    netlink::overlay::{Overlay, OverlayError},
+    netlink::{
+        link::Links,
+        overlay::{Overlay, OverlayError},
+    },
     objects::unix_ms,
     store::Table,
 };
@@ -120,12 +124,19 @@ impl Mesh {
         for node in self.stored_nodes().iter().flat_map(|nodes| nodes.iter()) {
             by_network.entry(node.network).or_default();
         }
+        let host = match host_seen().await {
+            Ok(host) => Arc::new(host),
+            Err(error) => {
+                info!(%error, "networks are not taken over together; each is tried by itself");
+                return BTreeMap::new();
+            }
+        };
         let room = Arc::new(Semaphore::new(AT_ONCE));
         let mut tasks = JoinSet::new();
         for (id, endpoints) in by_network {
             let network = self.network_object(id).filter(|_| self.macvlan_of(id).is_none());
             let Some((network, _state)) = network else { continue };
-            let (mesh, room) = (Arc::clone(self), Arc::clone(&room));
+            let (mesh, room, host) = (Arc::clone(self), Arc::clone(&room), Arc::clone(&host));
             tasks.spawn(async move {
                 let _permit = room.acquire().await.ok()?;
                 let made = mesh.make_overlay(id, &network).await;
@@ -134,11 +145,12 @@ impl Mesh {
                 });
                 let overlay = overlay.ok()?;
                 mesh.name_network(id, &network, overlay.path());
-                let way = mesh.adopt_way(&overlay, id, &network).await;
+                let way = mesh.adopt_way((&host, &overlay), id, &network).await;
                 let mut adopted = Vec::new();
                 for endpoint in endpoints {
                     adopted.push((endpoint.id, mesh.adopt_cable(&overlay, &endpoint).await));
                 }
+                overlay.trust_no_more();
                 Some((id, overlay, way, adopted))
             });
         }
@@ -310,9 +322,18 @@ impl Mesh {
     }
 }
 
+/// The host's links as they are now: what is so already of uplinks is not written again.
+async fn host_seen() -> io::Result<Links> {
+    let links = Links::here()?;
+    if let Err(error) = links.look(BTreeMap::new()).await {
+        debug!(%error, "all of uplinks is written anew");
+    }
+    Ok(links)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::{io, path::PathBuf};
+    use std::path::PathBuf;
 
     use nix::errno::Errno;
 

@@ -41,7 +41,7 @@ use crate::{
         sysctl,
         uplink::{self, Uplink},
     },
-    netlink::overlay::Overlay,
+    netlink::{link::Links, overlay::Overlay},
     objects::unix_ms,
     store::Table,
 };
@@ -261,12 +261,12 @@ impl Mesh {
     /// Brings the cable to the host and what leads over it to what it was.
     pub(super) async fn ensure_uplink(
         &self,
-        overlay: &Overlay,
+        (host, overlay): (&Links, &Overlay),
         id: NetworkId,
         network: &object::Network,
     ) -> Result<Uplink, ApiError> {
-        let inside = (overlay.netns(), overlay.links());
-        let raised = uplink::ensure(id, self.me, inside, network.mtu).await;
+        let ends = (host, overlay.netns(), overlay.links());
+        let raised = uplink::ensure(id, self.me, ends, network.mtu).await;
         raised.map_err(|error| failed(error, "see `vxmesh doctor`"))
     }
 
@@ -274,7 +274,7 @@ impl Mesh {
     /// at once all ways are known.
     pub(super) async fn adopt_way(
         self: &Arc<Self>,
-        overlay: &Overlay,
+        (host, overlay): (&Links, &Overlay),
         id: NetworkId,
         network: &object::Network,
     ) -> Option<Way> {
@@ -282,7 +282,7 @@ impl Mesh {
             return None;
         }
         let mut way = Way { tried: Some(Instant::now()), ..Way::default() };
-        if let Err(error) = self.raise(overlay, &mut way, id, network).await {
+        if let Err(error) = self.raise((host, overlay), &mut way, id, network).await {
             warn!(network = %network.name, %error, "no full way out of the network");
             way.fault = Some(error.message);
         }
@@ -298,7 +298,11 @@ impl Mesh {
         let Some(overlay) = hosted.overlays.get(&id) else { return };
         let Some(way) = hosted.ways.open.get_mut(&id) else { return };
         way.tried = Some(Instant::now());
-        let mended = self.raise(overlay, way, id, network).await;
+        let host = Links::here().map_err(|error| failed(error, "see the agent's log"));
+        let mended = match &host {
+            Ok(host) => self.raise((host, overlay), way, id, network).await,
+            Err(error) => Err(error.clone()),
+        };
         let mut fault = mended.err().map(|error| error.message);
         // At the start of an agent all ways are looked at together a moment later, and the host's
         // routes are there.
@@ -323,12 +327,12 @@ impl Mesh {
 
     async fn raise(
         self: &Arc<Self>,
-        overlay: &Overlay,
+        (host, overlay): (&Links, &Overlay),
         way: &mut Way,
         id: NetworkId,
         network: &object::Network,
     ) -> Result<(), ApiError> {
-        let raised = self.raise_in(overlay, way, id, network).await;
+        let raised = self.raise_in((host, overlay), way, id, network).await;
         way.shut = raised.as_ref().err().map(|error| error.message.clone());
         raised?.map_or(Ok(()), Err)
     }
@@ -336,7 +340,7 @@ impl Mesh {
     /// The same; why this node lacks an address, if it does, is no fault for clients from outside.
     async fn raise_in(
         self: &Arc<Self>,
-        overlay: &Overlay,
+        (host, overlay): (&Links, &Overlay),
         way: &mut Way,
         id: NetworkId,
         network: &object::Network,
@@ -350,7 +354,7 @@ impl Mesh {
             (node, Vec::new(), missing)
         };
         // Without it there still is a node.
-        let uplink = self.ensure_uplink(overlay, id, network).await;
+        let uplink = self.ensure_uplink((host, overlay), id, network).await;
         if let Ok(uplink) = &uplink {
             way.uplink = Some(uplink.clone());
         }

@@ -64,6 +64,7 @@ impl Mesh {
         let there = hosted.overlays.contains_key(&id);
         if !there {
             let overlay = self.make_overlay(id, network).await?;
+            overlay.trust_no_more();
             self.name_network(id, network, overlay.path());
             hosted.overlays.insert(id, overlay);
             self.open_way(hosted, id, network).await;

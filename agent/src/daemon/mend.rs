@@ -296,7 +296,7 @@ impl Mesh {
                 whole::take_down(uplink, &view.links, overlay.links())
                     .await
                     .map_err(OverlayError::from)?;
-                self.ensure_uplink(overlay, id, network).await?;
+                self.ensure_uplink((&view.links, overlay), id, network).await?;
                 said.extend(faults);
             }
         }

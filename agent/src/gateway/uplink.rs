@@ -22,7 +22,7 @@ use crate::netlink::{
     hosts::leads_everywhere,
     link::{LinkError, Links},
     netns::Netns,
-    overlay::write_setting,
+    settings::Settings,
     whole::State,
 };
 
@@ -109,21 +109,21 @@ pub fn is_inside(node: NodeId, ip: IpAddr) -> bool {
     }
 }
 
-/// Makes the cable with its addresses and the default routes inside, or adopts what is there.
+/// Makes the cable with its addresses and the default routes inside, or adopts what is there. The
+/// host's links are those of this namespace.
 ///
 /// # Errors
 /// The kernel refuses a step, or no address is free; a half-made cable is gone with the namespace.
 pub async fn ensure(
     network: NetworkId,
     node: NodeId,
-    (netns, inside): (&Netns, &Links),
+    (host, netns, inside): (&Links, &Netns, &Links),
     mtu: u16,
 ) -> Result<Uplink, UplinkError> {
     let host_netns = Netns::current().map_err(std::io::Error::other)?;
-    let host = Links::here()?;
     let name = ifname(network);
     let mac = MacAddr::of_node(node, rand::random());
-    cable((&name, mac), (&host, &host_netns), inside, mtu).await?;
+    cable((&name, mac), (host, &host_netns), inside, mtu).await?;
     let mut choosing = None;
     let pair = match adopted(&host.addresses(&name).await?) {
         Some(pair) => pair,
@@ -139,7 +139,11 @@ pub async fn ensure(
     let v6 = Path::new("/proc/sys/net/ipv6").exists();
     if v6 {
         // Before an interface is up it has not chosen an address.
-        ipv6_settings(netns, INSIDE)?;
+        let settings = ipv6_values(INSIDE);
+        if !inside.sees_settings(&settings) {
+            inside.look_away();
+            netns.run(|| set_all(&settings))?;
+        }
     }
     set_all(&host_settings(&name, v6))?;
     host.add_link_address(&name, pair_net(here)).await?;
@@ -150,7 +154,7 @@ pub async fn ensure(
     inside.set_route(Ipv4Net::default().into(), Some(here.into()), INSIDE).await?;
     let inside6 = v6.then(|| unique_local(node, network));
     if let Some(ip) = inside6 {
-        ipv6((&host, &name), inside, ip).await?;
+        ipv6((host, &name), inside, ip).await?;
     }
     Ok(Uplink { ifname: name, host: here, inside: there, inside6 })
 }
@@ -186,12 +190,9 @@ fn ipv6_values(name: &str) -> [(String, &'static str); 4] {
         .map(|(setting, value)| (format!("ipv6/conf/{name}/{setting}"), value))
 }
 
-fn ipv6_settings(netns: &Netns, name: &str) -> std::io::Result<()> {
-    netns.run(|| set_all(&ipv6_values(name)))
-}
-
 fn set_all(settings: &[(String, &str)]) -> std::io::Result<()> {
-    settings.iter().try_for_each(|(path, value)| write_setting(path, value))
+    let mut kernel = Settings::default();
+    settings.iter().try_for_each(|(path, value)| kernel.set(path, value))
 }
 
 /// Both ends have fixed link-local addresses, by which each is the other's router.

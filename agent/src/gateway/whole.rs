@@ -1,13 +1,14 @@
 //! What of an uplink is not as `super::uplink` made it: somebody took an end down, an address, a
 //! route or a setting away.
 
-use std::{fs, net::IpAddr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::uplink::{HOST_LL, INSIDE, INSIDE_LL, Uplink, host_settings, pair_net};
 use crate::netlink::{
     link::{Link, LinkError, Links},
+    settings::Settings,
     whole::State,
 };
 
@@ -70,10 +71,8 @@ pub async fn take_down(uplink: &Uplink, host: &Links, inside: &Links) -> Result<
 /// nobody; where one of IPv6 matters, addresses go with it.
 #[must_use]
 pub fn setting_faults(uplink: &Uplink, ipv6: bool) -> Vec<String> {
+    let mut kernel = Settings::default();
     let settings = host_settings(&uplink.ifname, ipv6).into_iter();
-    let changed = settings.filter(|(path, value)| {
-        let now = fs::read_to_string(format!("/proc/sys/net/{path}"));
-        now.is_ok_and(|now| now.trim() != *value)
-    });
+    let changed = settings.filter(|(path, value)| kernel.get(path).is_ok_and(|now| now != *value));
     changed.map(|(path, _)| format!("the setting net/{path} was changed")).collect()
 }

@@ -8,6 +8,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, AsRawFd},
     pin::pin,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -35,7 +36,7 @@ use rtnetlink::{
 use thiserror::Error;
 use vxmesh_proto::addr::MacAddr;
 
-use super::netns::Netns;
+use super::{look::Look, netns::Netns};
 
 /// How often a dump is asked for while another one of the same socket goes on, and how long one
 /// takes.
@@ -95,6 +96,8 @@ pub struct Link {
     /// Of a bridge's port, whether it learns addresses, and whether it takes unicast frames for
     /// unknown ones.
     pub port: Option<(bool, bool)>,
+    /// Of a bridge's port, which of the groups that bridges keep to themselves it treats as others.
+    pub groups: Option<u16>,
     /// Frames that it did not take in, and that it did not give away, as far as the kernel counts
     /// them.
     pub dropped: (u64, u64),
@@ -104,6 +107,8 @@ pub struct Link {
 #[derive(Clone, Debug)]
 pub struct Links {
     pub(super) handle: Handle,
+    /// What was there, while that is sure to be so.
+    pub(super) look: Arc<Mutex<Option<Look>>>,
 }
 
 impl Links {
@@ -112,12 +117,18 @@ impl Links {
     /// # Errors
     /// The namespace cannot be entered.
     pub fn open(netns: &Netns) -> io::Result<Self> {
+        Ok(Self::open_and(netns, || ())?.0)
+    }
+
+    /// The same, and does something else there.
+    pub(super) fn open_and<T: Send>(
+        netns: &Netns,
+        work: impl FnOnce() -> T + Send,
+    ) -> io::Result<(Self, T)> {
         let runtime = tokio::runtime::Handle::current();
         netns.run(|| {
             let _context = runtime.enter();
-            let (connection, handle, _) = rtnetlink::new_connection()?;
-            runtime.spawn(connection);
-            Ok(Self { handle })
+            Ok((Self::here()?, work()))
         })
     }
 
@@ -128,7 +139,7 @@ impl Links {
     pub fn here() -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, look: Arc::default() })
     }
 
     /// Every interface.
@@ -145,6 +156,9 @@ impl Links {
     /// # Errors
     /// The kernel does not answer.
     pub async fn get(&self, name: &str) -> Result<Option<Link>, LinkError> {
+        if let Some(link) = self.seen(|look| look.link(name).cloned()) {
+            return Ok(Some(link));
+        }
         // What it counted is longer than all the rest.
         let shorter = vec![LinkExtentMask::SkipStats];
         let request = self.handle.link().get().match_name(name);
@@ -168,6 +182,10 @@ impl Links {
     /// # Errors
     /// The kernel refuses it.
     pub async fn create_bridge(&self, name: &str, mac: MacAddr, mtu: u16) -> Result<(), LinkError> {
+        let is_so = |link: &Link| link.mac == Some(mac) && link.mtu == u32::from(mtu) && link.up;
+        if self.sees(|look| look.is(name, is_so)) {
+            return Ok(());
+        }
         if self.get(name).await?.is_none() {
             let bridge =
                 LinkBridge::new(name).mcast_snooping(false).address(mac.0.to_vec()).build();
@@ -206,6 +224,10 @@ impl Links {
     /// # Errors
     /// One of the two is not there.
     pub async fn set_port(&self, name: &str, bridge: &str, flood: bool) -> Result<(), LinkError> {
+        let is_so = |link: &Link| link.port == Some((false, flood));
+        if self.sees(|look| look.is_port_of(name, bridge) && look.is(name, is_so)) {
+            return Ok(());
+        }
         let bridge = self.index("use the bridge", bridge).await?;
         self.change(name, |link| link.controller(bridge)).await?;
         let index = self.index("set up the port", name).await?;
@@ -220,6 +242,9 @@ impl Links {
     /// # Errors
     /// It is no port.
     pub async fn show_groups(&self, name: &str) -> Result<(), LinkError> {
+        if self.sees(|look| look.is(name, |link| link.groups == Some(RESERVED_GROUPS))) {
+            return Ok(());
+        }
         let index = self.index("set up the port", name).await?;
         let port = LinkBridgePort::new(index).group_fwd_mask(RESERVED_GROUPS).build();
         self.done("set up the port", name, self.handle.link().set_port(port).execute().await)
@@ -230,6 +255,9 @@ impl Links {
     /// # Errors
     /// It is not there.
     pub async fn set_up(&self, name: &str, mtu: u16) -> Result<(), LinkError> {
+        if self.sees(|look| look.is(name, |link| link.up && link.mtu == u32::from(mtu))) {
+            return Ok(());
+        }
         self.change(name, |link| link.mtu(mtu.into()).up()).await
     }
 
@@ -263,6 +291,9 @@ impl Links {
     /// # Errors
     /// It is not there.
     pub async fn bring_up(&self, name: &str) -> Result<(), LinkError> {
+        if self.sees(|look| look.is(name, |link| link.up)) {
+            return Ok(());
+        }
         self.change(name, LinkMessageBuilder::up).await
     }
 
@@ -285,6 +316,9 @@ impl Links {
     /// # Errors
     /// It is not there.
     pub async fn set_alias(&self, name: &str, alias: &str) -> Result<(), LinkError> {
+        if self.sees(|look| look.is(name, |link| link.alias.as_deref() == Some(alias))) {
+            return Ok(());
+        }
         self.change(name, |link| link.append_extra_attribute(LinkAttribute::IfAlias(alias.into())))
             .await
     }
@@ -317,6 +351,9 @@ impl Links {
     /// # Errors
     /// The interface is not there.
     pub async fn add_address(&self, name: &str, address: IpNet) -> Result<(), LinkError> {
+        if self.sees(|look| look.has_address(name, &address)) {
+            return Ok(());
+        }
         let index = self.index("give an address to", name).await?;
         let mut request =
             self.handle.address().add(index, address.addr(), address.prefix_len()).replace();
@@ -332,7 +369,8 @@ impl Links {
     /// # Errors
     /// The gateway cannot be reached from here.
     pub async fn add_default_route(&self, gateway: IpAddr) -> Result<bool, LinkError> {
-        if !self.default_routes(gateway.is_ipv4()).await?.is_empty() {
+        let ipv4 = gateway.is_ipv4();
+        if self.sees(|look| look.leads_on(ipv4)) || !self.default_routes(ipv4).await?.is_empty() {
             return Ok(false);
         }
         let route = match gateway {
@@ -356,6 +394,9 @@ impl Links {
     /// # Errors
     /// The interface is not there, or the kernel refuses it.
     pub async fn add_link_route(&self, name: &str, to: IpNet) -> Result<(), LinkError> {
+        if self.sees(|look| look.leads_to(to)) {
+            return Ok(());
+        }
         let index = self.index("add a route by", name).await?;
         let route = match to {
             IpNet::V4(to) => RouteMessageBuilder::<Ipv4Addr>::new()
@@ -379,6 +420,9 @@ impl Links {
     /// # Errors
     /// The port is not there.
     pub async fn set_fdb(&self, port: &str, mac: MacAddr) -> Result<(), LinkError> {
+        if self.sees(|look| look.has_entry(port, mac, NeighbourState::Noarp)) {
+            return Ok(());
+        }
         let index = self.index("enter a MAC for", port).await?;
         let neighbours = self.handle.neighbours();
         let request = neighbours
@@ -395,6 +439,9 @@ impl Links {
     /// # Errors
     /// The bridge is not there.
     pub async fn set_own_fdb(&self, bridge: &str, mac: MacAddr) -> Result<(), LinkError> {
+        if self.sees(|look| look.has_entry(bridge, mac, NeighbourState::Permanent)) {
+            return Ok(());
+        }
         let index = self.index("enter the MAC of", bridge).await?;
         let neighbours = self.handle.neighbours();
         let request = neighbours
@@ -411,6 +458,10 @@ impl Links {
         name: &str,
         result: Result<(), rtnetlink::Error>,
     ) -> Result<(), LinkError> {
+        // An interface that came since changes nothing of what was seen of the others.
+        if self.sees(|look| look.link(name).is_some()) {
+            self.look_away();
+        }
         result.map_err(|error| LinkError::new(what, name, system(error)))
     }
 }
@@ -427,6 +478,7 @@ pub(super) fn parse(message: &LinkMessage) -> Link {
         up: message.header.flags.contains(LinkFlags::Up),
         alias: None,
         port: None,
+        groups: None,
         dropped: (0, 0),
     };
     for attribute in &message.attributes {
@@ -435,7 +487,9 @@ pub(super) fn parse(message: &LinkMessage) -> Link {
             LinkAttribute::Controller(index) => link.master = Some(*index),
             LinkAttribute::LinkInfo(info) => {
                 link.is_macvlan = info.contains(&LinkInfo::Kind(InfoKind::MacVlan));
-                link.port = info.iter().find_map(port_of);
+                let port = info.iter().find_map(port_of);
+                (link.port, link.groups) =
+                    port.map_or((None, None), |(port, groups)| (Some(port), groups));
             }
             LinkAttribute::Link(index) => link.peer = Some(*index),
             LinkAttribute::Stats64(stats) => link.dropped = (stats.rx_dropped, stats.tx_dropped),
@@ -448,10 +502,14 @@ pub(super) fn parse(message: &LinkMessage) -> Link {
     link
 }
 
-fn port_of(info: &LinkInfo) -> Option<(bool, bool)> {
+fn port_of(info: &LinkInfo) -> Option<((bool, bool), Option<u16>)> {
     let LinkInfo::PortData(InfoPortData::BridgePort(settings)) = info else { return None };
     let has = |setting| settings.contains(&setting);
-    Some((has(InfoBridgePort::Learning(true)), has(InfoBridgePort::UnicastFlood(true))))
+    let groups = settings.iter().find_map(|setting| match setting {
+        InfoBridgePort::GroupFwdMask(groups) => Some(*groups),
+        _ => None,
+    });
+    Some(((has(InfoBridgePort::Learning(true)), has(InfoBridgePort::UnicastFlood(true))), groups))
 }
 
 /// All that a dump tells. The kernel does one dump of a socket at a time, and several tasks may

@@ -45,7 +45,7 @@ impl Losses {
     /// The kernel does not answer.
     pub async fn watch(overlay: &Overlay) -> Result<Self, LinkError> {
         let mut losses = Self { links: overlay.links().clone(), seen: BTreeMap::new() };
-        losses.next().await?;
+        let _before = losses.take(&overlay.links().known().await?);
         Ok(losses)
     }
 

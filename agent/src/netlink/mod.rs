@@ -1,20 +1,23 @@
 //! Network namespaces and interfaces over rtnetlink; no other program is started.
 //!
-//! [`netns`] owns namespaces, [`link`] the interfaces of one namespace, [`overlay`] this host's
-//! side of one network, [`macvlan`] interfaces that share a link of the host, [`policy`] the rules
-//! that choose a routing table, [`callers`] who is connected to servers, [`watch`] what the kernel
-//! tells of changes, [`whole`] what of a network's side is not as it should be.
+//! [`netns`] owns namespaces, [`settings`] the kernel's settings of one, [`link`] its interfaces,
+//! [`look`] what was there at the start, [`overlay`] this host's side of one network, [`macvlan`]
+//! interfaces that share a link of the host, [`policy`] the rules that choose a routing table,
+//! [`callers`] who is connected to servers, [`watch`] what the kernel tells of changes, [`whole`]
+//! what of a network's side is not as it should be.
 
 mod announce;
 pub mod callers;
 pub mod hosts;
 pub mod link;
+mod look;
 pub mod losses;
 pub mod macvlan;
 pub mod netns;
 pub mod overlay;
 pub mod policy;
 pub mod route;
+pub(crate) mod settings;
 pub mod watch;
 pub mod whole;
 

@@ -14,8 +14,8 @@
 //! routes do not reach into the namespace.
 
 use std::{
-    collections::BTreeSet,
-    fs, io,
+    collections::{BTreeMap, BTreeSet},
+    io,
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -31,9 +31,14 @@ use vxmesh_proto::{
 use super::{
     announce::announce,
     link::{Link, LinkError, Links},
+    look::Look,
     netns::{Netns, NetnsError},
+    settings::Settings,
 };
-use crate::datapath::{backend::Backend, device::Device, steering::Queues};
+use crate::{
+    datapath::{backend::Backend, device::Device, steering::Queues},
+    gateway::uplink::INSIDE,
+};
 
 /// The bridge.
 pub(super) const BRIDGE: &str = "br0";
@@ -83,6 +88,8 @@ pub(super) const SWITCHED_SETTINGS: [(&str, &str); 3] = [
     ("bridge/bridge-nf-call-iptables", "0"),
     ("bridge/bridge-nf-call-ip6tables", "0"),
 ];
+/// Settings of an interface about IPv6 that are set before it comes up, in this order.
+const IPV6_SETTINGS: [&str; 4] = ["addr_gen_mode", "accept_dad", "accept_ra", "disable_ipv6"];
 /// Interfaces that are tried when none is named: `eth0` to `eth63`.
 pub(super) const IFNAMES: u32 = 64;
 
@@ -207,16 +214,24 @@ impl Overlay {
         let path = path_of(run_dir, spec.id);
         let fresh = Netns::open(&path).is_err();
         let netns = Netns::create(&path)?;
-        let built = Self::build(spec, path.clone(), netns).await;
+        let built = Self::build(spec, path.clone(), (netns, fresh)).await;
         if built.is_err() && fresh {
             Netns::remove(&path)?;
         }
         built
     }
 
-    async fn build(spec: OverlaySpec, path: PathBuf, netns: Netns) -> Result<Self, OverlayError> {
-        let links = Links::open(&netns)?;
-        let overlay = Self { spec, path, netns, links };
+    async fn build(
+        spec: OverlaySpec,
+        path: PathBuf,
+        (netns, fresh): (Netns, bool),
+    ) -> Result<Self, OverlayError> {
+        let overlay = if fresh {
+            let links = Links::open(&netns)?;
+            Self { spec, path, netns, links }
+        } else {
+            Self::found(spec, path, netns).await?
+        };
         overlay.furnish().await?;
         if overlay.links.get(NODE).await?.is_none() {
             overlay.route_by_bridge(&[]).await?;
@@ -224,50 +239,59 @@ impl Overlay {
         Ok(overlay)
     }
 
+    /// One of the agent's last life: what of it is as it shall be is not written again, until
+    /// [`trust_no_more`](Self::trust_no_more).
+    async fn found(spec: OverlaySpec, path: PathBuf, netns: Netns) -> Result<Self, OverlayError> {
+        let wanted = wanted_settings(&spec).into_iter().map(|(path, _)| path);
+        let ends = [NODE, INSIDE].into_iter();
+        let of_ends = ends.flat_map(|end| IPV6_SETTINGS.map(|it| format!("ipv6/conf/{end}/{it}")));
+        let paths = wanted.chain(of_ends);
+        let (links, settings) = Links::open_and(&netns, || Settings::of(paths))?;
+        links.look_at_bridge(settings).await?;
+        Ok(Self { spec, path, netns, links })
+    }
+
+    /// Ends the take-over of what the agent's last life left: from now on every step asks the
+    /// kernel how it is.
+    pub fn trust_no_more(&self) {
+        self.links.look_away();
+    }
+
     /// Settings and bridge.
     pub(super) async fn furnish(&self) -> Result<(), OverlayError> {
         let Self { spec, links, .. } = self;
         let settings = self.settings();
-        self.netns.run(|| {
-            for (path, value) in &settings {
-                write_setting(path, value)?;
-            }
-            for (path, value) in SWITCHED_SETTINGS {
-                match write_setting(path, value) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    Ok(()) | Err(_) => {}
-                }
-            }
-            Ok(())
-        })?;
+        let is_set = links.sees_settings(&settings) && links.sees(Look::shows_packets_no_frames);
+        if !is_set {
+            links.look_away();
+            self.netns.run(|| {
+                let mut kernel = Settings::default();
+                settings.iter().try_for_each(|(path, value)| kernel.set(path, value))?;
+                let mut switched = SWITCHED_SETTINGS.into_iter();
+                switched.try_for_each(|(path, value)| kernel.set_if_there(path, value))
+            })?;
+        }
         links.bring_up(LOOPBACK).await?;
         links.create_bridge(BRIDGE, spec.gateway_mac, spec.mtu).await?;
         links.set_own_fdb(BRIDGE, spec.gateway_mac).await?;
-        self.netns.run(|| {
-            BRIDGE_SETTINGS.into_iter().try_for_each(|(path, value)| write_setting(path, value))
-        })?;
-        Ok(())
+        self.set_all(&BRIDGE_SETTINGS.map(|(path, value)| (path.to_owned(), value)))
+    }
+
+    /// Writes settings of the namespace, if it was not found to have these.
+    fn set_all(&self, settings: &[(String, &'static str)]) -> Result<(), OverlayError> {
+        if self.links.sees_settings(settings) {
+            return Ok(());
+        }
+        self.links.look_away();
+        Ok(self.netns.run(|| {
+            let mut kernel = Settings::default();
+            settings.iter().try_for_each(|(path, value)| kernel.set(path, value))
+        })?)
     }
 
     /// What the namespace's settings shall be.
     pub(super) fn settings(&self) -> Vec<(String, &'static str)> {
-        // A new namespace takes after the host, which forwards where Docker runs
-        // (devconf_inherit_init_net).
-        let forwards = if self.spec.routed { "1" } else { "0" };
-        let mut settings = vec![
-            ("ipv4/ip_forward".to_owned(), forwards),
-            ("ipv6/conf/all/forwarding".to_owned(), forwards),
-        ];
-        for conf in ["all", "default"] {
-            for (setting, value) in IPV4_SETTINGS {
-                settings.push((format!("ipv4/conf/{conf}/{setting}"), value));
-            }
-        }
-        // Only the bridge speaks IPv6, and only from the gateway's address: ports and TAP would
-        // announce themselves.
-        settings.push(("ipv6/conf/default/disable_ipv6".to_owned(), "1"));
-        settings.push(("ipv6/conf/default/accept_ra".to_owned(), "0"));
-        settings
+        settings_of(&self.spec)
     }
 
     /// Gives the bridge the gateway's addresses; it leads to the subnets in which this node has no
@@ -297,18 +321,9 @@ impl Overlay {
         self.links.set_port(NODE_PORT, BRIDGE, false).await?;
         self.links.set_fdb(NODE_PORT, mac).await?;
         self.links.set_up(NODE_PORT, self.spec.mtu).await?;
-        self.netns.run(|| {
-            let settings = [
-                ("addr_gen_mode", "0"),
-                ("accept_dad", "0"),
-                ("accept_ra", "0"),
-                ("disable_ipv6", "0"),
-            ];
-            let mut settings = settings.into_iter();
-            settings.try_for_each(|(setting, value)| {
-                write_setting(&format!("ipv6/conf/{NODE}/{setting}"), value)
-            })
-        })?;
+        // Before it is up it has not chosen an address.
+        let settings = IPV6_SETTINGS.map(|it| (format!("ipv6/conf/{NODE}/{it}"), "0"));
+        self.set_all(&settings)?;
         self.links.set_up(NODE, self.spec.mtu).await?;
         self.links.set_addresses(NODE, &node.ips).await?;
         self.route_by_bridge(&node.ips).await?;
@@ -330,15 +345,16 @@ impl Overlay {
 
     /// Leads to these addresses of services by the node's interface, and to no others.
     async fn lead_to_vips(&self, node: &NodePlug) -> Result<(), OverlayError> {
-        let vips = &node.vips;
-        for (vip, _mac) in self.links.permanent_neighbors(NODE).await? {
-            if !vips.contains(&vip) {
-                self.links.remove_route(vip.into(), NODE).await?;
-                self.links.remove_neighbor(NODE, vip).await?;
-            }
+        let (vips, mac) = (&node.vips, service_mac(self.spec.id));
+        let known = self.links.permanent_neighbors(NODE).await?;
+        for vip in known.keys().filter(|vip| !vips.contains(vip)) {
+            self.links.remove_route((*vip).into(), NODE).await?;
+            self.links.remove_neighbor(NODE, *vip).await?;
         }
         for vip in vips {
-            self.links.set_neighbor(NODE, *vip, service_mac(self.spec.id)).await?;
+            if known.get(vip) != Some(&mac) {
+                self.links.set_neighbor(NODE, *vip, mac).await?;
+            }
             self.links.set_route_from(node.error_source(*vip), *vip, NODE).await?;
         }
         Ok(())
@@ -382,6 +398,8 @@ impl Overlay {
         backend: Backend,
         queues: Queues,
     ) -> Result<Box<dyn Device>, OverlayError> {
+        // One that was seen is that of an agent that was just ending.
+        self.links.overlook(TAP);
         let tap = self.netns.run(|| backend.open(TAP, queues)).map_err(OverlayError::Tap)?;
         // The TAP has a queue of its own. Of those in front of it the kernel would make one for
         // each of the 256 queues that it may have.
@@ -402,7 +420,7 @@ impl Overlay {
     /// # Errors
     /// The kernel does not answer.
     pub async fn plugged(&self) -> Result<Vec<EndpointId>, OverlayError> {
-        let links = self.links.list().await?;
+        let links = self.links.known().await?;
         Ok(links.iter().filter_map(|link| link.alias.as_deref()?.parse().ok()).collect())
     }
 
@@ -420,9 +438,12 @@ impl Overlay {
         if sandbox.is(&self.netns) || sandbox.is(&Netns::current()?) {
             return Err(OverlayError::NotASandbox(plug.netns.clone()));
         }
-        let inside = Links::open(&sandbox)?;
+        let (inside, settings) = Links::open_and(&sandbox, || {
+            let settings = plug.ifname.iter().flat_map(|ifname| sandbox_settings(ifname));
+            Settings::of(settings.map(|(path, _)| path))
+        })?;
         let outer = port_name(plug.id);
-        if let Some(ifname) = self.adopt(plug, &outer, &inside).await? {
+        if let Some(ifname) = self.adopt(plug, &outer, (&inside, settings)).await? {
             self.configure(plug, &outer, &ifname, (&sandbox, &inside)).await?;
             return Ok(ifname);
         }
@@ -443,23 +464,26 @@ impl Overlay {
     }
 
     /// The endpoint's interface in the sandbox if its cable leads there; any other cable of it
-    /// goes.
+    /// goes. What is as it shall be in the sandbox is not written again.
     async fn adopt(
         &self,
         plug: &Plug,
         outer: &str,
-        inside: &Links,
+        (inside, settings): (&Links, BTreeMap<String, String>),
     ) -> Result<Option<String>, OverlayError> {
         let Some(port) = self.links.get(outer).await? else { return Ok(None) };
+        inside.look(settings).await?;
         // Numbers are per namespace, so the MAC has the last word.
         let is_inner = |link: &Link| {
             port.peer == Some(link.index)
                 && link.peer == Some(port.index)
                 && link.mac == Some(plug.mac)
         };
-        if let Some(inner) = inside.list().await?.into_iter().find(is_inner) {
+        if let Some(inner) = inside.known().await?.into_iter().find(is_inner) {
             return Ok(Some(inner.name));
         }
+        // With the cable goes what was seen of its end.
+        inside.look_away();
         self.links.delete(outer).await?;
         Ok(None)
     }
@@ -500,10 +524,18 @@ impl Overlay {
         inside.bring_up(LOOPBACK).await?;
         // Nobody else has its addresses, the link-local one neither, so none waits until the link
         // was asked about it (RFC 4862 section 5.4): a program that starts now can bind to each.
-        sandbox.ipv6_setting(ifname, "accept_dad", "0")?;
-        if plug.ips.iter().any(|ip| ip.addr().is_ipv6()) {
-            // Container engines switch IPv6 off where they give no address.
-            sandbox.sysctl(&format!("ipv6/conf/{ifname}/disable_ipv6"), "0")?;
+        let [(accept_dad, no), (disable_ipv6, not)] = sandbox_settings(ifname);
+        // Container engines switch IPv6 off where they give no address.
+        let speaks_ipv6 = plug.ips.iter().any(|ip| ip.addr().is_ipv6());
+        let mut settings = vec![(accept_dad.clone(), no)];
+        settings.extend(speaks_ipv6.then(|| (disable_ipv6.clone(), not)));
+        if !inside.sees_settings(&settings) {
+            inside.look_away();
+            sandbox.run(|| {
+                let mut kernel = Settings::default();
+                kernel.set_if_there(&accept_dad, no)?;
+                if speaks_ipv6 { kernel.set(&disable_ipv6, not) } else { Ok(()) }
+            })?;
         }
         inside.bring_up(ifname).await?;
         for ip in &plug.ips {
@@ -645,6 +677,40 @@ impl Overlay {
     }
 }
 
+/// What the settings of a network's namespace shall be.
+fn settings_of(spec: &OverlaySpec) -> Vec<(String, &'static str)> {
+    // A new namespace takes after the host, which forwards where Docker runs
+    // (devconf_inherit_init_net).
+    let forwards = if spec.routed { "1" } else { "0" };
+    let mut settings = vec![
+        ("ipv4/ip_forward".to_owned(), forwards),
+        ("ipv6/conf/all/forwarding".to_owned(), forwards),
+    ];
+    for conf in ["all", "default"] {
+        for (setting, value) in IPV4_SETTINGS {
+            settings.push((format!("ipv4/conf/{conf}/{setting}"), value));
+        }
+    }
+    // Only the bridge speaks IPv6, and only from the gateway's address: ports and TAP would
+    // announce themselves.
+    settings.push(("ipv6/conf/default/disable_ipv6".to_owned(), "1"));
+    settings.push(("ipv6/conf/default/accept_ra".to_owned(), "0"));
+    settings
+}
+
+/// Those of an endpoint's interface in its sandbox about IPv6: whether addresses wait until the
+/// link was asked about them, and whether there are any.
+fn sandbox_settings(ifname: &str) -> [(String, &'static str); 2] {
+    ["accept_dad", "disable_ipv6"].map(|it| (format!("ipv6/conf/{ifname}/{it}"), "0"))
+}
+
+/// All settings of a network's namespace but those of single interfaces that come and go.
+fn wanted_settings(spec: &OverlaySpec) -> Vec<(String, &'static str)> {
+    let fixed = BRIDGE_SETTINGS.into_iter().chain(SWITCHED_SETTINGS);
+    let fixed = fixed.map(|(path, value)| (path.to_owned(), value));
+    settings_of(spec).into_iter().chain(fixed).collect()
+}
+
 /// Where the namespace of a network is.
 pub fn path_of(run_dir: &Path, id: NetworkId) -> PathBuf {
     run_dir.join("netns").join(id.short())
@@ -657,17 +723,6 @@ async fn clear(links: &Links) -> Result<(), OverlayError> {
         links.delete(&cable.name).await?;
     }
     Ok(links.delete(BRIDGE).await?)
-}
-
-/// Writes a kernel setting of the calling thread's namespace, below `/proc/sys/net`; where it is so
-/// already nothing is written.
-pub(crate) fn write_setting(path: &str, value: &str) -> io::Result<()> {
-    let file = format!("/proc/sys/net/{path}");
-    match fs::read_to_string(&file) {
-        Ok(now) if now.trim() == value => Ok(()),
-        Ok(_) | Err(_) => fs::write(&file, value)
-            .map_err(|error| io::Error::new(error.kind(), format!("net/{path}: {error}"))),
-    }
 }
 
 /// The outer end of an endpoint's cable: 12 characters of the 15 that a name may have.

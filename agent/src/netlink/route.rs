@@ -5,7 +5,6 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::{
@@ -23,7 +22,7 @@ use rtnetlink::{
 
 use vxmesh_proto::addr::MacAddr;
 
-use super::link::{LinkError, Links, listed, system};
+use super::link::{LinkError, Links, listed};
 
 /// Who made a route (`rtm_protocol`): a number of our own, so that ours are told from others.
 const OURS: RouteProtocol = RouteProtocol::Other(118);
@@ -35,6 +34,8 @@ pub struct Route {
     pub destination: IpNet,
     /// The interface, by its number.
     pub interface: Option<u32>,
+    /// The router; none on the link itself.
+    pub router: Option<IpAddr>,
     /// The address that the kernel has towards there, if the route says it.
     pub source: Option<IpAddr>,
     /// Whether this program made it.
@@ -47,11 +48,17 @@ impl Links {
     /// # Errors
     /// It is not there.
     pub async fn addresses(&self, name: &str) -> Result<Vec<IpNet>, LinkError> {
-        let index = self.index("list the addresses of", name).await?;
-        let request = self.handle.address().get().set_link_index_filter(index).execute();
-        let failed = |error| LinkError::new("list the addresses of", name, system(error));
-        let messages: Vec<AddressMessage> = request.try_collect().await.map_err(failed)?;
+        if let Some(addresses) = self.seen(|look| look.addresses(name)) {
+            return Ok(addresses);
+        }
+        let messages = self.address_messages(name).await?;
         Ok(messages.iter().filter_map(address_of).collect())
+    }
+
+    async fn address_messages(&self, name: &str) -> Result<Vec<AddressMessage>, LinkError> {
+        let index = self.index("list the addresses of", name).await?;
+        let dump = || self.handle.address().get().set_link_index_filter(index).execute();
+        listed("the addresses", dump).await
     }
 
     /// Gives an interface these addresses and no others but link-local ones that the kernel chose.
@@ -59,11 +66,10 @@ impl Links {
     /// # Errors
     /// The interface is not there, or the kernel refuses a step.
     pub async fn set_addresses(&self, name: &str, wanted: &[IpNet]) -> Result<(), LinkError> {
-        let index = self.index("give an address to", name).await?;
-        let request = self.handle.address().get().set_link_index_filter(index).execute();
-        let failed = |error| LinkError::new("list the addresses of", name, system(error));
-        let messages: Vec<AddressMessage> = request.try_collect().await.map_err(failed)?;
-        for message in messages {
+        if self.sees(|look| look.has_just(name, wanted)) {
+            return Ok(());
+        }
+        for message in self.address_messages(name).await? {
             let Some(address) = address_of(&message) else { continue };
             let kernels = matches!(address.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local());
             if !kernels && !wanted.contains(&address) {
@@ -83,6 +89,9 @@ impl Links {
     /// # Errors
     /// The interface is not there.
     pub async fn add_link_address(&self, name: &str, address: IpNet) -> Result<(), LinkError> {
+        if self.sees(|look| look.has_address(name, &address)) {
+            return Ok(());
+        }
         let index = self.index("give an address to", name).await?;
         let mut request =
             self.handle.address().add(index, address.addr(), address.prefix_len()).replace();
@@ -125,6 +134,9 @@ impl Links {
         via: Option<IpAddr>,
         name: &str,
     ) -> Result<(), LinkError> {
+        if self.sees(|look| look.has_route(to, (via, None), name)) {
+            return Ok(());
+        }
         let index = self.index("add a route by", name).await?;
         let request = self.handle.route().add(route_message(to, via, index)).replace();
         self.done("add a route by", name, request.execute().await)
@@ -142,6 +154,9 @@ impl Links {
         name: &str,
     ) -> Result<(), LinkError> {
         let Some(source) = source else { return self.set_route(to.into(), None, name).await };
+        if self.sees(|look| look.has_route(to.into(), (None, Some(source)), name)) {
+            return Ok(());
+        }
         let index = self.index("add a route by", name).await?;
         let mut message = route_message(to.into(), None, index);
         let address = match source {
@@ -361,26 +376,26 @@ pub(super) fn router_of(message: &RouteMessage) -> (Option<IpAddr>, Option<u32>)
 }
 
 pub(super) fn route_of(message: &RouteMessage) -> Option<Route> {
-    let mut destination: Option<IpAddr> = None;
-    let (mut interface, mut source) = (None, None);
     let ip_of = |address: &RouteAddress| match address {
         RouteAddress::Inet(ip) => Some(IpAddr::from(*ip)),
         RouteAddress::Inet6(ip) => Some(IpAddr::from(*ip)),
         _ => None,
     };
+    let (mut destination, mut source) = (None, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip_of(address),
             RouteAttribute::PrefSource(address) => source = ip_of(address),
-            RouteAttribute::Oif(index) => interface = Some(*index),
             _ => {}
         }
     }
+    let (router, interface) = router_of(message);
     let any: IpAddr = match message.header.address_family {
         AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
         _ => Ipv6Addr::UNSPECIFIED.into(),
     };
     let destination = destination.unwrap_or(any);
     let destination = IpNet::new(destination, message.header.destination_prefix_length).ok()?;
-    Some(Route { destination, interface, source, ours: message.header.protocol == OURS })
+    let ours = message.header.protocol == OURS;
+    Some(Route { destination, interface, router, source, ours })
 }

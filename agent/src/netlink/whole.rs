@@ -7,15 +7,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    io,
     net::IpAddr,
 };
 
 use ipnet::IpNet;
 use rtnetlink::packet_route::{
     AddressFamily,
-    address::AddressMessage,
-    neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage},
+    address::{AddressHeaderFlags, AddressMessage},
+    neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::RouteMessage,
 };
 use vxmesh_proto::{
@@ -32,13 +32,15 @@ use super::{
     },
     policy::PolicyRule,
     route::{Route, address_of, is_default, is_main, local_address, route_of, router_of},
+    settings::Settings,
 };
 
 /// The links, addresses and routes of a namespace at one moment.
 #[derive(Clone, Debug)]
 pub struct State {
     links: Vec<Link>,
-    addresses: Vec<(u32, IpNet)>,
+    /// And whether they are there for good.
+    addresses: Vec<(u32, IpNet, bool)>,
     /// The unicast routes of the main table.
     pub routes: Vec<Route>,
     defaults: Vec<(bool, Option<IpAddr>, Option<u32>)>,
@@ -54,7 +56,9 @@ impl State {
     pub async fn of(links: &Links) -> Result<Self, LinkError> {
         let dump = || links.handle.address().get().execute();
         let addresses = listed("the addresses", dump).await?;
-        let address = |message: &AddressMessage| Some((message.header.index, address_of(message)?));
+        let address = |message: &AddressMessage| {
+            Some((message.header.index, address_of(message)?, lasts(message.header.flags)))
+        };
         let (mut routes, mut defaults, mut local) = (Vec::new(), Vec::new(), BTreeSet::new());
         for ipv4 in [true, false] {
             let found = links.every_route(ipv4).await?;
@@ -75,6 +79,16 @@ impl State {
         })
     }
 
+    /// Every interface.
+    pub(super) fn links(&self) -> &[Link] {
+        &self.links
+    }
+
+    /// Knows nothing of an interface any more.
+    pub(super) fn overlook(&mut self, name: &str) {
+        self.links.retain(|link| link.name != name);
+    }
+
     /// An interface.
     #[must_use]
     pub fn link(&self, name: &str) -> Option<&Link> {
@@ -86,7 +100,19 @@ impl State {
     #[must_use]
     pub fn has_address(&self, link: &Link, address: &IpNet) -> bool {
         let taken = address.addr().is_ipv6() || self.local.contains(&address.addr());
-        taken && self.addresses.iter().any(|(index, it)| *index == link.index && it == address)
+        taken && self.addresses_of(link).any(|it| it == *address)
+    }
+
+    /// The same, and it stays.
+    pub(super) fn has_lasting_address(&self, link: &Link, address: &IpNet) -> bool {
+        self.has_address(link, address) && self.addresses.contains(&(link.index, *address, true))
+    }
+
+    /// The addresses of an interface.
+    pub(super) fn addresses_of(&self, link: &Link) -> impl Iterator<Item = IpNet> {
+        let of =
+            |(index, address, _): &(u32, IpNet, bool)| (*index == link.index).then_some(*address);
+        self.addresses.iter().filter_map(of)
     }
 
     /// Whether there is a route to here by an interface.
@@ -113,6 +139,11 @@ impl State {
     #[must_use]
     pub fn leads(&self, link: &Link, router: IpAddr) -> bool {
         self.defaults.contains(&(router.is_ipv4(), Some(router), Some(link.index)))
+    }
+
+    /// Whether there is a default route of an IP version.
+    pub(super) fn leads_on(&self, ipv4: bool) -> bool {
+        self.defaults.iter().any(|(is_ipv4, ..)| *is_ipv4 == ipv4)
     }
 }
 
@@ -170,7 +201,8 @@ impl Overlay {
     /// # Errors
     /// The kernel does not answer.
     pub async fn faults(&self, state: &State, wanted: &Wanted) -> Result<Faults, OverlayError> {
-        let fdb = self.fdb().await?;
+        let fdb = fdb(&self.links).await?;
+        let fdb: BTreeSet<_> = fdb.into_iter().map(|(port, mac, _state)| (port, mac)).collect();
         let policy = self.links.missing_policy_rules().await?;
         let mut faults = Faults { policy, ..Faults::default() };
         for rule in faults.policy.clone() {
@@ -221,6 +253,7 @@ impl Overlay {
     /// # Errors
     /// The kernel refuses a step.
     pub async fn mend(&self, faults: &Faults, wanted: &Wanted) -> Result<(), OverlayError> {
+        self.links.look_away();
         for rule in &faults.policy {
             self.links.add_policy_rule(*rule).await?;
         }
@@ -337,38 +370,43 @@ impl Overlay {
         let fixed = BRIDGE_SETTINGS.into_iter().chain(SWITCHED_SETTINGS);
         settings.extend(fixed.map(|(path, value)| (path.to_owned(), value)));
         // Not every kernel has all of them.
-        let differs = |(path, value): &(String, &str)| {
-            let now = fs::read_to_string(format!("/proc/sys/net/{path}"));
-            now.is_ok_and(|now| now.trim() != *value)
-        };
-        let changed = self
-            .netns
-            .run(|| Ok(settings.iter().filter(|setting| differs(setting)).collect::<Vec<_>>()))?;
+        let changed = self.netns.run(|| {
+            let mut kernel = Settings::default();
+            settings.retain(|(path, value)| kernel.get(path).is_ok_and(|now| now != *value));
+            Ok(settings)
+        })?;
         Ok(changed.iter().map(|(path, _)| format!("the setting net/{path} was changed")).collect())
     }
+}
 
-    /// The entries of the bridge's table: port and MAC.
-    async fn fdb(&self) -> Result<BTreeSet<(u32, MacAddr)>, LinkError> {
-        let dump = || {
-            let neighbours = self.links.handle.neighbours().get();
-            neighbours.set_address_family(AddressFamily::Bridge).execute()
-        };
-        let found = listed("the bridge's table", dump).await?;
-        let entry = |message: &NeighbourMessage| {
-            let mac = message.attributes.iter().find_map(|attribute| match attribute {
-                NeighbourAttribute::LinkLayerAddress(mac) => mac.as_slice().try_into().ok(),
-                _ => None,
-            });
-            // Those of the port itself are others.
-            let of_bridge = message.header.flags.contains(NeighbourFlags::Controller)
-                || message
-                    .attributes
-                    .iter()
-                    .any(|attribute| matches!(attribute, NeighbourAttribute::Controller(_)));
-            Some((message.header.ifindex, MacAddr(mac?))).filter(|_| of_bridge)
-        };
-        Ok(found.iter().filter_map(entry).collect())
-    }
+/// The entries of bridges' tables: port, MAC, and of what kind.
+pub(super) async fn fdb(links: &Links) -> Result<Vec<(u32, MacAddr, NeighbourState)>, LinkError> {
+    let dump = || {
+        let neighbours = links.handle.neighbours().get();
+        neighbours.set_address_family(AddressFamily::Bridge).execute()
+    };
+    let found = listed("the bridge's table", dump).await?;
+    let entry = |message: &NeighbourMessage| {
+        let mac = message.attributes.iter().find_map(|attribute| match attribute {
+            NeighbourAttribute::LinkLayerAddress(mac) => mac.as_slice().try_into().ok(),
+            _ => None,
+        });
+        // Those of the port itself are others.
+        let of_bridge = message.header.flags.contains(NeighbourFlags::Controller)
+            || message
+                .attributes
+                .iter()
+                .any(|attribute| matches!(attribute, NeighbourAttribute::Controller(_)));
+        let entry = (message.header.ifindex, MacAddr(mac?), message.header.state);
+        of_bridge.then_some(entry)
+    };
+    Ok(found.iter().filter_map(entry).collect())
+}
+
+/// Whether an address stays, and was not refused.
+fn lasts(flags: AddressHeaderFlags) -> bool {
+    let refused = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
+    flags.contains(AddressHeaderFlags::Permanent) && !flags.intersects(refused)
 }
 
 fn port_fault(

@@ -1,16 +1,19 @@
 //! One network from nothing to nothing, with crashes and failures between.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
 use vxmesh::{
     datapath::{backend::Backend, steering::Queues},
     netlink::{
         link::Links,
         netns::Netns,
-        overlay::{Overlay, OverlayError},
+        overlay::{NodePlug, Overlay, OverlayError, Plug},
+        watch::{Change, Event, Heard, Watch},
     },
 };
 use vxmesh_proto::addr::EndpointId;
-use vxmesh_tests::topology::{Topology, Wire, interfaces, ok, wait_until};
+use vxmesh_tests::topology::{Sandbox, Topology, Wire, interfaces, ok, wait_until};
 
 use super::{host, inside, mac, plug, port, sandbox, settled, settles, spec, state};
 
@@ -46,12 +49,94 @@ async fn what_is_broken_is_mended() -> Result<()> {
         format!("ip link set {port} down"),
         format!("bridge link set dev {port} learning on flood on"),
         format!("bridge fdb del {} dev {port} master", mac(11)),
+        format!("bridge fdb replace {} dev {port} master dynamic", mac(11)),
+        format!("ip link set {port} alias somebody"),
+        format!("ip link set {port} mtu 1400"),
+        "ip address add 10.11.0.1/16 dev br0".to_owned(),
+        "ip address change 10.10.0.1/16 dev br0 valid_lft 3600 preferred_lft 3600".to_owned(),
+        "ip link set lo down".to_owned(),
+        "sysctl -w net.ipv6.conf.default.disable_ipv6=0".to_owned(),
     ] {
         ok(&netns, &line).context(line.clone())?;
         assert_ne!(state(&netns)?, before, "{line}");
-        host(&topology, "h1").await?.attach(&plug(10, 11, &a)?).await?;
+        host(&topology, "h1").await?.attach(&named(&a)?).await?;
         settles(&netns, &before, &line)?;
         assert!(a.pings("10.10.0.1")? && a.pings("fd10::1")?, "{line}");
+    }
+    let mask = || {
+        let said = ok(&netns, &format!("ip -d link show {port}"))?;
+        let mut words = said.split_whitespace().skip_while(|word| *word != "group_fwd_mask");
+        anyhow::Ok(words.nth(1).map(ToOwned::to_owned))
+    };
+    let meant = mask()?;
+    ok(&netns, &format!("ip link set {port} type bridge_slave group_fwd_mask 0"))?;
+    assert_ne!(mask()?, meant);
+    host(&topology, "h1").await?.attach(&named(&a)?).await?;
+    assert_eq!(mask()?, meant);
+    Ok(())
+}
+
+/// As the agent's store has it: with the name of its interface.
+fn named(a: &Sandbox) -> Result<Plug> {
+    Ok(Plug { ifname: Some("eth0".to_owned()), ..plug(10, 11, a)? })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_broken_in_a_sandbox_is_mended() -> Result<()> {
+    let topology = Topology::new()?;
+    let overlay = host(&topology, "h1").await?;
+    let a = sandbox(&topology, &overlay, 11).await?;
+    let before = settled(&a.netns)?;
+    for line in [
+        "ip address del 10.10.0.11/16 dev eth0",
+        "ip address del fd10::11/64 dev eth0",
+        "ip link set eth0 down",
+        "ip link set lo down",
+        "ip route del default",
+        "ip -6 route del default",
+        "sysctl -w net.ipv6.conf.eth0.disable_ipv6=1",
+    ] {
+        ok(&a.netns, line).context(line)?;
+        assert_ne!(state(&a.netns)?, before, "{line}");
+        host(&topology, "h1").await?.attach(&named(&a)?).await?;
+        settles(&a.netns, &before, line)?;
+        assert!(a.pings("10.10.0.1")? && a.pings("fd10::1")?, "{line}");
+    }
+    Ok(())
+}
+
+/// Looking changes nothing, and so an agent that starts says nothing to the kernel.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_whole_is_not_written_again() -> Result<()> {
+    let topology = Topology::new()?;
+    let overlay = host(&topology, "h1").await?;
+    let node = NodePlug {
+        mac: mac(77),
+        ips: vec!["10.10.0.77/16".parse()?, "fd10::77/64".parse()?],
+        vips: BTreeSet::new(),
+        error_sources: Vec::new(),
+    };
+    overlay.set_node(&node).await?;
+    let a = sandbox(&topology, &overlay, 11).await?;
+    let netns = inside(&topology, "h1")?;
+    let before = (settled(&netns)?, settled(&a.netns)?);
+    let runtime = tokio::runtime::Handle::current();
+    let watches = [&netns, &a.netns].map(|netns| {
+        netns.run(|| {
+            let _context = runtime.enter();
+            Watch::open()
+        })
+    });
+    let again = host(&topology, "h1").await?;
+    again.set_node(&node).await?;
+    again.attach(&named(&a)?).await?;
+    assert_eq!((state(&netns)?, state(&a.netns)?), before);
+    // What was said before this comes before it.
+    for (netns, watch) in [&netns, &a.netns].into_iter().zip(watches) {
+        ok(netns, "ip link set lo alias last")?;
+        let heard = watch?.hear(|namespace| namespace.is_none()).await?;
+        let last = Event { namespace: None, change: Change::Link("lo".to_owned()) };
+        assert_eq!(heard, Heard::Events(vec![last]));
     }
     Ok(())
 }
