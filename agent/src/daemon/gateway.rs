@@ -243,7 +243,9 @@ impl Mesh {
         grown: bool,
     ) {
         if grown || hosted.ways.is_due(id) {
-            return self.mend_way(hosted, id, network).await;
+            self.mend_way(hosted, id, network).await;
+            // Ports of the host may have waited for it.
+            return self.sync_host(hosted);
         }
         let Hosted { overlays, ways, .. } = hosted;
         let (Some(overlay), Some(way)) = (overlays.get(&id), ways.open.get_mut(&id)) else {
