@@ -154,6 +154,9 @@ fn serve_for(span: Duration, seed: u64) {
         let transition = choose(&mut world);
         // What a step costs grows with the square of the number of nodes.
         if !matches!(transition, Transition::Join) || world.members().len() < NODES {
+            if env::var_os("VXMESH_SIM_SEED").is_some() {
+                println!("{transition:?}");
+            }
             apply(&mut world, &transition);
         }
         (0..2).for_each(|_| serve(&mut world));
