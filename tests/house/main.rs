@@ -1,6 +1,8 @@
 //! The rules of the house that no linter checks: what may enter the dependency tree, and how long a
-//! file and a line of prose may be.
+//! file and a line of prose may be. `shape` keeps the parts of the agent apart.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod shape;
 
 use std::{
     fs,

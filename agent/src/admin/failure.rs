@@ -1,5 +1,7 @@
 //! How failures of identity and control look to a user: their kind, what is wrong, what to do next.
 
+mod host;
+
 use std::fmt::Display;
 
 use crate::{

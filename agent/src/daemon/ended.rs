@@ -163,7 +163,7 @@ impl Mesh {
             let cleared = match self.begin_removal(&sandbox) {
                 Ok(Some(sandbox)) => match sandbox.end_processes().await {
                     Ok(()) => self.clear(&mut hosted, &sandbox, None).await,
-                    not_ended => not_ended,
+                    Err(error) => Err(error.into()),
                 },
                 Ok(None) => continue,
                 Err(error) => Err(error),

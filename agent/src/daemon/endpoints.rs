@@ -33,10 +33,7 @@ use crate::{
     admin::resolve,
     api::{self, ApiError, AttachSpec, EndpointSpec, ErrorCode},
     firewall::guard::Port,
-    netlink::{
-        netns::NetnsError,
-        overlay::{Overlay, OverlayError, Plug},
-    },
+    netlink::overlay::{Overlay, Plug},
     objects::unix_ms,
     reconcile::tables::gateway_mac,
     services,
@@ -139,31 +136,6 @@ impl Stored {
     /// The interface inside.
     pub(super) fn ifname(&self) -> Option<&str> {
         self.ifname.as_deref()
-    }
-}
-
-impl From<OverlayError> for ApiError {
-    fn from(error: OverlayError) -> Self {
-        let (code, hint) = match &error {
-            OverlayError::Netns(NetnsError::Open { .. }) => (
-                ErrorCode::NotFound,
-                "`ip netns` lists the named ones; of a process it is /proc/PID/ns/net, while the process runs",
-            ),
-            OverlayError::Ifname(_) => (ErrorCode::Usage, "nothing was changed"),
-            OverlayError::Netns(NetnsError::NotANamespace(_)) | OverlayError::NotASandbox(_) => {
-                (ErrorCode::Usage, "give a sandbox's namespace with --netns or --pid")
-            }
-            OverlayError::Taken(_) | OverlayError::NoName => {
-                (ErrorCode::Conflict, "nothing was changed")
-            }
-            OverlayError::Netns(NetnsError::Change { .. })
-            | OverlayError::Link(_)
-            | OverlayError::Io(_)
-            | OverlayError::Tap(_) => {
-                (ErrorCode::Failed, "the agent needs root and /dev/net/tun; nothing was changed")
-            }
-        };
-        Self::new(code, error.to_string(), hint)
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
     networks::usage,
 };
 use crate::{
-    api::{ApiError, Driver, ErrorCode, NetworkSpec},
+    api::{ApiError, Driver, NetworkSpec},
     netlink::macvlan::{self, MacvlanError, Mode, Parent},
 };
 
@@ -29,27 +29,6 @@ pub(super) struct Macvlan {
     mode: Mode,
     /// Routers that the user named.
     pub(super) gateways: Vec<IpAddr>,
-}
-
-impl From<MacvlanError> for ApiError {
-    fn from(error: MacvlanError) -> Self {
-        let (code, hint) = match &error {
-            MacvlanError::Missing(_) => {
-                (ErrorCode::NotFound, "`ip link` lists those that are there")
-            }
-            MacvlanError::Down(_) => (ErrorCode::Failed, "bring it up with `ip link set IF up`"),
-            MacvlanError::Vlan(_) => (ErrorCode::Failed, "nothing was changed"),
-            MacvlanError::Other(_) => return from_other(error),
-        };
-        Self::new(code, error.to_string(), hint)
-    }
-}
-
-fn from_other(error: MacvlanError) -> ApiError {
-    match error {
-        MacvlanError::Other(error) => error.into(),
-        other => ApiError::new(ErrorCode::Failed, other.to_string(), "nothing was changed"),
-    }
 }
 
 /// What an error says about an endpoint of the last life.

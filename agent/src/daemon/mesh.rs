@@ -11,7 +11,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -43,7 +43,6 @@ use super::{
     hosting::Hosted,
     local::LocalNetworks,
     names::NameServers,
-    peers::{Ca, Peers, reachable},
     plain::LocalTable,
     probe::Silent,
     rows::Rows,
@@ -59,12 +58,15 @@ use crate::{
     datapath::{Dataplane, backend::Grants},
     firewall::guarded::GuardedPorts,
     identity::{self, Credentials},
+    member::peers::{Ca, Peers, reachable},
     netlink::{self, losses::Losses},
     objects::{Objects, PublishError, unix_ms},
     reconcile::{addresses::Addresses, admit::Claims},
     services::{self, NodePlace, Services},
     store::{Store, StoreError, Table},
 };
+
+pub(super) use crate::lock::lock;
 
 /// How long another agent may take to stop; it waits for peers that are dead.
 const STOPS: Duration = Duration::from_secs(10);
@@ -521,10 +523,6 @@ impl Mesh {
     pub(super) fn is_prefetching(&self) -> bool {
         self.prefetching.load(Ordering::Acquire)
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(super) fn store_failed(error: impl std::fmt::Display) -> ApiError {

@@ -12,7 +12,7 @@ use vxmesh_proto::addr::Name;
 use super::mesh::{Mesh, store_failed};
 use crate::{
     api::{ApiError, ErrorCode, Mode, SandboxSpec},
-    docker::{self, DockerError},
+    docker,
     netlink::{link::Links, netns::Netns, overlay::OverlayError},
     store::Table,
 };
@@ -83,18 +83,6 @@ pub(super) fn check_mode(spec: &SandboxSpec) -> Result<(), ApiError> {
         format!("`--network {mode}` cannot be combined with {what}"),
         "leave one of them out",
     ))
-}
-
-impl From<DockerError> for ApiError {
-    fn from(error: DockerError) -> Self {
-        let (code, hint) = match &error {
-            DockerError::Absent(_) => (ErrorCode::Failed, "is Docker installed here and running?"),
-            DockerError::NoContainer(_) => (ErrorCode::NotFound, "see `docker ps`"),
-            DockerError::NotRunning(_) => (ErrorCode::Conflict, "start it with `docker start`"),
-            DockerError::Engine(_) => (ErrorCode::Failed, "see the engine's log"),
-        };
-        Self::new(code, error.to_string(), hint)
-    }
 }
 
 impl Mesh {

@@ -26,12 +26,12 @@ use vxmesh_proto::{
 use super::{
     doctor::check,
     mesh::{Local, Mesh, lock},
-    peers::reachable,
     reconcile::{changed_macs, report_rivals},
 };
 use crate::{
     api::{self, Diagnosis, Health},
     datapath::port::Table,
+    member::peers::reachable,
     reconcile::{
         admit::Claims,
         tables::{respecified, spec_of, updates},

@@ -23,11 +23,11 @@ use vxmesh_proto::{
 
 use super::{
     mesh::{Local, Mesh, lock},
-    peers::{left_members, members, reachable},
     plain::LocalTable,
 };
 use crate::{
     datapath::port::Table,
+    member::peers::{left_members, members, reachable},
     objects::unix_ms,
     reconcile::{
         addresses::Elsewhere,

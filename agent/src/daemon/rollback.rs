@@ -31,11 +31,11 @@ use vxmesh_proto::{
 use super::{
     doctor::check,
     mesh::{Mesh, conflict, store_failed},
-    process::boot,
     sync::refusal,
 };
 use crate::{
     api::{ApiError, Diagnosis, Health},
+    sandbox::process::boot,
     store::{StoreError, Table},
 };
 

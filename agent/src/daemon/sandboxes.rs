@@ -32,7 +32,6 @@ use super::{
     hosting::Hosted,
     mesh::{Mesh, failed, store_failed},
     modes::{Shared, Source, check_mode},
-    process::Process,
     publish::Published,
 };
 use crate::{
@@ -47,6 +46,7 @@ use crate::{
     netlink::{netns::Netns, overlay::OverlayError},
     objects::unix_ms,
     records::Records,
+    sandbox::process::{Process, ProcessError},
     store::Table,
 };
 
@@ -253,7 +253,7 @@ impl Stored {
 
     /// Ends the command, and the supervisor, which passes SIGTERM on and starts nothing more. Who
     /// waits for a command in the foreground ends by itself.
-    pub(super) async fn end_processes(&self) -> Result<(), ApiError> {
+    pub(super) async fn end_processes(&self) -> Result<(), ProcessError> {
         let supervisor = self.keeper.as_ref().filter(|_| self.supervised);
         let supervisor = supervisor.filter(|it| it.is_alive());
         let Some(supervisor) = supervisor else {

@@ -14,10 +14,9 @@ use tracing::{info, warn};
 use super::{
     mesh::{Mesh, failed},
     modes::Source,
-    process::Process,
     sandboxes::Stored,
 };
-use crate::{api::ApiError, netlink::netns::Netns};
+use crate::{api::ApiError, netlink::netns::Netns, sandbox::process::Process};
 
 impl Mesh {
     /// Makes the namespaces anew of sandboxes that are started again after the host was: before

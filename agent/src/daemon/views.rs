@@ -77,8 +77,8 @@ impl Mesh {
             let name = name.or_else(|| id.as_str().parse().ok())?;
             let (drained, zone) =
                 claim.as_ref().map_or((false, None), |it| (it.drained.is_some(), it.zone.clone()));
-            let vtep =
-                claim.and_then(|claim| super::peers::reachable(&claim.vteps, &self.own_addrs()));
+            let vtep = claim
+                .and_then(|claim| crate::member::peers::reachable(&claim.vteps, &self.own_addrs()));
             let is_self = id == self.me;
             let issuer = match is_self {
                 true => self.credentials.is_issuer(),

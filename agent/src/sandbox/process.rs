@@ -13,18 +13,34 @@ use nix::{
     unistd::Pid,
 };
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
-use super::mesh::failed;
-use crate::{api::ApiError, netlink::watch};
+use crate::netlink::watch;
 
 /// How long a process may take to end after SIGTERM.
-pub(super) const GRACE: Duration = Duration::from_secs(5);
+pub(crate) const GRACE: Duration = Duration::from_secs(5);
 /// How often one is looked at that cannot be watched.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// Why a process does not end.
+#[derive(Debug, Error)]
+pub(crate) enum ProcessError {
+    /// It takes no signal from the agent.
+    #[error("cannot end process {pid}: {errno}")]
+    Signal {
+        /// Its number.
+        pid: i32,
+        /// What the kernel says.
+        errno: Errno,
+    },
+    /// It runs on after SIGKILL.
+    #[error("process {0} does not end")]
+    Stays(i32),
+}
+
 /// A process that cannot be mistaken for a later one with the same number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Process {
+pub(crate) struct Process {
     pid: i32,
     /// Clock ticks since boot, field 22 of proc_pid_stat(5).
     started: u64,
@@ -35,20 +51,20 @@ pub(super) struct Process {
 
 impl Process {
     /// The process with this number, if it runs.
-    pub(super) fn look(pid: u32) -> Option<Self> {
+    pub(crate) fn look(pid: u32) -> Option<Self> {
         let pid = i32::try_from(pid).ok()?;
         let started = started(pid).ok()??;
         Some(Self { pid, started, boot: boot().clone() })
     }
 
     /// Its number.
-    pub(super) fn pid(&self) -> Option<u32> {
+    pub(crate) fn pid(&self) -> Option<u32> {
         u32::try_from(self.pid).ok()
     }
 
     /// Whether it has not ended. What cannot be looked at now, because too many files are open for
     /// example, has not.
-    pub(super) fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         if let (Some(its), Some(this)) = (&self.boot, boot())
             && its != this
         {
@@ -58,26 +74,24 @@ impl Process {
     }
 
     /// Sends a signal; a process that has ended needs none.
-    pub(super) fn signal(&self, signal: Signal) -> Result<(), ApiError> {
+    pub(crate) fn signal(&self, signal: Signal) -> Result<(), ProcessError> {
         let pid = Pid::from_raw(self.pid);
         if !self.is_alive() {
             return Ok(());
         }
         match kill(pid, signal) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
-            Err(errno) => {
-                Err(failed(format!("cannot end process {pid}: {errno}"), "end it yourself"))
-            }
+            Err(errno) => Err(ProcessError::Signal { pid: self.pid, errno }),
         }
     }
 
     /// Waits a while for its end. Whether it came.
-    pub(super) async fn ends(&self) -> bool {
+    pub(crate) async fn ends(&self) -> bool {
         tokio::time::timeout(GRACE, self.ended()).await.is_ok()
     }
 
     /// Waits for its end, however long that takes.
-    pub(super) async fn ended(&self) {
+    pub(crate) async fn ended(&self) {
         while self.is_alive() {
             // Looked at once more: the number may have been another's already.
             if let Ok(watched) = watch::Process::open(self.pid)
@@ -93,7 +107,7 @@ impl Process {
     }
 
     /// SIGTERM, and SIGKILL if that does not do.
-    pub(super) async fn end(&self) -> Result<(), ApiError> {
+    pub(crate) async fn end(&self) -> Result<(), ProcessError> {
         self.signal(Signal::SIGTERM)?;
         if self.ends().await {
             return Ok(());
@@ -102,13 +116,12 @@ impl Process {
     }
 
     /// SIGKILL.
-    pub(super) async fn kill(&self) -> Result<(), ApiError> {
+    pub(crate) async fn kill(&self) -> Result<(), ProcessError> {
         self.signal(Signal::SIGKILL)?;
         if self.ends().await {
             return Ok(());
         }
-        let message = format!("process {} does not end", self.pid);
-        Err(failed(message, "see what it waits for with `ps`"))
+        Err(ProcessError::Stays(self.pid))
     }
 }
 
@@ -131,7 +144,7 @@ fn started(pid: i32) -> io::Result<Option<u64>> {
 }
 
 /// The kernel's name for this boot.
-pub(super) fn boot() -> &'static Option<String> {
+pub(crate) fn boot() -> &'static Option<String> {
     static BOOT: OnceLock<Option<String>> = OnceLock::new();
     BOOT.get_or_init(|| {
         let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;

@@ -31,10 +31,10 @@ const OVERHEAD_V6: u16 = 102;
 /// Checks certificates against the mesh CA. Their time does not matter here: what a member signed
 /// stays signed.
 #[derive(Debug)]
-pub(super) struct Ca(pub(super) Vec<u8>);
+pub(crate) struct Ca(pub(crate) Vec<u8>);
 
 impl Ca {
-    pub(super) fn member(&self, certificate: &[u8]) -> Option<Member> {
+    pub(crate) fn member(&self, certificate: &[u8]) -> Option<Member> {
         certificate::verify_at_its_own_time(certificate, &self.0).ok()
     }
 }
@@ -51,7 +51,7 @@ impl Certifier for Ca {
 
 /// Members other than `me` with their certificates, those that left or were removed not among them;
 /// none if `me` was.
-pub(super) fn members(objects: &ObjectSet, ca: &Ca, me: NodeId) -> BTreeMap<NodeId, Member> {
+pub(crate) fn members(objects: &ObjectSet, ca: &Ca, me: NodeId) -> BTreeMap<NodeId, Member> {
     if objects.is_removed(me) {
         return BTreeMap::new();
     }
@@ -65,7 +65,7 @@ pub(super) fn members(objects: &ObjectSet, ca: &Ca, me: NodeId) -> BTreeMap<Node
 }
 
 /// Members that are gone for good: they left, or were removed.
-pub(super) fn left_members(objects: &ObjectSet) -> BTreeSet<NodeId> {
+pub(crate) fn left_members(objects: &ObjectSet) -> BTreeSet<NodeId> {
     let closed = objects.objects().filter(|object| object.closed());
     let left = closed.filter(|object| matches!(object.content(), Content::Member(_)));
     let removed = objects.removals().map(|(removal, _object)| removal.node);
@@ -73,7 +73,7 @@ pub(super) fn left_members(objects: &ObjectSet) -> BTreeSet<NodeId> {
 }
 
 /// The first address of a family that this node has, too.
-pub(super) fn reachable(addrs: &[SocketAddr], own: &[IpAddr]) -> Option<SocketAddr> {
+pub(crate) fn reachable(addrs: &[SocketAddr], own: &[IpAddr]) -> Option<SocketAddr> {
     let same_family = |addr: &&SocketAddr| own.iter().any(|own| own.is_ipv4() == addr.is_ipv4());
     addrs.iter().find(same_family).copied()
 }
@@ -102,13 +102,13 @@ impl Peers {
     }
 
     /// Whether an authenticated packet of it came within this time.
-    pub(super) fn heard_within(&self, node: NodeId, time: Duration) -> bool {
+    pub(crate) fn heard_within(&self, node: NodeId, time: Duration) -> bool {
         let heard = self.get(node).and_then(|peer| peer.last_received());
         heard.is_some_and(|at| at.elapsed() < time)
     }
 
     /// Brings the data path's peers in step with members and their claims.
-    pub(super) async fn follow(
+    pub(crate) async fn follow(
         &self,
         plane: &Dataplane,
         members: &BTreeMap<NodeId, Member>,
@@ -138,7 +138,7 @@ impl Peers {
     }
 
     /// The rows of `peer ls`, with the round trips of the connections that there are.
-    pub(super) fn rows(&self, rtts: &BTreeMap<NodeId, Duration>) -> Vec<api::Peer> {
+    pub(crate) fn rows(&self, rtts: &BTreeMap<NodeId, Duration>) -> Vec<api::Peer> {
         let now = Instant::now();
         let row = |(node, known): (&NodeId, &Known)| {
             let peer = &known.peer;

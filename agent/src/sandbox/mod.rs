@@ -1,0 +1,5 @@
+//! Sandboxes of `vxmesh run`: what is known of their processes.
+//!
+//! Nothing in here knows the rest of the agent: `daemon` calls it.
+
+pub(crate) mod process;
