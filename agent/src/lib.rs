@@ -13,6 +13,7 @@ pub mod dns;
 pub mod docker;
 pub mod firewall;
 pub mod gateway;
+mod host;
 pub mod identity;
 pub mod lab;
 mod lock;

@@ -11,7 +11,6 @@ use super::{
     gateway::Ways,
     mesh::{Mesh, lock},
     obstacles::{in_the_way, not_here},
-    rules::OnHost,
 };
 use crate::{
     api::{self, Diagnosis, Health},
@@ -20,6 +19,7 @@ use crate::{
         incoming,
         table::{self, Hook},
     },
+    host::rules::OnHost,
     identity::{Credentials, certificate, unix_now},
 };
 

@@ -27,12 +27,12 @@ use super::{
     conflicts::check_name,
     hosting::Hosted,
     mesh::{Mesh, conflict, failed, store_failed},
-    rules::forget_addresses,
 };
 use crate::{
     admin::resolve,
     api::{self, ApiError, AttachSpec, EndpointSpec, ErrorCode},
     firewall::guard::Port,
+    host::rules::forget_addresses,
     netlink::overlay::{Overlay, Plug},
     objects::unix_ms,
     reconcile::tables::gateway_mac,
@@ -380,7 +380,7 @@ impl Mesh {
         }
         if let Some(overlay) = hosted.overlays.get(&endpoint.network) {
             overlay.detach(endpoint.id).await?;
-            self.unguard_port(endpoint.network, endpoint.id);
+            self.guards.forget(endpoint.network, endpoint.id);
             forget_addresses(overlay, &endpoint.ips);
         } else if let Some(macvlan) = self.macvlan_of(endpoint.network) {
             macvlan.parent.detach(&endpoint.plug()).await?;
@@ -507,7 +507,7 @@ impl Mesh {
     /// counted as a forgery.
     pub(super) async fn silence(&self, hosted: &Hosted, endpoint: &Stored) {
         let Some(overlay) = hosted.overlays.get(&endpoint.network) else { return };
-        self.count_losses(Some(endpoint.network)).await;
+        self.losses.count(self.plane.drops(), Some(endpoint.network)).await;
         if let Err(error) = overlay.silence(endpoint.id).await {
             debug!(endpoint = %endpoint.name, %error, "its cable is not silenced");
         }

@@ -109,7 +109,7 @@ impl Mesh {
             }
             return Err(error);
         }
-        self.watch_losses(id, &overlay).await;
+        self.losses.watch(id, &overlay).await;
         info!(network = %network.name, "hosting the network");
         Ok(overlay)
     }
@@ -201,7 +201,7 @@ impl Mesh {
         // Their sockets would keep the namespace, unnamed.
         self.name_servers.close_network(network);
         self.unguard_network(network);
-        self.unwatch_losses(network).await;
+        self.losses.unwatch(network).await;
         let removed = overlay.remove().await;
         self.close_way(hosted, network);
         Ok(removed?)

@@ -46,7 +46,6 @@ use super::{
     plain::LocalTable,
     probe::Silent,
     rows::Rows,
-    rules::OnHost,
     told::Told,
     watch::Watching,
     world::{Outlook, PUSHES},
@@ -56,10 +55,10 @@ use crate::{
     config::Config,
     control::{Control, ControlConfig, JoinLimits},
     datapath::{Dataplane, backend::Grants},
-    firewall::guarded::GuardedPorts,
+    host::{guards::Guards, losses::LossCounters, rules::OnHost},
     identity::{self, Credentials},
     member::peers::{Ca, Peers, reachable},
-    netlink::{self, losses::Losses},
+    netlink,
     objects::{Objects, PublishError, unix_ms},
     reconcile::{addresses::Addresses, admit::Claims},
     services::{self, NodePlace, Services},
@@ -115,12 +114,10 @@ pub(crate) struct Mesh {
     pub(super) addrs: Mutex<BTreeMap<NodeId, SocketAddr>>,
     /// Networks with a TAP here. Written by [`Self::reconcile`] and by attaching and detaching.
     pub(super) locals: Mutex<BTreeMap<NetworkId, Local>>,
-    /// The ports of networks that are here. Changed under [`Self::host`].
-    pub(super) guards: Mutex<BTreeMap<NetworkId, GuardedPorts>>,
+    pub(super) guards: Guards,
     /// The host's own table.
     pub(super) on_host: Mutex<OnHost>,
-    /// What the kernel lost in the networks that are here.
-    pub(super) losses: tokio::sync::Mutex<BTreeMap<NetworkId, Losses>>,
+    pub(super) losses: LossCounters,
     /// Serialises what changes the host: plugging in and out, sandboxes, leave. Free while an
     /// endpoint waits for other nodes.
     pub(super) host: tokio::sync::Mutex<Hosted>,
@@ -297,9 +294,9 @@ impl Mesh {
             gossip: OnceLock::new(),
             addrs: Mutex::default(),
             locals: Mutex::default(),
-            guards: Mutex::default(),
+            guards: Guards::default(),
             on_host: Mutex::default(),
-            losses: tokio::sync::Mutex::default(),
+            losses: LossCounters::default(),
             host: tokio::sync::Mutex::default(),
             reconciliations: AtomicU64::new(0),
             reconciling: tokio::sync::Mutex::default(),

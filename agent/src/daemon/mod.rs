@@ -27,7 +27,6 @@ mod keepers;
 mod leftovers;
 mod limits;
 mod local;
-mod losses;
 mod macvlan;
 mod mend;
 mod mesh;

@@ -269,7 +269,7 @@ impl Mesh {
     pub(super) async fn count_drops(&self) {
         self.count_on_host();
         self.count_refused(|_place, _id| true);
-        self.count_losses(None).await;
+        self.losses.count(self.plane.drops(), None).await;
         let networks: BTreeSet<NetworkId> =
             self.network_list().iter().map(|network| network.id).collect();
         let Ok(endpoints) = self.stored_endpoints() else { return };

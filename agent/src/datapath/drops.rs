@@ -36,6 +36,12 @@ impl DropKey {
         Self { reason, network: None, peer: None, endpoint: None }
     }
 
+    /// That of the reason with this name, if there is one.
+    #[must_use]
+    pub fn named(reason: &str) -> Option<Self> {
+        DropReason::ALL.iter().find(|known| known.as_str() == reason).copied().map(Self::of)
+    }
+
     /// In this network, if one is known.
     #[must_use]
     pub fn in_network(self, network: impl Into<Option<NetworkId>>) -> Self {

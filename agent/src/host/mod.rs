@@ -1,0 +1,7 @@
+//! What the agent keeps on this host: rules of the firewall, guarded ports, what the kernel counts.
+//!
+//! Nothing in here knows the rest of the agent: `daemon` calls it.
+
+pub(crate) mod guards;
+pub(crate) mod losses;
+pub(crate) mod rules;
