@@ -269,7 +269,7 @@ impl Mesh {
     ) -> Result<(), ApiError> {
         endpoint.attached = attached;
         self.save(endpoint)?;
-        self.watching.place(endpoint);
+        self.watching.place(&endpoint.name, &endpoint.plug(), endpoint.is_attached());
         Ok(())
     }
 

@@ -47,7 +47,6 @@ use super::{
     probe::Silent,
     rows::Rows,
     told::Told,
-    watch::Watching,
     world::{Outlook, PUSHES},
 };
 use crate::{
@@ -55,7 +54,7 @@ use crate::{
     config::Config,
     control::{Control, ControlConfig, JoinLimits},
     datapath::{Dataplane, backend::Grants},
-    host::{guards::Guards, losses::LossCounters, rules::OnHost},
+    host::{guards::Guards, losses::LossCounters, rules::OnHost, watch::Watching},
     identity::{self, Credentials},
     member::peers::{Ca, Peers, reachable},
     netlink,

@@ -17,11 +17,11 @@ use super::{
     endpoints::Stored,
     hosting::Hosted,
     mesh::{Mesh, lock},
-    watch::{Dirty, Place, is_gone},
 };
 use crate::{
     api::ApiError,
     gateway::uplink,
+    host::watch::{Dirty, INTERFACE_AWAY, Place, is_gone},
     netlink::{
         link::Links,
         netns::Netns,
@@ -31,7 +31,6 @@ use crate::{
 };
 
 const PROCESS_ENDED: &str = "its process ended";
-pub(super) const INTERFACE_AWAY: &str = "its interface was deleted or moved away";
 
 /// What is seen of where an endpoint is plugged in.
 enum Seen {
@@ -144,7 +143,7 @@ impl Mesh {
     }
 
     async fn register_endpoint(self: &Arc<Self>, host: &Links, endpoint: &Stored) {
-        self.watching.place(endpoint);
+        self.watching.place(&endpoint.name, &endpoint.plug(), endpoint.is_attached());
         let place = lock(&self.watching.places).endpoints.get(&endpoint.id).cloned();
         let Some(Place { netns, .. }) = place else { return };
         // What fails now, for want of descriptors perhaps, is tried again with the next look.
