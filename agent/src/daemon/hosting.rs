@@ -65,7 +65,7 @@ impl Mesh {
         if !there {
             let overlay = self.make_overlay(id, network).await?;
             overlay.trust_no_more();
-            self.name_network(id, network, overlay.path());
+            self.name_servers.serve_network(id, network, overlay.path());
             hosted.overlays.insert(id, overlay);
             self.open_way(hosted, id, network).await;
         }

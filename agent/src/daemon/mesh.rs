@@ -42,7 +42,6 @@ use super::{
     gateway::Node,
     hosting::Hosted,
     local::LocalNetworks,
-    names::NameServers,
     plain::LocalTable,
     probe::Silent,
     rows::Rows,
@@ -54,7 +53,9 @@ use crate::{
     config::Config,
     control::{Control, ControlConfig, JoinLimits},
     datapath::{Dataplane, backend::Grants},
-    host::{guards::Guards, losses::LossCounters, rules::OnHost, watch::Watching},
+    host::{
+        guards::Guards, losses::LossCounters, names::NameServers, rules::OnHost, watch::Watching,
+    },
     identity::{self, Credentials},
     member::peers::{Ca, Peers, reachable},
     netlink,

@@ -68,8 +68,7 @@ impl Mesh {
                         return;
                     }
                     self.watching.mark(|dirty| dirty.subnets = true);
-                    self.name_gateways(true);
-                    self.rate_sandboxes();
+                    self.name_servers.follow_networks(|id| self.network_of(id));
                 }
                 () = self.kick.notified() => {}
                 _ = tick.tick() => {
@@ -133,7 +132,7 @@ impl Mesh {
         }
         self.name_sandboxes();
         self.sync_again(gossip);
-        self.name_gateways(false);
+        self.name_servers.retry_networks(|id| self.network_of(id));
         // Pools that are not in step with the objects say nothing about these.
         let hash = self.objects.read(|set| {
             self.addresses.follow(set, Instant::now());

@@ -3,6 +3,7 @@
 use crate::{
     api::{ApiError, ErrorCode},
     docker::DockerError,
+    host::names::NamesError,
     netlink::{macvlan::MacvlanError, netns::NetnsError, overlay::OverlayError},
     sandbox::process::ProcessError,
 };
@@ -62,6 +63,18 @@ impl From<DockerError> for ApiError {
             DockerError::Engine(_) => (ErrorCode::Failed, "see the engine's log"),
         };
         Self::new(code, error.to_string(), hint)
+    }
+}
+
+impl From<NamesError> for ApiError {
+    fn from(error: NamesError) -> Self {
+        match error {
+            NamesError::Netns(error) => OverlayError::from(error).into(),
+            NamesError::Io(error) => {
+                let message = format!("names cannot be served: {error}");
+                Self::new(ErrorCode::Failed, message, "try again")
+            }
+        }
     }
 }
 
