@@ -45,9 +45,9 @@ impl Mesh {
         let Some(offset) = self.clock_offset(node).await else { return };
         let differs = offset.is_worth_telling();
         let differed = if differs {
-            !lock(&self.clocks_differ).insert(node)
+            !lock(&self.logged.clocks).insert(node)
         } else {
-            lock(&self.clocks_differ).remove(&node)
+            lock(&self.logged.clocks).remove(&node)
         };
         let name = self.node_name(node);
         match (differs, differed) {

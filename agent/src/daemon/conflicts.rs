@@ -2,37 +2,18 @@
 //!
 //! A name that is known is refused ([`check_name`] and those who make endpoints and networks).
 //! Where two nodes gave one before they heard of each other, the older has it on all nodes:
-//! `vxmesh_proto::object` decides about networks (see [`super::told`]), `vxmesh_proto::dns` about
-//! endpoints.
+//! `vxmesh_proto::object` decides about networks, `vxmesh_proto::dns` about endpoints
+//! (`crate::member::conflicts` tells of them).
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::collections::BTreeMap;
 
-use tracing::{info, warn};
 use vxmesh_proto::{
     addr::{Alias, EndpointId, Name, NetworkId, NodeId},
-    dns::{NamesTable, Rival},
     special_names,
 };
 
-use super::{
-    mesh::{Mesh, lock},
-    networks::usage,
-};
+use super::{mesh::Mesh, networks::usage};
 use crate::api::{self, ApiError};
-
-/// What was told of conflicts.
-#[derive(Debug, Default)]
-pub(super) struct Conflicts {
-    endpoints: Mutex<BTreeMap<EndpointId, Rival>>,
-    /// Whether endpoints are called otherwise than when their sandboxes' files were written.
-    renamed: AtomicBool,
-}
 
 /// Refuses a name or an alias that programs would take for something else.
 pub(super) fn check_name(name: Option<&Name>, aliases: &[Alias]) -> Result<(), ApiError> {
@@ -74,37 +55,6 @@ impl Mesh {
     /// Refuses a service's name that programs would take for something else.
     pub(crate) fn check_name(&self, name: &Name) -> Result<(), ApiError> {
         check_name(Some(name), &[])
-    }
-
-    /// Whether endpoints are called otherwise since this was asked last.
-    pub(super) fn were_renamed(&self) -> bool {
-        self.conflicts.renamed.swap(false, Ordering::AcqRel)
-    }
-
-    /// Says once of each endpoint's name that it was given twice, and once that this is over.
-    pub(super) fn report_conflicts(&self, tables: &BTreeMap<NetworkId, Arc<NamesTable>>) {
-        let rivals = tables.values().flat_map(|table| {
-            table.rivals().iter().map(|rival| (rival.key.endpoint, (rival.clone(), table.domain())))
-        });
-        let rivals: BTreeMap<EndpointId, (Rival, &Name)> = rivals.collect();
-        let mut told = lock(&self.conflicts.endpoints);
-        let before = told.clone();
-        told.retain(|id, _| rivals.contains_key(id));
-        for (id, rival) in before.iter().filter(|(id, _)| !rivals.contains_key(id)) {
-            info!(name = %rival.name, endpoint = %id.short(), "the name is no longer given twice");
-        }
-        for (id, (rival, network)) in rivals {
-            if told.insert(id, rival.clone()).is_none() {
-                let (name, has) = (&rival.name, rival.holder.endpoint.short());
-                warn!(
-                    %name, %network, endpoint = %id.short(), %has,
-                    "two endpoints were given one name at the same time: the older has it, the other is found by its id"
-                );
-            }
-        }
-        if *told != before {
-            self.conflicts.renamed.store(true, Ordering::Release);
-        }
     }
 }
 

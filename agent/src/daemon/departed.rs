@@ -8,7 +8,7 @@ use vxmesh_proto::object::ObjectId;
 
 use super::{
     doctor::check,
-    mesh::{Mesh, conflict, lock},
+    mesh::{Mesh, conflict},
 };
 use crate::{
     api::{ApiError, Diagnosis, Health},
@@ -70,7 +70,7 @@ impl Mesh {
     /// Says once in the log that this node left.
     pub(super) fn tell_departed(&self) {
         if let Some(departed @ Departed::Left(_)) = self.departed()
-            && !std::mem::replace(&mut *lock(&self.told_departed), true)
+            && self.logged.departed.is_first()
         {
             warn!("{departed}; {HINT}");
         }

@@ -1,7 +1,7 @@
 //! The disk that keeps this node's state: told while it says no, and used again as soon as it takes
 //! bytes.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use nix::sys::statvfs::statvfs;
 use tracing::{info, warn};
@@ -19,7 +19,7 @@ impl Mesh {
         if !self.store.is_stuck() {
             return;
         }
-        if !self.told_stuck.swap(true, Ordering::Relaxed) {
+        if self.logged.stuck.is_first() {
             warn!(
                 "nothing is kept on disk: free some space, or see what the disk has; it is tried again every second"
             );
@@ -31,7 +31,7 @@ impl Mesh {
             }
             match mesh.objects.save_all() {
                 Ok(()) => {
-                    mesh.told_stuck.store(false, Ordering::Relaxed);
+                    mesh.logged.stuck.reset();
                     info!("the disk takes what is to be kept again");
                 }
                 Err(error) => warn!(%error, "objects are not kept on disk; it is tried again"),

@@ -38,14 +38,11 @@ use vxmesh_proto::{
 use zeroize::Zeroizing;
 
 use super::{
-    conflicts::Conflicts,
     gateway::Node,
     hosting::Hosted,
     local::LocalNetworks,
     plain::LocalTable,
-    probe::Silent,
     rows::Rows,
-    told::Told,
     world::{Outlook, PUSHES},
 };
 use crate::{
@@ -54,10 +51,14 @@ use crate::{
     control::{Control, ControlConfig, JoinLimits},
     datapath::{Dataplane, backend::Grants},
     host::{
-        guards::Guards, losses::LossCounters, names::NameServers, rules::OnHost, watch::Watching,
+        guards::Guards, losses::LossCounters, names::NameServers, reach::Reach, rules::OnHost,
+        watch::Watching,
     },
     identity::{self, Credentials},
-    member::peers::{Ca, Peers, reachable},
+    member::{
+        logged::Logged,
+        peers::{Ca, Peers, reachable},
+    },
     netlink,
     objects::{Objects, PublishError, unix_ms},
     reconcile::{addresses::Addresses, admit::Claims},
@@ -129,10 +130,8 @@ pub(crate) struct Mesh {
     pub(super) fetching: tokio::sync::Mutex<()>,
     pub(super) name_servers: NameServers,
     pub(super) watching: Watching,
-    pub(super) conflicts: Conflicts,
+    pub(super) logged: Logged,
     pub(super) kick: Notify,
-    /// Claims that are not believed, so that each is reported once.
-    pub(super) refused: Mutex<BTreeSet<RowKey>>,
     /// Endpoints that lost their names and are about to lose their links.
     pub(super) unnamed: Mutex<BTreeSet<EndpointId>>,
     /// Whether this node's state may be older than the node.
@@ -158,24 +157,9 @@ pub(crate) struct Mesh {
     pub(super) roll: Mutex<RollCall>,
     /// Held while addresses of removed nodes are taken back.
     pub(super) reclaiming: tokio::sync::Mutex<()>,
-    /// Nodes of which the log says that their clock shows another time than this host's.
-    pub(super) clocks_differ: Mutex<BTreeSet<NodeId>>,
     /// Whether this issuer may give the CA's key up.
     pub(super) succession: Mutex<Succession>,
-    /// Whether the log says that this node was removed, or left.
-    pub(super) told_departed: Mutex<bool>,
-    /// Nodes that see this one behind a translation (NAT).
-    pub(super) translations: Mutex<BTreeSet<NodeId>>,
-    /// Whether the log says that.
-    pub(super) told_translated: AtomicBool,
-    /// Peers whose data port does not answer.
-    pub(super) silent: Mutex<Silent>,
-    /// Whether the log says that nothing is kept on disk.
-    pub(super) told_stuck: AtomicBool,
-    /// Whether the log says that addresses of removed nodes cannot be taken back.
-    pub(super) told_unreclaimed: AtomicBool,
-    /// What the log says of nodes and networks.
-    pub(super) told: Mutex<Told>,
+    pub(super) reach: Reach,
     pub(super) seed: u64,
     pub(super) stop: watch::Sender<bool>,
     task: Mutex<Option<JoinHandle<()>>>,
@@ -303,9 +287,8 @@ impl Mesh {
             fetching: tokio::sync::Mutex::default(),
             name_servers: NameServers::default(),
             watching: Watching::default(),
-            conflicts: Conflicts::default(),
+            logged: Logged::default(),
             kick: Notify::new(),
-            refused: Mutex::default(),
             unproven: watch::Sender::new(false),
             met: watch::Sender::new(false),
             kept: Mutex::default(),
@@ -318,15 +301,8 @@ impl Mesh {
             syncing: Mutex::default(),
             roll: Mutex::default(),
             reclaiming: tokio::sync::Mutex::default(),
-            clocks_differ: Mutex::default(),
             succession: Mutex::default(),
-            told_departed: Mutex::default(),
-            translations: Mutex::default(),
-            told_translated: AtomicBool::new(false),
-            silent: Mutex::default(),
-            told_stuck: AtomicBool::new(false),
-            told_unreclaimed: AtomicBool::new(false),
-            told: Mutex::default(),
+            reach: Reach::default(),
             unnamed: Mutex::default(),
             seed: rand::random(),
             stop: watch::Sender::new(false),

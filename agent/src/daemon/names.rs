@@ -27,7 +27,7 @@ impl Mesh {
         gossip: &Gossip,
         tables: BTreeMap<NetworkId, Arc<NamesTable>>,
     ) {
-        self.report_conflicts(&tables);
+        self.logged.conflicts.report(&tables);
         let domains = self.network_names().into_values().collect();
         let snapshot =
             Snapshot { tables, domains: Arc::new(domains), settled: self.is_settled(gossip) };
@@ -97,7 +97,7 @@ impl Mesh {
     pub(super) fn name_sandboxes(&self) {
         // One that is just being removed has a row and no namespace; there is a next time.
         let Ok(_host) = self.host.try_lock() else { return };
-        let anew = self.name_servers.is_resolver_new() | self.were_renamed();
+        let anew = self.name_servers.is_resolver_new() | self.logged.conflicts.take_renamed();
         if !anew && !self.name_servers.is_owed() {
             return;
         }

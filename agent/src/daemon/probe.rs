@@ -11,7 +11,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -43,10 +43,8 @@ pub(super) const ANSWER: Duration = Duration::from_secs(4);
 /// Translations forget a quiet flow of UDP after 30 s and more (RFC 4787 section 4.3 wants 2
 /// minutes; many do not keep to it).
 const KEEP_OPEN: Duration = Duration::from_secs(20);
-/// A handshake takes one round trip; this is after the second try.
-const SILENT: Duration = Duration::from_secs(8);
-/// Data that is not answered for this long and for [`SILENT`] after it: a sound peer says something
-/// within ten seconds.
+/// Data that is not answered for this long, and then for as long as a peer may be silent
+/// (`crate::host::reach`): a sound peer says something within ten seconds.
 const ANSWERS: Duration = Duration::from_secs(5);
 /// Nodes that a row names.
 const NAMED: usize = 5;
@@ -202,12 +200,10 @@ impl Mesh {
         let Ok(Response::Probed { observed, .. }) = asked else { return };
         let at = observed.ip().to_canonical();
         if self.own_addrs().contains(&at) || is_own(at) {
-            lock(&self.translations).remove(&node);
+            self.reach.forget_translation(node);
             return;
         }
-        if lock(&self.translations).insert(node)
-            && !self.told_translated.swap(true, Ordering::Relaxed)
-        {
+        if self.reach.note_translation(node) {
             info!(
                 %at, %node,
                 "this node is behind a translation (NAT): it keeps the way to the others open; see `vxmesh doctor`"
@@ -217,11 +213,12 @@ impl Mesh {
 
     /// Sends to those who see this node behind a translation, before that forgets the way.
     pub(super) fn keep_open(self: &Arc<Self>) {
-        let quiet = |node: &NodeId| {
+        let is_quiet = |node: &NodeId| {
             let peer = self.peers.get(*node);
             peer.is_some_and(|peer| peer.last_sent().is_none_or(|at| at.elapsed() >= KEEP_OPEN))
         };
-        let quiet: Vec<NodeId> = lock(&self.translations).iter().copied().filter(quiet).collect();
+        let mut quiet = self.reach.translated();
+        quiet.retain(is_quiet);
         if quiet.is_empty() {
             return;
         }
@@ -241,7 +238,7 @@ impl Mesh {
             let Some(peer) = self.peers.get(connection.node) else { continue };
             let node = connection.node;
             let unanswered = peer.unanswered_since().is_some_and(|since| now - since > ANSWERS);
-            let due = lock(&self.silent).look(node, peer.is_shaking() || unanswered, now);
+            let due = self.reach.look(node, peer.is_shaking() || unanswered, now);
             match due {
                 Some(true) => {
                     let mesh = Arc::clone(self);
@@ -263,29 +260,8 @@ impl Mesh {
                 "the node answers on the control port, but nothing on the data port: is UDP blocked? `vxmesh doctor` tells where"
             );
         } else {
-            lock(&self.silent).forget(node);
+            self.reach.forget_silence(node);
         }
-    }
-}
-
-/// Since when peers have left handshakes or data unanswered, and which of these were told.
-#[derive(Debug, Default)]
-pub(super) struct Silent(std::collections::BTreeMap<NodeId, (Instant, bool)>);
-
-impl Silent {
-    /// Whether it is to be told now that a peer is silent, or that it is not any more.
-    fn look(&mut self, node: NodeId, waits: bool, now: Instant) -> Option<bool> {
-        if !waits {
-            return self.0.remove(&node).and_then(|(_since, told)| told.then_some(false));
-        }
-        let (since, told) = self.0.entry(node).or_insert((now, false));
-        let due = !*told && now.saturating_duration_since(*since) >= SILENT;
-        *told |= due;
-        due.then_some(true)
-    }
-
-    fn forget(&mut self, node: NodeId) {
-        self.0.remove(&node);
     }
 }
 
@@ -402,19 +378,5 @@ mod tests {
             }
         }
         assert!(say(Passage { control_in: None, control_out: None, ..well }).is_empty());
-    }
-
-    #[test]
-    fn a_silent_peer_is_told_once_and_once_when_it_answers() {
-        let (mut silent, start) = (Silent::default(), Instant::now());
-        let node = NodeId::of_public_key(b"h2");
-        assert_eq!(silent.look(node, true, start), None);
-        assert_eq!(silent.look(node, true, start + SILENT / 2), None);
-        assert_eq!(silent.look(node, true, start + SILENT), Some(true));
-        assert_eq!(silent.look(node, true, start + SILENT * 9), None, "not twice");
-        assert_eq!(silent.look(node, false, start + SILENT * 9), Some(false));
-        assert_eq!(silent.look(node, false, start + SILENT * 9), None);
-        assert_eq!(silent.look(node, true, start + SILENT * 9), None, "it begins anew");
-        assert_eq!(silent.look(node, false, start + SILENT * 9), None, "a short one is not told");
     }
 }

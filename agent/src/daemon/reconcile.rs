@@ -310,7 +310,7 @@ impl Mesh {
         let holds = |node, ip| self.addresses.holds(network, node, ip);
         let (believed, foreign) =
             gossip.with_directory(|directory| believed(directory, network, is_peer, holds));
-        let mut refused = lock(&self.refused);
+        let mut refused = lock(&self.logged.refused);
         refused.retain(|key| !believed.contains_key(key));
         for (RowKey { node, endpoint }, address) in foreign {
             // A record may be faster than the transfer that makes it true.
@@ -368,7 +368,7 @@ impl Mesh {
     /// Forgets unbelieved claims that were withdrawn, so that nobody can grow the list of them
     /// (I5).
     fn forget_refused(&self, gossip: &Gossip) {
-        let mut refused = lock(&self.refused);
+        let mut refused = lock(&self.logged.refused);
         gossip.with_directory(|directory| {
             refused.retain(|key| {
                 let entry = directory.get(key.node, Key::Endpoint(key.endpoint));

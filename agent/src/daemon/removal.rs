@@ -10,7 +10,7 @@
 //! ```
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -202,7 +202,7 @@ impl Mesh {
         });
         match removed.iter().find(|(node, _word)| *node == self.me) {
             Some((_me, word)) => {
-                if !std::mem::replace(&mut *lock(&self.told_departed), true) {
+                if self.logged.departed.is_first() {
                     warn!(
                         "this node was removed from the mesh: nothing goes to other hosts any more; run `vxmesh leave` to clean this host"
                     );
@@ -271,7 +271,7 @@ impl Mesh {
                 // What keeps one from being signed keeps the others, and is the same at the next
                 // look, a second later.
                 Err(error) => {
-                    if !self.told_unreclaimed.swap(true, Ordering::Relaxed) {
+                    if self.logged.unreclaimed.is_first() {
                         warn!(%network, %cidr, %error, "addresses of removed nodes are not taken back yet; it is tried again");
                     }
                     break;
@@ -279,7 +279,7 @@ impl Mesh {
             }
         }
         if !texts.is_empty() {
-            self.told_unreclaimed.store(false, Ordering::Relaxed);
+            self.logged.unreclaimed.reset();
         }
         self.objects.read(|set| self.addresses.follow(set, Instant::now()));
         texts

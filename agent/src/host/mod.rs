@@ -6,5 +6,6 @@
 pub(crate) mod guards;
 pub(crate) mod losses;
 pub(crate) mod names;
+pub(crate) mod reach;
 pub(crate) mod rules;
 pub(crate) mod watch;

@@ -2,4 +2,7 @@
 //!
 //! Nothing in here knows the rest of the agent: `daemon` calls it.
 
+pub(crate) mod conflicts;
+pub(crate) mod logged;
 pub(crate) mod peers;
+pub(crate) mod state_log;
