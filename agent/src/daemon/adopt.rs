@@ -203,7 +203,7 @@ impl Mesh {
         }
         // Whoever changes the host now may change just this; there is a next time.
         let Ok(mut hosted) = self.host.try_lock() else { return };
-        if *self.stop.borrow() {
+        if self.is_stopping() {
             return;
         }
         let changed = orphans.iter().chain(&late);

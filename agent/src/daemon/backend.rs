@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::Path,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -277,7 +277,7 @@ impl Mesh {
     fn last_words(&self) -> Result<Vec<String>, ApiError> {
         let (mut last_words, mut kept) = (Vec::new(), Vec::new());
         let departed = self.departed().is_some();
-        self.leaving.store(true, Ordering::Release);
+        self.allocation.set_leaving(true);
         // Who is no member has nothing to hand over any more, and nobody would take it.
         let heirs = if departed { Vec::new() } else { self.live_nodes() };
         if let Some(heir) = heirs.into_iter().find(|node| *node != self.me) {
@@ -293,7 +293,7 @@ impl Mesh {
         }
         let left = self.sign_departure().inspect_err(|_| {
             self.addresses.take_back(&kept);
-            self.leaving.store(false, Ordering::Release);
+            self.allocation.set_leaving(false);
         })?;
         last_words.push(left);
         Ok(last_words)

@@ -1,8 +1,6 @@
 //! Whether this node is no member any more: it was removed, or it left in a life that its data, an
 //! older copy of that, knows nothing of. Other nodes tell it when they are met.
 
-use std::sync::atomic::Ordering;
-
 use tracing::warn;
 use vxmesh_proto::object::ObjectId;
 
@@ -50,7 +48,7 @@ impl Departed {
 impl Mesh {
     /// Whether this node is no member any more. While it leaves it is one.
     pub(super) fn departed(&self) -> Option<Departed> {
-        let is_leaving = self.leaving.load(Ordering::Acquire);
+        let is_leaving = self.allocation.is_leaving();
         self.objects.read(|set| {
             let at =
                 |id| set.get(&id).map(|object| (object.closed(), object.hlc().unix_ms() / 1000));

@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -124,7 +124,7 @@ impl Mesh {
             }
         }
         // One gift is enough for many who find none at once.
-        let _one_at_a_time = self.fetching.lock().await;
+        let _one_at_a_time = self.allocation.fetching.lock().await;
         let patient_until = Instant::now() + PATIENCE;
         loop {
             let (mut refused, mut got) = (Vec::new(), false);
@@ -284,10 +284,10 @@ impl Mesh {
                 self.addresses.without_block(id).into_iter().map(move |subnet| (id, subnet))
             })
             .collect();
-        if bare.is_empty() || self.is_prefetching() {
+        if bare.is_empty() || self.allocation.is_prefetching() {
             return !bare.is_empty();
         }
-        self.prefetching.store(true, Ordering::Release);
+        self.allocation.set_prefetching(true);
         let mesh = Arc::clone(self);
         tokio::spawn(async move {
             let mut failed = false;
@@ -305,11 +305,11 @@ impl Mesh {
                 drop(mesh);
                 tokio::time::sleep(PREFETCH_PAUSE).await;
                 if let Some(mesh) = waiting.upgrade() {
-                    mesh.prefetching.store(false, Ordering::Release);
+                    mesh.allocation.set_prefetching(false);
                 }
                 return;
             }
-            mesh.prefetching.store(false, Ordering::Release);
+            mesh.allocation.set_prefetching(false);
         });
         true
     }
@@ -323,7 +323,7 @@ impl Mesh {
         need: Need,
     ) -> Result<(), Vec<NotGiven>> {
         let mut refused = Vec::new();
-        if self.leaving.load(Ordering::Acquire) {
+        if self.allocation.is_leaving() {
             return Err(refused);
         }
         let elsewhere = self.elsewhere(network);

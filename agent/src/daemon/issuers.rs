@@ -241,7 +241,7 @@ impl Mesh {
 
     /// Only an issuer gives the key and takes it.
     pub(super) fn check_from_issuer(&self, from: NodeId) -> Result<(), Refusal> {
-        if self.issuing.load().contains(&from) {
+        if self.issuing.others.load().contains(&from) {
             return Ok(());
         }
         Err(refusal(
@@ -289,7 +289,7 @@ impl Mesh {
         self.check_other_issuer(&self.issuers())?;
         let _going = self.find_successor().await?;
         // Whoever takes addresses of removed nodes back after this node knows what it took.
-        let _no_reclaim = self.reclaiming.lock().await;
+        let _no_reclaim = self.allocation.reclaiming.lock().await;
         self.certify(false)
             .await
             .map_err(|refused| failed(refused.message, "see the agent's log"))?;
@@ -399,7 +399,7 @@ impl Mesh {
     /// that one is no issuer any more.
     pub(super) fn reclaims(&self, set: &ObjectSet, removed: NodeId) -> bool {
         let Some(removal) = set.get(&ObjectId::Removed(removed)) else { return false };
-        let issuing = self.issuing.load();
+        let issuing = self.issuing.others.load();
         match removal.author() {
             author if author == self.me => self.credentials.is_issuer(),
             author if issuing.contains(&author) => false,
@@ -414,7 +414,7 @@ impl Mesh {
         let mut names: Vec<String> = others.iter().map(|node| node.name.to_string()).collect();
         if names.is_empty() {
             // It has not heard of any by name yet.
-            let addrs = lock(&self.addrs);
+            let addrs = lock(&self.location.known);
             names =
                 addrs.keys().filter(|node| **node != self.me).map(ToString::to_string).collect();
         }

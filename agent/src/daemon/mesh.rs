@@ -10,40 +10,27 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwap;
 use ring::signature::Ed25519KeyPair;
-use tokio::{
-    sync::{Notify, Semaphore, watch},
-    task::JoinHandle,
-};
 use tracing::{info, warn};
 use vxmesh_gossip::membership::{Config as GossipConfig, Gossip};
 use vxmesh_proto::{
     addr::{EndpointId, NetworkId, NodeId},
     control::{MemberInfo, Push},
-    object::{self, Content, Draft, NetworkState, RollCall},
+    object::{self, Content, Draft, NetworkState},
     path::announce::Heard,
     record::{Claim, NodeClaim, SignedRecord},
     session::{Config as SessionConfig, Psk},
-    succession::Succession,
     tables::RowKey,
 };
 use zeroize::Zeroizing;
 
 use super::{
-    gateway::Node,
-    hosting::Hosted,
-    local::LocalNetworks,
-    plain::LocalTable,
-    rows::Rows,
-    world::{Outlook, PUSHES},
+    gateway::Node, hosting::Hosted, local::LocalNetworks, plain::LocalTable, rows::Rows,
+    world::Outlook,
 };
 use crate::{
     api::{ApiError, ErrorCode},
@@ -56,8 +43,13 @@ use crate::{
     },
     identity::{self, Credentials},
     member::{
+        allocation::Allocation,
+        issuers::Issuers,
+        keeper::Keeper,
+        location::Location,
         logged::Logged,
         peers::{Ca, Peers, reachable},
+        sync::SyncState,
     },
     netlink,
     objects::{Objects, PublishError, unix_ms},
@@ -106,13 +98,8 @@ pub(crate) struct Mesh {
     pub(crate) addresses: Addresses,
     pub(crate) services: Services,
     pub(super) local_networks: LocalNetworks,
-    pub(super) own_addrs: ArcSwap<Vec<IpAddr>>,
-    /// The other members that hold the CA's key, as their certificates say.
-    pub(super) issuing: ArcSwap<BTreeSet<NodeId>>,
     pub(crate) control: OnceLock<Control>,
     pub(crate) gossip: OnceLock<Gossip>,
-    /// Where nodes were reached before their own claims were known.
-    pub(super) addrs: Mutex<BTreeMap<NodeId, SocketAddr>>,
     /// Networks with a TAP here. Written by [`Self::reconcile`] and by attaching and detaching.
     pub(super) locals: Mutex<BTreeMap<NetworkId, Local>>,
     pub(super) guards: Guards,
@@ -122,22 +109,16 @@ pub(crate) struct Mesh {
     /// Serialises what changes the host: plugging in and out, sandboxes, leave. Free while an
     /// endpoint waits for other nodes.
     pub(super) host: tokio::sync::Mutex<Hosted>,
-    /// How often a reconciliation was asked for.
-    pub(super) reconciliations: AtomicU64,
-    /// Serialises reconciliation; how many of these are done.
-    pub(super) reconciling: tokio::sync::Mutex<u64>,
-    /// Held by who asks other nodes for address blocks.
-    pub(super) fetching: tokio::sync::Mutex<()>,
     pub(super) name_servers: NameServers,
     pub(super) watching: Watching,
+    pub(super) location: Location,
+    pub(super) issuing: Issuers,
+    pub(super) sync: SyncState,
+    pub(super) allocation: Allocation,
+    pub(super) keeper: Keeper,
     pub(super) logged: Logged,
-    pub(super) kick: Notify,
     /// Endpoints that lost their names and are about to lose their links.
     pub(super) unnamed: Mutex<BTreeSet<EndpointId>>,
-    /// Whether this node's state may be older than the node.
-    pub(super) unproven: watch::Sender<bool>,
-    /// Whether objects were compared with another node since the start.
-    pub(super) met: watch::Sender<bool>,
     /// Incarnations of sandboxes whose keepers are watched.
     pub(super) kept: Mutex<BTreeSet<u64>>,
     /// Endpoints of the last life that could not be adopted yet.
@@ -145,24 +126,8 @@ pub(crate) struct Mesh {
     /// The hash of objects, and how often something had been written, when no endpoint was left
     /// over.
     pub(super) tidy: Mutex<Option<(String, u64)>>,
-    pub(super) prefetching: AtomicBool,
-    /// Whether members are being looked for where the configuration says.
-    pub(super) seeking: AtomicBool,
-    /// Set while this node leaves: who hands its addresses over must not ask for new ones.
-    pub(super) leaving: AtomicBool,
-    /// Room for pushes that are being taken.
-    pub(super) pushes: Arc<Semaphore>,
-    pub(super) syncing: Mutex<BTreeMap<NodeId, Instant>>,
-    /// Who has heard of which departures.
-    pub(super) roll: Mutex<RollCall>,
-    /// Held while addresses of removed nodes are taken back.
-    pub(super) reclaiming: tokio::sync::Mutex<()>,
-    /// Whether this issuer may give the CA's key up.
-    pub(super) succession: Mutex<Succession>,
     pub(super) reach: Reach,
     pub(super) seed: u64,
-    pub(super) stop: watch::Sender<bool>,
-    task: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for Mesh {
@@ -230,11 +195,11 @@ impl Mesh {
         self.reconcile().await;
         self.name_sandboxes();
         tokio::spawn(Arc::clone(self).watch());
-        tokio::spawn(services::watch(Arc::clone(self), self.stop.subscribe()));
-        tokio::spawn(services::check(Arc::clone(self), self.stop.subscribe()));
-        tokio::spawn(services::publish(Arc::clone(self), self.stop.subscribe()));
+        tokio::spawn(services::watch(Arc::clone(self), self.keeper.stops()));
+        tokio::spawn(services::check(Arc::clone(self), self.keeper.stops()));
+        tokio::spawn(services::publish(Arc::clone(self), self.keeper.stops()));
         let task = tokio::spawn(Arc::clone(self).keep());
-        *lock(&self.task) = Some(task);
+        self.keeper.started(task);
         Ok(())
     }
 
@@ -272,41 +237,27 @@ impl Mesh {
             addresses: Addresses::new(me),
             services,
             local_networks: LocalNetworks::default(),
-            own_addrs: ArcSwap::from_pointee(own_addrs),
-            issuing: ArcSwap::default(),
             control: OnceLock::new(),
             gossip: OnceLock::new(),
-            addrs: Mutex::default(),
             locals: Mutex::default(),
             guards: Guards::default(),
             on_host: Mutex::default(),
             losses: LossCounters::default(),
             host: tokio::sync::Mutex::default(),
-            reconciliations: AtomicU64::new(0),
-            reconciling: tokio::sync::Mutex::default(),
-            fetching: tokio::sync::Mutex::default(),
             name_servers: NameServers::default(),
             watching: Watching::default(),
+            location: Location::new(own_addrs),
+            issuing: Issuers::default(),
+            sync: SyncState::default(),
+            allocation: Allocation::default(),
+            keeper: Keeper::default(),
             logged: Logged::default(),
-            kick: Notify::new(),
-            unproven: watch::Sender::new(false),
-            met: watch::Sender::new(false),
             kept: Mutex::default(),
             unadopted: Mutex::default(),
             tidy: Mutex::default(),
-            prefetching: AtomicBool::new(false),
-            seeking: AtomicBool::new(false),
-            leaving: AtomicBool::new(false),
-            pushes: Arc::new(Semaphore::new(PUSHES)),
-            syncing: Mutex::default(),
-            roll: Mutex::default(),
-            reclaiming: tokio::sync::Mutex::default(),
-            succession: Mutex::default(),
             reach: Reach::default(),
             unnamed: Mutex::default(),
             seed: rand::random(),
-            stop: watch::Sender::new(false),
-            task: Mutex::default(),
             config,
             credentials: Arc::new(credentials),
         })
@@ -329,7 +280,7 @@ impl Mesh {
             pair: key_pair(&self.credentials)?,
             incarnation: self.incarnation,
             interval: self.config.gossip_interval,
-            seeds: lock(&self.addrs).keys().copied().collect(),
+            seeds: lock(&self.location.known).keys().copied().collect(),
             claims,
         })
     }
@@ -391,7 +342,7 @@ impl Mesh {
 
     /// Has the keeper look at everything soon.
     pub(crate) fn kick(&self) {
-        self.kick.notify_one();
+        self.keeper.kick();
     }
 
     /// A network with the subnets that were added to it.
@@ -419,14 +370,14 @@ impl Mesh {
     /// Keeps where a node was reached, until its own claim says better.
     pub(super) fn remember_addr(&self, node: NodeId, addr: SocketAddr) {
         if node != self.me {
-            lock(&self.addrs).entry(node).or_insert(addr);
+            lock(&self.location.known).entry(node).or_insert(addr);
             self.kick();
         }
     }
 
     /// What a newcomer is told of the others.
     pub(super) fn member_infos(&self) -> Vec<MemberInfo> {
-        let addrs = lock(&self.addrs);
+        let addrs = lock(&self.location.known);
         let info = |(node, addr): (&NodeId, &SocketAddr)| MemberInfo {
             node: *node,
             certificate: Default::default(),
@@ -458,13 +409,7 @@ impl Mesh {
 
     /// Stops everything and leaves the host's interfaces as they are: the next start adopts them.
     pub(super) async fn stop(&self) {
-        self.stop.send_replace(true);
-        let task = lock(&self.task).take();
-        if let Some(task) = task
-            && let Err(error) = task.await
-        {
-            warn!(%error, "the reconcile task failed");
-        }
+        self.keeper.stop().await;
         if let Some(control) = self.control.get() {
             control.stop().await;
         }
@@ -473,7 +418,7 @@ impl Mesh {
     /// The right to change the host; refused once this node has left or stops.
     pub(super) async fn lock_host(&self) -> Result<tokio::sync::MutexGuard<'_, Hosted>, ApiError> {
         let hosted = self.host.lock().await;
-        if *self.stop.borrow() {
+        if self.is_stopping() {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
                 "the agent stops, or this node has left the mesh",
@@ -490,11 +435,7 @@ impl Mesh {
 
     /// Whether this node has left or stops.
     pub(super) fn is_stopping(&self) -> bool {
-        *self.stop.borrow()
-    }
-
-    pub(super) fn is_prefetching(&self) -> bool {
-        self.prefetching.load(Ordering::Acquire)
+        self.keeper.is_stopping()
     }
 }
 

@@ -9,7 +9,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -39,7 +39,7 @@ const TWIN_SILENT: Duration = Duration::from_secs(2);
 impl Mesh {
     /// The addresses that others reach this node at.
     pub(super) fn own_addrs(&self) -> Arc<Vec<IpAddr>> {
-        self.own_addrs.load_full()
+        self.location.own()
     }
 
     /// Tells the others where this node is, if that changed; whether it did.
@@ -49,7 +49,7 @@ impl Mesh {
             return false;
         }
         info!(?addrs, "this host has other addresses");
-        self.own_addrs.store(Arc::new(addrs));
+        self.location.set_own(addrs);
         match gossip.publish(&Claim::Node(self.node_claim())) {
             Ok(record) => self.spread(&record),
             Err(error) => warn!(%error, "the new addresses are not told"),
@@ -85,7 +85,7 @@ impl Mesh {
         if servers.is_empty() || !self.control.get().is_some_and(missing) {
             return;
         }
-        if self.seeking.swap(true, Ordering::AcqRel) {
+        if !self.location.begin_to_seek() {
             return;
         }
         let mesh = Arc::clone(self);
@@ -94,7 +94,7 @@ impl Mesh {
                 debug!(%error, "no member is at the servers that are known");
             }
             tokio::time::sleep(SEEK_EVERY).await;
-            mesh.seeking.store(false, Ordering::Release);
+            mesh.location.end_to_seek();
         });
     }
 

@@ -22,11 +22,7 @@ use vxmesh_proto::{
     session::Probe,
 };
 
-use super::{
-    cut::unconnected,
-    doctor::check,
-    mesh::{Mesh, lock},
-};
+use super::{cut::unconnected, doctor::check, mesh::Mesh};
 use crate::{
     api::{Diagnosis, Health, Node},
     control::{Caller, Control, ControlError, join::is_own, knock::knock},
@@ -76,7 +72,7 @@ impl Mesh {
 
     /// Where a node says that its control port is.
     fn announced(&self, node: NodeId) -> Option<SocketAddr> {
-        lock(&self.addrs).get(&node).copied()
+        self.location.of(node)
     }
 
     async fn answers(&self, addr: Option<SocketAddr>) -> Option<bool> {

@@ -14,7 +14,7 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
@@ -434,7 +434,7 @@ impl Mesh {
 
     async fn follow_host_ports(self: &Arc<Self>, hosted: &mut Hosted) -> Result<(), ApiError> {
         // Who was removed from the mesh leads nobody anywhere, nor who has left it and cleans up.
-        let is_member = self.departed().is_none() && !self.leaving.load(Ordering::Acquire);
+        let is_member = self.departed().is_none() && !self.allocation.is_leaving();
         let wanted = self.wanted_host_ports(|_network| is_member);
         let mut due = lock(&self.services.host_ports).due(&wanted);
         due.retain(|port| {

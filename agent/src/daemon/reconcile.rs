@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::Instant,
 };
 
@@ -89,15 +89,7 @@ impl Mesh {
     /// Brings peers and tables in step with what is known by now. Of many who ask meanwhile, one
     /// does it for all.
     pub(crate) async fn reconcile(self: &Arc<Self>) {
-        let own = self.reconciliations.fetch_add(1, Ordering::AcqRel) + 1;
-        let mut done = self.reconciling.lock().await;
-        // Else a round that began after this call was for it, too.
-        if *done < own {
-            let asked = self.reconciliations.load(Ordering::Acquire);
-            self.reconcile_now().await;
-            // Not before the end: who is cut short did nothing for anybody.
-            *done = asked;
-        }
+        self.keeper.reconcile_once(self.reconcile_now()).await;
     }
 
     async fn reconcile_now(self: &Arc<Self>) {
@@ -126,7 +118,7 @@ impl Mesh {
     async fn follow_peers(&self, gossip: &Gossip) {
         let members = self.objects.read(|set| members(set, &self.ca, self.me));
         let issuing = members.iter().filter(|(_node, member)| member.issuer);
-        self.issuing.store(Arc::new(issuing.map(|(node, _member)| *node).collect()));
+        self.issuing.others.store(Arc::new(issuing.map(|(node, _member)| *node).collect()));
         let claims: BTreeMap<NodeId, NodeClaim> = gossip.with_directory(|directory| {
             let claim = |node: &NodeId| match directory.get(*node, Key::Node)?.record.claim() {
                 Claim::Node(claim) => Some((*node, claim.clone())),
@@ -140,7 +132,7 @@ impl Mesh {
         let left = self.objects.read(left_members);
         let mut moved = Vec::new();
         let wanted: Vec<_> = {
-            let mut addrs = lock(&self.addrs);
+            let mut addrs = lock(&self.location.known);
             for (node, claim) in &claims {
                 if let Some(addr) = reachable(&claim.control, &own)
                     && addrs.insert(*node, addr) != Some(addr)

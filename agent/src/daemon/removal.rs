@@ -223,7 +223,7 @@ impl Mesh {
         }
         let mesh = Arc::clone(self);
         tokio::spawn(async move {
-            let Ok(_one_at_a_time) = mesh.reclaiming.try_lock() else { return };
+            let Ok(_one_at_a_time) = mesh.allocation.reclaiming.try_lock() else { return };
             mesh.reclaim().await;
         });
         true
@@ -235,7 +235,7 @@ impl Mesh {
 
     async fn reclaim(self: &Arc<Self>) {
         let Some(control) = self.control.get() else { return };
-        let missing = || self.objects.read(|set| lock(&self.roll).missing(set, self.me));
+        let missing = || self.objects.read(|set| lock(&self.allocation.roll).missing(set, self.me));
         let connected =
             |node: &NodeId| control.peers().iter().any(|peer| peer.node == *node && peer.connected);
         // The first round may bring and take what they differ in; the second then finds nothing.

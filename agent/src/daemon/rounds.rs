@@ -54,7 +54,7 @@ impl Mesh {
     pub(super) async fn keep(self: Arc<Self>) {
         let Some(gossip) = self.gossip.get() else { return };
         let mut objects = self.objects.changes();
-        let mut stop = self.stop.subscribe();
+        let mut stop = self.keeper.stops();
         let (mut tick, mut collect, mut mend) =
             (every(TICK), every(COLLECT_EVERY), every(MEND_EVERY));
         let now = Instant::now();
@@ -70,7 +70,7 @@ impl Mesh {
                     self.watching.mark(|dirty| dirty.subnets = true);
                     self.name_servers.follow_networks(|id| self.network_of(id));
                 }
-                () = self.kick.notified() => {}
+                () = self.keeper.kicked() => {}
                 _ = tick.tick() => {
                     self.tend(gossip, &mut rounds).await;
                     if !self.is_sweep_due(&rounds) {

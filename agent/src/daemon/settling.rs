@@ -56,11 +56,11 @@ impl Mesh {
 
     /// Whether this node started so short a time ago that it may hear of others any moment.
     pub(super) fn is_settling(&self) -> bool {
-        let others = || lock(&self.addrs).keys().any(|node| *node != self.me);
+        let others = || lock(&self.location.known).keys().any(|node| *node != self.me);
         let acquaintance = Acquaintance {
             age: self.name_servers.age(),
             has_others: others(),
-            has_met: *self.met.borrow(),
+            has_met: self.sync.has_met(),
             hears_all: self.gossip.get().is_none_or(|gossip| self.is_settled(gossip)),
         };
         acquaintance.grows()
@@ -84,7 +84,7 @@ impl Mesh {
     /// Waits until this node knows what others have made, so that nothing gets a name that is
     /// taken.
     pub(super) async fn once_met(&self) {
-        while !*self.met.borrow() && self.is_settling() {
+        while !self.sync.has_met() && self.is_settling() {
             sleep(LOOK).await;
         }
     }

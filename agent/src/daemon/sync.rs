@@ -36,11 +36,6 @@ const INSISTS: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(50);
 /// How long a new endpoint waits for all nodes to know it: it is to be reachable in 200 ms.
 const TOLD: Duration = Duration::from_millis(150);
-/// A pair of nodes compares its sets no more often than this, so that a difference that neither can
-/// mend costs little.
-const SYNC_EVERY: Duration = Duration::from_millis(500);
-/// And again after this time while they differ.
-const SYNC_AGAIN: Duration = Duration::from_secs(10);
 /// Records in one push; 1 KiB each at most, and a push may have 256 KiB.
 const RECORDS_PER_PUSH: usize = 200;
 
@@ -68,13 +63,9 @@ impl Mesh {
 
     /// Compares objects with a node, unless that was done a moment ago.
     pub(super) fn sync_soon(self: &Arc<Self>, node: NodeId) {
-        let now = Instant::now();
-        let mut syncing = lock(&self.syncing);
-        if syncing.get(&node).is_some_and(|last| now.duration_since(*last) < SYNC_EVERY) {
+        if !self.sync.begin(node) {
             return;
         }
-        syncing.insert(node, now);
-        drop(syncing);
         let mesh = Arc::clone(self);
         tokio::spawn(async move { mesh.sync_with(node).await });
     }
@@ -88,8 +79,7 @@ impl Mesh {
             up.filter(|(_node, hash)| ***hash != *own).map(|(node, _hash)| node).collect()
         });
         for node in differing {
-            let lately = lock(&self.syncing).get(&node).is_some_and(|at| at.elapsed() < SYNC_AGAIN);
-            if !lately {
+            if !self.sync.was_lately(node) {
                 self.sync_soon(node);
             }
         }
@@ -123,7 +113,7 @@ impl Mesh {
             }
             if until.is_none() {
                 self.met(node);
-                return lock(&self.roll).end(node, comparison);
+                return lock(&self.allocation.roll).end(node, comparison);
             }
             after = until;
         }
@@ -386,9 +376,9 @@ impl Mesh {
     /// yet, and knows only the addresses of others. Once it has signed that it leaves, it looks for
     /// nobody any more.
     pub(super) async fn await_first_meeting(&self) {
-        let are_others = lock(&self.addrs).keys().any(|node| *node != self.me);
+        let are_others = lock(&self.location.known).keys().any(|node| *node != self.me);
         if are_others && !self.is_removed() {
-            let mut met = self.met.subscribe();
+            let mut met = self.sync.met.subscribe();
             // Whoever is alone leaves unheard, and is told so.
             drop(tokio::time::timeout(FIRST_MEETING, met.wait_for(|met| *met)).await);
         }

@@ -58,7 +58,7 @@ impl Mesh {
             });
             members.collect()
         });
-        let issuing = self.issuing.load();
+        let issuing = self.issuing.others.load();
         let Some(gossip) = self.gossip.get() else { return Vec::new() };
         let row = |directory: &Directory, (id, left, member): (NodeId, bool, Option<Name>)| {
             let claim = directory.get(id, Key::Node).and_then(|entry| match entry.record.claim() {

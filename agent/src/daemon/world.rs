@@ -26,10 +26,6 @@ use crate::{
 /// moment.
 const HEARD: Duration = Duration::from_secs(3);
 
-/// Pushes with objects that wait for the disk: 256 KiB each at most, and what is refused comes when
-/// the sets are compared.
-pub(super) const PUSHES: usize = 64;
-
 /// The agent as its control plane and its gossip see it. Weak, because the agent owns both.
 #[derive(Clone, Debug)]
 pub(super) struct Outlook {
@@ -104,7 +100,7 @@ impl Service for Outlook {
             return mesh.take_records(node, &push.records);
         }
         // Objects are written to disk, and records may need the keys that come with them.
-        let Ok(permit) = Arc::clone(&mesh.pushes).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&mesh.sync.pushes).try_acquire_owned() else {
             return debug!(%node, "too many pushes at once; the objects are compared later");
         };
         tokio::task::spawn_blocking(move || {
@@ -121,7 +117,7 @@ impl Service for Outlook {
     fn issuers(&self) -> Vec<NodeId> {
         self.mesh
             .upgrade()
-            .map(|mesh| mesh.issuing.load().iter().copied().collect())
+            .map(|mesh| mesh.issuing.others.load().iter().copied().collect())
             .unwrap_or_default()
     }
 
