@@ -93,7 +93,7 @@ impl Mesh {
 
     /// Takes over what the last life of the agent left.
     pub(super) async fn adopt(self: &Arc<Self>) -> Result<(), ApiError> {
-        let mut hosted = self.host.lock().await;
+        let mut hosted = self.hosted.lock().await;
         hosted.ways.adopting = true;
         self.adopt_host_ports(&mut hosted)?;
         let endpoints = self.stored_endpoints()?;
@@ -144,7 +144,7 @@ impl Mesh {
                     info!(network = %network.name, %error, "the network is not taken over at once; it is tried again");
                 });
                 let overlay = overlay.ok()?;
-                mesh.name_servers.serve_network(id, &network, overlay.path());
+                mesh.host.name_servers.serve_network(id, &network, overlay.path());
                 let way = mesh.adopt_way((&host, &overlay), id, &network).await;
                 let mut adopted = Vec::new();
                 for endpoint in endpoints {
@@ -185,9 +185,9 @@ impl Mesh {
             // What ends is written down: it waits until the disk takes that.
             return;
         }
-        let unadopted = lock(&self.unadopted).clone();
+        let unadopted = lock(&self.host.pending.unadopted).clone();
         let now = (self.objects.read(object::ObjectSet::content_hash), self.store.writes());
-        if unadopted.is_empty() && lock(&self.tidy).as_ref() == Some(&now) {
+        if unadopted.is_empty() && lock(&self.host.pending.tidy).as_ref() == Some(&now) {
             return;
         }
         let stored = match self.stored_endpoints() {
@@ -198,11 +198,11 @@ impl Mesh {
             stored.into_iter().partition(|endpoint| is_deleted(endpoint.network));
         let late: Vec<_> = rest.into_iter().filter(|e| unadopted.contains(&e.id)).collect();
         if orphans.is_empty() && late.is_empty() {
-            *lock(&self.tidy) = Some(now);
+            *lock(&self.host.pending.tidy) = Some(now);
             return;
         }
         // Whoever changes the host now may change just this; there is a next time.
-        let Ok(mut hosted) = self.host.try_lock() else { return };
+        let Ok(mut hosted) = self.hosted.try_lock() else { return };
         if self.is_stopping() {
             return;
         }
@@ -262,14 +262,14 @@ impl Mesh {
         };
         let why = match adopted {
             Ok(()) => {
-                if lock(&self.unadopted).remove(&endpoint.id) {
+                if lock(&self.host.pending.unadopted).remove(&endpoint.id) {
                     info!(endpoint = %endpoint.name, "endpoint adopted after all");
                 }
                 return;
             }
             // The sandbox may still have interface and address (I9).
             Err(NotAdopted::Later(error)) => {
-                if lock(&self.unadopted).insert(endpoint.id) {
+                if lock(&self.host.pending.unadopted).insert(endpoint.id) {
                     warn!(endpoint = %endpoint.name, %error, "endpoint not adopted; it is tried again");
                 }
                 return;
@@ -277,7 +277,7 @@ impl Mesh {
             Err(NotAdopted::Gone(why)) => why,
         };
         warn!(endpoint = %endpoint.name, why, "endpoint not adopted; it is removed");
-        lock(&self.unadopted).remove(&endpoint.id);
+        lock(&self.host.pending.unadopted).remove(&endpoint.id);
         self.silence(hosted, endpoint).await;
         self.withdraw(endpoint.network, endpoint.id);
         self.undo(hosted, endpoint).await;

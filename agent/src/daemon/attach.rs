@@ -74,7 +74,7 @@ impl Mesh {
         };
         if let Err(error) = self.complete(&mut endpoint).await {
             // Also when the agent stops. A row that is gone took along what there was.
-            let mut hosted = self.host.lock().await;
+            let mut hosted = self.hosted.lock().await;
             self.silence(&hosted, &endpoint).await;
             self.withdraw(endpoint.network, endpoint.id);
             if self.is_stored(&endpoint).unwrap_or(true) {

@@ -232,7 +232,7 @@ impl Mesh {
         let _going = if spec.force { None } else { self.find_successor().await? };
         let endpoints = self.stored_endpoints()?;
         self.take_names_if_possible(&endpoints).await;
-        let mut hosted = self.host.lock().await;
+        let mut hosted = self.hosted.lock().await;
         let cleared = self.clear_host(&mut hosted).await;
         let settled = self.settle_names(&endpoints).await;
         cleared.and(settled)?;

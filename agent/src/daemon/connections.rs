@@ -313,7 +313,7 @@ impl Mesh {
         let connected = self.connected(&sandbox.name)?;
         let routed = self.route_sandbox(sandbox, &connected).await;
         self.reconcile().await;
-        let named = self.name_sandbox(sandbox).inspect_err(|_told| self.name_servers.owe());
+        let named = self.name_sandbox(sandbox).inspect_err(|_told| self.host.name_servers.owe());
         let published = self.sync_published(hosted, sandbox, &connected);
         routed.and(named).and(published)
     }

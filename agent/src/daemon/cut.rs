@@ -99,7 +99,7 @@ impl Mesh {
     /// Sends to a node's data port again and again.
     async fn send_on(&self, node: NodeId) {
         loop {
-            self.plane.probe(node, Probe::Keepalive).await;
+            self.host.plane.probe(node, Probe::Keepalive).await;
             tokio::time::sleep(AGAIN).await;
         }
     }

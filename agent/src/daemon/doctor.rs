@@ -169,7 +169,7 @@ impl Mesh {
         all.extend(self.departed_diagnosis());
         all.push(self.members());
         all.extend(self.certificate_left().map(certificate_state));
-        all.extend(self.grants.as_ref().map(data_path));
+        all.extend(self.host.grants.as_ref().map(data_path));
         all.extend(self.plain_diagnosis());
         all.extend(self.incoming());
         all.extend(self.outgoing());
@@ -203,14 +203,14 @@ impl Mesh {
                 "bring it back; endpoints whose interface went with it must be plugged in again";
             all.push(check(&format!("network {network}"), Health::Fail, fault, hint));
         }
-        let hosted = self.host.lock().await;
+        let hosted = self.hosted.lock().await;
         let name = |id: NetworkId| {
             let network = networks.iter().find(|network| network.id == id);
             network.map_or_else(|| id.short(), |network| network.name.to_string())
         };
-        all.extend(hosted.ways.diagnoses(&lock(&self.on_host), name));
+        all.extend(hosted.ways.diagnoses(&lock(&self.host.on_host), name));
         all.extend(self.mended(name));
-        all.extend(self.name_servers.faults().into_iter().map(|(network, netns, ip, fault)| {
+        all.extend(self.host.name_servers.faults().into_iter().map(|(network, netns, ip, fault)| {
             let hint = format!(
                 "end who has port 53 there (`nsenter --net={} ss -lnptu`); it is tried again every second",
                 netns.display()

@@ -125,7 +125,7 @@ impl Mesh {
     /// Sees to the sandboxes of the agent's last life: those that nobody stays with are started
     /// again or have ended. What fails for one keeps no other from being seen to.
     pub(super) async fn collect_sandboxes(self: &Arc<Self>) -> Result<(), ApiError> {
-        let mut hosted = self.host.lock().await;
+        let mut hosted = self.hosted.lock().await;
         for sandbox in self.stored_sandboxes()? {
             if let Err(error) = self.collect(&mut hosted, &sandbox).await {
                 warn!(sandbox = %sandbox.name, %error, "the sandbox of the last life stays as it is; the next start tries again");
@@ -155,7 +155,7 @@ impl Mesh {
             return;
         }
         // Whoever changes the host may be making just this one; there is a next time.
-        let Ok(mut hosted) = self.host.try_lock() else { return };
+        let Ok(mut hosted) = self.hosted.try_lock() else { return };
         if self.is_stopping() {
             return;
         }

@@ -269,7 +269,7 @@ impl Mesh {
     ) -> Result<(), ApiError> {
         endpoint.attached = attached;
         self.save(endpoint)?;
-        self.watching.place(&endpoint.name, &endpoint.plug(), endpoint.is_attached());
+        self.host.watching.place(&endpoint.name, &endpoint.plug(), endpoint.is_attached());
         Ok(())
     }
 
@@ -380,7 +380,7 @@ impl Mesh {
         }
         if let Some(overlay) = hosted.overlays.get(&endpoint.network) {
             overlay.detach(endpoint.id).await?;
-            self.guards.forget(endpoint.network, endpoint.id);
+            self.host.guards.forget(endpoint.network, endpoint.id);
             forget_addresses(overlay, &endpoint.ips);
         } else if let Some(macvlan) = self.macvlan_of(endpoint.network) {
             macvlan.parent.detach(&endpoint.plug()).await?;
@@ -507,7 +507,7 @@ impl Mesh {
     /// counted as a forgery.
     pub(super) async fn silence(&self, hosted: &Hosted, endpoint: &Stored) {
         let Some(overlay) = hosted.overlays.get(&endpoint.network) else { return };
-        self.losses.count(self.plane.drops(), Some(endpoint.network)).await;
+        self.host.losses.count(self.host.plane.drops(), Some(endpoint.network)).await;
         if let Err(error) = overlay.silence(endpoint.id).await {
             debug!(endpoint = %endpoint.name, %error, "its cable is not silenced");
         }

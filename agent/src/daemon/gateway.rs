@@ -500,7 +500,7 @@ impl Mesh {
     /// Notes into which networks published ports of services lead in vain.
     pub(super) fn note_shut(&self, hosted: &Hosted) {
         let mut shut = hosted.ways.shut();
-        for (id, mended) in lock(&self.watching.mended).iter() {
+        for (id, mended) in lock(&self.host.watching.mended).iter() {
             if mended.told
                 && !mended.is_of_endpoint
                 && let Some(fault) = &mended.fault
@@ -522,7 +522,7 @@ impl Mesh {
                 self.restore_settings()?;
                 self.count_on_host();
                 // From here on nobody puts it back, nor rules beside those of others.
-                *lock(&self.on_host) = OnHost::default();
+                *lock(&self.host.on_host) = OnHost::default();
                 foreign::withdraw().map_err(refused)?;
                 if Rules::remove().map_err(refused)? {
                     forget_on_host(self.me, &[]).map_err(refused)?;
@@ -541,7 +541,7 @@ impl Mesh {
             uplinks,
             closed: closed(&noted),
         };
-        let mut on_host = lock(&self.on_host);
+        let mut on_host = lock(&self.host.on_host);
         if on_host.rules.as_ref().is_none_or(|rules| rules.made_of != made_of) {
             let ports = self.host_ports(|id| ways.open.get(&id)?.uplink.clone())?;
             on_host.rules = Some(HostRules::of(made_of, ports));
@@ -567,7 +567,7 @@ impl Mesh {
     /// Puts the host's table back where somebody changed it, also while somebody else changes the
     /// host.
     pub(super) fn mend_on_host(&self) {
-        let mut on_host = lock(&self.on_host);
+        let mut on_host = lock(&self.host.on_host);
         let fault = on_host.keep(self.me).err().map(|error| error.to_string());
         if fault != on_host.fault
             && let Some(fault) = &fault
@@ -601,7 +601,7 @@ impl Mesh {
 
     /// The way of a network as the API shows it.
     pub(super) async fn way_row(&self, id: NetworkId) -> Option<api::Way> {
-        let hosted = self.host.lock().await;
+        let hosted = self.hosted.lock().await;
         let way = hosted.ways.open.get(&id)?;
         let node = self.store.get::<Node>(Table::Gateways, &id.to_string()).ok().flatten();
         let fault = way.fault.clone().or_else(|| hosted.ways.fault.clone());

@@ -11,12 +11,12 @@ use super::{
     endpoints::Stored,
     gateway::Ways,
     ingress::Entries,
-    mesh::{Local, Mesh, failed, lock},
-    plain::LocalTable,
+    mesh::{Mesh, failed, lock},
 };
 use crate::{
     api::ApiError,
     datapath::steering::Queues,
+    host::table::{Local, LocalTable},
     netlink::overlay::{Overlay, OverlaySpec, path_of},
     reconcile::{
         admit::Claims,
@@ -65,7 +65,7 @@ impl Mesh {
         if !there {
             let overlay = self.make_overlay(id, network).await?;
             overlay.trust_no_more();
-            self.name_servers.serve_network(id, network, overlay.path());
+            self.host.name_servers.serve_network(id, network, overlay.path());
             hosted.overlays.insert(id, overlay);
             self.open_way(hosted, id, network).await;
         }
@@ -109,7 +109,7 @@ impl Mesh {
             }
             return Err(error);
         }
-        self.losses.watch(id, &overlay).await;
+        self.host.losses.watch(id, &overlay).await;
         info!(network = %network.name, "hosting the network");
         Ok(overlay)
     }
@@ -127,20 +127,20 @@ impl Mesh {
                 let tap = overlay.open_tap(self.config.tap, Queues::ONE).await?;
                 let own = updates(plain.table(), &Claims::new(), &claims, self.me, |_node| None);
                 let plain = Arc::new(plain.apply(own));
-                let connected = self.plane.plain().connect(Arc::clone(&plain), tap);
+                let connected = self.host.plane.plain().connect(Arc::clone(&plain), tap);
                 connected.map_err(|error| failed(error, "see the agent's log"))?;
                 LocalTable::Plain(plain)
             }
             None => {
-                let tap = overlay.open_tap(self.config.tap, self.plane.queues()).await?;
+                let tap = overlay.open_tap(self.config.tap, self.host.plane.queues()).await?;
                 let table = self.empty_table(id, network);
                 let own = updates(&table, &Claims::new(), &claims, self.me, |_node| None);
                 let table = Arc::new(table.apply(own));
-                self.plane.connect(Arc::clone(&table), tap);
+                self.host.plane.connect(Arc::clone(&table), tap);
                 LocalTable::Sealed(table)
             }
         };
-        lock(&self.locals).insert(id, Local::new(table, claims));
+        lock(&self.host.locals).insert(id, Local::new(table, claims));
         Ok(())
     }
 
@@ -186,22 +186,22 @@ impl Mesh {
         let Some(overlay) = hosted.overlays.remove(&network) else {
             return Ok(Overlay::sweep(&self.run_dir(), network).await?);
         };
-        self.watching.forget(network);
-        let local = lock(&self.locals).remove(&network);
+        self.host.watching.forget(network);
+        let local = lock(&self.host.locals).remove(&network);
         if let Some(local) = local {
             let mesh = Arc::clone(self);
             // Waits for the worker to end.
             let stop = move || match local.table {
-                LocalTable::Sealed(table) => mesh.plane.disconnect(table.spec().id),
-                LocalTable::Plain(plain) => mesh.plane.plain().disconnect(plain.spec().id),
+                LocalTable::Sealed(table) => mesh.host.plane.disconnect(table.spec().id),
+                LocalTable::Plain(plain) => mesh.host.plane.plain().disconnect(plain.spec().id),
             };
             let stopped = tokio::task::spawn_blocking(stop).await;
             stopped.map_err(|error| failed(error, "see the agent's log"))?;
         }
         // Their sockets would keep the namespace, unnamed.
-        self.name_servers.close_network(network);
+        self.host.name_servers.close_network(network);
         self.unguard_network(network);
-        self.losses.unwatch(network).await;
+        self.host.losses.unwatch(network).await;
         let removed = overlay.remove().await;
         self.close_way(hosted, network);
         Ok(removed?)

@@ -18,7 +18,6 @@ use super::{
     local::check_options,
     mesh::{Mesh, lock},
     networks::{is_gone, usage},
-    plain::LocalTable,
 };
 use crate::{
     api::{
@@ -29,6 +28,7 @@ use crate::{
         },
     },
     dns::clients::FORWARDS_UNDER_WAY,
+    host::table::LocalTable,
 };
 
 /// A limit that was met this long ago bites.
@@ -132,7 +132,7 @@ impl Mesh {
     }
 
     fn multicast_limited(&self, networks: &[api::Network], begin: Instant) -> Vec<Diagnosis> {
-        let rows = self.plane.drops().since(begin).into_iter();
+        let rows = self.host.plane.drops().since(begin).into_iter();
         let rows = rows.filter(|(key, _)| key.reason == DropReason::FloodLimited);
         let rows = rows.filter_map(|(key, count)| {
             let network = networks.iter().find(|network| Some(network.id) == key.network)?;
@@ -153,7 +153,7 @@ impl Mesh {
 
     /// The networks whose name servers were asked more of late than one client may.
     fn names_limited(&self, networks: &[api::Network], begin: Instant) -> Vec<Diagnosis> {
-        let rows = self.name_servers.names.drops().since(begin).into_iter();
+        let rows = self.host.name_servers.names.drops().since(begin).into_iter();
         let rows = rows.filter_map(|(key, count)| {
             let network = networks.iter().find(|network| Some(network.id) == key.network)?;
             let hint = match key.reason {
@@ -179,7 +179,7 @@ impl Mesh {
 
     /// Whether a plain network has more behind its static VTEPs than it may know.
     fn stations_limited(&self, network: &api::Network) -> Option<Diagnosis> {
-        let locals = lock(&self.locals);
+        let locals = lock(&self.host.locals);
         let LocalTable::Plain(plain) = &locals.get(&network.id)?.table else { return None };
         let (most, known) = (plain.spec().limits.stations(), plain.learned().len());
         let found = format!(

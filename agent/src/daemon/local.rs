@@ -149,7 +149,7 @@ impl Mesh {
         spec: &NetworkSpec,
     ) -> Result<api::Network, ApiError> {
         // Held against `leave`. This is no thread of the runtime.
-        let _host = self.host.blocking_lock();
+        let _host = self.hosted.blocking_lock();
         if self.is_stopping() {
             return Err(failed("the agent stops", "see `vxmesh status`"));
         }
@@ -300,7 +300,8 @@ impl Mesh {
             let unchanged = named.get(&id) == Some(&claims);
             let subnets: Vec<_> = row.network.subnets.iter().map(|subnet| subnet.cidr).collect();
             let domain = &row.network.name;
-            let table = self.name_servers.table((id, domain), &subnets, &[], &claims, unchanged);
+            let table =
+                self.host.name_servers.table((id, domain), &subnets, &[], &claims, unchanged);
             tables.push((id, table));
             named.insert(id, claims);
         }

@@ -16,12 +16,12 @@ use super::{
     endpoints::Stored,
     hosting::Hosted,
     mesh::{Mesh, failed, lock},
-    plain::LocalTable,
     watch::{Dirty, Turn},
 };
 use crate::{
     api::{ApiError, Diagnosis, Health},
     gateway::{uplink::Uplink, whole},
+    host::table::LocalTable,
     netlink::{
         link::Links,
         netns::Netns,
@@ -69,7 +69,7 @@ impl Mesh {
         } else {
             let acted = self.look_closely(&mut hosted, &dirty, &due).await;
             if acted.is_none() {
-                self.watching.mark(|again| *again = Dirty { all: true, ..dirty.clone() });
+                self.host.watching.mark(|again| *again = Dirty { all: true, ..dirty.clone() });
                 return true;
             }
             acted.unwrap_or_default()
@@ -92,14 +92,14 @@ impl Mesh {
     /// The host, once nobody else changes it; rules that somebody takes away meanwhile are put
     /// back, and their networks noted.
     async fn host_in_turn(&self, changed: &mut BTreeSet<NetworkId>) -> MutexGuard<'_, Hosted> {
-        let mut turn = pin!(self.host.lock());
+        let mut turn = pin!(self.hosted.lock());
         let mut woken = false;
         let hosted = loop {
             tokio::select! {
                 hosted = &mut turn => break hosted,
-                () = self.watching.wake.notified() => {
+                () = self.host.watching.wake.notified() => {
                     woken = true;
-                    let (all, rules) = self.watching.rules();
+                    let (all, rules) = self.host.watching.rules();
                     changed.extend(self.keep_guards(|id| all || rules.contains(id)));
                     self.mend_on_host();
                 }
@@ -107,7 +107,7 @@ impl Mesh {
         };
         if woken {
             // The rest of what happened is still to be looked at.
-            self.watching.wake.notify_one();
+            self.host.watching.wake.notify_one();
         }
         hosted
     }
@@ -183,12 +183,12 @@ impl Mesh {
 
     /// Whether something of it failed and is tried again.
     fn has_fault(&self, hosted: &Hosted, id: NetworkId) -> bool {
-        let mended = lock(&self.watching.mended);
+        let mended = lock(&self.host.watching.mended);
         mended.get(&id).is_some_and(|it| it.fault.is_some()) || hosted.ways.is_due(id)
     }
 
     fn number_uplinks(&self, state: &State) {
-        let mut places = lock(&self.watching.places);
+        let mut places = lock(&self.host.watching.places);
         let numbers = places.uplinks.iter();
         let numbers = numbers.filter_map(|(name, id)| Some((state.link(name)?.index, *id)));
         places.uplink_numbers = numbers.collect();
@@ -222,7 +222,7 @@ impl Mesh {
         match self.follow_subnets(hosted, id, network).await {
             Ok(grown) => {
                 if grown {
-                    self.watching.mark(|dirty| {
+                    self.host.watching.mark(|dirty| {
                         dirty.networks.insert(id);
                     });
                 }
@@ -243,7 +243,7 @@ impl Mesh {
         (view, dirty): (&View, &Dirty),
     ) -> Result<bool, ApiError> {
         let done = self.mend_links(hosted, (id, network), (view, dirty)).await;
-        let mut mended = lock(&self.watching.mended);
+        let mut mended = lock(&self.host.watching.mended);
         let known = mended.entry(id).or_default();
         match &done {
             Ok(said) if said.is_empty() => (known.fault, known.told) = (None, false),
@@ -274,7 +274,7 @@ impl Mesh {
     ) -> Result<Vec<String>, ApiError> {
         let Some(overlay) = hosted.overlays.get(&id) else { return Ok(Vec::new()) };
         let mut said = Vec::new();
-        lock(&self.watching.mended).entry(id).or_default().is_of_endpoint = false;
+        lock(&self.host.watching.mended).entry(id).or_default().is_of_endpoint = false;
         if overlay.pin_again()? {
             said.push("the namespace's pin was gone".to_owned());
         }
@@ -307,7 +307,7 @@ impl Mesh {
     /// in the sandbox it ends the endpoint, here it is plugged in again. The network is looked at
     /// once more then.
     fn awaits_word(&self, id: NetworkId, faults: &Faults, dirty: &Dirty) -> bool {
-        if dirty.all || self.watching.is_deaf() {
+        if dirty.all || self.host.watching.is_deaf() {
             return false;
         }
         let is_told = |it: &EndpointId| {
@@ -316,7 +316,7 @@ impl Mesh {
         let awaited: BTreeSet<EndpointId> =
             faults.unplugged.iter().filter(|it| !is_told(it)).copied().collect();
         if !awaited.is_empty() {
-            self.watching.mark(|again| {
+            self.host.watching.mark(|again| {
                 again.awaited.extend(&awaited);
                 again.networks.insert(id);
             });
@@ -331,7 +331,7 @@ impl Mesh {
     ) -> Result<Wanted, ApiError> {
         let node = self.stored_node(id)?.map(|node| self.node_plug(&node, uplink));
         // One that could not be adopted is another's work.
-        let unadopted = lock(&self.unadopted).clone();
+        let unadopted = lock(&self.host.pending.unadopted).clone();
         let own = endpoints
             .iter()
             .filter(|it| it.network == id && it.is_attached() && !unadopted.contains(&it.id));
@@ -339,7 +339,7 @@ impl Mesh {
         Ok(Wanted {
             node: node.filter(|node| !node.leads_nowhere()),
             ports,
-            tap: lock(&self.locals).contains_key(&id),
+            tap: lock(&self.host.locals).contains_key(&id),
         })
     }
 
@@ -370,7 +370,7 @@ impl Mesh {
             .filter_map(|it| it.sandbox.clone())
             .collect();
         self.route_sandboxes(&sandboxes).await?;
-        lock(&self.watching.mended).entry(id).or_default().is_of_endpoint = failure.is_err();
+        lock(&self.host.watching.mended).entry(id).or_default().is_of_endpoint = failure.is_err();
         Ok(failure?)
     }
 
@@ -381,7 +381,7 @@ impl Mesh {
         id: NetworkId,
         network: &object::Network,
     ) -> Result<(), ApiError> {
-        let is_plain = match lock(&self.locals).get(&id).map(|local| &local.table) {
+        let is_plain = match lock(&self.host.locals).get(&id).map(|local| &local.table) {
             Some(LocalTable::Plain(_)) => true,
             Some(LocalTable::Sealed(_)) => false,
             None => return Ok(()),
@@ -389,7 +389,11 @@ impl Mesh {
         let mesh = Arc::clone(self);
         // Waits for the worker to end.
         let stop = move || {
-            if is_plain { mesh.plane.plain().disconnect(id) } else { mesh.plane.disconnect(id) }
+            if is_plain {
+                mesh.host.plane.plain().disconnect(id);
+            } else {
+                mesh.host.plane.disconnect(id);
+            }
         };
         let stopped = tokio::task::spawn_blocking(stop).await;
         stopped.map_err(|error| failed(error, "see the agent's log"))?;
@@ -430,7 +434,7 @@ impl Mesh {
 
     /// What was put back of the links of networks, and what could not be.
     pub(super) fn mended(&self, name: impl Fn(NetworkId) -> String) -> Vec<Diagnosis> {
-        let mended = lock(&self.watching.mended).clone();
+        let mended = lock(&self.host.watching.mended).clone();
         let row = |(id, it): (NetworkId, super::watch::Mended)| {
             let name = format!("network {}", name(id));
             match it.fault {

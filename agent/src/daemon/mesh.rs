@@ -7,7 +7,7 @@
 //! ```
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock},
@@ -18,29 +18,21 @@ use ring::signature::Ed25519KeyPair;
 use tracing::{info, warn};
 use vxmesh_gossip::membership::{Config as GossipConfig, Gossip};
 use vxmesh_proto::{
-    addr::{EndpointId, NetworkId, NodeId},
+    addr::{NetworkId, NodeId},
     control::{MemberInfo, Push},
     object::{self, Content, Draft, NetworkState},
-    path::announce::Heard,
     record::{Claim, NodeClaim, SignedRecord},
     session::{Config as SessionConfig, Psk},
-    tables::RowKey,
 };
 use zeroize::Zeroizing;
 
-use super::{
-    gateway::Node, hosting::Hosted, local::LocalNetworks, plain::LocalTable, rows::Rows,
-    world::Outlook,
-};
+use super::{gateway::Node, hosting::Hosted, local::LocalNetworks, rows::Rows, world::Outlook};
 use crate::{
     api::{ApiError, ErrorCode},
     config::Config,
     control::{Control, ControlConfig, JoinLimits},
     datapath::{Dataplane, backend::Grants},
-    host::{
-        guards::Guards, losses::LossCounters, names::NameServers, reach::Reach, rules::OnHost,
-        watch::Watching,
-    },
+    host::Host,
     identity::{self, Credentials},
     member::{
         allocation::Allocation,
@@ -53,7 +45,7 @@ use crate::{
     },
     netlink,
     objects::{Objects, PublishError, unix_ms},
-    reconcile::{addresses::Addresses, admit::Claims},
+    reconcile::addresses::Addresses,
     services::{self, NodePlace, Services},
     store::{Store, StoreError, Table},
 };
@@ -63,23 +55,6 @@ pub(super) use crate::lock::lock;
 /// How long another agent may take to stop; it waits for peers that are dead.
 const STOPS: Duration = Duration::from_secs(10);
 const LOCK_LOOK: Duration = Duration::from_millis(100);
-
-/// A network that has a TAP here.
-pub(super) struct Local {
-    pub(super) table: LocalTable,
-    pub(super) claims: Claims,
-    /// Claims to a MAC that a claim of another node has, so that each is reported once.
-    pub(super) rivals: BTreeSet<RowKey>,
-    /// What its endpoints were told of others' addresses.
-    pub(super) heard: Heard,
-}
-
-impl Local {
-    /// Nothing was heard of others.
-    pub(super) fn new(table: LocalTable, claims: Claims) -> Self {
-        Self { table, claims, rivals: BTreeSet::new(), heard: Heard::default() }
-    }
-}
 
 /// A running member of a mesh.
 pub(crate) struct Mesh {
@@ -91,43 +66,24 @@ pub(crate) struct Mesh {
     pub(super) rows: Rows,
     pub(crate) objects: Arc<Objects>,
     pub(super) ca: Arc<Ca>,
-    pub(crate) plane: Dataplane,
-    /// What the TAPs of this host can do, if that could be found out.
-    pub(super) grants: Option<Grants>,
     pub(crate) peers: Peers,
     pub(crate) addresses: Addresses,
     pub(crate) services: Services,
     pub(super) local_networks: LocalNetworks,
     pub(crate) control: OnceLock<Control>,
     pub(crate) gossip: OnceLock<Gossip>,
-    /// Networks with a TAP here. Written by [`Self::reconcile`] and by attaching and detaching.
-    pub(super) locals: Mutex<BTreeMap<NetworkId, Local>>,
-    pub(super) guards: Guards,
-    /// The host's own table.
-    pub(super) on_host: Mutex<OnHost>,
-    pub(super) losses: LossCounters,
+    pub(crate) host: Host,
     /// Serialises what changes the host: plugging in and out, sandboxes, leave. Free while an
     /// endpoint waits for other nodes.
-    pub(super) host: tokio::sync::Mutex<Hosted>,
-    pub(super) name_servers: NameServers,
-    pub(super) watching: Watching,
+    pub(super) hosted: tokio::sync::Mutex<Hosted>,
     pub(super) location: Location,
     pub(super) issuing: Issuers,
     pub(super) sync: SyncState,
     pub(super) allocation: Allocation,
     pub(super) keeper: Keeper,
     pub(super) logged: Logged,
-    /// Endpoints that lost their names and are about to lose their links.
-    pub(super) unnamed: Mutex<BTreeSet<EndpointId>>,
     /// Incarnations of sandboxes whose keepers are watched.
     pub(super) kept: Mutex<BTreeSet<u64>>,
-    /// Endpoints of the last life that could not be adopted yet.
-    pub(super) unadopted: Mutex<BTreeSet<EndpointId>>,
-    /// The hash of objects, and how often something had been written, when no endpoint was left
-    /// over.
-    pub(super) tidy: Mutex<Option<(String, u64)>>,
-    pub(super) reach: Reach,
-    pub(super) seed: u64,
 }
 
 impl std::fmt::Debug for Mesh {
@@ -231,21 +187,14 @@ impl Mesh {
             rows: Rows::default(),
             objects: Arc::new(objects),
             ca,
-            plane,
-            grants,
             peers: Peers::default(),
             addresses: Addresses::new(me),
             services,
             local_networks: LocalNetworks::default(),
             control: OnceLock::new(),
             gossip: OnceLock::new(),
-            locals: Mutex::default(),
-            guards: Guards::default(),
-            on_host: Mutex::default(),
-            losses: LossCounters::default(),
-            host: tokio::sync::Mutex::default(),
-            name_servers: NameServers::default(),
-            watching: Watching::default(),
+            host: Host::new(plane, grants),
+            hosted: tokio::sync::Mutex::default(),
             location: Location::new(own_addrs),
             issuing: Issuers::default(),
             sync: SyncState::default(),
@@ -253,11 +202,6 @@ impl Mesh {
             keeper: Keeper::default(),
             logged: Logged::default(),
             kept: Mutex::default(),
-            unadopted: Mutex::default(),
-            tidy: Mutex::default(),
-            reach: Reach::default(),
-            unnamed: Mutex::default(),
-            seed: rand::random(),
             config,
             credentials: Arc::new(credentials),
         })
@@ -417,7 +361,7 @@ impl Mesh {
 
     /// The right to change the host; refused once this node has left or stops.
     pub(super) async fn lock_host(&self) -> Result<tokio::sync::MutexGuard<'_, Hosted>, ApiError> {
-        let hosted = self.host.lock().await;
+        let hosted = self.hosted.lock().await;
         if self.is_stopping() {
             return Err(ApiError::new(
                 ErrorCode::Conflict,

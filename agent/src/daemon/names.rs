@@ -31,7 +31,7 @@ impl Mesh {
         let domains = self.network_names().into_values().collect();
         let snapshot =
             Snapshot { tables, domains: Arc::new(domains), settled: self.is_settled(gossip) };
-        self.name_servers.names.publish(snapshot);
+        self.host.name_servers.names.publish(snapshot);
     }
 
     /// The names of all networks.
@@ -70,13 +70,13 @@ impl Mesh {
             Scope { networks, upstreams, rates }
         };
         let place = (sandbox.name(), sandbox.netns());
-        Ok(self.name_servers.serve_sandbox(place, scope, written)?)
+        Ok(self.host.name_servers.serve_sandbox(place, scope, written)?)
     }
 
     fn etc(&self, sandbox: &StoredSandbox, endpoints: &[&StoredEndpoint], asks_host: bool) -> Etc {
         let names = self.network_names();
         let search = endpoints.iter().filter_map(|endpoint| names.get(&endpoint.network)).cloned();
-        let tables = &self.name_servers.names.snapshot().tables;
+        let tables = &self.host.name_servers.names.snapshot().tables;
         let own = endpoints.iter().flat_map(|endpoint| {
             let network = names.get(&endpoint.network);
             let table = tables.get(&endpoint.network);
@@ -87,7 +87,7 @@ impl Mesh {
         // Sandboxes of older agents have the host's.
         let here = || nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
         let host = sandbox.hostname().map_or_else(here, ToOwned::to_owned);
-        let resolver = asks_host.then(|| self.name_servers.names.host_conf().as_ref().clone());
+        let resolver = asks_host.then(|| self.host.name_servers.names.host_conf().as_ref().clone());
         let (search, added) = (search.collect(), sandbox.hosts().to_vec());
         Etc { search, own: own.collect(), added, resolver, host }
     }
@@ -96,12 +96,12 @@ impl Mesh {
     /// had. Writes the files of all anew if the host's changed.
     pub(super) fn name_sandboxes(&self) {
         // One that is just being removed has a row and no namespace; there is a next time.
-        let Ok(_host) = self.host.try_lock() else { return };
-        let anew = self.name_servers.is_resolver_new() | self.logged.conflicts.take_renamed();
-        if !anew && !self.name_servers.is_owed() {
+        let Ok(_host) = self.hosted.try_lock() else { return };
+        let anew = self.host.name_servers.is_resolver_new() | self.logged.conflicts.take_renamed();
+        if !anew && !self.host.name_servers.is_owed() {
             return;
         }
-        self.name_servers.owe();
+        self.host.name_servers.owe();
         let sandboxes = match self.sandbox_rows() {
             Ok(sandboxes) => sandboxes,
             Err(error) => return warn!(%error, "names are not served"),
@@ -112,21 +112,21 @@ impl Mesh {
             // One that is being made is served by whoever makes it.
             if !sandbox.has_process()
                 || !sandbox.names_itself()
-                || (self.name_servers.serves(name) && !anew)
+                || (self.host.name_servers.serves(name) && !anew)
             {
                 continue;
             }
             let served = self.name_sandbox(sandbox);
             owed |= served.is_err();
             match served {
-                Ok(()) => self.name_servers.note_served(name),
+                Ok(()) => self.host.name_servers.note_served(name),
                 // It is being removed, or the host was started anew.
                 Err(_gone) if Netns::open(sandbox.netns()).is_err() => {}
-                Err(error) => self.name_servers.note_unserved(name, &error),
+                Err(error) => self.host.name_servers.note_unserved(name, &error),
             }
         }
         if !owed {
-            self.name_servers.settle();
+            self.host.name_servers.settle();
         }
     }
 }

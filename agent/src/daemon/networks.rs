@@ -270,7 +270,7 @@ impl Mesh {
         self.check_member()?;
         // An endpoint that is being attached is seen, or finds no network: never neither. This is
         // no thread of the runtime.
-        let _host = self.host.blocking_lock();
+        let _host = self.hosted.blocking_lock();
         let network = self.find_network(reference)?;
         if self.is_local(network.id) {
             return self.remove_local(network);

@@ -63,7 +63,7 @@ impl Mesh {
         if let Some(control) = self.control.get() {
             control.redial();
         }
-        self.plane.show_place().await;
+        self.host.plane.show_place().await;
     }
 
     /// Begins sessions anew once a copy of this node has fallen silent: others have keys with the
@@ -72,7 +72,7 @@ impl Mesh {
         let silent = |at: &Instant| at.elapsed() >= TWIN_SILENT && Some(*at) != *overruled;
         if let Some(heard) = gossip.later_life().filter(silent) {
             *overruled = Some(heard);
-            self.plane.show_place().await;
+            self.host.plane.show_place().await;
         }
     }
 

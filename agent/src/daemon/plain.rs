@@ -1,7 +1,5 @@
 //! Plain networks of this host: which snapshot a network has, where its members are, and how its
 //! port is.
-//!
-//! I10: a network's kind is settled once, when its TAP is opened, by the type of its snapshot.
 
 use std::{
     collections::HashMap,
@@ -20,40 +18,23 @@ use vxmesh_proto::{
         plain::{PlainTable, Vtep},
     },
     record::{Claim, Key},
-    tables::{NetworkSpec, TableUpdate},
+    tables::TableUpdate,
 };
 
 use super::{
     doctor::check,
-    mesh::{Local, Mesh, lock},
+    mesh::{Mesh, lock},
     reconcile::{changed_macs, report_rivals},
 };
 use crate::{
     api::{self, Diagnosis, Health},
-    datapath::port::Table,
+    host::table::{Local, LocalTable},
     member::peers::reachable,
     reconcile::{
         admit::Claims,
         tables::{respecified, spec_of, updates},
     },
 };
-
-/// The snapshot of a network that is here.
-pub(super) enum LocalTable {
-    /// Its frames are sealed for peers.
-    Sealed(Arc<Table>),
-    /// Its frames are sent to addresses, in clear.
-    Plain(Arc<PlainTable>),
-}
-
-impl LocalTable {
-    pub(super) fn spec(&self) -> &NetworkSpec {
-        match self {
-            Self::Sealed(table) => table.spec(),
-            Self::Plain(plain) => plain.spec(),
-        }
-    }
-}
 
 impl Mesh {
     /// The first snapshot of a plain network, nobody in it; nothing if the network is encrypted.
@@ -62,7 +43,7 @@ impl Mesh {
         id: NetworkId,
         network: &object::Network,
     ) -> Option<PlainTable> {
-        let plain = PlainTable::new(network, spec_of(id, network), self.seed, Instant::now())?;
+        let plain = PlainTable::new(network, spec_of(id, network), self.host.seed, Instant::now())?;
         Some(plain.with_statics(self.statics_of(network)))
     }
 
@@ -109,9 +90,9 @@ impl Mesh {
         }
         let (macs, touched) = (changed_macs(&updates), touched(table, &updates));
         let next = Arc::new(plain.apply(updates).with_statics(statics));
-        self.plane.plain().publish(Arc::clone(&next));
+        self.host.plane.plain().publish(Arc::clone(&next));
         let news = local.heard.changes(next.table(), touched);
-        self.plane.plain().announce(next.spec().id, &news);
+        self.host.plane.plain().announce(next.spec().id, &news);
         report_rivals(next.table(), &mut local.rivals, &macs);
         local.table = LocalTable::Plain(next);
     }
@@ -139,12 +120,12 @@ impl Mesh {
 
     /// A network with what this host knows of its plain port.
     pub(super) fn with_plain(&self, mut network: api::Network) -> api::Network {
-        let locals = lock(&self.locals);
+        let locals = lock(&self.host.locals);
         let Some(LocalTable::Plain(plain)) = locals.get(&network.id).map(|local| &local.table)
         else {
             return network;
         };
-        let fault = self.plane.plain().fault();
+        let fault = self.host.plane.plain().fault();
         if fault.is_some() && network.state == "active" {
             "degraded".clone_into(&mut network.state);
         }
@@ -160,7 +141,7 @@ impl Mesh {
 
     /// How the plain port is, where a plain network is on this host.
     pub(super) fn plain_diagnosis(&self) -> Option<Diagnosis> {
-        let plain = self.plane.plain();
+        let plain = self.host.plane.plain();
         let hint = "another program or a vxlan device of the kernel (Docker's overlay, flannel) has it: plain networks carry nothing here until it is free; it is tried again every second";
         plain.is_needed().then(|| match plain.fault() {
             Some(fault) => check("plain port", Health::Fail, fault, hint),

@@ -91,7 +91,7 @@ impl Mesh {
             let mut again = Instant::now();
             while !heard() {
                 if again <= Instant::now() {
-                    self.plane.probe(node, Probe::Keepalive).await;
+                    self.host.plane.probe(node, Probe::Keepalive).await;
                     again = Instant::now() + AGAIN;
                 }
                 tokio::time::sleep(LOOK).await;
@@ -99,7 +99,7 @@ impl Mesh {
         };
         let heard = tokio::time::timeout(PASSES, waited).await.is_ok();
         // It may not have sent before this node had heard of it.
-        self.plane.probe(node, Probe::Keepalive).await;
+        self.host.plane.probe(node, Probe::Keepalive).await;
         heard
     }
 
@@ -196,10 +196,10 @@ impl Mesh {
         let Ok(Response::Probed { observed, .. }) = asked else { return };
         let at = observed.ip().to_canonical();
         if self.own_addrs().contains(&at) || is_own(at) {
-            self.reach.forget_translation(node);
+            self.host.reach.forget_translation(node);
             return;
         }
-        if self.reach.note_translation(node) {
+        if self.host.reach.note_translation(node) {
             info!(
                 %at, %node,
                 "this node is behind a translation (NAT): it keeps the way to the others open; see `vxmesh doctor`"
@@ -213,7 +213,7 @@ impl Mesh {
             let peer = self.peers.get(*node);
             peer.is_some_and(|peer| peer.last_sent().is_none_or(|at| at.elapsed() >= KEEP_OPEN))
         };
-        let mut quiet = self.reach.translated();
+        let mut quiet = self.host.reach.translated();
         quiet.retain(is_quiet);
         if quiet.is_empty() {
             return;
@@ -221,7 +221,7 @@ impl Mesh {
         let mesh = Arc::clone(self);
         tokio::spawn(async move {
             for node in quiet {
-                mesh.plane.probe(node, Probe::Keepalive).await;
+                mesh.host.plane.probe(node, Probe::Keepalive).await;
             }
         });
     }
@@ -234,7 +234,7 @@ impl Mesh {
             let Some(peer) = self.peers.get(connection.node) else { continue };
             let node = connection.node;
             let unanswered = peer.unanswered_since().is_some_and(|since| now - since > ANSWERS);
-            let due = self.reach.look(node, peer.is_shaking() || unanswered, now);
+            let due = self.host.reach.look(node, peer.is_shaking() || unanswered, now);
             match due {
                 Some(true) => {
                     let mesh = Arc::clone(self);
@@ -256,7 +256,7 @@ impl Mesh {
                 "the node answers on the control port, but nothing on the data port: is UDP blocked? `vxmesh doctor` tells where"
             );
         } else {
-            self.reach.forget_silence(node);
+            self.host.reach.forget_silence(node);
         }
     }
 }

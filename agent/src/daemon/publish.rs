@@ -401,7 +401,7 @@ impl Mesh {
         if is_idle && !self.has_networks_for_clients().unwrap_or(true) {
             return;
         }
-        let mut hosted = self.host.lock().await;
+        let mut hosted = self.hosted.lock().await;
         if hosted.ways.adopting || self.is_stopping() {
             return;
         }
@@ -516,7 +516,7 @@ impl Mesh {
     }
 
     fn wanted_host_ports(&self, here: impl Fn(NetworkId) -> bool) -> BTreeMap<HostPort, Lead> {
-        let is_settled = self.name_servers.names.snapshot().settled;
+        let is_settled = self.host.name_servers.names.snapshot().settled;
         let has = |network, id, ip| self.addresses.holds(network, object::holder(id), ip);
         self.objects.read(|set| self.services.published(set, here, has, (self.me, is_settled)))
     }

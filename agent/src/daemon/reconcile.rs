@@ -21,12 +21,10 @@ use vxmesh_proto::{
     tables::{NetworkTable, RowKey, TableUpdate},
 };
 
-use super::{
-    mesh::{Local, Mesh, lock},
-    plain::LocalTable,
-};
+use super::mesh::{Mesh, lock};
 use crate::{
     datapath::port::Table,
+    host::table::{Local, LocalTable},
     member::peers::{left_members, members, reachable},
     objects::unix_ms,
     reconcile::{
@@ -111,7 +109,7 @@ impl Mesh {
         // A handshake before the first frame: it saves that frame the wait, and tells a peer that
         // still seals for this node's last life.
         for node in self.follow_tables(gossip) {
-            self.plane.want(node).await;
+            self.host.plane.want(node).await;
         }
     }
 
@@ -126,7 +124,7 @@ impl Mesh {
             };
             members.keys().filter_map(claim).collect()
         });
-        self.peers.follow(&self.plane, &members, &claims, &self.own_addrs()).await;
+        self.peers.follow(&self.host.plane, &members, &claims, &self.own_addrs()).await;
         let own = self.own_addrs();
         // Also nodes whose certificate is not known yet: meeting them is how it becomes known.
         let left = self.objects.read(left_members);
@@ -176,11 +174,11 @@ impl Mesh {
         let mut met = BTreeSet::new();
         let active = self.objects.read(ObjectSet::active_networks);
         let network_names = self.network_names();
-        let settled = self.services.settle(self.hears_all(gossip), self.name_servers.age());
+        let settled = self.services.settle(self.hears_all(gossip), self.host.name_servers.age());
         let mut names = BTreeMap::new();
-        let mut locals = lock(&self.locals);
-        self.plane.serve(|id| active.contains(&id));
-        self.plane.plain().serve(|id| active.contains(&id), || self.sealed_vnis());
+        let mut locals = lock(&self.host.locals);
+        self.host.plane.serve(|id| active.contains(&id));
+        self.host.plane.plain().serve(|id| active.contains(&id), || self.sealed_vnis());
         for (id, local) in locals.iter_mut() {
             let claims =
                 if active.contains(id) { self.believed(gossip, *id) } else { Claims::new() };
@@ -216,7 +214,7 @@ impl Mesh {
                 let spec = local.table.spec();
                 let services =
                     self.objects.read(|set| services::named(set, *id, &services, (&claims, &away)));
-                let table = self.name_servers.table(
+                let table = self.host.name_servers.table(
                     (*id, domain),
                     &spec.subnets,
                     &services,
@@ -243,7 +241,7 @@ impl Mesh {
     ) -> Vec<ServiceSpec> {
         let places = services::places(self);
         let at_ms = unix_ms();
-        let is_settled = self.name_servers.names.snapshot().settled;
+        let is_settled = self.host.name_servers.names.snapshot().settled;
         let since = |since| self.services.drained_since(since, at_ms, is_settled);
         let drains = Drains { since: &since };
         let seen = Viewpoint { by: self.me, at_ms, places: &places, drains };
@@ -289,8 +287,8 @@ impl Mesh {
         let (met, macs) = (met.collect(), changed_macs(&updates));
         let touched = touched(table, &updates);
         let next = Arc::new(table.apply(updates));
-        self.plane.publish(Arc::clone(&next));
-        self.plane.announce(next.spec().id, &local.heard.changes(&next, touched));
+        self.host.plane.publish(Arc::clone(&next));
+        self.host.plane.announce(next.spec().id, &local.heard.changes(&next, touched));
         report_rivals(&next, &mut local.rivals, &macs);
         local.table = LocalTable::Sealed(next);
         met
@@ -332,7 +330,7 @@ impl Mesh {
 
     /// What the data path has of each network here that has services.
     pub(crate) fn tables_with_services(&self) -> Vec<Arc<Table>> {
-        let locals = lock(&self.locals);
+        let locals = lock(&self.host.locals);
         let tables = locals.values().filter_map(|local| match &local.table {
             LocalTable::Sealed(table) => Some(Arc::clone(table)),
             LocalTable::Plain(_) => None,
@@ -371,7 +369,7 @@ impl Mesh {
 
     /// The first snapshot of a network: nobody in it.
     pub(super) fn empty_table(&self, id: NetworkId, network: &object::Network) -> Table {
-        NetworkTable::new(spec_of(id, network), self.seed, Instant::now())
+        NetworkTable::new(spec_of(id, network), self.host.seed, Instant::now())
     }
 
     /// Addresses that other nodes claim in a network, whether they are up or not. What they

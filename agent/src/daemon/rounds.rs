@@ -67,8 +67,8 @@ impl Mesh {
                     if changed.is_err() {
                         return;
                     }
-                    self.watching.mark(|dirty| dirty.subnets = true);
-                    self.name_servers.follow_networks(|id| self.network_of(id));
+                    self.host.watching.mark(|dirty| dirty.subnets = true);
+                    self.host.name_servers.follow_networks(|id| self.network_of(id));
                 }
                 () = self.keeper.kicked() => {}
                 _ = tick.tick() => {
@@ -94,7 +94,7 @@ impl Mesh {
                 }
                 _ = stop.changed() => return,
             }
-            let moved = self.watching.take_moved() && self.follow_host(gossip);
+            let moved = self.host.watching.take_moved() && self.follow_host(gossip);
             self.reconcile().await;
             rounds.reconciled = Instant::now();
             if moved {
@@ -108,10 +108,10 @@ impl Mesh {
     /// addresses are looked at, too.
     fn is_sweep_due(&self, rounds: &Rounds) -> bool {
         rounds.reconciled.elapsed() >= SWEEP
-            || self.watching.is_deaf()
-            || !self.name_servers.names.snapshot().settled
+            || self.host.watching.is_deaf()
+            || !self.host.name_servers.names.snapshot().settled
             || self.services.awaits_nodes()
-            || self.plane.plain().fault().is_some()
+            || self.host.plane.plain().fault().is_some()
     }
 
     /// Does what has its time, and tries again what failed.
@@ -132,7 +132,7 @@ impl Mesh {
         }
         self.name_sandboxes();
         self.sync_again(gossip);
-        self.name_servers.retry_networks(|id| self.network_of(id));
+        self.host.name_servers.retry_networks(|id| self.network_of(id));
         // Pools that are not in step with the objects say nothing about these.
         let hash = self.objects.read(|set| {
             self.addresses.follow(set, Instant::now());

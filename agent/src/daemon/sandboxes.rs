@@ -538,7 +538,7 @@ impl Mesh {
             self.detach_stored(hosted, endpoint.id).await?;
         }
         // Its sockets would keep the namespace, unnamed.
-        self.name_servers.close(&sandbox.name);
+        self.host.name_servers.close(&sandbox.name);
         EtcFiles::of(&self.run_dir(), &sandbox.name)
             .remove()
             .map_err(|error| failed(error, "see the agent's log"))?;

@@ -40,7 +40,7 @@ impl Acquaintance {
 impl Mesh {
     /// Whether every member was heard of, or was given the time to be.
     pub(super) fn is_settled(&self, gossip: &Gossip) -> bool {
-        self.name_servers.age() >= SETTLES || self.hears_all(gossip)
+        self.host.name_servers.age() >= SETTLES || self.hears_all(gossip)
     }
 
     /// Whether every member is up.
@@ -58,7 +58,7 @@ impl Mesh {
     pub(super) fn is_settling(&self) -> bool {
         let others = || lock(&self.location.known).keys().any(|node| *node != self.me);
         let acquaintance = Acquaintance {
-            age: self.name_servers.age(),
+            age: self.host.name_servers.age(),
             has_others: others(),
             has_met: self.sync.has_met(),
             hears_all: self.gossip.get().is_none_or(|gossip| self.is_settled(gossip)),

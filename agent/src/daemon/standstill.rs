@@ -36,7 +36,7 @@ impl Mesh {
     }
 
     async fn meet_anew(&self) {
-        self.plane.start_over().await;
+        self.host.plane.start_over().await;
         if let Some(control) = self.control.get() {
             control.redial();
         }

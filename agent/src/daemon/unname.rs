@@ -60,7 +60,7 @@ impl Mesh {
         }
         let places: BTreeSet<PathBuf> = asked.iter().map(|it| it.plug().netns).collect();
         let connected = connected_to(places.clone()).await;
-        lock(&self.unnamed).extend(asked.iter().map(|endpoint| endpoint.id));
+        lock(&self.host.pending.unnamed).extend(asked.iter().map(|endpoint| endpoint.id));
         let claims: Vec<Claim> =
             asked.iter().map(|endpoint| Claim::Endpoint(nameless(endpoint.claim()))).collect();
         try_join_all(claims.iter().map(|claim| self.announce(claim))).await?;
@@ -86,7 +86,7 @@ impl Mesh {
         endpoints: &[Stored],
     ) -> Result<(), ApiError> {
         let taken: BTreeSet<EndpointId> = {
-            let mut unnamed = lock(&self.unnamed);
+            let mut unnamed = lock(&self.host.pending.unnamed);
             endpoints.iter().map(|it| it.id).filter(|id| unnamed.remove(id)).collect()
         };
         let stays = |it: &&Stored| taken.contains(&it.id) && matches!(self.is_stored(it), Ok(true));
@@ -102,7 +102,11 @@ impl Mesh {
     /// What this node says of an endpoint that is in a network of this host.
     pub(super) fn local_claim(&self, endpoint: &Stored) -> EndpointClaim {
         let claim = endpoint.claim();
-        if lock(&self.unnamed).contains(&endpoint.id) { nameless(claim) } else { claim }
+        if lock(&self.host.pending.unnamed).contains(&endpoint.id) {
+            nameless(claim)
+        } else {
+            claim
+        }
     }
 
     /// What the others are told of an endpoint's health, which is this as long as it stays.
@@ -111,7 +115,7 @@ impl Mesh {
         endpoint: &EndpointClaim,
         health: BTreeMap<String, bool>,
     ) -> BTreeMap<String, bool> {
-        if !lock(&self.unnamed).contains(&endpoint.id) {
+        if !lock(&self.host.pending.unnamed).contains(&endpoint.id) {
             return health;
         }
         let of = self.objects.read(|set| selecting(set, endpoint));

@@ -71,11 +71,11 @@ impl Mesh {
         endpoints: &[Stored],
     ) {
         let known: BTreeMap<_, _> = {
-            let mut places = lock(&self.watching.places);
+            let mut places = lock(&self.host.watching.places);
             places.networks.retain(|_, id| hosted.overlays.contains_key(id));
             places.uplinks = hosted.overlays.keys().map(|id| (uplink::ifname(*id), *id)).collect();
             places.endpoints.retain(|id, _| endpoints.iter().any(|endpoint| endpoint.id == *id));
-            lock(&self.watching.processes).retain(|id, task| {
+            lock(&self.host.watching.processes).retain(|id, task| {
                 let stays = places.endpoints.contains_key(id);
                 if !stays {
                     task.abort();
@@ -88,7 +88,7 @@ impl Mesh {
             self.register_network(host, *id, overlay).await;
         }
         for endpoint in endpoints.iter().filter(|endpoint| self.is_watchable(hosted, endpoint)) {
-            let place = lock(&self.watching.places).endpoints.get(&endpoint.id).cloned();
+            let place = lock(&self.host.watching.places).endpoints.get(&endpoint.id).cloned();
             if place.is_none_or(|place| !place.heard) {
                 self.register_endpoint(host, endpoint).await;
             }
@@ -110,7 +110,8 @@ impl Mesh {
         };
         if let Some(overlay) = overlay {
             let id = endpoint.network;
-            let is_known = lock(&self.watching.places).networks.values().any(|known| *known == id);
+            let is_known =
+                lock(&self.host.watching.places).networks.values().any(|known| *known == id);
             if !is_known {
                 self.register_network(&host, id, overlay).await;
             }
@@ -121,9 +122,9 @@ impl Mesh {
     async fn register_network(&self, host: &Links, id: NetworkId, overlay: &Overlay) {
         match host.number(overlay.netns()).await {
             Ok(number) => {
-                lock(&self.watching.places).networks.insert(number, id);
+                lock(&self.host.watching.places).networks.insert(number, id);
                 // What happened until now was not heard.
-                self.watching.mark(|dirty| {
+                self.host.watching.mark(|dirty| {
                     dirty.networks.insert(id);
                     dirty.rules.insert(id);
                 });
@@ -137,14 +138,14 @@ impl Mesh {
     /// Whether it is plugged in, as far as the agent knows.
     fn is_watchable(&self, hosted: &Hosted, endpoint: &Stored) -> bool {
         endpoint.is_attached()
-            && !lock(&self.unadopted).contains(&endpoint.id)
+            && !lock(&self.host.pending.unadopted).contains(&endpoint.id)
             && (hosted.overlays.contains_key(&endpoint.network)
                 || self.macvlan_of(endpoint.network).is_some())
     }
 
     async fn register_endpoint(self: &Arc<Self>, host: &Links, endpoint: &Stored) {
-        self.watching.place(&endpoint.name, &endpoint.plug(), endpoint.is_attached());
-        let place = lock(&self.watching.places).endpoints.get(&endpoint.id).cloned();
+        self.host.watching.place(&endpoint.name, &endpoint.plug(), endpoint.is_attached());
+        let place = lock(&self.host.watching.places).endpoints.get(&endpoint.id).cloned();
         let Some(Place { netns, .. }) = place else { return };
         // What fails now, for want of descriptors perhaps, is tried again with the next look.
         let (mut number, mut heard, mut waits) = (None, true, false);
@@ -168,7 +169,7 @@ impl Mesh {
             }
             None => {}
         }
-        if let Some(place) = lock(&self.watching.places).endpoints.get_mut(&endpoint.id) {
+        if let Some(place) = lock(&self.host.watching.places).endpoints.get_mut(&endpoint.id) {
             (place.number, place.process, place.heard) = (number, waits, heard);
         }
     }
@@ -178,12 +179,12 @@ impl Mesh {
         let task = tokio::spawn(async move {
             let ended = process.ended().await;
             if let (Ok(()), Some(mesh)) = (ended, mesh.upgrade()) {
-                mesh.watching.mark(|dirty| {
+                mesh.host.watching.mark(|dirty| {
                     dirty.gone.insert(id, PROCESS_ENDED);
                 });
             }
         });
-        if let Some(before) = lock(&self.watching.processes).insert(id, task.abort_handle()) {
+        if let Some(before) = lock(&self.host.watching.processes).insert(id, task.abort_handle()) {
             before.abort();
         }
     }
@@ -207,7 +208,7 @@ impl Mesh {
         }
         if !gone.is_empty() && self.store.is_stuck() {
             // Their end is written down: they are looked at again with the next round.
-            let mut dirty = lock(&self.watching.dirty);
+            let mut dirty = lock(&self.host.watching.dirty);
             dirty.gone.extend(gone.iter().map(|(endpoint, why)| (endpoint.id, *why)));
             return false;
         }
@@ -218,7 +219,7 @@ impl Mesh {
             info!(endpoint = %endpoint.name, %network, why, "endpoint ended");
             if let Err(error) = self.detach_stored(hosted, endpoint.id).await {
                 warn!(endpoint = %endpoint.name, why, %error, "an endpoint that is gone is not removed; it is tried again");
-                self.watching.mark(|dirty| {
+                self.host.watching.mark(|dirty| {
                     dirty.gone.insert(endpoint.id, why);
                 });
             }
@@ -233,7 +234,7 @@ impl Mesh {
         dirty: &Dirty,
         endpoint: &Stored,
     ) -> Result<Seen, ApiError> {
-        let place = lock(&self.watching.places).endpoints.get(&endpoint.id).cloned();
+        let place = lock(&self.host.watching.places).endpoints.get(&endpoint.id).cloned();
         let Some(place) = place else { return Ok(Seen::Here) };
         let said = dirty.gone.get(&endpoint.id).copied();
         if said == Some(PROCESS_ENDED) {

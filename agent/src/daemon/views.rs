@@ -251,8 +251,8 @@ impl Mesh {
     /// `drops`: all that this host lost, the agent's share and the kernel's.
     pub(super) async fn drop_rows(&self) -> Vec<DropRow> {
         self.count_drops().await;
-        let questions = self.name_servers.names.drops().rows();
-        let rows = self.plane.drops().rows().into_iter().chain(questions);
+        let questions = self.host.name_servers.names.drops().rows();
+        let rows = self.host.plane.drops().rows().into_iter().chain(questions);
         rows.map(|(key, count)| DropRow {
             reason: key.reason.as_str().to_owned(),
             network: key.network,
@@ -269,13 +269,13 @@ impl Mesh {
     pub(super) async fn count_drops(&self) {
         self.count_on_host();
         self.count_refused(|_place, _id| true);
-        self.losses.count(self.plane.drops(), None).await;
+        self.host.losses.count(self.host.plane.drops(), None).await;
         let networks: BTreeSet<NetworkId> =
             self.network_list().iter().map(|network| network.id).collect();
         let Ok(endpoints) = self.stored_endpoints() else { return };
         let endpoints: BTreeSet<EndpointId> =
             endpoints.iter().map(|endpoint| endpoint.id).collect();
-        for drops in [self.plane.drops(), self.name_servers.names.drops()] {
+        for drops in [self.host.plane.drops(), self.host.name_servers.names.drops()] {
             drops.forget_gone(|id| networks.contains(&id), |id| endpoints.contains(&id));
         }
     }
@@ -302,10 +302,10 @@ impl Mesh {
         status.endpoints = self.stored_endpoints().map_or(0, |endpoints| endpoints.len());
         status.issuer = self.credentials.is_issuer();
         status.issuers = self.issuer_rows(&nodes);
-        status.datapath = self.grants.as_ref().map(|grants| api::Datapath {
+        status.datapath = self.host.grants.as_ref().map(|grants| api::Datapath {
             backend: grants.backend.as_str().to_owned(),
             offloads: grants.offloads.iter().map(|&offload| offload.to_owned()).collect(),
-            refused: self.plane.refused_offloads(),
+            refused: self.host.plane.refused_offloads(),
         });
     }
 }

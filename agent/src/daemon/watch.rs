@@ -19,10 +19,10 @@ impl Mesh {
         let mut stop = self.keeper.stops();
         tokio::spawn(Arc::clone(&self).look_on());
         tokio::select! {
-            () = self.watching.hear() => {}
+            () = self.host.watching.hear() => {}
             _ = stop.changed() => {}
         }
-        self.watching.stop();
+        self.host.watching.stop();
     }
 
     /// Looks where something may be different. What was begun is not cut short by the agent's end.
@@ -33,14 +33,14 @@ impl Mesh {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = self.watching.wake.notified() => tokio::time::sleep(SETTLE).await,
+                () = self.host.watching.wake.notified() => tokio::time::sleep(SETTLE).await,
                 _ = tick.tick() => {
                     ticks = ticks.wrapping_add(1);
-                    self.watching.tick(ticks);
+                    self.host.watching.tick(ticks);
                 }
                 _ = stop.changed() => return,
             }
-            let mut dirty = self.watching.take();
+            let mut dirty = self.host.watching.take();
             if mem::take(&mut dirty.restored) {
                 self.outlive_image().await;
             }
@@ -48,7 +48,7 @@ impl Mesh {
                 continue;
             }
             if dirty.all || dirty.moved {
-                self.watching.note_moved();
+                self.host.watching.note_moved();
                 self.kick();
             }
             let (all, begun) = (dirty.all, Instant::now());

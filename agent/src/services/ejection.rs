@@ -143,7 +143,7 @@ async fn ask_node(mesh: &Arc<Mesh>, node: NodeId) -> Answer {
     let patience = PeerSight { round_trip, ..PeerSight::default() }.patience(ANSWER / 2);
     // An older version answers the second only.
     for probe in [Probe::Echo, Probe::Handshake] {
-        mesh.plane.probe(node, probe).await;
+        mesh.host.plane.probe(node, probe).await;
         let asked = Instant::now();
         while asked.elapsed() < patience {
             if is_heard() {
