@@ -72,10 +72,10 @@ impl Mesh {
     /// them.
     pub(super) fn adopt_addresses(&self) -> Result<(), ApiError> {
         for endpoint in self.stored_endpoints()? {
-            endpoint.ips.iter().for_each(|ip| self.addresses.adopt(endpoint.network, *ip));
+            endpoint.ips.iter().for_each(|ip| self.member.addresses.adopt(endpoint.network, *ip));
         }
         for node in self.stored_nodes()?.iter() {
-            node.ips.iter().for_each(|ip| self.addresses.adopt(node.network, *ip));
+            node.ips.iter().for_each(|ip| self.member.addresses.adopt(node.network, *ip));
         }
         let (now, wall) = (Instant::now(), unix_ms());
         for (key, until) in self.store.list::<u64>(Table::Resting).map_err(store_failed)? {
@@ -85,7 +85,7 @@ impl Mesh {
             // A clock that was set back makes nothing rest longer.
             let left = until.saturating_sub(wall).min(quarantine_ms());
             if let Some((network, ip)) = address.filter(|_| left > 0) {
-                self.addresses.rest(network, ip, now + Duration::from_millis(left));
+                self.member.addresses.rest(network, ip, now + Duration::from_millis(left));
             }
         }
         Ok(())
@@ -179,14 +179,14 @@ impl Mesh {
     pub(super) async fn mend(self: &Arc<Self>) {
         let is_deleted = |network| {
             let id = object::ObjectId::Network(network);
-            self.objects.read(|set| set.get(&id).is_some_and(|object| object.closed()))
+            self.member.objects.read(|set| set.get(&id).is_some_and(|object| object.closed()))
         };
         if self.store.is_stuck() {
             // What ends is written down: it waits until the disk takes that.
             return;
         }
         let unadopted = lock(&self.host.pending.unadopted).clone();
-        let now = (self.objects.read(object::ObjectSet::content_hash), self.store.writes());
+        let now = (self.member.objects.read(object::ObjectSet::content_hash), self.store.writes());
         if unadopted.is_empty() && lock(&self.host.pending.tidy).as_ref() == Some(&now) {
             return;
         }
@@ -236,7 +236,7 @@ impl Mesh {
         let led = nodes.iter().map(|node| node.network).filter(|id| self.leads_clients(*id));
         let kept: BTreeSet<NetworkId> =
             endpoints.iter().map(|endpoint| endpoint.network).chain(led).collect();
-        let networks: Vec<NetworkId> = self.objects.read(|set| {
+        let networks: Vec<NetworkId> = self.member.objects.read(|set| {
             let ids = set.objects().filter_map(|object| match object.id() {
                 object::ObjectId::Network(id) => Some(*id),
                 _ => None,

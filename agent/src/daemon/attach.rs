@@ -51,7 +51,8 @@ impl Mesh {
         } else {
             // Before other nodes are asked for addresses that a refusal would put back.
             self.check_unique(id, spec.name.as_ref(), spec.mac)?;
-            self.objects
+            self.member
+                .objects
                 .read(|set| services::check_names(set, id, spec.name.as_ref(), &spec.aliases))?;
             let ips = self.allocate(&network, id, &spec.ips).await?;
             self.attach_at(id, spec, ips).await?
@@ -68,7 +69,7 @@ impl Mesh {
         let mut endpoint = match self.begin(id, spec, &ips).await {
             Ok(endpoint) => endpoint,
             Err(error) => {
-                ips.iter().for_each(|ip| self.addresses.put_back(id, *ip));
+                ips.iter().for_each(|ip| self.member.addresses.put_back(id, *ip));
                 return Err(error);
             }
         };

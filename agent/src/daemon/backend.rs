@@ -277,11 +277,11 @@ impl Mesh {
     fn last_words(&self) -> Result<Vec<String>, ApiError> {
         let (mut last_words, mut kept) = (Vec::new(), Vec::new());
         let departed = self.departed().is_some();
-        self.allocation.set_leaving(true);
+        self.member.allocation.set_leaving(true);
         // Who is no member has nothing to hand over any more, and nobody would take it.
         let heirs = if departed { Vec::new() } else { self.live_nodes() };
         if let Some(heir) = heirs.into_iter().find(|node| *node != self.me) {
-            for (network, transfer) in self.addresses.give_all(heir) {
+            for (network, transfer) in self.member.addresses.give_all(heir) {
                 match self.sign_transfer(network, transfer) {
                     Ok(text) => last_words.push(text),
                     Err(refusal) => {
@@ -292,8 +292,8 @@ impl Mesh {
             }
         }
         let left = self.sign_departure().inspect_err(|_| {
-            self.addresses.take_back(&kept);
-            self.allocation.set_leaving(false);
+            self.member.addresses.take_back(&kept);
+            self.member.allocation.set_leaving(false);
         })?;
         last_words.push(left);
         Ok(last_words)
@@ -301,7 +301,7 @@ impl Mesh {
 
     fn sign_departure(&self) -> Result<String, ApiError> {
         let id = object::ObjectId::Member(self.me);
-        let left = self.objects.publish::<ApiError>(|set, hlc| match set.get(&id) {
+        let left = self.member.objects.publish::<ApiError>(|set, hlc| match set.get(&id) {
             Some(member) => Ok(Draft { closed: true, ..member.edit(hlc) }),
             None => {
                 let certificate = self.credentials.membership.certificate.clone();

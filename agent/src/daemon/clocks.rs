@@ -33,7 +33,7 @@ impl Mesh {
     /// This host's clock less a node's, if that one answers.
     async fn clock_offset(&self, node: NodeId) -> Option<Offset> {
         let (began, own) = (Instant::now(), unix_ms());
-        let answer = self.control.get()?.request(node, &Request::Clock, CLOCK).await;
+        let answer = self.member.control.get()?.request(node, &Request::Clock, CLOCK).await;
         let Ok(Response::Clock { unix_ms: theirs }) = answer else { return None };
         // It looked at its clock in the middle of the exchange.
         let half = u64::try_from(began.elapsed().as_millis() / 2).unwrap_or(0);
@@ -45,9 +45,9 @@ impl Mesh {
         let Some(offset) = self.clock_offset(node).await else { return };
         let differs = offset.is_worth_telling();
         let differed = if differs {
-            !lock(&self.logged.clocks).insert(node)
+            !lock(&self.member.logged.clocks).insert(node)
         } else {
-            lock(&self.logged.clocks).remove(&node)
+            lock(&self.member.logged.clocks).remove(&node)
         };
         let name = self.node_name(node);
         match (differs, differed) {
@@ -59,7 +59,7 @@ impl Mesh {
 
     /// What `doctor` says of clocks: asks every connected node.
     pub(super) async fn clock_diagnoses(&self) -> Vec<Diagnosis> {
-        let Some(control) = self.control.get() else { return Vec::new() };
+        let Some(control) = self.member.control.get() else { return Vec::new() };
         let connected = control.peers().into_iter().filter(|peer| peer.connected);
         let asked =
             connected.map(|peer| async move { (peer.node, self.clock_offset(peer.node).await) });

@@ -53,7 +53,7 @@ impl Mesh {
         if from != caller {
             return Err(refusal(RefusalCode::Unsupported, "a node asks about itself only"));
         }
-        let control = self.control.get();
+        let control = self.member.control.get();
         let control = control.filter(|it| is_connected(&it.peers(), to));
         let Some(control) = control else {
             return Err(refusal(RefusalCode::NotFound, "this node does not reach it either"));

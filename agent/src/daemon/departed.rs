@@ -48,8 +48,8 @@ impl Departed {
 impl Mesh {
     /// Whether this node is no member any more. While it leaves it is one.
     pub(super) fn departed(&self) -> Option<Departed> {
-        let is_leaving = self.allocation.is_leaving();
-        self.objects.read(|set| {
+        let is_leaving = self.member.allocation.is_leaving();
+        self.member.objects.read(|set| {
             let at =
                 |id| set.get(&id).map(|object| (object.closed(), object.hlc().unix_ms() / 1000));
             if let Some((_, at)) = at(ObjectId::Removed(self.me)) {
@@ -68,7 +68,7 @@ impl Mesh {
     /// Says once in the log that this node left.
     pub(super) fn tell_departed(&self) {
         if let Some(departed @ Departed::Left(_)) = self.departed()
-            && self.logged.departed.is_first()
+            && self.member.logged.departed.is_first()
         {
             warn!("{departed}; {HINT}");
         }

@@ -19,7 +19,7 @@ impl Mesh {
         if !self.store.is_stuck() {
             return;
         }
-        if self.logged.stuck.is_first() {
+        if self.member.logged.stuck.is_first() {
             warn!(
                 "nothing is kept on disk: free some space, or see what the disk has; it is tried again every second"
             );
@@ -29,9 +29,9 @@ impl Mesh {
             if mesh.store.mend().is_err() || mesh.store.is_stuck() {
                 return;
             }
-            match mesh.objects.save_all() {
+            match mesh.member.objects.save_all() {
                 Ok(()) => {
-                    mesh.logged.stuck.reset();
+                    mesh.member.logged.stuck.reset();
                     info!("the disk takes what is to be kept again");
                 }
                 Err(error) => warn!(%error, "objects are not kept on disk; it is tried again"),

@@ -181,7 +181,9 @@ impl Mesh {
             ));
         }
         self.check_unique(network, Some(&name), Some(mac))?;
-        self.objects.read(|set| services::check_names(set, network, Some(&name), &spec.aliases))?;
+        self.member
+            .objects
+            .read(|set| services::check_names(set, network, Some(&name), &spec.aliases))?;
         Ok(Stored {
             id,
             network,
@@ -207,7 +209,7 @@ impl Mesh {
         name: Option<&Name>,
         mac: Option<MacAddr>,
     ) -> Result<(), ApiError> {
-        let claims = self.gossip.get().map(|gossip| self.believed(gossip, network));
+        let claims = self.member.gossip.get().map(|gossip| self.believed(gossip, network));
         let claims = claims.unwrap_or_default().into_values().filter(|claim| !claim.router);
         let stored = self.stored_endpoints()?.into_iter().filter(|own| own.network == network);
         let others = claims.map(|claim| (claim.name, claim.mac));
@@ -283,7 +285,7 @@ impl Mesh {
             self.reconcile().await;
             return Ok(());
         }
-        let Some(gossip) = self.gossip.get() else {
+        let Some(gossip) = self.member.gossip.get() else {
             return Err(failed("the agent is starting", "try again"));
         };
         // An endpoint whose record is full is there all the same.
@@ -299,7 +301,7 @@ impl Mesh {
     /// Whether this node says just that already, as at its start of what its last life had. What is
     /// said of networks of this host alone follows from the store.
     pub(super) fn is_said(&self, claim: &Claim) -> bool {
-        let (Some(gossip), Claim::Endpoint(endpoint)) = (self.gossip.get(), claim) else {
+        let (Some(gossip), Claim::Endpoint(endpoint)) = (self.member.gossip.get(), claim) else {
             return false;
         };
         let claim = self.with_health(claim);
@@ -394,7 +396,7 @@ impl Mesh {
         endpoint
             .ips
             .iter()
-            .for_each(|ip| self.addresses.release(endpoint.network, *ip, Instant::now()));
+            .for_each(|ip| self.member.addresses.release(endpoint.network, *ip, Instant::now()));
         self.tell_endpoint(endpoint, "endpoint unplugged");
         if stays {
             self.follow_vips(hosted, endpoint.network).await
@@ -515,7 +517,7 @@ impl Mesh {
 
     /// Withdraws an endpoint and waits as long as for a new one until nobody is led to it any more.
     pub(super) async fn withdraw_everywhere(self: &Arc<Self>, network: NetworkId, id: EndpointId) {
-        let Some(gossip) = self.gossip.get() else { return };
+        let Some(gossip) = self.member.gossip.get() else { return };
         if self.is_local(network) {
             return self.reconcile().await;
         }
@@ -532,7 +534,7 @@ impl Mesh {
         if self.is_local(network) {
             return;
         }
-        let Some(gossip) = self.gossip.get() else { return };
+        let Some(gossip) = self.member.gossip.get() else { return };
         match gossip.withdraw(Key::Endpoint(id)) {
             Ok(record) => self.spread(&record),
             Err(error) => warn!(endpoint = %id, %error, "the endpoint's end is not told"),

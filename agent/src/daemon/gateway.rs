@@ -212,7 +212,7 @@ impl Mesh {
             None => Ok(()),
         };
         self.withdraw(id, node.id);
-        node.ips.iter().for_each(|ip| self.addresses.release(id, *ip, Instant::now()));
+        node.ips.iter().for_each(|ip| self.member.addresses.release(id, *ip, Instant::now()));
         Ok(silenced?)
     }
 
@@ -474,7 +474,7 @@ impl Mesh {
         }
         if let Err(error) = self.store.put(Table::Gateways, &key, &node) {
             // Nobody uses them yet, and the next try takes others.
-            node.ips.iter().skip(known).for_each(|ip| self.addresses.put_back(id, *ip));
+            node.ips.iter().skip(known).for_each(|ip| self.member.addresses.put_back(id, *ip));
             return Err(store_failed(error));
         }
         Ok((node, missing))
@@ -536,7 +536,7 @@ impl Mesh {
         let noted = self.note_settings()?;
         let made_of = MadeOf {
             writes: self.store.writes(),
-            objects: self.objects.read(object::ObjectSet::content_hash),
+            objects: self.member.objects.read(object::ObjectSet::content_hash),
             host_ports: lock(&self.services.host_ports).changes(),
             uplinks,
             closed: closed(&noted),

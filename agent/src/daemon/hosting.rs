@@ -147,7 +147,7 @@ impl Mesh {
     /// What this node claims in a network. The cables of the agent's last life bring frames before
     /// the first reconciliation: they must not look like forgeries.
     fn own_claims(&self, network: NetworkId) -> Claims {
-        let Some(gossip) = self.gossip.get() else { return Claims::new() };
+        let Some(gossip) = self.member.gossip.get() else { return Claims::new() };
         let mut claims = self.believed(gossip, network);
         claims.retain(|key, _claim| key.node == self.me);
         claims

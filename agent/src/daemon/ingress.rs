@@ -102,7 +102,7 @@ impl Mesh {
         let put = |txn: &mut Txn<'_>| txn.put(Table::Gateways, &key, node);
         self.rest(node.network, given_up, put).map_err(store_failed)?;
         let now = Instant::now();
-        given_up.iter().for_each(|ip| self.addresses.release(node.network, *ip, now));
+        given_up.iter().for_each(|ip| self.member.addresses.release(node.network, *ip, now));
         Ok(())
     }
 

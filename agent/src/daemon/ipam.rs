@@ -92,7 +92,7 @@ impl Mesh {
             match got {
                 Ok(ip) => ips.push(ip),
                 Err(error) => {
-                    ips.iter().for_each(|ip| self.addresses.put_back(id, *ip));
+                    ips.iter().for_each(|ip| self.member.addresses.put_back(id, *ip));
                     return Err(error);
                 }
             }
@@ -112,7 +112,7 @@ impl Mesh {
         }
         let local = |subnet: &IpNet| -> Result<Option<IpNet>, ApiError> {
             let elsewhere = self.elsewhere(id);
-            match self.addresses.allocate(id, *subnet, None, &elsewhere, Instant::now()) {
+            match self.member.addresses.allocate(id, *subnet, None, &elsewhere, Instant::now()) {
                 None => Err(gone()),
                 Some(Ok(ip)) => Ok(Some(IpNet::new_assert(ip, subnet.prefix_len()))),
                 Some(Err(_exhausted)) => Ok(None),
@@ -124,7 +124,7 @@ impl Mesh {
             }
         }
         // One gift is enough for many who find none at once.
-        let _one_at_a_time = self.allocation.fetching.lock().await;
+        let _one_at_a_time = self.member.allocation.fetching.lock().await;
         let patient_until = Instant::now() + PATIENCE;
         loop {
             let (mut refused, mut got) = (Vec::new(), false);
@@ -218,7 +218,8 @@ impl Mesh {
         let subnet = subnet.ok_or_else(gone)?;
         for second in [false, true] {
             let elsewhere = self.elsewhere(id);
-            let got = self.addresses.allocate(id, subnet, Some(ip), &elsewhere, Instant::now());
+            let got =
+                self.member.addresses.allocate(id, subnet, Some(ip), &elsewhere, Instant::now());
             match got.ok_or_else(gone)? {
                 Ok(ip) => return Ok(IpNet::new_assert(ip, subnet.prefix_len())),
                 Err(AllocateError::NotOurs { ip, owner })
@@ -256,7 +257,7 @@ impl Mesh {
             return format!("{ip} is the address of service `{service}`");
         }
         let AllocateError::InUse(ip) = error else { return error.to_string() };
-        let Some(gossip) = self.gossip.get() else { return error.to_string() };
+        let Some(gossip) = self.member.gossip.get() else { return error.to_string() };
         match gossip.with_directory(|directory| claimant(directory, network, *ip)) {
             Some((node, name)) => {
                 format!("{ip} is in use by endpoint `{name}` on node {}", self.node_name(node))
@@ -277,17 +278,17 @@ impl Mesh {
     /// Asks for an address block in every network of which this node has none, so that it can give
     /// addresses out when it is cut off later. Whether there is such a network.
     pub(super) fn prefetch(self: &Arc<Self>) -> bool {
-        let networks = self.objects.read(ObjectSet::active_networks);
+        let networks = self.member.objects.read(ObjectSet::active_networks);
         let bare: Vec<_> = networks
             .into_iter()
             .flat_map(|id| {
-                self.addresses.without_block(id).into_iter().map(move |subnet| (id, subnet))
+                self.member.addresses.without_block(id).into_iter().map(move |subnet| (id, subnet))
             })
             .collect();
-        if bare.is_empty() || self.allocation.is_prefetching() {
+        if bare.is_empty() || self.member.allocation.is_prefetching() {
             return !bare.is_empty();
         }
-        self.allocation.set_prefetching(true);
+        self.member.allocation.set_prefetching(true);
         let mesh = Arc::clone(self);
         tokio::spawn(async move {
             let mut failed = false;
@@ -305,11 +306,11 @@ impl Mesh {
                 drop(mesh);
                 tokio::time::sleep(PREFETCH_PAUSE).await;
                 if let Some(mesh) = waiting.upgrade() {
-                    mesh.allocation.set_prefetching(false);
+                    mesh.member.allocation.set_prefetching(false);
                 }
                 return;
             }
-            mesh.allocation.set_prefetching(false);
+            mesh.member.allocation.set_prefetching(false);
         });
         true
     }
@@ -323,11 +324,12 @@ impl Mesh {
         need: Need,
     ) -> Result<(), Vec<NotGiven>> {
         let mut refused = Vec::new();
-        if self.allocation.is_leaving() {
+        if self.member.allocation.is_leaving() {
             return Err(refused);
         }
         let elsewhere = self.elsewhere(network);
         let holders = self
+            .member
             .addresses
             .with_pool(network, subnet, |pool| pool.holders(&elsewhere))
             .unwrap_or_default();
@@ -358,7 +360,7 @@ impl Mesh {
             let Err(error) = self.request_transfer(owner, &request).await else { return Ok(()) };
             // The answer to a question before may have come another way; then the owner has nothing
             // to give any more.
-            if broke && self.addresses.holds(network, self.me, ip) {
+            if broke && self.member.addresses.holds(network, self.me, ip) {
                 return Ok(());
             }
             broke |= !matches!(error, ControlError::Refused(_));
@@ -377,11 +379,11 @@ impl Mesh {
 
     /// Sends a request whose answer is a signed transfer to this node, and takes it over.
     async fn request_transfer(&self, node: NodeId, request: &Request) -> Result<(), ControlError> {
-        let control = self.control.get().ok_or(ControlError::NotConnected(node))?;
+        let control = self.member.control.get().ok_or(ControlError::NotConnected(node))?;
         match control.request(node, request, super::sync::ANSWER).await? {
             Response::Objects { objects } => {
                 tokio::task::block_in_place(|| self.take_objects(node, &objects));
-                self.objects.read(|set| self.addresses.follow(set, Instant::now()));
+                self.member.objects.read(|set| self.member.addresses.follow(set, Instant::now()));
                 Ok(())
             }
             _ => Err(ControlError::Refused(refusal(
@@ -393,7 +395,9 @@ impl Mesh {
 
     fn usage(&self, network: NetworkId, subnet: IpNet) -> Option<Usage> {
         let elsewhere = self.elsewhere(network);
-        self.addresses.with_pool(network, subnet, |pool| pool.usage(&elsewhere, Instant::now()))
+        self.member
+            .addresses
+            .with_pool(network, subnet, |pool| pool.usage(&elsewhere, Instant::now()))
     }
 
     /// The services that have addresses, by who holds these for them.
@@ -402,7 +406,7 @@ impl Mesh {
             let services = set.all_services();
             services.map(|(id, _, service)| (object::holder(id), service.name.clone())).collect()
         };
-        self.objects.read(of)
+        self.member.objects.read(of)
     }
 
     /// What each node holds, who has most first.
@@ -434,7 +438,7 @@ impl Mesh {
     /// The address pools of all networks.
     pub(super) fn pool_list(&self) -> Vec<api::AddressPool> {
         let nodes = self.node_list();
-        let networks = self.objects.read(ObjectSet::networks);
+        let networks = self.member.objects.read(ObjectSet::networks);
         let ids = networks.into_iter().map(|(id, ..)| id).chain(self.local_networks.ids());
         ids.flat_map(|id| self.pools_of(id, &nodes)).map(|detail| detail.pool).collect()
     }
@@ -506,7 +510,7 @@ impl Mesh {
             blocks: Vec::new(),
             resting_addresses: Vec::new(),
         };
-        self.objects.read(|set| {
+        self.member.objects.read(|set| {
             let subnets = set.subnets(id);
             let aside = subnets.iter().filter(|s| s.state != object::SubnetState::Active);
             aside.map(row).collect()

@@ -70,8 +70,8 @@ impl Mesh {
 
     /// When this node's certificate ends, in unix seconds.
     pub(super) fn certificate_end(&self) -> Option<u64> {
-        let der = self.control.get()?.certificate();
-        self.ca.member(&der).map(|member| member.not_after)
+        let der = self.member.control.get()?.certificate();
+        self.member.ca.member(&der).map(|member| member.not_after)
     }
 
     /// A member that has this name; one that is up, if there is any.
@@ -221,7 +221,7 @@ impl Mesh {
     }
 
     pub(super) async fn have(&self, row: &Node, request: &Request) -> Result<(), ApiError> {
-        let Some(control) = self.control.get() else {
+        let Some(control) = self.member.control.get() else {
             return Err(failed("the agent is starting", "try again"));
         };
         match control.request(row.id, request, GRANTED).await {
@@ -241,7 +241,7 @@ impl Mesh {
 
     /// Only an issuer gives the key and takes it.
     pub(super) fn check_from_issuer(&self, from: NodeId) -> Result<(), Refusal> {
-        if self.issuing.others.load().contains(&from) {
+        if self.member.issuing.others.load().contains(&from) {
             return Ok(());
         }
         Err(refusal(
@@ -289,7 +289,7 @@ impl Mesh {
         self.check_other_issuer(&self.issuers())?;
         let _going = self.find_successor().await?;
         // Whoever takes addresses of removed nodes back after this node knows what it took.
-        let _no_reclaim = self.allocation.reclaiming.lock().await;
+        let _no_reclaim = self.member.allocation.reclaiming.lock().await;
         self.certify(false)
             .await
             .map_err(|refused| failed(refused.message, "see the agent's log"))?;
@@ -309,7 +309,7 @@ impl Mesh {
     async fn certify(self: &Arc<Self>, issuer: bool) -> Result<(), Refusal> {
         let refused =
             |error: &dyn std::fmt::Display| refusal(RefusalCode::Failed, error.to_string());
-        let Some(control) = self.control.get() else {
+        let Some(control) = self.member.control.get() else {
             return Err(refusal(RefusalCode::Failed, "the agent is starting"));
         };
         control.certify(issuer).await.map_err(|error| refused(&error))?;
@@ -317,6 +317,7 @@ impl Mesh {
         let published = tokio::task::spawn_blocking(move || mesh.publish_member(&certificate));
         published.await.map_err(|error| refused(&error))?;
         let own = self
+            .member
             .objects
             .read(|set| set.get(&ObjectId::Member(self.me)).map(|it| it.text().to_string()));
         self.tell(own.as_slice(), |_node| true, TOLD).await;
@@ -399,7 +400,7 @@ impl Mesh {
     /// that one is no issuer any more.
     pub(super) fn reclaims(&self, set: &ObjectSet, removed: NodeId) -> bool {
         let Some(removal) = set.get(&ObjectId::Removed(removed)) else { return false };
-        let issuing = self.issuing.others.load();
+        let issuing = self.member.issuing.others.load();
         match removal.author() {
             author if author == self.me => self.credentials.is_issuer(),
             author if issuing.contains(&author) => false,
@@ -414,7 +415,7 @@ impl Mesh {
         let mut names: Vec<String> = others.iter().map(|node| node.name.to_string()).collect();
         if names.is_empty() {
             // It has not heard of any by name yet.
-            let addrs = lock(&self.location.known);
+            let addrs = lock(&self.member.location.known);
             names =
                 addrs.keys().filter(|node| **node != self.me).map(ToString::to_string).collect();
         }

@@ -15,7 +15,7 @@ use vxmesh_proto::addr::Name;
 
 use super::{
     doctor::check,
-    mesh::{Mesh, lock, store_failed},
+    mesh::{Mesh, store_failed},
     sandboxes::Stored,
 };
 use crate::{
@@ -31,14 +31,14 @@ impl Mesh {
     /// Watches who stays with a sandbox's command, until the sandbox is gone.
     pub(super) fn watch_keeper(self: &Arc<Self>, sandbox: &Stored) {
         let (name, incarnation) = (sandbox.name().clone(), sandbox.incarnation());
-        if !lock(&self.kept).insert(incarnation) {
+        if !self.keepers.begin(incarnation) {
             return;
         }
         let mesh = Arc::downgrade(self);
         tokio::spawn(async move {
             follow(&mesh, &name, incarnation).await;
             if let Some(mesh) = mesh.upgrade() {
-                lock(&mesh.kept).remove(&incarnation);
+                mesh.keepers.end(incarnation);
             }
         });
     }

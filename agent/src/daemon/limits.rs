@@ -110,7 +110,7 @@ impl Mesh {
         }
         check_options(Driver::Overlay, &update.options)?;
         let id = ObjectId::Network(network.id);
-        let object = self.objects.publish::<ApiError>(|set, hlc| {
+        let object = self.member.objects.publish::<ApiError>(|set, hlc| {
             let object = set.get(&id).filter(|object| !object.closed()).ok_or_else(is_gone)?;
             let Content::Network(before) = object.content() else { return Err(is_gone()) };
             let limits = limits_by(before.limits, &update.options, before.encrypted)?;

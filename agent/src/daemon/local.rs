@@ -132,7 +132,7 @@ impl Mesh {
     pub(super) fn load_local_networks(&self) -> Result<(), ApiError> {
         for (key, row) in self.store.list::<LocalNetwork>(Table::Networks).map_err(store_failed)? {
             let id = key.parse().map_err(|error| failed(error, "see the agent's log"))?;
-            self.addresses.host(id, &row.network.subnets);
+            self.member.addresses.host(id, &row.network.subnets);
             lock(&self.local_networks.rows).insert(id, row);
         }
         Ok(())
@@ -213,7 +213,7 @@ impl Mesh {
         };
         // Nobody can make one of the same name in between: both look at both, in this order of
         // locks.
-        self.objects.read(|set| {
+        self.member.objects.read(|set| {
             check_mesh_name(set, &spec.name)?;
             self.local_networks.check_name(&spec.name)?;
             self.store.put(Table::Networks, &id.to_string(), &made).map_err(store_failed)?;
@@ -226,7 +226,7 @@ impl Mesh {
             self.forget_local(id)?;
             return Err(error.into());
         }
-        self.addresses.host(id, &made.network.subnets);
+        self.member.addresses.host(id, &made.network.subnets);
         self.kick();
         Ok(self.with_warnings(made.row(id)))
     }
@@ -276,7 +276,7 @@ impl Mesh {
     fn forget_local(&self, id: NetworkId) -> Result<(), ApiError> {
         self.store.delete(Table::Networks, &id.to_string()).map_err(store_failed)?;
         lock(&self.local_networks.rows).remove(&id);
-        self.addresses.unhost(id);
+        self.member.addresses.unhost(id);
         Ok(())
     }
 

@@ -7,10 +7,9 @@
 //! ```
 
 use std::{
-    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::{Arc, Mutex, OnceLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -35,17 +34,12 @@ use crate::{
     host::Host,
     identity::{self, Credentials},
     member::{
-        allocation::Allocation,
-        issuers::Issuers,
-        keeper::Keeper,
-        location::Location,
-        logged::Logged,
-        peers::{Ca, Peers, reachable},
-        sync::SyncState,
+        Member,
+        peers::{Ca, reachable},
     },
     netlink,
     objects::{Objects, PublishError, unix_ms},
-    reconcile::addresses::Addresses,
+    sandbox::keepers::Keepers,
     services::{self, NodePlace, Services},
     store::{Store, StoreError, Table},
 };
@@ -64,26 +58,14 @@ pub(crate) struct Mesh {
     pub(super) incarnation: u64,
     pub(crate) store: Arc<Store>,
     pub(super) rows: Rows,
-    pub(crate) objects: Arc<Objects>,
-    pub(super) ca: Arc<Ca>,
-    pub(crate) peers: Peers,
-    pub(crate) addresses: Addresses,
     pub(crate) services: Services,
     pub(super) local_networks: LocalNetworks,
-    pub(crate) control: OnceLock<Control>,
-    pub(crate) gossip: OnceLock<Gossip>,
     pub(crate) host: Host,
+    pub(crate) member: Member,
     /// Serialises what changes the host: plugging in and out, sandboxes, leave. Free while an
     /// endpoint waits for other nodes.
     pub(super) hosted: tokio::sync::Mutex<Hosted>,
-    pub(super) location: Location,
-    pub(super) issuing: Issuers,
-    pub(super) sync: SyncState,
-    pub(super) allocation: Allocation,
-    pub(super) keeper: Keeper,
-    pub(super) logged: Logged,
-    /// Incarnations of sandboxes whose keepers are watched.
-    pub(super) kept: Mutex<BTreeSet<u64>>,
+    pub(super) keepers: Keepers,
 }
 
 impl std::fmt::Debug for Mesh {
@@ -117,7 +99,7 @@ impl Mesh {
     }
 
     async fn start_parts(self: &Arc<Self>) -> Result<(), ApiError> {
-        self.objects.read(|set| self.addresses.follow(set, Instant::now()));
+        self.member.objects.read(|set| self.member.addresses.follow(set, Instant::now()));
         self.look_for_rollback()?;
         self.load_local_networks()?;
         self.sweep_parents().await;
@@ -138,24 +120,24 @@ impl Mesh {
         let control = Control::start(self.control_config(), Arc::clone(&outlook) as _)
             .map_err(|error| failed(error, "see the agent's log"))?;
         // Set once, here.
-        let _first = self.control.set(control);
+        let _first = self.member.control.set(control);
         // Not before both ports are open: a mesh that could not be made must leave no member in the
         // state.
         self.publish_member(&self.credentials.membership.certificate);
         let gossip = Gossip::start(self.gossip_config(claims)?, Arc::clone(&outlook) as _, outlook)
             .await
             .map_err(|error| failed(error, "see the agent's log"))?;
-        let _first = self.gossip.set(gossip);
+        let _first = self.member.gossip.set(gossip);
         self.repin_sandboxes().await?;
         self.adopt().await?;
         self.reconcile().await;
         self.name_sandboxes();
         tokio::spawn(Arc::clone(self).watch());
-        tokio::spawn(services::watch(Arc::clone(self), self.keeper.stops()));
-        tokio::spawn(services::check(Arc::clone(self), self.keeper.stops()));
-        tokio::spawn(services::publish(Arc::clone(self), self.keeper.stops()));
+        tokio::spawn(services::watch(Arc::clone(self), self.member.keeper.stops()));
+        tokio::spawn(services::check(Arc::clone(self), self.member.keeper.stops()));
+        tokio::spawn(services::publish(Arc::clone(self), self.member.keeper.stops()));
         let task = tokio::spawn(Arc::clone(self).keep());
-        self.keeper.started(task);
+        self.member.keeper.started(task);
         Ok(())
     }
 
@@ -185,23 +167,12 @@ impl Mesh {
             incarnation,
             store,
             rows: Rows::default(),
-            objects: Arc::new(objects),
-            ca,
-            peers: Peers::default(),
-            addresses: Addresses::new(me),
             services,
             local_networks: LocalNetworks::default(),
-            control: OnceLock::new(),
-            gossip: OnceLock::new(),
+            member: Member::new(me, objects, ca, own_addrs),
             host: Host::new(plane, grants),
             hosted: tokio::sync::Mutex::default(),
-            location: Location::new(own_addrs),
-            issuing: Issuers::default(),
-            sync: SyncState::default(),
-            allocation: Allocation::default(),
-            keeper: Keeper::default(),
-            logged: Logged::default(),
-            kept: Mutex::default(),
+            keepers: Keepers::default(),
             config,
             credentials: Arc::new(credentials),
         })
@@ -224,7 +195,7 @@ impl Mesh {
             pair: key_pair(&self.credentials)?,
             incarnation: self.incarnation,
             interval: self.config.gossip_interval,
-            seeds: lock(&self.location.known).keys().copied().collect(),
+            seeds: lock(&self.member.location.known).keys().copied().collect(),
             claims,
         })
     }
@@ -263,7 +234,7 @@ impl Mesh {
     pub(super) fn publish_member(&self, certificate: &[u8]) {
         let name = Some(self.config.name.clone());
         let member = object::Member { certificate: certificate.to_vec(), name };
-        let known = self.objects.read(|set| {
+        let known = self.member.objects.read(|set| {
             let object = set.get(&object::ObjectId::Member(self.me))?;
             Some(matches!(object.content(), Content::Member(known) if *known == member))
         });
@@ -272,7 +243,7 @@ impl Mesh {
         }
         let content = Content::Member(member);
         let id = object::ObjectId::Member(self.me);
-        let published = self.objects.publish::<PublishError>(|set, hlc| {
+        let published = self.member.objects.publish::<PublishError>(|set, hlc| {
             // A version that this node signed while its clock was ahead is to be replaced, too.
             let held = set.get(&id).filter(|held| !held.closed());
             let hlc = held.map_or(hlc, |held| held.edit(hlc).hlc);
@@ -286,7 +257,7 @@ impl Mesh {
 
     /// Has the keeper look at everything soon.
     pub(crate) fn kick(&self) {
-        self.keeper.kick();
+        self.member.keeper.kick();
     }
 
     /// A network with the subnets that were added to it.
@@ -294,7 +265,7 @@ impl Mesh {
         if let Some(local) = self.local_networks.get(id) {
             return Some((local.network, NetworkState::Active));
         }
-        self.objects.read(|set| {
+        self.member.objects.read(|set| {
             let (_, _, state) = set.networks().into_iter().find(|(network, ..)| *network == id)?;
             Some((set.extended(id)?, state))
         })
@@ -303,7 +274,7 @@ impl Mesh {
     /// The same without a word on whether another one has its name.
     pub(crate) fn network_of(&self, id: NetworkId) -> Option<object::Network> {
         let local = self.local_networks.get(id).map(|local| local.network);
-        local.or_else(|| self.objects.read(|set| set.extended(id)))
+        local.or_else(|| self.member.objects.read(|set| set.extended(id)))
     }
 
     /// A network's name, or its number while it has none.
@@ -314,14 +285,14 @@ impl Mesh {
     /// Keeps where a node was reached, until its own claim says better.
     pub(super) fn remember_addr(&self, node: NodeId, addr: SocketAddr) {
         if node != self.me {
-            lock(&self.location.known).entry(node).or_insert(addr);
+            lock(&self.member.location.known).entry(node).or_insert(addr);
             self.kick();
         }
     }
 
     /// What a newcomer is told of the others.
     pub(super) fn member_infos(&self) -> Vec<MemberInfo> {
-        let addrs = lock(&self.location.known);
+        let addrs = lock(&self.member.location.known);
         let info = |(node, addr): (&NodeId, &SocketAddr)| MemberInfo {
             node: *node,
             certificate: Default::default(),
@@ -343,7 +314,7 @@ impl Mesh {
     }
 
     fn push(&self, push: &Push) {
-        let Some(control) = self.control.get() else { return };
+        let Some(control) = self.member.control.get() else { return };
         for peer in control.peers().into_iter().filter(|peer| peer.connected) {
             if let Err(error) = control.push(peer.node, push) {
                 warn!(node = %peer.node, %error, "push not sent; gossip will bring it");
@@ -353,8 +324,8 @@ impl Mesh {
 
     /// Stops everything and leaves the host's interfaces as they are: the next start adopts them.
     pub(super) async fn stop(&self) {
-        self.keeper.stop().await;
-        if let Some(control) = self.control.get() {
+        self.member.keeper.stop().await;
+        if let Some(control) = self.member.control.get() {
             control.stop().await;
         }
     }
@@ -379,7 +350,7 @@ impl Mesh {
 
     /// Whether this node has left or stops.
     pub(super) fn is_stopping(&self) -> bool {
-        self.keeper.is_stopping()
+        self.member.keeper.is_stopping()
     }
 }
 

@@ -26,12 +26,12 @@ impl Mesh {
         name: &str,
         query: &DnsQuery,
     ) -> Result<Vec<DnsRecord>, ApiError> {
-        let Some(gossip) = self.gossip.get() else {
+        let Some(gossip) = self.member.gossip.get() else {
             return Err(failed("the agent is starting", "try again"));
         };
         let only =
             query.network.as_deref().map(|network| self.find_network(network)).transpose()?;
-        let active = self.objects.read(ObjectSet::active_networks);
+        let active = self.member.objects.read(ObjectSet::active_networks);
         let names = self.network_names();
         let wanted = names.iter().filter(|(id, _)| {
             (active.contains(id) || self.is_local(**id))
@@ -81,7 +81,8 @@ impl Mesh {
             if self.is_local(id) { self.local_claims(id) } else { self.believed(gossip, id) };
         let away = self.away(id);
         let specs = self.services_of(id, (&claims, &away));
-        let services = self.objects.read(|set| services::named(set, id, &specs, (&claims, &away)));
+        let services =
+            self.member.objects.read(|set| services::named(set, id, &specs, (&claims, &away)));
         NamesTable::new(id, domain.clone(), Vec::new(), &claims).with_services(&services)
     }
 
@@ -90,7 +91,7 @@ impl Mesh {
         let id = ServiceId::from_random(*key.endpoint.bytes());
         let is_its = key.node == object::holder(id);
         let get = |set: &ObjectSet| set.get(&ObjectId::Service(id)).cloned();
-        is_its.then(|| self.objects.read(get))?
+        is_its.then(|| self.member.objects.read(get))?
     }
 
     /// Of a network of this host: nobody signs it.

@@ -27,7 +27,7 @@ impl Mesh {
         gossip: &Gossip,
         tables: BTreeMap<NetworkId, Arc<NamesTable>>,
     ) {
-        self.logged.conflicts.report(&tables);
+        self.member.logged.conflicts.report(&tables);
         let domains = self.network_names().into_values().collect();
         let snapshot =
             Snapshot { tables, domains: Arc::new(domains), settled: self.is_settled(gossip) };
@@ -36,7 +36,7 @@ impl Mesh {
 
     /// The names of all networks.
     pub(super) fn network_names(&self) -> BTreeMap<NetworkId, Name> {
-        let networks = self.objects.read(ObjectSet::networks);
+        let networks = self.member.objects.read(ObjectSet::networks);
         let name = |object: &vxmesh_proto::object::Object| match object.content() {
             Content::Network(network) => Some(network.name.clone()),
             _ => None,
@@ -97,7 +97,8 @@ impl Mesh {
     pub(super) fn name_sandboxes(&self) {
         // One that is just being removed has a row and no namespace; there is a next time.
         let Ok(_host) = self.hosted.try_lock() else { return };
-        let anew = self.host.name_servers.is_resolver_new() | self.logged.conflicts.take_renamed();
+        let anew =
+            self.host.name_servers.is_resolver_new() | self.member.logged.conflicts.take_renamed();
         if !anew && !self.host.name_servers.is_owed() {
             return;
         }

@@ -71,7 +71,7 @@ pub(super) fn usage(message: impl std::fmt::Display, hint: &str) -> ApiError {
 impl Mesh {
     /// All networks that were not removed, oldest first.
     pub(crate) fn network_list(&self) -> Vec<api::Network> {
-        let mut rows: Vec<api::Network> = self.objects.read(|set| {
+        let mut rows: Vec<api::Network> = self.member.objects.read(|set| {
             let networks = set.networks().into_iter();
             networks.filter_map(|(id, _, state)| Some(row(id, &set.extended(id)?, state))).collect()
         });
@@ -110,7 +110,7 @@ impl Mesh {
         check_dns(spec)?;
         let limits = limits_by(object::NetworkLimits::default(), &spec.options, spec.encrypted)?;
         let live = self.live_nodes();
-        let object = self.objects.publish::<ApiError>(|set, hlc| {
+        let object = self.member.objects.publish::<ApiError>(|set, hlc| {
             let networks = set.networks();
             check_mesh_name(set, &spec.name)?;
             self.local_networks.check_name(&spec.name)?;
@@ -142,7 +142,7 @@ impl Mesh {
             Ok(Draft::new(hlc, Content::Network(network)))
         })?;
         self.push_objects([object.text().to_string()]);
-        self.objects.read(|set| self.addresses.follow(set, Instant::now()));
+        self.member.objects.read(|set| self.member.addresses.follow(set, Instant::now()));
         self.kick();
         let created = self
             .network_list()
@@ -212,7 +212,7 @@ impl Mesh {
         let live = self.live_nodes();
         for (subnet, usable) in wanted.subnets()? {
             let split = first_split(&usable, self.me, live.iter().copied());
-            let object = self.objects.publish::<ApiError>(|set, hlc| {
+            let object = self.member.objects.publish::<ApiError>(|set, hlc| {
                 let extended = set.extended(network.id).ok_or_else(is_gone)?;
                 check_addition(&extended, subnet.cidr)?;
                 let blocks =
@@ -227,7 +227,7 @@ impl Mesh {
             })?;
             self.push_objects([object.text().to_string()]);
         }
-        self.objects.read(|set| self.addresses.follow(set, Instant::now()));
+        self.member.objects.read(|set| self.member.addresses.follow(set, Instant::now()));
         self.kick();
         self.inspect_network(network.id.to_string().as_str())
     }
@@ -292,7 +292,7 @@ impl Mesh {
             return Err(ApiError::new(ErrorCode::Conflict, message, hint));
         }
         let id = object::ObjectId::Network(network.id);
-        let object = self.objects.publish::<ApiError>(|set, hlc| {
+        let object = self.member.objects.publish::<ApiError>(|set, hlc| {
             check_services(set, &network)?;
             Ok(Draft { closed: true, ..set.get(&id).ok_or_else(is_gone)?.edit(hlc) })
         })?;
@@ -304,8 +304,8 @@ impl Mesh {
     /// Whose endpoints are in a network: of all nodes, dead ones too, as far as their claims are
     /// true, and all of this one.
     fn tenants(&self, network: NetworkId) -> Vec<Tenant> {
-        let Some(gossip) = self.gossip.get() else { return Vec::new() };
-        let holds = |node, ip| self.addresses.holds(network, node, ip);
+        let Some(gossip) = self.member.gossip.get() else { return Vec::new() };
+        let holds = |node, ip| self.member.addresses.holds(network, node, ip);
         let claims = gossip.with_directory(|directory| {
             claims_to(directory, network)
                 .filter(|(owner, claim)| {

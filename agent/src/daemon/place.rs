@@ -39,7 +39,7 @@ const TWIN_SILENT: Duration = Duration::from_secs(2);
 impl Mesh {
     /// The addresses that others reach this node at.
     pub(super) fn own_addrs(&self) -> Arc<Vec<IpAddr>> {
-        self.location.own()
+        self.member.location.own()
     }
 
     /// Tells the others where this node is, if that changed; whether it did.
@@ -49,7 +49,7 @@ impl Mesh {
             return false;
         }
         info!(?addrs, "this host has other addresses");
-        self.location.set_own(addrs);
+        self.member.location.set_own(addrs);
         match gossip.publish(&Claim::Node(self.node_claim())) {
             Ok(record) => self.spread(&record),
             Err(error) => warn!(%error, "the new addresses are not told"),
@@ -60,7 +60,7 @@ impl Mesh {
     /// Speaks with everybody from where this node is now. What they send to its old address is
     /// lost, the old connections too.
     pub(super) async fn show_place(&self) {
-        if let Some(control) = self.control.get() {
+        if let Some(control) = self.member.control.get() {
             control.redial();
         }
         self.host.plane.show_place().await;
@@ -82,10 +82,10 @@ impl Mesh {
             |control: &Control| control.peers().iter().any(|peer| peer.wanted && !peer.connected);
         let servers = self.config.peers.iter().chain(&self.credentials.membership.servers);
         let servers: Vec<String> = servers.cloned().collect();
-        if servers.is_empty() || !self.control.get().is_some_and(missing) {
+        if servers.is_empty() || !self.member.control.get().is_some_and(missing) {
             return;
         }
-        if !self.location.begin_to_seek() {
+        if !self.member.location.begin_to_seek() {
             return;
         }
         let mesh = Arc::clone(self);
@@ -94,7 +94,7 @@ impl Mesh {
                 debug!(%error, "no member is at the servers that are known");
             }
             tokio::time::sleep(SEEK_EVERY).await;
-            mesh.location.end_to_seek();
+            mesh.member.location.end_to_seek();
         });
     }
 
@@ -103,7 +103,7 @@ impl Mesh {
     /// # Errors
     /// No member of this mesh is there.
     pub(super) async fn meet(&self, servers: &[String]) -> Result<(), ApiError> {
-        let Some(control) = self.control.get() else { return Ok(()) };
+        let Some(control) = self.member.control.get() else { return Ok(()) };
         let looked_up = servers.iter().map(|server| async move {
             join::resolve(server).await.map_err(|error| error.to_string())
         });
@@ -159,7 +159,7 @@ impl Mesh {
 
     /// Another agent that was lately heard to speak as this node.
     fn twin_diagnosis(&self) -> Option<Diagnosis> {
-        let heard = self.gossip.get()?.later_life()?.elapsed();
+        let heard = self.member.gossip.get()?.later_life()?.elapsed();
         (heard < TWIN_TOLD).then(|| {
             check(
                 "identity",

@@ -110,7 +110,7 @@ impl Mesh {
 
     /// The numbers of all encrypted networks of the mesh.
     pub(super) fn sealed_vnis(&self) -> HashMap<Vni, NetworkId> {
-        let networks = self.objects.read(object::ObjectSet::networks);
+        let networks = self.member.objects.read(object::ObjectSet::networks);
         let sealed = networks.iter().filter_map(|(id, object, _)| match object.content() {
             Content::Network(network) if network.encrypted => Some((network.vni, *id)),
             _ => None,

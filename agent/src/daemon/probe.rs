@@ -72,7 +72,7 @@ impl Mesh {
 
     /// Where a node says that its control port is.
     fn announced(&self, node: NodeId) -> Option<SocketAddr> {
-        self.location.of(node)
+        self.member.location.of(node)
     }
 
     async fn answers(&self, addr: Option<SocketAddr>) -> Option<bool> {
@@ -84,7 +84,7 @@ impl Mesh {
 
     /// Sends to a node's data port, and waits for what that one sends to this.
     pub(super) async fn hears(&self, node: NodeId) -> bool {
-        let Some(peer) = self.peers.get(node) else { return false };
+        let Some(peer) = self.member.peers.get(node) else { return false };
         let start = Instant::now();
         let heard = || peer.last_heard().is_some_and(|at| at >= start);
         let waited = async {
@@ -129,7 +129,7 @@ impl Mesh {
 
     /// `doctor`: both ports, from this node to each other and back.
     pub(super) async fn passage_diagnoses(&self) -> Vec<Diagnosis> {
-        let Some(control) = self.control.get() else { return Vec::new() };
+        let Some(control) = self.member.control.get() else { return Vec::new() };
         let connections = control.peers();
         let mut nodes = self.node_list();
         nodes.retain(|node| !node.is_self && !node.is_gone());
@@ -191,7 +191,7 @@ impl Mesh {
     /// Asks a node that was just met where it sees this one, and says so once if that is behind a
     /// translation.
     pub(super) async fn look_from(&self, node: NodeId) {
-        let Some(control) = self.control.get() else { return };
+        let Some(control) = self.member.control.get() else { return };
         let asked = control.request(node, &Request::Probe { ports: false }, ANSWER).await;
         let Ok(Response::Probed { observed, .. }) = asked else { return };
         let at = observed.ip().to_canonical();
@@ -210,7 +210,7 @@ impl Mesh {
     /// Sends to those who see this node behind a translation, before that forgets the way.
     pub(super) fn keep_open(self: &Arc<Self>) {
         let is_quiet = |node: &NodeId| {
-            let peer = self.peers.get(*node);
+            let peer = self.member.peers.get(*node);
             peer.is_some_and(|peer| peer.last_sent().is_none_or(|at| at.elapsed() >= KEEP_OPEN))
         };
         let mut quiet = self.host.reach.translated();
@@ -228,10 +228,10 @@ impl Mesh {
 
     /// Says which peers answer on the control port and not on the data port.
     pub(super) fn tell_silent(self: &Arc<Self>) {
-        let Some(control) = self.control.get() else { return };
+        let Some(control) = self.member.control.get() else { return };
         let now = Instant::now();
         for connection in control.peers().into_iter().filter(|peer| peer.connected) {
-            let Some(peer) = self.peers.get(connection.node) else { continue };
+            let Some(peer) = self.member.peers.get(connection.node) else { continue };
             let node = connection.node;
             let unanswered = peer.unanswered_since().is_some_and(|since| now - since > ANSWERS);
             let due = self.host.reach.look(node, peer.is_shaking() || unanswered, now);
@@ -247,7 +247,7 @@ impl Mesh {
     }
 
     async fn tell_silent_one(&self, node: NodeId) {
-        let Some(control) = self.control.get() else { return };
+        let Some(control) = self.member.control.get() else { return };
         // Dead hosts are silent, too.
         if control.request(node, &Request::Ping, PASSES).await.is_ok() {
             let (name, port) = (self.node_name(node), self.config.data_port);

@@ -229,7 +229,7 @@ impl Mesh {
         let service = || {
             let meets = |port: &HostPort| publish.meets(&ServicePublish::of(&port.published).port);
             let id = lock(&self.services.host_ports).holder_of(meets)?.service;
-            let name = self.objects.read(|set| services::service_name(set, id));
+            let name = self.member.objects.read(|set| services::service_name(set, id));
             name.map(|name| format!("service `{name}`"))
         };
         sandbox.map(|sandbox| format!("sandbox `{}`", sandbox.name)).or_else(service)
@@ -396,7 +396,7 @@ impl Mesh {
     /// Brings this host's ports that lead to services in step with what these publish.
     pub(crate) async fn keep_host_ports(self: &Arc<Self>) {
         let publishes = |service: &object::Service| !service.published.is_empty();
-        let any = self.objects.read(|set| set.all_services().any(|(.., it)| publishes(it)));
+        let any = self.member.objects.read(|set| set.all_services().any(|(.., it)| publishes(it)));
         let is_idle = !any && lock(&self.services.host_ports).is_empty();
         if is_idle && !self.has_networks_for_clients().unwrap_or(true) {
             return;
@@ -434,7 +434,7 @@ impl Mesh {
 
     async fn follow_host_ports(self: &Arc<Self>, hosted: &mut Hosted) -> Result<(), ApiError> {
         // Who was removed from the mesh leads nobody anywhere, nor who has left it and cleans up.
-        let is_member = self.departed().is_none() && !self.allocation.is_leaving();
+        let is_member = self.departed().is_none() && !self.member.allocation.is_leaving();
         let wanted = self.wanted_host_ports(|_network| is_member);
         let mut due = lock(&self.services.host_ports).due(&wanted);
         due.retain(|port| {
@@ -517,15 +517,17 @@ impl Mesh {
 
     fn wanted_host_ports(&self, here: impl Fn(NetworkId) -> bool) -> BTreeMap<HostPort, Lead> {
         let is_settled = self.host.name_servers.names.snapshot().settled;
-        let has = |network, id, ip| self.addresses.holds(network, object::holder(id), ip);
-        self.objects.read(|set| self.services.published(set, here, has, (self.me, is_settled)))
+        let has = |network, id, ip| self.member.addresses.holds(network, object::holder(id), ip);
+        self.member
+            .objects
+            .read(|set| self.services.published(set, here, has, (self.me, is_settled)))
     }
 
     /// Ports of this host that services shall have, and others have.
     pub(super) fn host_port_diagnoses(&self) -> Vec<Diagnosis> {
         let taken = lock(&self.services.host_ports).taken();
         let diagnosis = |(service, why): (ServiceId, Missing)| {
-            let name = self.objects.read(|set| services::service_name(set, service));
+            let name = self.member.objects.read(|set| services::service_name(set, service));
             let name = name.map_or_else(|| service.short(), |name| name.to_string());
             let hint = match why {
                 Missing::NoWay(_) => "see the agent's log; it is tried again every two seconds",

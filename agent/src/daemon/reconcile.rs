@@ -87,12 +87,12 @@ impl Mesh {
     /// Brings peers and tables in step with what is known by now. Of many who ask meanwhile, one
     /// does it for all.
     pub(crate) async fn reconcile(self: &Arc<Self>) {
-        self.keeper.reconcile_once(self.reconcile_now()).await;
+        self.member.keeper.reconcile_once(self.reconcile_now()).await;
     }
 
     async fn reconcile_now(self: &Arc<Self>) {
-        let Some(gossip) = self.gossip.get() else { return };
-        let hash = self.objects.read(ObjectSet::content_hash);
+        let Some(gossip) = self.member.gossip.get() else { return };
+        let hash = self.member.objects.read(ObjectSet::content_hash);
         gossip.set_objects_hash(&hash);
         for event in gossip.poll_events() {
             if let MeshEvent::Objects { node, hash: theirs } = event
@@ -101,7 +101,7 @@ impl Mesh {
                 self.sync_soon(node);
             }
         }
-        self.objects.read(|set| self.addresses.follow(set, Instant::now()));
+        self.member.objects.read(|set| self.member.addresses.follow(set, Instant::now()));
         self.forget_refused(gossip);
         self.enforce_removals();
         self.follow_peers(gossip).await;
@@ -114,9 +114,9 @@ impl Mesh {
     }
 
     async fn follow_peers(&self, gossip: &Gossip) {
-        let members = self.objects.read(|set| members(set, &self.ca, self.me));
+        let members = self.member.objects.read(|set| members(set, &self.member.ca, self.me));
         let issuing = members.iter().filter(|(_node, member)| member.issuer);
-        self.issuing.others.store(Arc::new(issuing.map(|(node, _member)| *node).collect()));
+        self.member.issuing.others.store(Arc::new(issuing.map(|(node, _member)| *node).collect()));
         let claims: BTreeMap<NodeId, NodeClaim> = gossip.with_directory(|directory| {
             let claim = |node: &NodeId| match directory.get(*node, Key::Node)?.record.claim() {
                 Claim::Node(claim) => Some((*node, claim.clone())),
@@ -124,13 +124,13 @@ impl Mesh {
             };
             members.keys().filter_map(claim).collect()
         });
-        self.peers.follow(&self.host.plane, &members, &claims, &self.own_addrs()).await;
+        self.member.peers.follow(&self.host.plane, &members, &claims, &self.own_addrs()).await;
         let own = self.own_addrs();
         // Also nodes whose certificate is not known yet: meeting them is how it becomes known.
-        let left = self.objects.read(left_members);
+        let left = self.member.objects.read(left_members);
         let mut moved = Vec::new();
         let wanted: Vec<_> = {
-            let mut addrs = lock(&self.location.known);
+            let mut addrs = lock(&self.member.location.known);
             for (node, claim) in &claims {
                 if let Some(addr) = reachable(&claim.control, &own)
                     && addrs.insert(*node, addr) != Some(addr)
@@ -145,7 +145,7 @@ impl Mesh {
             addrs.iter().map(|(node, addr)| (*node, *addr)).collect()
         };
         self.keep_addrs(&moved);
-        if let Some(control) = self.control.get() {
+        if let Some(control) = self.member.control.get() {
             control.set_peers(wanted);
         }
     }
@@ -172,7 +172,7 @@ impl Mesh {
     /// them since.
     fn follow_tables(&self, gossip: &Gossip) -> BTreeSet<NodeId> {
         let mut met = BTreeSet::new();
-        let active = self.objects.read(ObjectSet::active_networks);
+        let active = self.member.objects.read(ObjectSet::active_networks);
         let network_names = self.network_names();
         let settled = self.services.settle(self.hears_all(gossip), self.host.name_servers.age());
         let mut names = BTreeMap::new();
@@ -182,8 +182,8 @@ impl Mesh {
         for (id, local) in locals.iter_mut() {
             let claims =
                 if active.contains(id) { self.believed(gossip, *id) } else { Claims::new() };
-            let network = self.objects.read(|set| set.extended(*id));
-            let has_services = self.objects.read(|set| !set.services(*id).is_empty());
+            let network = self.member.objects.read(|set| set.extended(*id));
+            let has_services = self.member.objects.read(|set| !set.services(*id).is_empty());
             let away = if has_services { self.away(*id) } else { Claims::new() };
             let services = match has_services {
                 true => self.services_of(*id, (&claims, &away)),
@@ -194,7 +194,7 @@ impl Mesh {
                 LocalTable::Sealed(table) => {
                     let table = Arc::clone(table);
                     let network = network.as_ref();
-                    let gone_vips = self.objects.read(|set| set.gone_vips(*id));
+                    let gone_vips = self.member.objects.read(|set| set.gone_vips(*id));
                     let followed = Followed {
                         claims: &claims,
                         services: &services,
@@ -212,8 +212,10 @@ impl Mesh {
             if let Some(domain) = network_names.get(id) {
                 let unchanged = is_same_but_health(&local.claims, &claims);
                 let spec = local.table.spec();
-                let services =
-                    self.objects.read(|set| services::named(set, *id, &services, (&claims, &away)));
+                let services = self
+                    .member
+                    .objects
+                    .read(|set| services::named(set, *id, &services, (&claims, &away)));
                 let table = self.host.name_servers.table(
                     (*id, domain),
                     &spec.subnets,
@@ -245,8 +247,8 @@ impl Mesh {
         let since = |since| self.services.drained_since(since, at_ms, is_settled);
         let drains = Drains { since: &since };
         let seen = Viewpoint { by: self.me, at_ms, places: &places, drains };
-        let holds = |node, ip| self.addresses.holds(id, node, ip);
-        self.objects.read(|set| {
+        let holds = |node, ip| self.member.addresses.holds(id, node, ip);
+        self.member.objects.read(|set| {
             if let Some(at) = seen.next_deadline(set, id, claims) {
                 self.services.await_deadline(at);
             }
@@ -261,7 +263,7 @@ impl Mesh {
         (local, table): (&mut Local, &Table),
         Followed { claims, services, gone_vips, network, settled }: &Followed<'_>,
     ) -> Vec<NodeId> {
-        let peer = |node| self.peers.get(node);
+        let peer = |node| self.member.peers.get(node);
         let mut updates = updates(table, &local.claims, claims, self.me, peer);
         // Claims to addresses of a new subnet are judged by it.
         updates.splice(0..0, respecified(table, *network));
@@ -296,11 +298,11 @@ impl Mesh {
 
     /// The claims to a network that are believed, of nodes that are peers.
     pub(super) fn believed(&self, gossip: &Gossip, network: NetworkId) -> Claims {
-        let is_peer = |node| node == self.me || self.peers.get(node).is_some();
-        let holds = |node, ip| self.addresses.holds(network, node, ip);
+        let is_peer = |node| node == self.me || self.member.peers.get(node).is_some();
+        let holds = |node, ip| self.member.addresses.holds(network, node, ip);
         let (believed, foreign) =
             gossip.with_directory(|directory| believed(directory, network, is_peer, holds));
-        let mut refused = lock(&self.logged.refused);
+        let mut refused = lock(&self.member.logged.refused);
         refused.retain(|key| !believed.contains_key(key));
         for (RowKey { node, endpoint }, address) in foreign {
             // A record may be faster than the transfer that makes it true.
@@ -313,10 +315,10 @@ impl Mesh {
 
     /// The claims to a network that would be believed if their nodes were up.
     pub(crate) fn away(&self, network: NetworkId) -> Claims {
-        let Some(gossip) = self.gossip.get() else { return Claims::new() };
-        let members: BTreeSet<NodeId> = self.objects.read(|set| set.members().collect());
-        let holds = |node, ip| self.addresses.holds(network, node, ip);
-        let is_peer = |node| node == self.me || self.peers.get(node).is_some();
+        let Some(gossip) = self.member.gossip.get() else { return Claims::new() };
+        let members: BTreeSet<NodeId> = self.member.objects.read(|set| set.members().collect());
+        let holds = |node, ip| self.member.addresses.holds(network, node, ip);
+        let is_peer = |node| node == self.me || self.member.peers.get(node).is_some();
         gossip.with_directory(|directory| {
             let is_there = |node| is_peer(node) && directory.is_up(node);
             away(directory, network, &members, is_there, holds)
@@ -325,7 +327,7 @@ impl Mesh {
 
     /// The same for whoever shows them; nothing while the agent starts.
     pub(crate) fn claims_of(&self, network: NetworkId) -> Claims {
-        self.gossip.get().map(|gossip| self.believed(gossip, network)).unwrap_or_default()
+        self.member.gossip.get().map(|gossip| self.believed(gossip, network)).unwrap_or_default()
     }
 
     /// What the data path has of each network here that has services.
@@ -341,7 +343,7 @@ impl Mesh {
     /// Says something of this node anew, to all at once, if `change` makes something else of what
     /// it says.
     pub(crate) fn republish(&self, key: Key, change: impl FnOnce(&Claim) -> Option<Claim>) {
-        let Some(gossip) = self.gossip.get() else { return };
+        let Some(gossip) = self.member.gossip.get() else { return };
         match gossip.edit(key, change) {
             Ok(Some(record)) => {
                 self.spread(&record);
@@ -358,7 +360,7 @@ impl Mesh {
     /// Forgets unbelieved claims that were withdrawn, so that nobody can grow the list of them
     /// (I5).
     fn forget_refused(&self, gossip: &Gossip) {
-        let mut refused = lock(&self.logged.refused);
+        let mut refused = lock(&self.member.logged.refused);
         gossip.with_directory(|directory| {
             refused.retain(|key| {
                 let entry = directory.get(key.node, Key::Endpoint(key.endpoint));
@@ -375,9 +377,9 @@ impl Mesh {
     /// Addresses that other nodes claim in a network, whether they are up or not. What they
     /// released a moment ago rests here, too, if its block came to this node since.
     pub(super) fn elsewhere(&self, network: NetworkId) -> Elsewhere {
-        let Some(gossip) = self.gossip.get() else { return Elsewhere::new() };
+        let Some(gossip) = self.member.gossip.get() else { return Elsewhere::new() };
         gossip.with_directory(|directory| {
-            self.addresses.rest_own(network, directory.released(network), Instant::now());
+            self.member.addresses.rest_own(network, directory.released(network), Instant::now());
             claimed_elsewhere(directory, network, self.me)
         })
     }

@@ -43,12 +43,12 @@ const NAMED: usize = 5;
 impl Mesh {
     /// Whether this node was removed.
     pub(super) fn is_removed(&self) -> bool {
-        self.objects.read(|set| set.is_removed(self.me))
+        self.member.objects.read(|set| set.is_removed(self.me))
     }
 
     /// The CA's word that a node was removed.
     pub(super) fn removal_of(&self, node: NodeId) -> Option<String> {
-        self.objects.read(|set| Some(set.get(&ObjectId::Removed(node))?.text().to_string()))
+        self.member.objects.read(|set| Some(set.get(&ObjectId::Removed(node))?.text().to_string()))
     }
 
     /// Removes a node here, where the CA's key is, or has an issuer do it.
@@ -106,7 +106,7 @@ impl Mesh {
 
     /// Asks the issuers in turn.
     async fn have_removed(&self, row: &Node, force: bool) -> Result<(), ApiError> {
-        let Some(control) = self.control.get() else {
+        let Some(control) = self.member.control.get() else {
             return Err(failed("the agent is starting", "try again"));
         };
         let request = Request::RemoveNode { node: row.id, force };
@@ -187,22 +187,23 @@ impl Mesh {
         let Some(ca) = self.credentials.ca() else {
             return Err(PublishError::Refused(object::Refused::Certificate));
         };
-        let sign = self.objects.publish_with::<PublishError>(ca.signing_key(), |_set, hlc| {
-            Ok(Draft::new(hlc, content))
-        });
+        let sign =
+            self.member.objects.publish_with::<PublishError>(ca.signing_key(), |_set, hlc| {
+                Ok(Draft::new(hlc, content))
+            });
         Ok(sign?.text().to_string())
     }
 
     /// Ends what is left of removed nodes here, and of everybody if it is this node that was
     /// removed.
     pub(super) fn enforce_removals(&self) {
-        let Some(control) = self.control.get() else { return };
-        let removed: Vec<(NodeId, String)> = self.objects.read(|set| {
+        let Some(control) = self.member.control.get() else { return };
+        let removed: Vec<(NodeId, String)> = self.member.objects.read(|set| {
             set.removals().map(|(who, object)| (who.node, object.text().to_string())).collect()
         });
         match removed.iter().find(|(node, _word)| *node == self.me) {
             Some((_me, word)) => {
-                if self.logged.departed.is_first() {
+                if self.member.logged.departed.is_first() {
                     warn!(
                         "this node was removed from the mesh: nothing goes to other hosts any more; run `vxmesh leave` to clean this host"
                     );
@@ -223,19 +224,23 @@ impl Mesh {
         }
         let mesh = Arc::clone(self);
         tokio::spawn(async move {
-            let Ok(_one_at_a_time) = mesh.allocation.reclaiming.try_lock() else { return };
+            let Ok(_one_at_a_time) = mesh.member.allocation.reclaiming.try_lock() else { return };
             mesh.reclaim().await;
         });
         true
     }
 
     fn reclaimable(&self) -> Vec<(NetworkId, Transfer)> {
-        self.objects.read(|set| self.addresses.reclaimable(|node| self.reclaims(set, node)))
+        self.member
+            .objects
+            .read(|set| self.member.addresses.reclaimable(|node| self.reclaims(set, node)))
     }
 
     async fn reclaim(self: &Arc<Self>) {
-        let Some(control) = self.control.get() else { return };
-        let missing = || self.objects.read(|set| lock(&self.allocation.roll).missing(set, self.me));
+        let Some(control) = self.member.control.get() else { return };
+        let missing = || {
+            self.member.objects.read(|set| lock(&self.member.allocation.roll).missing(set, self.me))
+        };
         let connected =
             |node: &NodeId| control.peers().iter().any(|peer| peer.node == *node && peer.connected);
         // The first round may bring and take what they differ in; the second then finds nothing.
@@ -246,7 +251,7 @@ impl Mesh {
         if !missing().is_empty() || self.is_stopping() || self.departed().is_some() {
             return;
         }
-        self.objects.read(|set| self.addresses.follow(set, Instant::now()));
+        self.member.objects.read(|set| self.member.addresses.follow(set, Instant::now()));
         let mesh = Arc::clone(self);
         let signed = tokio::task::spawn_blocking(move || mesh.sign_reclaims()).await;
         match signed {
@@ -271,7 +276,7 @@ impl Mesh {
                 // What keeps one from being signed keeps the others, and is the same at the next
                 // look, a second later.
                 Err(error) => {
-                    if self.logged.unreclaimed.is_first() {
+                    if self.member.logged.unreclaimed.is_first() {
                         warn!(%network, %cidr, %error, "addresses of removed nodes are not taken back yet; it is tried again");
                     }
                     break;
@@ -279,9 +284,9 @@ impl Mesh {
             }
         }
         if !texts.is_empty() {
-            self.logged.unreclaimed.reset();
+            self.member.logged.unreclaimed.reset();
         }
-        self.objects.read(|set| self.addresses.follow(set, Instant::now()));
+        self.member.objects.read(|set| self.member.addresses.follow(set, Instant::now()));
         texts
     }
 }

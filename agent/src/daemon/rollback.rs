@@ -88,7 +88,7 @@ impl Mesh {
             return Ok(());
         }
         self.doubt();
-        if !*self.allocation.unproven.borrow() {
+        if !*self.member.allocation.unproven.borrow() {
             self.remember(given);
             return Ok(());
         }
@@ -103,8 +103,8 @@ impl Mesh {
     /// Holds addresses back until another node is met, if there is one that may have been given
     /// some.
     pub(super) fn doubt(&self) {
-        if self.objects.read(|set| set.members().any(|node| node != self.me)) {
-            self.allocation.unproven.send_replace(true);
+        if self.member.objects.read(|set| set.members().any(|node| node != self.me)) {
+            self.member.allocation.unproven.send_replace(true);
         }
     }
 
@@ -130,16 +130,16 @@ impl Mesh {
         if node == self.me {
             return;
         }
-        self.sync.met.send_replace(true);
-        if *self.allocation.unproven.borrow() {
-            self.objects.read(|set| self.addresses.follow(set, Instant::now()));
+        self.member.sync.met.send_replace(true);
+        if *self.member.allocation.unproven.borrow() {
+            self.member.objects.read(|set| self.member.addresses.follow(set, Instant::now()));
             self.trust();
         }
     }
 
     /// Gives out addresses from now on.
     pub(super) fn trust(&self) {
-        if self.allocation.unproven.send_replace(false) {
+        if self.member.allocation.unproven.send_replace(false) {
             info!("this node's state is taken for the last one; addresses are given out");
             match self.given() {
                 Ok(given) => self.remember(given),
@@ -150,7 +150,7 @@ impl Mesh {
 
     /// Waits a while until addresses may be given out.
     pub(super) async fn await_proof(&self) -> Result<(), ApiError> {
-        let mut unproven = self.allocation.unproven.subscribe();
+        let mut unproven = self.member.allocation.unproven.subscribe();
         let proven = timeout(PATIENCE, unproven.wait_for(|unproven| !unproven)).await;
         if proven.is_err() {
             let hint = "see that another node is up and reached (`vxmesh node ls`); if this node's data was not set back, \
@@ -162,7 +162,7 @@ impl Mesh {
 
     /// Refuses to give others what may be theirs already.
     pub(super) fn check_proof(&self) -> Result<(), Refusal> {
-        if *self.allocation.unproven.borrow() {
+        if *self.member.allocation.unproven.borrow() {
             return Err(refusal(RefusalCode::Conflict, WHY));
         }
         Ok(())
@@ -170,7 +170,7 @@ impl Mesh {
 
     /// Whether addresses are held back.
     pub(super) fn proof_diagnosis(&self) -> Option<Diagnosis> {
-        self.allocation.unproven.borrow().then(|| {
+        self.member.allocation.unproven.borrow().then(|| {
             let hint = "bring another node up; if this node's data was not set back, `vxmesh ipam trust` says so";
             check("addresses to give", Health::Warn, format!("none: {WHY}"), hint)
         })

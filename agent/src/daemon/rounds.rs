@@ -52,9 +52,9 @@ fn every(period: Duration) -> Interval {
 impl Mesh {
     /// Keeps tables in step until the agent stops.
     pub(super) async fn keep(self: Arc<Self>) {
-        let Some(gossip) = self.gossip.get() else { return };
-        let mut objects = self.objects.changes();
-        let mut stop = self.keeper.stops();
+        let Some(gossip) = self.member.gossip.get() else { return };
+        let mut objects = self.member.objects.changes();
+        let mut stop = self.member.keeper.stops();
         let (mut tick, mut collect, mut mend) =
             (every(TICK), every(COLLECT_EVERY), every(MEND_EVERY));
         let now = Instant::now();
@@ -70,7 +70,7 @@ impl Mesh {
                     self.host.watching.mark(|dirty| dirty.subnets = true);
                     self.host.name_servers.follow_networks(|id| self.network_of(id));
                 }
-                () = self.keeper.kicked() => {}
+                () = self.member.keeper.kicked() => {}
                 _ = tick.tick() => {
                     self.tend(gossip, &mut rounds).await;
                     if !self.is_sweep_due(&rounds) {
@@ -87,7 +87,7 @@ impl Mesh {
                     continue;
                 }
                 _ = collect.tick() => {
-                    if let Err(error) = tokio::task::block_in_place(|| self.objects.collect()) {
+                    if let Err(error) = tokio::task::block_in_place(|| self.member.objects.collect()) {
                         warn!(%error, "what was deleted long ago is still on disk; free some space");
                     }
                     continue;
@@ -134,8 +134,8 @@ impl Mesh {
         self.sync_again(gossip);
         self.host.name_servers.retry_networks(|id| self.network_of(id));
         // Pools that are not in step with the objects say nothing about these.
-        let hash = self.objects.read(|set| {
-            self.addresses.follow(set, Instant::now());
+        let hash = self.member.objects.read(|set| {
+            self.member.addresses.follow(set, Instant::now());
             ObjectSet::content_hash(set)
         });
         if rounds.settled.as_ref() != Some(&hash) {

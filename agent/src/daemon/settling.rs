@@ -45,7 +45,7 @@ impl Mesh {
 
     /// Whether every member is up.
     pub(super) fn hears_all(&self, gossip: &Gossip) -> bool {
-        let members: Vec<_> = self.objects.read(|set| {
+        let members: Vec<_> = self.member.objects.read(|set| {
             let members = set.members();
             let stays =
                 |node: &_| set.get(&ObjectId::Member(*node)).is_some_and(|member| !member.closed());
@@ -56,12 +56,12 @@ impl Mesh {
 
     /// Whether this node started so short a time ago that it may hear of others any moment.
     pub(super) fn is_settling(&self) -> bool {
-        let others = || lock(&self.location.known).keys().any(|node| *node != self.me);
+        let others = || lock(&self.member.location.known).keys().any(|node| *node != self.me);
         let acquaintance = Acquaintance {
             age: self.host.name_servers.age(),
             has_others: others(),
-            has_met: self.sync.has_met(),
-            hears_all: self.gossip.get().is_none_or(|gossip| self.is_settled(gossip)),
+            has_met: self.member.sync.has_met(),
+            hears_all: self.member.gossip.get().is_none_or(|gossip| self.is_settled(gossip)),
         };
         acquaintance.grows()
     }
@@ -84,7 +84,7 @@ impl Mesh {
     /// Waits until this node knows what others have made, so that nothing gets a name that is
     /// taken.
     pub(super) async fn once_met(&self) {
-        while !self.sync.has_met() && self.is_settling() {
+        while !self.member.sync.has_met() && self.is_settling() {
             sleep(LOOK).await;
         }
     }

@@ -37,7 +37,7 @@ impl Mesh {
 
     async fn meet_anew(&self) {
         self.host.plane.start_over().await;
-        if let Some(control) = self.control.get() {
+        if let Some(control) = self.member.control.get() {
             control.redial();
         }
     }

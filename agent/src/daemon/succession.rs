@@ -21,7 +21,7 @@ pub(super) struct Going<'a>(&'a Mesh);
 
 impl Drop for Going<'_> {
     fn drop(&mut self) {
-        lock(&self.0.issuing.succession).stay();
+        lock(&self.0.member.issuing.succession).stay();
     }
 }
 
@@ -40,13 +40,13 @@ impl Mesh {
                 "another one may be giving it up at this moment: look at `vxmesh node ls`, and try again in 30 seconds",
             )
         };
-        if !lock(&self.issuing.succession).ask(Instant::now()) {
+        if !lock(&self.member.issuing.succession).ask(Instant::now()) {
             return Err(refused());
         }
         let going = Going(self);
         for node in &others {
             match self.have(node, &Request::KeepIssuer).await {
-                Ok(()) if lock(&self.issuing.succession).commit() => return Ok(Some(going)),
+                Ok(()) if lock(&self.member.issuing.succession).commit() => return Ok(Some(going)),
                 Ok(()) => break,
                 Err(error) => debug!(node = %node.id, why = error.message, "it does not promise"),
             }
@@ -58,7 +58,7 @@ impl Mesh {
     pub(super) fn promised(&self, from: NodeId) -> Result<(), Refusal> {
         self.check_from_issuer(from)?;
         let keeps = self.credentials.is_issuer()
-            && lock(&self.issuing.succession).promise(from, self.me, Instant::now());
+            && lock(&self.member.issuing.succession).promise(from, self.me, Instant::now());
         if keeps {
             return Ok(());
         }

@@ -43,7 +43,10 @@ impl Mesh {
     /// A connection with a member came up: tell it what this node claims, compare objects, gossip
     /// at once.
     pub(super) async fn greet(self: Arc<Self>, node: NodeId) {
-        let (Some(control), Some(gossip)) = (self.control.get(), self.gossip.get()) else { return };
+        let (Some(control), Some(gossip)) = (self.member.control.get(), self.member.gossip.get())
+        else {
+            return;
+        };
         let own: Vec<_> = gossip.with_directory(|directory| {
             let texts = directory.records_of(self.me).map(|entry| &entry.record);
             texts.map(|r| (r.owner(), r.key().to_string(), r.text().to_string())).collect()
@@ -63,7 +66,7 @@ impl Mesh {
 
     /// Compares objects with a node, unless that was done a moment ago.
     pub(super) fn sync_soon(self: &Arc<Self>, node: NodeId) {
-        if !self.sync.begin(node) {
+        if !self.member.sync.begin(node) {
             return;
         }
         let mesh = Arc::clone(self);
@@ -73,13 +76,13 @@ impl Mesh {
     /// Compares objects with nodes that have differed for a while: what one of them refused may be
     /// admitted by now.
     pub(super) fn sync_again(self: &Arc<Self>, gossip: &Gossip) {
-        let own = self.objects.read(ObjectSet::content_hash);
+        let own = self.member.objects.read(ObjectSet::content_hash);
         let differing: Vec<NodeId> = gossip.with_directory(|directory| {
             let up = directory.objects().filter(|(node, _hash)| directory.is_up(*node));
             up.filter(|(_node, hash)| ***hash != *own).map(|(node, _hash)| node).collect()
         });
         for node in differing {
-            if !self.sync.was_lately(node) {
+            if !self.member.sync.was_lately(node) {
                 self.sync_soon(node);
             }
         }
@@ -87,11 +90,11 @@ impl Mesh {
 
     /// Makes this node's set of objects and another's equal, page by page.
     pub(super) async fn sync_with(&self, node: NodeId) {
-        let Some(control) = self.control.get() else { return };
-        let mut comparison = self.objects.read(Comparison::begin);
+        let Some(control) = self.member.control.get() else { return };
+        let mut comparison = self.member.objects.read(Comparison::begin);
         let mut after = None;
         loop {
-            let digest = self.objects.read(|set| set.digest(after.take()));
+            let digest = self.member.objects.read(|set| set.digest(after.take()));
             let until = digest.until.clone();
             let difference =
                 match control.request(node, &Request::ObjectsDigest { digest }, ANSWER).await {
@@ -102,7 +105,7 @@ impl Mesh {
             comparison.page(&difference);
             let theirs: Vec<String> = difference.texts.iter().map(ToString::to_string).collect();
             self.take_objects_off_runtime(node, &theirs);
-            let wanted = self.objects.read(|set| set.texts(&difference.wanted));
+            let wanted = self.member.objects.read(|set| set.texts(&difference.wanted));
             if !wanted.is_empty() {
                 let objects = wanted.iter().map(ToString::to_string).collect();
                 if let Err(error) =
@@ -113,7 +116,7 @@ impl Mesh {
             }
             if until.is_none() {
                 self.met(node);
-                return lock(&self.allocation.roll).end(node, comparison);
+                return lock(&self.member.allocation.roll).end(node, comparison);
             }
             after = until;
         }
@@ -128,14 +131,14 @@ impl Mesh {
 
     /// Merges objects from a node. Blocks for a disk write.
     pub(super) fn take_objects(&self, node: NodeId, texts: &[String]) {
-        if let Err(error) = self.objects.merge(node, texts.iter().map(String::as_str)) {
+        if let Err(error) = self.member.objects.merge(node, texts.iter().map(String::as_str)) {
             warn!(%error, "objects are not kept on disk; free some space");
         }
     }
 
     /// Merges records from a node.
     pub(super) fn take_records(&self, node: NodeId, records: &[(NodeId, String, String)]) {
-        if let Some(gossip) = self.gossip.get() {
+        if let Some(gossip) = self.member.gossip.get() {
             let pushed = gossip.handle_push(node, records);
             debug!(%node, ?pushed, "records pushed");
         }
@@ -144,7 +147,7 @@ impl Mesh {
     /// Tells everybody who is connected of a record and waits until their tables follow it, or for
     /// as long as a user may wait for a node that hangs; that one hears of it by gossip.
     pub(super) async fn spread_and_wait(&self, record: &SignedRecord) {
-        let Some(control) = self.control.get() else { return };
+        let Some(control) = self.member.control.get() else { return };
         let records = vec![(record.owner, record.key.to_string(), record.text.to_string())];
         let request = &Request::RecordsPush { records };
         let connected = control.peers().into_iter().filter(|peer| peer.connected);
@@ -175,8 +178,8 @@ impl Mesh {
                 let mesh = Arc::clone(self);
                 off_runtime(move || {
                     // The other may count on it that what is shown here outlives this agent's life.
-                    mesh.objects.settle();
-                    let difference = mesh.objects.read(|set| set.difference(&digest));
+                    mesh.member.objects.settle();
+                    let difference = mesh.member.objects.read(|set| set.difference(&digest));
                     Ok(Response::ObjectsDifference { difference })
                 })
                 .await
@@ -248,7 +251,7 @@ impl Mesh {
         self.check_room(to)?;
         self.check_shared(network)?;
         let mut elsewhere = self.elsewhere(network);
-        if let Some(gossip) = self.gossip.get() {
+        if let Some(gossip) = self.member.gossip.get() {
             // What rests with the node that asks is of no use to it now.
             let resting = |directory: &Directory| -> Vec<IpAddr> {
                 directory.released(network).map(|(ip, _since)| ip).collect()
@@ -256,6 +259,7 @@ impl Mesh {
             elsewhere.extend(gossip.with_directory(resting));
         }
         let given = self
+            .member
             .addresses
             .with_pool(network, subnet, |pool| pool.give(to, need, &elsewhere, Instant::now()));
         match given {
@@ -278,9 +282,9 @@ impl Mesh {
         self.check_shared(network)?;
         let elsewhere = self.elsewhere(network);
         let subnet =
-            self.addresses.subnets(network).into_iter().find(|subnet| subnet.contains(&ip));
+            self.member.addresses.subnets(network).into_iter().find(|subnet| subnet.contains(&ip));
         let given = subnet.and_then(|subnet| {
-            self.addresses.with_pool(network, subnet, |pool| {
+            self.member.addresses.with_pool(network, subnet, |pool| {
                 pool.give_address(ip, to, &elsewhere, Instant::now())
             })
         });
@@ -303,10 +307,10 @@ impl Mesh {
     /// until the next start.
     fn check_room(&self, to: NodeId) -> Result<(), Refusal> {
         self.check_proof()?;
-        if self.objects.read(|set| set.is_removed(to)) {
+        if self.member.objects.read(|set| set.is_removed(to)) {
             return Err(refusal(RefusalCode::NotMember, "the node that asks was removed"));
         }
-        if self.objects.read(|set| set.has_room(self.me)) {
+        if self.member.objects.read(|set| set.has_room(self.me)) {
             return Ok(());
         }
         Err(refusal(RefusalCode::Conflict, object::Refused::Quota(self.me).to_string()))
@@ -334,6 +338,7 @@ impl Mesh {
         noted.map_err(|error| refusal(RefusalCode::Failed, error.to_string()))?;
         let content = Content::Transfer(object::Transfer { network, cidr, from, to, epoch });
         let signed = self
+            .member
             .objects
             .publish::<PublishError>(|_set, hlc| Ok(Draft::new(hlc, content)))
             .map_err(|error| refusal(RefusalCode::Failed, error.to_string()))?;
@@ -376,9 +381,9 @@ impl Mesh {
     /// yet, and knows only the addresses of others. Once it has signed that it leaves, it looks for
     /// nobody any more.
     pub(super) async fn await_first_meeting(&self) {
-        let are_others = lock(&self.location.known).keys().any(|node| *node != self.me);
+        let are_others = lock(&self.member.location.known).keys().any(|node| *node != self.me);
         if are_others && !self.is_removed() {
-            let mut met = self.sync.met.subscribe();
+            let mut met = self.member.sync.met.subscribe();
             // Whoever is alone leaves unheard, and is told so.
             drop(tokio::time::timeout(FIRST_MEETING, met.wait_for(|met| *met)).await);
         }
@@ -398,7 +403,7 @@ impl Mesh {
         whom: impl Fn(NodeId) -> bool,
         patience: Duration,
     ) -> usize {
-        let Some(control) = self.control.get() else { return 0 };
+        let Some(control) = self.member.control.get() else { return 0 };
         let requests: Vec<Request> =
             batches(texts).into_iter().map(|objects| Request::ObjectsPush { objects }).collect();
         let requests = &requests;

@@ -118,7 +118,7 @@ impl Mesh {
         if !lock(&self.host.pending.unnamed).contains(&endpoint.id) {
             return health;
         }
-        let of = self.objects.read(|set| selecting(set, endpoint));
+        let of = self.member.objects.read(|set| selecting(set, endpoint));
         of.into_iter().take(CLAIM_CHECKS).map(|service| (service.short(), false)).collect()
     }
 }

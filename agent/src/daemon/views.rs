@@ -30,7 +30,8 @@ use crate::{
 impl Mesh {
     /// Nodes that are up, this one included.
     pub(super) fn live_nodes(&self) -> Vec<NodeId> {
-        self.gossip
+        self.member
+            .gossip
             .get()
             .map(|gossip| gossip.with_directory(|d| d.up().collect()))
             .unwrap_or_default()
@@ -46,10 +47,10 @@ impl Mesh {
 
     /// All members, those that left among them.
     pub(crate) fn node_list(&self) -> Vec<Node> {
-        let removed: BTreeMap<NodeId, Name> = self.objects.read(|set| {
+        let removed: BTreeMap<NodeId, Name> = self.member.objects.read(|set| {
             set.removals().map(|(removal, _)| (removal.node, removal.name.clone())).collect()
         });
-        let members: Vec<(NodeId, bool, Option<Name>)> = self.objects.read(|set| {
+        let members: Vec<(NodeId, bool, Option<Name>)> = self.member.objects.read(|set| {
             let members = set.objects().filter_map(|object| match object.content() {
                 Content::Member(member) => {
                     Some((object.author(), object.closed(), member.name.clone()))
@@ -58,8 +59,8 @@ impl Mesh {
             });
             members.collect()
         });
-        let issuing = self.issuing.others.load();
-        let Some(gossip) = self.gossip.get() else { return Vec::new() };
+        let issuing = self.member.issuing.others.load();
+        let Some(gossip) = self.member.gossip.get() else { return Vec::new() };
         let row = |directory: &Directory, (id, left, member): (NodeId, bool, Option<Name>)| {
             let claim = directory.get(id, Key::Node).and_then(|entry| match entry.record.claim() {
                 Claim::Node(claim) => Some(claim.clone()),
@@ -94,8 +95,9 @@ impl Mesh {
 
     /// The believed claims of all networks with what the directory knows of them.
     fn known(&self) -> BTreeMap<(NetworkId, EndpointId), (NodeId, EndpointClaim, Entry)> {
-        let Some(gossip) = self.gossip.get() else { return BTreeMap::new() };
+        let Some(gossip) = self.member.gossip.get() else { return BTreeMap::new() };
         let networks: Vec<NetworkId> = self
+            .member
             .objects
             .read(ObjectSet::networks)
             .into_iter()
@@ -126,7 +128,7 @@ impl Mesh {
             (NetworkId, EndpointId),
             (NodeId, EndpointClaim, Entry),
         )| {
-            let subnets = self.addresses.subnets(network);
+            let subnets = self.member.addresses.subnets(network);
             let here = local.get(&id);
             api::Endpoint {
                 id,
@@ -198,7 +200,7 @@ impl Mesh {
                 endpoint,
                 name: claim.name,
                 node,
-                vtep: self.peers.get(node).and_then(|peer| peer.addr()),
+                vtep: self.member.peers.get(node).and_then(|peer| peer.addr()),
                 mac: claim.mac,
                 ips: claim.ips,
                 source: entry.source.as_str().to_owned(),
@@ -217,7 +219,7 @@ impl Mesh {
         if node == self.me {
             return Ok(Vec::new());
         }
-        let Some(control) = self.control.get() else {
+        let Some(control) = self.member.control.get() else {
             return Err(failed("the agent is starting", "try again"));
         };
         let answer = control.request(node, &Request::Map, super::sync::ANSWER).await;
@@ -237,15 +239,16 @@ impl Mesh {
 
     /// Seconds until this node's certificate ends.
     pub(super) fn certificate_left(&self) -> Option<u64> {
-        let end = self.control.get()?.certificate_end();
+        let end = self.member.control.get()?.certificate_end();
         Some(end.saturating_sub(unix_now()))
     }
 
     /// `peer ls`
     pub(super) fn peer_rows(&self) -> Vec<api::Peer> {
-        let connected = self.control.get().map(Control::peers).unwrap_or_default().into_iter();
+        let connected =
+            self.member.control.get().map(Control::peers).unwrap_or_default().into_iter();
         let rtts = connected.filter_map(|peer| Some((peer.node, peer.rtt?))).collect();
-        self.peers.rows(&rtts)
+        self.member.peers.rows(&rtts)
     }
 
     /// `drops`: all that this host lost, the agent's share and the kernel's.

@@ -16,7 +16,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 impl Mesh {
     /// Hears of changes until the agent stops.
     pub(super) async fn watch(self: Arc<Self>) {
-        let mut stop = self.keeper.stops();
+        let mut stop = self.member.keeper.stops();
         tokio::spawn(Arc::clone(&self).look_on());
         tokio::select! {
             () = self.host.watching.hear() => {}
@@ -27,7 +27,7 @@ impl Mesh {
 
     /// Looks where something may be different. What was begun is not cut short by the agent's end.
     async fn look_on(self: Arc<Self>) {
-        let mut stop = self.keeper.stops();
+        let mut stop = self.member.keeper.stops();
         let mut ticks = 0usize;
         let mut tick = tokio::time::interval_at(Instant::now() + SETTINGS, SETTINGS);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

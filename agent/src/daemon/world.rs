@@ -37,7 +37,7 @@ impl KeyRing for Outlook {
         // Who left has no say any more: its records go, whoever still holds copies.
         let member = ObjectId::Member(node);
         let mesh = self.mesh.upgrade()?;
-        mesh.objects.read(|set| {
+        mesh.member.objects.read(|set| {
             // A removed node goes on with what is on its own host.
             let gone = set.is_removed(node) && node != mesh.me;
             let member = set.get(&member).filter(|member| !member.closed() && !gone);
@@ -51,7 +51,7 @@ impl World for Outlook {
         self.mesh
             .upgrade()
             .map(|mesh| {
-                mesh.objects.read(|set| match set.is_removed(mesh.me) {
+                mesh.member.objects.read(|set| match set.is_removed(mesh.me) {
                     true => vec![mesh.me],
                     false => set.members().collect(),
                 })
@@ -60,13 +60,15 @@ impl World for Outlook {
     }
 
     fn heard_recently(&self, node: NodeId) -> bool {
-        self.mesh.upgrade().is_some_and(|mesh| mesh.peers.heard_within(node, HEARD))
+        self.mesh.upgrade().is_some_and(|mesh| mesh.member.peers.heard_within(node, HEARD))
     }
 }
 
 impl Pipe for Outlook {
     fn send(&self, to: NodeId, bytes: Bytes) {
-        if let Some(control) = self.mesh.upgrade().and_then(|mesh| mesh.control.get().cloned()) {
+        if let Some(control) =
+            self.mesh.upgrade().and_then(|mesh| mesh.member.control.get().cloned())
+        {
             // Gossip is made for loss; the control plane counts it.
             let _queued = control.send_gossip(to, bytes);
         }
@@ -87,7 +89,7 @@ impl Service for Outlook {
 
     fn handle_gossip(&self, from: Caller, bytes: Bytes) {
         if let Some(mesh) = self.mesh.upgrade()
-            && let Some(gossip) = mesh.gossip.get()
+            && let Some(gossip) = mesh.member.gossip.get()
         {
             gossip.handle_bytes(from.node, &bytes);
         }
@@ -100,7 +102,7 @@ impl Service for Outlook {
             return mesh.take_records(node, &push.records);
         }
         // Objects are written to disk, and records may need the keys that come with them.
-        let Ok(permit) = Arc::clone(&mesh.sync.pushes).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&mesh.member.sync.pushes).try_acquire_owned() else {
             return debug!(%node, "too many pushes at once; the objects are compared later");
         };
         tokio::task::spawn_blocking(move || {
@@ -117,7 +119,7 @@ impl Service for Outlook {
     fn issuers(&self) -> Vec<NodeId> {
         self.mesh
             .upgrade()
-            .map(|mesh| mesh.issuing.others.load().iter().copied().collect())
+            .map(|mesh| mesh.member.issuing.others.load().iter().copied().collect())
             .unwrap_or_default()
     }
 

@@ -2,4 +2,5 @@
 //!
 //! Nothing in here knows the rest of the agent: `daemon` calls it.
 
+pub(crate) mod keepers;
 pub(crate) mod process;

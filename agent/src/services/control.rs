@@ -97,13 +97,13 @@ fn check_no_service(set: &ObjectSet, network: NetworkId, name: &str) -> Result<(
 impl Services {
     /// All services, by network.
     pub(crate) fn list(&self, mesh: &Mesh) -> Vec<api::Service> {
-        let networks = mesh.objects.read(ObjectSet::active_networks);
+        let networks = mesh.member.objects.read(ObjectSet::active_networks);
         networks.into_iter().flat_map(|network| self.list_of(mesh, network)).collect()
     }
 
     fn list_of(&self, mesh: &Mesh, network: NetworkId) -> Vec<api::Service> {
         // The set is not held while claims are read.
-        let services: Vec<_> = mesh.objects.read(|set| {
+        let services: Vec<_> = mesh.member.objects.read(|set| {
             let services = set.services(network).into_iter();
             services.map(|of| (of.id, of.service.clone(), of.state)).collect()
         });
@@ -201,7 +201,7 @@ impl Services {
         mesh.check_member()?;
         let row = self.find(mesh, reference)?;
         let claims = mesh.claims_of(row.network);
-        let service = mesh.objects.read(|set| service_of(set, row.id).cloned());
+        let service = mesh.member.objects.read(|set| service_of(set, row.id).cloned());
         let service = service.ok_or(ServiceError::Gone)?;
         let all = backends(&service, &claims).into_iter();
         let its = all.filter(|(it, claim)| it.key.node == mesh.me && claim.name == word.backend);
@@ -217,7 +217,7 @@ impl Services {
     /// Has all nodes follow these objects, and this one at once.
     async fn tell(&self, mesh: &Arc<Mesh>, texts: Vec<String>) {
         mesh.push_objects(texts);
-        mesh.objects.read(|set| mesh.addresses.follow(set, Instant::now()));
+        mesh.member.objects.read(|set| mesh.member.addresses.follow(set, Instant::now()));
         mesh.reconcile().await;
         mesh.keep_host_ports().await;
     }
@@ -247,7 +247,7 @@ fn publish(
     let (id, made) = match sign(mesh, content) {
         Ok(signed) => signed,
         Err(error) => {
-            vips.iter().for_each(|ip| mesh.addresses.put_back(network, *ip));
+            vips.iter().for_each(|ip| mesh.member.addresses.put_back(network, *ip));
             return (Err(error), Vec::new());
         }
     };
@@ -257,7 +257,7 @@ fn publish(
             Some(text) => texts.push(text),
             None => {
                 let rest = vips.iter().skip(at + 1);
-                rest.for_each(|ip| mesh.addresses.put_back(network, *ip));
+                rest.for_each(|ip| mesh.member.addresses.put_back(network, *ip));
                 let closed = close(mesh, id);
                 texts.extend(closed.as_ref().ok().cloned());
                 let failed = closed.map(|_text| ServiceError::NotGiven(vip.addr()));
@@ -300,7 +300,7 @@ fn content_of(
 fn sign(mesh: &Mesh, content: object::Service) -> Result<(ServiceId, String), ServiceError> {
     published::check(&content)?;
     let network = content.network;
-    let made = mesh.objects.publish::<ServiceError>(|set, hlc| {
+    let made = mesh.member.objects.publish::<ServiceError>(|set, hlc| {
         check_no_service(set, network, content.name.as_str())?;
         published::check_free(set, None, &content.published)?;
         if set.services(network).len() >= SERVICES_OF_NETWORK {
@@ -314,11 +314,11 @@ fn sign(mesh: &Mesh, content: object::Service) -> Result<(ServiceId, String), Se
 
 /// Signs an address over to a service.
 fn give(mesh: &Mesh, network: NetworkId, vip: IpNet, to: ServiceId) -> Option<String> {
-    let given = mesh.addresses.give_to_service(network, vip, holder(to), Instant::now())?;
+    let given = mesh.member.addresses.give_to_service(network, vip, holder(to), Instant::now())?;
     let signed = mesh.sign_transfer(network, given);
     if let Err(error) = &signed {
         warn!(error = %error.message, address = %vip.addr(), "an address was not given to a service");
-        mesh.addresses.take_back(&[(network, given)]);
+        mesh.member.addresses.take_back(&[(network, given)]);
     }
     signed.ok()
 }
@@ -362,7 +362,7 @@ fn revise(
     id: ServiceId,
     change: impl FnOnce(&ObjectSet, &mut bool, &mut object::Service) -> Result<(), ServiceError>,
 ) -> Result<String, ServiceError> {
-    let object = mesh.objects.publish::<ServiceError>(|set, hlc| {
+    let object = mesh.member.objects.publish::<ServiceError>(|set, hlc| {
         let held = set.get(&ObjectId::Service(id)).filter(|held| !held.closed());
         let mut draft = held.ok_or(ServiceError::Gone)?.edit(hlc);
         if let Content::Service(service) = &mut draft.content {
@@ -564,7 +564,7 @@ fn row(
     state: ServiceState,
     claims: &Claims,
 ) -> api::Service {
-    let is_given = |ip: &IpAddr| mesh.addresses.holds(service.network, holder(id), *ip);
+    let is_given = |ip: &IpAddr| mesh.member.addresses.holds(service.network, holder(id), *ip);
     let state = match state {
         ServiceState::Conflict { .. } => "conflict",
         ServiceState::Active if service.vips.iter().all(is_given) => "active",

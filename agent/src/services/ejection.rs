@@ -73,7 +73,7 @@ fn look(mesh: &Mesh) -> Vec<Subject> {
     let services: Vec<_> =
         tables.iter().filter_map(|table| Some((table.spec().id, table.services()?))).collect();
     let peer = |node| {
-        let peer = mesh.peers.get(node);
+        let peer = mesh.member.peers.get(node);
         peer.map_or_else(PeerSight::default, |peer| PeerSight {
             unanswered: peer.unanswered_since(),
             heard: peer.last_heard(),
@@ -136,7 +136,7 @@ async fn ask_node(mesh: &Arc<Mesh>, node: NodeId) -> Answer {
     if node == mesh.me {
         return Answer::Well;
     }
-    let Some(peer) = mesh.peers.get(node) else { return Answer::Unknown };
+    let Some(peer) = mesh.member.peers.get(node) else { return Answer::Unknown };
     let start = Instant::now();
     let is_heard = || peer.last_heard().is_some_and(|at| at >= start);
     let round_trip = peer.rtt().unwrap_or_default();
@@ -157,14 +157,14 @@ async fn ask_node(mesh: &Arc<Mesh>, node: NodeId) -> Answer {
 
 /// Whether a port's own node can connect to it.
 async fn ask_port(mesh: &Arc<Mesh>, network: NetworkId, of: BackendPort) -> Answer {
-    let Some(control) = mesh.control.get() else { return Answer::Unknown };
+    let Some(control) = mesh.member.control.get() else { return Answer::Unknown };
     let protocol = match of.protocol {
         Protocol::Tcp => TCP,
         Protocol::Udp => UDP,
     };
     let BackendPort { key: RowKey { node, endpoint }, port, .. } = of;
     let request = Request::CheckBackend { network, endpoint, protocol, port };
-    let round_trip = mesh.peers.get(node).and_then(|peer| peer.rtt()).unwrap_or_default();
+    let round_trip = mesh.member.peers.get(node).and_then(|peer| peer.rtt()).unwrap_or_default();
     match control.request(node, &request, ANSWER + round_trip).await {
         Ok(Response::BackendChecked { accepts }) => of_accepts(accepts),
         Ok(_) | Err(_) => Answer::Unknown,

@@ -115,7 +115,7 @@ fn wanted(mesh: &Mesh) -> (Wanted, BTreeSet<Checked>) {
 }
 
 fn check_of(mesh: &Mesh, id: ServiceId) -> Option<HealthCheck> {
-    mesh.objects.read(|set| service_of(set, id)?.check.clone())
+    mesh.member.objects.read(|set| service_of(set, id)?.check.clone())
 }
 
 async fn passes(check: &HealthCheck, netns: PathBuf, at: SocketAddr) -> bool {
@@ -181,7 +181,7 @@ pub(super) fn tell(mesh: &Mesh) {
 
 fn tell_log(mesh: &Mesh, claim: &EndpointClaim, health: &BTreeMap<String, bool>) {
     let named = |short: &str| {
-        let name = mesh.objects.read(|set| {
+        let name = mesh.member.objects.read(|set| {
             let services = set.services(claim.network);
             let of = services.into_iter().find(|of| of.id.short() == short)?;
             Some(of.service.name.to_string())

@@ -90,7 +90,7 @@ impl Services {
         } else {
             zone.as_deref().map(zone_of).transpose()?;
             let request = Request::ChangePlace { drain, zone };
-            let control = mesh.control.get().ok_or(ServiceError::Starting)?;
+            let control = mesh.member.control.get().ok_or(ServiceError::Starting)?;
             match control.request(row.id, &request, ANSWER).await {
                 Ok(Response::Done) => {}
                 Ok(_) => {
@@ -131,7 +131,7 @@ fn zone_of(name: &str) -> Result<Option<Name>, ServiceError> {
 
 /// What all nodes say.
 pub(crate) fn places(mesh: &Mesh) -> Places {
-    let members: Vec<NodeId> = mesh.objects.read(|set| ObjectSet::members(set).collect());
+    let members: Vec<NodeId> = mesh.member.objects.read(|set| ObjectSet::members(set).collect());
     let of = |directory: &Directory| {
         let place = |node: NodeId| match directory.get(node, Key::Node)?.record.claim() {
             Claim::Node(claim) => {
@@ -142,5 +142,5 @@ pub(crate) fn places(mesh: &Mesh) -> Places {
         };
         members.into_iter().filter_map(place).collect()
     };
-    mesh.gossip.get().map(|gossip| gossip.with_directory(of)).unwrap_or_default()
+    mesh.member.gossip.get().map(|gossip| gossip.with_directory(of)).unwrap_or_default()
 }

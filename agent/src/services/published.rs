@@ -409,7 +409,7 @@ impl Services {
 
 /// The nodes on which something else has a published port of a service.
 pub(super) fn conflicts(mesh: &Mesh, service: ServiceId) -> Vec<NodeId> {
-    let members: Vec<NodeId> = mesh.objects.read(|set| ObjectSet::members(set).collect());
+    let members: Vec<NodeId> = mesh.member.objects.read(|set| ObjectSet::members(set).collect());
     let short = service.short();
     let of = |directory: &Directory| {
         let is_one = |node: &NodeId| match directory.get(*node, Key::Node) {
@@ -421,7 +421,7 @@ pub(super) fn conflicts(mesh: &Mesh, service: ServiceId) -> Vec<NodeId> {
         };
         members.into_iter().filter(is_one).collect()
     };
-    mesh.gossip.get().map(|gossip| gossip.with_directory(of)).unwrap_or_default()
+    mesh.member.gossip.get().map(|gossip| gossip.with_directory(of)).unwrap_or_default()
 }
 
 /// Has this host's ports follow what services publish.
@@ -470,7 +470,8 @@ fn choose(
         let held = is_here.then(|| mesh.hold_port(&wanted.port)).transpose()?;
         let number = held.map(|held| held.port).or(wanted.port.port);
         let port = with(number.unwrap_or_else(publish::any_free));
-        let is_free = mesh.objects.read(|set| check_free(set, own, std::slice::from_ref(&port)));
+        let is_free =
+            mesh.member.objects.read(|set| check_free(set, own, std::slice::from_ref(&port)));
         let is_other = before.iter().all(|other| !other.meets(&port));
         match is_free {
             Ok(()) if is_other || wanted.port.port.is_some() => return Ok(port),
