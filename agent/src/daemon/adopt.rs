@@ -23,10 +23,11 @@ use vxmesh_proto::{
 use super::{
     endpoints::{Stored, quarantine_ms},
     hosting::Hosted,
-    mesh::{Mesh, lock, store_failed},
+    mesh::{Mesh, store_failed},
 };
 use crate::{
     api::ApiError,
+    lock::lock,
     netlink::{
         link::Links,
         overlay::{Overlay, OverlayError},

@@ -14,12 +14,10 @@ use vxmesh_proto::{
     control::{Request, Response},
 };
 
-use super::{
-    doctor::check,
-    mesh::{Mesh, lock},
-};
+use super::{doctor::check, mesh::Mesh};
 use crate::{
     api::{Diagnosis, Health},
+    lock::lock,
     objects::unix_ms,
 };
 

@@ -9,7 +9,7 @@ use vxmesh_proto::addr::NetworkId;
 
 use super::{
     gateway::Ways,
-    mesh::{Mesh, lock},
+    mesh::Mesh,
     obstacles::{in_the_way, not_here},
 };
 use crate::{
@@ -21,6 +21,7 @@ use crate::{
     },
     host::rules::OnHost,
     identity::{Credentials, certificate, unix_now},
+    lock::lock,
 };
 
 /// Tables of iptables-legacy; the file is there once its module is loaded.

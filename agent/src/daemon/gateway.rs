@@ -30,9 +30,8 @@ use vxmesh_proto::{
 use super::{
     hosting::Hosted,
     mend::View,
-    mesh::{Mesh, failed, lock, store_failed},
+    mesh::{Mesh, failed, store_failed},
     publish::HeldPorts,
-    rules::{HostRules, Kept, MadeOf, OnHost, away, closed, forget_on_host},
 };
 use crate::{
     api::{self, ApiError, Connection},
@@ -41,6 +40,8 @@ use crate::{
         sysctl,
         uplink::{self, Uplink},
     },
+    host::rules::{HostRules, Kept, MadeOf, OnHost, away, closed, forget_on_host},
+    lock::lock,
     netlink::{link::Links, overlay::Overlay},
     objects::unix_ms,
     store::Table,

@@ -7,9 +7,9 @@ use vxmesh_proto::{addr::NetworkId, object};
 
 use super::{
     endpoints::Stored,
-    mesh::{Mesh, failed, lock},
+    mesh::{Mesh, failed},
 };
-use crate::{api::ApiError, firewall::FirewallError, netlink::overlay::Overlay};
+use crate::{api::ApiError, firewall::FirewallError, lock::lock, netlink::overlay::Overlay};
 
 fn refused(error: FirewallError) -> ApiError {
     failed(error, "no sandbox is plugged in unguarded: does the kernel have nf_tables for bridges?")

@@ -11,12 +11,13 @@ use super::{
     endpoints::Stored,
     gateway::Ways,
     ingress::Entries,
-    mesh::{Mesh, failed, lock},
+    mesh::{Mesh, failed},
 };
 use crate::{
     api::ApiError,
     datapath::steering::Queues,
     host::table::{Local, LocalTable},
+    lock::lock,
     netlink::overlay::{Overlay, OverlaySpec, path_of},
     reconcile::{
         admit::Claims,

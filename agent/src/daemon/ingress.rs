@@ -29,11 +29,12 @@ use vxmesh_proto::{
 use super::{
     gateway::Node,
     hosting::Hosted,
-    mesh::{Mesh, failed, lock, store_failed},
+    mesh::{Mesh, failed, store_failed},
 };
 use crate::{
     api::ApiError,
     gateway::uplink::Uplink,
+    lock::lock,
     netlink::overlay::NodePlug,
     objects::unix_ms,
     services::HostPort,

@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use super::{
     doctor::check,
-    mesh::{Mesh, conflict, failed, lock},
+    mesh::{Mesh, conflict, failed},
     sync::refusal,
 };
 use crate::{
@@ -28,6 +28,7 @@ use crate::{
     api::{ApiError, Diagnosis, Health, Issuer, LeaveSpec, Node},
     control::{ControlError, Namesake},
     identity::{IdentityError, LIFETIME, date, unix_now},
+    lock::lock,
 };
 
 /// How long a node may take to write the key down and tell everybody.

@@ -16,7 +16,7 @@ use vxmesh_proto::{
 use super::{
     doctor::check,
     local::check_options,
-    mesh::{Mesh, lock},
+    mesh::Mesh,
     networks::{is_gone, usage},
 };
 use crate::{
@@ -29,6 +29,7 @@ use crate::{
     },
     dns::clients::FORWARDS_UNDER_WAY,
     host::table::LocalTable,
+    lock::lock,
 };
 
 /// A limit that was met this long ago bites.

@@ -20,12 +20,13 @@ use vxmesh_proto::{
 
 use super::{
     macvlan::Macvlan,
-    mesh::{Mesh, failed, lock, store_failed},
+    mesh::{Mesh, failed, store_failed},
     networks::{check_dns, name_of, usage},
     subnets::{Wanted, free_subnets},
 };
 use crate::{
     api::{self, ApiError, Driver, ErrorCode, NetworkSpec},
+    lock::lock,
     netlink::hosts,
     reconcile::admit::Claims,
     store::Table,

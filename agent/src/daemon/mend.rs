@@ -15,13 +15,16 @@ use super::{
     doctor::check,
     endpoints::Stored,
     hosting::Hosted,
-    mesh::{Mesh, failed, lock},
-    watch::{Dirty, Turn},
+    mesh::{Mesh, failed},
 };
 use crate::{
     api::{ApiError, Diagnosis, Health},
     gateway::{uplink::Uplink, whole},
-    host::table::LocalTable,
+    host::{
+        table::LocalTable,
+        watch::{Dirty, Mended, Turn},
+    },
+    lock::lock,
     netlink::{
         link::Links,
         netns::Netns,
@@ -435,7 +438,7 @@ impl Mesh {
     /// What was put back of the links of networks, and what could not be.
     pub(super) fn mended(&self, name: impl Fn(NetworkId) -> String) -> Vec<Diagnosis> {
         let mended = lock(&self.host.watching.mended).clone();
-        let row = |(id, it): (NetworkId, super::watch::Mended)| {
+        let row = |(id, it): (NetworkId, Mended)| {
             let name = format!("network {}", name(id));
             match it.fault {
                 Some(fault) => {

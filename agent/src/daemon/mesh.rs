@@ -33,6 +33,7 @@ use crate::{
     datapath::{Dataplane, backend::Grants},
     host::Host,
     identity::{self, Credentials},
+    lock::lock,
     member::{
         Member,
         peers::{Ca, reachable},
@@ -43,8 +44,6 @@ use crate::{
     services::{self, NodePlace, Services},
     store::{Store, StoreError, Table},
 };
-
-pub(super) use crate::lock::lock;
 
 /// How long another agent may take to stop; it waits for peers that are dead.
 const STOPS: Duration = Duration::from_secs(10);

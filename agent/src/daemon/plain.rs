@@ -23,12 +23,13 @@ use vxmesh_proto::{
 
 use super::{
     doctor::check,
-    mesh::{Mesh, lock},
+    mesh::Mesh,
     reconcile::{changed_macs, report_rivals},
 };
 use crate::{
     api::{self, Diagnosis, Health},
     host::table::{Local, LocalTable},
+    lock::lock,
     member::peers::reachable,
     reconcile::{
         admit::Claims,

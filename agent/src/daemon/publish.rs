@@ -30,7 +30,7 @@ use super::{
     connections::default_routes,
     doctor::check,
     hosting::Hosted,
-    mesh::{Mesh, failed, lock, store_failed},
+    mesh::{Mesh, failed, store_failed},
     sandboxes::Stored,
 };
 use crate::{
@@ -40,6 +40,7 @@ use crate::{
         publish::{self, Held, HoldError, PORTS, Publish, check_address},
         uplink::Uplink,
     },
+    lock::lock,
     services::{self, HostPort, Lead, Led, Missing},
     store::Table,
 };

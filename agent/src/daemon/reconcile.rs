@@ -21,10 +21,11 @@ use vxmesh_proto::{
     tables::{NetworkTable, RowKey, TableUpdate},
 };
 
-use super::mesh::{Mesh, lock};
+use super::mesh::Mesh;
 use crate::{
     datapath::port::Table,
     host::table::{Local, LocalTable},
+    lock::lock,
     member::peers::{left_members, members, reachable},
     objects::unix_ms,
     reconcile::{

@@ -23,13 +23,14 @@ use vxmesh_proto::{
 };
 
 use super::{
-    mesh::{Mesh, conflict, failed, lock},
+    mesh::{Mesh, conflict, failed},
     sync::refusal,
 };
 use crate::{
     admin::resolve,
     api::{ApiError, ErrorCode, Node},
     control::ControlError,
+    lock::lock,
     objects::PublishError,
 };
 

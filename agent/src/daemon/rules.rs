@@ -6,9 +6,6 @@ use ipnet::IpNet;
 use vxmesh_proto::object;
 
 use super::{gateway::Way, mesh::failed};
-pub(super) use crate::host::rules::{
-    HostRules, Kept, MadeOf, OnHost, away, closed, forget_on_host,
-};
 use crate::{
     api::ApiError,
     firewall::{

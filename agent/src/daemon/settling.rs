@@ -7,8 +7,11 @@ use tokio::time::sleep;
 use vxmesh_gossip::membership::Gossip;
 use vxmesh_proto::{addr::NodeId, object::ObjectId};
 
-use super::mesh::{Mesh, lock};
-use crate::api::{ApiError, ErrorCode};
+use super::mesh::Mesh;
+use crate::{
+    api::{ApiError, ErrorCode},
+    lock::lock,
+};
 
 /// How long after the start members are waited for: who was not heard of until then is missing for
 /// good reason.

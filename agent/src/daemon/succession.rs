@@ -10,10 +10,10 @@ use vxmesh_proto::{
 
 use super::{
     issuers::named,
-    mesh::{Mesh, conflict, lock},
+    mesh::{Mesh, conflict},
     sync::refusal,
 };
-use crate::api::ApiError;
+use crate::{api::ApiError, lock::lock};
 
 /// This node gives the key up; dropped before that is done, it keeps it.
 #[derive(Debug)]

@@ -19,9 +19,10 @@ use vxmesh_proto::{
     record::SignedRecord,
 };
 
-use super::mesh::{Mesh, lock};
+use super::mesh::Mesh;
 use crate::{
     control::{Caller, Control, ControlError},
+    lock::lock,
     objects::{PublishError, unix_ms},
     services::ServiceError,
 };

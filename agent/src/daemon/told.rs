@@ -2,7 +2,8 @@
 
 use vxmesh_proto::object::ObjectSet;
 
-use super::mesh::{Mesh, lock};
+use super::mesh::Mesh;
+use crate::lock::lock;
 
 impl Mesh {
     /// Says in the log what changed among nodes and networks.

@@ -23,12 +23,10 @@ use vxmesh_proto::{
     record::{Claim, EndpointClaim},
 };
 
-use super::{
-    endpoints::Stored,
-    mesh::{Mesh, lock},
-};
+use super::{endpoints::Stored, mesh::Mesh};
 use crate::{
     api::ApiError,
+    lock::lock,
     netlink::{
         callers::{Callers, callers},
         netns::Netns,

@@ -6,7 +6,6 @@ use tokio::time::Instant;
 
 use super::mesh::Mesh;
 use crate::host::watch::SETTINGS;
-pub(super) use crate::host::watch::{Dirty, Mended, Turn};
 
 /// Changes seldom come alone; what follows within this time is looked at together.
 const SETTLE: Duration = Duration::from_millis(100);
