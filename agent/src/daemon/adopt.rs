@@ -21,12 +21,13 @@ use vxmesh_proto::{
 };
 
 use super::{
-    endpoints::{Stored, quarantine_ms},
+    endpoints::quarantine_ms,
     hosting::Hosted,
     mesh::{Mesh, store_failed},
 };
 use crate::{
     api::ApiError,
+    host::endpoints::Stored,
     lock::lock,
     netlink::{
         link::Links,

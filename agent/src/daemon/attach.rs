@@ -21,12 +21,13 @@ use vxmesh_proto::{
 };
 
 use super::{
-    endpoints::{Stored, gone},
+    endpoints::gone,
     hosting::Hosted,
     mesh::{Mesh, conflict, store_failed},
 };
 use crate::{
     api::{self, ApiError, AttachSpec, ErrorCode},
+    host::endpoints::Stored,
     services,
     store::Table,
 };

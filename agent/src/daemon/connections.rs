@@ -25,7 +25,6 @@ use vxmesh_proto::{
 };
 
 use super::{
-    endpoints::Stored as StoredEndpoint,
     hosting::Hosted,
     mesh::{Mesh, failed},
     sandboxes::Stored,
@@ -33,6 +32,7 @@ use super::{
 use crate::{
     admin::resolve,
     api::{self, ApiError, AttachSpec, Connection, ErrorCode, SandboxNetwork},
+    host::endpoints::Stored as StoredEndpoint,
     netlink::{link::Links, netns::Netns, overlay::OverlayError},
 };
 

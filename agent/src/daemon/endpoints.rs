@@ -6,18 +6,12 @@
 //! start  : see `adopt`
 //! ```
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Instant};
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 use vxmesh_proto::{
-    addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId},
+    addr::{EndpointId, MacAddr, Name, NetworkId},
     lb::is_service_mac,
     limits::ADDRESS_QUARANTINE,
     record::{Claim, EndpointClaim, Key},
@@ -31,113 +25,13 @@ use super::{
 use crate::{
     admin::resolve,
     api::{self, ApiError, AttachSpec, EndpointSpec, ErrorCode},
-    firewall::guard::Port,
-    host::rules::forget_addresses,
-    netlink::overlay::{Overlay, Plug},
+    host::{endpoints::Stored, rules::forget_addresses},
+    netlink::overlay::Overlay,
     objects::unix_ms,
     reconcile::tables::gateway_mac,
     services,
     store::{StoreError, Table, Txn},
 };
-
-/// An endpoint as the store keeps it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Stored {
-    pub(super) id: EndpointId,
-    pub(super) network: NetworkId,
-    pub(super) name: Name,
-    aliases: Vec<Alias>,
-    labels: BTreeMap<String, String>,
-    pub(super) mac: MacAddr,
-    pub(super) ips: Vec<IpNet>,
-    netns: PathBuf,
-    ifname: Option<String>,
-    pub(super) sandbox: Option<String>,
-    /// Of a sandbox of ours: which of its networks has its default routes.
-    #[serde(default)]
-    pub(super) gw_priority: i32,
-    incarnation: u64,
-    attached: bool,
-}
-
-impl Stored {
-    /// What this node says of it to the others.
-    pub(super) fn claim(&self) -> EndpointClaim {
-        EndpointClaim {
-            id: self.id,
-            network: self.network,
-            name: self.name.clone(),
-            aliases: self.aliases.clone(),
-            mac: self.mac,
-            ips: self.ips.iter().map(IpNet::addr).collect(),
-            incarnation: self.incarnation,
-            labels: self.labels.clone(),
-            router: false,
-            health: BTreeMap::new(),
-        }
-    }
-
-    /// Notes the name of the interface in the sandbox.
-    pub(super) fn set_ifname(&mut self, ifname: String) {
-        self.ifname = Some(ifname);
-    }
-
-    /// As whom its port may speak.
-    pub(super) fn port(&self) -> Port {
-        Port { mac: self.mac, ips: self.ips.iter().map(IpNet::addr).collect() }
-    }
-
-    pub(super) fn plug(&self) -> Plug {
-        Plug {
-            id: self.id,
-            netns: self.netns.clone(),
-            ifname: self.ifname.clone(),
-            mac: self.mac,
-            ips: self.ips.clone(),
-            // A sandbox of ours has its default routes by all of its networks together.
-            default_route: self.sandbox.is_none(),
-        }
-    }
-
-    /// Whether it is wholly there.
-    pub(super) const fn is_attached(&self) -> bool {
-        self.attached
-    }
-
-    /// The namespace that it is plugged into.
-    pub(super) fn netns(&self) -> &Path {
-        &self.netns
-    }
-
-    /// What the endpoint is plugged into.
-    pub(super) fn place(&self) -> String {
-        self.sandbox.clone().unwrap_or_else(|| self.netns.display().to_string())
-    }
-
-    /// As the API shows it; nothing while it is half made.
-    pub(super) fn row(&self, node: NodeId) -> Option<api::Endpoint> {
-        self.attached.then(|| api::Endpoint {
-            id: self.id,
-            name: self.name.clone(),
-            network: self.network,
-            node,
-            sandbox: Some(self.place()),
-            ifname: self.ifname.clone(),
-            mac: self.mac,
-            ips: self.ips.clone(),
-            aliases: self.aliases.clone(),
-            incarnation: self.incarnation,
-            labels: self.labels.clone(),
-            conflict: None,
-            published: Vec::new(),
-        })
-    }
-
-    /// The interface inside.
-    pub(super) fn ifname(&self) -> Option<&str> {
-        self.ifname.as_deref()
-    }
-}
 
 pub(super) fn quarantine_ms() -> u64 {
     u64::try_from(ADDRESS_QUARANTINE.as_millis()).unwrap_or(u64::MAX)

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 
 use vxmesh_proto::{addr::NetworkId, object};
 
-use super::{
-    endpoints::Stored,
-    mesh::{Mesh, failed},
+use super::mesh::{Mesh, failed};
+use crate::{
+    api::ApiError, firewall::FirewallError, host::endpoints::Stored, lock::lock,
+    netlink::overlay::Overlay,
 };
-use crate::{api::ApiError, firewall::FirewallError, lock::lock, netlink::overlay::Overlay};
 
 fn refused(error: FirewallError) -> ApiError {
     failed(error, "no sandbox is plugged in unguarded: does the kernel have nf_tables for bridges?")

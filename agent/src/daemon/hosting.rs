@@ -8,7 +8,6 @@ use tracing::{info, warn};
 use vxmesh_proto::{addr::NetworkId, object};
 
 use super::{
-    endpoints::Stored,
     gateway::Ways,
     ingress::Entries,
     mesh::{Mesh, failed},
@@ -16,7 +15,10 @@ use super::{
 use crate::{
     api::ApiError,
     datapath::steering::Queues,
-    host::table::{Local, LocalTable},
+    host::{
+        endpoints::Stored,
+        table::{Local, LocalTable},
+    },
     lock::lock,
     netlink::overlay::{Overlay, OverlaySpec, path_of},
     reconcile::{

@@ -9,12 +9,12 @@ use vxmesh_proto::{addr::NetworkId, object, record::Claim};
 
 use super::{
     adopt::NotAdopted,
-    endpoints::Stored,
     mesh::{Mesh, conflict},
     networks::usage,
 };
 use crate::{
     api::{ApiError, Driver, NetworkSpec},
+    host::endpoints::Stored,
     netlink::macvlan::{self, MacvlanError, Mode, Parent},
 };
 

@@ -13,7 +13,6 @@ use vxmesh_proto::{
 
 use super::{
     doctor::check,
-    endpoints::Stored,
     hosting::Hosted,
     mesh::{Mesh, failed},
 };
@@ -21,6 +20,7 @@ use crate::{
     api::{ApiError, Diagnosis, Health},
     gateway::{uplink::Uplink, whole},
     host::{
+        endpoints::Stored,
         table::LocalTable,
         watch::{Dirty, Mended, Turn},
     },

@@ -12,11 +12,14 @@ use vxmesh_proto::{
     object::{Content, Network, ObjectSet},
 };
 
-use super::{endpoints::Stored as StoredEndpoint, mesh::Mesh, sandboxes::Stored as StoredSandbox};
+use super::{mesh::Mesh, sandboxes::Stored as StoredSandbox};
 use crate::{
     api::ApiError,
     dns::{Etc, EtcFiles, Scope, Snapshot, Upstreams},
-    host::names::{NamesError, rates, upstreams},
+    host::{
+        endpoints::Stored as StoredEndpoint,
+        names::{NamesError, rates, upstreams},
+    },
     netlink::netns::Netns,
 };
 

@@ -1,7 +1,10 @@
 //! What the store has of this node, as it was read last ([`Rows`]).
 
-use super::{endpoints, gateway, sandboxes};
-use crate::store::{Cached, Table};
+use super::{gateway, sandboxes};
+use crate::{
+    host::endpoints,
+    store::{Cached, Table},
+};
 
 /// Tables that are looked at often and seldom changed.
 #[derive(Debug)]

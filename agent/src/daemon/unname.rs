@@ -23,9 +23,10 @@ use vxmesh_proto::{
     record::{Claim, EndpointClaim},
 };
 
-use super::{endpoints::Stored, mesh::Mesh};
+use super::mesh::Mesh;
 use crate::{
     api::ApiError,
+    host::endpoints::Stored,
     lock::lock,
     netlink::{
         callers::{Callers, callers},

@@ -13,11 +13,14 @@ use std::{
 use tracing::{debug, info, warn};
 use vxmesh_proto::addr::{EndpointId, NetworkId};
 
-use super::{endpoints::Stored, hosting::Hosted, mesh::Mesh};
+use super::{hosting::Hosted, mesh::Mesh};
 use crate::{
     api::ApiError,
     gateway::uplink,
-    host::watch::{Dirty, INTERFACE_AWAY, Place, is_gone},
+    host::{
+        endpoints::Stored,
+        watch::{Dirty, INTERFACE_AWAY, Place, is_gone},
+    },
     lock::lock,
     netlink::{
         link::Links,

@@ -135,7 +135,7 @@ impl Mesh {
                 name: claim.name,
                 network,
                 node,
-                sandbox: here.map(super::endpoints::Stored::place),
+                sandbox: here.map(crate::host::endpoints::Stored::place),
                 ifname: here.and_then(|endpoint| endpoint.ifname().map(ToOwned::to_owned)),
                 mac: claim.mac,
                 ips: claim.ips.into_iter().map(|ip| with_prefix(ip, &subnets)).collect(),

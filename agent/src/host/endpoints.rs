@@ -1,8 +1,119 @@
-//! Endpoints of this host that are neither wholly there nor gone ([`Pending`]).
+//! Endpoints of this host: as the store keeps them ([`Stored`]), and those that are neither wholly
+//! there nor gone ([`Pending`]).
 
-use std::{collections::BTreeSet, sync::Mutex};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
 
-use vxmesh_proto::addr::EndpointId;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use vxmesh_proto::{
+    addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId},
+    record::EndpointClaim,
+};
+
+use crate::{api, firewall::guard::Port, netlink::overlay::Plug};
+
+/// An endpoint as the store keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stored {
+    pub(crate) id: EndpointId,
+    pub(crate) network: NetworkId,
+    pub(crate) name: Name,
+    pub(crate) aliases: Vec<Alias>,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) mac: MacAddr,
+    pub(crate) ips: Vec<IpNet>,
+    pub(crate) netns: PathBuf,
+    pub(crate) ifname: Option<String>,
+    pub(crate) sandbox: Option<String>,
+    /// Of a sandbox of ours: which of its networks has its default routes.
+    #[serde(default)]
+    pub(crate) gw_priority: i32,
+    pub(crate) incarnation: u64,
+    pub(crate) attached: bool,
+}
+
+impl Stored {
+    /// What this node says of it to the others.
+    pub(crate) fn claim(&self) -> EndpointClaim {
+        EndpointClaim {
+            id: self.id,
+            network: self.network,
+            name: self.name.clone(),
+            aliases: self.aliases.clone(),
+            mac: self.mac,
+            ips: self.ips.iter().map(IpNet::addr).collect(),
+            incarnation: self.incarnation,
+            labels: self.labels.clone(),
+            router: false,
+            health: BTreeMap::new(),
+        }
+    }
+
+    /// Notes the name of the interface in the sandbox.
+    pub(crate) fn set_ifname(&mut self, ifname: String) {
+        self.ifname = Some(ifname);
+    }
+
+    /// As whom its port may speak.
+    pub(crate) fn port(&self) -> Port {
+        Port { mac: self.mac, ips: self.ips.iter().map(IpNet::addr).collect() }
+    }
+
+    pub(crate) fn plug(&self) -> Plug {
+        Plug {
+            id: self.id,
+            netns: self.netns.clone(),
+            ifname: self.ifname.clone(),
+            mac: self.mac,
+            ips: self.ips.clone(),
+            // A sandbox of ours has its default routes by all of its networks together.
+            default_route: self.sandbox.is_none(),
+        }
+    }
+
+    /// Whether it is wholly there.
+    pub(crate) const fn is_attached(&self) -> bool {
+        self.attached
+    }
+
+    /// The namespace that it is plugged into.
+    pub(crate) fn netns(&self) -> &Path {
+        &self.netns
+    }
+
+    /// What the endpoint is plugged into.
+    pub(crate) fn place(&self) -> String {
+        self.sandbox.clone().unwrap_or_else(|| self.netns.display().to_string())
+    }
+
+    /// As the API shows it; nothing while it is half made.
+    pub(crate) fn row(&self, node: NodeId) -> Option<api::Endpoint> {
+        self.attached.then(|| api::Endpoint {
+            id: self.id,
+            name: self.name.clone(),
+            network: self.network,
+            node,
+            sandbox: Some(self.place()),
+            ifname: self.ifname.clone(),
+            mac: self.mac,
+            ips: self.ips.clone(),
+            aliases: self.aliases.clone(),
+            incarnation: self.incarnation,
+            labels: self.labels.clone(),
+            conflict: None,
+            published: Vec::new(),
+        })
+    }
+
+    /// The interface inside.
+    pub(crate) fn ifname(&self) -> Option<&str> {
+        self.ifname.as_deref()
+    }
+}
 
 /// Endpoints that somebody has to come back to.
 #[derive(Debug, Default)]
