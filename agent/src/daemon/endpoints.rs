@@ -188,7 +188,7 @@ impl Mesh {
             ApiError::new(ErrorCode::Usage, error.to_string(), "nothing was changed")
         })?;
         self.reconcile().await;
-        self.spread_and_wait(&record).await;
+        self.member.spread_and_wait(&record).await;
         Ok(())
     }
 
@@ -418,7 +418,7 @@ impl Mesh {
         match gossip.withdraw(Key::Endpoint(id)) {
             Ok(record) => {
                 self.reconcile().await;
-                self.spread_and_wait(&record).await;
+                self.member.spread_and_wait(&record).await;
             }
             Err(error) => warn!(endpoint = %id, %error, "the endpoint's end is not told"),
         }
@@ -430,7 +430,7 @@ impl Mesh {
         }
         let Some(gossip) = self.member.gossip.get() else { return };
         match gossip.withdraw(Key::Endpoint(id)) {
-            Ok(record) => self.spread(&record),
+            Ok(record) => self.member.spread(&record),
             Err(error) => warn!(endpoint = %id, %error, "the endpoint's end is not told"),
         }
     }

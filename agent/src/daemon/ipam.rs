@@ -382,7 +382,7 @@ impl Mesh {
         let control = self.member.control.get().ok_or(ControlError::NotConnected(node))?;
         match control.request(node, request, super::sync::ANSWER).await? {
             Response::Objects { objects } => {
-                tokio::task::block_in_place(|| self.take_objects(node, &objects));
+                tokio::task::block_in_place(|| self.member.take_objects(node, &objects));
                 self.member.objects.read(|set| self.member.addresses.follow(set, Instant::now()));
                 Ok(())
             }

@@ -321,7 +321,7 @@ impl Mesh {
             .member
             .objects
             .read(|set| set.get(&ObjectId::Member(self.me)).map(|it| it.text().to_string()));
-        self.tell(own.as_slice(), |_node| true, TOLD).await;
+        self.member.tell(own.as_slice(), |_node| true, TOLD).await;
         Ok(())
     }
 

@@ -118,7 +118,7 @@ impl Mesh {
             let content = Content::Network(object::Network { limits, ..before.clone() });
             Ok(Draft { content, ..object.edit(hlc) })
         })?;
-        self.push_objects([object.text().to_string()]);
+        self.member.push_objects([object.text().to_string()]);
         self.kick();
         self.inspect_network(&network.id.to_string())
     }

@@ -18,9 +18,9 @@ use tracing::{info, warn};
 use vxmesh_gossip::membership::{Config as GossipConfig, Gossip};
 use vxmesh_proto::{
     addr::{NetworkId, NodeId},
-    control::{MemberInfo, Push},
+    control::MemberInfo,
     object::{self, Content, Draft, NetworkState},
-    record::{Claim, NodeClaim, SignedRecord},
+    record::{Claim, NodeClaim},
     session::{Config as SessionConfig, Psk},
 };
 use zeroize::Zeroizing;
@@ -249,7 +249,7 @@ impl Mesh {
             Ok(Draft::new(hlc, content))
         });
         match published {
-            Ok(object) => self.push_objects([object.text().to_string()]),
+            Ok(object) => self.member.push_objects([object.text().to_string()]),
             Err(error) => warn!(%error, "this node's certificate cannot be published"),
         }
     }
@@ -298,27 +298,6 @@ impl Mesh {
             addrs: vec![*addr],
         };
         addrs.iter().map(info).collect()
-    }
-
-    /// Sends records of this node to everybody who is connected.
-    pub(super) fn push_records(&self, records: &[SignedRecord]) {
-        let records =
-            records.iter().map(|r| (r.owner, r.key.to_string(), r.text.to_string())).collect();
-        self.push(&Push { records, objects: Vec::new() });
-    }
-
-    /// Sends objects to everybody who is connected.
-    pub(crate) fn push_objects(&self, objects: impl IntoIterator<Item = String>) {
-        self.push(&Push { records: Vec::new(), objects: objects.into_iter().collect() });
-    }
-
-    fn push(&self, push: &Push) {
-        let Some(control) = self.member.control.get() else { return };
-        for peer in control.peers().into_iter().filter(|peer| peer.connected) {
-            if let Err(error) = control.push(peer.node, push) {
-                warn!(node = %peer.node, %error, "push not sent; gossip will bring it");
-            }
-        }
     }
 
     /// Stops everything and leaves the host's interfaces as they are: the next start adopts them.

@@ -141,7 +141,7 @@ impl Mesh {
             };
             Ok(Draft::new(hlc, Content::Network(network)))
         })?;
-        self.push_objects([object.text().to_string()]);
+        self.member.push_objects([object.text().to_string()]);
         self.member.objects.read(|set| self.member.addresses.follow(set, Instant::now()));
         self.kick();
         let created = self
@@ -225,7 +225,7 @@ impl Mesh {
                 };
                 Ok(Draft::new(hlc, Content::Extension(content)))
             })?;
-            self.push_objects([object.text().to_string()]);
+            self.member.push_objects([object.text().to_string()]);
         }
         self.member.objects.read(|set| self.member.addresses.follow(set, Instant::now()));
         self.kick();
@@ -296,7 +296,7 @@ impl Mesh {
             check_services(set, &network)?;
             Ok(Draft { closed: true, ..set.get(&id).ok_or_else(is_gone)?.edit(hlc) })
         })?;
-        self.push_objects([object.text().to_string()]);
+        self.member.push_objects([object.text().to_string()]);
         self.kick();
         Ok(network)
     }

@@ -51,7 +51,7 @@ impl Mesh {
         info!(?addrs, "this host has other addresses");
         self.member.location.set_own(addrs);
         match gossip.publish(&Claim::Node(self.node_claim())) {
-            Ok(record) => self.spread(&record),
+            Ok(record) => self.member.spread(&record),
             Err(error) => warn!(%error, "the new addresses are not told"),
         }
         true

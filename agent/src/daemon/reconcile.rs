@@ -347,7 +347,7 @@ impl Mesh {
         let Some(gossip) = self.member.gossip.get() else { return };
         match gossip.edit(key, change) {
             Ok(Some(record)) => {
-                self.spread(&record);
+                self.member.spread(&record);
                 self.kick();
             }
             Ok(None) => {}

@@ -176,8 +176,8 @@ impl Mesh {
         };
         info!(node = %row.id, name = %row.name, "node removed");
         // First itself: the connection ends with the next look at the objects.
-        self.push_objects([text.clone()]);
-        self.tell(&[text], |node| node != row.id, TOLD).await;
+        self.member.push_objects([text.clone()]);
+        self.member.tell(&[text], |node| node != row.id, TOLD).await;
         self.kick();
         self.reclaim_soon();
         Ok(())
@@ -259,7 +259,7 @@ impl Mesh {
             Ok(texts) if texts.is_empty() => {}
             Ok(texts) => {
                 info!(blocks = texts.len(), "took back the addresses of removed nodes");
-                self.tell(&texts, |_node| true, TOLD).await;
+                self.member.tell(&texts, |_node| true, TOLD).await;
                 self.kick();
             }
             Err(error) => warn!(%error, "addresses of removed nodes are not taken back"),

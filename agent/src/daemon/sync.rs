@@ -14,14 +14,12 @@ use vxmesh_proto::{
     control::{Push, Refusal, RefusalCode, Request, Response},
     ipam::{Need, Transfer, Withheld},
     lb::Protocol,
-    limits::OBJECT_BATCH_LEN,
     object::{self, Comparison, Content, Draft, ObjectSet},
-    record::SignedRecord,
 };
 
 use super::mesh::Mesh;
 use crate::{
-    control::{Caller, Control, ControlError},
+    control::Caller,
     lock::lock,
     objects::{PublishError, unix_ms},
     services::ServiceError,
@@ -32,11 +30,6 @@ use crate::{
 const FIRST_MEETING: Duration = Duration::from_secs(3);
 /// How long a request to another node may take.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
-/// How long one is asked again whose connection breaks, and how often.
-const INSISTS: Duration = Duration::from_secs(2);
-const AGAIN: Duration = Duration::from_millis(50);
-/// How long a new endpoint waits for all nodes to know it: it is to be reachable in 200 ms.
-const TOLD: Duration = Duration::from_millis(150);
 /// Records in one push; 1 KiB each at most, and a push may have 256 KiB.
 const RECORDS_PER_PUSH: usize = 200;
 
@@ -105,7 +98,7 @@ impl Mesh {
                 };
             comparison.page(&difference);
             let theirs: Vec<String> = difference.texts.iter().map(ToString::to_string).collect();
-            self.take_objects_off_runtime(node, &theirs);
+            self.member.take_objects_off_runtime(node, &theirs);
             let wanted = self.member.objects.read(|set| set.texts(&difference.wanted));
             if !wanted.is_empty() {
                 let objects = wanted.iter().map(ToString::to_string).collect();
@@ -121,48 +114,6 @@ impl Mesh {
             }
             after = until;
         }
-    }
-
-    fn take_objects_off_runtime(&self, node: NodeId, texts: &[String]) {
-        if !texts.is_empty() {
-            // A disk write: the runtime gives this thread up meanwhile.
-            tokio::task::block_in_place(|| self.take_objects(node, texts));
-        }
-    }
-
-    /// Merges objects from a node. Blocks for a disk write.
-    pub(super) fn take_objects(&self, node: NodeId, texts: &[String]) {
-        if let Err(error) = self.member.objects.merge(node, texts.iter().map(String::as_str)) {
-            warn!(%error, "objects are not kept on disk; free some space");
-        }
-    }
-
-    /// Merges records from a node.
-    pub(super) fn take_records(&self, node: NodeId, records: &[(NodeId, String, String)]) {
-        if let Some(gossip) = self.member.gossip.get() {
-            let pushed = gossip.handle_push(node, records);
-            debug!(%node, ?pushed, "records pushed");
-        }
-    }
-
-    /// Tells everybody who is connected of a record and waits until their tables follow it, or for
-    /// as long as a user may wait for a node that hangs; that one hears of it by gossip.
-    pub(super) async fn spread_and_wait(&self, record: &SignedRecord) {
-        let Some(control) = self.member.control.get() else { return };
-        let records = vec![(record.owner, record.key.to_string(), record.text.to_string())];
-        let request = &Request::RecordsPush { records };
-        let connected = control.peers().into_iter().filter(|peer| peer.connected);
-        let told = connected.map(|peer| async move {
-            if let Err(error) = control.request(peer.node, request, TOLD).await {
-                debug!(node = %peer.node, %error, "record not acknowledged; gossip will bring it");
-            }
-        });
-        futures_util::future::join_all(told).await;
-    }
-
-    /// Publishes a record that was just signed: to all at once.
-    pub(super) fn spread(&self, record: &SignedRecord) {
-        self.push_records(std::slice::from_ref(record));
     }
 
     /// Answers a member's request.
@@ -186,11 +137,11 @@ impl Mesh {
                 .await
             }
             Request::ObjectsPush { objects } => {
-                self.take_objects_off_runtime(from, &objects);
+                self.member.take_objects_off_runtime(from, &objects);
                 Ok(Response::Done)
             }
             Request::RecordsPush { records } => {
-                self.take_records(from, &records);
+                self.member.take_records(from, &records);
                 self.reconcile().await;
                 Ok(Response::Done)
             }
@@ -324,7 +275,7 @@ impl Mesh {
     ) -> Result<Response, Refusal> {
         let signed = transfers.into_iter().map(|transfer| self.sign_transfer(network, transfer));
         let objects: Vec<String> = signed.collect::<Result<_, _>>()?;
-        self.push_objects(objects.clone());
+        self.member.push_objects(objects.clone());
         Ok(Response::Objects { objects })
     }
 
@@ -345,23 +296,6 @@ impl Mesh {
             .map_err(|error| refusal(RefusalCode::Failed, error.to_string()))?;
         Ok(signed.text().to_string())
     }
-}
-
-/// Texts in the same order, as many together as one message may hold.
-fn batches(texts: &[String]) -> Vec<Vec<String>> {
-    let mut batches: Vec<Vec<String>> = Vec::new();
-    let mut room = 0;
-    for text in texts {
-        match batches.last_mut().filter(|_| text.len() <= room) {
-            Some(batch) => batch.push(text.clone()),
-            None => {
-                batches.push(vec![text.clone()]);
-                room = OBJECT_BATCH_LEN;
-            }
-        }
-        room = room.saturating_sub(text.len());
-    }
-    batches
 }
 
 pub(super) fn refusal(code: RefusalCode, message: impl Into<String>) -> Refusal {
@@ -393,73 +327,6 @@ impl Mesh {
     /// Hands everybody who is connected the last objects of this node, and waits until they have
     /// them. How many took them.
     pub(super) async fn say_goodbye(&self, texts: &[String]) -> usize {
-        self.tell(texts, |_node| true, ANSWER).await
-    }
-
-    /// Hands objects to those who are connected, and waits until they have them, or for so long.
-    /// How many took them.
-    pub(super) async fn tell(
-        &self,
-        texts: &[String],
-        whom: impl Fn(NodeId) -> bool,
-        patience: Duration,
-    ) -> usize {
-        let Some(control) = self.member.control.get() else { return 0 };
-        let requests: Vec<Request> =
-            batches(texts).into_iter().map(|objects| Request::ObjectsPush { objects }).collect();
-        let requests = &requests;
-        let connected =
-            control.peers().into_iter().filter(|peer| peer.connected && whom(peer.node));
-        let told = connected.map(|peer| {
-            let control = control.clone();
-            async move {
-                for request in requests {
-                    if let Err(error) = insist(&control, peer.node, request, patience).await {
-                        debug!(node = %peer.node, %error, "objects not taken; others will tell");
-                        return false;
-                    }
-                }
-                true
-            }
-        });
-        futures_util::future::join_all(told).await.into_iter().filter(|took| *took).count()
-    }
-}
-
-/// Asks again where the connection breaks: of two that were made at the same time one is closed.
-async fn insist(
-    control: &Control,
-    node: NodeId,
-    request: &Request,
-    patience: Duration,
-) -> Result<Response, ControlError> {
-    let ends = Instant::now() + patience.min(INSISTS);
-    loop {
-        match control.request(node, request, patience).await {
-            Err(ControlError::Broken { .. } | ControlError::NotConnected(_))
-                if Instant::now() < ends =>
-            {
-                tokio::time::sleep(AGAIN).await;
-            }
-            said => return said,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn batches_keep_order_and_bound() {
-        let texts: Vec<String> =
-            [10, OBJECT_BATCH_LEN, 5, OBJECT_BATCH_LEN - 5, 1].map(|len| "x".repeat(len)).into();
-        let lens = |batch: &Vec<String>| batch.iter().map(String::len).collect::<Vec<_>>();
-        let batches = batches(&texts);
-        let lens: Vec<_> = batches.iter().map(lens).collect();
-        assert_eq!(
-            lens,
-            [vec![10], vec![OBJECT_BATCH_LEN], vec![5, OBJECT_BATCH_LEN - 5], vec![1]]
-        );
+        self.member.tell(texts, |_node| true, ANSWER).await
     }
 }

@@ -99,7 +99,7 @@ impl Service for Outlook {
         let Some(mesh) = self.mesh.upgrade() else { return };
         let node = from.node;
         if push.objects.is_empty() {
-            return mesh.take_records(node, &push.records);
+            return mesh.member.take_records(node, &push.records);
         }
         // Objects are written to disk, and records may need the keys that come with them.
         let Ok(permit) = Arc::clone(&mesh.member.sync.pushes).try_acquire_owned() else {
@@ -107,8 +107,8 @@ impl Service for Outlook {
         };
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            mesh.take_objects(node, &push.objects);
-            mesh.take_records(node, &push.records);
+            mesh.member.take_objects(node, &push.objects);
+            mesh.member.take_records(node, &push.records);
         });
     }
 
@@ -153,7 +153,7 @@ impl Service for Outlook {
 
     fn handle_removal(&self, from: NodeId, word: String) {
         if let Some(mesh) = self.mesh.upgrade() {
-            tokio::task::spawn_blocking(move || mesh.take_objects(from, &[word]));
+            tokio::task::spawn_blocking(move || mesh.member.take_objects(from, &[word]));
         }
     }
 

@@ -9,6 +9,7 @@ pub(crate) mod keeper;
 pub(crate) mod location;
 pub(crate) mod logged;
 pub(crate) mod peers;
+mod push;
 pub(crate) mod state_log;
 pub(crate) mod sync;
 

@@ -216,7 +216,7 @@ impl Services {
 
     /// Has all nodes follow these objects, and this one at once.
     async fn tell(&self, mesh: &Arc<Mesh>, texts: Vec<String>) {
-        mesh.push_objects(texts);
+        mesh.member.push_objects(texts);
         mesh.member.objects.read(|set| mesh.member.addresses.follow(set, Instant::now()));
         mesh.reconcile().await;
         mesh.keep_host_ports().await;
