@@ -58,7 +58,7 @@ impl Mesh {
             let ips = self.allocate(&network, id, &spec.ips).await?;
             self.attach_at(id, spec, ips).await?
         };
-        endpoint.row(self.me).ok_or_else(|| gone("the endpoint is gone"))
+        endpoint.row(self.member.me).ok_or_else(|| gone("the endpoint is gone"))
     }
 
     async fn attach_at(

@@ -185,7 +185,7 @@ impl Agent {
     async fn membership(&self) -> Result<Membership, ApiError> {
         let mesh = self.mesh().await?;
         let mesh_id = mesh.credentials.membership.mesh_id;
-        Ok(Membership { mesh_id, node_id: mesh.me, warnings: Vec::new() })
+        Ok(Membership { mesh_id, node_id: mesh.member.me, warnings: Vec::new() })
     }
 }
 
@@ -258,7 +258,7 @@ impl Mesh {
                 }
             }
         }
-        note_left(&self.store, self.me).map_err(store_failed)?;
+        note_left(&self.store, self.member.me).map_err(store_failed)?;
         rollback::forget(&self.config.run_dir);
         self.services.forget();
         Services::forget_place(&self.store).map_err(store_failed)?;
@@ -280,7 +280,7 @@ impl Mesh {
         self.member.allocation.set_leaving(true);
         // Who is no member has nothing to hand over any more, and nobody would take it.
         let heirs = if departed { Vec::new() } else { self.live_nodes() };
-        if let Some(heir) = heirs.into_iter().find(|node| *node != self.me) {
+        if let Some(heir) = heirs.into_iter().find(|node| *node != self.member.me) {
             for (network, transfer) in self.member.addresses.give_all(heir) {
                 match self.sign_transfer(network, transfer) {
                     Ok(text) => last_words.push(text),
@@ -300,7 +300,7 @@ impl Mesh {
     }
 
     fn sign_departure(&self) -> Result<String, ApiError> {
-        let id = object::ObjectId::Member(self.me);
+        let id = object::ObjectId::Member(self.member.me);
         let left = self.member.objects.publish::<ApiError>(|set, hlc| match set.get(&id) {
             Some(member) => Ok(Draft { closed: true, ..member.edit(hlc) }),
             None => {

@@ -187,7 +187,7 @@ impl Mesh {
             let _host = self.lock_host().await?;
             self.find_connection(reference, network)?
         };
-        let (id, row) = (endpoint.id, endpoint.row(self.me));
+        let (id, row) = (endpoint.id, endpoint.row(self.member.me));
         let endpoint = [endpoint];
         let left = match self.take_names(&endpoint).await {
             Ok(()) => self.leave_found(&sandbox, network, id).await,

@@ -46,7 +46,7 @@ impl Mesh {
         from: NodeId,
         to: NodeId,
     ) -> Result<Response, Refusal> {
-        if to == self.me {
+        if to == self.member.me {
             return Ok(Response::Heard { heard: self.hears(from).await });
         }
         // Who passes it on a second time would do so for ever.
@@ -75,7 +75,7 @@ impl Mesh {
         if node.state == "dead" && !others.is_empty() {
             return Heard::default();
         }
-        let request = Request::Hears { from: self.me, to: node.id };
+        let request = Request::Hears { from: self.member.me, to: node.id };
         let ask = async {
             for other in others {
                 if let Ok(Response::Heard { heard }) =

@@ -52,10 +52,11 @@ impl Mesh {
         self.member.objects.read(|set| {
             let at =
                 |id| set.get(&id).map(|object| (object.closed(), object.hlc().unix_ms() / 1000));
-            if let Some((_, at)) = at(ObjectId::Removed(self.me)) {
+            if let Some((_, at)) = at(ObjectId::Removed(self.member.me)) {
                 return Some(Departed::Removed(at));
             }
-            let member = at(ObjectId::Member(self.me)).filter(|(closed, _)| *closed && !is_leaving);
+            let member =
+                at(ObjectId::Member(self.member.me)).filter(|(closed, _)| *closed && !is_leaving);
             member.map(|(_, at)| Departed::Left(at))
         })
     }

@@ -66,7 +66,7 @@ impl Mesh {
             None => self.free_mac(network)?,
         };
         let is_shared = mac == gateway_mac(network) || is_service_mac(network, mac);
-        if !mac.is_unicast() || is_shared || !mac.may_be_of(self.me) {
+        if !mac.is_unicast() || is_shared || !mac.may_be_of(self.member.me) {
             let message = format!("{mac} cannot be the MAC of an endpoint of this node");
             return Err(ApiError::new(
                 ErrorCode::Usage,
@@ -135,7 +135,8 @@ impl Mesh {
             .map(|(_network, mac)| mac)
             .collect();
         let begin = rand::random::<u16>();
-        let mut macs = (0..=u16::MAX).map(|n| MacAddr::of_node(self.me, begin.wrapping_add(n)));
+        let mut macs =
+            (0..=u16::MAX).map(|n| MacAddr::of_node(self.member.me, begin.wrapping_add(n)));
         macs.find(|mac| !taken.contains(mac))
             .ok_or_else(|| failed("this node has no MAC left in the network", "detach endpoints"))
     }
@@ -200,7 +201,7 @@ impl Mesh {
         };
         let claim = self.with_health(claim);
         gossip.with_directory(|directory| {
-            let said = directory.get(self.me, Key::Endpoint(endpoint.id));
+            let said = directory.get(self.member.me, Key::Endpoint(endpoint.id));
             said.is_some_and(|said| *said.record.claim() == claim)
         })
     }
@@ -310,7 +311,7 @@ impl Mesh {
     /// The endpoint of this node that a reference means.
     fn own_endpoint(&self, reference: &str, hint: &str) -> Result<api::Endpoint, ApiError> {
         let row = resolve::one(&self.endpoint_list(), reference).cloned()?;
-        if row.node != self.me {
+        if row.node != self.member.me {
             let message =
                 format!("endpoint `{}` is on node {}", row.name, self.node_name(row.node));
             return Err(conflict(message, hint));

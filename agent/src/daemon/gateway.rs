@@ -269,7 +269,7 @@ impl Mesh {
         network: &object::Network,
     ) -> Result<Uplink, ApiError> {
         let ends = (host, overlay.netns(), overlay.links());
-        let raised = uplink::ensure(id, self.me, ends, network.mtu).await;
+        let raised = uplink::ensure(id, self.member.me, ends, network.mtu).await;
         raised.map_err(|error| failed(error, "see `vxmesh doctor`"))
     }
 
@@ -526,7 +526,7 @@ impl Mesh {
                 *lock(&self.host.on_host) = OnHost::default();
                 foreign::withdraw().map_err(refused)?;
                 if Rules::remove().map_err(refused)? {
-                    forget_on_host(self.me, &[]).map_err(refused)?;
+                    forget_on_host(self.member.me, &[]).map_err(refused)?;
                 }
                 ways.cleared = true;
                 ways.away.clear();
@@ -549,7 +549,7 @@ impl Mesh {
         }
         let ports = on_host.rules.as_ref().map_or(&[][..], |rules| &rules.ports);
         let away = away(ports);
-        let kept = on_host.keep(self.me);
+        let kept = on_host.keep(self.member.me);
         // Without the rules the host would be a router for everybody.
         if kept.is_ok() || Rules::has_rules().unwrap_or_default() {
             sysctl::forward().map_err(|error| failed(error, "switch forwarding on yourself"))?;
@@ -559,7 +559,7 @@ impl Mesh {
         kept.map_err(refused)?;
         if away != ways.away {
             let ports = on_host.rules.as_ref().map_or(&[][..], |rules| &rules.ports);
-            forget_on_host(self.me, ports).map_err(refused)?;
+            forget_on_host(self.member.me, ports).map_err(refused)?;
             ways.away = away;
         }
         Ok(())
@@ -569,7 +569,7 @@ impl Mesh {
     /// host.
     pub(super) fn mend_on_host(&self) {
         let mut on_host = lock(&self.host.on_host);
-        let fault = on_host.keep(self.me).err().map(|error| error.to_string());
+        let fault = on_host.keep(self.member.me).err().map(|error| error.to_string());
         if fault != on_host.fault
             && let Some(fault) = &fault
         {

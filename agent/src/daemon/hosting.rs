@@ -128,7 +128,8 @@ impl Mesh {
         let table = match self.empty_plain_table(id, network) {
             Some(plain) => {
                 let tap = overlay.open_tap(self.config.tap, Queues::ONE).await?;
-                let own = updates(plain.table(), &Claims::new(), &claims, self.me, |_node| None);
+                let own =
+                    updates(plain.table(), &Claims::new(), &claims, self.member.me, |_node| None);
                 let plain = Arc::new(plain.apply(own));
                 let connected = self.host.plane.plain().connect(Arc::clone(&plain), tap);
                 connected.map_err(|error| failed(error, "see the agent's log"))?;
@@ -137,7 +138,7 @@ impl Mesh {
             None => {
                 let tap = overlay.open_tap(self.config.tap, self.host.plane.queues()).await?;
                 let table = self.empty_table(id, network);
-                let own = updates(&table, &Claims::new(), &claims, self.me, |_node| None);
+                let own = updates(&table, &Claims::new(), &claims, self.member.me, |_node| None);
                 let table = Arc::new(table.apply(own));
                 self.host.plane.connect(Arc::clone(&table), tap);
                 LocalTable::Sealed(table)
@@ -152,7 +153,7 @@ impl Mesh {
     fn own_claims(&self, network: NetworkId) -> Claims {
         let Some(gossip) = self.member.gossip.get() else { return Claims::new() };
         let mut claims = self.believed(gossip, network);
-        claims.retain(|key, _claim| key.node == self.me);
+        claims.retain(|key, _claim| key.node == self.member.me);
         claims
     }
 

@@ -360,7 +360,7 @@ impl Mesh {
             let Err(error) = self.request_transfer(owner, &request).await else { return Ok(()) };
             // The answer to a question before may have come another way; then the owner has nothing
             // to give any more.
-            if broke && self.member.addresses.holds(network, self.me, ip) {
+            if broke && self.member.addresses.holds(network, self.member.me, ip) {
                 return Ok(());
             }
             broke |= !matches!(error, ControlError::Refused(_));

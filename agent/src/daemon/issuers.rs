@@ -72,7 +72,7 @@ impl Mesh {
     /// When this node's certificate ends, in unix seconds.
     pub(super) fn certificate_end(&self) -> Option<u64> {
         let der = self.member.control.get()?.certificate();
-        self.member.ca.member(&der).map(|member| member.not_after)
+        self.member.issuing.ca.member(&der).map(|member| member.not_after)
     }
 
     /// A member that has this name; one that is up, if there is any.
@@ -320,7 +320,7 @@ impl Mesh {
         let own = self
             .member
             .objects
-            .read(|set| set.get(&ObjectId::Member(self.me)).map(|it| it.text().to_string()));
+            .read(|set| set.get(&ObjectId::Member(self.member.me)).map(|it| it.text().to_string()));
         self.member.tell(own.as_slice(), |_node| true, TOLD).await;
         Ok(())
     }
@@ -386,7 +386,7 @@ impl Mesh {
         let others = endpoints.iter().filter(|endpoint| {
             let of_sandbox =
                 sandboxes.iter().any(|sandbox| sandbox.endpoints.contains(&endpoint.id));
-            endpoint.node == self.me && !of_sandbox
+            endpoint.node == self.member.me && !of_sandbox
         });
         let others: Vec<&str> = others.map(|endpoint| endpoint.name.as_str()).collect();
         let named = [("sandboxes", running), ("endpoints", others)];
@@ -403,9 +403,11 @@ impl Mesh {
         let Some(removal) = set.get(&ObjectId::Removed(removed)) else { return false };
         let issuing = self.member.issuing.others.load();
         match removal.author() {
-            author if author == self.me => self.credentials.is_issuer(),
+            author if author == self.member.me => self.credentials.is_issuer(),
             author if issuing.contains(&author) => false,
-            _ => self.credentials.is_issuer() && issuing.iter().all(|other| self.me < *other),
+            _ => {
+                self.credentials.is_issuer() && issuing.iter().all(|other| self.member.me < *other)
+            }
         }
     }
 
@@ -417,8 +419,11 @@ impl Mesh {
         if names.is_empty() {
             // It has not heard of any by name yet.
             let addrs = lock(&self.member.location.known);
-            names =
-                addrs.keys().filter(|node| **node != self.me).map(ToString::to_string).collect();
+            names = addrs
+                .keys()
+                .filter(|node| **node != self.member.me)
+                .map(ToString::to_string)
+                .collect();
         }
         names.sort();
         if names.is_empty() || heard > 0 {
@@ -428,7 +433,7 @@ impl Mesh {
         vec![format!(
             "no other node heard that this one left ({}): they show it as dead and keep its addresses for it; run `vxmesh node rm {}` there",
             names.join(", "),
-            self.me
+            self.member.me
         )]
     }
 }

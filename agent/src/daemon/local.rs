@@ -193,7 +193,7 @@ impl Mesh {
             driver: spec.driver,
             network: object::Network {
                 name: spec.name.clone(),
-                creator: self.me,
+                creator: self.member.me,
                 driver: spec
                     .driver
                     .as_str()
@@ -285,7 +285,8 @@ impl Mesh {
     pub(super) fn local_claims(&self, id: NetworkId) -> Claims {
         let endpoints = self.stored_endpoints().unwrap_or_default();
         let own = endpoints.iter().filter(|endpoint| endpoint.network == id);
-        own.map(|it| (RowKey { node: self.me, endpoint: it.id }, self.local_claim(it))).collect()
+        own.map(|it| (RowKey { node: self.member.me, endpoint: it.id }, self.local_claim(it)))
+            .collect()
     }
 
     /// The tables of names of the networks of this host that have endpoints.

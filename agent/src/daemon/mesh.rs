@@ -53,7 +53,6 @@ const LOCK_LOOK: Duration = Duration::from_millis(100);
 pub(crate) struct Mesh {
     pub(super) config: Config,
     pub(super) credentials: Arc<Credentials>,
-    pub(crate) me: NodeId,
     pub(super) incarnation: u64,
     pub(crate) store: Arc<Store>,
     pub(super) rows: Rows,
@@ -69,7 +68,7 @@ pub(crate) struct Mesh {
 
 impl std::fmt::Debug for Mesh {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Mesh").field("me", &self.me).finish_non_exhaustive()
+        f.debug_struct("Mesh").field("me", &self.member.me).finish_non_exhaustive()
     }
 }
 
@@ -93,7 +92,7 @@ impl Mesh {
             mesh.stop().await;
             return Err(error);
         }
-        info!(node = %mesh.me, mesh = %mesh.credentials.membership.mesh_id, "ready");
+        info!(node = %mesh.member.me, mesh = %mesh.credentials.membership.mesh_id, "ready");
         Ok(mesh)
     }
 
@@ -162,7 +161,6 @@ impl Mesh {
         }
         let services = Services::new(&config.run_dir, &store).map_err(store_failed)?;
         Ok(Self {
-            me,
             incarnation,
             store,
             rows: Rows::default(),
@@ -234,14 +232,14 @@ impl Mesh {
         let name = Some(self.config.name.clone());
         let member = object::Member { certificate: certificate.to_vec(), name };
         let known = self.member.objects.read(|set| {
-            let object = set.get(&object::ObjectId::Member(self.me))?;
+            let object = set.get(&object::ObjectId::Member(self.member.me))?;
             Some(matches!(object.content(), Content::Member(known) if *known == member))
         });
         if known == Some(true) {
             return;
         }
         let content = Content::Member(member);
-        let id = object::ObjectId::Member(self.me);
+        let id = object::ObjectId::Member(self.member.me);
         let published = self.member.objects.publish::<PublishError>(|set, hlc| {
             // A version that this node signed while its clock was ahead is to be replaced, too.
             let held = set.get(&id).filter(|held| !held.closed());
@@ -283,7 +281,7 @@ impl Mesh {
 
     /// Keeps where a node was reached, until its own claim says better.
     pub(super) fn remember_addr(&self, node: NodeId, addr: SocketAddr) {
-        if node != self.me {
+        if node != self.member.me {
             lock(&self.member.location.known).entry(node).or_insert(addr);
             self.kick();
         }

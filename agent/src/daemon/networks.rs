@@ -121,11 +121,11 @@ impl Mesh {
             let subnets = self.choose_subnets(spec, taken)?;
             let blocks = subnets
                 .iter()
-                .flat_map(|(_, usable)| first_split(usable, self.me, live.iter().copied()));
+                .flat_map(|(_, usable)| first_split(usable, self.member.me, live.iter().copied()));
             let blocks = blocks.map(|(cidr, owner)| object::Block { cidr, owner }).collect();
             let network = object::Network {
                 name: spec.name.clone(),
-                creator: self.me,
+                creator: self.member.me,
                 driver: overlay_driver()?,
                 vni: choose_vni(spec.vni, &networks)?,
                 encrypted: spec.encrypted,
@@ -211,7 +211,7 @@ impl Mesh {
         }
         let live = self.live_nodes();
         for (subnet, usable) in wanted.subnets()? {
-            let split = first_split(&usable, self.me, live.iter().copied());
+            let split = first_split(&usable, self.member.me, live.iter().copied());
             let object = self.member.objects.publish::<ApiError>(|set, hlc| {
                 let extended = set.extended(network.id).ok_or_else(is_gone)?;
                 check_addition(&extended, subnet.cidr)?;
@@ -219,7 +219,7 @@ impl Mesh {
                     split.iter().map(|(cidr, owner)| object::Block { cidr: *cidr, owner: *owner });
                 let content = object::Extension {
                     network: network.id,
-                    from: self.me,
+                    from: self.member.me,
                     subnet: subnet.clone(),
                     blocks: blocks.collect(),
                 };
@@ -311,7 +311,8 @@ impl Mesh {
                 .filter(|(owner, claim)| {
                     // A node is in a network only because of its endpoints.
                     !claim.router
-                        && (*owner == self.me || foreign_address(*owner, claim, holds).is_none())
+                        && (*owner == self.member.me
+                            || foreign_address(*owner, claim, holds).is_none())
                 })
                 .map(|(owner, claim)| (claim.name.clone(), owner, directory.is_up(owner)))
                 .collect::<Vec<_>>()

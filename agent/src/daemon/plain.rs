@@ -63,7 +63,7 @@ impl Mesh {
         network: Option<&object::Network>,
     ) {
         let mut vteps: HashMap<NodeId, Vtep> = HashMap::new();
-        for key in claims.keys().filter(|key| key.node != self.me) {
+        for key in claims.keys().filter(|key| key.node != self.member.me) {
             vteps.entry(key.node).or_insert_with(|| self.vtep_of(gossip, key.node));
         }
         // Who is somewhere else by now is met anew, with all that is behind it.
@@ -75,7 +75,7 @@ impl Mesh {
         let before = local.claims.iter().filter(|(key, _claim)| !moved(&key.node));
         let before = before.map(|(key, claim)| (*key, claim.clone())).collect();
         let mut updates =
-            updates(table, &before, claims, self.me, |node| vteps.get(&node).cloned());
+            updates(table, &before, claims, self.member.me, |node| vteps.get(&node).cloned());
         let members = table.members().iter().map(|(node, _vtep)| *node);
         let again = members
             .filter(moved)

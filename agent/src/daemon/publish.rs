@@ -521,7 +521,7 @@ impl Mesh {
         let has = |network, id, ip| self.member.addresses.holds(network, object::holder(id), ip);
         self.member
             .objects
-            .read(|set| self.services.published(set, here, has, (self.me, is_settled)))
+            .read(|set| self.services.published(set, here, has, (self.member.me, is_settled)))
     }
 
     /// Ports of this host that services shall have, and others have.

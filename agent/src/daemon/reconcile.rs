@@ -115,7 +115,8 @@ impl Mesh {
     }
 
     async fn follow_peers(&self, gossip: &Gossip) {
-        let members = self.member.objects.read(|set| members(set, &self.member.ca, self.me));
+        let members =
+            self.member.objects.read(|set| members(set, &self.member.issuing.ca, self.member.me));
         let issuing = members.iter().filter(|(_node, member)| member.issuer);
         self.member.issuing.others.store(Arc::new(issuing.map(|(node, _member)| *node).collect()));
         let claims: BTreeMap<NodeId, NodeClaim> = gossip.with_directory(|directory| {
@@ -140,7 +141,7 @@ impl Mesh {
                 }
             }
             addrs.retain(|node, _addr| !left.contains(node));
-            if left.contains(&self.me) {
+            if left.contains(&self.member.me) {
                 addrs.clear();
             }
             addrs.iter().map(|(node, addr)| (*node, *addr)).collect()
@@ -247,7 +248,7 @@ impl Mesh {
         let is_settled = self.host.name_servers.names.snapshot().settled;
         let since = |since| self.services.drained_since(since, at_ms, is_settled);
         let drains = Drains { since: &since };
-        let seen = Viewpoint { by: self.me, at_ms, places: &places, drains };
+        let seen = Viewpoint { by: self.member.me, at_ms, places: &places, drains };
         let holds = |node, ip| self.member.addresses.holds(id, node, ip);
         self.member.objects.read(|set| {
             if let Some(at) = seen.next_deadline(set, id, claims) {
@@ -265,7 +266,7 @@ impl Mesh {
         Followed { claims, services, gone_vips, network, settled }: &Followed<'_>,
     ) -> Vec<NodeId> {
         let peer = |node| self.member.peers.get(node);
-        let mut updates = updates(table, &local.claims, claims, self.me, peer);
+        let mut updates = updates(table, &local.claims, claims, self.member.me, peer);
         // Claims to addresses of a new subnet are judged by it.
         updates.splice(0..0, respecified(table, *network));
         let id = table.spec().id;
@@ -274,7 +275,7 @@ impl Mesh {
         let services: Vec<ServiceSpec> = with_vips.cloned().collect();
         // Before the data path has this snapshot, so that the kernel learns from the first frame.
         let mut backends = services.iter().flat_map(|service| &service.backends);
-        let is_backend_here = backends.any(|backend| backend.key.node == self.me);
+        let is_backend_here = backends.any(|backend| backend.key.node == self.member.me);
         let steers = self.steer(id, is_backend_here, !services.is_empty());
         updates.extend(self.services.follow(table, services, (*settled, steers)));
         if table.gone_vips() != gone_vips {
@@ -299,7 +300,7 @@ impl Mesh {
 
     /// The claims to a network that are believed, of nodes that are peers.
     pub(super) fn believed(&self, gossip: &Gossip, network: NetworkId) -> Claims {
-        let is_peer = |node| node == self.me || self.member.peers.get(node).is_some();
+        let is_peer = |node| node == self.member.me || self.member.peers.get(node).is_some();
         let holds = |node, ip| self.member.addresses.holds(network, node, ip);
         let (believed, foreign) =
             gossip.with_directory(|directory| believed(directory, network, is_peer, holds));
@@ -319,7 +320,7 @@ impl Mesh {
         let Some(gossip) = self.member.gossip.get() else { return Claims::new() };
         let members: BTreeSet<NodeId> = self.member.objects.read(|set| set.members().collect());
         let holds = |node, ip| self.member.addresses.holds(network, node, ip);
-        let is_peer = |node| node == self.me || self.member.peers.get(node).is_some();
+        let is_peer = |node| node == self.member.me || self.member.peers.get(node).is_some();
         gossip.with_directory(|directory| {
             let is_there = |node| is_peer(node) && directory.is_up(node);
             away(directory, network, &members, is_there, holds)
@@ -381,7 +382,7 @@ impl Mesh {
         let Some(gossip) = self.member.gossip.get() else { return Elsewhere::new() };
         gossip.with_directory(|directory| {
             self.member.addresses.rest_own(network, directory.released(network), Instant::now());
-            claimed_elsewhere(directory, network, self.me)
+            claimed_elsewhere(directory, network, self.member.me)
         })
     }
 }

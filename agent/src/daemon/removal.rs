@@ -44,7 +44,7 @@ const NAMED: usize = 5;
 impl Mesh {
     /// Whether this node was removed.
     pub(super) fn is_removed(&self) -> bool {
-        self.member.objects.read(|set| set.is_removed(self.me))
+        self.member.objects.read(|set| set.is_removed(self.member.me))
     }
 
     /// The CA's word that a node was removed.
@@ -202,7 +202,7 @@ impl Mesh {
         let removed: Vec<(NodeId, String)> = self.member.objects.read(|set| {
             set.removals().map(|(who, object)| (who.node, object.text().to_string())).collect()
         });
-        match removed.iter().find(|(node, _word)| *node == self.me) {
+        match removed.iter().find(|(node, _word)| *node == self.member.me) {
             Some((_me, word)) => {
                 if self.member.logged.departed.is_first() {
                     warn!(
@@ -240,7 +240,9 @@ impl Mesh {
     async fn reclaim(self: &Arc<Self>) {
         let Some(control) = self.member.control.get() else { return };
         let missing = || {
-            self.member.objects.read(|set| lock(&self.member.allocation.roll).missing(set, self.me))
+            self.member
+                .objects
+                .read(|set| lock(&self.member.allocation.roll).missing(set, self.member.me))
         };
         let connected =
             |node: &NodeId| control.peers().iter().any(|peer| peer.node == *node && peer.connected);

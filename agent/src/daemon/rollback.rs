@@ -103,7 +103,7 @@ impl Mesh {
     /// Holds addresses back until another node is met, if there is one that may have been given
     /// some.
     pub(super) fn doubt(&self) {
-        if self.member.objects.read(|set| set.members().any(|node| node != self.me)) {
+        if self.member.objects.read(|set| set.members().any(|node| node != self.member.me)) {
             self.member.allocation.unproven.send_replace(true);
         }
     }
@@ -127,7 +127,7 @@ impl Mesh {
 
     /// Objects were compared with a node: what this one gave away is known again.
     pub(super) fn met(&self, node: NodeId) {
-        if node == self.me {
+        if node == self.member.me {
             return;
         }
         self.member.sync.met.send_replace(true);

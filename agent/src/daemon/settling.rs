@@ -59,7 +59,8 @@ impl Mesh {
 
     /// Whether this node started so short a time ago that it may hear of others any moment.
     pub(super) fn is_settling(&self) -> bool {
-        let others = || lock(&self.member.location.known).keys().any(|node| *node != self.me);
+        let others =
+            || lock(&self.member.location.known).keys().any(|node| *node != self.member.me);
         let acquaintance = Acquaintance {
             age: self.host.name_servers.age(),
             has_others: others(),

@@ -58,7 +58,7 @@ impl Mesh {
     pub(super) fn promised(&self, from: NodeId) -> Result<(), Refusal> {
         self.check_from_issuer(from)?;
         let keeps = self.credentials.is_issuer()
-            && lock(&self.member.issuing.succession).promise(from, self.me, Instant::now());
+            && lock(&self.member.issuing.succession).promise(from, self.member.me, Instant::now());
         if keeps {
             return Ok(());
         }

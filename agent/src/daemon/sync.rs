@@ -42,7 +42,7 @@ impl Mesh {
             return;
         };
         let own: Vec<_> = gossip.with_directory(|directory| {
-            let texts = directory.records_of(self.me).map(|entry| &entry.record);
+            let texts = directory.records_of(self.member.me).map(|entry| &entry.record);
             texts.map(|r| (r.owner(), r.key().to_string(), r.text().to_string())).collect()
         });
         // The keys first: records of a node that is no member yet wait for them.
@@ -262,10 +262,10 @@ impl Mesh {
         if self.member.objects.read(|set| set.is_removed(to)) {
             return Err(refusal(RefusalCode::NotMember, "the node that asks was removed"));
         }
-        if self.member.objects.read(|set| set.has_room(self.me)) {
+        if self.member.objects.read(|set| set.has_room(self.member.me)) {
             return Ok(());
         }
-        Err(refusal(RefusalCode::Conflict, object::Refused::Quota(self.me).to_string()))
+        Err(refusal(RefusalCode::Conflict, object::Refused::Quota(self.member.me).to_string()))
     }
 
     fn answer_transfers(
@@ -316,7 +316,8 @@ impl Mesh {
     /// yet, and knows only the addresses of others. Once it has signed that it leaves, it looks for
     /// nobody any more.
     pub(super) async fn await_first_meeting(&self) {
-        let are_others = lock(&self.member.location.known).keys().any(|node| *node != self.me);
+        let are_others =
+            lock(&self.member.location.known).keys().any(|node| *node != self.member.me);
         if are_others && !self.is_removed() {
             let mut met = self.member.sync.met.subscribe();
             // Whoever is alone leaves unheard, and is told so.

@@ -80,7 +80,7 @@ impl Mesh {
                 claim.as_ref().map_or((false, None), |it| (it.drained.is_some(), it.zone.clone()));
             let vtep = claim
                 .and_then(|claim| crate::member::peers::reachable(&claim.vteps, &self.own_addrs()));
-            let is_self = id == self.me;
+            let is_self = id == self.member.me;
             let issuer = match is_self {
                 true => self.credentials.is_issuer(),
                 false => issuing.contains(&id),
@@ -153,7 +153,7 @@ impl Mesh {
         // removed, or another's claim stands against it.
         let shown: BTreeSet<EndpointId> = rows.iter().map(|row| row.id).collect();
         let hidden = local.values().filter(|endpoint| !shown.contains(&endpoint.id));
-        rows.extend(hidden.filter_map(|endpoint| endpoint.row(self.me)));
+        rows.extend(hidden.filter_map(|endpoint| endpoint.row(self.member.me)));
         for published in self.published_rows() {
             if let Some(row) = rows.iter_mut().find(|row| Some(row.id) == published.endpoint) {
                 row.published.push(published);
@@ -216,7 +216,7 @@ impl Mesh {
         reference: &str,
     ) -> Result<Vec<MapDiffRow>, ApiError> {
         let node = resolve::one(&self.node_list(), reference)?.id;
-        if node == self.me {
+        if node == self.member.me {
             return Ok(Vec::new());
         }
         let Some(control) = self.member.control.get() else {
@@ -291,7 +291,7 @@ impl Mesh {
             |port: u16| self.own_addrs().first().map(|ip| std::net::SocketAddr::new(*ip, port));
         status.state = self.departed().map_or("ready", Departed::as_str).to_owned();
         status.mesh_id = Some(self.credentials.membership.mesh_id);
-        status.node_id = Some(self.me);
+        status.node_id = Some(self.member.me);
         status.control_addr = at(self.config.control_port);
         status.vtep = at(self.config.data_port);
         status.nodes = present.clone().count();

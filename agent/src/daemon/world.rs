@@ -39,7 +39,7 @@ impl KeyRing for Outlook {
         let mesh = self.mesh.upgrade()?;
         mesh.member.objects.read(|set| {
             // A removed node goes on with what is on its own host.
-            let gone = set.is_removed(node) && node != mesh.me;
+            let gone = set.is_removed(node) && node != mesh.member.me;
             let member = set.get(&member).filter(|member| !member.closed() && !gone);
             member.and_then(|_| set.public_key(node))
         })
@@ -51,8 +51,8 @@ impl World for Outlook {
         self.mesh
             .upgrade()
             .map(|mesh| {
-                mesh.member.objects.read(|set| match set.is_removed(mesh.me) {
-                    true => vec![mesh.me],
+                mesh.member.objects.read(|set| match set.is_removed(mesh.member.me) {
+                    true => vec![mesh.member.me],
                     false => set.members().collect(),
                 })
             })
@@ -148,7 +148,7 @@ impl Service for Outlook {
 
     fn removal(&self, node: NodeId) -> Option<String> {
         let mesh = self.mesh.upgrade()?;
-        mesh.removal_of(node).or_else(|| mesh.removal_of(mesh.me))
+        mesh.removal_of(node).or_else(|| mesh.removal_of(mesh.member.me))
     }
 
     fn handle_removal(&self, from: NodeId, word: String) {

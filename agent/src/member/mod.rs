@@ -34,8 +34,8 @@ use crate::{control::Control, objects::Objects, reconcile::addresses::Addresses}
 
 /// A member of the mesh: what it has of others, and how it hears of them.
 pub(crate) struct Member {
+    pub(crate) me: NodeId,
     pub(crate) objects: Arc<Objects>,
-    pub(crate) ca: Arc<Ca>,
     pub(crate) peers: Peers,
     pub(crate) addresses: Addresses,
     /// Set once, at the start.
@@ -61,14 +61,14 @@ impl Member {
     /// with nobody yet.
     pub(crate) fn new(me: NodeId, objects: Objects, ca: Arc<Ca>, own_addrs: Vec<IpAddr>) -> Self {
         Self {
+            me,
             objects: Arc::new(objects),
-            ca,
             peers: Peers::default(),
             addresses: Addresses::new(me),
             control: OnceLock::new(),
             gossip: OnceLock::new(),
             location: Location::new(own_addrs),
-            issuing: Issuers::default(),
+            issuing: Issuers::new(ca),
             sync: SyncState::default(),
             allocation: Allocation::default(),
             keeper: Keeper::default(),

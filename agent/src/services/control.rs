@@ -145,7 +145,7 @@ impl Services {
             ServiceMode::Vip => mesh.allocate(&object, network.id, &spec.vips).await?,
             ServiceMode::Dnsrr => Vec::new(),
         };
-        let content = content_of(mesh.me, network.id, &spec, &vips, published);
+        let content = content_of(mesh.member.me, network.id, &spec, &vips, published);
         let (made, texts) = block_in_place(|| publish(mesh, content, &vips));
         // What was signed is told also where the rest failed.
         self.tell(mesh, texts).await;
@@ -204,7 +204,8 @@ impl Services {
         let service = mesh.member.objects.read(|set| service_of(set, row.id).cloned());
         let service = service.ok_or(ServiceError::Gone)?;
         let all = backends(&service, &claims).into_iter();
-        let its = all.filter(|(it, claim)| it.key.node == mesh.me && claim.name == word.backend);
+        let its =
+            all.filter(|(it, claim)| it.key.node == mesh.member.me && claim.name == word.backend);
         let Some((backend, _)) = its.max_by_key(|(_, claim)| claim.incarnation) else {
             return Err(ServiceError::NotHere { name: row.name, backend: word.backend.clone() });
         };
@@ -586,7 +587,8 @@ fn row(
     let places = places(mesh);
     let at_ms = unix_ms();
     let since = |since| mesh.services.drained_since(since, at_ms, true);
-    let seen = Viewpoint { by: mesh.me, at_ms, places: &places, drains: Drains { since: &since } };
+    let seen =
+        Viewpoint { by: mesh.member.me, at_ms, places: &places, drains: Drains { since: &since } };
     let ready = there.iter().map(|(backend, claim)| {
         let (state, why) = stands(mesh, (id, service), (backend, claim), &seen);
         ServiceBackend {

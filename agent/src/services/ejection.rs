@@ -123,7 +123,7 @@ fn tell(mesh: &Mesh) {
 async fn ask(mesh: &Arc<Mesh>, subject: Subject) -> Answer {
     match subject {
         Subject::Node(node) => ask_node(mesh, node).await,
-        Subject::Port(network, of) if of.key.node == mesh.me => {
+        Subject::Port(network, of) if of.key.node == mesh.member.me => {
             let port = (of.protocol, of.port);
             of_accepts(mesh.services.check(mesh, network, of.key.endpoint, port).await)
         }
@@ -133,7 +133,7 @@ async fn ask(mesh: &Arc<Mesh>, subject: Subject) -> Answer {
 
 /// Whether anything sealed comes from a node that is asked for it.
 async fn ask_node(mesh: &Arc<Mesh>, node: NodeId) -> Answer {
-    if node == mesh.me {
+    if node == mesh.member.me {
         return Answer::Well;
     }
     let Some(peer) = mesh.member.peers.get(node) else { return Answer::Unknown };
@@ -192,7 +192,7 @@ impl Services {
         let _one = self.answers.try_acquire().ok()?;
         let tables = mesh.tables_with_services();
         let table = tables.iter().find(|table| table.spec().id == network)?;
-        let key = RowKey { node: mesh.me, endpoint };
+        let key = RowKey { node: mesh.member.me, endpoint };
         let of = BackendPort { key, protocol, port };
         if !table.services()?.iter().any(|service| service.has(&of)) {
             return None;

@@ -96,7 +96,7 @@ fn wanted(mesh: &Mesh) -> (Wanted, BTreeSet<Checked>) {
     let (mut wanted, mut here) = (Wanted::new(), BTreeSet::new());
     for (network, specs) in mesh.services.known().into_iter().filter(|(_, it)| !it.is_empty()) {
         let claims = mesh.claims_of(network);
-        let own: Vec<_> = claims.iter().filter(|(key, _)| key.node == mesh.me).collect();
+        let own: Vec<_> = claims.iter().filter(|(key, _)| key.node == mesh.member.me).collect();
         for spec in specs.iter() {
             here.extend(own.iter().map(|(key, _)| (key.endpoint, spec.id)));
             let port = spec.ports.iter().find(|port| port.protocol == Protocol::Tcp);
