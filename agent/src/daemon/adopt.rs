@@ -225,7 +225,7 @@ impl Mesh {
         }
         self.settle_all(&mut hosted, &sandboxes).await;
         drop(hosted);
-        self.kick();
+        self.member.keeper.kick();
     }
 
     /// A network's last endpoint, or the network, may have gone just before the last life of the

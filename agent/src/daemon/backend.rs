@@ -237,7 +237,7 @@ impl Mesh {
         let settled = self.settle_names(&endpoints).await;
         cleared.and(settled)?;
         self.await_first_meeting().await;
-        let departed = self.departed().is_some();
+        let departed = self.member.departed().is_some();
         let last_words = self.last_words()?;
         // Not before it is certain: whoever stays a member has published ports.
         self.give_up_ports(&mut hosted).await?;
@@ -276,10 +276,10 @@ impl Mesh {
     /// before, and ports of services lead on.
     fn last_words(&self) -> Result<Vec<String>, ApiError> {
         let (mut last_words, mut kept) = (Vec::new(), Vec::new());
-        let departed = self.departed().is_some();
+        let departed = self.member.departed().is_some();
         self.member.allocation.set_leaving(true);
         // Who is no member has nothing to hand over any more, and nobody would take it.
-        let heirs = if departed { Vec::new() } else { self.live_nodes() };
+        let heirs = if departed { Vec::new() } else { self.member.live_nodes() };
         if let Some(heir) = heirs.into_iter().find(|node| *node != self.member.me) {
             for (network, transfer) in self.member.addresses.give_all(heir) {
                 match self.sign_transfer(network, transfer) {

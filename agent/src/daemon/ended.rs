@@ -178,7 +178,7 @@ impl Mesh {
             }
         }
         drop(hosted);
-        self.kick();
+        self.member.keeper.kick();
     }
 
     pub(super) async fn collect(

@@ -103,7 +103,7 @@ impl Mesh {
         name: Option<&Name>,
         mac: Option<MacAddr>,
     ) -> Result<(), ApiError> {
-        let claims = self.member.gossip.get().map(|gossip| self.believed(gossip, network));
+        let claims = self.member.gossip.get().map(|gossip| self.member.believed(gossip, network));
         let claims = claims.unwrap_or_default().into_values().filter(|claim| !claim.router);
         let stored = self.stored_endpoints()?.into_iter().filter(|own| own.network == network);
         let others = claims.map(|claim| (claim.name, claim.mac));

@@ -124,7 +124,7 @@ impl Mesh {
         id: NetworkId,
         network: &object::Network,
     ) -> Result<(), ApiError> {
-        let claims = self.own_claims(id);
+        let claims = self.member.own_claims(id);
         let table = match self.empty_plain_table(id, network) {
             Some(plain) => {
                 let tap = overlay.open_tap(self.config.tap, Queues::ONE).await?;
@@ -146,15 +146,6 @@ impl Mesh {
         };
         lock(&self.host.locals).insert(id, Local::new(table, claims));
         Ok(())
-    }
-
-    /// What this node claims in a network. The cables of the agent's last life bring frames before
-    /// the first reconciliation: they must not look like forgeries.
-    fn own_claims(&self, network: NetworkId) -> Claims {
-        let Some(gossip) = self.member.gossip.get() else { return Claims::new() };
-        let mut claims = self.believed(gossip, network);
-        claims.retain(|key, _claim| key.node == self.member.me);
-        claims
     }
 
     /// Brings a hosted network in step with the subnets that were added to it: the gateway gets its

@@ -111,7 +111,7 @@ impl Mesh {
             self.await_proof().await?;
         }
         let local = |subnet: &IpNet| -> Result<Option<IpNet>, ApiError> {
-            let elsewhere = self.elsewhere(id);
+            let elsewhere = self.member.elsewhere(id);
             match self.member.addresses.allocate(id, *subnet, None, &elsewhere, Instant::now()) {
                 None => Err(gone()),
                 Some(Ok(ip)) => Ok(Some(IpNet::new_assert(ip, subnet.prefix_len()))),
@@ -217,7 +217,7 @@ impl Mesh {
         let subnet = network.subnets.iter().map(|subnet| subnet.cidr).find(|s| s.contains(&ip));
         let subnet = subnet.ok_or_else(gone)?;
         for second in [false, true] {
-            let elsewhere = self.elsewhere(id);
+            let elsewhere = self.member.elsewhere(id);
             let got =
                 self.member.addresses.allocate(id, subnet, Some(ip), &elsewhere, Instant::now());
             match got.ok_or_else(gone)? {
@@ -327,13 +327,13 @@ impl Mesh {
         if self.member.allocation.is_leaving() {
             return Err(refused);
         }
-        let elsewhere = self.elsewhere(network);
+        let elsewhere = self.member.elsewhere(network);
         let holders = self
             .member
             .addresses
             .with_pool(network, subnet, |pool| pool.holders(&elsewhere))
             .unwrap_or_default();
-        let live = self.live_nodes();
+        let live = self.member.live_nodes();
         for holder in holders.into_iter().filter(|holder| live.contains(&holder.node)) {
             let request = Request::BlockRequest { network, subnet, want: need.wanted() };
             match self.request_transfer(holder.node, &request).await {
@@ -394,7 +394,7 @@ impl Mesh {
     }
 
     fn usage(&self, network: NetworkId, subnet: IpNet) -> Option<Usage> {
-        let elsewhere = self.elsewhere(network);
+        let elsewhere = self.member.elsewhere(network);
         self.member
             .addresses
             .with_pool(network, subnet, |pool| pool.usage(&elsewhere, Instant::now()))

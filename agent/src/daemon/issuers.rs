@@ -66,7 +66,7 @@ impl Mesh {
     /// Where this node takes joins.
     pub(super) fn servers(&self) -> Vec<SocketAddr> {
         let port = self.config.control_port;
-        self.own_addrs().iter().map(|ip| SocketAddr::new(*ip, port)).collect()
+        self.member.location.own().iter().map(|ip| SocketAddr::new(*ip, port)).collect()
     }
 
     /// When this node's certificate ends, in unix seconds.
@@ -364,7 +364,7 @@ impl Mesh {
 
     /// Refuses a `leave` that costs more than the user may know. Otherwise what it ends.
     pub(super) fn check_leave(&self, spec: LeaveSpec) -> Result<Option<String>, ApiError> {
-        if !spec.force && self.departed().is_none() {
+        if !spec.force && self.member.departed().is_none() {
             self.check_other_issuer(&self.issuers())?;
         }
         let here = self.plugged_here()?;

@@ -119,7 +119,7 @@ impl Mesh {
             Ok(Draft { content, ..object.edit(hlc) })
         })?;
         self.member.push_objects([object.text().to_string()]);
-        self.kick();
+        self.member.keeper.kick();
         self.inspect_network(&network.id.to_string())
     }
 

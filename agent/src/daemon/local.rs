@@ -228,7 +228,7 @@ impl Mesh {
             return Err(error.into());
         }
         self.member.addresses.host(id, &made.network.subnets);
-        self.kick();
+        self.member.keeper.kick();
         Ok(self.with_warnings(made.row(id)))
     }
 
@@ -270,7 +270,7 @@ impl Mesh {
             }
         }
         self.forget_local(network.id)?;
-        self.kick();
+        self.member.keeper.kick();
         Ok(network)
     }
 

@@ -402,7 +402,7 @@ impl Mesh {
         stopped.map_err(|error| failed(error, "see the agent's log"))?;
         self.connect(overlay, id, network).await?;
         // What is known of the others is put in by the next reconciliation.
-        self.kick();
+        self.member.keeper.kick();
         Ok(())
     }
 

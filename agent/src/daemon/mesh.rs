@@ -17,8 +17,7 @@ use ring::signature::Ed25519KeyPair;
 use tracing::{info, warn};
 use vxmesh_gossip::membership::{Config as GossipConfig, Gossip};
 use vxmesh_proto::{
-    addr::{NetworkId, NodeId},
-    control::MemberInfo,
+    addr::NetworkId,
     object::{self, Content, Draft, NetworkState},
     record::{Claim, NodeClaim},
     session::{Config as SessionConfig, Psk},
@@ -104,13 +103,13 @@ impl Mesh {
         // Before anybody can ask for space: an address in use is not to be given away (I12).
         self.adopt_addresses()?;
         for info in &self.credentials.membership.peers {
-            if let Some(addr) = reachable(&info.addrs, &self.own_addrs()) {
-                self.remember_addr(info.node, addr);
+            if let Some(addr) = reachable(&info.addrs, &self.member.location.own()) {
+                self.member.remember_addr(info.node, addr);
             }
         }
         for (node, addr) in self.store.list::<SocketAddr>(Table::Peers).map_err(store_failed)? {
             if let Ok(node) = node.parse() {
-                self.remember_addr(node, addr);
+                self.member.remember_addr(node, addr);
             }
         }
         let claims = self.first_claims()?;
@@ -214,7 +213,9 @@ impl Mesh {
     }
 
     pub(super) fn node_claim(&self) -> NodeClaim {
-        let at = |port: u16| self.own_addrs().iter().map(|ip| SocketAddr::new(*ip, port)).collect();
+        let at = |port: u16| {
+            self.member.location.own().iter().map(|ip| SocketAddr::new(*ip, port)).collect()
+        };
         let NodePlace { drained, zone } = self.services.place();
         NodeClaim {
             name: self.config.name.clone(),
@@ -252,11 +253,6 @@ impl Mesh {
         }
     }
 
-    /// Has the keeper look at everything soon.
-    pub(crate) fn kick(&self) {
-        self.member.keeper.kick();
-    }
-
     /// A network with the subnets that were added to it.
     pub(super) fn network_object(&self, id: NetworkId) -> Option<(object::Network, NetworkState)> {
         if let Some(local) = self.local_networks.get(id) {
@@ -277,25 +273,6 @@ impl Mesh {
     /// A network's name, or its number while it has none.
     pub(super) fn network_name(&self, id: NetworkId) -> String {
         self.network_of(id).map_or_else(|| id.short(), |network| network.name.to_string())
-    }
-
-    /// Keeps where a node was reached, until its own claim says better.
-    pub(super) fn remember_addr(&self, node: NodeId, addr: SocketAddr) {
-        if node != self.member.me {
-            lock(&self.member.location.known).entry(node).or_insert(addr);
-            self.kick();
-        }
-    }
-
-    /// What a newcomer is told of the others.
-    pub(super) fn member_infos(&self) -> Vec<MemberInfo> {
-        let addrs = lock(&self.member.location.known);
-        let info = |(node, addr): (&NodeId, &SocketAddr)| MemberInfo {
-            node: *node,
-            certificate: Default::default(),
-            addrs: vec![*addr],
-        };
-        addrs.iter().map(info).collect()
     }
 
     /// Stops everything and leaves the host's interfaces as they are: the next start adopts them.

@@ -77,9 +77,12 @@ impl Mesh {
     }
 
     fn names_of(&self, gossip: &Gossip, id: NetworkId, domain: &Name) -> NamesTable {
-        let claims =
-            if self.is_local(id) { self.local_claims(id) } else { self.believed(gossip, id) };
-        let away = self.away(id);
+        let claims = if self.is_local(id) {
+            self.local_claims(id)
+        } else {
+            self.member.believed(gossip, id)
+        };
+        let away = self.member.away(id);
         let specs = self.services_of(id, (&claims, &away));
         let services =
             self.member.objects.read(|set| services::named(set, id, &specs, (&claims, &away)));

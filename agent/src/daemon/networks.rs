@@ -109,7 +109,7 @@ impl Mesh {
         }
         check_dns(spec)?;
         let limits = limits_by(object::NetworkLimits::default(), &spec.options, spec.encrypted)?;
-        let live = self.live_nodes();
+        let live = self.member.live_nodes();
         let object = self.member.objects.publish::<ApiError>(|set, hlc| {
             let networks = set.networks();
             check_mesh_name(set, &spec.name)?;
@@ -143,7 +143,7 @@ impl Mesh {
         })?;
         self.member.push_objects([object.text().to_string()]);
         self.member.objects.read(|set| self.member.addresses.follow(set, Instant::now()));
-        self.kick();
+        self.member.keeper.kick();
         let created = self
             .network_list()
             .into_iter()
@@ -209,7 +209,7 @@ impl Mesh {
         if wanted.subnets.is_empty() {
             return Err(usage("no subnet was given", "give one with --subnet"));
         }
-        let live = self.live_nodes();
+        let live = self.member.live_nodes();
         for (subnet, usable) in wanted.subnets()? {
             let split = first_split(&usable, self.member.me, live.iter().copied());
             let object = self.member.objects.publish::<ApiError>(|set, hlc| {
@@ -228,7 +228,7 @@ impl Mesh {
             self.member.push_objects([object.text().to_string()]);
         }
         self.member.objects.read(|set| self.member.addresses.follow(set, Instant::now()));
-        self.kick();
+        self.member.keeper.kick();
         self.inspect_network(network.id.to_string().as_str())
     }
 
@@ -297,7 +297,7 @@ impl Mesh {
             Ok(Draft { closed: true, ..set.get(&id).ok_or_else(is_gone)?.edit(hlc) })
         })?;
         self.member.push_objects([object.text().to_string()]);
-        self.kick();
+        self.member.keeper.kick();
         Ok(network)
     }
 

@@ -8,7 +8,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -37,15 +37,10 @@ const TWIN_TOLD: Duration = Duration::from_secs(600);
 const TWIN_SILENT: Duration = Duration::from_secs(2);
 
 impl Mesh {
-    /// The addresses that others reach this node at.
-    pub(super) fn own_addrs(&self) -> Arc<Vec<IpAddr>> {
-        self.member.location.own()
-    }
-
     /// Tells the others where this node is, if that changed; whether it did.
     pub(super) fn follow_host(&self, gossip: &Gossip) -> bool {
         let addrs = own_addresses(&self.config);
-        if addrs == *self.own_addrs() || addrs.is_empty() {
+        if addrs == *self.member.location.own() || addrs.is_empty() {
             return false;
         }
         info!(?addrs, "this host has other addresses");
@@ -110,7 +105,7 @@ impl Mesh {
         let looked_up = futures_util::future::join_all(looked_up).await;
         let mut faults: Vec<String> = looked_up.iter().filter_map(|it| it.clone().err()).collect();
         let addrs: BTreeSet<SocketAddr> = looked_up.into_iter().flatten().flatten().collect();
-        let own = self.own_addrs();
+        let own = self.member.location.own();
         let met =
             addrs.into_iter().filter(|addr| !own.contains(&addr.ip())).map(|addr| async move {
                 control.meet(addr).await.map_err(|reason| format!("{addr}: {reason}"))
@@ -136,7 +131,7 @@ impl Mesh {
     /// Whether others can reach this node where it says it is.
     pub(super) fn place_diagnoses(&self) -> Vec<Diagnosis> {
         let mut all: Vec<Diagnosis> = self.twin_diagnosis().into_iter().collect();
-        let addrs = self.own_addrs();
+        let addrs = self.member.location.own();
         if addrs.is_empty() {
             let hint = "give one with --advertise";
             all.push(check("addresses", Health::Fail, "none that others can reach", hint));

@@ -51,7 +51,7 @@ impl Mesh {
     /// The VTEPs without an agent that this node deals with: none once it is no member any more,
     /// which they do not hear of.
     fn statics_of<'a>(&self, network: &'a object::Network) -> &'a [IpAddr] {
-        if self.departed().is_some() { &[] } else { &network.vteps }
+        if self.member.departed().is_some() { &[] } else { &network.vteps }
     }
 
     /// Brings the snapshot of a plain network in step with its claims.
@@ -105,7 +105,7 @@ impl Mesh {
                 Some(Claim::Node(claim)) => claim,
                 Some(Claim::Endpoint(_) | Claim::Gone) | None => return Vtep::new(None, []),
             };
-            vtep_at(&claim.vteps, &self.own_addrs())
+            vtep_at(&claim.vteps, &self.member.location.own())
         })
     }
 

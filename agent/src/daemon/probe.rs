@@ -176,7 +176,7 @@ impl Mesh {
 
     /// Nodes that see this one at an address that it neither has nor announces.
     fn translated(&self, seen: &[(&str, IpAddr)]) -> Option<Diagnosis> {
-        let own = self.own_addrs();
+        let own = self.member.location.own();
         let (node, at) = seen.iter().find(|(_node, at)| !own.contains(at) && !is_own(*at))?;
         let hint = format!(
             "others reach it only while it keeps the way open, which it does; if UDP {} and {} of {at} lead here, say so with `--advertise {at}`",
@@ -195,7 +195,7 @@ impl Mesh {
         let asked = control.request(node, &Request::Probe { ports: false }, ANSWER).await;
         let Ok(Response::Probed { observed, .. }) = asked else { return };
         let at = observed.ip().to_canonical();
-        if self.own_addrs().contains(&at) || is_own(at) {
+        if self.member.location.own().contains(&at) || is_own(at) {
             self.host.reach.forget_translation(node);
             return;
         }

@@ -435,7 +435,7 @@ impl Mesh {
 
     async fn follow_host_ports(self: &Arc<Self>, hosted: &mut Hosted) -> Result<(), ApiError> {
         // Who was removed from the mesh leads nobody anywhere, nor who has left it and cleans up.
-        let is_member = self.departed().is_none() && !self.member.allocation.is_leaving();
+        let is_member = self.member.departed().is_none() && !self.member.allocation.is_leaving();
         let wanted = self.wanted_host_ports(|_network| is_member);
         let mut due = lock(&self.services.host_ports).due(&wanted);
         due.retain(|port| {

@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use tracing::{info, warn};
+use tracing::warn;
 use vxmesh_gossip::{directory::MeshEvent, membership::Gossip};
 use vxmesh_proto::{
     addr::{MacAddr, NetworkId, NodeId},
@@ -29,8 +29,7 @@ use crate::{
     member::peers::{left_members, members, reachable},
     objects::unix_ms,
     reconcile::{
-        addresses::Elsewhere,
-        admit::{Claims, away, believed, claimed_elsewhere},
+        admit::Claims,
         tables::{respecified, spec_of, updates},
     },
     services::{self, Drains, Viewpoint},
@@ -103,8 +102,8 @@ impl Mesh {
             }
         }
         self.member.objects.read(|set| self.member.addresses.follow(set, Instant::now()));
-        self.forget_refused(gossip);
-        self.enforce_removals();
+        self.member.forget_refused(gossip);
+        self.member.enforce_removals();
         self.follow_peers(gossip).await;
         self.tell_changes();
         // A handshake before the first frame: it saves that frame the wait, and tells a peer that
@@ -126,8 +125,11 @@ impl Mesh {
             };
             members.keys().filter_map(claim).collect()
         });
-        self.member.peers.follow(&self.host.plane, &members, &claims, &self.own_addrs()).await;
-        let own = self.own_addrs();
+        self.member
+            .peers
+            .follow(&self.host.plane, &members, &claims, &self.member.location.own())
+            .await;
+        let own = self.member.location.own();
         // Also nodes whose certificate is not known yet: meeting them is how it becomes known.
         let left = self.member.objects.read(left_members);
         let mut moved = Vec::new();
@@ -176,17 +178,18 @@ impl Mesh {
         let mut met = BTreeSet::new();
         let active = self.member.objects.read(ObjectSet::active_networks);
         let network_names = self.network_names();
-        let settled = self.services.settle(self.hears_all(gossip), self.host.name_servers.age());
+        let settled =
+            self.services.settle(self.member.hears_all(gossip), self.host.name_servers.age());
         let mut names = BTreeMap::new();
         let mut locals = lock(&self.host.locals);
         self.host.plane.serve(|id| active.contains(&id));
         self.host.plane.plain().serve(|id| active.contains(&id), || self.sealed_vnis());
         for (id, local) in locals.iter_mut() {
             let claims =
-                if active.contains(id) { self.believed(gossip, *id) } else { Claims::new() };
+                if active.contains(id) { self.member.believed(gossip, *id) } else { Claims::new() };
             let network = self.member.objects.read(|set| set.extended(*id));
             let has_services = self.member.objects.read(|set| !set.services(*id).is_empty());
-            let away = if has_services { self.away(*id) } else { Claims::new() };
+            let away = if has_services { self.member.away(*id) } else { Claims::new() };
             let services = match has_services {
                 true => self.services_of(*id, (&claims, &away)),
                 false => Vec::new(),
@@ -298,40 +301,6 @@ impl Mesh {
         met
     }
 
-    /// The claims to a network that are believed, of nodes that are peers.
-    pub(super) fn believed(&self, gossip: &Gossip, network: NetworkId) -> Claims {
-        let is_peer = |node| node == self.member.me || self.member.peers.get(node).is_some();
-        let holds = |node, ip| self.member.addresses.holds(network, node, ip);
-        let (believed, foreign) =
-            gossip.with_directory(|directory| believed(directory, network, is_peer, holds));
-        let mut refused = lock(&self.member.logged.refused);
-        refused.retain(|key| !believed.contains_key(key));
-        for (RowKey { node, endpoint }, address) in foreign {
-            // A record may be faster than the transfer that makes it true.
-            if refused.insert(RowKey { node, endpoint }) {
-                info!(%node, %endpoint, %address, "claim not believed: the address is not its node's");
-            }
-        }
-        believed
-    }
-
-    /// The claims to a network that would be believed if their nodes were up.
-    pub(crate) fn away(&self, network: NetworkId) -> Claims {
-        let Some(gossip) = self.member.gossip.get() else { return Claims::new() };
-        let members: BTreeSet<NodeId> = self.member.objects.read(|set| set.members().collect());
-        let holds = |node, ip| self.member.addresses.holds(network, node, ip);
-        let is_peer = |node| node == self.member.me || self.member.peers.get(node).is_some();
-        gossip.with_directory(|directory| {
-            let is_there = |node| is_peer(node) && directory.is_up(node);
-            away(directory, network, &members, is_there, holds)
-        })
-    }
-
-    /// The same for whoever shows them; nothing while the agent starts.
-    pub(crate) fn claims_of(&self, network: NetworkId) -> Claims {
-        self.member.gossip.get().map(|gossip| self.believed(gossip, network)).unwrap_or_default()
-    }
-
     /// What the data path has of each network here that has services.
     pub(crate) fn tables_with_services(&self) -> Vec<Arc<Table>> {
         let locals = lock(&self.host.locals);
@@ -342,48 +311,9 @@ impl Mesh {
         tables.filter(|table| table.services().is_some()).collect()
     }
 
-    /// Says something of this node anew, to all at once, if `change` makes something else of what
-    /// it says.
-    pub(crate) fn republish(&self, key: Key, change: impl FnOnce(&Claim) -> Option<Claim>) {
-        let Some(gossip) = self.member.gossip.get() else { return };
-        match gossip.edit(key, change) {
-            Ok(Some(record)) => {
-                self.member.spread(&record);
-                self.kick();
-            }
-            Ok(None) => {}
-            Err(error) => warn!(
-                %error, %key,
-                "the mesh is not told of a change; use fewer or shorter labels and aliases"
-            ),
-        }
-    }
-
-    /// Forgets unbelieved claims that were withdrawn, so that nobody can grow the list of them
-    /// (I5).
-    fn forget_refused(&self, gossip: &Gossip) {
-        let mut refused = lock(&self.member.logged.refused);
-        gossip.with_directory(|directory| {
-            refused.retain(|key| {
-                let entry = directory.get(key.node, Key::Endpoint(key.endpoint));
-                entry.is_some_and(|entry| matches!(entry.record.claim(), Claim::Endpoint(_)))
-            });
-        });
-    }
-
     /// The first snapshot of a network: nobody in it.
     pub(super) fn empty_table(&self, id: NetworkId, network: &object::Network) -> Table {
         NetworkTable::new(spec_of(id, network), self.host.seed, Instant::now())
-    }
-
-    /// Addresses that other nodes claim in a network, whether they are up or not. What they
-    /// released a moment ago rests here, too, if its block came to this node since.
-    pub(super) fn elsewhere(&self, network: NetworkId) -> Elsewhere {
-        let Some(gossip) = self.member.gossip.get() else { return Elsewhere::new() };
-        gossip.with_directory(|directory| {
-            self.member.addresses.rest_own(network, directory.released(network), Instant::now());
-            claimed_elsewhere(directory, network, self.member.me)
-        })
     }
 }
 

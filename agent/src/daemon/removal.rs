@@ -19,7 +19,7 @@ use vxmesh_proto::{
     addr::{NetworkId, NodeId},
     control::{Refusal, RefusalCode, Request},
     ipam::Transfer,
-    object::{self, Content, Draft, ObjectId, Removal},
+    object::{self, Content, Draft, Removal},
 };
 
 use super::{
@@ -42,16 +42,6 @@ const TOLD: Duration = Duration::from_secs(1);
 const NAMED: usize = 5;
 
 impl Mesh {
-    /// Whether this node was removed.
-    pub(super) fn is_removed(&self) -> bool {
-        self.member.objects.read(|set| set.is_removed(self.member.me))
-    }
-
-    /// The CA's word that a node was removed.
-    pub(super) fn removal_of(&self, node: NodeId) -> Option<String> {
-        self.member.objects.read(|set| Some(set.get(&ObjectId::Removed(node))?.text().to_string()))
-    }
-
     /// Removes a node here, where the CA's key is, or has an issuer do it.
     pub(super) async fn remove_node(
         self: &Arc<Self>,
@@ -178,7 +168,7 @@ impl Mesh {
         // First itself: the connection ends with the next look at the objects.
         self.member.push_objects([text.clone()]);
         self.member.tell(&[text], |node| node != row.id, TOLD).await;
-        self.kick();
+        self.member.keeper.kick();
         self.reclaim_soon();
         Ok(())
     }
@@ -193,28 +183,6 @@ impl Mesh {
                 Ok(Draft::new(hlc, content))
             });
         Ok(sign?.text().to_string())
-    }
-
-    /// Ends what is left of removed nodes here, and of everybody if it is this node that was
-    /// removed.
-    pub(super) fn enforce_removals(&self) {
-        let Some(control) = self.member.control.get() else { return };
-        let removed: Vec<(NodeId, String)> = self.member.objects.read(|set| {
-            set.removals().map(|(who, object)| (who.node, object.text().to_string())).collect()
-        });
-        match removed.iter().find(|(node, _word)| *node == self.member.me) {
-            Some((_me, word)) => {
-                if self.member.logged.departed.is_first() {
-                    warn!(
-                        "this node was removed from the mesh: nothing goes to other hosts any more; run `vxmesh leave` to clean this host"
-                    );
-                }
-                for peer in control.peers() {
-                    control.expel(peer.node, word);
-                }
-            }
-            None => removed.iter().for_each(|(node, word)| control.expel(*node, word)),
-        }
     }
 
     /// Looks whether addresses of removed nodes can be had back, unless that is being done. Whether
@@ -251,7 +219,7 @@ impl Mesh {
             let calls = missing().into_iter().filter(connected).map(|node| self.sync_with(node));
             futures_util::future::join_all(calls).await;
         }
-        if !missing().is_empty() || self.is_stopping() || self.departed().is_some() {
+        if !missing().is_empty() || self.is_stopping() || self.member.departed().is_some() {
             return;
         }
         self.member.objects.read(|set| self.member.addresses.follow(set, Instant::now()));
@@ -262,7 +230,7 @@ impl Mesh {
             Ok(texts) => {
                 info!(blocks = texts.len(), "took back the addresses of removed nodes");
                 self.member.tell(&texts, |_node| true, TOLD).await;
-                self.kick();
+                self.member.keeper.kick();
             }
             Err(error) => warn!(%error, "addresses of removed nodes are not taken back"),
         }

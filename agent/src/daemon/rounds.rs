@@ -120,15 +120,15 @@ impl Mesh {
             self.outlive_standstill(missed).await;
         }
         self.overrule(gossip, &mut rounds.overruled).await;
-        self.enforce_removals();
-        self.tell_departed();
+        self.member.enforce_removals();
+        self.member.tell_departed();
         self.seek_soon();
         self.mend_state();
         self.keep_open();
         self.tell_silent();
         Services::sweep(self);
         if self.services.is_due(unix_ms()) {
-            self.kick();
+            self.member.keeper.kick();
         }
         self.name_sandboxes();
         self.sync_again(gossip);

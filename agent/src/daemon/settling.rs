@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 use vxmesh_gossip::membership::Gossip;
-use vxmesh_proto::{addr::NodeId, object::ObjectId};
+use vxmesh_proto::addr::NodeId;
 
 use super::mesh::Mesh;
 use crate::{
@@ -43,18 +43,7 @@ impl Acquaintance {
 impl Mesh {
     /// Whether every member was heard of, or was given the time to be.
     pub(super) fn is_settled(&self, gossip: &Gossip) -> bool {
-        self.host.name_servers.age() >= SETTLES || self.hears_all(gossip)
-    }
-
-    /// Whether every member is up.
-    pub(super) fn hears_all(&self, gossip: &Gossip) -> bool {
-        let members: Vec<_> = self.member.objects.read(|set| {
-            let members = set.members();
-            let stays =
-                |node: &_| set.get(&ObjectId::Member(*node)).is_some_and(|member| !member.closed());
-            members.filter(stays).collect()
-        });
-        gossip.with_directory(|directory| members.iter().all(|node| directory.is_up(*node)))
+        self.host.name_servers.age() >= SETTLES || self.member.hears_all(gossip)
     }
 
     /// Whether this node started so short a time ago that it may hear of others any moment.
@@ -97,7 +86,7 @@ impl Mesh {
     pub(super) async fn is_up_soon(&self, node: NodeId) -> bool {
         loop {
             let is_settling = self.is_settling();
-            let is_up = self.live_nodes().contains(&node);
+            let is_up = self.member.live_nodes().contains(&node);
             if is_up || !is_settling {
                 return is_up;
             }

@@ -202,7 +202,7 @@ impl Mesh {
     ) -> Result<Response, Refusal> {
         self.check_room(to)?;
         self.check_shared(network)?;
-        let mut elsewhere = self.elsewhere(network);
+        let mut elsewhere = self.member.elsewhere(network);
         if let Some(gossip) = self.member.gossip.get() {
             // What rests with the node that asks is of no use to it now.
             let resting = |directory: &Directory| -> Vec<IpAddr> {
@@ -232,7 +232,7 @@ impl Mesh {
     ) -> Result<Response, Refusal> {
         self.check_room(to)?;
         self.check_shared(network)?;
-        let elsewhere = self.elsewhere(network);
+        let elsewhere = self.member.elsewhere(network);
         let subnet =
             self.member.addresses.subnets(network).into_iter().find(|subnet| subnet.contains(&ip));
         let given = subnet.and_then(|subnet| {
@@ -318,7 +318,7 @@ impl Mesh {
     pub(super) async fn await_first_meeting(&self) {
         let are_others =
             lock(&self.member.location.known).keys().any(|node| *node != self.member.me);
-        if are_others && !self.is_removed() {
+        if are_others && !self.member.is_removed() {
             let mut met = self.member.sync.met.subscribe();
             // Whoever is alone leaves unheard, and is told so.
             drop(tokio::time::timeout(FIRST_MEETING, met.wait_for(|met| *met)).await);

@@ -54,7 +54,7 @@ impl Mesh {
         // Where there is nobody else, nobody has asked.
         let is_asked = |it: &&Stored| it.is_attached() && others.contains(&it.network);
         let asked: Vec<&Stored> = endpoints.iter().filter(is_asked).collect();
-        if asked.is_empty() || self.departed().is_some() {
+        if asked.is_empty() || self.member.departed().is_some() {
             return Ok(());
         }
         let places: BTreeSet<PathBuf> = asked.iter().map(|it| it.plug().netns).collect();

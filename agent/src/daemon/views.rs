@@ -17,7 +17,6 @@ use vxmesh_proto::{
 
 use super::{
     conflicts,
-    departed::Departed,
     mesh::{Mesh, failed},
 };
 use crate::{
@@ -25,18 +24,10 @@ use crate::{
     api::{self, Address, ApiError, DropRow, ErrorCode, Location, MapDiffRow, MapRow, Node},
     control::Control,
     identity::unix_now,
+    member::departed::Departed,
 };
 
 impl Mesh {
-    /// Nodes that are up, this one included.
-    pub(super) fn live_nodes(&self) -> Vec<NodeId> {
-        self.member
-            .gossip
-            .get()
-            .map(|gossip| gossip.with_directory(|d| d.up().collect()))
-            .unwrap_or_default()
-    }
-
     /// A node's name, or its id while nobody told it.
     pub(crate) fn node_name(&self, node: NodeId) -> String {
         let rows = self.node_list();
@@ -78,8 +69,9 @@ impl Mesh {
             let name = name.or_else(|| id.as_str().parse().ok())?;
             let (drained, zone) =
                 claim.as_ref().map_or((false, None), |it| (it.drained.is_some(), it.zone.clone()));
-            let vtep = claim
-                .and_then(|claim| crate::member::peers::reachable(&claim.vteps, &self.own_addrs()));
+            let vtep = claim.and_then(|claim| {
+                crate::member::peers::reachable(&claim.vteps, &self.member.location.own())
+            });
             let is_self = id == self.member.me;
             let issuer = match is_self {
                 true => self.credentials.is_issuer(),
@@ -105,7 +97,7 @@ impl Mesh {
             .collect();
         let mut known = BTreeMap::new();
         for network in networks {
-            for (key, claim) in self.believed(gossip, network) {
+            for (key, claim) in self.member.believed(gossip, network) {
                 let entry = gossip
                     .with_directory(|d| d.get(key.node, Key::Endpoint(key.endpoint)).cloned());
                 if let Some(entry) = entry {
@@ -287,9 +279,10 @@ impl Mesh {
     pub(super) fn fill_status(&self, status: &mut api::Status) {
         let nodes = self.node_list();
         let present = nodes.iter().filter(|node| !node.is_gone());
-        let at =
-            |port: u16| self.own_addrs().first().map(|ip| std::net::SocketAddr::new(*ip, port));
-        status.state = self.departed().map_or("ready", Departed::as_str).to_owned();
+        let at = |port: u16| {
+            self.member.location.own().first().map(|ip| std::net::SocketAddr::new(*ip, port))
+        };
+        status.state = self.member.departed().map_or("ready", Departed::as_str).to_owned();
         status.mesh_id = Some(self.credentials.membership.mesh_id);
         status.node_id = Some(self.member.me);
         status.control_addr = at(self.config.control_port);

@@ -48,7 +48,7 @@ impl Mesh {
             }
             if dirty.all || dirty.moved {
                 self.host.watching.note_moved();
-                self.kick();
+                self.member.keeper.kick();
             }
             let (all, begun) = (dirty.all, Instant::now());
             if self.look(dirty).await || all {

@@ -113,7 +113,7 @@ impl Service for Outlook {
     }
 
     fn members(&self) -> Vec<MemberInfo> {
-        self.mesh.upgrade().map(|mesh| mesh.member_infos()).unwrap_or_default()
+        self.mesh.upgrade().map(|mesh| mesh.member.member_infos()).unwrap_or_default()
     }
 
     fn issuers(&self) -> Vec<NodeId> {
@@ -130,7 +130,7 @@ impl Service for Outlook {
     fn handle_newcomer(&self, newcomer: Newcomer) {
         debug!(node = %newcomer.member.node_id, name = %newcomer.name, "a node joined");
         if let Some(mesh) = self.mesh.upgrade() {
-            mesh.remember_addr(newcomer.member.node_id, newcomer.addr);
+            mesh.member.remember_addr(newcomer.member.node_id, newcomer.addr);
         }
     }
 
@@ -148,7 +148,7 @@ impl Service for Outlook {
 
     fn removal(&self, node: NodeId) -> Option<String> {
         let mesh = self.mesh.upgrade()?;
-        mesh.removal_of(node).or_else(|| mesh.removal_of(mesh.member.me))
+        mesh.member.removal_of(node).or_else(|| mesh.member.removal_of(mesh.member.me))
     }
 
     fn handle_removal(&self, from: NodeId, word: String) {

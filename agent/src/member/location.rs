@@ -10,8 +10,9 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use vxmesh_proto::addr::NodeId;
+use vxmesh_proto::{addr::NodeId, control::MemberInfo};
 
+use super::Member;
 use crate::lock::lock;
 
 /// Addresses of nodes on the underlay.
@@ -55,5 +56,26 @@ impl Location {
     /// Members may be looked for again.
     pub(crate) fn end_to_seek(&self) {
         self.seeking.store(false, Ordering::Release);
+    }
+}
+
+impl Member {
+    /// Keeps where a node was reached, until its own claim says better.
+    pub(crate) fn remember_addr(&self, node: NodeId, addr: SocketAddr) {
+        if node != self.me {
+            lock(&self.location.known).entry(node).or_insert(addr);
+            self.keeper.kick();
+        }
+    }
+
+    /// What a newcomer is told of the others.
+    pub(crate) fn member_infos(&self) -> Vec<MemberInfo> {
+        let addrs = lock(&self.location.known);
+        let info = |(node, addr): (&NodeId, &SocketAddr)| MemberInfo {
+            node: *node,
+            certificate: Default::default(),
+            addrs: vec![*addr],
+        };
+        addrs.iter().map(info).collect()
     }
 }

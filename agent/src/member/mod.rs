@@ -3,7 +3,9 @@
 //! Nothing in here knows the rest of the agent: `daemon` calls it.
 
 pub(crate) mod allocation;
+mod believed;
 pub(crate) mod conflicts;
+pub(crate) mod departed;
 pub(crate) mod issuers;
 pub(crate) mod keeper;
 pub(crate) mod location;

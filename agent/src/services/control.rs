@@ -110,7 +110,7 @@ impl Services {
         if services.is_empty() {
             return Vec::new();
         }
-        let claims = mesh.claims_of(network);
+        let claims = mesh.member.claims_of(network);
         let rows =
             services.iter().map(|(id, service, state)| row(mesh, *id, service, *state, &claims));
         rows.collect()
@@ -161,7 +161,7 @@ impl Services {
     ) -> Result<api::Service, ServiceError> {
         mesh.check_member()?;
         let row = self.find(mesh, reference)?;
-        let (up, away) = (mesh.claims_of(row.network), mesh.away(row.network));
+        let (up, away) = (mesh.member.claims_of(row.network), mesh.member.away(row.network));
         let text = block_in_place(|| {
             let add = published::chosen(mesh, Some(row.id), &update.add_published)?;
             if !add.is_empty() && mesh.network_of(row.network).is_some_and(|it| it.internal) {
@@ -200,7 +200,7 @@ impl Services {
     ) -> Result<api::Service, ServiceError> {
         mesh.check_member()?;
         let row = self.find(mesh, reference)?;
-        let claims = mesh.claims_of(row.network);
+        let claims = mesh.member.claims_of(row.network);
         let service = mesh.member.objects.read(|set| service_of(set, row.id).cloned());
         let service = service.ok_or(ServiceError::Gone)?;
         let all = backends(&service, &claims).into_iter();
@@ -546,7 +546,7 @@ fn check_free(mesh: &Mesh, network: NetworkId, name: &Name) -> Result<(), Servic
     mesh.check_name(name)?;
     let taken = |what| Err(ServiceError::NameTaken { name: name.clone(), what });
     // Also those of nodes that are away: they may be back.
-    let (up, away) = (mesh.claims_of(network), mesh.away(network));
+    let (up, away) = (mesh.member.claims_of(network), mesh.member.away(network));
     for claim in up.values().chain(away.values()).filter(|claim| !claim.router) {
         if claim.name == *name {
             return taken("an endpoint");

@@ -116,7 +116,7 @@ fn tell(mesh: &Mesh) {
                 "the backend accepts connections: services send it some again"
             ),
         }
-        mesh.kick();
+        mesh.member.keeper.kick();
     }
 }
 

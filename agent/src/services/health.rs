@@ -95,7 +95,7 @@ pub(crate) async fn check(mesh: Arc<Mesh>, mut stop: Receiver<bool>) {
 fn wanted(mesh: &Mesh) -> (Wanted, BTreeSet<Checked>) {
     let (mut wanted, mut here) = (Wanted::new(), BTreeSet::new());
     for (network, specs) in mesh.services.known().into_iter().filter(|(_, it)| !it.is_empty()) {
-        let claims = mesh.claims_of(network);
+        let claims = mesh.member.claims_of(network);
         let own: Vec<_> = claims.iter().filter(|(key, _)| key.node == mesh.member.me).collect();
         for spec in specs.iter() {
             here.extend(own.iter().map(|(key, _)| (key.endpoint, spec.id)));
@@ -163,7 +163,7 @@ pub(super) fn tell(mesh: &Mesh) {
         (told, all)
     };
     for (endpoint, health) in told {
-        mesh.republish(Key::Endpoint(endpoint), |claim| {
+        mesh.member.republish(Key::Endpoint(endpoint), |claim| {
             let Claim::Endpoint(claim) = claim else { return None };
             let health = mesh.health_told(claim, health);
             (claim.health != health).then(|| {

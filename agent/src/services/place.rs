@@ -59,7 +59,7 @@ impl Services {
             Ok(next)
         });
         let NodePlace { drained, zone } = written?;
-        mesh.republish(Key::Node, |claim| match claim {
+        mesh.member.republish(Key::Node, |claim| match claim {
             Claim::Node(claim) => Some(Claim::Node(NodeClaim { drained, zone, ..claim.clone() })),
             Claim::Endpoint(_) | Claim::Gone => None,
         });

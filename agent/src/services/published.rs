@@ -398,7 +398,7 @@ impl Services {
     /// Tells the others which they are, where it is not what they know.
     fn tell_unpublished(&self, mesh: &Mesh) {
         let unpublished = self.unpublished();
-        mesh.republish(Key::Node, |claim| match claim {
+        mesh.member.republish(Key::Node, |claim| match claim {
             Claim::Node(claim) if claim.unpublished != unpublished => {
                 Some(Claim::Node(NodeClaim { unpublished, ..claim.clone() }))
             }

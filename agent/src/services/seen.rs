@@ -188,7 +188,10 @@ impl Names {
     fn of(services: &Services, mesh: &Mesh, flows: &[(Found, Duration)]) -> Self {
         let networks: BTreeSet<NetworkId> =
             flows.iter().map(|(found, _)| found.flow.network).collect();
-        let claims = networks.iter().flat_map(|id| [mesh.away(*id), mesh.claims_of(*id)]).flatten();
+        let claims = networks
+            .iter()
+            .flat_map(|id| [mesh.member.away(*id), mesh.member.claims_of(*id)])
+            .flatten();
         let endpoints = claims.map(|(key, claim)| (key.endpoint, claim.name));
         let vips = services.list(mesh).into_iter().flat_map(|service| {
             let api::Service { network, name, vips, .. } = service;
