@@ -79,6 +79,8 @@ struct Attach {
 pub(crate) struct Local {
     pub(crate) table: NetworkTable<Arc<Peer>>,
     pub(crate) claims: Claims,
+    /// Whether frames with its number are for it: two networks may claim one.
+    pub(crate) is_active: bool,
 }
 
 /// The time as the node sees it.
@@ -571,6 +573,7 @@ impl Life {
         self.locals.entry(id).or_insert_with(|| Local {
             table: NetworkTable::new(spec_of(id, &network), 7, time.now),
             claims: Claims::new(),
+            is_active: true,
         });
     }
 
@@ -588,7 +591,8 @@ impl Life {
             let peers = &self.peers;
             let is_peer = |node| node == self.me || peers.contains_key(&node);
             let holds = |node, ip| self.addresses.holds(*id, node, ip);
-            let claims = if active.contains(id) {
+            local.is_active = active.contains(id);
+            let claims = if local.is_active {
                 believed(&self.directory, *id, is_peer, holds).0
             } else {
                 Claims::new()

@@ -609,7 +609,8 @@ fn take(
         return Ok(None);
     }
     let locals = &life.locals;
-    let table_of = |vni| locals.values().map(|l| &l.table).find(|table| table.spec().vni == vni);
+    let active = || locals.values().filter(|local| local.is_active).map(|local| &local.table);
+    let table_of = |vni| active().find(|table| table.spec().vni == vni);
     let result = inbound_vxlan(table_of, &sender, opened.payload, &mut ());
     let network = result.vni.and_then(table_of).map(|table| table.spec().id);
     match (result.verdict, network) {
