@@ -84,7 +84,7 @@ impl Life {
             return false;
         }
         let id = EndpointId::from_random(self.rng.bytes());
-        let mac = MacAddr::of_node(self.me, u16::from_be_bytes(self.rng.bytes()));
+        let mac = self.free_mac(network);
         let all = self.addresses.subnets(network);
         let v4: Vec<IpNet> = all.iter().filter(|net| net.addr().is_ipv4()).copied().collect();
         let named = v4.iter().find(|net| wanted.iter().any(|ip| net.contains(ip))).copied();
@@ -97,6 +97,14 @@ impl Life {
             Some(Attach { network, id, mac, wanted, subnets, ips, asked, router, service });
         self.continue_attach(time);
         true
+    }
+
+    /// A MAC that none of its endpoints has.
+    fn free_mac(&mut self, network: NetworkId) -> MacAddr {
+        let begin = u16::from_be_bytes(self.rng.bytes());
+        let mut all = (0..=u16::MAX).map(|n| MacAddr::of_node(self.me, begin.wrapping_add(n)));
+        let own = self.disk.endpoints.values().filter(|claim| claim.network == network);
+        all.find(|mac| own.clone().all(|claim| claim.mac != *mac)).unwrap()
     }
 
     /// Begins to make a service with an address of each IP version of its network.
