@@ -16,7 +16,8 @@ use crate::world::{Fate, World};
 
 /// How often each sends.
 const BEAT: Duration = Duration::from_millis(200);
-/// For so long a flow of datagrams is surely kept that nobody uses: three minutes, in whole seconds.
+/// For so long a flow of datagrams is surely kept that nobody uses: three minutes, in whole
+/// seconds.
 const KEPT: Duration = Duration::from_secs(3 * 60 - 1);
 
 /// A client, as it sees its service.
