@@ -1,8 +1,10 @@
 //! Flows of datagrams: many at once, and when the first is answered.
 
 use std::{
-    io::{self, ErrorKind, Write},
+    collections::VecDeque,
+    io::{self, Write},
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -14,6 +16,8 @@ const FIRST_PORT: u16 = 8_000;
 const AT_ONCE: usize = 64;
 const LOST: Duration = Duration::from_millis(100);
 const TRIES: usize = 20;
+/// Questions whose answers are still listened for.
+const HEARD: usize = 64;
 /// Between two questions.
 const PAUSE: Duration = Duration::from_millis(2);
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -53,23 +57,39 @@ pub(crate) fn answered(to: SocketAddrV4) -> Result<f64> {
     println!("asking");
     io::stdout().flush()?;
     let begin = Instant::now();
+    let mut asked = VecDeque::new();
     while begin.elapsed() < PATIENCE {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.connect(to)?;
-        socket.set_read_timeout(Some(PAUSE))?;
-        socket.send(b"anybody")?;
-        match socket.recv(&mut [0; 64]) {
-            Ok(_) => return Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64()),
-            Err(error) if is_silence(&error) => {}
-            Err(error) => return Err(error.into()),
+        if ask(to, &mut asked)? {
+            return Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64());
         }
     }
     bail!("{to} does not answer")
 }
 
-fn is_silence(error: &io::Error) -> bool {
-    use ErrorKind::{ConnectionRefused, TimedOut, WouldBlock};
-    matches!(error.kind(), WouldBlock | TimedOut | ConnectionRefused)
+/// Asks until many questions in a row have had no answer.
+pub(crate) fn silent(to: SocketAddrV4) -> Result<()> {
+    let begin = Instant::now();
+    let (mut asked, mut in_vain) = (VecDeque::new(), 0);
+    while in_vain < 2 * HEARD {
+        ensure!(begin.elapsed() < PATIENCE, "{to} goes on answering");
+        in_vain = if ask(to, &mut asked)? { 0 } else { in_vain + 1 };
+    }
+    Ok(())
+}
+
+/// Asks once more; whether there is an answer to one of the last questions.
+fn ask(to: SocketAddrV4, asked: &mut VecDeque<UdpSocket>) -> Result<bool> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.connect(to)?;
+    socket.set_nonblocking(true)?;
+    socket.send(b"anybody")?;
+    asked.push_back(socket);
+    if asked.len() > HEARD {
+        asked.pop_front();
+    }
+    thread::sleep(PAUSE);
+    // An ICMP error is no answer.
+    Ok(asked.iter().any(|socket| socket.recv(&mut [0; 64]).is_ok()))
 }
 
 #[cfg(test)]
@@ -81,7 +101,7 @@ mod tests {
     fn who_answers_later_is_heard() {
         let free = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, free);
-        std::thread::spawn(move || pingpong::pong(free));
+        thread::spawn(move || pingpong::pong(free));
         assert!(answered(to).unwrap() > 0.0);
     }
 }

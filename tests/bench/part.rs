@@ -59,6 +59,9 @@ pub(crate) enum Part {
     /// Says when the first datagram was answered
     #[command(hide = true)]
     Answered { to: SocketAddrV4 },
+    /// Waits until nobody answers any more
+    #[command(hide = true)]
+    Silent { to: SocketAddrV4 },
 }
 
 impl Part {
@@ -91,6 +94,7 @@ impl Part {
                 Ok(serde_json::to_string(&dial::dial(to, duration(seconds))?)?)
             }
             Self::Open { to, count } => silent(datagrams::open(to, count)),
+            Self::Silent { to } => silent(datagrams::silent(to)),
             Self::Answered { to } => datagrams::answered(to).map(|time| time.to_string()),
         }
     }

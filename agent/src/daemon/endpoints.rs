@@ -442,6 +442,12 @@ impl Mesh {
         for endpoint in self.stored_endpoints()? {
             self.detach_stored(hosted, endpoint.id).await?;
         }
+        // Nothing of this node is plugged into a network that could not be taken over.
+        for node in self.stored_nodes()?.iter() {
+            if !hosted.overlays.contains_key(&node.network) {
+                self.forget_node(hosted, node.network).await?;
+            }
+        }
         // An address that is used is handed to nobody.
         match self.stored_nodes()?.iter().find(|node| !node.ips.is_empty()) {
             Some(node) => {

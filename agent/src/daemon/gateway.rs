@@ -177,14 +177,15 @@ impl Mesh {
         Ok(self.stored_nodes()?.iter().find(|node| node.network == id).cloned())
     }
 
-    /// Opens the way of a network that was just made here, unless it is internal.
+    /// Opens the way of a network that is here, unless it is internal.
     pub(super) async fn open_way(
         self: &Arc<Self>,
         hosted: &mut Hosted,
         id: NetworkId,
         network: &object::Network,
     ) {
-        if network.internal {
+        // Of one that is not, a way would lead nowhere, and published ports would be open by it.
+        if network.internal || !hosted.overlays.contains_key(&id) {
             return;
         }
         hosted.ways.open.entry(id).or_default();

@@ -113,6 +113,7 @@ fn change_often(
 /// Seconds from the start and from the end of the command to the first answer.
 fn change(lab: &Lab, vip: &str) -> Result<(f64, f64)> {
     let (own, to) = (own_path()?, format!("{vip}:{PORT}"));
+    lab.exec("h1", &["ip", "netns", "exec", "client", &own, "silent", &to])?;
     let mut asks = lab.start("h1", &["ip", "netns", "exec", "client", &own, "answered", &to])?;
     let mut said = BufReader::new(asks.stdout.take().context("no output")?).lines();
     ensure!(said.next().transpose()?.as_deref() == Some("asking"), "the client does not ask");

@@ -64,7 +64,7 @@ fn paths(args: &Args) -> Result<String> {
 fn dial(subject: &Subject<'_>, seconds: u32, table: &mut Table) -> Result<()> {
     let dialed = subject.dial(seconds)?;
     let mut add = |name, unit, value| table.add(subject.label(), Metric { name, unit }, value);
-    add("new connections", "a second", f64::from(dialed.begun) / dialed.seconds);
+    add("new connections", "a second", f64::from(dialed.begun) / f64::from(seconds));
     add("lost connections", "in all", f64::from(dialed.lost));
     Ok(())
 }
