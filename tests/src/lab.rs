@@ -259,8 +259,11 @@ impl Lab {
     /// There is no agent.
     pub fn freeze(&self, host: &str) -> Result<Frozen> {
         let pid = Pid::from_raw(self.agent(host)?);
+        let frozen = Frozen(pid);
         kill(pid, Signal::SIGSTOP)?;
-        Ok(Frozen(pid))
+        // A thread that runs on another CPU goes on until it is told to stop.
+        wait_until("the agent stands still", || all_stopped(pid))?;
+        Ok(frozen)
     }
 
     /// The process of a host's agent.
@@ -488,6 +491,18 @@ impl Drop for Lab {
 /// An agent that does nothing for a while.
 #[derive(Debug)]
 pub struct Frozen(Pid);
+
+/// Whether all threads of a process are stopped: proc_pid_stat(5).
+fn all_stopped(pid: Pid) -> Result<bool> {
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = fs::read_to_string(thread?.path().join("stat"))?;
+        // The second field may hold spaces.
+        if !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('T') {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
 
 impl Drop for Frozen {
     fn drop(&mut self) {
