@@ -78,7 +78,7 @@ use crate::{
 /// How long an agent without an identity waits between two attempts to join.
 const REJOIN: Duration = Duration::from_secs(2);
 
-/// Lets the agent have as many file descriptors as it may: each network takes about a dozen, and
+/// Lets the agent have as many file descriptors as it may: each network takes some twenty, and
 /// the usual limit is for programs that use select(2).
 fn raise_descriptors() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
