@@ -209,6 +209,8 @@ drop_reasons! {
     UnderlayUnreachable = "underlay_unreachable", lost;
     /// The host's buffers are full.
     UnderlayFull = "underlay_full", lost;
+    /// It came, and the agent did not take it in time.
+    UnderlayOverrun = "underlay_overrun", lost;
     /// The host did not take it for another reason.
     UnderlayError = "underlay_error", lost;
 

@@ -42,8 +42,14 @@ pub const UNDERWAY: &[&str] = &["source_unknown", "fdb_unknown", "not_local"];
 
 /// What the kernel loses where queues are full, as on any busy link: it says more of the machine
 /// than of the test.
-const BUSY: &[&str] =
-    &["tap_full", "port_overrun", "sandbox_overrun", "node_overrun", "uplink_overrun"];
+const BUSY: &[&str] = &[
+    "tap_full",
+    "port_overrun",
+    "sandbox_overrun",
+    "node_overrun",
+    "uplink_overrun",
+    "underlay_overrun",
+];
 
 /// What an agent says that did not get its turn: it says more of the machine than of the test.
 const STARVED: &str = "this node was starved";

@@ -264,6 +264,7 @@ impl Mesh {
     pub(super) async fn count_drops(&self) {
         self.count_on_host();
         self.count_refused(|_place, _id| true);
+        self.host.plane.count_overruns();
         self.host.losses.count(self.host.plane.drops(), None).await;
         let networks: BTreeSet<NetworkId> =
             self.network_list().iter().map(|network| network.id).collect();

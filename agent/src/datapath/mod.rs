@@ -23,6 +23,7 @@ mod lanes;
 pub mod offload;
 mod offloads;
 mod outbound;
+mod overruns;
 pub mod plain;
 pub mod port;
 mod sessions;
@@ -295,6 +296,14 @@ impl Dataplane {
     #[must_use]
     pub const fn plain(&self) -> &plain::Plain {
         &self.plain
+    }
+
+    /// Brings the counters up to date with what came and was not taken in time.
+    pub fn count_overruns(&self) {
+        let Shared { udp, others, sparse, drops, .. } = &*self.shared;
+        let sockets = [udp].into_iter().chain(others).chain(sparse);
+        sockets.for_each(|socket| socket.count_overruns(drops));
+        self.plain.count_overruns();
     }
 
     /// The counters of frames that were not delivered.

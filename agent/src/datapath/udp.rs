@@ -26,6 +26,8 @@ use socket2::{Domain, MsgHdr, Protocol, SockAddr, SockRef, Socket, Type};
 use tracing::debug;
 use vxmesh_proto::frame::ecn::Ecn;
 
+use super::{drops::Drops, overruns::Overruns};
+
 /// Kernel buffers: 8 MiB hold about 50 ms of full-size datagrams at 1 Gbit/s while a worker is
 /// descheduled.
 pub(super) const SOCKET_BUFFER: usize = 8 << 20;
@@ -53,6 +55,7 @@ pub struct UdpIo {
     state: UdpSocketState,
     dual_stack: bool,
     marked: bool,
+    overruns: Overruns,
 }
 
 impl UdpIo {
@@ -125,7 +128,8 @@ impl UdpIo {
         socket.bind(&addr.into())?;
         let socket = UdpSocket::from(socket);
         let state = UdpSocketState::new((&socket).into())?;
-        Ok(Self { socket, state, dual_stack: domain == Domain::IPV6, marked: false })
+        let (dual_stack, overruns) = (domain == Domain::IPV6, Overruns::default());
+        Ok(Self { socket, state, dual_stack, marked: false, overruns })
     }
 
     /// Has the kernel give each datagram alone. What it glues together may be several datagrams
@@ -238,6 +242,11 @@ impl UdpIo {
             std::array::from_fn(|_| slices.next().unwrap_or_else(|| IoSliceMut::new(&mut [])));
         batch.filled = self.state.recv((&self.socket).into(), &mut slots, &mut batch.metas)?;
         Ok(())
+    }
+
+    /// Counts what came since the last time and was not taken in time.
+    pub fn count_overruns(&self, drops: &Drops) {
+        self.overruns.count(self.as_fd(), drops);
     }
 
     fn to_socket(&self, addr: SocketAddr) -> SocketAddr {

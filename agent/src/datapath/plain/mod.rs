@@ -166,6 +166,13 @@ impl Plain {
         }
     }
 
+    /// Brings the counters up to date with what came and was not taken in time.
+    pub(super) fn count_overruns(&self) {
+        if let Some(sockets) = &*self.shared.sockets.load() {
+            sockets.listener().count_overruns(&self.shared.drops);
+        }
+    }
+
     /// Why the plain port is not open although a network needs it.
     #[must_use]
     pub fn fault(&self) -> Option<String> {

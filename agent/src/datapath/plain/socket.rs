@@ -44,6 +44,11 @@ impl Sockets {
         Ok(Self { listener, senders })
     }
 
+    /// The plain port's.
+    pub(super) const fn listener(&self) -> &UdpIo {
+        &self.listener
+    }
+
     pub(super) fn recv<const N: usize>(&self, batch: &mut Batch<N>) -> io::Result<()> {
         self.listener.recv(batch)
     }
