@@ -271,7 +271,7 @@ impl Outbound {
         self.inbox.bell.read()?;
         while let Ok(order) = self.inbox.orders.try_recv() {
             match order {
-                Order::Connect(port, queue) => self.join(port, queue),
+                Order::Connect { port, queue, spread } => self.join(port, queue, spread),
                 Order::Disconnect(network, _given_up) => {
                     for number in 0..self.seats.len() {
                         let seat = self.seats.get(number).and_then(Option::as_ref);
@@ -286,7 +286,7 @@ impl Outbound {
         Ok(true)
     }
 
-    fn join(&mut self, port: Arc<Port>, queue: usize) {
+    fn join(&mut self, port: Arc<Port>, queue: usize, spread: usize) {
         let number = self.seats.iter().position(Option::is_none).unwrap_or(self.seats.len());
         let event = EpollEvent::new(EpollFlags::EPOLLIN, u64::try_from(number).unwrap_or(BELL));
         let joined = port.device().queue(queue).map(|queue| self.poll.add(queue, event));
@@ -294,7 +294,7 @@ impl Outbound {
             let vni = port.vni();
             error!(%vni, %error, "the network's TAP cannot be watched; restart the agent");
         }
-        let lanes = Lanes::new(rand::random());
+        let lanes = Lanes::new(rand::random(), spread);
         let seat = Some(Seat { port, queue, lanes, held: Fair::default(), large: 0 });
         match self.seats.get_mut(number) {
             Some(free) => *free = seat,
@@ -331,7 +331,7 @@ impl Seat {
     /// How a frame travels that came now, and a number of its flow. While others of its flow wait,
     /// it waits behind them.
     fn lane(&mut self, headers: Option<&Headers>, len: usize, now: Instant) -> (Lane, u64) {
-        match self.lanes.of(headers.map(Headers::flow), len, now) {
+        match self.lanes.of(headers, len, now) {
             (Lane::Sparse, flow) if self.held.holds(flow) => (Lane::Bulk, flow),
             lane => lane,
         }

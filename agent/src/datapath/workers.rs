@@ -19,8 +19,8 @@ use super::{Shared, join, outbound::Outbound, port::Port};
 /// What a worker is told.
 #[derive(Debug)]
 pub(super) enum Order {
-    /// To read this queue of the network's TAP.
-    Connect(Arc<Port>, usize),
+    /// To read this queue of the network's TAP. The flows of a sender are spread over so many.
+    Connect { port: Arc<Port>, queue: usize, spread: usize },
     /// To give the network up, and with it the sender.
     Disconnect(NetworkId, Sender<()>),
     /// To end.
@@ -73,9 +73,11 @@ impl Workers {
     /// Has the network's frames carried. Queues of small networks are not all the first worker's.
     pub(super) fn connect(&self, port: &Arc<Port>) {
         let first = usize::try_from(port.vni().get()).unwrap_or_default();
-        for queue in 0..port.device().queues() {
+        let queues = port.device().queues();
+        let spread = queues.min(self.count());
+        for queue in 0..queues {
             if let Some(worker) = self.0.get((first + queue) % self.0.len().max(1)) {
-                worker.tell(Order::Connect(Arc::clone(port), queue));
+                worker.tell(Order::Connect { port: Arc::clone(port), queue, spread });
             }
         }
     }

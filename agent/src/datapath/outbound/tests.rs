@@ -126,7 +126,7 @@ fn i4_frames_that_wait_when_their_tap_goes_are_counted() {
     let mut worker = outbound_worker();
     let port = port(3);
     let lost = DropKey::of(DropReason::TapError).in_network(port.id());
-    worker.join(port, 0);
+    worker.join(port, 0, 1);
     assert_eq!(worker.take(0, false), 3);
     assert_eq!(worker.shared.drops.rows(), [(lost, 3)]);
     assert_eq!(worker.spare.lent, (0, 0), "their room is free again");

@@ -12,7 +12,8 @@
 //!   of the two sees the other, and gives up ([`Refused::Busy`] if both do).
 //!
 //! Limits: half-open flows have a quarter of the room, and the oldest of some goes when more come;
-//! so have all flows of one source, which gets no more. Ended flows count towards no limit, and
+//! so have all flows of one source, which gets no more. Where half-open ones have their quarter, a
+//! source that has a quarter of that displaces nobody. Ended flows count towards no limit, and
 //! whoever needs an entry takes theirs. No flow of which both ends speak is displaced.
 
 mod entry;
@@ -228,7 +229,10 @@ impl<M: Memory> FlowTable<M> {
         // Before anybody's place is taken for it.
         self.is_free(None, &client, &forward, Refused::Exists)?;
         self.is_free(None, &backend, &reverse, Refused::Clash)?;
-        if self.source_count(flow) >= u64::from(self.shape.flows) / PART {
+        let (own, most) = (self.source_count(flow), u64::from(self.shape.flows) / PART);
+        // Where half-open flows displace each other, those of a flood would displace all others.
+        let crowds = own >= most / PART && self.count().half_open >= most;
+        if own >= most || crowds {
             return Err(Refused::Full);
         }
         let taken = self.acquire(now).ok_or(Refused::Full)?;

@@ -244,6 +244,30 @@ fn half_open_flows_have_a_quarter_and_the_older_ones_go() {
     assert!(table.find(&answered.flow.forward()).is_some());
 }
 
+#[test]
+fn a_flood_of_half_open_flows_displaces_no_others() {
+    let table = table(1024);
+    let mut floods = 0..;
+    let mut flood = |source, second| {
+        for _ in 0..2000 {
+            let n = floods.next().unwrap();
+            match table.insert(&numbered(source, n), 0, after(second)) {
+                Ok(_) | Err(Refused::Full) => {}
+                Err(refused) => panic!("{refused:?}"),
+            }
+        }
+    };
+    (1..=3).for_each(|source| flood(source, 0));
+    assert_eq!(table.count().half_open, 256);
+    for second in 1..20 {
+        let waits = numbered(9, 60_000 + u32::try_from(second).unwrap());
+        table.insert(&waits, 0, after(second)).unwrap();
+        (1..=3).for_each(|source| flood(source, second));
+        let found = table.find(&waits.reverse()).expect("it was displaced");
+        table.note(&found, Sign::SynAck, after(second)).unwrap();
+    }
+}
+
 /// Most of the room was never used. All who come find a place, also when more come than are looked
 /// at at once.
 #[test]
