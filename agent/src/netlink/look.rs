@@ -81,12 +81,14 @@ impl Look {
         (router, source): (Option<IpAddr>, Option<IpAddr>),
         name: &str,
     ) -> bool {
-        let is_it = |index| {
-            let interface = Some(index);
-            let route = Route { destination, interface, router, source, ours: true };
-            self.state.routes.contains(&route)
-        };
-        self.is(name, |link| is_it(link.index))
+        self.is(name, |link| {
+            let wanted = (destination, Some(link.index), router, source, true);
+            let is_it = |it: &Route| {
+                (it.destination, it.interface, it.router, it.source, it.ours) == wanted
+                    && it.has_usual_metric()
+            };
+            self.state.routes.iter().any(is_it)
+        })
     }
 
     /// Whether there is a route to here, whoever made it.

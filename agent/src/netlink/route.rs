@@ -40,6 +40,16 @@ pub struct Route {
     pub source: Option<IpAddr>,
     /// Whether this program made it.
     pub ours: bool,
+    /// Which of several to here is taken: the one with the least.
+    pub metric: u32,
+}
+
+impl Route {
+    /// Whether it is the one that a request without a metric makes or replaces: 0 of IPv4, 1024 of
+    /// IPv6 (`IP6_RT_PRIO_USER` of linux/ipv6_route.h).
+    pub(super) const fn has_usual_metric(&self) -> bool {
+        self.metric == if matches!(self.destination, IpNet::V4(_)) { 0 } else { 1024 }
+    }
 }
 
 impl Links {
@@ -381,11 +391,12 @@ pub(super) fn route_of(message: &RouteMessage) -> Option<Route> {
         RouteAddress::Inet6(ip) => Some(IpAddr::from(*ip)),
         _ => None,
     };
-    let (mut destination, mut source) = (None, None);
+    let (mut destination, mut source, mut metric) = (None, None, 0);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip_of(address),
             RouteAttribute::PrefSource(address) => source = ip_of(address),
+            RouteAttribute::Priority(number) => metric = *number,
             _ => {}
         }
     }
@@ -397,5 +408,5 @@ pub(super) fn route_of(message: &RouteMessage) -> Option<Route> {
     let destination = destination.unwrap_or(any);
     let destination = IpNet::new(destination, message.header.destination_prefix_length).ok()?;
     let ours = message.header.protocol == OURS;
-    Some(Route { destination, interface, router, source, ours })
+    Some(Route { destination, interface, router, source, ours, metric })
 }

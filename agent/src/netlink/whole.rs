@@ -379,34 +379,38 @@ impl Overlay {
     }
 }
 
-/// The entries of bridges' tables: port, MAC, and of what kind.
+/// The entries of bridges' tables that are of no VLAN: port, MAC, and of what kind.
 pub(super) async fn fdb(links: &Links) -> Result<Vec<(u32, MacAddr, NeighbourState)>, LinkError> {
     let dump = || {
         let neighbours = links.handle.neighbours().get();
         neighbours.set_address_family(AddressFamily::Bridge).execute()
     };
     let found = listed("the bridge's table", dump).await?;
-    let entry = |message: &NeighbourMessage| {
-        let mac = message.attributes.iter().find_map(|attribute| match attribute {
-            NeighbourAttribute::LinkLayerAddress(mac) => mac.as_slice().try_into().ok(),
-            _ => None,
-        });
-        // Those of the port itself are others.
-        let of_bridge = message.header.flags.contains(NeighbourFlags::Controller)
-            || message
-                .attributes
-                .iter()
-                .any(|attribute| matches!(attribute, NeighbourAttribute::Controller(_)));
-        let entry = (message.header.ifindex, MacAddr(mac?), message.header.state);
-        of_bridge.then_some(entry)
-    };
-    Ok(found.iter().filter_map(entry).collect())
+    Ok(found.iter().filter_map(entry_of).collect())
 }
 
-/// Whether an address stays, and was not refused.
+fn entry_of(message: &NeighbourMessage) -> Option<(u32, MacAddr, NeighbourState)> {
+    let (mut mac, mut of_bridge) = (None, false);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::LinkLayerAddress(it) => mac = it.as_slice().try_into().ok(),
+            NeighbourAttribute::Controller(_) => of_bridge = true,
+            // Frames here have no tag: an entry of a VLAN leads none of them.
+            NeighbourAttribute::Vlan(_) => return None,
+            _ => {}
+        }
+    }
+    // Those of the port itself are others.
+    of_bridge |= message.header.flags.contains(NeighbourFlags::Controller);
+    let entry = (message.header.ifindex, MacAddr(mac?), message.header.state);
+    of_bridge.then_some(entry)
+}
+
+/// Whether an address stays, was not refused, and is one to begin connections from.
 fn lasts(flags: AddressHeaderFlags) -> bool {
     let refused = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
-    flags.contains(AddressHeaderFlags::Permanent) && !flags.intersects(refused)
+    let unused = AddressHeaderFlags::Deprecated;
+    flags.contains(AddressHeaderFlags::Permanent) && !flags.intersects(refused | unused)
 }
 
 fn port_fault(
@@ -441,4 +445,33 @@ fn node_fault(state: &State, wanted: &NodePlug) -> Option<String> {
     }
     let lost = |vip: &&IpAddr| !state.has_route_from(node, wanted.error_source(**vip), **vip);
     Some(format!("{NODE} has lost its route to {}", wanted.vips.iter().find(lost)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_entry_without_a_vlan_leads_frames() {
+        let mut message = NeighbourMessage::default();
+        message.header.ifindex = 3;
+        message.header.state = NeighbourState::Noarp;
+        message.attributes = vec![
+            NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 1]),
+            NeighbourAttribute::Controller(1),
+        ];
+        let entry = (3, MacAddr([2, 0, 0, 0, 0, 1]), NeighbourState::Noarp);
+        assert_eq!(entry_of(&message), Some(entry));
+        message.attributes.push(NeighbourAttribute::Vlan(7));
+        assert_eq!(entry_of(&message), None);
+    }
+
+    #[test]
+    fn an_address_that_is_not_used_for_connections_is_written_again() {
+        let kept = AddressHeaderFlags::Permanent;
+        assert!(lasts(kept));
+        for not in [AddressHeaderFlags::Deprecated, AddressHeaderFlags::Tentative] {
+            assert!(!lasts(kept | not), "{not:?}");
+        }
+    }
 }

@@ -54,6 +54,7 @@ async fn what_is_broken_is_mended() -> Result<()> {
         format!("ip link set {port} mtu 1400"),
         "ip address add 10.11.0.1/16 dev br0".to_owned(),
         "ip address change 10.10.0.1/16 dev br0 valid_lft 3600 preferred_lft 3600".to_owned(),
+        "ip address change fd10::1/64 dev br0 valid_lft forever preferred_lft 0".to_owned(),
         "ip link set lo down".to_owned(),
         "sysctl -w net.ipv6.conf.default.disable_ipv6=0".to_owned(),
     ] {
@@ -73,6 +74,33 @@ async fn what_is_broken_is_mended() -> Result<()> {
     assert_ne!(mask()?, meant);
     host(&topology, "h1").await?.attach(&named(&a)?).await?;
     assert_eq!(mask()?, meant);
+    Ok(())
+}
+
+/// The kernel tells routes of one destination apart by their metrics: ours is not there while
+/// another one is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_of_another_metric_is_not_ours() -> Result<()> {
+    let topology = Topology::new()?;
+    let overlay = host(&topology, "h1").await?;
+    let node = NodePlug {
+        mac: mac(77),
+        ips: Vec::new(),
+        vips: BTreeSet::from(["10.10.0.99".parse()?, "fd10::99".parse()?]),
+        error_sources: Vec::new(),
+    };
+    overlay.set_node(&node).await?;
+    let netns = inside(&topology, "h1")?;
+    let route = |version: &str, vip: &str| ok(&netns, &format!("ip {version} route show {vip}"));
+    for (version, vip) in [("-4", "10.10.0.99"), ("-6", "fd10::99")] {
+        let ours = route(version, vip)?;
+        assert!(ours.contains("node0"), "{ours}");
+        ok(&netns, &format!("ip {version} route del {vip} dev node0"))?;
+        ok(&netns, &format!("ip {version} route add {vip} dev node0 proto 118 metric 2000"))?;
+        host(&topology, "h1").await?.set_node(&node).await?;
+        let now = route(version, vip)?;
+        assert!(now.lines().any(|line| ours.contains(line.trim())), "{ours} {now}");
+    }
     Ok(())
 }
 
