@@ -183,24 +183,28 @@ impl Mesh {
             let id = object::ObjectId::Network(network);
             self.member.objects.read(|set| set.get(&id).is_some_and(|object| object.closed()))
         };
-        if self.store.is_stuck() {
-            // What ends is written down: it waits until the disk takes that.
-            return;
-        }
+        // What ends is written down: it waits until the disk takes that. What is taken over is not.
+        let stuck = self.store.is_stuck();
         let unadopted = lock(&self.host.pending.unadopted).clone();
         let now = (self.member.objects.read(object::ObjectSet::content_hash), self.store.writes());
-        if unadopted.is_empty() && lock(&self.host.pending.tidy).as_ref() == Some(&now) {
+        let is_tidy = || lock(&self.host.pending.tidy).as_ref() == Some(&now);
+        if unadopted.is_empty() && (stuck || is_tidy()) {
             return;
         }
         let stored = match self.stored_endpoints() {
             Ok(stored) => stored,
             Err(error) => return warn!(%error, "endpoints cannot be looked at"),
         };
-        let (orphans, rest): (Vec<_>, Vec<_>) =
+        let (mut orphans, rest): (Vec<_>, Vec<_>) =
             stored.into_iter().partition(|endpoint| is_deleted(endpoint.network));
+        if stuck {
+            orphans.clear();
+        }
         let late: Vec<_> = rest.into_iter().filter(|e| unadopted.contains(&e.id)).collect();
         if orphans.is_empty() && late.is_empty() {
-            *lock(&self.host.pending.tidy) = Some(now);
+            if !stuck {
+                *lock(&self.host.pending.tidy) = Some(now);
+            }
             return;
         }
         // Whoever changes the host now may change just this; there is a next time.
@@ -278,11 +282,30 @@ impl Mesh {
             }
             Err(NotAdopted::Gone(why)) => why,
         };
-        warn!(endpoint = %endpoint.name, why, "endpoint not adopted; it is removed");
-        lock(&self.host.pending.unadopted).remove(&endpoint.id);
+        // Until its end is written down it is not this life's, either.
+        let is_first = lock(&self.host.pending.unadopted).insert(endpoint.id);
+        if self.store.is_stuck() {
+            if is_first {
+                warn!(endpoint = %endpoint.name, why, "endpoint not adopted; it is removed once the disk takes that");
+            }
+            return;
+        }
         self.silence(hosted, endpoint).await;
         self.withdraw(endpoint.network, endpoint.id);
-        self.undo(hosted, endpoint).await;
+        match self.unplug(hosted, endpoint).await {
+            Err(error) if self.is_stored(endpoint).unwrap_or(true) => {
+                if is_first {
+                    warn!(endpoint = %endpoint.name, why, %error, "endpoint neither adopted nor removed; it is tried again");
+                }
+                return;
+            }
+            Err(error) => {
+                warn!(endpoint = %endpoint.name, %error, "not all of the endpoint is removed");
+            }
+            Ok(()) => {}
+        }
+        lock(&self.host.pending.unadopted).remove(&endpoint.id);
+        warn!(endpoint = %endpoint.name, why, "endpoint not adopted; it is removed");
     }
 
     async fn adopt_one(

@@ -132,7 +132,9 @@ impl Mesh {
         };
         self.register(hosted, &view.links, &view.endpoints).await;
         self.number_uplinks(&view.state);
-        let mut acted = self.end_vanished(hosted, dirty, &view.endpoints).await;
+        let vanished = self.end_vanished(hosted, dirty, &view.endpoints).await;
+        view.endpoints.retain(|endpoint| !vanished.held.contains(&endpoint.id));
+        let mut acted = vanished.acted;
         if acted {
             let mut left = self.stored_endpoints().unwrap_or_default();
             left.retain(|endpoint| view.endpoints.iter().any(|it| it.id == endpoint.id));

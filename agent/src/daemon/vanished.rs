@@ -39,6 +39,15 @@ enum Seen {
     Gone(&'static str),
 }
 
+/// What became of endpoints that are gone.
+#[derive(Debug, Default)]
+pub(super) struct Vanished {
+    /// Whether the host is different now.
+    pub(super) acted: bool,
+    /// Those whose end is still to be written down: nothing of them is put back meanwhile.
+    pub(super) held: BTreeSet<EndpointId>,
+}
+
 /// Whether the namespace is the one that it was.
 fn look_at(place: &Place) -> io::Result<Seen> {
     // The first thread of a process may end before the process: who waits for its end knows better.
@@ -189,13 +198,13 @@ impl Mesh {
         }
     }
 
-    /// Ends the endpoints that are gone. Whether there was one.
+    /// Ends the endpoints that are gone.
     pub(super) async fn end_vanished(
         self: &Arc<Self>,
         hosted: &mut Hosted,
         dirty: &Dirty,
         endpoints: &[Stored],
-    ) -> bool {
+    ) -> Vanished {
         let mut gone = Vec::new();
         for endpoint in endpoints {
             match self.is_vanished(hosted, dirty, endpoint).await {
@@ -210,8 +219,10 @@ impl Mesh {
             // Their end is written down: they are looked at again with the next round.
             let mut dirty = lock(&self.host.watching.dirty);
             dirty.gone.extend(gone.iter().map(|(endpoint, why)| (endpoint.id, *why)));
-            return false;
+            let held = gone.iter().map(|(endpoint, _why)| endpoint.id).collect();
+            return Vanished { acted: false, held };
         }
+        let mut vanished = Vanished { acted: !gone.is_empty(), held: BTreeSet::new() };
         let sandboxes: BTreeSet<String> =
             gone.iter().filter_map(|(endpoint, _)| endpoint.sandbox.clone()).collect();
         for (endpoint, why) in &gone {
@@ -222,10 +233,11 @@ impl Mesh {
                 self.host.watching.mark(|dirty| {
                     dirty.gone.insert(endpoint.id, why);
                 });
+                vanished.held.insert(endpoint.id);
             }
         }
         self.settle_all(hosted, &sandboxes).await;
-        !gone.is_empty()
+        vanished
     }
 
     async fn is_vanished(
@@ -284,6 +296,6 @@ impl Mesh {
         endpoints.retain(is_it);
         let gone = endpoints.iter().map(|endpoint| (endpoint.id, "its interface is gone"));
         let dirty = Dirty { endpoints: true, gone: gone.collect(), ..Dirty::default() };
-        self.end_vanished(&mut hosted, &dirty, &endpoints).await;
+        let _held = self.end_vanished(&mut hosted, &dirty, &endpoints).await;
     }
 }
