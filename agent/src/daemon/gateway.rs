@@ -19,7 +19,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use vxmesh_proto::{
     addr::{EndpointId, MacAddr, NetworkId},
     limits::CLAIM_ADDRESSES,
@@ -209,13 +209,15 @@ impl Mesh {
         };
         self.forget((Table::Gateways, &key), id, &node.ips).map_err(store_failed)?;
         // What it sends once no table has it would be counted as a forgery.
-        let silenced = match hosted.overlays.get(&id) {
-            Some(overlay) => overlay.silence_node().await,
-            None => Ok(()),
-        };
+        // It keeps nobody from taking the namespace away.
+        if let Some(overlay) = hosted.overlays.get(&id)
+            && let Err(error) = overlay.silence_node().await
+        {
+            debug!(network = %id, %error, "the node's interface is not silenced");
+        }
         self.withdraw(id, node.id);
         node.ips.iter().for_each(|ip| self.member.addresses.release(id, *ip, Instant::now()));
-        Ok(silenced?)
+        Ok(())
     }
 
     /// Forgets the node's addresses in networks that are not here any more, and brings the host in
