@@ -146,7 +146,7 @@ impl Mesh {
                     info!(network = %network.name, %error, "the network is not taken over at once; it is tried again");
                 });
                 let overlay = overlay.ok()?;
-                mesh.host.name_servers.serve_network(id, &network, overlay.path());
+                mesh.host.name_servers.serve_network(id, &network, &overlay);
                 let way = mesh.adopt_way((&host, &overlay), id, &network).await;
                 let mut adopted = Vec::new();
                 for endpoint in endpoints {

@@ -68,7 +68,7 @@ impl Mesh {
         if !there {
             let overlay = self.make_overlay(id, network).await?;
             overlay.trust_no_more();
-            self.host.name_servers.serve_network(id, network, overlay.path());
+            self.host.name_servers.serve_network(id, network, &overlay);
             hosted.overlays.insert(id, overlay);
             self.open_way(hosted, id, network).await;
         }

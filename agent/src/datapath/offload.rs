@@ -17,10 +17,7 @@ use std::{
 
 use nix::{
     libc,
-    sys::{
-        eventfd::{EfdFlags, EventFd},
-        uio::{readv, writev},
-    },
+    sys::uio::{readv, writev},
 };
 use tracing::debug;
 use vxmesh_proto::frame::{
@@ -32,7 +29,7 @@ use super::{
     backend::{Backend, Grants},
     device::{Device, Received},
     steering::{self, Queues},
-    tap::wait,
+    tap::Stop,
 };
 
 /// Parts of one frame: headers and payloads; the virtio header goes before them.
@@ -53,7 +50,7 @@ const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 pub struct OffloadTap {
     /// One for each queue.
     files: Vec<File>,
-    stop: EventFd,
+    stop: Stop,
     udp: bool,
 }
 
@@ -90,8 +87,7 @@ impl OffloadTap {
         if !udp {
             ioctl::set_offload(first, TCP)?;
         }
-        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { files, stop, udp })
+        Ok(Self { files, stop: Stop::default(), udp })
     }
 
     /// All queues take what is written; there is one at least.
@@ -119,7 +115,7 @@ impl Device for OffloadTap {
     }
 
     fn wait(&self) -> io::Result<bool> {
-        wait(self.first()?.as_fd(), &self.stop)
+        self.stop.wait(self.first()?.as_fd())
     }
 
     fn recv(&self, queue: usize, buffer: &mut [u8]) -> io::Result<Received> {
@@ -153,9 +149,7 @@ impl Device for OffloadTap {
     }
 
     fn stop(&self) {
-        if let Err(errno) = self.stop.write(1) {
-            tracing::error!(%errno, "the worker of a TAP cannot be told to stop");
-        }
+        self.stop.stop();
     }
 }
 

@@ -7,6 +7,7 @@
 use std::{
     io::{self, IoSlice},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
+    sync::OnceLock,
 };
 
 use nix::{
@@ -25,7 +26,7 @@ use super::{
 /// A TAP driven by the tun-tap crate.
 pub struct Tap {
     iface: Iface,
-    stop: EventFd,
+    stop: Stop,
 }
 
 impl std::fmt::Debug for Tap {
@@ -42,8 +43,7 @@ impl Tap {
     pub fn open(name: &str) -> io::Result<Self> {
         let iface = Iface::without_packet_info(name, Mode::Tap)?;
         iface.set_non_blocking()?;
-        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { iface, stop })
+        Ok(Self { iface, stop: Stop::default() })
     }
 
     #[expect(unsafe_code, reason = "tun-tap gives no safe borrow of its descriptor")]
@@ -63,7 +63,7 @@ impl Device for Tap {
     }
 
     fn wait(&self) -> io::Result<bool> {
-        wait(self.fd(), &self.stop)
+        self.stop.wait(self.fd())
     }
 
     fn recv(&self, _only: usize, buffer: &mut [u8]) -> io::Result<Received> {
@@ -86,20 +86,42 @@ impl Device for Tap {
     }
 
     fn stop(&self) {
-        if let Err(errno) = self.stop.write(1) {
-            tracing::error!(%errno, "the worker of a TAP cannot be told to stop");
-        }
+        self.stop.stop();
     }
 }
 
-/// Waits for a frame; false once the event came.
-pub(super) fn wait(tap: BorrowedFd<'_>, stop: &EventFd) -> io::Result<bool> {
-    let mut fds =
-        [PollFd::new(tap, PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
-    match poll(&mut fds, PollTimeout::NONE) {
-        Ok(_) | Err(Errno::EINTR) => {}
-        Err(errno) => return Err(errno.into()),
+/// Ends the wait for frames of one TAP. Most TAPs are read by workers that wait for many at once,
+/// so its descriptor is made for who waits here.
+#[derive(Debug, Default)]
+pub(super) struct Stop(OnceLock<EventFd>);
+
+impl Stop {
+    /// Waits for a frame; false once [`stop`](Self::stop) was called.
+    pub(super) fn wait(&self, tap: BorrowedFd<'_>) -> io::Result<bool> {
+        let stop = self.event()?;
+        let mut fds =
+            [PollFd::new(tap, PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let [_tap, stop] = &fds;
+        Ok(!stop.any().unwrap_or(false))
     }
-    let [_tap, stop] = &fds;
-    Ok(!stop.any().unwrap_or(false))
+
+    /// Ends this wait and all after it.
+    pub(super) fn stop(&self) {
+        if let Err(error) = self.event().and_then(|event| Ok(event.write(1)?)) {
+            tracing::error!(%error, "the worker of a TAP cannot be told to stop");
+        }
+    }
+
+    fn event(&self) -> io::Result<&EventFd> {
+        if let Some(event) = self.0.get() {
+            return Ok(event);
+        }
+        let made = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        // That of who was here first stands.
+        Ok(self.0.get_or_init(|| made))
+    }
 }

@@ -62,7 +62,7 @@ const FOREIGN: usize = 16;
 pub(super) struct Upstream {
     pub(super) addr: SocketAddr,
     /// The sandbox that it is asked from; the host otherwise.
-    pub(super) inside: Option<Arc<Netns>>,
+    pub(super) inside: Option<Netns>,
 }
 
 /// The upstreams of a question, and how they are asked.

@@ -113,7 +113,7 @@ pub struct Desk {
     names: Arc<Names>,
     scope: ArcSwap<Scope>,
     /// The clients' namespace.
-    inside: Option<Arc<Netns>>,
+    inside: Option<Netns>,
     clients: Clients,
     turns: Mutex<Turns>,
 }
@@ -148,7 +148,7 @@ impl Desk {
     /// A desk for clients that may see this.
     #[must_use]
     pub fn new(names: Arc<Names>, scope: Scope, inside: Option<Netns>, clients: Clients) -> Self {
-        let (scope, inside) = (ArcSwap::from_pointee(scope), inside.map(Arc::new));
+        let scope = ArcSwap::from_pointee(scope);
         Self { names, scope, inside, clients, turns: Mutex::default() }
     }
 

@@ -26,7 +26,10 @@ use vxmesh_proto::{
 use crate::{
     dns::{Clients, Desk, IN_SANDBOX, Names, Rates, SERVERS, Scope, Server, Sockets, Upstreams},
     lock::lock,
-    netlink::netns::{Netns, NetnsError},
+    netlink::{
+        netns::{Netns, NetnsError},
+        overlay::Overlay,
+    },
     reconcile::admit::Claims,
 };
 
@@ -60,7 +63,9 @@ pub(crate) struct NameServers {
 /// The servers on a network's gateway addresses.
 #[derive(Debug)]
 struct Gateways {
-    netns: PathBuf,
+    netns: Netns,
+    /// Where that is.
+    path: PathBuf,
     servers: BTreeMap<IpAddr, Server>,
     /// Addresses that could not be served, and why.
     faults: BTreeMap<IpAddr, String>,
@@ -113,9 +118,9 @@ impl NameServers {
     pub(crate) fn faults(&self) -> Vec<(NetworkId, PathBuf, IpAddr, String)> {
         let gateways = lock(&self.gateways);
         let of = |(id, one): (&NetworkId, &Gateways)| {
-            let (id, netns) = (*id, one.netns.clone());
+            let (id, path) = (*id, one.path.clone());
             let faults = one.faults.clone().into_iter();
-            faults.map(move |(ip, fault)| (id, netns.clone(), ip, fault)).collect::<Vec<_>>()
+            faults.map(move |(ip, fault)| (id, path.clone(), ip, fault)).collect::<Vec<_>>()
         };
         gateways.iter().flat_map(of).collect()
     }
@@ -148,10 +153,11 @@ impl NameServers {
 
     /// Serves a network's endpoints that are here on its gateway's addresses, for sandboxes that
     /// somebody else made.
-    pub(crate) fn serve_network(&self, id: NetworkId, network: &Network, netns: &Path) {
+    pub(crate) fn serve_network(&self, id: NetworkId, network: &Network, overlay: &Overlay) {
+        let (netns, path) = (overlay.netns().clone(), overlay.path().to_owned());
         let (servers, faults) = (BTreeMap::new(), BTreeMap::new());
         let told = BTreeSet::new();
-        let mut gateways = Gateways { netns: netns.to_owned(), servers, faults, told };
+        let mut gateways = Gateways { netns, path, servers, faults, told };
         self.serve_gateways(id, network, &mut gateways);
         lock(&self.gateways).insert(id, gateways);
     }
@@ -218,15 +224,14 @@ impl NameServers {
         &self,
         id: NetworkId,
         network: &Network,
-        netns: &Path,
+        netns: &Netns,
         gateway: IpAddr,
-    ) -> Result<Server, NamesError> {
-        let netns = Netns::open(netns)?;
-        let sockets = Sockets::open(&netns, (gateway, IN_SANDBOX.port()).into())?;
+    ) -> io::Result<Server> {
+        let sockets = Sockets::open(netns, (gateway, IN_SANDBOX.port()).into())?;
         let clients = Clients::of(cidrs(network));
         let scope = gateway_scope(id, network);
-        let desk = Desk::new(Arc::clone(&self.names), scope, Some(netns), clients);
-        Ok(Server::start(sockets, desk)?)
+        let desk = Desk::new(Arc::clone(&self.names), scope, Some(netns.clone()), clients);
+        Server::start(sockets, desk)
     }
 
     /// Whether the host's resolv.conf has changed since this was asked last.

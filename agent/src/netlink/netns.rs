@@ -10,6 +10,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
 };
 
@@ -71,10 +72,10 @@ impl NetnsError {
     }
 }
 
-/// A network namespace, kept open.
-#[derive(Debug)]
+/// A network namespace, kept open. Clones share a descriptor.
+#[derive(Clone, Debug)]
 pub struct Netns {
-    file: File,
+    file: Arc<File>,
     identity: (u64, u64),
 }
 
@@ -104,7 +105,7 @@ impl Netns {
         if kind_of(&file).is_ok_and(|kind| kind != CloneFlags::CLONE_NEWNET.bits()) {
             return Err(NetnsError::NotANamespace(path.into()));
         }
-        Ok(Self { identity: (metadata.dev(), metadata.ino()), file })
+        Ok(Self { identity: (metadata.dev(), metadata.ino()), file: Arc::new(file) })
     }
 
     /// Makes a namespace and pins it at `path`, whose directory is made too. One that is there
