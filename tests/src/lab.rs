@@ -4,7 +4,7 @@
 //! to a test that failed, so it shows what its agents said. Either way it is removed.
 
 use std::{
-    fs,
+    env, fs,
     io::{Read, Write},
     os::unix::net::UnixStream,
     path::PathBuf,
@@ -30,6 +30,20 @@ use crate::{
 
 /// How long a test waits for what must happen; a machine under load is slow.
 pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Whether tests run at the size of a real mesh (`make full`).
+#[must_use]
+pub fn is_full() -> bool {
+    env::var_os("VXMESH_FULL").is_some()
+}
+
+/// What a test takes for too long where the aim is this. Other work of the machine and of tests
+/// beside this one must not fail it: ten times the aim, and three times where the aims are what is
+/// tested, at the size of a real mesh.
+#[must_use]
+pub fn limit(aim: Duration) -> Duration {
+    aim * if is_full() { 3 } else { 10 }
+}
 
 /// What tests send through a network and nobody may see outside of it. `ping -p` takes 16 bytes.
 pub const MARKER: &[u8; 16] = b"VXMESH-PLAINTEXT";
