@@ -375,3 +375,22 @@ impl AtomicTime {
         start.checked_add(Duration::from_micros(micros))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "virtual time begins at some instant")]
+    fn one_slow_handshake_is_not_the_round_trip() {
+        let peer = Peer::new(NodeId::of_public_key(b"h2"), Instant::now(), None);
+        let ms = Duration::from_millis;
+        assert_eq!(peer.rtt(), None);
+        peer.add_rtt(ms(8));
+        assert_eq!(peer.rtt(), Some(ms(8)));
+        peer.add_rtt(ms(80));
+        assert_eq!(peer.rtt(), Some(ms(17)));
+        (0..64).for_each(|_| peer.add_rtt(ms(80)));
+        assert!(peer.rtt() > Some(ms(79)), "a path that became longer is told in the end");
+    }
+}

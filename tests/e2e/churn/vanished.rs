@@ -41,6 +41,9 @@ fn an_endpoint_ends_with_its_sandbox() -> Result<()> {
     lab.sh("h1", "ip netns add box; ip netns add other")?;
 
     lab.vx("h1", &attach)?;
+    let log = lab.log("h1")?;
+    let said = log.lines().find(|line| line.contains("endpoint plugged in"));
+    ensure!(said.is_some_and(|line| line.contains("blue") && line.contains("=e ")), "{log}");
     ends(&lab, "ip netns del box", "namespace")?;
 
     // Whoever makes it anew at once has the name at once.

@@ -91,13 +91,39 @@ fn refuses(client: &NetNs, bind: SocketAddr, to: SocketAddr) -> Result<()> {
     Ok(())
 }
 
+/// An address leads to the sandbox while the host has it, and to whoever has it otherwise.
+fn leads_to_who_has_it(
+    lab: &Lab,
+    outside: &Outside,
+    sandbox: &NetNs,
+    (ip, prefix, client): (&str, u8, IpAddr),
+) -> Result<()> {
+    let h1 = lab.host("h1")?;
+    let moved = at(ip.parse()?, 8083);
+    ensure!(call_tcp(&outside.netns, moved, sandbox, 83)? == client, "another client");
+    let give = |from: &NetNs, to: &NetNs| {
+        sh(from, &format!("ip address del {ip}/{prefix} dev eth0"))?;
+        sh(to, &format!("ip address add {ip}/{prefix} dev eth0 nodad; ip neigh flush all"))
+    };
+    give(&h1, &outside.netns)?;
+    call_tcp(&h1, moved, &outside.netns, 8083).context("another host's address leads here")?;
+    wait_until("doctor says that it is away", || {
+        let said = lab.try_vxmesh("h1", &["doctor"])?.stdout;
+        let away = format!("{ip}, which is no address of this host");
+        Ok(String::from_utf8_lossy(&said).contains(&away))
+    })?;
+    give(&outside.netns, &h1)?;
+    sh(&outside.netns, "ip neigh flush all")?;
+    wait_until("its own address", || Ok(call_tcp(&outside.netns, moved, sandbox, 83).is_ok()))
+}
+
 #[test]
 fn a_published_port_answers_only_where_it_was_promised() -> Result<()> {
     let lab = Lab::up(1)?;
     let outside = Outside::join(&lab)?;
     lab.network("h1", "blue")?;
     let h1 = lab.host("h1")?;
-    sh(&h1, "ip address add 10.213.0.50/24 dev eth0")?;
+    sh(&h1, "ip address add 10.213.0.50/24 dev eth0; ip address add fd13::50/64 dev eth0 nodad")?;
     let ports = [
         "127.0.0.1:8080:80",
         "127.0.0.1:8080:80/udp",
@@ -105,6 +131,7 @@ fn a_published_port_answers_only_where_it_was_promised() -> Result<()> {
         "8082:82",
         "8082:82/udp",
         "10.213.0.50:8083:83",
+        "[fd13::50]:8083:83",
         "8084:84",
     ];
     let a = publish(&lab, "h1", "blue", "a", &ports)?;
@@ -125,22 +152,9 @@ fn a_published_port_answers_only_where_it_was_promised() -> Result<()> {
     call_tcp(&outside.netns, at(host_ip(1, true)?, 8084), &a.netns, 84)?;
     shut.into_iter().try_for_each(|shut| shut?.heard_nobody())?;
 
-    // An address leads to the sandbox while the host has it, and to whoever has it otherwise.
-    let moved = at("10.213.0.50".parse()?, 8083);
-    ensure!(call_tcp(&outside.netns, moved, &a.netns, 83)? == outside::IPV4);
-    let give = |from: &NetNs, to: &NetNs| {
-        sh(from, "ip address del 10.213.0.50/24 dev eth0")?;
-        sh(to, "ip address add 10.213.0.50/24 dev eth0; ip neigh flush all")
-    };
-    give(&h1, &outside.netns)?;
-    call_tcp(&h1, moved, &outside.netns, 8083).context("another host's address leads here")?;
-    wait_until("doctor says that it is away", || {
-        let said = lab.try_vxmesh("h1", &["doctor"])?.stdout;
-        Ok(String::from_utf8_lossy(&said).contains("10.213.0.50, which is no address of this host"))
-    })?;
-    give(&outside.netns, &h1)?;
-    sh(&outside.netns, "ip neigh flush all")?;
-    wait_until("its own address", || Ok(call_tcp(&outside.netns, moved, &a.netns, 83).is_ok()))?;
+    for moves in [("10.213.0.50", 24, outside::IPV4), ("fd13::50", 64, outside::IPV6)] {
+        leads_to_who_has_it(&lab, &outside, &a.netns, moves)?;
+    }
 
     // What IPv6 does not route is refused at once, by the host and by its neighbours.
     let any: SocketAddr = "[::]:0".parse()?;

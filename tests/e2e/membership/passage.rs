@@ -1,13 +1,18 @@
 //! `doctor` asks the other side what passes, and says where it does not; a translation on the way
 //! is told.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use vxmesh_tests::lab::{Allowed, Options};
 
 use super::doctor;
-use crate::churn::world::{Lab, wait_until};
+use crate::churn::world::{Lab, ip, wait_until};
+
+/// When the translation of these tests forgets a quiet flow, in seconds; agents send every 20.
+const FORGETS: u64 = 23;
 
 /// Drops what comes to this port from outside without a flow of this host's own.
 fn close(lab: &Lab, host: &str, rule: &str) -> Result<()> {
@@ -66,6 +71,50 @@ fn doctor_says_in_which_direction_two_of_three_are_cut() -> Result<()> {
     lab.finish(Allowed { drops: &["unknown_index", "no_session"], ..Allowed::default() })
 }
 
+fn pings(lab: &Lab, host: &str, sandbox: &str, to: &str) -> Result<bool> {
+    let ping = ["exec", sandbox, "--", "ping", "-c1", "-W1", to];
+    Ok(lab.try_vx(host, &ping)?.status.success())
+}
+
+#[test]
+fn a_blocked_data_port_is_told_and_counted_on_both_sides() -> Result<()> {
+    let lab = Lab::up(2)?;
+    close(&lab, "h2", "udp dport 7761")?;
+    lab.network("h1", "blue")?;
+    let one = ip(&lab.run_sandbox("h1", "blue", "one")?)?.to_string();
+    let two = ip(&lab.run_sandbox("h2", "blue", "two")?)?.to_string();
+    let sides = [("h1", "one", &two), ("h2", "two", &one)];
+    wait_until("both logs say it, and both count what is lost", || {
+        let mut all = true;
+        for (host, sandbox, other) in sides {
+            ensure!(!pings(&lab, host, sandbox, other)?, "it came through");
+            let told = lab.log(host)?.contains("nothing on the data port");
+            all &= told && lab.dropped(host, "no_session")? > 0;
+        }
+        Ok(all)
+    })?;
+    lab.sh("h2", "nft delete table inet shut")?;
+    wait_until("they reach each other", || pings(&lab, "h1", "one", &two))?;
+    for (host, ..) in sides {
+        wait_until("the log says it", || Ok(lab.log(host)?.contains("the data port answers")))?;
+    }
+    let warnings = &["nothing on the data port", "peer does not answer handshakes"];
+    lab.finish(Allowed { drops: &["no_session"], warnings })
+}
+
+#[test]
+fn an_address_that_is_told_to_others_and_not_there_is_named() -> Result<()> {
+    let lab = Lab::up(1)?;
+    // The lab has its agents say where they are.
+    lab.sh("h1", "ip address del 10.213.0.1/24 dev eth0")?;
+    wait_until("doctor names it", || {
+        let (rows, _status) = doctor(&lab, "h1", "addresses")?;
+        let found = "10.213.0.1 is advertised, and no interface of this host has it";
+        Ok(rows.iter().any(|row| row["health"] != "ok" && row["found"] == found))
+    })?;
+    lab.finish(Allowed::default())
+}
+
 #[test]
 fn a_node_behind_a_translation_is_told_so() -> Result<()> {
     let lab = Lab::with(Options { hosts: 2, underlay: "v4", ..Options::default() })?;
@@ -93,9 +142,28 @@ fn a_node_behind_a_translation_is_told_so() -> Result<()> {
             .any(|row| row["found"].to_string().contains("h1 sees this node at 10.213.0.77")))
     })?;
     wait_until("the log says it", || Ok(lab.log("h2")?.contains("behind a translation (NAT)")))?;
+    stays_reached(&lab)?;
     lab.finish(Allowed {
         warnings: &["no other node heard that this one leaves"],
-        // What h2 sent when it had left.
-        drops: &["unknown_peer"],
+        // What h2 sent when it had left, and what waited for a way to it.
+        drops: &["unknown_peer", "no_session"],
     })
+}
+
+/// h2 is reached from outside of the translation after nothing was sent for longer than that
+/// remembers.
+fn stays_reached(lab: &Lab) -> Result<()> {
+    let timeouts = ["udp_timeout", "udp_timeout_stream"]
+        .map(|name| format!("net.netfilter.nf_conntrack_{name}={FORGETS}"));
+    lab.sh("h2", &format!("sysctl -qw {}", timeouts.join(" ")))?;
+    lab.network("h1", "blue")?;
+    lab.run_sandbox("h1", "blue", "one")?;
+    let two = ip(&lab.run_sandbox("h2", "blue", "two")?)?.to_string();
+    wait_until("it is reached", || pings(lab, "h1", "one", &two))?;
+    let quiet = Instant::now();
+    wait_until("a quiet flow is forgotten", || {
+        Ok(quiet.elapsed() > Duration::from_secs(FORGETS + 3))
+    })?;
+    ensure!(pings(lab, "h1", "one", &two)?, "the way was not kept open");
+    Ok(())
 }

@@ -1,6 +1,8 @@
 //! How many questions a sandbox may ask is an option of its network, changed from any host while
 //! sandboxes are in it.
 
+use std::thread;
+
 use anyhow::{Result, ensure};
 use vxmesh::api::{Diagnosis, Health, Network};
 use vxmesh_tests::lab::{Allowed, Lab, wait_until};
@@ -17,6 +19,20 @@ fn answered(lab: &Lab) -> Result<usize> {
     Ok(lab.vxmesh("h1", &["exec", "a", "--", "sh", "-c", &asked])?.trim().parse()?)
 }
 
+/// How many of so many questions a sandbox is told to be too many.
+fn refused(lab: &Lab) -> Result<usize> {
+    let question = "dig +tries=1 +time=1 a.blue A";
+    let asked =
+        format!("for i in $(seq {QUESTIONS}); do {question}; done | grep -c SERVFAIL || true");
+    Ok(lab.vxmesh("h1", &["exec", "a", "--", "sh", "-c", &asked])?.trim().parse()?)
+}
+
+/// Whether the only question of another sandbox is answered.
+fn another_is_answered(lab: &Lab) -> Result<bool> {
+    let ask = ["exec", "b", "--", "dig", "+tries=1", "+time=2", "a.blue", "A", "+short"];
+    Ok(lab.vxmesh("h1", &ask)?.starts_with("10.70."))
+}
+
 #[test]
 fn a_limit_of_questions_is_changed_and_the_doctor_names_it() -> Result<()> {
     let lab = Lab::up(2)?;
@@ -26,6 +42,17 @@ fn a_limit_of_questions_is_changed_and_the_doctor_names_it() -> Result<()> {
     lab.vxmesh("h1", &["run", "-d", "--name", "a", "--network", "blue", "sleep", "1000"])?;
     let few = answered(&lab)?;
     ensure!((1..QUESTIONS).contains(&few), "{few} of {QUESTIONS} were answered");
+    // Who asks too much is told, and another one has its answer meanwhile.
+    lab.vxmesh("h1", &["run", "-d", "--name", "b", "--network", "blue", "sleep", "1000"])?;
+    let (told, answered_b) = thread::scope(|scope| {
+        let told = scope.spawn(|| refused(&lab));
+        let dropped = lab.dropped("h1", "dns_rate")?;
+        wait_until("it asks too much", || Ok(lab.dropped("h1", "dns_rate")? > dropped))?;
+        let answered = another_is_answered(&lab)?;
+        let told = told.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        anyhow::Ok((told, answered))
+    })?;
+    ensure!(told > 0 && answered_b, "told {told} times, another is answered: {answered_b}");
     let said: Vec<Diagnosis> = lab.get("h1", "/v1/doctor")?;
     let row = said.iter().find(|row| row.check == "network blue" && row.found.contains("dns_rate"));
     ensure!(

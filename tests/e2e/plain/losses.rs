@@ -9,6 +9,7 @@ use vxmesh_proto::addr::EndpointId;
 use vxmesh_tests::{
     lab::{Allowed, Lab, Options, wait_until},
     outside::{Outside, sh},
+    stream::{long, tcp},
     traffic::{ping, udp_to},
 };
 
@@ -36,6 +37,12 @@ fn each_lost_frame_has_a_reason_and_whoever_is_to_blame_a_name() -> Result<()> {
     let own = Some(a.endpoint.id);
     for kernel in KERNEL {
         ping(&a.netns, kernel.parse()?, 1)?;
+    }
+
+    // Super-frames that are larger than a TAP takes are cut in front of it (BIG TCP).
+    sh(&a.netns, "ip link set eth0 gso_max_size 185000")?;
+    for kernel in KERNEL {
+        tcp(&a.netns, &outside.netns, kernel.parse()?, long())?;
     }
 
     // What the agent does not read in time, the kernel loses.

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs};
 use anyhow::{Context, Result, ensure};
 use ring::signature::Ed25519KeyPair;
 use vxmesh::{
-    api::Network as Listed,
+    api::{Network as Listed, Node},
     identity::{Certified, Credentials, unix_now},
     objects::unix_ms,
 };
@@ -169,4 +169,58 @@ fn a_joiner_with_a_wrong_clock_is_told_and_its_token_is_kept() -> Result<()> {
     let joined = join_at(&lab, "+2m", token)?;
     ensure!(joined.status.success(), "{}", String::from_utf8_lossy(&joined.stderr));
     lab.finish(Allowed::default())
+}
+
+/// Starts the agent of h2 as on a host whose clock is off.
+fn start_at(lab: &Lab, offset: &str) -> Result<()> {
+    let agent = "echo $$ >/run/agent.pid; exec vxmesh agent";
+    let faked = format!("faketime --exclude-monotonic -f {offset} sh -c '{agent}'");
+    lab.sh("h2", &format!("setsid -f {faked} >>/run/agent.log 2>&1 </dev/null"))?;
+    wait_until("they are alive to each other", || {
+        let is_alive = |host: &str, other: &str| {
+            let nodes = lab.json::<Vec<Node>>(host, &["node", "ls"]).unwrap_or_default();
+            nodes.iter().any(|node| node.name.as_str() == other && node.state == "alive")
+        };
+        Ok(is_alive("h1", "h2") && is_alive("h2", "h1"))
+    })
+}
+
+fn stop(lab: &Lab) -> Result<()> {
+    let gone = "while kill -0 $pid 2>/dev/null; do sleep 0.1; done";
+    lab.sh("h2", &format!("pid=$(cat /run/agent.pid) && kill $pid && {gone}")).map(drop)
+}
+
+/// What it makes is there for others, and what others remove is gone for it; also when its clock is
+/// set back, and when it is right again.
+#[test]
+fn an_agent_whose_clock_is_minutes_off_is_a_member_like_others() -> Result<()> {
+    let lab = Lab::up(2)?;
+    let names = |host: &str| {
+        let networks: Vec<Listed> = lab.get(host, "/v1/networks")?;
+        anyhow::Ok(networks.iter().map(|it| it.name.to_string()).collect::<Vec<_>>())
+    };
+    let passes_on = |name: &str| {
+        for (maker, other) in [("h1", "h2"), ("h2", "h1")] {
+            lab.vxmesh(maker, &["network", "create", name])?;
+            wait_until("the other has it", || Ok(names(other)? == [name]))?;
+            lab.vxmesh(other, &["network", "rm", name])?;
+            wait_until("it is removed", || Ok(names(maker)?.is_empty()))?;
+        }
+        anyhow::Ok(())
+    };
+    lab.lab(&["kill", "h2"])?;
+    // Faketime names what it shares by the number of a process, which other hosts have, too.
+    lab.sh("h2", "mount -t tmpfs none /dev/shm")?;
+    for (offset, says) in [("+2m", "ahead of that of h1"), ("-2m", "behind that of h1")] {
+        start_at(&lab, offset)?;
+        passes_on("wrong")?;
+        let said = lab.try_vxmesh("h2", &["doctor"])?.stdout;
+        let said = String::from_utf8_lossy(&said);
+        ensure!(said.contains(says), "{said}");
+        stop(&lab)?;
+    }
+    lab.lab(&["start", "h2"])?;
+    passes_on("right")?;
+    // A handshake by the clock that was set back looks old, and is answered by one of h1's own.
+    lab.finish(Allowed { warnings: &["this host's clock is"], drops: &["replayed_handshake"] })
 }

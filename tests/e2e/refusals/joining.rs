@@ -149,7 +149,32 @@ fn nobody_joins_without_a_good_token() -> Result<()> {
     // After all of this a good one is good, and only this takes a use.
     lab.vx("h2", &["join", "--token", &good, h1])?;
     ensure!(lab.json("h1", &["token", "ls"])?.to_string().contains("\"uses_left\":2"));
-    lab.finish(Allowed::default())
+
+    let log = lab.log("h1")?;
+    for words in
+        ["join token was made", "join token was revoked", "join was refused", "node joined"]
+    {
+        ensure!(log.contains(words), "the log does not say `{words}`: {log}");
+    }
+    ensure!(!log.contains(&good), "the log has a secret");
+    // Each of h2's lives left, and no list of who is there is longer for it.
+    only_two_are_listed(&lab)?;
+    lab.lab(&["kill", "h1"])?;
+    lab.lab(&["start", "h1"])?;
+    only_two_are_listed(&lab)?;
+    lab.finish(Allowed { drops: &["unknown_index"], ..Allowed::default() })
+}
+
+fn only_two_are_listed(lab: &Lab) -> Result<()> {
+    wait_until("h2 is alive", || {
+        Ok(lab.find("h1", &["node", "ls"], "name", "h2")?.is_some_and(|it| it["state"] == "alive"))
+    })?;
+    let nodes = lab.json("h1", &["node", "ls"])?;
+    let all = nodes.as_array().context("no list")?;
+    let mut names: Vec<_> = all.iter().map(|node| node["name"].as_str()).collect();
+    names.sort_unstable();
+    ensure!(names == [Some("h1"), Some("h2")], "{nodes}");
+    Ok(())
 }
 
 #[test]
