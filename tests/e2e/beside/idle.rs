@@ -1,18 +1,21 @@
 //! What many networks and published ports on one host cost while nothing happens.
 
 use std::{
-    fs,
+    fs, thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use vxmesh::datapath::steering::Queues;
 use vxmesh_tests::lab::{Allowed, Lab, is_full, limit, tell, wait_until};
 
 /// How long an idle agent is looked at.
 const WINDOW: Duration = Duration::from_secs(3);
 /// The aim for a hundred networks: in the time of a core, more than what one network costs.
 const MORE: Duration = Duration::from_millis(10);
+/// Descriptors of a network with an endpoint, beside the queues of its TAP.
+const DESCRIPTORS: usize = 7;
 /// The aim for their start.
 const START: Duration = Duration::from_secs(1);
 
@@ -51,10 +54,15 @@ fn many_networks_cost_an_idle_host_hardly_more_than_one() -> Result<()> {
         lab.sh("h1", &script)
     };
     add(1, 1)?;
-    let one = idle(&lab)?;
+    let open = || anyhow::Ok(fs::read_dir(format!("/proc/{}/fd", lab.agent("h1")?))?.count());
+    let (one, open_by_one) = (idle(&lab)?, open()?);
     add(2, many)?;
-    let all = idle(&lab)?;
-    let descriptors = fs::read_dir(format!("/proc/{}/fd", lab.agent("h1")?))?.count();
+    let (all, descriptors) = (idle(&lab)?, open()?);
+    let each = (descriptors - open_by_one) / (usize::try_from(many)? - 1);
+    // As many threads carry frames.
+    let cpus = thread::available_parallelism()?.get().min(8);
+    let most = DESCRIPTORS + Queues::read_by(cpus).count();
+    ensure!(each <= most, "{each} descriptors for each network, and not {most}");
     lab.lab(&["kill", "h1"])?;
     let begun = Instant::now();
     lab.lab(&["start", "h1"])?;
