@@ -6,8 +6,8 @@
 //! - A node itself sends with its own address as the source: it carries nothing from one of its
 //!   endpoints to another.
 //!
-//! There are no services in such a network ([`NetworkTable::services`]): what lets an endpoint send
-//! to a backend's port must let the backend send from there, to whomever it likes.
+//! There are no services in such a network ([`NetworkTable::services`]; decision 40): what lets an
+//! endpoint send to a backend's port must let the backend send from there, to whomever it likes.
 //!
 //! Gateway and local endpoints are not here: the bridge has them, and the kernel's rules keep them
 //! apart there.
