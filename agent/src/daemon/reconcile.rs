@@ -178,6 +178,9 @@ impl Mesh {
         let mut met = BTreeSet::new();
         let active = self.member.objects.read(ObjectSet::active_networks);
         let network_names = self.network_names();
+        // Asked for all networks at once: each question goes through all services.
+        let (with_services, mut gone_vips) =
+            self.member.objects.read(|set| (set.with_services(), set.gone_vips()));
         let settled =
             self.services.settle(self.member.hears_all(gossip), self.host.name_servers.age());
         let mut names = BTreeMap::new();
@@ -188,7 +191,7 @@ impl Mesh {
             let claims =
                 if active.contains(id) { self.member.believed(gossip, *id) } else { Claims::new() };
             let network = self.member.objects.read(|set| set.extended(*id));
-            let has_services = self.member.objects.read(|set| !set.services(*id).is_empty());
+            let has_services = with_services.contains(id);
             let away = if has_services { self.member.away(*id) } else { Claims::new() };
             let services = match has_services {
                 true => self.services_of(*id, (&claims, &away)),
@@ -199,11 +202,10 @@ impl Mesh {
                 LocalTable::Sealed(table) => {
                     let table = Arc::clone(table);
                     let network = network.as_ref();
-                    let gone_vips = self.member.objects.read(|set| set.gone_vips(*id));
                     let followed = Followed {
                         claims: &claims,
                         services: &services,
-                        gone_vips,
+                        gone_vips: gone_vips.remove(id).unwrap_or_default(),
                         network,
                         settled,
                     };

@@ -322,16 +322,27 @@ impl ObjectSet {
             .collect()
     }
 
-    /// The addresses of the services of a network that were closed last.
+    /// The addresses of the services of each network that were closed last.
     #[must_use]
-    pub fn gone_vips(&self, network: NetworkId) -> BTreeSet<IpAddr> {
-        let closed = self.all_services().filter(|(_, object, service)| {
-            object.closed() && service.network == network && !service.vips.is_empty()
-        });
-        let mut closed: Vec<_> = closed.collect();
-        closed.sort_by_key(|(id, object, _)| (Reverse(object.hlc()), *id));
-        closed.truncate(GONE_SERVICES);
-        closed.into_iter().flat_map(|(_, _, service)| service.vips.iter().copied()).collect()
+    pub fn gone_vips(&self) -> BTreeMap<NetworkId, BTreeSet<IpAddr>> {
+        let closed = self.all_services().filter(|(_, object, _)| object.closed());
+        let mut of: BTreeMap<NetworkId, Vec<_>> = BTreeMap::new();
+        for (id, object, service) in closed.filter(|(.., service)| !service.vips.is_empty()) {
+            of.entry(service.network).or_default().push((Reverse(object.hlc()), id, service));
+        }
+        let last = |mut closed: Vec<(_, _, &Service)>| {
+            closed.sort_by_key(|(closed, id, _)| (*closed, *id));
+            let last = closed.into_iter().take(GONE_SERVICES);
+            last.flat_map(|(.., service)| service.vips.iter().copied()).collect()
+        };
+        of.into_iter().map(|(network, closed)| (network, last(closed))).collect()
+    }
+
+    /// The networks that have services.
+    #[must_use]
+    pub fn with_services(&self) -> BTreeSet<NetworkId> {
+        let open = self.all_services().filter(|(_, object, _)| !object.closed());
+        open.map(|(.., service)| service.network).collect()
     }
 
     /// All services, closed ones too, in the order of ids.

@@ -92,11 +92,13 @@ fn a_closed_service_stays_closed() {
 fn the_addresses_of_closed_services_are_known_for_a_while() {
     let (mut set, blue) = (set(), NetworkId::from_random(BLUE));
     let made = new(&mut set, &sign(1, &draft(1, service(1, "web", "10.1.0.9"))));
-    assert!(set.gone_vips(blue).is_empty());
+    assert!(set.gone_vips().is_empty());
+    assert_eq!(set.with_services(), [blue].into());
     let closed = sign(3, &Draft { closed: true, ..made.edit(hlc(9)) });
     assert!(matches!(merge(&mut set, &closed), Merge::Updated { .. }));
-    assert_eq!(set.gone_vips(blue), ["10.1.0.9".parse().unwrap()].into());
-    assert!(set.gone_vips(NetworkId::from_random([2; 16])).is_empty());
+    let gone = ["10.1.0.9".parse().unwrap()].into();
+    assert_eq!(set.gone_vips(), [(blue, gone)].into(), "of this network alone");
+    assert!(set.with_services().is_empty());
 }
 
 #[test]
