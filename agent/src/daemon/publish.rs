@@ -445,7 +445,12 @@ impl Mesh {
                 && self.hold_for_service(port).is_ok()
         });
         self.host_for_clients(hosted, &due).await;
-        let changed = block_in_place(|| self.hold_host_ports(hosted, wanted))?;
+        let changed = block_in_place(|| {
+            let changed = self.hold_host_ports(hosted, wanted);
+            // Before the rules follow, which may take long: the next life begins with this.
+            self.keep_led(hosted);
+            changed
+        })?;
         hosted.entries.changed.extend(changed);
         for network in hosted.entries.changed.clone() {
             match self.follow_vips(hosted, network).await {
