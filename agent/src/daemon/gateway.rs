@@ -166,6 +166,29 @@ impl Ways {
     }
 }
 
+/// What the others were told of this node in a network.
+pub(super) struct Said {
+    id: EndpointId,
+    pub(super) ips: Vec<IpNet>,
+}
+
+/// What is to end of this node in a network, by the store and by what was told.
+fn to_forget(stored: Option<Node>, said: Option<Said>) -> Option<Said> {
+    let Some(Node { id, ips, .. }) = stored else { return said };
+    let more = said.map(|said| said.ips).unwrap_or_default();
+    Some(Said { id, ips: both(ips, more) })
+}
+
+/// The addresses of both.
+pub(super) fn both(mut some: Vec<IpNet>, more: Vec<IpNet>) -> Vec<IpNet> {
+    for ip in more {
+        if !some.contains(&ip) {
+            some.push(ip);
+        }
+    }
+    some
+}
+
 impl Mesh {
     /// This node as an endpoint of networks, as the store has it.
     pub(super) fn stored_nodes(&self) -> Result<Arc<Vec<Node>>, ApiError> {
@@ -203,10 +226,8 @@ impl Mesh {
     /// cannot be written down: else it would be plugged in again.
     pub(super) async fn forget_node(&self, hosted: &Hosted, id: NetworkId) -> Result<(), ApiError> {
         let key = id.to_string();
-        let Some(node) = self.store.get::<Node>(Table::Gateways, &key).map_err(store_failed)?
-        else {
-            return Ok(());
-        };
+        let stored = self.store.get::<Node>(Table::Gateways, &key).map_err(store_failed)?;
+        let Some(node) = to_forget(stored, self.said_node(id)) else { return Ok(()) };
         self.forget((Table::Gateways, &key), id, &node.ips).map_err(store_failed)?;
         // What it sends once no table has it would be counted as a forgery.
         // It keeps nobody from taking the namespace away.
@@ -218,6 +239,25 @@ impl Mesh {
         self.withdraw(id, node.id);
         node.ips.iter().for_each(|ip| self.member.addresses.release(id, *ip, Instant::now()));
         Ok(())
+    }
+
+    /// What the others were told of this node in a network: its id there and its addresses. The
+    /// store may know less, where a change failed that is there all the same.
+    pub(super) fn said_node(&self, id: NetworkId) -> Option<Said> {
+        let said = self.member.gossip.get()?.with_directory(|directory| {
+            let own = directory.records_of(self.member.me).map(|entry| entry.record.claim());
+            let mut nodes = own.filter_map(|claim| match claim {
+                Claim::Endpoint(claim) if claim.router && claim.network == id => Some(claim),
+                Claim::Endpoint(_) | Claim::Node(_) | Claim::Gone => None,
+            });
+            nodes.next().cloned()
+        })?;
+        let subnets = self.member.addresses.subnets(id);
+        let net = |ip: &IpAddr| {
+            let subnet = subnets.iter().find(|subnet| subnet.contains(ip))?;
+            IpNet::new(*ip, subnet.prefix_len()).ok()
+        };
+        Some(Said { id: said.id, ips: said.ips.iter().filter_map(net).collect() })
     }
 
     /// Forgets the node's addresses in networks that are not here any more, and brings the host in
@@ -367,10 +407,13 @@ impl Mesh {
         let plug = self.node_plug(&node, way.uplink.as_ref());
         if !given_up.is_empty() {
             // What is not written down is not begun: else the addresses would be put back here as
-            // often as they are given up. They rest, so nobody else gets them meanwhile.
-            self.give_up(&node, &given_up)?;
+            // often as they are given up.
+            self.keep_given_up(&node, &given_up)?;
             // Before others are told: nothing leaves from an address that they do not know.
             overlay.set_node(&plug).await?;
+            // Not before the kernel has given them up. They rest from now on.
+            let now = Instant::now();
+            given_up.iter().for_each(|ip| self.member.addresses.release(id, *ip, now));
         }
         if plug.leads_nowhere() && given_up.is_empty() {
             // Ports may have led on before.
@@ -662,5 +705,39 @@ async fn follow_routes(way: &mut Way, network: &object::Network, view: &View) {
             way.overlaps = overlaps;
         }
         Err(error) => way.fault = Some(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ips(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    /// A change of the store may be there although it failed: what ends here is found all the same.
+    #[test]
+    fn what_the_others_were_told_ends_also_where_the_store_has_no_more_of_it() {
+        let id = EndpointId::from_random([1; 16]);
+        let (v4, v6) = (ips(&["10.0.0.9/24"]), ips(&["fd00::9/64"]));
+        let stored = |ips: &[IpNet]| Node {
+            id,
+            network: NetworkId::from_random([2; 16]),
+            mac: MacAddr([2, 0, 0, 0, 0, 9]),
+            ips: ips.to_vec(),
+            incarnation: 1,
+        };
+        let said = |ips: &[IpNet]| Said { id, ips: ips.to_vec() };
+        for (stored, said, ends) in [
+            (None, None, None),
+            (Some(stored(&v4)), None, Some(v4.clone())),
+            (None, Some(said(&v4)), Some(v4.clone())),
+            (Some(stored(&[])), Some(said(&v4)), Some(v4.clone())),
+            (Some(stored(&v4)), Some(said(&v4)), Some(v4.clone())),
+            (Some(stored(&v4)), Some(said(&v6)), Some([v4.clone(), v6].concat())),
+        ] {
+            assert_eq!(to_forget(stored, said).map(|it| it.ips), ends);
+        }
     }
 }

@@ -16,7 +16,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
     sync::Arc,
-    time::Instant,
 };
 
 use ipnet::IpNet;
@@ -27,7 +26,7 @@ use vxmesh_proto::{
 };
 
 use super::{
-    gateway::Node,
+    gateway::{Node, both},
     hosting::Hosted,
     mesh::{Mesh, failed, store_failed},
 };
@@ -83,7 +82,8 @@ impl Mesh {
     /// to be given up.
     pub(super) fn node_for_clients(&self, id: NetworkId) -> Result<(Node, Vec<IpNet>), ApiError> {
         if let Some(mut node) = self.stored_node(id)? {
-            let given_up = mem::take(&mut node.ips);
+            let said = self.said_node(id).map(|said| said.ips).unwrap_or_default();
+            let given_up = both(mem::take(&mut node.ips), said);
             return Ok((node, given_up));
         }
         let node = Node {
@@ -98,13 +98,10 @@ impl Mesh {
     }
 
     /// Writes down that this node gives up addresses in a network in which it stays.
-    pub(super) fn give_up(&self, node: &Node, given_up: &[IpNet]) -> Result<(), ApiError> {
+    pub(super) fn keep_given_up(&self, node: &Node, given_up: &[IpNet]) -> Result<(), ApiError> {
         let key = node.network.to_string();
         let put = |txn: &mut Txn<'_>| txn.put(Table::Gateways, &key, node);
-        self.rest(node.network, given_up, put).map_err(store_failed)?;
-        let now = Instant::now();
-        given_up.iter().for_each(|ip| self.member.addresses.release(node.network, *ip, now));
-        Ok(())
+        self.rest(node.network, given_up, put).map_err(store_failed)
     }
 
     /// Whether there is a network here without an endpoint.
