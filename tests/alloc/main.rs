@@ -1,6 +1,8 @@
 //! A frame's way out of one host and into another allocates nothing once the buffers have their
 //! size.
 
+mod services;
+
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
