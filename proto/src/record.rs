@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId},
+    addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId, ServiceId},
     limits::{CLAIM_ADDRESSES, CLAIM_CHECKS, CLAIM_NAMES, RECORD_LEN},
 };
 
@@ -143,8 +143,6 @@ pub struct NodeClaim {
     pub zone: Option<Name>,
     /// Services, by the beginning of their ids ([`ServiceId::short`]), of which something else has
     /// a published port on the node.
-    ///
-    /// [`ServiceId::short`]: crate::addr::ServiceId::short
     #[serde(rename = "p", default, skip_serializing_if = "BTreeSet::is_empty")]
     pub unpublished: BTreeSet<String>,
 }
@@ -181,11 +179,23 @@ pub struct EndpointClaim {
     #[serde(rename = "r", default, skip_serializing_if = "std::ops::Not::not")]
     pub router: bool,
     /// Services, by the beginning of their ids ([`ServiceId::short`]), whose check it passed last,
-    /// or did not pass.
-    ///
-    /// [`ServiceId::short`]: crate::addr::ServiceId::short
+    /// or did not pass. Under [`EVERY_SERVICE`] that it works for none of them.
     #[serde(rename = "h", default, skip_serializing_if = "BTreeMap::is_empty")]
     pub health: BTreeMap<String, bool>,
+}
+
+/// In the place of a service: all that the endpoint answers for, however many these are.
+pub const EVERY_SERVICE: &str = "*";
+
+impl EndpointClaim {
+    /// Whether it works for a service, as far as its node says so.
+    #[must_use]
+    pub fn health_for(&self, service: ServiceId) -> Option<bool> {
+        match self.health.get(EVERY_SERVICE) {
+            Some(false) => Some(false),
+            Some(true) | None => self.health.get(&service.short()).copied(),
+        }
+    }
 }
 
 /// What a record says.
@@ -611,6 +621,18 @@ mod tests {
         full.ips = vec!["ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff".parse().unwrap(); 4];
         let record = signed(&pair(1), (u64::MAX, u64::MAX), &Claim::Endpoint(full));
         assert!(record.text.len() <= RECORD_LEN, "{}", record.text.len());
+    }
+
+    #[test]
+    fn what_is_said_for_every_service_is_bad_news_only() {
+        let [one, other] = [1, 2].map(|n| ServiceId::from_random([n; 16]));
+        let mut claim = endpoint(1, &[]);
+        claim.health.insert(one.short(), true);
+        assert_eq!((claim.health_for(one), claim.health_for(other)), (Some(true), None));
+        claim.health.insert(EVERY_SERVICE.to_owned(), true);
+        assert_eq!((claim.health_for(one), claim.health_for(other)), (Some(true), None));
+        claim.health.insert(EVERY_SERVICE.to_owned(), false);
+        assert_eq!((claim.health_for(one), claim.health_for(other)), (Some(false), Some(false)));
     }
 
     #[test]

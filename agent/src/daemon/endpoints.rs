@@ -184,8 +184,8 @@ impl Mesh {
             return Err(failed("the agent is starting", "try again"));
         };
         // An endpoint whose record is full is there all the same.
-        let published = gossip.publish(&self.with_health(claim)).or_else(|_| gossip.publish(claim));
-        let record = published.map_err(|error| {
+        let fits = self.with_health(claim).into_iter().find_map(|it| gossip.publish(&it).ok());
+        let record = fits.map_or_else(|| gossip.publish(claim), Ok).map_err(|error| {
             ApiError::new(ErrorCode::Usage, error.to_string(), "nothing was changed")
         })?;
         self.reconcile().await;
@@ -199,23 +199,19 @@ impl Mesh {
         let (Some(gossip), Claim::Endpoint(endpoint)) = (self.member.gossip.get(), claim) else {
             return false;
         };
-        let claim = self.with_health(claim);
+        let claims = self.with_health(claim);
         gossip.with_directory(|directory| {
             let said = directory.get(self.member.me, Key::Endpoint(endpoint.id));
-            said.is_some_and(|said| *said.record.claim() == claim)
+            said.is_some_and(|said| claims.contains(said.record.claim()))
         })
     }
 
-    /// The claim with what is known of the endpoint's health, which is in no store.
-    pub(super) fn with_health(&self, claim: &Claim) -> Claim {
-        match claim.clone() {
-            Claim::Endpoint(endpoint) => {
-                let health = self.services.health_of(endpoint.id);
-                let health = self.health_told(&endpoint, health);
-                Claim::Endpoint(EndpointClaim { health, ..endpoint })
-            }
-            other => other,
-        }
+    /// The claim with what is known of the endpoint's health, which is in no store: in the ways in
+    /// which it is said, the longest first.
+    pub(super) fn with_health(&self, claim: &Claim) -> Vec<Claim> {
+        let Claim::Endpoint(endpoint) = claim else { return vec![claim.clone()] };
+        let told = self.health_told(endpoint).into_iter();
+        told.map(|health| Claim::Endpoint(EndpointClaim { health, ..endpoint.clone() })).collect()
     }
 
     /// Takes back a half-made endpoint; the error that caused it is told, others are logged.

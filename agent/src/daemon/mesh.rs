@@ -200,7 +200,8 @@ impl Mesh {
         let mut claims = vec![Claim::Node(self.node_claim())];
         let endpoints = self.stored_endpoints()?;
         let told = endpoints.iter().filter(|endpoint| !self.is_local(endpoint.network));
-        claims.extend(told.map(|it| self.with_health(&Claim::Endpoint(it.claim()))));
+        let told = told.map(|it| self.with_health(&Claim::Endpoint(it.claim())));
+        claims.extend(told.filter_map(|ways| ways.into_iter().next()));
         let nodes = self.stored_nodes()?;
         // One without an endpoint beside it is there for clients from outside.
         let is_told = |node: &&Node| {

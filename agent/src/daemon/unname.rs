@@ -6,7 +6,8 @@
 //! go at once.
 //!
 //! Nor do services send it new connections from then on. One that a service has by its labels keeps
-//! those that it has: it says that it fails, which versions understand that know no more.
+//! those that it has: it says that it fails, for all services at once, and for as many as there is
+//! room for by themselves, which older versions understand, too.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,9 +19,9 @@ use std::{
 use futures_util::future::{join_all, try_join_all};
 use tracing::warn;
 use vxmesh_proto::{
-    addr::{EndpointId, NetworkId},
+    addr::{EndpointId, NetworkId, ServiceId},
     limits::CLAIM_CHECKS,
-    record::{Claim, EndpointClaim},
+    record::{Claim, EVERY_SERVICE, EndpointClaim},
 };
 
 use super::mesh::Mesh;
@@ -101,25 +102,31 @@ impl Mesh {
     /// What this node says of an endpoint that is in a network of this host.
     pub(super) fn local_claim(&self, endpoint: &Stored) -> EndpointClaim {
         let claim = endpoint.claim();
-        if lock(&self.host.pending.unnamed).contains(&endpoint.id) {
-            nameless(claim)
-        } else {
-            claim
-        }
+        if self.is_going(endpoint.id) { nameless(claim) } else { claim }
     }
 
-    /// What the others are told of an endpoint's health, which is this as long as it stays.
-    pub(crate) fn health_told(
-        &self,
-        endpoint: &EndpointClaim,
-        health: BTreeMap<String, bool>,
-    ) -> BTreeMap<String, bool> {
-        if !lock(&self.host.pending.unnamed).contains(&endpoint.id) {
-            return health;
-        }
-        let of = self.member.objects.read(|set| selecting(set, endpoint));
-        of.into_iter().take(CLAIM_CHECKS).map(|service| (service.short(), false)).collect()
+    /// Whether an endpoint is about to go, and has its last words said.
+    pub(crate) fn is_going(&self, endpoint: EndpointId) -> bool {
+        lock(&self.host.pending.unnamed).contains(&endpoint)
     }
+
+    /// What the others are told of an endpoint's health: first that for which there may be no room.
+    pub(super) fn health_told(&self, endpoint: &EndpointClaim) -> Vec<BTreeMap<String, bool>> {
+        if !self.is_going(endpoint.id) {
+            return vec![self.services.health_of(endpoint.id)];
+        }
+        last_words(&self.member.objects.read(|set| selecting(set, endpoint)))
+    }
+}
+
+/// That an endpoint works for none of its services any more, at length and in short.
+fn last_words(services: &[ServiceId]) -> Vec<BTreeMap<String, bool>> {
+    if services.is_empty() {
+        return vec![BTreeMap::new()];
+    }
+    let for_all = BTreeMap::from([(EVERY_SERVICE.to_owned(), false)]);
+    let each = services.iter().map(|service| (service.short(), false));
+    vec![for_all.clone().into_iter().chain(each.take(CLAIM_CHECKS - 1)).collect(), for_all]
 }
 
 /// Who is connected to servers in these namespaces; nobody where that cannot be seen.
@@ -140,4 +147,24 @@ async fn connected_to(places: BTreeSet<PathBuf>) -> BTreeSet<(PathBuf, String)> 
 fn nameless(claim: EndpointClaim) -> EndpointClaim {
     let name = format!("ep-{}", claim.id.short()).parse().unwrap_or(claim.name);
     EndpointClaim { name, aliases: Vec::new(), ..claim }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_are_for_all_services_however_many_there_are() {
+        assert_eq!(last_words(&[]), [BTreeMap::new()], "nothing else is sent for it");
+        for count in [1, 15, 16, 100u8] {
+            let services: Vec<_> = (0..count).map(|n| ServiceId::from_random([n; 16])).collect();
+            let [long, short] = &last_words(&services)[..] else { panic!("{count}") };
+            assert_eq!(*short, [(EVERY_SERVICE.to_owned(), false)].into(), "{count}");
+            assert_eq!(long.len(), CLAIM_CHECKS.min(usize::from(count) + 1));
+            for words in [long, short] {
+                assert_eq!(words.get(EVERY_SERVICE), Some(&false));
+                assert!(words.values().all(|is| !is));
+            }
+        }
+    }
 }

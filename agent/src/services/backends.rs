@@ -149,7 +149,7 @@ pub(super) fn standing(
     if deadline.is_some_and(|deadline| deadline <= seen.at_ms) {
         return BackendState::Drained;
     }
-    match (&service.check, claim.health.get(&id.short())) {
+    match (&service.check, claim.health_for(id)) {
         (_, Some(false)) => BackendState::Failing,
         (Some(_), None) => BackendState::Unchecked,
         (None, _) | (_, Some(true)) if deadline.is_some() => BackendState::Draining,

@@ -165,8 +165,8 @@ pub(super) fn tell(mesh: &Mesh) {
     for (endpoint, health) in told {
         mesh.member.republish(Key::Endpoint(endpoint), |claim| {
             let Claim::Endpoint(claim) = claim else { return None };
-            let health = mesh.health_told(claim, health);
-            (claim.health != health).then(|| {
+            // What is said of one that goes stays.
+            (claim.health != health && !mesh.is_going(claim.id)).then(|| {
                 tell_log(mesh, claim, &health);
                 Claim::Endpoint(EndpointClaim { health, ..claim.clone() })
             })
