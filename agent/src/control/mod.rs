@@ -269,6 +269,12 @@ impl Control {
         self.inner.peers().states()
     }
 
+    /// The round trip time of the connection with a node, if there is one.
+    #[must_use]
+    pub fn round_trip(&self, node: NodeId) -> Option<Duration> {
+        self.inner.peers().round_trip(node)
+    }
+
     /// What the certificate of a connected peer says.
     #[must_use]
     pub fn member(&self, node: NodeId) -> Option<Member> {

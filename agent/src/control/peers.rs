@@ -275,6 +275,13 @@ impl Peers {
         states
     }
 
+    /// The round trip time of the connection with a node, if there is one.
+    pub(super) fn round_trip(&self, node: NodeId) -> Option<Duration> {
+        let peer = self.get(node)?;
+        let connection = current(self.me, node, &peer.state().links)?;
+        Some(connection.rtt())
+    }
+
     pub(super) fn member(&self, node: NodeId) -> Option<Member> {
         let peer = self.get(node)?;
         let state = peer.state();

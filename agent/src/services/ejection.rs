@@ -72,15 +72,21 @@ fn look(mesh: &Mesh) -> Vec<Subject> {
     let tables = mesh.tables_with_services();
     let services: Vec<_> =
         tables.iter().filter_map(|table| Some((table.spec().id, table.services()?))).collect();
-    let peer = |node| {
-        let peer = mesh.member.peers.get(node);
-        peer.map_or_else(PeerSight::default, |peer| PeerSight {
-            unanswered: peer.unanswered_since(),
-            heard: peer.last_heard(),
-            round_trip: peer.rtt().unwrap_or_default(),
-        })
-    };
-    lock(&mesh.services.ejections).look(Instant::now(), &services, peer)
+    lock(&mesh.services.ejections).look(Instant::now(), &services, |node| sight(mesh, node))
+}
+
+fn sight(mesh: &Mesh, node: NodeId) -> PeerSight {
+    if node == mesh.member.me {
+        return PeerSight::HERE;
+    }
+    let Some(peer) = mesh.member.peers.get(node) else { return PeerSight::default() };
+    // A handshake whose last packet was lost measured nothing.
+    let of_control = || mesh.member.control.get()?.round_trip(node);
+    PeerSight {
+        unanswered: peer.unanswered_since(),
+        heard: peer.last_heard(),
+        round_trip: peer.rtt().or_else(of_control),
+    }
 }
 
 fn take_answer(mesh: &Mesh, subject: Subject, answer: Answer) {
@@ -139,8 +145,7 @@ async fn ask_node(mesh: &Arc<Mesh>, node: NodeId) -> Answer {
     let Some(peer) = mesh.member.peers.get(node) else { return Answer::Unknown };
     let start = Instant::now();
     let is_heard = || peer.last_heard().is_some_and(|at| at >= start);
-    let round_trip = peer.rtt().unwrap_or_default();
-    let patience = PeerSight { round_trip, ..PeerSight::default() }.patience(ANSWER / 2);
+    let patience = sight(mesh, node).patience(ANSWER / 2);
     // An older version answers the second only.
     for probe in [Probe::Echo, Probe::Handshake] {
         mesh.host.plane.probe(node, probe).await;
@@ -164,8 +169,7 @@ async fn ask_port(mesh: &Arc<Mesh>, network: NetworkId, of: BackendPort) -> Answ
     };
     let BackendPort { key: RowKey { node, endpoint }, port, .. } = of;
     let request = Request::CheckBackend { network, endpoint, protocol, port };
-    let round_trip = mesh.member.peers.get(node).and_then(|peer| peer.rtt()).unwrap_or_default();
-    match control.request(node, &request, ANSWER + round_trip).await {
+    match control.request(node, &request, sight(mesh, node).answers_within()).await {
         Ok(Response::BackendChecked { accepts }) => of_accepts(accepts),
         Ok(_) | Err(_) => Answer::Unknown,
     }

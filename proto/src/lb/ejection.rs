@@ -33,6 +33,9 @@ pub const SYN_UNANSWERED: Duration = Duration::from_millis(300);
 pub const DATA_UNANSWERED: Duration = Duration::from_millis(150);
 /// How long a question may take, where the way there and back is short.
 pub const ANSWER: Duration = Duration::from_millis(150);
+/// How long the way to a node and back is taken to be while nobody has measured it: as long as the
+/// longest ways on Earth that are not by satellite.
+const UNMEASURED: Duration = Duration::from_millis(300);
 /// Who answered is not asked again within this time.
 const QUIET: Duration = Duration::from_millis(300);
 /// An agent that was not looked after for this long does not know who was silent.
@@ -69,15 +72,28 @@ pub struct PeerSight {
     pub unanswered: Option<Instant>,
     /// When something authentic last came.
     pub heard: Option<Instant>,
-    /// How long the way there and back takes.
-    pub round_trip: Duration,
+    /// How long the way there and back takes, as far as that was measured.
+    pub round_trip: Option<Duration>,
 }
 
 impl PeerSight {
+    /// That of a node to which the way takes no time: of this one.
+    pub const HERE: Self = Self { unanswered: None, heard: None, round_trip: Some(Duration::ZERO) };
+
     /// How long the node may take for what others do in `time`.
     #[must_use]
     pub fn patience(&self, time: Duration) -> Duration {
-        time.max(self.round_trip.saturating_mul(3))
+        time.max(self.way().saturating_mul(3))
+    }
+
+    /// How long a question to it may take.
+    #[must_use]
+    pub fn answers_within(&self) -> Duration {
+        ANSWER + self.way()
+    }
+
+    fn way(&self) -> Duration {
+        self.round_trip.unwrap_or(UNMEASURED)
     }
 }
 

@@ -22,6 +22,8 @@ pub(crate) const VIP_PORT: u16 = 80;
 pub(crate) const BACKEND_PORT: u16 = 8080;
 /// How often what was seen is looked at while there are flows, as the agent does.
 pub(crate) const LOOK: Duration = Duration::from_millis(25);
+/// The round trip of control connections, which are a model here.
+const CONTROL: Duration = Duration::from_millis(50);
 /// After this time a node that has not heard of all members goes by what it knows.
 const SETTLES: Duration = Duration::from_secs(5);
 /// Of one client a quarter, which is more than it has in a run.
@@ -173,13 +175,14 @@ impl Life {
         let locals = self.locals.iter();
         let services: Vec<_> =
             locals.filter_map(|(id, local)| Some((*id, local.table.services()?))).collect();
-        let sight = |node| {
-            let peer = self.peers.get(&node);
-            peer.map_or_else(PeerSight::default, |(_, peer)| PeerSight {
+        let sight = |node| match self.peers.get(&node) {
+            _ if node == self.me => PeerSight::HERE,
+            None => PeerSight::default(),
+            Some((_, peer)) => PeerSight {
                 unanswered: peer.unanswered_since(),
                 heard: peer.last_heard(),
-                round_trip: peer.rtt().unwrap_or_default(),
-            })
+                round_trip: peer.rtt().or(Some(CONTROL)),
+            },
         };
         let subjects = self.serving.ejections.look(time.now, &services, sight);
         for subject in subjects {
