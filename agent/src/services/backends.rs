@@ -7,7 +7,10 @@ use std::{
 
 use vxmesh_proto::{
     addr::{Name, NetworkId, NodeId, ServiceId},
-    lb::{Backend, Choice, Port, Protocol, PublishMode, ServiceSpec},
+    lb::{
+        Backend, Choice, Port, Protocol, PublishMode, ServiceSpec,
+        drain::{self, BackendState},
+    },
     limits::SERVICES_OF_NETWORK,
     object::{DRAIN_MS, ObjectSet, PublishedPort, Service, ServiceOf, holder},
     record::EndpointClaim,
@@ -90,8 +93,9 @@ impl Viewpoint<'_> {
     /// Until when the flows of a backend may go on, if it gets no new ones.
     pub(super) fn deadline(&self, service: &Service, node: NodeId, name: &Name) -> Option<u64> {
         let drained = self.places.get(&node).and_then(|place| place.drained);
-        let since = drained.into_iter().chain(service.draining.get(name).copied()).min()?;
-        Some((self.drains.since)(since).saturating_add(service.drain_ms.unwrap_or(DRAIN_MS)))
+        let said = drained.into_iter().chain(service.draining.get(name).copied());
+        let begun = said.map(|since| (self.drains.since)(since));
+        drain::deadline(begun, service.drain_ms.unwrap_or(DRAIN_MS))
     }
 
     /// When the next of these deadlines is, after this moment.
@@ -113,48 +117,14 @@ impl Viewpoint<'_> {
     }
 }
 
-/// How a backend stands, as every node sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BackendState {
-    /// It gets connections.
-    Ready,
-    /// It has not passed its check yet.
-    Unchecked,
-    /// Its check, or somebody, says that it does not work.
-    Failing,
-    /// It gets no new connections, and keeps what it has for a while.
-    Draining,
-    /// It gets nothing any more.
-    Drained,
-}
-
-impl BackendState {
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ready => "ready",
-            Self::Unchecked => "unchecked",
-            Self::Failing => "failing",
-            Self::Draining => "draining",
-            Self::Drained => "drained",
-        }
-    }
-}
-
 pub(super) fn standing(
     (id, service): (ServiceId, &Service),
     (backend, claim): (&Backend, &EndpointClaim),
     seen: &Viewpoint<'_>,
 ) -> BackendState {
     let deadline = seen.deadline(service, backend.key.node, &claim.name);
-    if deadline.is_some_and(|deadline| deadline <= seen.at_ms) {
-        return BackendState::Drained;
-    }
-    match (&service.check, claim.health_for(id)) {
-        (_, Some(false)) => BackendState::Failing,
-        (Some(_), None) => BackendState::Unchecked,
-        (None, _) | (_, Some(true)) if deadline.is_some() => BackendState::Draining,
-        (None, _) | (_, Some(true)) => BackendState::Ready,
-    }
+    let health = claim.health_for(id);
+    BackendState::of(service.check.is_some(), health, (deadline, seen.at_ms))
 }
 
 fn all_backends(
@@ -165,17 +135,7 @@ fn all_backends(
     let (_, service) = of;
     let there = backends(service, claims).into_iter();
     let there = there.map(|(backend, claim)| (standing(of, (&backend, claim), seen), backend));
-    let there: Vec<_> = there.filter(|(standing, _)| *standing != BackendState::Drained).collect();
-    // The last one serves until its time is over.
-    let serves = |(standing, it): &(BackendState, Backend)| {
-        *standing == BackendState::Ready && it.weight > 0
-    };
-    let is_last = !there.iter().any(serves);
-    let there = there.into_iter().map(|(standing, backend)| {
-        let serves =
-            standing == BackendState::Ready || is_last && standing == BackendState::Draining;
-        Backend { takes_new: serves, ..backend }
-    });
+    let there = drain::serving(there).into_iter();
     let away = backends(service, away).into_iter();
     let away = away.map(|(backend, _)| Backend { takes_new: false, ..backend });
     let near =

@@ -13,7 +13,7 @@ use tracing::warn;
 use vxmesh_proto::{
     addr::{Alias, Name, NetworkId, NodeId, ServiceId},
     dns::{NamedBackend, NamedService},
-    lb::{self, Choice, Protocol},
+    lb::{self, Choice, Protocol, drain::BackendState},
     limits::{SERVICES_OF_NETWORK, STICKY_SECONDS},
     object::{
         self, Content, DRAIN_MS, Draft, ObjectId, ObjectSet, PublishedPort, ServiceOf,
@@ -26,7 +26,7 @@ use vxmesh_proto::{
 
 use super::{
     ServiceError, Services,
-    backends::{BackendState, Drains, Viewpoint, backends, choice, standing},
+    backends::{Drains, Viewpoint, backends, choice, standing},
     health,
     place::places,
     published,

@@ -37,7 +37,7 @@ use tokio::{
 use tracing::{error, warn};
 use vxmesh_proto::{
     addr::NetworkId,
-    lb::{Flows, ServiceSpec, ejection::Ejections, health::Checks, recount},
+    lb::{Flows, ServiceSpec, drain::DrainClock, ejection::Ejections, health::Checks, recount},
     tables::{NetworkTable, TableUpdate},
 };
 
@@ -64,9 +64,6 @@ use crate::{
 const ARRIVES: Duration = Duration::from_secs(1);
 /// How long after the start connections wait for backends of nodes that were not heard yet.
 const UNHEARD: Duration = Duration::from_secs(60);
-
-/// Drains whose beginning is remembered.
-const DRAINS: usize = 4096;
 
 /// Questions of other nodes about backends that are answered at once.
 const ANSWERS: usize = 64;
@@ -102,9 +99,8 @@ pub(crate) struct Services {
     pub(crate) changed: Notify,
     /// When the time of a drained backend is over next, in Unix milliseconds.
     deadline: AtomicU64,
-    /// When this node first saw each drain, by its own clock, in Unix milliseconds; the key is what
-    /// the clock of another said.
-    drains: Mutex<BTreeMap<u64, u64>>,
+    /// When drains began.
+    drains: Mutex<DrainClock>,
 }
 
 impl Services {
@@ -179,15 +175,9 @@ impl Services {
         !self.is_settled() && !lock(&self.known).is_empty()
     }
 
-    /// When a drain began, by this node's clock: when it was first heard of. Clocks may differ by
-    /// more than a drain takes. What was there when the agent started may be older.
+    /// When a drain began, by this node's clock.
     pub(crate) fn drained_since(&self, since: u64, now_ms: u64, is_settled: bool) -> u64 {
-        let mut drains = lock(&self.drains);
-        if drains.len() >= DRAINS {
-            drains.pop_first();
-        }
-        let first = if is_settled { now_ms } else { now_ms.min(since) };
-        *drains.entry(since).or_insert(first)
+        lock(&self.drains).begun(since, now_ms, is_settled)
     }
 
     /// Notes when a drained backend's time is over.

@@ -10,12 +10,15 @@ use std::{
 use tokio::task::block_in_place;
 use vxmesh_proto::{
     addr::{EndpointId, Name, NetworkId},
-    lb::{self, Backend, BackendPort, Protocol, Totals, ejection::Subject, flows::Found},
+    lb::{
+        self, Backend, BackendPort, Protocol, Totals, drain::BackendState, ejection::Subject,
+        flows::Found,
+    },
     object,
     wire::UDP,
 };
 
-use super::{FLOWS, ServiceError, Services, backends::BackendState, lock};
+use super::{FLOWS, ServiceError, Services, lock};
 use crate::{
     admin::resolve,
     api::{self, FLOWS_SHOWN, Flow, FlowQuery, Flows, MOST_FLOWS_SHOWN, ServiceCounters},
