@@ -208,16 +208,7 @@ impl Life {
                 self.addresses.adopt(claim.network, ip);
             }
         }
-        let node = NodeClaim {
-            name: "n".parse().unwrap(),
-            control: vec![self.addr],
-            vteps: vec![self.addr],
-            aes: false,
-            drained: None,
-            zone: None,
-            unpublished: Default::default(),
-        };
-        self.say(time, Key::Node, &Claim::Node(node));
+        self.say_node(time);
         for claim in claims {
             self.host(time, claim.network);
             self.say(time, Key::Endpoint(claim.id), &Claim::Endpoint(claim));
@@ -226,6 +217,19 @@ impl Life {
     }
 
     // ---- objects and records
+
+    fn say_node(&mut self, time: Time) {
+        let node = NodeClaim {
+            name: "n".parse().unwrap(),
+            control: vec![self.addr],
+            vteps: vec![self.addr],
+            aes: false,
+            drained: self.disk.drained,
+            zone: None,
+            unpublished: Default::default(),
+        };
+        self.say(time, Key::Node, &Claim::Node(node));
+    }
 
     fn publish(&mut self, time: Time, content: impl FnOnce(Hlc) -> Content) -> String {
         let stamp = self.set.stamp(time.wall_ms);
@@ -584,8 +588,9 @@ impl Life {
         self.follow_peers(time);
         let active = self.set.active_networks();
         let is_settled = self.is_settled(time);
-        self.serving.is_settled = is_settled;
+        (self.serving.is_settled, self.serving.looked_ms) = (is_settled, time.wall_ms);
         let members: BTreeSet<NodeId> = self.set.members().collect();
+        let places = self.places();
         let mut met = BTreeSet::new();
         for (id, local) in &mut self.locals {
             let peers = &self.peers;
@@ -604,8 +609,10 @@ impl Life {
             let spec = respecified(&local.table, network.as_ref());
             let away =
                 away(&self.directory, *id, &members, |node| self.directory.is_up(node), holds);
-            let (places, at_ms) = (Places::new(), time.wall_ms);
-            let drains = Drains { since: &|since| since };
+            let at_ms = time.wall_ms;
+            let clock = &self.serving.drains;
+            let since = |since| clock.borrow_mut().begun(since, at_ms, is_settled);
+            let drains = Drains { since: &since };
             let seen = Viewpoint { by: self.me, at_ms, places: &places, drains };
             let specs = specs(&self.set, *id, (&claims, &away), holds, &seen);
             let steers = services::steers(&local.table, &specs, self.me);

@@ -82,6 +82,8 @@ pub(crate) struct Disk {
     pub(crate) contacts: BTreeSet<NodeId>,
     /// Connections to services: on a host, a file that is mapped.
     pub(crate) flows: Option<StoredFlows>,
+    /// Since when the node's backends are drained, in Unix milliseconds of its clock.
+    pub(crate) drained: Option<u64>,
     /// Endpoints that accept no connections.
     pub(crate) deaf: BTreeSet<EndpointId>,
 }

@@ -3,7 +3,7 @@
 //!
 //! The reference is [`known`]. By it a new connection goes to a backend that the node knew to be
 //! there, is refused only where it knew none, and an established one keeps its backend. Who sends
-//! datagrams moves when its own backend is gone or silent, and only then. Clients from outside come
+//! datagrams moves when its own backend is gone, drained or silent, and only then. Clients from outside come
 //! in by the router of any node, and hear their answers there. The bridge of a host is a model
 //! here: what a local backend answers goes to the agent, as its rules have it.
 
@@ -42,9 +42,27 @@ const SERVICES: usize = 3;
 /// What may happen to services.
 #[derive(Clone, Debug)]
 pub(crate) enum Change {
-    Create { on: usize, network: NetworkId, name: usize, by: By },
-    Update { on: usize, service: ServiceId, backend: Name, edit: Edit },
-    Remove { on: usize, service: ServiceId },
+    Create {
+        on: usize,
+        network: NetworkId,
+        name: usize,
+        by: By,
+    },
+    Update {
+        on: usize,
+        service: ServiceId,
+        backend: Name,
+        edit: Edit,
+    },
+    Remove {
+        on: usize,
+        service: ServiceId,
+    },
+    /// All backends of a node, or none of them any more.
+    Drain {
+        on: usize,
+        is_drained: bool,
+    },
     Connect(Call),
     Talk(u64),
     HangUp(u64),
@@ -68,6 +86,8 @@ pub(crate) enum Edit {
     Remove,
     /// It gets no new connections, or gets some again.
     Weigh(u8),
+    /// It gets none, and loses after a while those that it has; or not any more.
+    Drain(bool),
     /// Its ports are for clients from outside, too, or are not any more.
     Publish(bool),
 }
@@ -103,16 +123,18 @@ pub(crate) fn choose(world: &mut World) -> Option<Change> {
         8..20 => {
             let (backend, publish) = (name(world), Edit::Publish(world.rng.chance(750)));
             let edits = [Edit::Add, Edit::Add, Edit::Remove, Edit::Weigh(0), Edit::Weigh(1)];
-            let edit = *world.rng.pick(&[&edits[..], &[publish, publish]].concat())?;
+            let drains = [Edit::Drain(true), Edit::Drain(false), Edit::Drain(false)];
+            let edit = *world.rng.pick(&[&edits[..], &drains, &[publish, publish]].concat())?;
             Some(Change::Update { on, service: service?, backend, edit })
         }
         20..22 => Some(Change::Remove { on, service: service? }),
-        22..40 if connections.len() < OPEN => call(world, &endpoints, TCP).map(Change::Connect),
+        22..24 => Some(Change::Drain { on, is_drained: world.rng.chance(350) }),
+        24..40 if connections.len() < OPEN => call(world, &endpoints, TCP).map(Change::Connect),
         40..50 if connections.len() < OPEN => from_outside(world, TCP).map(Change::Connect),
         50..56 if connections.len() < OPEN => world.call_again().map(Change::Connect),
         56..78 => world.rng.pick(&connections).copied().map(Change::Talk),
         78..86 => world.rng.pick(&connections).copied().map(Change::Close),
-        22..56 | 86..88 => world.rng.pick(&connections).copied().map(Change::HangUp),
+        24..56 | 86..88 => world.rng.pick(&connections).copied().map(Change::HangUp),
         88..91 if senders.len() < SENDING => call(world, &endpoints, UDP).map(Change::Send),
         91..93 if senders.len() < SENDING => from_outside(world, UDP).map(Change::Send),
         88..95 => world.rng.pick(&senders).copied().map(Change::Pause),
@@ -181,6 +203,10 @@ pub(crate) fn apply(world: &mut World, change: &Change) {
                     Edit::Add => service.backends.extend([backend.clone()]),
                     Edit::Remove => service.backends.retain(|name| name != backend),
                     Edit::Weigh(weight) => service.weights.extend([(backend.clone(), *weight)]),
+                    Edit::Drain(true) => {
+                        service.draining.entry(backend.clone()).or_insert(time.wall_ms);
+                    }
+                    Edit::Drain(false) => drop(service.draining.remove(backend)),
                     Edit::Publish(is_published) => publish(service, *is_published),
                 })
             });
@@ -193,6 +219,10 @@ pub(crate) fn apply(world: &mut World, change: &Change) {
             if world.with(*on, |life| life.close_service(time, *service)) == Some(true) {
                 world.closed(*on, *service);
             }
+        }
+        Change::Drain { on, is_drained } => {
+            let time = world.time(*on);
+            world.with(*on, |life| life.drain(time, *is_drained));
         }
         Change::Connect(call) => {
             world.connect(*call);
@@ -213,6 +243,8 @@ fn create(world: &mut World, on: usize, network: NetworkId, name: usize, by: &By
     let time = world.time(on);
     let choice = world.rng.chance(300).then(|| "rr".parse().unwrap());
     let sticky = world.rng.chance(300).then_some(20);
+    // Less than a mesh takes to come to rest: all nodes are to see the same then.
+    let drain_ms = *world.rng.pick(&[1_000, 10_000]).unwrap();
     let (backends, selector) = match by {
         By::Names(names) => (names.clone(), BTreeMap::new()),
         By::Label(app) => {
@@ -238,7 +270,7 @@ fn create(world: &mut World, on: usize, network: NetworkId, name: usize, by: &By
             choice,
             check: None,
             draining: BTreeMap::new(),
-            drain_ms: None,
+            drain_ms: Some(drain_ms),
             prefer: None,
             published: Vec::new(),
             allow: Vec::new(),

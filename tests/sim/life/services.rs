@@ -1,11 +1,13 @@
 //! What a simulated node has for services: the flows, what was seen of backends, and how it makes,
 //! changes and removes a service, as the agent does.
 
-use std::sync::atomic::AtomicU64;
+use std::{cell::RefCell, sync::atomic::AtomicU64};
 
+use vxmesh::services::NodePlace;
 use vxmesh_proto::{
     lb::{
         BackendPort, Flows, Protocol, ServiceSpec, Services,
+        drain::DrainClock,
         ejection::{ANSWER, Answer, Ejections, PeerSight},
         flows::Shape,
     },
@@ -49,6 +51,9 @@ pub(crate) struct Serving {
     pub(super) version: u64,
     /// Whether its tables were made when it had heard of all members.
     pub(crate) is_settled: bool,
+    /// When its tables were made, by its clock.
+    pub(crate) looked_ms: u64,
+    pub(crate) drains: RefCell<DrainClock>,
     pub(crate) ejections: Ejections,
     started: Instant,
     asked: BTreeMap<Subject, Asked>,
@@ -71,6 +76,8 @@ impl Serving {
             flows: Arc::new(flows),
             version: rng.next(),
             is_settled: false,
+            looked_ms: time.wall_ms,
+            drains: RefCell::default(),
             ejections: Ejections::default(),
             started: time.now,
             asked: BTreeMap::new(),
@@ -99,6 +106,23 @@ impl Life {
         };
         let mut members = self.set.members().filter(open);
         time.now - self.serving.started >= SETTLES || members.all(|node| self.directory.is_up(node))
+    }
+
+    /// Drains all backends of this node, or takes that back.
+    pub(crate) fn drain(&mut self, time: Time, is_drained: bool) {
+        self.disk.drained = is_drained.then(|| self.disk.drained.unwrap_or(time.wall_ms));
+        self.say_node(time);
+        self.reconcile(time);
+    }
+
+    /// What the nodes say of themselves.
+    pub(crate) fn places(&self) -> Places {
+        let place = |node: NodeId| {
+            let claim = self.directory.get(node, Key::Node)?.record.claim();
+            let Claim::Node(NodeClaim { drained, zone, .. }) = claim else { return None };
+            Some((node, NodePlace { drained: *drained, zone: zone.clone() }))
+        };
+        self.set.members().filter_map(place).collect()
     }
 
     // ---- objects
@@ -151,6 +175,7 @@ impl Life {
             service.backends.clear();
             service.selector.clear();
             service.weights.clear();
+            service.draining.clear();
             service.choice = None;
             *closed = true;
         })

@@ -80,6 +80,8 @@ pub(super) struct Counts {
     pub(super) made: u64,
     pub(super) closed: u64,
     pub(super) passed_over: u64,
+    /// New ones while a backend drained that could have had them.
+    drained: u64,
     pub(super) datagrams: u64,
     pub(super) moved: u64,
 }
@@ -292,7 +294,8 @@ impl World {
         to: EndpointId,
     ) {
         let standing = known.standing(to);
-        let stays = before == Some(to) && standing == Some(Standing::Idle);
+        let stays =
+            before == Some(to) && matches!(standing, Some(Standing::Idle | Standing::Draining));
         assert!(
             standing == Some(Standing::Healthy) || stays,
             "a new flow to {to}, which is {standing:?}: {call:?}"
@@ -310,6 +313,8 @@ impl World {
             assert!(out > most, "{to} is out, one of {out}, at most {most}: {call:?}");
         }
         self.clients.counts.passed_over += u64::from(out > 0);
+        let mut all = known.backends.values();
+        self.clients.counts.drained += u64::from(all.any(|it| it.1 == Standing::Draining));
     }
 
     /// Whether a backend is out for a call, as its node sees it.

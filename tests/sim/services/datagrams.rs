@@ -5,11 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use vxmesh_proto::addr::{EndpointId, MacAddr};
+use vxmesh_proto::{
+    addr::{EndpointId, MacAddr},
+    tables::RowKey,
+};
 
 use super::{
     clients::Call,
-    known::Known,
+    known::{Known, Standing},
     segment::{Flag, Segment},
 };
 use crate::world::{Fate, World};
@@ -125,10 +128,16 @@ impl World {
         };
         if to == before {
             assert!(known.has(to), "{to} is not there any more: {sender:?}");
+            let is_other = |(key, standing): &&(RowKey, Standing)| {
+                *standing == Standing::Healthy && !self.is_out(call, *key)
+            };
+            let leaves = known.is_settled && !known.keeps(to);
+            let other = known.backends.values().find(is_other).filter(|_| leaves);
+            assert!(other.is_none(), "{to} drains, and {other:?} does not: {sender:?}");
             return;
         }
         let key = known.backends.get(&before).map(|(key, _)| *key);
-        let is_well = known.has(before) && key.is_some_and(|key| !self.is_out(call, key));
+        let is_well = known.keeps(before) && key.is_some_and(|key| !self.is_out(call, key));
         assert!(!is_well || !is_kept, "moved to {to} without need: {sender:?}");
         self.check_chosen(call, (None, false), known, to);
         self.clients.counts.moved += 1;

@@ -23,8 +23,12 @@ pub(super) enum Standing {
     Healthy,
     /// It has the weight 0.
     Idle,
+    /// It is drained, and its time is not over.
+    Draining,
     /// Another has its address or MAC.
     Hidden,
+    /// The same of one that would get no new connections either.
+    Lost,
     /// Its node is not up.
     Away,
 }
@@ -49,6 +53,12 @@ impl Known {
 
     /// Whether an established connection to it goes on.
     pub(super) fn has(&self, endpoint: EndpointId) -> bool {
+        let standing = self.standing(endpoint);
+        matches!(standing, Some(Standing::Healthy | Standing::Idle | Standing::Draining))
+    }
+
+    /// Whether datagrams go on to it as well, whoever else is there.
+    pub(super) fn keeps(&self, endpoint: EndpointId) -> bool {
         matches!(self.standing(endpoint), Some(Standing::Healthy | Standing::Idle))
     }
 
@@ -91,17 +101,38 @@ pub(super) fn known(life: &Life, network: NetworkId, vip: IpAddr) -> Known {
     for (key, _) in serving(service, &away) {
         known.backends.insert(key.endpoint, (key, Standing::Away));
     }
-    for (key, claim) in serving(service, &here) {
-        let standing = if !is_reached(life, network, &key, claim, vip) {
-            Standing::Hidden
-        } else if service.weights.get(&claim.name) == Some(&0) {
-            Standing::Idle
-        } else {
-            Standing::Healthy
+    let mut serving = serving(service, &here);
+    let is_idle = |claim: &EndpointClaim| service.weights.get(&claim.name) == Some(&0);
+    let deadline = |(key, claim): &(RowKey, &EndpointClaim)| deadline(life, service, key, claim);
+    serving.retain(|of| deadline(of).is_none_or(|at| at > life.serving.looked_ms));
+    let has_ready = serving.iter().any(|of| deadline(of).is_none() && !is_idle(of.1));
+    for (key, claim) in &serving {
+        let drains = has_ready && deadline(&(*key, claim)).is_some();
+        let standing = match is_reached(life, network, key, claim, vip) {
+            false if drains || is_idle(claim) => Standing::Lost,
+            false => Standing::Hidden,
+            true if drains => Standing::Draining,
+            true if is_idle(claim) => Standing::Idle,
+            true => Standing::Healthy,
         };
-        known.backends.insert(key.endpoint, (key, standing));
+        known.backends.insert(key.endpoint, (*key, standing));
     }
     known
+}
+
+/// When a backend's time is over, if it is drained: it began when the node first heard of it.
+fn deadline(
+    life: &Life,
+    service: &object::Service,
+    key: &RowKey,
+    claim: &EndpointClaim,
+) -> Option<u64> {
+    let of_node = life.places().get(&key.node).and_then(|place| place.drained);
+    let said = of_node.into_iter().chain(service.draining.get(&claim.name).copied());
+    let (now, is_settled) = (life.serving.looked_ms, life.serving.is_settled);
+    let mut clock = life.serving.drains.borrow().clone();
+    let begun = said.map(|since| clock.begun(since, now, is_settled)).min()?;
+    Some(begun + service.drain_ms.unwrap())
 }
 
 /// Those of the endpoints that a service names.
