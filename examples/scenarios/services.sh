@@ -1,25 +1,33 @@
 #!/usr/bin/env bash
 # A service spreads connections over five hosts, keeps the client's address, and goes on while backends are drained, come, go and die.
 #
-# REQUESTS is how many there are in each case (default: 10000), WHO the server (default: the example `who` beside VXMESH).
+# REQUESTS is how many there are in each case (default: 10000), LOAD for how many seconds wrk asks at least (default: 60), WHO the server (default: the example `who` beside VXMESH).
 HOSTS=5
 . "$(dirname "$0")/lib.sh"
 
 REQUESTS=${REQUESTS:-10000}
+LOAD=${LOAD:-60}
 WHO=${WHO:-$(dirname "$(command -v "$VXMESH")")/examples/who}
 [ -x "$WHO" ] || {
     echo "there is no server $WHO: cargo build --release --examples" >&2
     exit 1
 }
+command -v wrk >/dev/null || {
+    echo "there is no wrk: apt-get install -y wrk" >&2
+    exit 1
+}
 
-# server NUMBER: a backend on that host.
-server() { box "h$1" "web$1" --label app=web --network shop -- "$WHO" "web$1" 8080; }
+# on_host NUMBER: the host of that backend; those after the fifth are on hosts that have one already.
+on_host() { echo "h$((($1 - 1) % 5 + 1))"; }
+
+# server NUMBER: that backend.
+server() { box "$(on_host "$1")" "web$1" --label app=web --network shop -- "$WHO" "web$1" 8080; }
 
 # states EXPECTED: whether h2 shows these states of the backends, in the order of their names.
 states() { [ "$(json h2 '[.backends[].state] | join(" ")' service inspect web)" = "$1" ]; }
 
-# What a hash gives each of five backends, in percent: less evenly the fewer there are.
-if [ "$REQUESTS" -ge 10000 ]; then LEAST=18 MOST=22; else LEAST=14 MOST=26; fi
+# What a hash gives each of five backends, in percent: less evenly the fewer there are. And within how many milliseconds a new backend is to have a connection: a small run says only that it is not far off.
+if [ "$REQUESTS" -ge 10000 ]; then LEAST=18 MOST=22 SOON=1000; else LEAST=14 MOST=26 SOON=10000; fi
 
 # spread OPTION SHARE...: as many requests of the client as REQUESTS; each backend has a share from so many percent to so many.
 spread() {
@@ -57,7 +65,73 @@ asked() {
 # more NAME: 30 more answers.
 more() { until_ok "the client asks on" longer "$OUT.$1" $(($(wc -l <"$OUT.$1") + 30)); }
 
-PAGES+=("$OUT.spread" "$OUT.itself" "$OUT.life" "$OUT.death" "/tmp/$LAB-services.stop")
+# loading: 50 clients that never stop, one run of wrk after the other.
+loading() {
+    rm -f "/tmp/$LAB-services.stop"
+    in_box h2 c sh -c "while [ ! -e /tmp/$LAB-services.stop ]; do wrk -t2 -c50 -d${LOAD}s http://web/ || echo 'wrk failed'; done" >"$OUT.load" 2>&1 &
+    ASKING=$!
+}
+
+# loaded: ends it; no request has failed. wrk says so only where one has.
+loaded() {
+    touch "/tmp/$LAB-services.stop"
+    wait "$ASKING"
+    rm "/tmp/$LAB-services.stop"
+    grep -q 'Requests/sec' "$OUT.load" && ! grep -E 'Socket errors|Non-2xx|wrk failed|unable' "$OUT.load"
+}
+
+# connections NAME: how many h2 has begun to a backend.
+connections() { json h2 "[.backends[] | select(.name == \"$1\") | .counters.begun // 0] | add // 0" service inspect web; }
+
+# since NAME: what follows is measured from now. begins NAME: whether that backend has been given a connection since.
+since() { BEGUN=$(connections "$1") START=${EPOCHREALTIME/[.,]/}; }
+begins() { [ "$(connections "$1")" -gt "$BEGUN" ]; }
+passed() { echo $(((${EPOCHREALTIME/[.,]/} - START) / 1000)); }
+
+# joined NUMBER: a backend that was just let in has its first connection soon after.
+SLOWEST=0
+joined() {
+    local took
+    until_ok "web$1 has a connection" begins "web$1"
+    took=$(passed)
+    [ "$took" -le "$SLOWEST" ] || SLOWEST=$took
+    [ "$took" -le "$SOON" ] || {
+        echo "FAILED  web$1 has its first connection after $took ms, at most $SOON" >&2
+        exit 1
+    }
+}
+
+# join NUMBER...: starts these backends, one after the other.
+join() {
+    local each
+    for each in "$@"; do
+        server "$each"
+        BEGUN=0 START=${EPOCHREALTIME/[.,]/}
+        joined "$each"
+    done
+}
+
+# leave NUMBER...: removes these at once, none of them drained.
+leave() {
+    local each one parts=() kept=()
+    for each in "$@"; do
+        vx "$(on_host "$each")" sandbox rm "web$each" >/dev/null &
+        parts+=($!)
+        for one in "${BOXES[@]}"; do [ "$one" = "$(on_host "$each") web$each" ] || kept+=("$one"); done
+        BOXES=("${kept[@]}") kept=()
+    done
+    for each in "${parts[@]}"; do wait "$each"; done
+}
+
+# ends_at SECONDS: the last backend answers for about so long, and is refused then.
+ends_at() {
+    local least=$(($1 * 1000 - 500)) status=0
+    while in_box h2 c curl -4 -sS -m 5 http://web/; do :; done || status=$?
+    in_box h2 c curl -4 -sS -m 5 http://web/ || status=$?
+    [ "$status" = 7 ] && [ "$(passed)" -ge "$least" ]
+}
+
+PAGES+=("$OUT.spread" "$OUT.itself" "$OUT.life" "$OUT.load" "$OUT.death" "/tmp/$LAB-services.stop")
 network h1 shop --subnet 10.77.0.0/16 --subnet fd77::/64
 everywhere shop
 for each in 1 2 3 4 5; do server "$each"; done
@@ -98,6 +172,38 @@ for each in 1 3 5; do
 done
 ok "no request fails while backends are drained, removed and replaced" asked life
 echo "        $(wc -l <"$OUT.life") requests"
+
+ok "backends are checked" vx h1 service update web --health tcp --health-interval 200ms --health-rise 1
+until_ok "all have passed" states "ready ready ready ready ready"
+since web1
+loading
+until_ok "wrk asks" begins web1
+for each in 1 2 3 4 5; do
+    vx h4 service drain web "web$each" >/dev/null
+    leave "$each"
+    server "$each"
+    since "web$each"
+    vx h3 service drain web "web$each" --undo >/dev/null
+    joined "$each"
+done
+echo "ok      each backend is drained, removed and replaced under load"
+leave 4 5
+echo "ok      three are left"
+join 4 5 6 7 8 9 10
+echo "ok      three become ten: each new one has a connection within $SLOWEST ms"
+leave 3 4 5 6 7 8 9 10
+echo "ok      ten become two"
+ok "no request fails while wrk asks with 50 clients: no socket error, no other answer" loaded
+awk '/Requests\/sec/ { sum += $2; runs++ } END { printf "        %d requests a second\n", sum / runs }' "$OUT.load"
+leave 2
+since web1
+ok "the last backend is drained" vx h5 service drain web web1
+ok "it serves new connections" in_box h2 c sh -c "wrk -t2 -c50 -d2s http://web/ >$OUT.load && ! grep -E 'Socket errors|Non-2xx' $OUT.load"
+ok "until its time is over, and no longer" ends_at 5
+vx h5 service drain web web1 --undo >/dev/null
+for each in 2 3 4 5; do server "$each"; done
+ok "backends are not checked any more" vx h1 service update web --health none
+until_ok "five backends are ready" states "ready ready ready ready ready"
 
 asking death
 more death
