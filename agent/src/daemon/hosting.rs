@@ -9,7 +9,7 @@ use vxmesh_proto::{addr::NetworkId, object};
 
 use super::{
     gateway::Ways,
-    ingress::Entries,
+    ingress::IngressState,
     mesh::{Mesh, failed},
 };
 use crate::{
@@ -33,7 +33,7 @@ use crate::{
 pub(super) struct Hosted {
     pub(super) overlays: BTreeMap<NetworkId, Overlay>,
     pub(super) ways: Ways,
-    pub(super) entries: Entries,
+    pub(super) ingress: IngressState,
 }
 
 /// The gateway's addresses with the length of their subnets' prefixes.

@@ -47,7 +47,7 @@ const MOST: usize = 256;
 
 /// What is left to do of networks that are here for published ports.
 #[derive(Debug, Default)]
-pub(super) struct Entries {
+pub(super) struct IngressState {
     /// Those that cannot be made, or ended, and why.
     pub(super) faults: BTreeMap<NetworkId, String>,
     /// Those into which other ports lead than the node and the rules know.
@@ -127,7 +127,7 @@ impl Mesh {
                 Ok(()) => self.host_network(hosted, id, &network).await.map(drop),
                 Err(error) => Err(error),
             };
-            self.note_entry(hosted, (id, &network.name), made);
+            self.note_ingress(hosted, (id, &network.name), made);
         }
     }
 
@@ -146,17 +146,17 @@ impl Mesh {
         ))
     }
 
-    fn note_entry(
+    fn note_ingress(
         &self,
         hosted: &mut Hosted,
         (id, name): (NetworkId, &Name),
         done: Result<(), ApiError>,
     ) {
         let Err(error) = done else {
-            hosted.entries.faults.remove(&id);
+            hosted.ingress.faults.remove(&id);
             return;
         };
-        let told = hosted.entries.faults.insert(id, error.message.clone());
+        let told = hosted.ingress.faults.insert(id, error.message.clone());
         if told.as_ref() != Some(&error.message) {
             warn!(network = %name, %error, "published ports of its services are not as they should be on this host; it is tried again");
         }
@@ -175,13 +175,13 @@ impl Mesh {
             let name = self.network_object(id).map(|(network, _state)| network.name);
             let ended = self.unhost_node(hosted, id).await;
             match name {
-                Some(name) => self.note_entry(hosted, (id, &name), ended),
-                None if ended.is_ok() => drop(hosted.entries.faults.remove(&id)),
+                Some(name) => self.note_ingress(hosted, (id, &name), ended),
+                None if ended.is_ok() => drop(hosted.ingress.faults.remove(&id)),
                 None => {}
             }
         }
         let overlays = &hosted.overlays;
-        hosted.entries.faults.retain(|id, _| overlays.contains_key(id) || self.is_wanted(*id));
+        hosted.ingress.faults.retain(|id, _| overlays.contains_key(id) || self.is_wanted(*id));
     }
 
     /// Whether ports are to lead into a network, whether they can or not.

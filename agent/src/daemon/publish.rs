@@ -390,7 +390,7 @@ impl Mesh {
         let led = self.store.get::<Vec<Led>>(Table::Meta, HOST_PORTS).map_err(store_failed)?;
         let mut host_ports = lock(&self.services.host_ports);
         host_ports.adopt(wanted, led.unwrap_or_default());
-        hosted.entries.kept = host_ports.changes();
+        hosted.ingress.kept = host_ports.changes();
         Ok(())
     }
 
@@ -407,12 +407,12 @@ impl Mesh {
             return;
         }
         let fault = self.follow_host_ports(&mut hosted).await.err().map(|error| error.message);
-        if fault != hosted.entries.fault
+        if fault != hosted.ingress.fault
             && let Some(fault) = &fault
         {
             warn!(fault, "published ports of services are not followed; it is tried again");
         }
-        hosted.entries.fault = fault;
+        hosted.ingress.fault = fault;
         block_in_place(|| self.keep_led(&mut hosted));
         self.note_shut(&hosted);
     }
@@ -424,11 +424,11 @@ impl Mesh {
             let host_ports = lock(&self.services.host_ports);
             (host_ports.changes(), host_ports.led())
         };
-        if changes == hosted.entries.kept {
+        if changes == hosted.ingress.kept {
             return;
         }
         match self.store.put(Table::Meta, HOST_PORTS, &led) {
-            Ok(()) => hosted.entries.kept = changes,
+            Ok(()) => hosted.ingress.kept = changes,
             Err(error) => debug!(%error, "which ports lead to services is not written down yet"),
         }
     }
@@ -451,10 +451,10 @@ impl Mesh {
             self.keep_led(hosted);
             changed
         })?;
-        hosted.entries.changed.extend(changed);
-        for network in hosted.entries.changed.clone() {
+        hosted.ingress.changed.extend(changed);
+        for network in hosted.ingress.changed.clone() {
             match self.follow_vips(hosted, network).await {
-                Ok(()) => hosted.entries.changed.remove(&network),
+                Ok(()) => hosted.ingress.changed.remove(&network),
                 Err(error) => {
                     debug!(%network, %error, "its node waits for another try");
                     continue;
@@ -477,7 +477,7 @@ impl Mesh {
         lock(&self.services.host_ports).release(&BTreeMap::new());
         self.unhost_for_clients(hosted).await;
         let Some(id) = hosted.overlays.keys().next() else { return Ok(()) };
-        let fault = hosted.entries.faults.get(id).cloned();
+        let fault = hosted.ingress.faults.get(id).cloned();
         let fault = fault.unwrap_or_else(|| "it is tried again".to_owned());
         let message =
             format!("network `{}` is still on this host: {fault}", self.network_name(*id));
@@ -493,7 +493,7 @@ impl Mesh {
         let mut taken: BTreeSet<(Protocol, u16)> =
             self.published()?.iter().map(|(_, it)| (it.protocol, it.inner)).collect();
         let open: BTreeSet<NetworkId> = hosted.ways.ways().map(|(network, _)| *network).collect();
-        let faults = &hosted.entries.faults;
+        let faults = &hosted.ingress.faults;
         let closed = |id: &NetworkId| faults.get(id).filter(|_| !open.contains(id)).cloned();
         let mut changed = lock(&self.services.host_ports).release(&wanted);
         let due = lock(&self.services.host_ports).due(&wanted);

@@ -46,17 +46,17 @@ pub fn updates<P: Clone>(
         }
     }
     let others = after.iter().filter(|(key, _claim)| key.node != me);
-    let (entries, members): (Vec<_>, Vec<_>) =
+    let (ingress, members): (Vec<_>, Vec<_>) =
         others.partition(|(_key, claim)| only_brings_clients(claim));
     let node = |(key, _claim): (&RowKey, &EndpointClaim)| key.node;
     let members = members.into_iter().map(node);
     let wanted: BTreeMap<NodeId, P> =
         members.filter_map(|node| Some((node, peer(node)?))).collect();
-    let entries: BTreeSet<NodeId> =
-        entries.into_iter().map(node).filter(|node| peer(*node).is_some()).collect();
-    let entries = entries.into_iter().filter(|node| !wanted.contains_key(node)).collect();
-    if *table.entries() != entries {
-        updates.push(TableUpdate::Entries(entries));
+    let ingress: BTreeSet<NodeId> =
+        ingress.into_iter().map(node).filter(|node| peer(*node).is_some()).collect();
+    let ingress = ingress.into_iter().filter(|node| !wanted.contains_key(node)).collect();
+    if *table.ingress_nodes() != ingress {
+        updates.push(TableUpdate::IngressNodes(ingress));
     }
     for (node, _peer) in table.members() {
         if !wanted.contains_key(node) {

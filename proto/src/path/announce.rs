@@ -33,7 +33,7 @@ pub fn touched<P>(before: &NetworkTable<P>, updates: &[TableUpdate<P>]) -> BTree
         TableUpdate::Remove(key) => [before.row(key), None],
         TableUpdate::PutMember(..)
         | TableUpdate::RemoveMember(_)
-        | TableUpdate::Entries(_)
+        | TableUpdate::IngressNodes(_)
         | TableUpdate::Spec(_)
         | TableUpdate::Services(_)
         | TableUpdate::GoneVips(_) => [None, None],

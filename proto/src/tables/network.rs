@@ -112,7 +112,7 @@ pub enum TableUpdate<P> {
     /// A node that has no part in the network any more.
     RemoveMember(NodeId),
     /// The nodes that may send here and get no broadcast: they only bring clients in.
-    Entries(BTreeSet<NodeId>),
+    IngressNodes(BTreeSet<NodeId>),
     /// Other subnets, gateway or MTU.
     Spec(NetworkSpec),
     /// Other services, or none.
@@ -131,7 +131,7 @@ pub struct NetworkTable<P> {
     fdb: Index<MacAddr>,
     neighbors: Index<IpAddr>,
     members: Arc<[(NodeId, P)]>,
-    entries: Arc<BTreeSet<NodeId>>,
+    ingress_nodes: Arc<BTreeSet<NodeId>>,
     flood: Arc<TokenBucket>,
     services: Option<Arc<Services>>,
     gone_vips: Arc<BTreeSet<IpAddr>>,
@@ -178,7 +178,7 @@ impl<P: Clone> NetworkTable<P> {
             fdb: Index::new(seed),
             neighbors: Index::new(seed),
             members: Arc::new([]),
-            entries: Arc::default(),
+            ingress_nodes: Arc::default(),
             services: None,
             gone_vips: Arc::default(),
             epoch: now,
@@ -195,7 +195,7 @@ impl<P: Clone> NetworkTable<P> {
                 TableUpdate::Remove(key) => next.remove(&key),
                 TableUpdate::PutMember(node, peer) => next.put_member(node, peer),
                 TableUpdate::RemoveMember(node) => next.remove_member(node),
-                TableUpdate::Entries(nodes) => next.entries = Arc::new(nodes),
+                TableUpdate::IngressNodes(nodes) => next.ingress_nodes = Arc::new(nodes),
                 TableUpdate::Spec(spec) => next.replace_spec(spec),
                 TableUpdate::Services(services) => next.services = services,
                 TableUpdate::GoneVips(vips) => next.gone_vips = Arc::new(vips),
@@ -386,8 +386,8 @@ impl<P> NetworkTable<P> {
 
     /// The nodes that only bring clients of published ports in: they are in no FloodList.
     #[must_use]
-    pub fn entries(&self) -> &BTreeSet<NodeId> {
-        &self.entries
+    pub fn ingress_nodes(&self) -> &BTreeSet<NodeId> {
+        &self.ingress_nodes
     }
 
     /// Whether this node is in the FloodList.
@@ -399,7 +399,7 @@ impl<P> NetworkTable<P> {
     /// Whether this node may send frames of the network.
     #[must_use]
     pub fn is_member(&self, node: &NodeId) -> bool {
-        self.is_flooded(node) || self.entries.contains(node)
+        self.is_flooded(node) || self.ingress_nodes.contains(node)
     }
 
     /// The claim of this key.

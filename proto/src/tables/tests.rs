@@ -227,12 +227,13 @@ fn members_are_sorted_and_replaced() {
 
 #[test]
 fn a_node_that_only_brings_clients_may_send_and_gets_no_broadcast() {
-    let entries = TableUpdate::Entries([node(3)].into());
-    let table = empty().apply([TableUpdate::PutMember(node(1), 1), entries]);
+    let ingress = TableUpdate::IngressNodes([node(3)].into());
+    let table = empty().apply([TableUpdate::PutMember(node(1), 1), ingress]);
     assert!(table.is_member(&node(3)) && !table.is_flooded(&node(3)));
     assert_eq!(table.members(), [(node(1), 1)]);
     // It takes part in the network now, and then no more.
-    let table = table.apply([TableUpdate::PutMember(node(3), 3), TableUpdate::Entries([].into())]);
+    let table =
+        table.apply([TableUpdate::PutMember(node(3), 3), TableUpdate::IngressNodes([].into())]);
     assert!(table.is_flooded(&node(3)));
     let table = table.apply([TableUpdate::RemoveMember(node(3))]);
     assert!(!table.is_member(&node(3)));

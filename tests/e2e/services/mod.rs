@@ -2,12 +2,12 @@
 
 mod clients;
 mod deaths;
-mod entry;
 mod faults;
 mod floods;
 mod forged;
 mod health;
 mod ingress;
+mod ingress_node;
 mod life;
 mod local;
 mod paths;

@@ -26,7 +26,7 @@ fn inside(lab: &Lab, network: &Network) -> Result<NetNs> {
 }
 
 /// Clients come in by h4 as by all others: TCP, UDP, both IP versions, and h4 itself.
-fn is_an_entry(lab: &Lab, outside: &Outside, backend: &NetNs) -> Result<()> {
+fn is_an_ingress_node(lab: &Lab, outside: &Outside, backend: &NetNs) -> Result<()> {
     for (ipv4, theirs) in [(true, outside::IPV4), (false, outside::IPV6)] {
         let host = host_ip(4, ipv4)?;
         wait_until("the first answer comes", || {
@@ -126,7 +126,7 @@ fn a_host_without_endpoints_leads_clients_in_and_takes_nothing() -> Result<()> {
     is(&lab, "h4", "data", "5300", "open")?;
     let network: Network = lab.json("h4", &["network", "inspect", "blue"])?;
     let backend = lab.inner("h2", &sandbox_netns(&lab, "h2", "web2")?)?;
-    is_an_entry(&lab, &outside, &backend)?;
+    is_an_ingress_node(&lab, &outside, &backend)?;
     takes_nothing(&lab, &network)?;
 
     ways_come_back(&lab, &network)?;
