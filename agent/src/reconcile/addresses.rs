@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     net::IpAddr,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Instant,
@@ -17,7 +18,7 @@ use vxmesh_proto::{
     addr::{NetworkId, NodeId},
     ipam::{AllocateError, Block, Ownership, Pool, Subnet, Transfer},
     limits::ADDRESS_QUARANTINE,
-    object::{self, ObjectSet, SubnetOf, SubnetState},
+    object::{self, ObjectId, ObjectSet, SubnetOf, SubnetState},
 };
 
 /// Addresses of a network that endpoints of other nodes claim.
@@ -32,11 +33,14 @@ pub struct Addresses {
     open: Mutex<BTreeMap<NetworkId, Vec<NodeId>>>,
     /// Networks of this host alone.
     hosted: Mutex<BTreeSet<NetworkId>>,
+    /// The blocks that this node got of others, and when; not of those that rested, or need not.
+    handed: Mutex<BTreeMap<NetworkId, Vec<Handed>>>,
     /// The hash of the objects that the pools are in step with.
     followed: Mutex<Option<String>>,
 }
 
 type Pools = BTreeMap<NetworkId, Vec<Pool>>;
+type Handed = (Block, Option<Instant>);
 
 impl Addresses {
     /// No network yet.
@@ -47,6 +51,7 @@ impl Addresses {
             pools: Mutex::default(),
             open: Mutex::default(),
             hosted: Mutex::default(),
+            handed: Mutex::default(),
             followed: Mutex::default(),
         }
     }
@@ -82,7 +87,8 @@ impl Addresses {
 
     /// Brings the pools in step with the objects: new networks, transfers, deleted networks. Does
     /// nothing while the objects are the same, as in most rounds. What services gave back since
-    /// rests from `now` on, whoever owns it: others still remember them.
+    /// rests from `now` on, whoever owns it: others still remember them. So do the blocks that this
+    /// node has of one that left since: it may have released some of their addresses just before.
     pub fn follow(&self, objects: &ObjectSet, now: Instant) {
         // Held to the end: who comes second finds the pools in step.
         let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,7 +96,7 @@ impl Addresses {
         if followed.as_ref() == Some(&hash) {
             return;
         }
-        *followed = Some(hash);
+        let is_first = followed.replace(hash).is_none();
         let mut pools = self.lock();
         let networks = objects.networks();
         let ids: BTreeSet<NetworkId> = networks.iter().map(|(network, ..)| *network).collect();
@@ -114,7 +120,7 @@ impl Addresses {
             let subnets = objects.subnets(id);
             let counts = subnets.iter().filter(|subnet| subnet.state == SubnetState::Active);
             let pools = pools.entry(id).or_default();
-            let mut before = std::mem::take(pools);
+            let mut before = mem::take(pools);
             pools.extend(counts.filter_map(|subnet| self.follow_pool(id, subnet, &mut before)));
             // Endpoints outlive the subnet that another, older one put aside.
             let in_use: Vec<IpAddr> = before.iter().flat_map(Pool::in_use).collect();
@@ -127,6 +133,42 @@ impl Addresses {
                 pool.give_back(closed.get(&id).into_iter().flatten().copied());
                 for (ip, _epoch) in given_back(pool).difference(&before) {
                     pool.rest(*ip, now + ADDRESS_QUARANTINE);
+                }
+            }
+        }
+        self.rest_handed(&mut pools, objects, (now, is_first));
+    }
+
+    /// Lets the blocks rest that this node got a moment ago of nodes that left. That a node left may
+    /// be heard after what it gave.
+    fn rest_handed(
+        &self,
+        pools: &mut Pools,
+        objects: &ObjectSet,
+        (now, is_first): (Instant, bool),
+    ) {
+        let has_left = |node: NodeId| {
+            objects.get(&ObjectId::Member(node)).is_some_and(|member| member.closed())
+        };
+        let mut handed = self.handed.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = mem::take(&mut *handed);
+        for (id, pools) in pools {
+            let before = before.get(id).map_or(&[][..], Vec::as_slice);
+            let known = handed.entry(*id).or_default();
+            for pool in pools {
+                let got = pool.ownership().handed().filter(|(it, _)| it.owner == self.me);
+                for (block, from) in got.collect::<Vec<_>>() {
+                    // Others may have got parts of it since.
+                    let of = |(it, _): &&Handed| {
+                        it.epoch == block.epoch && it.cidr.contains(&block.cidr)
+                    };
+                    // What there is at the start has rested.
+                    let is_new = (!is_first).then_some(now);
+                    let mut since = before.iter().find(of).map_or(is_new, |(_, since)| *since);
+                    if let Some(since) = since.take_if(|_| has_left(from)) {
+                        pool.rest_block(block.cidr, since + ADDRESS_QUARANTINE);
+                    }
+                    known.push((block, since));
                 }
             }
         }
@@ -369,7 +411,7 @@ mod tests {
     use vxmesh_proto::{
         addr::Vni,
         ipam::{Need, Withheld},
-        object::{Content, Draft, Extension, Hlc, Member, Merge, ObjectId},
+        object::{Content, Draft, Extension, Hlc, Member, Merge},
     };
 
     use super::*;
@@ -553,6 +595,54 @@ mod tests {
         heirs.follow(&said.set, Instant::now());
         let taken = heirs.allocate(id, vip.trunc(), Some(vip.addr()), &elsewhere, Instant::now());
         assert!(matches!(taken, Some(Err(AllocateError::Resting { .. }))), "{taken:?}");
+    }
+
+    /// What a node released just before it left, others remember: its heir lets it rest, but not
+    /// what it has of its own.
+    #[test]
+    fn what_a_node_that_leaves_released_rests_with_its_heir() {
+        let mut said = Said::new();
+        let (me, id) = (said.me, said.network);
+        let (leaver, heir) = (Addresses::new(me), NodeId::of_public_key(b"heir"));
+        let (elsewhere, now) = (Elsewhere::new(), Instant::now());
+        let cidr: IpNet = "10.1.0.0/24".parse().unwrap();
+        leaver.follow(&said.set, now);
+        let heirs = Addresses::new(heir);
+        let say = |said: &mut Said, at: u64, given: Transfer| {
+            let Transfer { block: cidr, from, to, epoch } = given;
+            said.say(
+                at,
+                Content::Transfer(object::Transfer { network: id, cidr, from, to, epoch }),
+            );
+        };
+        // While nobody leaves, what one is given is free.
+        let gift = leaver.with_pool(id, cidr, |pool| pool.give(heir, Need::Now, &elsewhere, now));
+        gift.unwrap().unwrap().into_iter().for_each(|given| say(&mut said, 2, given));
+        heirs.follow(&said.set, now);
+        let take = |ip: Option<IpAddr>, seconds: u64| {
+            let at = now + std::time::Duration::from_secs(seconds);
+            heirs.allocate(id, cidr, ip, &elsewhere, at).unwrap()
+        };
+        let own = take(None, 0).unwrap();
+        let released = leaver.allocate(id, cidr, None, &elsewhere, now).unwrap().unwrap();
+        leaver.release(id, IpNet::new(released, 24).unwrap(), now);
+        leaver.give_all(heir).into_iter().for_each(|(_, given)| say(&mut said, 3, given));
+        let held = Arc::clone(said.set.get(&ObjectId::Member(me)).unwrap());
+        said.sign(&Draft { closed: true, ..held.edit(Hlc::at(4)) });
+        heirs.follow(&said.set, now);
+        assert!(heirs.holds(id, heir, released));
+        let resting = take(Some(released), 59);
+        assert!(matches!(resting, Err(AllocateError::Resting { .. })), "{resting:?}");
+        let next = take(None, 59).unwrap();
+        assert!(next != own && next != released, "{next}");
+        // Once: not with each of the next rounds, nor in another life.
+        *heirs.followed.lock().unwrap() = Some("other objects".to_owned());
+        heirs.follow(&said.set, now + std::time::Duration::from_secs(30));
+        assert_eq!(take(Some(released), 61), Ok(released));
+        let anew = Addresses::new(heir);
+        anew.follow(&said.set, now);
+        let taken = anew.allocate(id, cidr, Some(released), &elsewhere, now).unwrap();
+        assert_eq!(taken, Ok(released));
     }
 
     /// I12: two transfers of one block contradict each other, and the void one's receiver has given

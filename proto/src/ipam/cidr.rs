@@ -42,6 +42,17 @@ impl Cidr {
         if self.contains(other) { Some(other) } else { other.contains(self).then_some(self) }
     }
 
+    /// What is left without these blocks, in order.
+    pub(super) fn without(self, others: &[Self]) -> Vec<Self> {
+        if others.iter().any(|other| other.contains(self)) {
+            return Vec::new();
+        }
+        match self.halves().filter(|_| others.iter().any(|other| self.contains(*other))) {
+            Some((low, high)) => [low.without(others), high.without(others)].concat(),
+            None => vec![self],
+        }
+    }
+
     pub(super) fn halves(self) -> Option<(Self, Self)> {
         let bits = self.bits.checked_sub(1)?;
         Some((Self { first: self.first, bits }, Self { first: self.first | (1 << bits), bits }))
@@ -107,6 +118,22 @@ mod tests {
         let (low, high) = block("::/0").halves().unwrap();
         assert_eq!((low, high), (block("::/1"), block("8000::/1")));
         assert_eq!(cover(0, u128::MAX), [block("::/0")]);
+    }
+
+    #[test]
+    fn what_is_left_of_a_block_without_others() {
+        let whole = block("10.0.0.0/24");
+        let without = |others: &[&str]| {
+            let others: Vec<Cidr> = others.iter().map(|text| block(text)).collect();
+            whole.without(&others)
+        };
+        assert_eq!(without(&["10.0.1.0/24", "fd00::/64"]), [whole]);
+        assert_eq!(without(&["10.0.0.0/16"]), []);
+        assert_eq!(without(&["10.0.0.0/25", "10.0.0.128/25"]), []);
+        let left = ["10.0.0.0/25", "10.0.0.192/26"].map(block);
+        assert_eq!(without(&["10.0.0.128/26"]), left);
+        let first = without(&["10.0.0.0/32"]);
+        assert_eq!(first, cover(whole.first + 1, whole.last()));
     }
 
     proptest! {

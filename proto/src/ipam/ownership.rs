@@ -198,6 +198,11 @@ impl Ownership {
         self.returned.iter().map(|claim| self.block_of(claim))
     }
 
+    /// The blocks that nodes have by a transfer, each with who had it before.
+    pub fn handed(&self) -> impl Iterator<Item = (Block, NodeId)> {
+        self.blocks.iter().filter_map(|claim| Some((self.block_of(claim), claim.from?)))
+    }
+
     /// All blocks, by address.
     pub fn blocks(&self) -> impl Iterator<Item = Block> {
         self.blocks.iter().map(|claim| self.block_of(claim))

@@ -88,6 +88,9 @@ pub struct Pool {
     used: BTreeSet<u128>,
     /// Released addresses and when they may be given again.
     pub(super) resting: BTreeMap<u128, Instant>,
+    /// Blocks of which another node has released addresses, nobody knows which, and until when they
+    /// rest as a whole.
+    handed: Vec<(Cidr, Instant)>,
     /// Where the next search begins: addresses are given in turn, so one that was released comes
     /// late again.
     cursor: u128,
@@ -101,8 +104,8 @@ impl Pool {
     pub fn new(subnet: Subnet, ownership: Ownership, me: NodeId) -> Self {
         let (excluded, cursor) = (subnet.excluded(), subnet.block().first);
         let (used, resting) = (BTreeSet::new(), BTreeMap::new());
-        let paced = BTreeMap::new();
-        Self { subnet, me, ownership, excluded, used, resting, cursor, paced }
+        let (handed, paced) = (Vec::new(), BTreeMap::new());
+        Self { subnet, me, ownership, excluded, used, resting, handed, cursor, paced }
     }
 
     /// The subnet.
@@ -188,8 +191,8 @@ impl Pool {
         if self.used.contains(&number(ip)) || elsewhere.contains(&ip) {
             return Err(AllocateError::InUse(ip));
         }
-        if let Some(until) = self.resting.get(&number(ip)) {
-            return Err(AllocateError::Resting { ip, left: *until - now });
+        if let Some(until) = self.rests_until(number(ip)) {
+            return Err(AllocateError::Resting { ip, left: until - now });
         }
         if block.owner != self.me {
             return Err(AllocateError::NotOurs { ip, owner: block.owner });
@@ -208,6 +211,18 @@ impl Pool {
         if !self.used.contains(&number(ip)) {
             self.resting.insert(number(ip), until);
         }
+    }
+
+    /// Lets all addresses of a block rest that nobody has: who had the block before released some
+    /// of them, and says no more which. This node's others are given meanwhile.
+    pub fn rest_block(&mut self, block: IpNet, until: Instant) {
+        self.handed.extend(Cidr::of(&block).map(|cidr| (cidr, until)));
+    }
+
+    fn rests_until(&self, number: u128) -> Option<Instant> {
+        let holds = |(cidr, _): &&(Cidr, Instant)| cidr.first <= number && number <= cidr.last();
+        let of_block = self.handed.iter().filter(holds).map(|(_, until)| *until);
+        self.resting.get(&number).copied().into_iter().chain(of_block).max()
     }
 
     /// Marks an address as in use, as found at a restart.
@@ -286,11 +301,13 @@ impl Pool {
         self.mine().next().is_some()
     }
 
-    /// Where this node may choose addresses.
+    /// Where this node may choose addresses now.
     pub(super) fn mine(&self) -> impl Iterator<Item = Cidr> {
         let range = self.subnet.range_block();
+        let handed: Vec<Cidr> = self.handed.iter().map(|(cidr, _)| *cidr).collect();
         let own = self.ownership.cidrs().filter(|(owner, _)| *owner == self.me);
-        own.filter_map(move |(_, cidr)| cidr.common(range))
+        let chosen = own.filter_map(move |(_, cidr)| cidr.common(range));
+        chosen.flat_map(move |cidr| cidr.without(&handed))
     }
 
     /// The first free address of ours from `from` to `to`. Each step passes an address that
@@ -317,6 +334,9 @@ impl Pool {
 
     /// How many addresses a node has to give, as far as this one knows.
     pub(super) fn free_of(&self, node: NodeId, busy: &BTreeSet<u128>) -> u128 {
+        if node == self.me {
+            return self.mine().map(|cidr| self.free_in(cidr, busy)).sum();
+        }
         let cidrs = self.ownership.cidrs().filter(|(owner, _)| *owner == node);
         cidrs.map(|(_, cidr)| self.free_in(cidr, busy)).sum()
     }
@@ -330,6 +350,7 @@ impl Pool {
     /// Lets addresses go that have rested long enough.
     pub(super) fn wake(&mut self, now: Instant) {
         self.resting.retain(|_, until| *until > now);
+        self.handed.retain(|(_, until)| *until > now);
     }
 
     /// All addresses that somebody has or had a moment ago.
