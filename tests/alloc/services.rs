@@ -266,7 +266,6 @@ fn a_super_frame_through_a_service_allocates_nothing() {
         let verdict = merged.rewrite(&mut arena, |it| answer(&host.table, it, host.now, &mut ()));
         assert_eq!(verdict, InboundVerdict::Deliver);
         assert_eq!(merged.headers()[6..12], host.service.0);
-        drop(merged);
         coalescer.clear();
     };
     carry();
