@@ -3,10 +3,11 @@
 //!
 //! ```text
 //! unknown -passes-> healthy -fall failures in a row-> failed -rise successes in a row-> healthy
-//!         -fails->  failed
+//!         -fall failures in a row-> failed
 //! ```
 //!
-//! A backend gets nothing before it has passed once. Somebody else's word (`service health`) stands
+//! A backend gets nothing before it has passed once. That a server is not there yet when its sandbox
+//! is told to nobody, so what it passes next is not kept back as a second word. Somebody else's word (`service health`) stands
 //! above the check for as long as it was given. Of one endpoint the others are told once a second
 //! at most.
 
@@ -138,12 +139,16 @@ impl Checks {
         standing.is_running = false;
         let Some(check) = &standing.check else { return };
         standing.due = now + Duration::from_millis(check.interval_ms);
-        let Some(passes) = standing.passes.filter(|passes| *passes != passed) else {
-            (standing.passes, standing.otherwise) = (Some(passed), 0);
-            return;
+        let needed = match standing.passes {
+            Some(passes) if passes == passed => {
+                standing.otherwise = 0;
+                return;
+            }
+            None if passed => 1,
+            Some(false) => check.rise,
+            None | Some(true) => check.fall,
         };
         standing.otherwise = standing.otherwise.saturating_add(1);
-        let needed = if passes { check.fall } else { check.rise };
         if standing.otherwise >= needed {
             (standing.passes, standing.otherwise) = (Some(passed), 0);
         }
@@ -259,7 +264,8 @@ mod tests {
     fn a_backend_falls_and_rises_by_results_in_a_row() {
         let (up, down) = (Some(true), Some(false));
         assert_eq!(run(&[true]), [up]);
-        assert_eq!(run(&[false, true, true]), [down, down, up]);
+        assert_eq!(run(&[false, false, true]), [None, None, up], "it has just started");
+        assert_eq!(run(&[false, false, false, true, true]), [None, None, down, down, up]);
         let results = [true, false, false, true, false, false, false, true, false, true, true];
         let health = [up, up, up, up, up, up, down, down, down, down, up];
         assert_eq!(run(&results), health);
