@@ -66,7 +66,13 @@ closed() {
 }
 
 # none HOST: neither rules nor sockets nor connections of the ports are left there.
-none() { ! on "$1" sh -c "nft list ruleset; ss -Htuln; cat /proc/net/nf_conntrack 2>/dev/null | grep dport=8080" | grep -E ":808[01] |dport 808[01]|dport=8080"; }
+none() { ! { on "$1" sh -c "nft list ruleset; ss -Htuln" && led "$1"; } | grep -E ":808[01] |dport 808[01]|led to"; }
+
+# led HOST: connections to the ports that its kernel has in mind and leads on, each with where to.
+led() {
+    on "$1" sh -c "PATH=\$PATH:/usr/sbin; conntrack -L -f ipv4 && conntrack -L -f ipv6" 2>/dev/null |
+        sed -nE 's/.* dst=([^ ]+) sport=[0-9]+ dport=808[01] src=([^ ]+) .*/\1 \2/p' | awk '$1 != $2 { print "led to " $2 }'
+}
 
 PAGES+=("$OUT.asked"{,1,2,3,4} "$OUT.spread")
 network h1 shop --subnet 10.78.0.0/16 --subnet fd78::/64
@@ -100,6 +106,8 @@ for each in 1 2 3 4; do
     until_ok "h$each leads to its own backend" sh -c "ip netns exec $OUTSIDE curl -4 -sS -m 5 http://$(host "$each" 4):8081/ | grep -q '^web$each 10.213.0.200$'"
 done
 until_ok "h5 has no backend, and no port" closed 5 8081
+has_led() { led "$1" | grep -q "led to"; }
+for each in 1 2 3 4 5; do ok "the kernel of h$each has connections in mind" has_led "h$each"; done
 ok "the service is removed" vx h4 service rm front
 for each in 1 2 3 4 5; do
     until_ok "h$each has closed the port" closed "$each" 8080

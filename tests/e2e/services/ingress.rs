@@ -3,18 +3,19 @@
 
 use std::{
     collections::BTreeMap,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use vxmesh::api::{Diagnosis, Service};
+use vxmesh::api::{Diagnosis, Network, Service};
 use vxmesh_tests::{
     lab::{Allowed, Lab, wait_until},
     netns::NetNs,
     outside::{self, Outside, call_tcp, call_udp, sh},
+    traffic::{Echo, udp_to},
 };
 
 use super::{backends_on_two_hosts, settled};
@@ -90,10 +91,49 @@ pub(super) fn asked(
     Ok(answers)
 }
 
+/// Connections to published ports of the tests that the kernel of a host has in mind and leads on:
+/// who answers is not who was asked. Those of its own clients to other hosts are not.
+fn led(host: &NetNs) -> Result<Vec<String>> {
+    let all = sh(host, "conntrack -L -f ipv4 2>/dev/null && conntrack -L -f ipv6 2>/dev/null")?;
+    let word = |line: &str, key: &str, nth: usize| {
+        line.split_whitespace().filter_map(|it| it.strip_prefix(key)).nth(nth).map(str::to_owned)
+    };
+    let is_led = |line: &&str| {
+        let port = word(line, "dport=", 0);
+        let is_published = port.is_some_and(|it| ["8080", "9000", "5300"].contains(&it.as_str()));
+        is_published && word(line, "dst=", 0) != word(line, "src=", 1)
+    };
+    Ok(all.lines().filter(is_led).map(str::to_owned).collect())
+}
+
 /// Whether a connection to this port is refused at once.
 pub(super) fn is_refused(client: &NetNs, to: SocketAddr) -> Result<bool> {
     let refused = client.run(|| Ok(TcpStream::connect_timeout(&to, PATIENCE)))?;
-    Ok(refused.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused))
+    Ok(refused.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused))
+}
+
+/// Nothing is left of published ports when their services are gone.
+fn leaves_nothing(lab: &Lab, outside: &Outside) -> Result<()> {
+    for number in 1..=3 {
+        let led = led(&lab.host(&format!("h{number}"))?)?;
+        ensure!(!led.is_empty(), "h{number} knows no connection that could be left");
+    }
+    for service in ["web", "data"] {
+        lab.vxmesh("h2", &["service", "rm", service])?;
+    }
+    for number in 1..=3 {
+        let host = lab.host(&format!("h{number}"))?;
+        wait_until("nothing is left on the host", || {
+            let left = sh(
+                &host,
+                "nft list ruleset | grep -cE '8080|9000|5300'; ss -ltun | grep -cE ':(8080|9000|5300) '; true",
+            )?;
+            Ok(left.split_whitespace().all(|count| count == "0") && led(&host)?.is_empty())
+        })?;
+        let at = SocketAddr::new(host_ip(number, true)?, 8080);
+        ensure!(is_refused(&outside.netns, at)?, "{at} is open");
+    }
+    Ok(())
 }
 
 #[test]
@@ -155,25 +195,51 @@ fn clients_from_outside_come_in_by_any_node_and_are_seen_by_the_backends() -> Re
     }
     settled(&lab, "web", 0)?;
     wait_until("without a backend it refuses", || is_refused(&outside.netns, at))?;
-    for service in ["web", "data"] {
-        lab.vxmesh("h2", &["service", "rm", service])?;
-    }
-    for number in 1..=3 {
-        let host = lab.host(&format!("h{number}"))?;
-        wait_until("nothing is left on the host", || {
-            let left = sh(
-                &host,
-                "nft list ruleset | grep -cE '8080|9000|5300'; ss -ltun | grep -cE ':(8080|9000|5300) '; true",
-            )?;
-            Ok(left.split_whitespace().all(|count| count == "0"))
-        })?;
-        let at = SocketAddr::new(host_ip(number, true)?, 8080);
-        ensure!(is_refused(&outside.netns, at)?, "{at} is open");
-    }
+    leaves_nothing(&lab, &outside)?;
     lab.finish(Allowed {
         drops: &["service_port", "no_backend", "neighbor_unknown", "backend_unknown"],
         ..Allowed::default()
     })
+}
+
+/// A published port whose service has no address of the client's IP version: refused at once, and
+/// not swallowed, by a host with an endpoint in the network and by one without.
+#[test]
+fn a_version_that_leads_nowhere_is_refused_at_once() -> Result<()> {
+    let lab = Lab::up(2)?;
+    let outside = Outside::join(&lab)?;
+    for (name, subnet, port) in [("four", "10.73.0.0/24", "8091"), ("six", "fd73::/64", "8092")] {
+        let _network: Network = lab.json("h1", &["network", "create", name, "--subnet", subnet])?;
+        let backend = lab.sandbox("h1", name, &format!("b{name}"))?;
+        let _server = Echo::start_on(&backend.netns, 9000)?;
+        let tcp = format!("{port}:80");
+        let udp = format!("{port}:80/udp");
+        let mut make = vec!["service", "create", name, "--network", name, "--backend"];
+        let named = format!("b{name}");
+        make.extend([named.as_str(), "--port", "80:9000", "--port", "80:9000/udp"]);
+        make.extend(["--publish", &tcp, "--publish", &udp]);
+        let service: Service = lab.json("h2", &make)?;
+        ensure!(service.vips.len() == 1, "{service:?}");
+        for (number, host) in [(1, "h1"), (2, "h2")] {
+            is(&lab, host, name, port, "open")?;
+            let port = port.parse()?;
+            let leads = name == "four";
+            let at = SocketAddr::new(host_ip(number, leads)?, port);
+            wait_until("its own version leads to the backend", || {
+                Ok(outside.netns.run(|| Ok(TcpStream::connect_timeout(&at, PATIENCE)))?.is_ok())
+            })?;
+            let at = SocketAddr::new(host_ip(number, !leads)?, port);
+            let begun = Instant::now();
+            ensure!(is_refused(&outside.netns, at)?, "TCP to {at} is not refused");
+            let socket = outside.netns.run(|| udp_to(at.ip(), at.port()))?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            let said = socket.send(b"?").and_then(|_| socket.recv(&mut [0; 1]));
+            let is_told = said.as_ref().is_err_and(|it| it.kind() == ErrorKind::ConnectionRefused);
+            ensure!(is_told, "UDP to {at}: {said:?}");
+            ensure!(begun.elapsed() < PATIENCE, "{at} refuses after {:?}", begun.elapsed());
+        }
+    }
+    lab.finish(Allowed::default())
 }
 
 pub(super) fn sandbox_netns(lab: &Lab, host: &str, name: &str) -> Result<String> {

@@ -137,3 +137,20 @@ fn a_service_keeps_its_address_and_its_name_for_itself() -> Result<()> {
     };
     lab.finish(Allowed { drops: &["service_port", "no_backend"], ..Allowed::default() })
 }
+
+/// What is in the way of a network's end is named, and then it is not.
+#[test]
+fn a_network_is_removed_after_its_services() -> Result<()> {
+    let lab = Lab::up(1)?;
+    lab.vxmesh("h1", &["network", "create", "idle"])?;
+    for name in ["alone", "lone"] {
+        let make = ["service", "create", name, "--network", "idle", "--port", "80"];
+        lab.vxmesh("h1", &[&make[..], &["--selector", "app=none"]].concat())?;
+    }
+    refused(&lab, &["network", "rm", "idle"], 4, "network `idle` has services: alone, lone")?;
+    lab.vxmesh("h1", &["service", "rm", "alone"])?;
+    refused(&lab, &["network", "rm", "idle"], 4, "network `idle` has services: lone")?;
+    lab.vxmesh("h1", &["service", "rm", "lone"])?;
+    lab.vxmesh("h1", &["network", "rm", "idle"])?;
+    lab.finish(Allowed::default())
+}
