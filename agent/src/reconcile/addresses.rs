@@ -139,8 +139,8 @@ impl Addresses {
         self.rest_handed(&mut pools, objects, (now, is_first));
     }
 
-    /// Lets the blocks rest that this node got a moment ago of nodes that left. That a node left may
-    /// be heard after what it gave.
+    /// Lets the blocks rest that this node got a moment ago of nodes that left. That a node left
+    /// may be heard after what it gave.
     fn rest_handed(
         &self,
         pools: &mut Pools,

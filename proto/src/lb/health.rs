@@ -6,10 +6,10 @@
 //!         -fall failures in a row-> failed
 //! ```
 //!
-//! A backend gets nothing before it has passed once. That a server is not there yet when its sandbox
-//! is told to nobody, so what it passes next is not kept back as a second word. Somebody else's word (`service health`) stands
-//! above the check for as long as it was given. Of one endpoint the others are told once a second
-//! at most.
+//! A backend gets nothing before it has passed once. That it has not started yet is told to nobody,
+//! so that it passes is not kept back as a second word. Somebody else's word (`service health`)
+//! stands above the check for as long as it was given. Of one endpoint the others are told once a
+//! second at most.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

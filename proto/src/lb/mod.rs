@@ -4,9 +4,10 @@
 //! new flow gets, [`flows`] remembers it, and [`translate`] gives each frame its other end: on the
 //! way to the backend and on the way back ([`answers`]), both at the client's node. Backends see
 //! the client's own address, and its port unless it uses that for them, too ([`clash`]). Those that
-//! answer nobody get no new ones ([`ejection`]), nor do those that are drained ([`drain`]). Where a service is sticky, a client's flows go
-//! where the ones before went ([`affinity`]). Clients outside of the network come in by its nodes
-//! ([`ingress`]). What a node counted of them is in [`counts`].
+//! answer nobody get no new ones ([`ejection`]), nor do those that are drained ([`drain`]). Where a
+//! service is sticky, a client's flows go where the ones before went ([`affinity`]). Clients from
+//! outside of the network come in by its nodes ([`ingress`]). What a node counted of them is in
+//! [`counts`].
 
 mod affinity;
 mod answers;
