@@ -50,6 +50,7 @@ sees_own() {
 
 # asking NAME: a client that never stops, one line for each answer.
 asking() {
+    : >"$OUT.$1"
     in_box h2 c sh -c "while [ ! -e /tmp/$LAB-services.stop ]; do curl -4 -sS -m 10 http://web/ || echo 'a request failed'; done" >"$OUT.$1" 2>&1 &
     ASKING=$!
 }
