@@ -236,6 +236,7 @@ impl Mesh {
         }
         self.services.keep(|id| locals.contains_key(id));
         self.services.changed.notify_one();
+        self.services.to_check.notify_one();
         drop(locals);
         names.extend(self.local_names());
         self.publish_names(gossip, names);

@@ -36,8 +36,10 @@ use crate::{
 
 /// Where what was told is kept.
 const KEY: &str = "health";
-/// How often services and endpoints are looked at for what is to be checked.
+/// How often services and endpoints are looked at for what is to be checked, and how often at most
+/// while they change.
 const FOLLOW: Duration = Duration::from_secs(1);
+const CHANGED: Duration = Duration::from_millis(100);
 
 /// How long what the agent's last life told stands, if nothing else is known: until all members
 /// were heard and all endpoints taken over.
@@ -53,10 +55,12 @@ type Wanted = BTreeMap<Checked, (HealthCheck, PathBuf, SocketAddr)>;
 /// Checks until the agent stops.
 pub(crate) async fn check(mesh: Arc<Mesh>, mut stop: Receiver<bool>) {
     let (begun, mut last_life, mut followed) = (Instant::now(), true, None);
-    let (mut wanted, mut running) = (Wanted::new(), JoinSet::new());
+    let (mut wanted, mut running, mut changed) = (Wanted::new(), JoinSet::new(), false);
     loop {
         let now = Instant::now();
-        if followed.is_none_or(|at: Instant| now.saturating_duration_since(at) >= FOLLOW) {
+        let every = if changed { CHANGED } else { FOLLOW };
+        if followed.is_none_or(|at: Instant| now.saturating_duration_since(at) >= every) {
+            changed = false;
             let here;
             (wanted, here) = self::wanted(&mesh);
             let each = wanted.iter().map(|(of, (check, ..))| (*of, check.clone()));
@@ -80,9 +84,11 @@ pub(crate) async fn check(mesh: Arc<Mesh>, mut stop: Receiver<bool>) {
             running.spawn(async move { (of, passes(&check, netns, at).await) });
         }
         tell(&mesh);
-        let wait = next.map_or(FOLLOW, |at| at.saturating_duration_since(Instant::now()));
+        let most = if changed { CHANGED } else { FOLLOW };
+        let wait = next.map_or(most, |at| at.saturating_duration_since(Instant::now()));
         tokio::select! {
-            () = sleep(wait.clamp(SHORTEST, FOLLOW)) => {}
+            () = sleep(wait.clamp(SHORTEST, most)) => {}
+            () = mesh.services.to_check.notified(), if !changed => changed = true,
             Some(Ok((of, passed))) = running.join_next(), if !running.is_empty() => {
                 lock(&mesh.services.checks).handle_result(Instant::now(), of, passed);
             }

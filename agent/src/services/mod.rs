@@ -97,6 +97,8 @@ pub(crate) struct Services {
     settled: AtomicBool,
     /// Rung when services or their backends may be others.
     pub(crate) changed: Notify,
+    /// Rung at the same time, for the checks.
+    pub(crate) to_check: Notify,
     /// When the time of a drained backend is over next, in Unix milliseconds.
     deadline: AtomicU64,
     /// When drains began.
@@ -121,6 +123,7 @@ impl Services {
             heard: Mutex::default(),
             settled: AtomicBool::new(false),
             changed: Notify::new(),
+            to_check: Notify::new(),
             deadline: AtomicU64::new(u64::MAX),
             drains: Mutex::default(),
         })
