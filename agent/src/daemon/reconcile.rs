@@ -235,8 +235,7 @@ impl Mesh {
             local.claims = claims;
         }
         self.services.keep(|id| locals.contains_key(id));
-        self.services.changed.notify_one();
-        self.services.to_check.notify_one();
+        self.services.changed.notify();
         drop(locals);
         names.extend(self.local_names());
         self.publish_names(gossip, names);

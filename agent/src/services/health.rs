@@ -88,7 +88,7 @@ pub(crate) async fn check(mesh: Arc<Mesh>, mut stop: Receiver<bool>) {
         let wait = next.map_or(most, |at| at.saturating_duration_since(Instant::now()));
         tokio::select! {
             () = sleep(wait.clamp(SHORTEST, most)) => {}
-            () = mesh.services.to_check.notified(), if !changed => changed = true,
+            () = mesh.services.changed.for_checks(), if !changed => changed = true,
             Some(Ok((of, passed))) = running.join_next(), if !running.is_empty() => {
                 lock(&mesh.services.checks).handle_result(Instant::now(), of, passed);
             }

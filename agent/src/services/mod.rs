@@ -71,6 +71,28 @@ const ANSWERS: usize = 64;
 /// The flows of this process: one table, made with the first service and never unmapped.
 static FLOWS: Mutex<Option<Arc<Flows>>> = Mutex::new(None);
 
+/// Says that services or their backends may be others, to each who follows them.
+#[derive(Debug, Default)]
+pub(crate) struct Changed {
+    for_ports: Notify,
+    for_checks: Notify,
+}
+
+impl Changed {
+    pub(crate) fn notify(&self) {
+        self.for_ports.notify_one();
+        self.for_checks.notify_one();
+    }
+
+    async fn for_ports(&self) {
+        self.for_ports.notified().await;
+    }
+
+    async fn for_checks(&self) {
+        self.for_checks.notified().await;
+    }
+}
+
 /// The services of this node.
 #[derive(Debug)]
 pub(crate) struct Services {
@@ -96,9 +118,7 @@ pub(crate) struct Services {
     /// Whether a backend that is unknown is not there.
     settled: AtomicBool,
     /// Rung when services or their backends may be others.
-    pub(crate) changed: Notify,
-    /// Rung at the same time, for the checks.
-    pub(crate) to_check: Notify,
+    pub(crate) changed: Changed,
     /// When the time of a drained backend is over next, in Unix milliseconds.
     deadline: AtomicU64,
     /// When drains began.
@@ -122,8 +142,7 @@ impl Services {
             host_ports: Mutex::default(),
             heard: Mutex::default(),
             settled: AtomicBool::new(false),
-            changed: Notify::new(),
-            to_check: Notify::new(),
+            changed: Changed::default(),
             deadline: AtomicU64::new(u64::MAX),
             drains: Mutex::default(),
         })

@@ -430,7 +430,7 @@ pub(crate) async fn publish(mesh: Arc<Mesh>, mut stop: Receiver<bool>) {
         mesh.keep_host_ports().await;
         mesh.services.tell_unpublished(&mesh);
         tokio::select! {
-            () = mesh.services.changed.notified() => {}
+            () = mesh.services.changed.for_ports() => {}
             () = sleep(RETRY) => {}
             _ = stop.changed() => return,
         }
