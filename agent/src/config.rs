@@ -68,6 +68,8 @@ pub struct RawConfig {
     pub default_pools: Option<Vec<DefaultPool>>,
     /// See [`Config::peers`].
     pub peers: Option<Vec<String>>,
+    /// See [`Config::docker`].
+    pub docker: Option<bool>,
     /// [`FirstStart::Init`].
     pub init: Option<bool>,
     /// [`FirstStart::Join`].
@@ -104,6 +106,8 @@ pub struct Config {
     /// Where members are looked for while one is missing, `HOST[:PORT]`; names are resolved each
     /// time.
     pub peers: Vec<String>,
+    /// Whether it is the driver `vxmesh` of this host's Docker engine.
+    pub docker: bool,
     /// What to do if this node has no identity.
     pub first_start: FirstStart,
 }
@@ -188,6 +192,7 @@ impl Config {
             },
             default_pools: pick!(default_pools).unwrap_or_else(default_pools),
             peers: pick!(peers).unwrap_or_default(),
+            docker: pick!(docker).unwrap_or_default(),
             first_start: match flags.first_start()? {
                 FirstStart::Wait => file.first_start()?,
                 chosen => chosen,

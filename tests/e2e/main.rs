@@ -6,6 +6,7 @@ mod churn;
 mod closed;
 mod connect;
 mod demo;
+mod docker;
 mod drivers;
 mod egress;
 mod isolation;

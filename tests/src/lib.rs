@@ -4,6 +4,7 @@ pub mod cable;
 pub mod caller;
 pub mod capture;
 pub mod dns;
+pub mod engine;
 pub mod flow;
 pub mod fuzz;
 pub mod hex;

@@ -35,4 +35,4 @@ mod socket;
 
 pub use backend::Backend;
 pub use router::router;
-pub use socket::AdminSocket;
+pub use socket::ApiSocket;

@@ -1,4 +1,4 @@
-//! The unix socket of the admin API: mode 0660, there exactly while its agent lives.
+//! The unix socket of an API, there exactly while its agent lives.
 //!
 //! A socket that a dead agent left behind is replaced; one that answers is refused. It does not
 //! guard against two agents that start in the same instant: the lock on the data directory does.
@@ -25,15 +25,15 @@ const PATH_LEN: usize = 100;
 
 /// A bound socket. Dropping it removes the file.
 #[derive(Debug)]
-pub struct AdminSocket {
+pub struct ApiSocket {
     listener: Option<UnixListener>,
     path: PathBuf,
     inode: u64,
 }
 
-impl AdminSocket {
-    /// Makes the socket, and its directory if need be.
-    pub async fn bind(path: &Path) -> Result<Self, ApiError> {
+impl ApiSocket {
+    /// Makes the socket with this mode, and its directory if need be.
+    pub async fn bind(path: &Path, mode: u32) -> Result<Self, ApiError> {
         if path.as_os_str().len() > PATH_LEN {
             return Err(cannot(path, &io::Error::other("the path is too long")));
         }
@@ -47,7 +47,7 @@ impl AdminSocket {
         let private = private.map_err(|why| cannot(path, &why))?;
         let made = private.path().join("s");
         let listener = UnixListener::bind(&made).map_err(|why| cannot(path, &why))?;
-        let inode = publish(&made, path).map_err(|why| cannot(path, &why))?;
+        let inode = publish(&made, path, mode).map_err(|why| cannot(path, &why))?;
         Ok(Self { listener: Some(listener), path: path.into(), inode })
     }
 
@@ -77,7 +77,7 @@ impl AdminSocket {
     }
 }
 
-impl Drop for AdminSocket {
+impl Drop for ApiSocket {
     fn drop(&mut self) {
         let ours = fs::symlink_metadata(&self.path).is_ok_and(|it| it.ino() == self.inode);
         if ours && let Err(why) = fs::remove_file(&self.path) {
@@ -87,8 +87,8 @@ impl Drop for AdminSocket {
 }
 
 /// Gives the finished socket its mode and its name; returns its inode.
-fn publish(made: &Path, path: &Path) -> io::Result<u64> {
-    fs::set_permissions(made, fs::Permissions::from_mode(0o660))?;
+fn publish(made: &Path, path: &Path, mode: u32) -> io::Result<u64> {
+    fs::set_permissions(made, fs::Permissions::from_mode(mode))?;
     let inode = fs::symlink_metadata(made)?.ino();
     fs::rename(made, path)?;
     Ok(inode)

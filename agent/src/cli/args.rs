@@ -191,6 +191,9 @@ pub(super) struct Agent {
     /// What to log, such as `debug` or `info,vxmesh::control=debug` [default: info]
     #[arg(long, env = "VXMESH_LOG", hide_env_values = true, value_name = "FILTER")]
     pub(super) log: Option<String>,
+    /// Serve this host's Docker engine as its network driver `vxmesh`
+    #[arg(long)]
+    pub(super) docker: bool,
     /// Make a new mesh if this node has no identity
     #[arg(long, conflicts_with = "join")]
     pub(super) init: bool,

@@ -61,6 +61,7 @@ fn raw_config(global: &Global, agent: Agent) -> RawConfig {
         data_port: agent.data_port,
         tap: agent.tap,
         log: agent.log,
+        docker: agent.docker.then_some(true),
         init: agent.init.then_some(true),
         join: (!agent.join.is_empty()).then_some(agent.join),
         token_file: agent.token_file,

@@ -79,6 +79,9 @@ impl Mesh {
         for node in self.stored_nodes()?.iter() {
             node.ips.iter().for_each(|ip| self.member.addresses.adopt(node.network, *ip));
         }
+        for lease in self.leases()? {
+            self.member.addresses.adopt(lease.network, lease.ip);
+        }
         let (now, wall) = (Instant::now(), unix_ms());
         for (key, until) in self.store.list::<u64>(Table::Resting).map_err(store_failed)? {
             let address = key.split_once('/');
@@ -334,9 +337,9 @@ impl Mesh {
 
     /// Takes over the cable of an endpoint that was plugged in.
     async fn adopt_cable(&self, overlay: &Overlay, endpoint: &Stored) -> Result<(), NotAdopted> {
-        // The number of a process may be another's by now, and its namespace outlive it: then the
-        // cable tells.
-        if endpoint.netns().starts_with("/proc") {
+        // The number of a process may be another's by now, and its namespace outlive it; and where
+        // an engine moved the end of a cable only it knows: then the cable tells.
+        if endpoint.netns().starts_with("/proc") || endpoint.engine.is_some() {
             let plugged = overlay.plugged().await?.contains(&endpoint.id);
             return if plugged { Ok(()) } else { Err(NotAdopted::Gone("its sandbox is gone")) };
         }

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     api::{self, ApiError, AttachSpec, ErrorCode},
-    host::endpoints::Stored,
+    host::endpoints::{Engine, Stored},
     services,
     store::Table,
 };
@@ -56,24 +56,31 @@ impl Mesh {
                 .objects
                 .read(|set| services::check_names(set, id, spec.name.as_ref(), &spec.aliases))?;
             let ips = self.allocate(&network, id, &spec.ips).await?;
-            self.attach_at(id, spec, ips).await?
+            match self.begin(id, spec, &ips, None).await {
+                Ok(endpoint) => self.attach_begun(endpoint).await?,
+                Err(error) => {
+                    ips.iter().for_each(|ip| self.member.addresses.put_back(id, *ip));
+                    return Err(error);
+                }
+            }
         };
         endpoint.row(self.member.me).ok_or_else(|| gone("the endpoint is gone"))
     }
 
-    async fn attach_at(
+    /// The same for a container engine, with addresses that it holds: its end of the cable stays on
+    /// the host for it to move.
+    pub(super) async fn attach_for(
         self: &Arc<Self>,
-        id: NetworkId,
+        engine: Engine,
         spec: AttachSpec,
-        ips: Vec<IpNet>,
+        ips: &[IpNet],
     ) -> Result<Stored, ApiError> {
-        let mut endpoint = match self.begin(id, spec, &ips).await {
-            Ok(endpoint) => endpoint,
-            Err(error) => {
-                ips.iter().for_each(|ip| self.member.addresses.put_back(id, *ip));
-                return Err(error);
-            }
-        };
+        let (id, _network) = self.usable_network(&spec.network)?;
+        let endpoint = self.begin(id, spec, ips, Some(engine)).await?;
+        self.attach_begun(endpoint).await
+    }
+
+    async fn attach_begun(self: &Arc<Self>, mut endpoint: Stored) -> Result<Stored, ApiError> {
         if let Err(error) = self.complete(&mut endpoint).await {
             // Also when the agent stops. A row that is gone took along what there was.
             let mut hosted = self.hosted.lock().await;
@@ -94,11 +101,12 @@ impl Mesh {
         id: NetworkId,
         spec: AttachSpec,
         ips: &[IpNet],
+        engine: Option<Engine>,
     ) -> Result<Stored, ApiError> {
         let _host = self.lock_host().await?;
         let _usable = self.usable_network(&id.to_string())?;
         let mut endpoint = self.draft(id, spec)?;
-        endpoint.ips = ips.to_vec();
+        (endpoint.ips, endpoint.engine) = (ips.to_vec(), engine);
         self.save(&endpoint)?;
         Ok(endpoint)
     }

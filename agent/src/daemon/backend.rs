@@ -64,7 +64,7 @@ impl Agent {
         }
     }
 
-    async fn mesh(&self) -> Result<Arc<Mesh>, ApiError> {
+    pub(super) async fn mesh(&self) -> Result<Arc<Mesh>, ApiError> {
         self.mesh.read().await.clone().ok_or_else(|| {
             ApiError::new(
                 ErrorCode::Conflict,
@@ -216,7 +216,7 @@ async fn within_release(done: impl Fn() -> bool) -> bool {
 }
 
 /// Runs work that waits for the disk.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     tokio::task::spawn_blocking(work)
@@ -659,6 +659,7 @@ mod tests {
                 socket: dir.path().join("api.sock"),
                 name: "a".parse().unwrap(),
                 advertise: vec!["192.0.2.1".parse().unwrap()],
+                docker: false,
                 peers: Vec::new(),
                 control_port,
                 data_port,

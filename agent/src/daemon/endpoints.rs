@@ -89,6 +89,7 @@ impl Mesh {
             netns: PathBuf::from(spec.netns),
             ifname: spec.ifname,
             sandbox: spec.sandbox,
+            engine: None,
             gw_priority: 0,
             incarnation: self.store.next_incarnation(unix_ms()).map_err(store_failed)?,
             attached: false,
@@ -283,10 +284,9 @@ impl Mesh {
             Overlay::detach_left(&self.run_dir(), endpoint.network, endpoint.id).await?;
         }
         let row = (Table::Endpoints, endpoint.id.to_string());
-        self.forget((row.0, &row.1), endpoint.network, &endpoint.ips).map_err(store_failed)?;
-        endpoint
-            .ips
-            .iter()
+        let ips = self.unleased(endpoint.network, &endpoint.ips)?;
+        self.forget((row.0, &row.1), endpoint.network, &ips).map_err(store_failed)?;
+        ips.iter()
             .for_each(|ip| self.member.addresses.release(endpoint.network, *ip, Instant::now()));
         self.tell_endpoint(endpoint, "endpoint unplugged");
         if stays {
@@ -377,6 +377,12 @@ impl Mesh {
             return Err(conflict(
                 format!("endpoint `{}` belongs to sandbox `{sandbox}`", row.name),
                 "use `vxmesh network disconnect`, or remove the sandbox with `vxmesh sandbox rm`",
+            ));
+        }
+        if let Some(engine) = stored.iter().find_map(|stored| stored.engine) {
+            return Err(conflict(
+                format!("endpoint `{}` belongs to a container of {engine}", row.name),
+                "disconnect the container from the network there",
             ));
         }
         Ok((row, stored))

@@ -205,7 +205,7 @@ impl Mesh {
     }
 
     /// Exactly this address: of this node's blocks, or handed over by its owner.
-    async fn allocate_static(
+    pub(super) async fn allocate_static(
         &self,
         network: &object::Network,
         id: NetworkId,

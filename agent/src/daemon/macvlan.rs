@@ -135,7 +135,7 @@ impl Mesh {
     ) -> Result<(), NotAdopted> {
         let plug = endpoint.plug();
         // The number of a process may be another's by now: then the interface tells.
-        if plug.netns.starts_with("/proc") {
+        if plug.netns.as_ref().is_some_and(|netns| netns.starts_with("/proc")) {
             let there = macvlan.parent.find(&plug).await.map_err(unplugged)?;
             return there.map(drop).ok_or(NotAdopted::Gone("its sandbox is gone"));
         }

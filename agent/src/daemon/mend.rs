@@ -361,8 +361,8 @@ impl Mesh {
         }
         let mut failure = Ok(());
         for endpoint in endpoints.iter().filter(|it| faults.unplugged.contains(&it.id)) {
-            // It may have gone since the view was taken.
-            if !self.is_stored(endpoint)? {
+            // It may have gone since the view was taken. What an engine moved cannot be laid again.
+            if endpoint.engine.is_some() || !self.is_stored(endpoint)? {
                 continue;
             }
             if let Err(error) = overlay.attach(&endpoint.plug()).await {

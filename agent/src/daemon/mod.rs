@@ -14,9 +14,11 @@ mod connections;
 mod cut;
 mod departed;
 mod disk;
+
 mod doctor;
 mod ended;
 mod endpoints;
+mod engines;
 mod gateway;
 mod guards;
 mod hosting;
@@ -24,6 +26,7 @@ mod ingress;
 mod ipam;
 mod issuers;
 mod keepers;
+mod leases;
 mod leftovers;
 mod limits;
 mod local;
@@ -61,6 +64,7 @@ mod world;
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{debug, info, warn};
@@ -69,9 +73,10 @@ use self::backend::Agent;
 pub use self::doctor::without_agent as diagnose_host;
 pub(crate) use self::mesh::Mesh;
 use crate::{
-    admin::{AdminSocket, router},
+    admin::{ApiSocket, router},
     api::{ApiError, ErrorCode},
     config::{Config, FirstStart},
+    docker::{self, PLUGIN_SOCKET},
     identity::Credentials,
 };
 
@@ -96,16 +101,23 @@ pub async fn run(config: Config) -> Result<(), ApiError> {
     raise_descriptors();
     make_private(&config.data_dir)?;
     fs::create_dir_all(&config.run_dir).map_err(|error| cannot_make(&config.run_dir, &error))?;
-    let socket = AdminSocket::bind(&config.socket).await?;
+    let socket = ApiSocket::bind(&config.socket, 0o660).await?;
     let agent = Arc::new(Agent::new(config.clone()));
-    let stopped = stop_signal()?;
+    let stopped = stop_signal()?.shared();
+    // Calls wait until the mesh is there: Docker forgets what is refused.
+    let docker = docker_socket(&config).await?;
     match Credentials::load(&config.data_dir).map_err(ApiError::from)? {
         Some(credentials) => agent.become_member(credentials).await?,
         None => first_start(&agent, &config).await?,
     }
+    let docker = docker
+        .map(|socket| tokio::spawn(serve_docker(socket, Arc::clone(&agent), stopped.clone())));
     info!(socket = %config.socket.display(), "serving");
     let result = socket.serve(router(Arc::clone(&agent) as _), stopped).await;
     info!("stopping");
+    if let Some(docker) = docker {
+        drop(docker.await);
+    }
     agent.stop().await;
     result.map_err(|error| {
         ApiError::new(
@@ -114,6 +126,32 @@ pub async fn run(config: Config) -> Result<(), ApiError> {
             "restart the agent",
         )
     })
+}
+
+/// The socket of the driver of this host's Docker engine, if the agent shall be one.
+async fn docker_socket(config: &Config) -> Result<Option<ApiSocket>, ApiError> {
+    if !config.docker {
+        return Ok(None);
+    }
+    ApiSocket::bind(Path::new(PLUGIN_SOCKET), 0o600).await.map(Some)
+}
+
+/// Is the driver of this host's Docker engine until it is told to stop.
+async fn serve_docker(
+    socket: ApiSocket,
+    agent: Arc<Agent>,
+    stopped: impl Future<Output = ()> + Clone + Send + 'static,
+) {
+    info!(socket = PLUGIN_SOCKET, "serving Docker");
+    let tidies = Arc::clone(&agent);
+    let tidy = async move { docker::tidy(&*tidies).await };
+    let served = socket.serve(docker::router(agent as _), stopped.clone());
+    let (served, ()) = tokio::join!(served, async {
+        tokio::select! { () = tidy => {}, () = stopped => {} }
+    });
+    if let Err(error) = served {
+        warn!(%error, "the socket for Docker failed; restart the agent");
+    }
 }
 
 /// Makes a mesh or joins one, if the agent was told to.

@@ -58,7 +58,7 @@ impl Mesh {
         if asked.is_empty() || self.member.departed().is_some() {
             return Ok(());
         }
-        let places: BTreeSet<PathBuf> = asked.iter().map(|it| it.plug().netns).collect();
+        let places: BTreeSet<PathBuf> = asked.iter().filter_map(|it| it.plug().netns).collect();
         let connected = connected_to(places.clone()).await;
         lock(&self.host.pending.unnamed).extend(asked.iter().map(|endpoint| endpoint.id));
         let claims: Vec<Claim> =

@@ -64,9 +64,9 @@ fn look_at(place: &Place) -> io::Result<Seen> {
 
 /// What a user calls it: with its process a namespace and an interface go, too.
 fn cause(endpoint: &Stored, why: &'static str) -> &'static str {
-    let netns = endpoint.plug().netns;
+    let netns = endpoint.netns();
     let ended =
-        process_of(&netns).is_some() && fs::metadata(&netns).is_err_and(|error| is_gone(&error));
+        process_of(netns).is_some() && fs::metadata(netns).is_err_and(|error| is_gone(&error));
     if ended { PROCESS_ENDED } else { why }
 }
 
@@ -252,7 +252,9 @@ impl Mesh {
         if said == Some(PROCESS_ENDED) {
             return Ok(Seen::Gone(PROCESS_ENDED));
         }
-        if dirty.all || dirty.endpoints || said.is_some() {
+        // Of one whose end somebody else has moved only its port tells.
+        let has_place = endpoint.engine.is_none();
+        if has_place && (dirty.all || dirty.endpoints || said.is_some()) {
             let seen = look_at(&place);
             if let Seen::Gone(why) = seen.map_err(|error| super::mesh::failed(error, ""))? {
                 return Ok(Seen::Gone(if process_of(&place.netns).is_some() {
@@ -277,6 +279,7 @@ impl Mesh {
         Ok(match overlay.is_plugged(&endpoint.plug()).await? {
             // One that is just being deleted looks like this, too.
             Some(false) => Seen::Gone(INTERFACE_AWAY),
+            None if !has_place => Seen::Gone(said.unwrap_or(INTERFACE_AWAY)),
             // Cut here: it is plugged in again.
             None if said.is_none() => Seen::Here,
             None => Seen::Gone(said.unwrap_or_default()),

@@ -1,165 +1,86 @@
-//! The Docker engine of this host, asked over its socket: where the network namespace of a
-//! container is.
+//! The Docker engine of this host: asked about containers (`engine`), and served as its network and
+//! IPAM driver `vxmesh` (`router`, `driver`).
 //!
 //! ```text
-//! GET /containers/NAME/json -> 200 {"Name","State":{"Pid","Running"},"ResolvConfPath","Config":{"Hostname"}} | 404 {"message"}
+//! docker network create : RequestPool, RequestAddress (gateway), CreateNetwork     -> a network of the mesh, made or joined
+//! docker run            : RequestAddress, CreateEndpoint, Join                     -> address held, endpoint, cable
+//! docker stop           : Leave, DeleteEndpoint, ReleaseAddress
+//! docker network rm     : ReleaseAddress (gateway), ReleasePool, DeleteNetwork
 //! ```
 //!
-//! Of the engine's API (docs.docker.com/reference/api/engine) only what every version has is used,
-//! without a version in the path. Nothing is changed there.
+//! The engine calls in this order and repeats nothing after a restart, its own or the agent's: what
+//! it was told is in the store. Of what it asks twice the second answer is the first one. What it
+//! wanted removed while no agent answered is looked for when the agent starts (`tidy`).
 
-use std::{
-    io::{self, ErrorKind},
-    path::{Path, PathBuf},
-    time::Duration,
+mod driver;
+mod endpoint;
+mod engine;
+mod ipam;
+mod names;
+mod network;
+mod router;
+mod rows;
+#[cfg(test)]
+mod tests;
+mod tidy;
+mod wire;
+mod wish;
+
+use std::{net::IpAddr, sync::Arc};
+
+use async_trait::async_trait;
+use ipnet::IpNet;
+use vxmesh_proto::addr::{EndpointId, MacAddr, NetworkId};
+
+pub use self::engine::{Container, DockerError, container};
+pub(crate) use self::{
+    router::{PLUGIN_SOCKET, router},
+    tidy::tidy,
+};
+use crate::{
+    api::{ApiError, AttachSpec, Endpoint, Network, NetworkSpec},
+    store::Store,
 };
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, StatusCode, client::conn::http1, header};
-use hyper_util::rt::TokioIo;
-use serde::Deserialize;
-use thiserror::Error;
-use tokio::{net::UnixStream, time::timeout};
-
-/// Where the engine listens unless it is told otherwise.
-const SOCKET: &str = "/var/run/docker.sock";
-/// An engine that works answers in milliseconds.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// The description of a container has some 10 KB.
-const ANSWER_LEN: usize = 4 << 20;
-
-/// Why a container's namespace is not known.
-#[derive(Debug, Error)]
-pub enum DockerError {
-    /// Nobody listens.
-    #[error("no Docker engine answers on {SOCKET}: {0}")]
-    Absent(#[source] io::Error),
-    /// The engine knows no such container.
-    #[error("there is no container `{0}`")]
-    NoContainer(String),
-    /// It has no process.
-    #[error("container `{0}` is not running")]
-    NotRunning(String),
-    /// It answers what cannot be used.
-    #[error("the Docker engine: {0}")]
-    Engine(String),
+/// What the driver asks of the agent while it is a member of a mesh.
+#[async_trait]
+pub(crate) trait Node: Send + Sync {
+    /// What this node remembers.
+    fn store(&self) -> &Store;
+    /// This node's name.
+    fn name(&self) -> String;
+    /// All networks, with those that others are about to tell of if one of this name is wanted.
+    async fn networks(&self, wanted: Option<&str>) -> Vec<Network>;
+    /// Makes a network of the mesh.
+    async fn create_network(&self, spec: NetworkSpec) -> Result<Network, ApiError>;
+    /// Removes one, unless endpoints are in it.
+    async fn remove_network(&self, id: NetworkId) -> Result<(), ApiError>;
+    /// A subnet that nothing uses.
+    fn free_subnet(&self, is_ipv6: bool) -> Result<IpNet, ApiError>;
+    /// Holds any free address of a subnet, or this one.
+    async fn lease(
+        &self,
+        network: NetworkId,
+        subnet: IpNet,
+        wanted: Option<IpAddr>,
+    ) -> Result<IpNet, ApiError>;
+    /// The addresses that are held for the engine.
+    fn leases(&self) -> Result<Vec<(NetworkId, IpNet)>, ApiError>;
+    /// Gives a held address back; one that is not held is fine.
+    async fn release(&self, network: NetworkId, ip: IpAddr) -> Result<(), ApiError>;
+    /// A MAC that no endpoint of this node has.
+    fn free_mac(&self, network: NetworkId) -> Result<MacAddr, ApiError>;
+    /// Plugs an endpoint with held addresses in; its end of the cable stays on the host.
+    async fn attach(&self, spec: AttachSpec, ips: Vec<IpNet>) -> Result<Endpoint, ApiError>;
+    /// An endpoint that is plugged in.
+    fn endpoint(&self, id: EndpointId) -> Option<Endpoint>;
+    /// Unplugs one; none is fine.
+    async fn detach(&self, id: EndpointId) -> Result<(), ApiError>;
 }
 
-/// A running container.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Container {
-    /// Its network namespace.
-    pub netns: PathBuf,
-    /// The directory of the `resolv.conf` and `hosts` that its programs see.
-    pub etc: Option<PathBuf>,
-    /// Its hostname.
-    pub hostname: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Inspected {
-    state: State,
-    #[serde(default)]
-    resolv_conf_path: PathBuf,
-    #[serde(default)]
-    config: ContainerConfig,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct ContainerConfig {
-    #[serde(default)]
-    hostname: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct State {
-    #[serde(default)]
-    running: bool,
-    #[serde(default)]
-    pid: u32,
-}
-
-/// The running container of this name or id, which holds only what both have: letters, digits, `_`,
-/// `.` and `-`.
-///
-/// # Errors
-/// There is no engine, no such container, or it does not run.
-pub async fn container(name: &str) -> Result<Container, DockerError> {
-    let (status, body) = timeout(PATIENCE, get(&format!("/containers/{name}/json")))
-        .await
-        .map_err(|_elapsed| DockerError::Engine("it does not answer".to_owned()))??;
-    match status {
-        StatusCode::OK => {}
-        StatusCode::NOT_FOUND => return Err(DockerError::NoContainer(name.to_owned())),
-        other => return Err(DockerError::Engine(format!("it answers {other}"))),
-    }
-    parse(name, &body)
-}
-
-fn parse(name: &str, body: &[u8]) -> Result<Container, DockerError> {
-    let container: Inspected =
-        serde_json::from_slice(body).map_err(|error| DockerError::Engine(error.to_string()))?;
-    if !container.state.running || container.state.pid == 0 {
-        return Err(DockerError::NotRunning(name.to_owned()));
-    }
-    let etc = container.resolv_conf_path.parent().map(Path::to_path_buf);
-    let complete = |etc: &PathBuf| ["resolv.conf", "hosts"].iter().all(|it| etc.join(it).is_file());
-    Ok(Container {
-        netns: format!("/proc/{}/ns/net", container.state.pid).into(),
-        etc: etc.filter(complete),
-        hostname: Some(container.config.hostname).filter(|name| !name.is_empty()),
-    })
-}
-
-async fn get(path: &str) -> Result<(StatusCode, Bytes), DockerError> {
-    let broken = |error: &dyn std::fmt::Display| DockerError::Engine(error.to_string());
-    let stream = UnixStream::connect(SOCKET).await.map_err(|error| match error.kind() {
-        ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied => {
-            DockerError::Absent(error)
-        }
-        _ => broken(&error),
-    })?;
-    let request = Request::get(path).header(header::HOST, "docker").body(Empty::<Bytes>::new());
-    let request = request.map_err(|error| broken(&error))?;
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
-    let talk = async {
-        let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_LEN).collect().await;
-        Ok((status, body.map_err(|error| broken(&error))?.to_bytes()))
-    };
-    let mut connection = std::pin::pin!(connection);
-    let mut talk = std::pin::pin!(talk);
-    // The connection may end first, which is no failure once the answer is whole.
-    tokio::select! {
-        answer = &mut talk => answer,
-        ended = &mut connection => match ended {
-            Ok(()) => talk.await,
-            Err(error) => Err(broken(&error)),
-        },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_running_container_has_a_namespace() {
-        let running = br#"{"Id":"x","State":{"Status":"running","Running":true,"Pid":42},"Config":{"Hostname":"box"},"ResolvConfPath":"/nowhere/resolv.conf"}"#;
-        let container = parse("web", running).unwrap();
-        assert_eq!(container.netns, Path::new("/proc/42/ns/net"));
-        assert_eq!(container.etc, None, "files that are not there");
-        assert_eq!(container.hostname.as_deref(), Some("box"));
-        let stopped = br#"{"State":{"Running":false,"Pid":0},"ResolvConfPath":""}"#;
-        assert!(matches!(parse("web", stopped), Err(DockerError::NotRunning(_))));
-        for odd in [b"".as_slice(), b"[]", b"{}", br#"{"State":7}"#] {
-            assert!(matches!(parse("web", odd), Err(DockerError::Engine(_))));
-        }
-    }
+/// An agent, which may be a member of a mesh.
+#[async_trait]
+pub(crate) trait Agent: Send + Sync {
+    /// The node that it is; an error that says what to do where it is none.
+    async fn node(&self) -> Result<Arc<dyn Node>, ApiError>;
 }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -29,6 +30,9 @@ pub(crate) struct Stored {
     pub(crate) netns: PathBuf,
     pub(crate) ifname: Option<String>,
     pub(crate) sandbox: Option<String>,
+    /// Who moves its end of the cable to where it belongs, and removes it: a container engine.
+    #[serde(default)]
+    pub(crate) engine: Option<Engine>,
     /// Of a sandbox of ours: which of its networks has its default routes.
     #[serde(default)]
     pub(crate) gw_priority: i32,
@@ -66,7 +70,7 @@ impl Stored {
     pub(crate) fn plug(&self) -> Plug {
         Plug {
             id: self.id,
-            netns: self.netns.clone(),
+            netns: self.engine.is_none().then(|| self.netns.clone()),
             ifname: self.ifname.clone(),
             mac: self.mac,
             ips: self.ips.clone(),
@@ -87,7 +91,11 @@ impl Stored {
 
     /// What the endpoint is plugged into.
     pub(crate) fn place(&self) -> String {
-        self.sandbox.clone().unwrap_or_else(|| self.netns.display().to_string())
+        match (&self.sandbox, self.engine) {
+            (Some(sandbox), _) => sandbox.clone(),
+            (None, Some(engine)) => engine.to_string(),
+            (None, None) => self.netns.display().to_string(),
+        }
     }
 
     /// As the API shows it; nothing while it is half made.
@@ -112,6 +120,22 @@ impl Stored {
     /// The interface inside.
     pub(crate) fn ifname(&self) -> Option<&str> {
         self.ifname.as_deref()
+    }
+}
+
+/// A container engine that has endpoints of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Engine {
+    /// Docker, by its network driver.
+    Docker,
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Docker => f.write_str("docker"),
+        }
     }
 }
 

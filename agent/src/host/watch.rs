@@ -73,7 +73,7 @@ impl Place {
     /// # Errors
     /// It cannot be looked at.
     fn of(plug: &Plug) -> io::Result<Self> {
-        let netns = plug.netns.clone();
+        let netns = plug.netns.clone().unwrap_or_default();
         let identity = match fs::metadata(&netns) {
             Ok(now) => (now.dev(), now.ino()),
             Err(error) if is_gone(&error) => (0, 0),

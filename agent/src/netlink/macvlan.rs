@@ -244,9 +244,9 @@ impl Parent {
         if let Some(bad) = plug.ifname.as_ref().filter(|name| !is_ifname(name)) {
             return Err(OverlayError::Ifname(bad.clone()).into());
         }
-        let sandbox = Netns::open(&plug.netns).map_err(OverlayError::from)?;
+        let (sandbox, path) = plug.open()?;
         if sandbox.is(&Netns::current().map_err(OverlayError::from)?) {
-            return Err(OverlayError::NotASandbox(plug.netns.clone()).into());
+            return Err(OverlayError::NotASandbox(path).into());
         }
         let inside = Links::open(&sandbox)?;
         if let Some(there) = self.own(&inside, plug).await? {
@@ -282,7 +282,7 @@ impl Parent {
     /// # Errors
     /// There is no such sandbox any more, or the kernel does not answer.
     pub async fn find(&self, plug: &Plug) -> Result<Option<Link>, MacvlanError> {
-        let sandbox = Netns::open(&plug.netns).map_err(OverlayError::from)?;
+        let (sandbox, _path) = plug.open()?;
         self.own(&Links::open(&sandbox)?, plug).await
     }
 
@@ -291,9 +291,9 @@ impl Parent {
     /// # Errors
     /// The kernel keeps it.
     pub async fn detach(&self, plug: &Plug) -> Result<(), MacvlanError> {
-        let sandbox = match Netns::open(&plug.netns) {
+        let (sandbox, _path) = match plug.open() {
             Err(error) if error.is_absence() => return Ok(()),
-            sandbox => sandbox.map_err(OverlayError::from)?,
+            sandbox => sandbox?,
         };
         let inside = Links::open(&sandbox)?;
         if let Some(there) = self.own(&inside, plug).await? {

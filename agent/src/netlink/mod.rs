@@ -8,6 +8,7 @@
 
 mod announce;
 pub mod callers;
+mod free_end;
 pub mod hosts;
 pub mod link;
 mod look;

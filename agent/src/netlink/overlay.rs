@@ -156,8 +156,9 @@ pub struct OverlaySpec {
 pub struct Plug {
     /// The endpoint.
     pub id: EndpointId,
-    /// The sandbox's namespace.
-    pub netns: PathBuf,
+    /// The sandbox's namespace. Without one the inner end of the cable stays on the host until
+    /// somebody moves it, who gives it its addresses and routes, too.
+    pub netns: Option<PathBuf>,
     /// The interface in the sandbox; the first free `ethN` without.
     pub ifname: Option<String>,
     /// Its MAC.
@@ -166,6 +167,17 @@ pub struct Plug {
     pub ips: Vec<IpNet>,
     /// Whether it brings a default route to a sandbox that has none.
     pub default_route: bool,
+}
+
+impl Plug {
+    /// The namespace that it is plugged into.
+    ///
+    /// # Errors
+    /// It has none, or it is not there any more.
+    pub(super) fn open(&self) -> Result<(Netns, PathBuf), OverlayError> {
+        let path = self.netns.clone().unwrap_or_default();
+        Ok((Netns::open(&path)?, path))
+    }
 }
 
 /// What this node looks like as an endpoint.
@@ -434,9 +446,10 @@ impl Overlay {
         if let Some(bad) = plug.ifname.as_ref().filter(|name| !is_ifname(name)) {
             return Err(OverlayError::Ifname(bad.clone()));
         }
-        let sandbox = Netns::open(&plug.netns)?;
+        let Some(path) = &plug.netns else { return self.attach_free(plug).await };
+        let sandbox = Netns::open(path)?;
         if sandbox.is(&self.netns) || sandbox.is(&Netns::current()?) {
-            return Err(OverlayError::NotASandbox(plug.netns.clone()));
+            return Err(OverlayError::NotASandbox(path.clone()));
         }
         let (inside, settings) = Links::open_and(&sandbox, || {
             let settings = plug.ifname.iter().flat_map(|ifname| sandbox_settings(ifname));
@@ -573,8 +586,8 @@ impl Overlay {
     /// # Errors
     /// The sandbox is gone, or the kernel refuses a route.
     pub async fn follow(&self, plug: &Plug) -> Result<(), OverlayError> {
-        let inside = Links::open(&Netns::open(&plug.netns)?)?;
-        let Some(ifname) = &plug.ifname else { return Ok(()) };
+        let (Some(netns), Some(ifname)) = (&plug.netns, &plug.ifname) else { return Ok(()) };
+        let inside = Links::open(&Netns::open(netns)?)?;
         // The number of a process may be another's by now.
         if inside.get(ifname).await?.is_some_and(|link| link.mac == Some(plug.mac)) {
             self.route_beside(plug, ifname, &inside).await?;

@@ -268,6 +268,21 @@ impl Addresses {
         })
     }
 
+    /// This address, also while it rests: for who had it last.
+    pub fn allocate_again(
+        &self,
+        network: NetworkId,
+        subnet: IpNet,
+        ip: IpAddr,
+        elsewhere: &Elsewhere,
+        now: Instant,
+    ) -> Option<Result<IpAddr, AllocateError>> {
+        self.with_pool(network, subnet, |pool| {
+            pool.end_rest(ip);
+            pool.allocate_static(ip, elsewhere, now).map(|()| ip)
+        })
+    }
+
     /// Takes an address over from an earlier life of the agent.
     pub fn adopt(&self, network: NetworkId, ip: IpNet) {
         let mut pools = self.lock();
@@ -425,6 +440,20 @@ mod tests {
         let addresses = Addresses::new(me);
         addresses.lock().insert(network, vec![Pool::new(subnet, ownership, me)]);
         addresses
+    }
+
+    #[test]
+    fn who_had_an_address_last_may_have_it_again_at_once() {
+        let network = NetworkId::from_random([1; 16]);
+        let (subnet, ip): (IpNet, IpAddr) =
+            ("10.1.0.0/24".parse().unwrap(), "10.1.0.50".parse().unwrap());
+        let (all, nobody, now) =
+            (addresses(network, "10.1.0.0/24"), BTreeSet::new(), Instant::now());
+        let take = || all.allocate(network, subnet, Some(ip), &nobody, now).unwrap();
+        assert_eq!(take(), Ok(ip));
+        all.release(network, IpNet::new(ip, 24).unwrap(), now);
+        assert!(matches!(take(), Err(AllocateError::Resting { .. })));
+        assert_eq!(all.allocate_again(network, subnet, ip, &nobody, now), Some(Ok(ip)));
     }
 
     struct AnyCa;

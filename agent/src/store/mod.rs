@@ -67,13 +67,21 @@ pub enum Table {
     Peers,
     /// Addresses of this node that were released, and until when they rest.
     Resting,
+    /// Addresses of this node that somebody holds for an endpoint that is not there yet.
+    Leases,
+    /// Networks of the Docker engine of this host.
+    DockerNetworks,
+    /// Address pools of that engine.
+    DockerPools,
+    /// Endpoints of that engine.
+    DockerEndpoints,
     /// Counters and the schema number.
     Meta,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::Objects,
         Self::Networks,
         Self::Endpoints,
@@ -83,6 +91,10 @@ impl Table {
         Self::Gateways,
         Self::Peers,
         Self::Resting,
+        Self::Leases,
+        Self::DockerNetworks,
+        Self::DockerPools,
+        Self::DockerEndpoints,
         Self::Meta,
     ];
 
@@ -105,6 +117,10 @@ impl Table {
             Self::Gateways => "gateways",
             Self::Peers => "peers",
             Self::Resting => "resting",
+            Self::Leases => "leases",
+            Self::DockerNetworks => "docker_networks",
+            Self::DockerPools => "docker_pools",
+            Self::DockerEndpoints => "docker_endpoints",
             Self::Meta => "meta",
         }
     }

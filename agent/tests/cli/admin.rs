@@ -15,7 +15,7 @@ use std::{
 use crate::world::*;
 use serde_json::{Value, json};
 use vxmesh::{
-    admin::{self, AdminSocket},
+    admin::{self, ApiSocket},
     api::{ErrorBody, ErrorCode},
 };
 
@@ -140,7 +140,7 @@ fn a_live_agents_socket_and_what_is_no_socket_are_refused() {
     let plain = file(agent.dir.path(), "plain", "text");
     let bind = |path: &Path| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(AdminSocket::bind(path)).unwrap_err()
+        runtime.block_on(ApiSocket::bind(path, 0o660)).unwrap_err()
     };
     for path in [agent.socket(), plain.clone().into()] {
         let error = bind(&path);
@@ -160,9 +160,9 @@ fn a_successors_socket_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let first = runtime.block_on(AdminSocket::bind(&path)).unwrap();
+    let first = runtime.block_on(ApiSocket::bind(&path, 0o660)).unwrap();
     fs::remove_file(&path).unwrap();
-    let second = runtime.block_on(AdminSocket::bind(&path)).unwrap();
+    let second = runtime.block_on(ApiSocket::bind(&path, 0o660)).unwrap();
     drop(first);
     assert!(path.exists());
     drop(second);

@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use vxmesh::{
-    admin::{self, AdminSocket, Backend, resolve},
+    admin::{self, ApiSocket, Backend, resolve},
     api::*,
     identity::backup::Backup,
 };
@@ -115,7 +115,7 @@ impl TestAgent {
         let thread = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(async {
-                let socket = AdminSocket::bind(&socket).await.unwrap();
+                let socket = ApiSocket::bind(&socket, 0o660).await.unwrap();
                 ready.send(()).unwrap();
                 let stopped = async { drop(stopped.await) };
                 socket.serve(admin::router(world), stopped).await.unwrap();

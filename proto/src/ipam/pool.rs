@@ -225,6 +225,11 @@ impl Pool {
         self.resting.get(&number).copied().into_iter().chain(of_block).max()
     }
 
+    /// Lets an address rest no more, for who had it last and wants it again.
+    pub fn end_rest(&mut self, ip: IpAddr) {
+        self.resting.remove(&number(ip));
+    }
+
     /// Marks an address as in use, as found at a restart.
     pub fn adopt(&mut self, ip: IpAddr) {
         self.resting.remove(&number(ip));

@@ -41,7 +41,7 @@ fn spec(network: u8) -> Result<OverlaySpec> {
 fn plug(network: u8, number: u8, sandbox: &Sandbox) -> Result<Plug> {
     Ok(Plug {
         id: EndpointId::from_random([number; 16]),
-        netns: sandbox.path.clone(),
+        netns: Some(sandbox.path.clone()),
         ifname: None,
         mac: mac(number),
         ips: vec![

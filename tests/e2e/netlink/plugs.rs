@@ -96,7 +96,7 @@ async fn an_attachment_that_fails_leaves_nothing() -> Result<()> {
         (fifo, "is not a network namespace"),
         (PathBuf::from("/nowhere"), "cannot open"),
     ] {
-        fails(&overlay, watched, Plug { netns: path, ..good()? }, says).await?;
+        fails(&overlay, watched, Plug { netns: Some(path), ..good()? }, says).await?;
     }
 
     for even in (0..64).step_by(2) {

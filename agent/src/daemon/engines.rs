@@ -1,0 +1,112 @@
+//! What container engines ask of this node.
+
+use std::{net::IpAddr, sync::Arc};
+
+use async_trait::async_trait;
+use ipnet::IpNet;
+use vxmesh_proto::addr::{EndpointId, MacAddr, NetworkId};
+
+use super::{
+    backend::{Agent, blocking},
+    endpoints::gone,
+    mesh::Mesh,
+    subnets::{Wanted, free_subnets},
+};
+use crate::{
+    api::{self, ApiError, AttachSpec, NetworkSpec},
+    docker,
+    host::endpoints::Engine,
+    netlink::hosts,
+    store::Store,
+};
+
+/// A mesh that the driver uses for the length of a call.
+struct InUse(Arc<Mesh>);
+
+#[async_trait]
+impl docker::Agent for Agent {
+    async fn node(&self) -> Result<Arc<dyn docker::Node>, ApiError> {
+        Ok(Arc::new(InUse(self.mesh().await?)))
+    }
+}
+
+#[async_trait]
+impl docker::Node for InUse {
+    fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    fn name(&self) -> String {
+        self.0.node_name(self.0.member.me)
+    }
+
+    async fn networks(&self, wanted: Option<&str>) -> Vec<api::Network> {
+        if let Some(wanted) = wanted {
+            // If there is none, whoever needs it says so.
+            drop(self.0.once_known(|| self.0.find_network(wanted)).await);
+        }
+        self.0.network_list()
+    }
+
+    async fn create_network(&self, spec: NetworkSpec) -> Result<api::Network, ApiError> {
+        let mesh = Arc::clone(&self.0);
+        mesh.once_met().await;
+        blocking(move || mesh.create_network(&spec)).await
+    }
+
+    async fn remove_network(&self, id: NetworkId) -> Result<(), ApiError> {
+        let mesh = Arc::clone(&self.0);
+        blocking(move || mesh.remove_network(&id.to_string(), false).map(drop)).await
+    }
+
+    fn free_subnet(&self, is_ipv6: bool) -> Result<IpNet, ApiError> {
+        let missing = Wanted::default().missing(Some(!is_ipv6), Some(is_ipv6))?;
+        let taken: Vec<IpNet> = self
+            .0
+            .network_list()
+            .iter()
+            .flat_map(|network| &network.subnets)
+            .map(|subnet| subnet.cidr)
+            .collect();
+        let pools = &self.0.config.default_pools;
+        let free = free_subnets(pools, &taken, &hosts::routes(), &missing)?;
+        free.first().copied().ok_or_else(|| gone("no subnet is free"))
+    }
+
+    async fn lease(
+        &self,
+        network: NetworkId,
+        subnet: IpNet,
+        wanted: Option<IpAddr>,
+    ) -> Result<IpNet, ApiError> {
+        self.0.lease(network, (subnet, wanted), Engine::Docker).await
+    }
+
+    fn leases(&self) -> Result<Vec<(NetworkId, IpNet)>, ApiError> {
+        let leases = self.0.leases()?.into_iter().filter(|lease| lease.holder == Engine::Docker);
+        Ok(leases.map(|lease| (lease.network, lease.ip)).collect())
+    }
+
+    async fn release(&self, network: NetworkId, ip: IpAddr) -> Result<(), ApiError> {
+        self.0.release(network, ip)
+    }
+
+    fn free_mac(&self, network: NetworkId) -> Result<MacAddr, ApiError> {
+        self.0.free_mac(network)
+    }
+
+    async fn attach(&self, spec: AttachSpec, ips: Vec<IpNet>) -> Result<api::Endpoint, ApiError> {
+        let endpoint = self.0.attach_for(Engine::Docker, spec, &ips).await?;
+        endpoint.row(self.0.member.me).ok_or_else(|| gone("the endpoint is gone"))
+    }
+
+    fn endpoint(&self, id: EndpointId) -> Option<api::Endpoint> {
+        let rows = self.0.endpoint_rows().ok()?;
+        rows.iter().find(|row| row.id == id)?.row(self.0.member.me)
+    }
+
+    async fn detach(&self, id: EndpointId) -> Result<(), ApiError> {
+        let mut hosted = self.0.lock_host().await?;
+        self.0.detach_stored(&mut hosted, id).await
+    }
+}
