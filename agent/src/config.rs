@@ -455,6 +455,7 @@ mod tests {
                 "log",
                 "gossip_interval",
                 "default_pools",
+                "docker",
                 "init",
                 "join",
                 "token_file"

@@ -1,6 +1,6 @@
 //! A real Docker engine on a host of a lab ([`Engine`]).
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, process::Output};
 
 use anyhow::Result;
 use nix::{
@@ -71,9 +71,20 @@ impl Engine {
     /// # Errors
     /// It fails.
     pub fn docker(&self, lab: &Lab, script: &str) -> Result<String> {
-        let docker = format!("docker -H unix:///run/docker.sock {script}");
-        Ok(lab.sh(self.host, &docker)?.trim_end().to_owned())
+        Ok(lab.sh(self.host, &command(script))?.trim_end().to_owned())
     }
+
+    /// What becomes of a command of `docker`.
+    ///
+    /// # Errors
+    /// It cannot be run.
+    pub fn try_docker(&self, lab: &Lab, script: &str) -> Result<Output> {
+        lab.exec(self.host, &["sh", "-c", &command(script)])
+    }
+}
+
+fn command(script: &str) -> String {
+    format!("docker -H unix:///run/docker.sock {script}")
 }
 
 impl Drop for Engine {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use vxmesh_proto::{
-    addr::NetworkId,
+    addr::{EndpointId, NetworkId},
     object::{self, NetworkState},
     record::Claim,
 };
@@ -71,7 +71,7 @@ impl Mesh {
     /// the host for it to move.
     pub(super) async fn attach_for(
         self: &Arc<Self>,
-        engine: Engine,
+        engine: (Engine, EndpointId),
         spec: AttachSpec,
         ips: &[IpNet],
     ) -> Result<Stored, ApiError> {
@@ -101,12 +101,19 @@ impl Mesh {
         id: NetworkId,
         spec: AttachSpec,
         ips: &[IpNet],
-        engine: Option<Engine>,
+        engine: Option<(Engine, EndpointId)>,
     ) -> Result<Stored, ApiError> {
         let _host = self.lock_host().await?;
         let _usable = self.usable_network(&id.to_string())?;
         let mut endpoint = self.draft(id, spec)?;
-        (endpoint.ips, endpoint.engine) = (ips.to_vec(), engine);
+        endpoint.ips = ips.to_vec();
+        if let Some((engine, own)) = engine {
+            // It may have given them back meanwhile.
+            if let Some(ip) = self.unleased(id, ips)?.first() {
+                return Err(gone(&format!("{ip} is not held any more")));
+            }
+            (endpoint.engine, endpoint.id) = (Some(engine), own);
+        }
         self.save(&endpoint)?;
         Ok(endpoint)
     }

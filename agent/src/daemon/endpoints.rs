@@ -63,7 +63,7 @@ impl Mesh {
             .map_err(|error| failed(error, "give a name with --name"))?;
         let mac = match spec.mac {
             Some(mac) => mac,
-            None => self.free_mac(network)?,
+            None => self.free_mac(network, rand::random(), &[])?,
         };
         let is_shared = mac == gateway_mac(network) || is_service_mac(network, mac);
         if !mac.is_unicast() || is_shared || !mac.may_be_of(self.member.me) {
@@ -126,8 +126,14 @@ impl Mesh {
         Ok(())
     }
 
-    /// A MAC that only this node may claim and that none of its endpoints has.
-    pub(super) fn free_mac(&self, network: NetworkId) -> Result<MacAddr, ApiError> {
+    /// A MAC that only this node may claim and that none of its endpoints has, nor one of these:
+    /// the first that is free from this number on.
+    pub(super) fn free_mac(
+        &self,
+        network: NetworkId,
+        begin: u16,
+        others: &[MacAddr],
+    ) -> Result<MacAddr, ApiError> {
         let (stored, nodes) = (self.stored_endpoints()?, self.stored_nodes()?);
         let endpoints = stored.iter().map(|other| (other.network, other.mac));
         let taken: BTreeSet<MacAddr> = endpoints
@@ -135,10 +141,9 @@ impl Mesh {
             .filter(|(other, _mac)| *other == network)
             .map(|(_network, mac)| mac)
             .collect();
-        let begin = rand::random::<u16>();
         let mut macs =
             (0..=u16::MAX).map(|n| MacAddr::of_node(self.member.me, begin.wrapping_add(n)));
-        macs.find(|mac| !taken.contains(mac))
+        macs.find(|mac| !taken.contains(mac) && !others.contains(mac))
             .ok_or_else(|| failed("this node has no MAC left in the network", "detach endpoints"))
     }
 

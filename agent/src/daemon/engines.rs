@@ -9,7 +9,7 @@ use vxmesh_proto::addr::{EndpointId, MacAddr, NetworkId};
 use super::{
     backend::{Agent, blocking},
     endpoints::gone,
-    mesh::Mesh,
+    mesh::{Mesh, failed},
     subnets::{Wanted, free_subnets},
 };
 use crate::{
@@ -59,25 +59,21 @@ impl docker::Node for InUse {
         blocking(move || mesh.remove_network(&id.to_string(), false).map(drop)).await
     }
 
-    fn free_subnet(&self, is_ipv6: bool) -> Result<IpNet, ApiError> {
+    fn free_subnet(&self, is_ipv6: bool, taken: &[IpNet]) -> Result<IpNet, ApiError> {
         let missing = Wanted::default().missing(Some(!is_ipv6), Some(is_ipv6))?;
-        let taken: Vec<IpNet> = self
-            .0
-            .network_list()
-            .iter()
-            .flat_map(|network| &network.subnets)
-            .map(|subnet| subnet.cidr)
-            .collect();
+        let networks = self.0.network_list();
+        let used = networks.iter().flat_map(|network| &network.subnets).map(|subnet| subnet.cidr);
+        let taken: Vec<IpNet> = used.chain(taken.iter().copied()).collect();
         let pools = &self.0.config.default_pools;
         let free = free_subnets(pools, &taken, &hosts::routes(), &missing)?;
-        free.first().copied().ok_or_else(|| gone("no subnet is free"))
+        free.first().copied().ok_or_else(|| failed("no subnet is free", "say --subnet"))
     }
 
     async fn lease(
         &self,
         network: NetworkId,
         subnet: IpNet,
-        wanted: Option<IpAddr>,
+        wanted: Option<(IpAddr, bool)>,
     ) -> Result<IpNet, ApiError> {
         self.0.lease(network, (subnet, wanted), Engine::Docker).await
     }
@@ -88,15 +84,27 @@ impl docker::Node for InUse {
     }
 
     async fn release(&self, network: NetworkId, ip: IpAddr) -> Result<(), ApiError> {
+        // Who attaches or detaches an endpoint looks who holds its addresses.
+        let _host = self.0.lock_host().await?;
         self.0.release(network, ip)
     }
 
-    fn free_mac(&self, network: NetworkId) -> Result<MacAddr, ApiError> {
-        self.0.free_mac(network)
+    fn free_mac(
+        &self,
+        network: NetworkId,
+        number: u16,
+        taken: &[MacAddr],
+    ) -> Result<MacAddr, ApiError> {
+        self.0.free_mac(network, number, taken)
     }
 
-    async fn attach(&self, spec: AttachSpec, ips: Vec<IpNet>) -> Result<api::Endpoint, ApiError> {
-        let endpoint = self.0.attach_for(Engine::Docker, spec, &ips).await?;
+    async fn attach(
+        &self,
+        id: EndpointId,
+        spec: AttachSpec,
+        ips: Vec<IpNet>,
+    ) -> Result<api::Endpoint, ApiError> {
+        let endpoint = self.0.attach_for((Engine::Docker, id), spec, &ips).await?;
         endpoint.row(self.0.member.me).ok_or_else(|| gone("the endpoint is gone"))
     }
 

@@ -501,7 +501,7 @@ impl Mesh {
             None => Node {
                 id: EndpointId::from_random(rand::random()),
                 network: id,
-                mac: self.free_mac(id)?,
+                mac: self.free_mac(id, rand::random(), &[])?,
                 ips: Vec::new(),
                 incarnation: self.store.next_incarnation(unix_ms()).map_err(store_failed)?,
             },

@@ -89,7 +89,7 @@ impl Mesh {
         let node = Node {
             id: EndpointId::from_random(rand::random()),
             network: id,
-            mac: self.free_mac(id)?,
+            mac: self.free_mac(id, rand::random(), &[])?,
             ips: Vec::new(),
             incarnation: self.store.next_incarnation(unix_ms()).map_err(store_failed)?,
         };

@@ -61,17 +61,19 @@ impl Mesh {
     pub(super) async fn lease(
         &self,
         id: NetworkId,
-        (subnet, wanted): (IpNet, Option<IpAddr>),
+        (subnet, wanted): (IpNet, Option<(IpAddr, bool)>),
         holder: Engine,
     ) -> Result<IpNet, ApiError> {
         let network = self.leasing(id)?;
         let ip = match wanted {
-            Some(ip) => self.lease_again(&network, id, (subnet, ip)).await?,
+            Some((ip, true)) => self.lease_again(&network, id, (subnet, ip)).await?,
+            Some((ip, false)) => self.allocate_static(&network, id, ip).await?,
             None => self.allocate_any(&network, id, &[subnet]).await?,
         };
         let lease = Lease { network: id, ip, holder };
         if let Err(error) = self.store.put(Table::Leases, &lease.key(), &lease) {
-            self.member.addresses.put_back(id, ip);
+            // It may have rested.
+            self.member.addresses.release(id, ip, Instant::now());
             return Err(store_failed(error));
         }
         Ok(ip)

@@ -340,10 +340,12 @@ impl Mesh {
         let own = endpoints
             .iter()
             .filter(|it| it.network == id && it.is_attached() && !unadopted.contains(&it.id));
+        let lent = own.clone().filter(|it| it.engine.is_some()).map(|it| it.id).collect();
         let ports: Vec<(_, MacAddr)> = own.map(|it| (it.id, it.mac)).collect();
         Ok(Wanted {
             node: node.filter(|node| !node.leads_nowhere()),
             ports,
+            lent,
             tap: lock(&self.host.locals).contains_key(&id),
         })
     }
@@ -361,8 +363,8 @@ impl Mesh {
         }
         let mut failure = Ok(());
         for endpoint in endpoints.iter().filter(|it| faults.unplugged.contains(&it.id)) {
-            // It may have gone since the view was taken. What an engine moved cannot be laid again.
-            if endpoint.engine.is_some() || !self.is_stored(endpoint)? {
+            // It may have gone since the view was taken.
+            if !self.is_stored(endpoint)? {
                 continue;
             }
             if let Err(error) = overlay.attach(&endpoint.plug()).await {

@@ -14,7 +14,6 @@ mod connections;
 mod cut;
 mod departed;
 mod disk;
-
 mod doctor;
 mod ended;
 mod endpoints;
@@ -144,7 +143,8 @@ async fn serve_docker(
 ) {
     info!(socket = PLUGIN_SOCKET, "serving Docker");
     let tidies = Arc::clone(&agent);
-    let tidy = async move { docker::tidy(&*tidies).await };
+    let at_start = docker::Kept::now(&*agent).await;
+    let tidy = async move { docker::tidy(&*tidies, at_start).await };
     let served = socket.serve(docker::router(agent as _), stopped.clone());
     let (served, ()) = tokio::join!(served, async {
         tokio::select! { () = tidy => {}, () = stopped => {} }

@@ -18,7 +18,7 @@ use nix::{
 use tracing::{error, info};
 use vxmesh_proto::{
     flow::{
-        Lane, Lanes,
+        Chosen, Lane, Lanes,
         fair::{Fair, cost},
     },
     frame::{Frame, Headers, vnet},
@@ -329,11 +329,15 @@ pub(super) fn tap_failed(vni: vxmesh_proto::addr::Vni, error: &io::Error) {
 
 impl Seat {
     /// How a frame travels that came now, and a number of its flow. While others of its flow wait,
-    /// it waits behind them.
+    /// it waits behind them, be it as what its flow is itself or as one of its sender's crowd.
     fn lane(&mut self, headers: Option<&Headers>, len: usize, now: Instant) -> (Lane, u64) {
-        match self.lanes.of(headers, len, now) {
-            (Lane::Sparse, flow) if self.held.holds(flow) => (Lane::Bulk, flow),
-            lane => lane,
+        let Chosen { lane, flow, sender, is_crowd } = self.lanes.of(headers, len, now);
+        if self.held.holds(flow) {
+            (Lane::Bulk, flow)
+        } else if is_crowd || self.held.holds(sender) {
+            (Lane::Bulk, sender)
+        } else {
+            (lane, flow)
         }
     }
 

@@ -2,9 +2,9 @@
 //! ([`Overruns`]).
 
 use std::{
-    io,
+    io, mem,
     os::fd::{AsRawFd, BorrowedFd},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{Mutex, PoisonError},
 };
 
 use nix::{errno::Errno, libc};
@@ -19,7 +19,7 @@ const MEMINFO_LEN: usize = 9;
 
 /// What one socket had lost when it was asked last.
 #[derive(Debug, Default)]
-pub(super) struct Overruns(AtomicU32);
+pub(super) struct Overruns(Mutex<u32>);
 
 impl Overruns {
     /// Counts what its socket lost since.
@@ -34,6 +34,8 @@ impl Overruns {
     /// How many datagrams its socket lost since. A train that the kernel had glued together counts
     /// as one.
     fn next(&self, socket: BorrowedFd<'_>) -> io::Result<u32> {
+        // Who asks at the same time waits: the kernel's count only grows.
+        let mut before = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut info = [0u32; MEMINFO_LEN];
         let mut len = libc::socklen_t::try_from(size_of_val(&info)).unwrap_or_default();
         #[expect(unsafe_code, reason = "neither nix nor socket2 has the option")]
@@ -49,13 +51,16 @@ impl Overruns {
         };
         Errno::result(done)?;
         let [.., lost] = info;
-        Ok(lost.wrapping_sub(self.0.swap(lost, Ordering::Relaxed)))
+        Ok(lost.wrapping_sub(mem::replace(&mut *before, lost)))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, SocketAddr};
+    use std::{
+        net::{Ipv4Addr, SocketAddr},
+        time::{Duration, Instant},
+    };
 
     use vxmesh_proto::frame::ecn::Ecn;
 
@@ -74,11 +79,18 @@ mod tests {
         for _ in 0..100 {
             sender.send(to, &[0; 1000], None, Ecn::NotEct).unwrap();
         }
-        count();
-        let [(key, lost)] = drops.rows()[..] else { panic!("{:?}", drops.rows()) };
+        // A busy machine delivers them a moment later.
+        let end = Instant::now() + Duration::from_secs(10);
+        let lost = || drops.rows().iter().map(|(_, lost)| *lost).sum::<u64>();
+        while lost() < 80 && Instant::now() < end {
+            count();
+        }
+        assert!((80..=100).contains(&lost()), "{:?}", drops.rows());
+        let [(key, _)] = drops.rows()[..] else { panic!("{:?}", drops.rows()) };
         assert_eq!(key, DropKey::of(DropReason::UnderlayOverrun));
-        assert!((80..100).contains(&lost), "{lost} of 100");
-        count();
-        assert_eq!(drops.rows(), [(key, lost)]);
+        for _again in 0..10 {
+            count();
+        }
+        assert!(lost() <= 100, "{:?}", drops.rows());
     }
 }

@@ -1,34 +1,43 @@
 //! The network driver: what each call of the engine does.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
-use vxmesh_proto::addr::Name;
+use tokio::sync::{Mutex, MutexGuard};
+use vxmesh_proto::addr::{Name, NetworkId};
 
 use super::{
     Agent, Node,
     endpoint::{create_endpoint, delete_endpoint, join, leave, refuse_ports},
-    ipam::{GLOBAL_SPACE, LOCAL_SPACE, release_address, release_pool},
+    ipam::{GLOBAL_SPACE, LOCAL_SPACE, release_pool},
     network::delete_network,
+    wire::OfEndpoint,
     wish::Wish,
 };
 use crate::{
     api::{ApiError, ErrorCode, Network},
+    lock::lock,
     store::StoreError,
 };
+
+/// Calls about endpoints that may be under way at once.
+const AT_ONCE: usize = 32;
 
 /// The driver, and what it waits for.
 pub(crate) struct Driver {
     agent: Arc<dyn Agent>,
     /// Held while a pool is read and written.
     pub(super) pools: Mutex<()>,
+    /// Held during a call about an endpoint, one for some of them.
+    endpoints: [Mutex<()>; AT_ONCE],
+    given_back: std::sync::Mutex<BTreeSet<(NetworkId, IpAddr)>>,
 }
 
 impl Driver {
     pub(crate) fn new(agent: Arc<dyn Agent>) -> Self {
-        Self { agent, pools: Mutex::default() }
+        let endpoints = std::array::from_fn(|_| Mutex::default());
+        Self { agent, pools: Mutex::default(), endpoints, given_back: Default::default() }
     }
 
     /// Answers a call; the error is for who called the engine.
@@ -71,19 +80,44 @@ impl Driver {
             "IpamDriver.RequestPool" => self.request_pool(node, read(body)?).await,
             "IpamDriver.ReleasePool" => release_pool(node, &read(body)?),
             "IpamDriver.RequestAddress" => self.request_address(node, read(body)?).await,
-            "IpamDriver.ReleaseAddress" => release_address(node, &read(body)?).await,
+            "IpamDriver.ReleaseAddress" => self.release_address(node, &read(body)?).await,
             "NetworkDriver.CreateNetwork" => self.create_network(node, read(body)?).await,
             "NetworkDriver.DeleteNetwork" => delete_network(node, &read(body)?).await,
-            "NetworkDriver.CreateEndpoint" => create_endpoint(node, &read(body)?),
-            "NetworkDriver.Join" => join(node, &read(body)?).await,
+            "NetworkDriver.CreateEndpoint" => {
+                let (asked, _alone) = self.endpoint(read(body)?).await;
+                create_endpoint(node, &asked)
+            }
+            "NetworkDriver.Join" => {
+                let (asked, _alone) = self.endpoint(read(body)?).await;
+                join(node, &asked).await
+            }
             "NetworkDriver.ProgramExternalConnectivity" => refuse_ports(&read(body)?),
-            "NetworkDriver.Leave" => leave(node, &read(body)?).await,
-            "NetworkDriver.DeleteEndpoint" => delete_endpoint(node, &read(body)?).await,
+            "NetworkDriver.Leave" => {
+                let (asked, _alone) = self.endpoint(read(body)?).await;
+                leave(node, &asked).await
+            }
+            "NetworkDriver.DeleteEndpoint" => {
+                let (asked, _alone) = self.endpoint(read(body)?).await;
+                delete_endpoint(node, &asked).await
+            }
             _ => Err(usage(
                 format!("the driver does not know the call {method}"),
                 "use another version of the engine or of vxmesh",
             )),
         }
+    }
+
+    /// A call about an endpoint, while no other call about it is under way: the engine asks for the
+    /// end of one whose beginning it does not wait for any more.
+    async fn endpoint(&self, asked: OfEndpoint) -> (OfEndpoint, MutexGuard<'_, ()>) {
+        let at = usize::from(asked.endpoint.bytes().fold(0u8, u8::wrapping_add));
+        let alone = self.endpoints.get(at % AT_ONCE).unwrap_or(&self.pools).lock().await;
+        (asked, alone)
+    }
+
+    /// The addresses that the engine gave back.
+    pub(super) fn given_back(&self) -> std::sync::MutexGuard<'_, BTreeSet<(NetworkId, IpAddr)>> {
+        lock(&self.given_back)
     }
 
     /// The network of the mesh that a wish names, if there is one.
@@ -134,5 +168,5 @@ pub(super) fn not_found(message: &str, hint: &str) -> ApiError {
 }
 
 pub(super) fn store_failed(error: StoreError) -> ApiError {
-    ApiError::new(ErrorCode::Failed, error.to_string(), "see `vxmesh doctor`; nothing was changed")
+    ApiError::new(ErrorCode::Failed, error.to_string(), "see `vxmesh doctor`")
 }

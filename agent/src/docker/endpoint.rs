@@ -1,11 +1,12 @@
 //! Endpoints of the engine: one for each container in a network, as long as it runs.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 use tracing::{debug, info};
-use vxmesh_proto::addr::MacAddr;
+use vxmesh_proto::addr::{EndpointId, MacAddr};
 
 use super::{
     Node,
@@ -32,33 +33,34 @@ pub(super) fn create_endpoint(node: &dyn Node, asked: &OfEndpoint) -> Result<Val
     let said = asked.interface.mac_address;
     let known: Option<EndpointRow> =
         node.store().get(Table::DockerEndpoints, &asked.endpoint).map_err(store_failed)?;
-    let mac = match (known, said) {
-        (Some(known), _) => known.mac,
-        (None, Some(mac)) => mac,
-        (None, None) => free_mac(node, &network)?,
-    };
     let ips = asked.interface.ips();
+    let (mac, joined) = match (known, said) {
+        (Some(known), _) => (known.mac, known.joined),
+        (None, Some(mac)) => (mac, None),
+        (None, None) => (free_mac(node, &network, &ips)?, None),
+    };
     let leases = node.leases()?;
     if let Some(ip) = ips.iter().find(|ip| !leases.contains(&(network.id, **ip))) {
         return Err(not_found(&format!("{ip} is not held for the engine"), "start it again"));
     }
-    let row = EndpointRow { network: asked.network.clone(), mac, ips, joined: None };
+    let row = EndpointRow { network: asked.network.clone(), mac, ips, joined };
     node.store().put(Table::DockerEndpoints, &asked.endpoint, &row).map_err(store_failed)?;
     // The engine takes an answer for an error that says what it said itself.
     let interface = said.map_or_else(|| json!({ "MacAddress": mac.to_string() }), |_| json!({}));
     Ok(json!({ "Interface": interface }))
 }
 
-/// One that no endpoint has, nor one that has not joined yet.
-fn free_mac(node: &dyn Node, network: &NetworkRow) -> Result<MacAddr, ApiError> {
+/// A MAC that no endpoint has, nor one that has not joined yet: the same each time for an address,
+/// if it is free, since neighbours remember both.
+fn free_mac(node: &dyn Node, network: &NetworkRow, ips: &[IpNet]) -> Result<MacAddr, ApiError> {
     let rows: Vec<(String, EndpointRow)> =
         node.store().list(Table::DockerEndpoints).map_err(store_failed)?;
-    loop {
-        let mac = node.free_mac(network.id)?;
-        if rows.iter().all(|(_, row)| row.mac != mac) {
-            return Ok(mac);
-        }
-    }
+    let taken: Vec<MacAddr> = rows.into_iter().map(|(_, row)| row.mac).collect();
+    let begin = ips.first().map(|ip| match ip.addr() {
+        IpAddr::V4(ip) => ip.octets().last_chunk::<2>().map(|low| u16::from_be_bytes(*low)),
+        IpAddr::V6(ip) => ip.segments().last().copied(),
+    });
+    node.free_mac(network.id, begin.flatten().unwrap_or_else(rand::random), &taken)
 }
 
 fn endpoint_row(node: &dyn Node, asked: &OfEndpoint) -> Result<EndpointRow, ApiError> {
@@ -78,23 +80,30 @@ pub(super) async fn join(node: &dyn Node, asked: &OfEndpoint) -> Result<Value, A
             "remove it with `docker network rm`, too, and create it again",
         )
     })?;
-    let endpoint = match row.joined.and_then(|id| node.endpoint(id)) {
-        Some(endpoint) => endpoint,
-        None => plug_in(node, asked, &network, &row).await?,
-    };
-    row.joined = Some(endpoint.id);
-    let written = node.store().put(Table::DockerEndpoints, &asked.endpoint, &row);
-    if let Err(error) = written {
-        node.detach(endpoint.id).await?;
-        return Err(store_failed(error));
+    if let Some(endpoint) = row.joined.and_then(|id| node.endpoint(id)) {
+        return answer(&joined(&network, &endpoint));
     }
-    answer(&joined(&network, &endpoint))
+    // One that was lost half made.
+    unplug(node, &asked.endpoint).await?;
+    // Written down first: whatever happens in between, it is known whose the endpoint is.
+    let id = EndpointId::from_random(rand::random());
+    row.joined = Some(id);
+    node.store().put(Table::DockerEndpoints, &asked.endpoint, &row).map_err(store_failed)?;
+    match plug_in(node, (id, asked), &network, &row).await {
+        Ok(endpoint) => answer(&joined(&network, &endpoint)),
+        Err(error) => {
+            if let Err(error) = unplug(node, &asked.endpoint).await {
+                debug!(%error, "an endpoint that was not made is still written down");
+            }
+            Err(error)
+        }
+    }
 }
 
 /// Plugs the endpoint of a container in, under the container's name where nobody has that.
 async fn plug_in(
     node: &dyn Node,
-    asked: &OfEndpoint,
+    (id, asked): (EndpointId, &OfEndpoint),
     network: &Network,
     row: &EndpointRow,
 ) -> Result<Endpoint, ApiError> {
@@ -107,7 +116,7 @@ async fn plug_in(
     let spec = AttachSpec {
         network: network.id.to_string(),
         netns: String::new(),
-        name: name.clone(),
+        name: None,
         aliases,
         ips: Vec::new(),
         mac: Some(row.mac),
@@ -115,16 +124,18 @@ async fn plug_in(
         labels: BTreeMap::new(),
         sandbox: None,
     };
-    let Some(name) = name else { return node.attach(spec, row.ips.clone()).await };
-    match node.attach(spec.clone(), row.ips.clone()).await {
-        // A container of another host has the name: this one starts all the same.
-        Err(error) if error.code == ErrorCode::Conflict => {
-            let other = name_on(&name, &node.name()).ok_or(error)?;
-            info!(%name, instead = %other, network = %network.name, "a container has another name in the mesh: its own is taken");
-            node.attach(AttachSpec { name: Some(other), ..spec }, row.ips.clone()).await
+    let other = name.as_ref().and_then(|name| name_on(name, &node.name()));
+    for wanted in [&name, &other].into_iter().flatten() {
+        let named = AttachSpec { name: Some(wanted.clone()), ..spec.clone() };
+        match node.attach(id, named, row.ips.clone()).await {
+            // Another endpoint of the network has the name: the container starts all the same.
+            Err(error) if error.code == ErrorCode::Conflict => {
+                info!(name = %wanted, network = %network.name, %error, "a container has another name in the mesh");
+            }
+            attached => return attached,
         }
-        attached => attached,
     }
+    node.attach(id, AttachSpec { aliases: Vec::new(), ..spec }, row.ips.clone()).await
 }
 
 /// The name of the container that joins. Without the engine's answer it has none.

@@ -1,9 +1,10 @@
 //! The IPAM driver: pools are subnets of networks of the mesh, addresses are held by the engine.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
+use vxmesh_proto::addr::NetworkId;
 
 use super::{
     Node,
@@ -17,6 +18,7 @@ use super::{
 };
 use crate::{
     api::{ApiError, Network},
+    objects::unix_ms,
     store::Table,
 };
 
@@ -31,17 +33,30 @@ impl Driver {
         node: &dyn Node,
         asked: RequestPool,
     ) -> Result<Value, ApiError> {
+        let _one_at_a_time = self.pools.lock().await;
         let options = texts(&asked.options);
         let joined = self.joined(node, &Wish::of(&options)?).await;
-        let subnet = match (asked.pool, &joined) {
+        let pool = asked.pool.map(|pool| pool.trunc());
+        let subnet = match (pool, &joined) {
             (Some(pool), Some(network)) => has_subnet(network, pool)?,
             (None, Some(network)) => first_subnet(network, asked.is_ipv6)?,
-            (Some(pool), None) => pool.trunc(),
-            (None, None) => node.free_subnet(asked.is_ipv6)?,
+            (Some(pool), None) => pool,
+            (None, None) => {
+                let pools = pools(node)?;
+                let taken: Vec<IpNet> = pools.iter().map(|(_, pool)| pool.subnet).collect();
+                node.free_subnet(asked.is_ipv6, &taken)?
+            }
         };
         let gateway = joined.and_then(|network| gateway_of(&network, subnet));
-        let (range, network) = (asked.sub_pool, None);
-        let row = PoolRow { subnet, range, options, gateway, aux: Default::default(), network };
+        let row = PoolRow {
+            subnet,
+            range: asked.sub_pool.map(|range| range.trunc()),
+            options,
+            gateway,
+            aux: BTreeSet::new(),
+            network: None,
+            asked_ms: unix_ms(),
+        };
         let id = format!("vx-{:016x}", rand::random::<u64>());
         node.store().put(Table::DockerPools, &id, &row).map_err(store_failed)?;
         answer(&Pool { id, pool: subnet, data: Options::new() })
@@ -54,35 +69,69 @@ impl Driver {
         node: &dyn Node,
         asked: RequestAddress,
     ) -> Result<Value, ApiError> {
+        let is_gateway = asked.options.get(ADDRESS_TYPE).is_some_and(|kind| kind == GATEWAY);
+        let ip = match pool(node, &asked.pool)? {
+            PoolRow { network: Some(id), subnet, .. } if !is_gateway => {
+                check_within(subnet, asked.address)?;
+                let wanted = asked.address.map(|ip| (ip, self.was_given_back(id, ip)));
+                node.lease(id, subnet, wanted).await?
+            }
+            _ => self.note_address(node, &asked, is_gateway).await?,
+        };
+        answer(&Address { address: ip, data: Options::new() })
+    }
+
+    /// Notes an address of a network that is about to be made: its gateway, or one that no
+    /// container gets.
+    async fn note_address(
+        &self,
+        node: &dyn Node,
+        asked: &RequestAddress,
+        is_gateway: bool,
+    ) -> Result<IpNet, ApiError> {
         let _one_at_a_time = self.pools.lock().await;
         let mut pool = pool(node, &asked.pool)?;
-        let subnet = pool.subnet;
-        if let Some(ip) = asked.address.filter(|ip| !subnet.contains(ip)) {
-            return Err(usage(format!("{ip} is not in {subnet}"), "choose another address"));
-        }
-        let is_gateway = asked.options.get(ADDRESS_TYPE).is_some_and(|kind| kind == GATEWAY);
-        let ip = match (&pool.network, asked.address) {
-            _ if is_gateway => {
-                let gateway = agreed(pool.gateway, asked.address)?.unwrap_or_else(|| first(subnet));
-                pool.gateway = Some(gateway);
-                IpNet::new_assert(gateway, subnet.prefix_len())
-            }
-            (Some(network), wanted) => {
-                let id = network_row(node, network)?.id;
-                drop(_one_at_a_time);
-                let ip = node.lease(id, subnet, wanted).await?;
-                return answer(&Address { address: ip, data: Options::new() });
-            }
-            (None, Some(ip)) => {
-                pool.aux.insert(ip);
-                IpNet::new_assert(ip, subnet.prefix_len())
-            }
-            (None, None) => {
-                return Err(not_found("the pool belongs to no network yet", "make the network"));
-            }
+        check_within(pool.subnet, asked.address)?;
+        let ip = if is_gateway {
+            let gateway = agreed(pool.gateway, asked.address)?;
+            *pool.gateway.insert(gateway.unwrap_or_else(|| first(pool.subnet)))
+        } else {
+            let ip = asked.address.ok_or_else(|| {
+                not_found("the pool belongs to no network yet", "make the network")
+            })?;
+            pool.aux.insert(ip);
+            ip
         };
         node.store().put(Table::DockerPools, &asked.pool, &pool).map_err(store_failed)?;
-        answer(&Address { address: ip, data: Options::new() })
+        Ok(IpNet::new_assert(ip, pool.subnet.prefix_len()))
+    }
+
+    /// Takes an address back. Of a gateway, or of one that no container gets, nothing is held.
+    pub(super) async fn release_address(
+        &self,
+        node: &dyn Node,
+        asked: &ReleaseAddress,
+    ) -> Result<Value, ApiError> {
+        let pool: Option<PoolRow> =
+            node.store().get(Table::DockerPools, &asked.pool).map_err(store_failed)?;
+        if let Some(id) = pool.and_then(|pool| pool.network) {
+            node.release(id, asked.address).await?;
+            self.given_back().insert((id, asked.address));
+        }
+        Ok(json!({}))
+    }
+
+    /// Whether the engine had an address last, as far as is known: a container that starts anew
+    /// gives its address back and asks for it again.
+    fn was_given_back(&self, network: NetworkId, ip: IpAddr) -> bool {
+        self.given_back().remove(&(network, ip))
+    }
+}
+
+fn check_within(subnet: IpNet, ip: Option<IpAddr>) -> Result<(), ApiError> {
+    match ip.filter(|ip| !subnet.contains(ip)) {
+        Some(ip) => Err(usage(format!("{ip} is not in {subnet}"), "choose another address")),
+        None => Ok(()),
     }
 }
 
@@ -91,20 +140,9 @@ pub(super) fn release_pool(node: &dyn Node, asked: &ReleasePool) -> Result<Value
     Ok(json!({}))
 }
 
-pub(super) async fn release_address(
-    node: &dyn Node,
-    asked: &ReleaseAddress,
-) -> Result<Value, ApiError> {
-    let pool: Option<PoolRow> =
-        node.store().get(Table::DockerPools, &asked.pool).map_err(store_failed)?;
-    let Some(network) = pool.and_then(|pool| pool.network) else { return Ok(json!({})) };
-    let network: Option<NetworkRow> =
-        node.store().get(Table::DockerNetworks, &network).map_err(store_failed)?;
-    // Of a gateway or one that no container gets nothing is held.
-    if let Some(network) = network {
-        node.release(network.id, asked.address).await?;
-    }
-    Ok(json!({}))
+/// All pools.
+pub(super) fn pools(node: &dyn Node) -> Result<Vec<(String, PoolRow)>, ApiError> {
+    node.store().list(Table::DockerPools).map_err(store_failed)
 }
 
 /// A pool that the engine was given.
@@ -151,7 +189,7 @@ fn first_subnet(network: &Network, is_ipv6: bool) -> Result<IpNet, ApiError> {
         let version = if is_ipv6 { "IPv6" } else { "IPv4" };
         conflict(
             format!("network `{}` of the mesh has no {version} subnet", network.name),
-            "leave the version out, or add one with `vxmesh network extend`",
+            "add one with `vxmesh network extend`; without IPv4 it takes Docker 28 and --ipv4=false",
         )
     })
 }

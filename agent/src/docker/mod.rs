@@ -9,8 +9,8 @@
 //! ```
 //!
 //! The engine calls in this order and repeats nothing after a restart, its own or the agent's: what
-//! it was told is in the store. Of what it asks twice the second answer is the first one. What it
-//! wanted removed while no agent answered is looked for when the agent starts (`tidy`).
+//! it was told is in the store. A container that joins twice has one interface. What it wanted
+//! removed while no agent answered is looked for when the agent starts (`tidy`).
 
 mod driver;
 mod endpoint;
@@ -35,7 +35,7 @@ use vxmesh_proto::addr::{EndpointId, MacAddr, NetworkId};
 pub use self::engine::{Container, DockerError, container};
 pub(crate) use self::{
     router::{PLUGIN_SOCKET, router},
-    tidy::tidy,
+    tidy::{Kept, tidy},
 };
 use crate::{
     api::{ApiError, AttachSpec, Endpoint, Network, NetworkSpec},
@@ -55,23 +55,34 @@ pub(crate) trait Node: Send + Sync {
     async fn create_network(&self, spec: NetworkSpec) -> Result<Network, ApiError>;
     /// Removes one, unless endpoints are in it.
     async fn remove_network(&self, id: NetworkId) -> Result<(), ApiError>;
-    /// A subnet that nothing uses.
-    fn free_subnet(&self, is_ipv6: bool) -> Result<IpNet, ApiError>;
-    /// Holds any free address of a subnet, or this one.
+    /// A subnet that nothing uses, nor one of these.
+    fn free_subnet(&self, is_ipv6: bool, taken: &[IpNet]) -> Result<IpNet, ApiError>;
+    /// Holds any free address of a subnet, or this one; `again` if the engine had it last.
     async fn lease(
         &self,
         network: NetworkId,
         subnet: IpNet,
-        wanted: Option<IpAddr>,
+        wanted: Option<(IpAddr, bool)>,
     ) -> Result<IpNet, ApiError>;
     /// The addresses that are held for the engine.
     fn leases(&self) -> Result<Vec<(NetworkId, IpNet)>, ApiError>;
     /// Gives a held address back; one that is not held is fine.
     async fn release(&self, network: NetworkId, ip: IpAddr) -> Result<(), ApiError>;
-    /// A MAC that no endpoint of this node has.
-    fn free_mac(&self, network: NetworkId) -> Result<MacAddr, ApiError>;
+    /// A MAC that no endpoint of this node has, nor one of these; that of this number if it is
+    /// free.
+    fn free_mac(
+        &self,
+        network: NetworkId,
+        number: u16,
+        taken: &[MacAddr],
+    ) -> Result<MacAddr, ApiError>;
     /// Plugs an endpoint with held addresses in; its end of the cable stays on the host.
-    async fn attach(&self, spec: AttachSpec, ips: Vec<IpNet>) -> Result<Endpoint, ApiError>;
+    async fn attach(
+        &self,
+        id: EndpointId,
+        spec: AttachSpec,
+        ips: Vec<IpNet>,
+    ) -> Result<Endpoint, ApiError>;
     /// An endpoint that is plugged in.
     fn endpoint(&self, id: EndpointId) -> Option<Endpoint>;
     /// Unplugs one; none is fine.

@@ -37,15 +37,14 @@ pub(super) fn container_of(network: &[u8], endpoint: &str) -> Option<String> {
     found.map(|(_, member)| member.name).filter(|name| !name.is_empty())
 }
 
-/// The ids of the endpoints in a network.
-pub(super) fn endpoints_of(network: &[u8]) -> Vec<String> {
-    let network = serde_json::from_slice::<Inspected>(network);
-    let members = network.map(|network| network.containers).unwrap_or_default().into_iter();
+/// The ids of the endpoints in a network; nothing if the engine says it in another way.
+pub(super) fn endpoints_of(network: &[u8]) -> Option<Vec<String>> {
+    let network: Inspected = serde_json::from_slice(network).ok()?;
     let id = |(key, member): (String, Member)| match key.strip_prefix("ep-") {
         Some(id) => id.to_owned(),
         None => member.endpoint,
     };
-    members.map(id).collect()
+    Some(network.containers.into_iter().map(id).collect())
 }
 
 /// A container's name as one of the mesh, which has labels of DNS: small letters, digits and `-`.
@@ -82,10 +81,11 @@ mod tests {
         let running = br#"{"Containers":{"c0ffee":{"Name":"web","EndpointID":"77"}}}"#;
         assert_eq!(container_of(running, "77").as_deref(), Some("web"));
         assert_eq!(container_of(running, "78"), None);
-        assert_eq!(
-            (endpoints_of(joining), endpoints_of(running)),
-            (vec!["77".into()], vec!["77".into()])
-        );
+        for both in [&joining[..], running] {
+            assert_eq!(endpoints_of(both), Some(vec!["77".to_owned()]));
+        }
+        assert_eq!(endpoints_of(br#"{"Containers":{}}"#), Some(Vec::new()));
+        assert_eq!(endpoints_of(br#"{"Containers":null}"#), None);
         for odd in [&b""[..], b"[]", b"{}", br#"{"Containers":7}"#, br#"{"Containers":null}"#] {
             assert_eq!(container_of(odd, "77"), None);
         }

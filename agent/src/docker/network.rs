@@ -1,6 +1,6 @@
 //! Networks of the engine: each is one of the mesh, joined or made.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr};
 
 use serde_json::{Value, json};
 use tracing::info;
@@ -9,7 +9,7 @@ use vxmesh_proto::addr::Name;
 use super::{
     Node,
     driver::{Driver, conflict, store_failed, usage},
-    ipam::{GLOBAL_SPACE, LOCAL_SPACE, has_subnet},
+    ipam::{GLOBAL_SPACE, LOCAL_SPACE, has_subnet, pools},
     rows::{NetworkRow, PoolRow},
     wire::{CreateNetwork, GENERIC, INTERNAL, OfNetwork, PoolData},
     wish::{Wish, merged, texts},
@@ -47,7 +47,7 @@ impl Driver {
             None => make(node, &asked.network, &wish, &pools, is_internal).await?,
         };
         for (_, pool) in &mut pools {
-            pool.network = Some(asked.network.clone());
+            pool.network = Some(row.id);
         }
         let written = node.store().write(|txn| {
             for (id, pool) in &pools {
@@ -67,10 +67,11 @@ impl Driver {
 /// The pools that a network of the engine is made of: each was asked for just before, and belongs
 /// to no network yet.
 fn pools_of(node: &dyn Node, asked: &CreateNetwork) -> Result<Vec<(String, PoolRow)>, ApiError> {
-    let mut free: Vec<(String, PoolRow)> =
-        node.store().list(Table::DockerPools).map_err(store_failed)?;
+    let mut free = pools(node)?;
     free.retain(|(_, pool)| pool.network.is_none());
-    let mut pools = Vec::new();
+    // One that was asked for long ago was left over when the engine or the agent ended.
+    free.sort_by_key(|(_, pool)| Reverse(pool.asked_ms));
+    let mut chosen = Vec::new();
     for PoolData { address_space, pool } in asked.ipv4.iter().chain(&asked.ipv6) {
         let is_ours = [LOCAL_SPACE, GLOBAL_SPACE].contains(&address_space.as_str());
         let at = free.iter().position(|(_, known)| is_ours && known.subnet == *pool);
@@ -80,15 +81,15 @@ fn pools_of(node: &dyn Node, asked: &CreateNetwork) -> Result<Vec<(String, PoolR
                 "create it with `-d vxmesh --ipam-driver vxmesh`",
             ));
         };
-        pools.push(free.swap_remove(at));
+        chosen.push(free.remove(at));
     }
-    if pools.is_empty() {
+    if chosen.is_empty() {
         return Err(usage(
             "the network has no addresses",
             "create it with `-d vxmesh --ipam-driver vxmesh`",
         ));
     }
-    Ok(pools)
+    Ok(chosen)
 }
 
 /// Refuses what a network that is there already does not have.
@@ -159,6 +160,7 @@ async fn make(
     pools: &[(String, PoolRow)],
     is_internal: bool,
 ) -> Result<NetworkRow, ApiError> {
+    let is_nameless = wish.network.is_none() && wish.vni.is_none();
     let own_name = || format!("docker-{}", short(id)).parse::<Name>();
     let name = wish.network.clone().map_or_else(own_name, Ok);
     let name = name.map_err(|error| usage(error.to_string(), "name it with -o network=NAME"))?;
@@ -183,7 +185,7 @@ async fn make(
         dns: Vec::new(),
         labels: BTreeMap::new(),
     });
-    Ok(NetworkRow { id: network.await?.id, made: wish.network.is_none() })
+    Ok(NetworkRow { id: network.await?.id, made: is_nameless })
 }
 
 /// Removes a network of the mesh that was made for one of the engine, unless others use it.
@@ -205,15 +207,7 @@ pub(super) async fn delete_network(node: &dyn Node, asked: &OfNetwork) -> Result
 pub(super) async fn remove_network(node: &dyn Node, id: &str) -> Result<(), ApiError> {
     let row: Option<NetworkRow> =
         node.store().get(Table::DockerNetworks, id).map_err(store_failed)?;
-    let pools: Vec<(String, PoolRow)> =
-        node.store().list(Table::DockerPools).map_err(store_failed)?;
-    let forget = node.store().write(|txn| {
-        for (pool, _) in pools.iter().filter(|(_, pool)| pool.network.as_deref() == Some(id)) {
-            txn.delete(Table::DockerPools, pool)?;
-        }
-        txn.delete(Table::DockerNetworks, id).map(|_was| ())
-    });
-    forget.map_err(store_failed)?;
+    node.store().delete(Table::DockerNetworks, id).map_err(store_failed)?;
     if let Some(row) = row {
         remove_made(node, &row).await;
     }

@@ -21,8 +21,10 @@ pub(super) struct PoolRow {
     pub(super) gateway: Option<IpAddr>,
     /// Addresses that no container gets.
     pub(super) aux: BTreeSet<IpAddr>,
-    /// The engine's network, once that is made.
-    pub(super) network: Option<String>,
+    /// The network of the mesh that it is of, once the engine has made its own.
+    pub(super) network: Option<NetworkId>,
+    /// When it was asked for, in milliseconds of Unix time.
+    pub(super) asked_ms: u64,
 }
 
 /// A network of the engine, by its id.

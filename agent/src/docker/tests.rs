@@ -3,10 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU16, Ordering},
-    },
+    sync::{Mutex, PoisonError},
 };
 
 use serde_json::{Value, json};
@@ -24,7 +21,6 @@ struct Fake {
     networks: Mutex<Vec<Network>>,
     held: Mutex<Vec<(NetworkId, IpNet)>>,
     endpoints: Mutex<Vec<Endpoint>>,
-    macs: AtomicU16,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -75,7 +71,7 @@ impl Node for Fake {
         Ok(())
     }
 
-    fn free_subnet(&self, is_ipv6: bool) -> Result<IpNet, ApiError> {
+    fn free_subnet(&self, is_ipv6: bool, _taken: &[IpNet]) -> Result<IpNet, ApiError> {
         let subnet = if is_ipv6 { "fd00:77::/64" } else { "10.77.5.0/24" };
         Ok(subnet.parse().unwrap())
     }
@@ -84,12 +80,12 @@ impl Node for Fake {
         &self,
         network: NetworkId,
         subnet: IpNet,
-        wanted: Option<IpAddr>,
+        wanted: Option<(IpAddr, bool)>,
     ) -> Result<IpNet, ApiError> {
         let mut held = lock(&self.held);
         let is_free = |ip: IpAddr| held.iter().all(|(id, own)| *id != network || own.addr() != ip);
         let ip = match wanted {
-            Some(ip) => Some(ip).filter(|ip| is_free(*ip)),
+            Some((ip, _)) => Some(ip).filter(|ip| is_free(*ip)),
             None => subnet.hosts().skip(2).find(|ip| is_free(*ip)),
         };
         let ip = IpNet::new(ip.ok_or_else(|| refused("in use"))?, subnet.prefix_len()).unwrap();
@@ -106,14 +102,24 @@ impl Node for Fake {
         Ok(())
     }
 
-    fn free_mac(&self, _network: NetworkId) -> Result<MacAddr, ApiError> {
-        let [high, low] = self.macs.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    fn free_mac(
+        &self,
+        _network: NetworkId,
+        number: u16,
+        _taken: &[MacAddr],
+    ) -> Result<MacAddr, ApiError> {
+        let [high, low] = number.to_be_bytes();
         Ok(MacAddr([2, 0, 0, 0, high, low]))
     }
 
-    async fn attach(&self, spec: AttachSpec, ips: Vec<IpNet>) -> Result<Endpoint, ApiError> {
+    async fn attach(
+        &self,
+        id: EndpointId,
+        spec: AttachSpec,
+        ips: Vec<IpNet>,
+    ) -> Result<Endpoint, ApiError> {
         let endpoint: Endpoint = serde_json::from_value(json!({
-            "id": EndpointId::from_random(rand::random()), "name": "c", "network": spec.network,
+            "id": id, "name": "c", "network": spec.network,
             "node": "aaaaaaaaaaaaaaaaaaaaaaaaaa", "sandbox": "docker", "ifname": "vx0123456789ab",
             "mac": spec.mac, "ips": ips, "aliases": [], "incarnation": 1,
         }))
@@ -156,7 +162,6 @@ impl Talk {
             networks: Mutex::default(),
             held: Mutex::default(),
             endpoints: Mutex::default(),
-            macs: AtomicU16::new(0),
         });
         Self { driver: Driver::new(Arc::new(Member(Arc::clone(&node)))), node }
     }
@@ -234,7 +239,9 @@ async fn a_container_has_what_its_networks_have() {
             "com.docker.network.endpoint.exposedports": [], "com.docker.network.portmap": [],
         });
         let created = talk.call("NetworkDriver.CreateEndpoint", begin.clone()).await;
-        assert_eq!(created["Interface"], json!({ "MacAddress": "02:00:00:00:00:00" }));
+        // The end of its address: .3 of each subnet.
+        let mac = if v4 { "02:00:00:00:05:03" } else { "02:00:00:00:00:02" };
+        assert_eq!(created["Interface"], json!({ "MacAddress": mac }));
         // A call that is repeated has the answer that it had.
         assert_eq!(talk.call("NetworkDriver.CreateEndpoint", begin).await, created);
         let joined = talk.call("NetworkDriver.Join", of.clone()).await;

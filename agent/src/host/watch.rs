@@ -199,6 +199,7 @@ impl Dirty {
                     self.ports.insert(name.clone());
                 }
                 Change::LinkGone { name, .. } => {
+                    self.ports.insert(name.clone());
                     let of_port = places.endpoints.iter().find(|(_, place)| place.port == *name);
                     self.cut.extend(
                         of_port.map(|(id, _)| *id).filter(|id| !self.gone.contains_key(id)),

@@ -278,8 +278,12 @@ impl Addresses {
         now: Instant,
     ) -> Option<Result<IpAddr, AllocateError>> {
         self.with_pool(network, subnet, |pool| {
-            pool.end_rest(ip);
-            pool.allocate_static(ip, elsewhere, now).map(|()| ip)
+            let rested = pool.end_rest(ip);
+            let got = pool.allocate_static(ip, elsewhere, now).map(|()| ip);
+            if let (Err(_), Some(until)) = (&got, rested) {
+                pool.rest(ip, until);
+            }
+            got
         })
     }
 

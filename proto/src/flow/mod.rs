@@ -4,4 +4,4 @@
 pub mod fair;
 mod lanes;
 
-pub use lanes::{Lane, Lanes};
+pub use lanes::{Chosen, Lane, Lanes};

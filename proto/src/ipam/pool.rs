@@ -225,9 +225,9 @@ impl Pool {
         self.resting.get(&number).copied().into_iter().chain(of_block).max()
     }
 
-    /// Lets an address rest no more, for who had it last and wants it again.
-    pub fn end_rest(&mut self, ip: IpAddr) {
-        self.resting.remove(&number(ip));
+    /// Lets an address rest no more, for who had it last and wants it again. Until when it rested.
+    pub fn end_rest(&mut self, ip: IpAddr) -> Option<Instant> {
+        self.resting.remove(&number(ip))
     }
 
     /// Marks an address as in use, as found at a restart.

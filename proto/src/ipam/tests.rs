@@ -266,7 +266,7 @@ fn an_address_that_rests_is_given_to_nobody_and_says_how_long() {
         assert_eq!(text, "10.0.0.5 was released a moment ago and rests for 43s more");
     }
     // Who had it last may have it again.
-    pool.end_rest(wanted);
+    assert_eq!(pool.end_rest(wanted), Some(start + ADDRESS_QUARANTINE));
     assert_eq!(pool.allocate_static(wanted, NOWHERE, later), Ok(()));
     // A restart forgets nothing that the disk remembers; what is in use again does not rest.
     let mut restarted = self::pool("10.0.0.0/29", 0);

@@ -74,6 +74,9 @@ fn a_full_disk_keeps_nothing_out_and_brings_nothing_back() -> Result<()> {
     lab.lab(&["start", "h1"])?;
     wait_until("it is tried again", || Ok(lab.log("h1")?.contains("endpoint not adopted")))?;
     fill(&lab)?;
+    // By then it also hears of what happens in the namespaces, which it does not from the start.
+    let full = "nothing is kept on disk";
+    wait_until("it knows that the disk is full", || Ok(lab.log("h1")?.contains(full)))?;
 
     lab.sh("h1", "ip -n gone link del eth0; ip -n late link del eth0")?;
     wait_until("it is taken over", || Ok(lab.log("h1")?.contains("endpoint adopted after all")))?;

@@ -12,9 +12,9 @@
 //!   of the two sees the other, and gives up ([`Refused::Busy`] if both do).
 //!
 //! Limits: half-open flows have a quarter of the room, and the oldest of some goes when more come;
-//! so have all flows of one source, which gets no more. Where half-open ones have their quarter, a
-//! source that has a quarter of that displaces nobody. Ended flows count towards no limit, and
-//! whoever needs an entry takes theirs. No flow of which both ends speak is displaced.
+//! of the source that has most of these some, so that a flood displaces its own. All flows of one
+//! source have a quarter, too, and it gets no more. Ended flows count towards no limit, and whoever
+//! needs an entry takes theirs. No flow of which both ends speak is displaced.
 
 mod entry;
 mod fragments;
@@ -24,6 +24,7 @@ mod memory;
 mod restore;
 
 use std::{
+    cmp::Reverse,
     hash::{BuildHasher, Hasher},
     net::IpAddr,
     sync::atomic::{Ordering, fence},
@@ -47,8 +48,8 @@ const PART: u64 = 4;
 const LOOKED_AT: u32 = 4096;
 /// Searches for room: what one has found, another thread may take.
 const SEARCHES: u32 = 4;
-/// Half-open flows among which the oldest is displaced.
-const COMPARED: u32 = 8;
+/// Half-open flows among which one is displaced: the oldest of the source that has most of them.
+const COMPARED: usize = 8;
 /// The part of the number of a snapshot that an entry has, in front of which it has its generation.
 const SNAPSHOT: u64 = (1 << 40) - 1;
 
@@ -77,6 +78,39 @@ pub struct Found {
     number: u32,
     generation: u64,
     backend_at: u64,
+}
+
+/// A half-open flow that may be displaced.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    number: u32,
+    life: Life,
+    /// The counters of its source.
+    source: [usize; 2],
+}
+
+/// Some half-open flows that stand next to each other.
+#[derive(Debug, Default)]
+struct Compared {
+    flows: [Option<Waiting>; COMPARED],
+    count: usize,
+}
+
+impl Compared {
+    fn add(&mut self, waiting: Waiting) {
+        if let Some(place) = self.flows.get_mut(self.count) {
+            *place = Some(waiting);
+            self.count += 1;
+        }
+    }
+
+    /// The one that was not used for longest, of those whose source has most of these: so a flood
+    /// takes the places of its own.
+    fn victim(&self) -> Option<Waiting> {
+        let all = || self.flows.iter().flatten();
+        let of = |source| all().filter(|other| other.source == source).count();
+        all().max_by_key(|it| (of(it.source), Reverse(it.life.second()))).copied()
+    }
 }
 
 /// Where a flow's backend is in a snapshot of services.
@@ -229,10 +263,7 @@ impl<M: Memory> FlowTable<M> {
         // Before anybody's place is taken for it.
         self.is_free(None, &client, &forward, Refused::Exists)?;
         self.is_free(None, &backend, &reverse, Refused::Clash)?;
-        let (own, most) = (self.source_count(flow), u64::from(self.shape.flows) / PART);
-        // Where half-open flows displace each other, those of a flood would displace all others.
-        let crowds = own >= most / PART && self.count().half_open >= most;
-        if own >= most || crowds {
+        if self.source_count(flow) >= u64::from(self.shape.flows) / PART {
             return Err(Refused::Full);
         }
         let taken = self.acquire(now).ok_or(Refused::Full)?;
@@ -520,8 +551,8 @@ impl<M: Memory> FlowTable<M> {
         }
     }
 
-    /// Takes the entry of a flow that ended or was not used for long; or else, of a few half-open
-    /// ones, that which was not used for longest. Of half-open ones only, where these are too many.
+    /// Takes the entry of a flow that ended or was not used for long; or else one of a few
+    /// half-open ones ([`Compared`]). Of half-open ones only, where these are too many.
     fn displace(&self, now: Instant, half_open: bool) -> Option<Taken> {
         // Not over entries that were never used: nothing is to be found there.
         let (second, flows) = (self.second(now), self.fresh().max(1));
@@ -531,8 +562,7 @@ impl<M: Memory> FlowTable<M> {
             return None;
         }
         let hand = u32::try_from(self.memory.load(HAND, Ordering::Relaxed)).unwrap_or(0);
-        let mut oldest: Option<(u32, Life)> = None;
-        let (mut compared, mut looked_at) = (0, 0);
+        let (mut compared, mut looked_at) = (Compared::default(), 0);
         for step in 0..LOOKED_AT.min(flows) {
             let number = (hand % flows + step) % flows;
             looked_at = step + 1;
@@ -543,18 +573,16 @@ impl<M: Memory> FlowTable<M> {
                 self.memory.store(HAND, u64::from(number) + 1, Ordering::Relaxed);
                 return taken;
             }
-            if life.is_half_open() {
-                compared += 1;
-                if oldest.is_none_or(|(_, other)| life.second() < other.second()) {
-                    oldest = Some((number, life));
-                }
+            if life.is_half_open() && compared.count < COMPARED {
+                let source = self.sources(&Flow::of_words(&self.words(number)));
+                compared.add(Waiting { number, life, source });
             }
-            if compared == COMPARED && (half_open || closed == 0) {
+            if compared.count == COMPARED && (half_open || closed == 0) {
                 break;
             }
         }
         self.memory.store(HAND, u64::from(hand % flows + looked_at), Ordering::Relaxed);
-        oldest.and_then(|(number, life)| self.take(number, life))
+        compared.victim().and_then(|waiting| self.take(waiting.number, waiting.life))
     }
 
     /// Takes the entry of a flow, which is forgotten. Nothing if it changed.
