@@ -142,6 +142,12 @@ fn what_a_clock_far_ahead_signed_is_admitted_and_moves_nobody() -> Result<()> {
     lab.finish(Allowed::default())
 }
 
+/// Faketime names what it shares by the number of a process, which other hosts of this machine
+/// have, too.
+fn share_alone(lab: &Lab) -> Result<()> {
+    lab.sh("h2", "mount -t tmpfs none /dev/shm").map(drop)
+}
+
 /// A joiner's program sees another time by faketime, which answers in the kernel's place.
 fn join_at(lab: &Lab, offset: &str, token: &str) -> Result<std::process::Output> {
     let joiner = ["faketime", "--exclude-monotonic", "-f", offset, "vxmesh"];
@@ -154,6 +160,7 @@ fn a_joiner_with_a_wrong_clock_is_told_and_its_token_is_kept() -> Result<()> {
     let lab = Lab::up(2)?;
     lab.vxmesh("h2", &["leave"])?;
     lab.lab(&["kill", "h2"])?;
+    share_alone(&lab)?;
     let token: serde_json::Value = lab.json("h1", &["token", "create", "--uses", "1"])?;
     let token = token["token"].as_str().context("no token")?;
     let join = ["join", "--token", token, "10.213.0.1"];
@@ -209,8 +216,7 @@ fn an_agent_whose_clock_is_minutes_off_is_a_member_like_others() -> Result<()> {
         anyhow::Ok(())
     };
     lab.lab(&["kill", "h2"])?;
-    // Faketime names what it shares by the number of a process, which other hosts have, too.
-    lab.sh("h2", "mount -t tmpfs none /dev/shm")?;
+    share_alone(&lab)?;
     for (offset, says) in [("+2m", "ahead of that of h1"), ("-2m", "behind that of h1")] {
         start_at(&lab, offset)?;
         passes_on("wrong")?;
