@@ -6,29 +6,18 @@
 //! release : row goes, the address rests, in one transaction; an endpoint that has it keeps it
 //! ```
 
-use std::{
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+use std::{net::IpAddr, time::Instant};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use vxmesh_proto::{addr::NetworkId, object};
 
-use super::{
-    endpoints::gone,
-    mesh::{Mesh, store_failed},
-};
+use super::mesh::{Mesh, failed, store_failed};
 use crate::{
-    api::{ApiError, ErrorCode},
+    api::ApiError,
     host::endpoints::Engine,
-    store::{StoreError, Table},
+    store::{StoreError, Table, Txn},
 };
-
-/// How long an address that no endpoint has is waited for.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// How often that is looked at.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// An address that is held, as the store keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +46,8 @@ impl Mesh {
         Ok(rows.into_iter().map(|(_key, lease)| lease).collect())
     }
 
-    /// Holds any free address of a subnet, or this one.
+    /// Holds any free address of a subnet, or this one: also while it rests, if the holder had it
+    /// last.
     pub(super) async fn lease(
         &self,
         id: NetworkId,
@@ -79,39 +69,26 @@ impl Mesh {
         Ok(ip)
     }
 
-    /// Exactly this address. An engine gives that of a container back and asks for it again when
-    /// the container starts anew, and sometimes in the other order.
+    /// Exactly this address, also while it rests.
     async fn lease_again(
         &self,
         network: &object::Network,
         id: NetworkId,
         (subnet, ip): (IpNet, IpAddr),
     ) -> Result<IpNet, ApiError> {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let elsewhere = self.member.elsewhere(id);
-            let now = Instant::now();
-            let own = self.member.addresses.allocate_again(id, subnet, ip, &elsewhere, now);
-            if let Some(Ok(ip)) = own {
-                return Ok(IpNet::new_assert(ip, subnet.prefix_len()));
-            }
-            let got = self.allocate_static(network, id, ip).await;
-            let endpoints = self.endpoint_list();
-            let has_it = endpoints.iter().any(|endpoint| {
-                endpoint.network == id && endpoint.ips.iter().any(|own| own.addr() == ip)
-            });
-            match got {
-                Err(error) if error.code == ErrorCode::Conflict && !has_it && now < end => {
-                    tokio::time::sleep(LOOK).await;
-                }
-                got => return got,
-            }
+        let (addresses, elsewhere) = (&self.member.addresses, self.member.elsewhere(id));
+        match addresses.allocate_again(id, subnet, ip, &elsewhere, Instant::now()) {
+            Some(Ok(ip)) => Ok(IpNet::new_assert(ip, subnet.prefix_len())),
+            // Who has it is said, or its owner asked.
+            Some(Err(_)) | None => self.allocate_static(network, id, ip).await,
         }
     }
 
     fn leasing(&self, id: NetworkId) -> Result<object::Network, ApiError> {
         let network = self.network_object(id).map(|(network, _state)| network);
-        network.ok_or_else(|| gone("the network was removed from the mesh"))
+        network.ok_or_else(|| {
+            failed("the network was removed from the mesh", "remove it from the engine, too")
+        })
     }
 
     /// Gives a held address back. One that is not held is fine.
@@ -126,7 +103,7 @@ impl Mesh {
         if has_it {
             return self.store.delete(Table::Leases, &key).map(drop).map_err(store_failed);
         }
-        let delete = |txn: &mut crate::store::Txn<'_>| -> Result<(), StoreError> {
+        let delete = |txn: &mut Txn<'_>| -> Result<(), StoreError> {
             txn.delete(Table::Leases, &key).map(|_was| ())
         };
         self.rest(network, &[lease.ip], delete).map_err(store_failed)?;

@@ -142,12 +142,11 @@ async fn serve_docker(
     stopped: impl Future<Output = ()> + Clone + Send + 'static,
 ) {
     info!(socket = PLUGIN_SOCKET, "serving Docker");
-    let tidies = Arc::clone(&agent);
-    let at_start = docker::Kept::now(&*agent).await;
-    let tidy = async move { docker::tidy(&*tidies, at_start).await };
+    let (engine, at_start) = (Arc::clone(&agent), docker::Kept::now(&*agent).await);
+    let reconciled = async move { docker::reconcile(&*engine, at_start).await };
     let served = socket.serve(docker::router(agent as _), stopped.clone());
     let (served, ()) = tokio::join!(served, async {
-        tokio::select! { () = tidy => {}, () = stopped => {} }
+        tokio::select! { () = reconciled => {}, () = stopped => {} }
     });
     if let Err(error) = served {
         warn!(%error, "the socket for Docker failed; restart the agent");

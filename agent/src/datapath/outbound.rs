@@ -329,12 +329,12 @@ pub(super) fn tap_failed(vni: vxmesh_proto::addr::Vni, error: &io::Error) {
 
 impl Seat {
     /// How a frame travels that came now, and a number of its flow. While others of its flow wait,
-    /// it waits behind them, be it as what its flow is itself or as one of its sender's crowd.
+    /// it waits behind them, be it as what its flow is itself or as one of its sender's flood.
     fn lane(&mut self, headers: Option<&Headers>, len: usize, now: Instant) -> (Lane, u64) {
-        let Chosen { lane, flow, sender, is_crowd } = self.lanes.of(headers, len, now);
+        let Chosen { lane, flow, sender, is_flood } = self.lanes.of(headers, len, now);
         if self.held.holds(flow) {
             (Lane::Bulk, flow)
-        } else if is_crowd || self.held.holds(sender) {
+        } else if is_flood || self.held.holds(sender) {
             (Lane::Bulk, sender)
         } else {
             (lane, flow)

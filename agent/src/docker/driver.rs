@@ -1,10 +1,10 @@
 //! The network driver: what each call of the engine does.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Instant};
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::Mutex;
 use vxmesh_proto::addr::{Name, NetworkId};
 
 use super::{
@@ -24,6 +24,9 @@ use crate::{
 /// Calls about endpoints that may be under way at once.
 const AT_ONCE: usize = 32;
 
+/// Addresses, and when they were given back.
+pub(super) type GivenBack = BTreeMap<(NetworkId, IpAddr), Instant>;
+
 /// The driver, and what it waits for.
 pub(crate) struct Driver {
     agent: Arc<dyn Agent>,
@@ -31,7 +34,7 @@ pub(crate) struct Driver {
     pub(super) pools: Mutex<()>,
     /// Held during a call about an endpoint, one for some of them.
     endpoints: [Mutex<()>; AT_ONCE],
-    given_back: std::sync::Mutex<BTreeSet<(NetworkId, IpAddr)>>,
+    given_back: std::sync::Mutex<GivenBack>,
 }
 
 impl Driver {
@@ -83,22 +86,12 @@ impl Driver {
             "IpamDriver.ReleaseAddress" => self.release_address(node, &read(body)?).await,
             "NetworkDriver.CreateNetwork" => self.create_network(node, read(body)?).await,
             "NetworkDriver.DeleteNetwork" => delete_network(node, &read(body)?).await,
-            "NetworkDriver.CreateEndpoint" => {
-                let (asked, _alone) = self.endpoint(read(body)?).await;
-                create_endpoint(node, &asked)
-            }
-            "NetworkDriver.Join" => {
-                let (asked, _alone) = self.endpoint(read(body)?).await;
-                join(node, &asked).await
-            }
             "NetworkDriver.ProgramExternalConnectivity" => refuse_ports(&read(body)?),
-            "NetworkDriver.Leave" => {
-                let (asked, _alone) = self.endpoint(read(body)?).await;
-                leave(node, &asked).await
-            }
-            "NetworkDriver.DeleteEndpoint" => {
-                let (asked, _alone) = self.endpoint(read(body)?).await;
-                delete_endpoint(node, &asked).await
+            "NetworkDriver.CreateEndpoint"
+            | "NetworkDriver.Join"
+            | "NetworkDriver.Leave"
+            | "NetworkDriver.DeleteEndpoint" => {
+                self.call_endpoint(node, method, &read(body)?).await
             }
             _ => Err(usage(
                 format!("the driver does not know the call {method}"),
@@ -107,16 +100,27 @@ impl Driver {
         }
     }
 
-    /// A call about an endpoint, while no other call about it is under way: the engine asks for the
-    /// end of one whose beginning it does not wait for any more.
-    async fn endpoint(&self, asked: OfEndpoint) -> (OfEndpoint, MutexGuard<'_, ()>) {
-        let at = usize::from(asked.endpoint.bytes().fold(0u8, u8::wrapping_add));
-        let alone = self.endpoints.get(at % AT_ONCE).unwrap_or(&self.pools).lock().await;
-        (asked, alone)
+    /// The same for calls about an endpoint, while no other call about it is under way: the engine
+    /// asks for the end of one whose beginning it does not wait for any more.
+    async fn call_endpoint(
+        &self,
+        node: &dyn Node,
+        method: &str,
+        asked: &OfEndpoint,
+    ) -> Result<Value, ApiError> {
+        let [first, ..] = &self.endpoints;
+        let at = usize::from(asked.endpoint.bytes().fold(0u8, u8::wrapping_add)) % AT_ONCE;
+        let _alone = self.endpoints.get(at).unwrap_or(first).lock().await;
+        match method {
+            "NetworkDriver.CreateEndpoint" => create_endpoint(node, asked),
+            "NetworkDriver.Join" => join(node, asked).await,
+            "NetworkDriver.Leave" => leave(node, asked).await,
+            _ => delete_endpoint(node, asked).await,
+        }
     }
 
-    /// The addresses that the engine gave back.
-    pub(super) fn given_back(&self) -> std::sync::MutexGuard<'_, BTreeSet<(NetworkId, IpAddr)>> {
+    /// The addresses that the engine gave back, as long as they rest.
+    pub(super) fn given_back(&self) -> std::sync::MutexGuard<'_, GivenBack> {
         lock(&self.given_back)
     }
 

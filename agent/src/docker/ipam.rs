@@ -1,10 +1,10 @@
 //! The IPAM driver: pools are subnets of networks of the mesh, addresses are held by the engine.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
-use vxmesh_proto::addr::NetworkId;
+use vxmesh_proto::limits::ADDRESS_QUARANTINE;
 
 use super::{
     Node,
@@ -73,8 +73,11 @@ impl Driver {
         let ip = match pool(node, &asked.pool)? {
             PoolRow { network: Some(id), subnet, .. } if !is_gateway => {
                 check_within(subnet, asked.address)?;
-                let wanted = asked.address.map(|ip| (ip, self.was_given_back(id, ip)));
-                node.lease(id, subnet, wanted).await?
+                let was_its_own = |ip| self.given_back().contains_key(&(id, ip));
+                let wanted = asked.address.map(|ip| (ip, was_its_own(ip)));
+                let ip = node.lease(id, subnet, wanted).await?;
+                self.given_back().remove(&(id, ip.addr()));
+                ip
             }
             _ => self.note_address(node, &asked, is_gateway).await?,
         };
@@ -116,15 +119,12 @@ impl Driver {
             node.store().get(Table::DockerPools, &asked.pool).map_err(store_failed)?;
         if let Some(id) = pool.and_then(|pool| pool.network) {
             node.release(id, asked.address).await?;
-            self.given_back().insert((id, asked.address));
+            let (now, mut given_back) = (Instant::now(), self.given_back());
+            given_back.retain(|_, then| now.saturating_duration_since(*then) < ADDRESS_QUARANTINE);
+            // A container that starts anew asks for it again.
+            given_back.insert((id, asked.address), now);
         }
         Ok(json!({}))
-    }
-
-    /// Whether the engine had an address last, as far as is known: a container that starts anew
-    /// gives its address back and asks for it again.
-    fn was_given_back(&self, network: NetworkId, ip: IpAddr) -> bool {
-        self.given_back().remove(&(network, ip))
     }
 }
 

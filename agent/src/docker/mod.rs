@@ -10,7 +10,7 @@
 //!
 //! The engine calls in this order and repeats nothing after a restart, its own or the agent's: what
 //! it was told is in the store. A container that joins twice has one interface. What it wanted
-//! removed while no agent answered is looked for when the agent starts (`tidy`).
+//! removed while no agent answered is looked for when the agent starts (`reconcile`).
 
 mod driver;
 mod endpoint;
@@ -18,11 +18,11 @@ mod engine;
 mod ipam;
 mod names;
 mod network;
+mod reconcile;
 mod router;
 mod rows;
 #[cfg(test)]
 mod tests;
-mod tidy;
 mod wire;
 mod wish;
 
@@ -34,8 +34,8 @@ use vxmesh_proto::addr::{EndpointId, MacAddr, NetworkId};
 
 pub use self::engine::{Container, DockerError, container};
 pub(crate) use self::{
+    reconcile::{Kept, reconcile},
     router::{PLUGIN_SOCKET, router},
-    tidy::{Kept, tidy},
 };
 use crate::{
     api::{ApiError, AttachSpec, Endpoint, Network, NetworkSpec},

@@ -77,7 +77,7 @@ impl Kept {
 }
 
 /// Ends what the engine forgot while the agent was away, as soon as the engine says what it has.
-pub(crate) async fn tidy(agent: &dyn Agent, at_start: Kept) {
+pub(crate) async fn reconcile(agent: &dyn Agent, at_start: Kept) {
     let (mut before, mut looks): (Option<Kept>, u32) = (None, 0);
     loop {
         sleep(if looks < SOON { PAUSE } else { LONG_PAUSE }).await;

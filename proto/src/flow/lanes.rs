@@ -11,7 +11,7 @@
 //!
 //! Who begins flow after flow (a flood of SYNs, a scan) sends little in each and much in all. So a
 //! flow that begins is sparse only while those between its two addresses, and those of its sender,
-//! begin at a moderate rate. The others are a crowd: they travel in the bulk lane, as if they were
+//! begin at a moderate rate. The others are a flood: they travel in the bulk lane, as if they were
 //! one flow, so that they take the share of one; until it is PAUSE ago that too many began.
 
 use std::{
@@ -28,7 +28,7 @@ const FLOWS: usize = 256;
 /// a thousand of them in one queue every fifth frame does.
 const KNOWN: usize = 2048;
 /// Pairs of addresses, and senders, that are told apart.
-const CROWDS: usize = 64;
+const METERS: usize = 64;
 /// A pause that is longer than frames of the bulk lane are on their way.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -62,8 +62,8 @@ pub struct Chosen {
     pub flow: u64,
     /// A number of its sender.
     pub sender: u64,
-    /// Whether it is of one flow with all others of the crowd of its sender.
-    pub is_crowd: bool,
+    /// Whether it is of one flow with all others of the flood of its sender.
+    pub is_flood: bool,
 }
 
 /// What the flows of one network sent of late. One worker's own.
@@ -76,8 +76,8 @@ pub struct Lanes {
     flows: Vec<Flow>,
     /// A part of the hash of the flow that came last, at its place.
     known: Vec<u16>,
-    pairs: Vec<Crowd>,
-    senders: Vec<Crowd>,
+    pairs: Vec<NewFlows>,
+    senders: Vec<NewFlows>,
 }
 
 /// What a flow sent of late.
@@ -89,7 +89,7 @@ struct Flow {
 
 /// The flows that begin between two addresses, or of a sender.
 #[derive(Clone, Copy, Debug, Default)]
-struct Crowd {
+struct NewFlows {
     level: Level,
     /// When too many had begun.
     exceeded: Option<Instant>,
@@ -131,38 +131,38 @@ impl Lanes {
         }
         let flow = self.seed.hash_one(headers.map(Headers::flow));
         let sender = self.seed.hash_one(headers.map(|headers| headers.source));
-        let is_crowd = headers.is_some_and(|headers| self.crowds(headers, (flow, sender), now));
+        let is_flood = headers.is_some_and(|headers| self.is_flood(headers, (flow, sender), now));
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         let lane = match self.flows.get_mut(place(flow, FLOWS)) {
-            Some(flow) if !is_crowd => flow.take(len, now),
+            Some(flow) if !is_flood => flow.take(len, now),
             _ => Lane::Bulk,
         };
-        Chosen { lane, flow, sender, is_crowd }
+        Chosen { lane, flow, sender, is_flood }
     }
 
     /// Whether a flow begins where too many do, between these two addresses or of this sender. A
-    /// flow of a crowd is not known: what follows of it is of the crowd, too.
-    fn crowds(&mut self, headers: &Headers, (flow, sender): (u64, u64), now: Instant) -> bool {
+    /// flow of a flood is not known: what follows of it is of the flood, too.
+    fn is_flood(&mut self, headers: &Headers, (flow, sender): (u64, u64), now: Instant) -> bool {
         let tag = u16::try_from(flow >> 48).unwrap_or_default();
         let known = place(flow, KNOWN);
         if self.known.get(known).is_some_and(|known| *known == tag) {
             return false;
         }
         if self.senders.is_empty() {
-            self.pairs.resize(CROWDS, Crowd::default());
-            self.senders.resize(CROWDS, Crowd::default());
+            self.pairs.resize(METERS, NewFlows::default());
+            self.senders.resize(METERS, NewFlows::default());
         }
         let ends = headers.ip.map(|ip| (ip.source, ip.destination));
         let pair = self.seed.hash_one((headers.source, headers.destination, ends));
-        let begins = |crowd: Option<&mut Crowd>, limit| {
-            crowd.is_some_and(|crowd| crowd.begins(limit, self.beginning, now))
+        let begins = |new: Option<&mut NewFlows>, limit| {
+            new.is_some_and(|new| new.begins(limit, self.beginning, now))
         };
-        let is_crowd = begins(self.pairs.get_mut(place(pair, CROWDS)), &PAIR)
-            || begins(self.senders.get_mut(place(sender, CROWDS)), &SENDER);
-        if !is_crowd && let Some(known) = self.known.get_mut(known) {
+        let is_flood = begins(self.pairs.get_mut(place(pair, METERS)), &PAIR)
+            || begins(self.senders.get_mut(place(sender, METERS)), &SENDER);
+        if !is_flood && let Some(known) = self.known.get_mut(known) {
             *known = tag;
         }
-        is_crowd
+        is_flood
     }
 }
 
@@ -180,7 +180,7 @@ impl Flow {
     }
 }
 
-impl Crowd {
+impl NewFlows {
     /// Notes that a flow begins. Whether too many did within PAUSE.
     fn begins(&mut self, limit: &Limit, amount: u32, now: Instant) -> bool {
         if self.level.add(limit, amount, now) {
@@ -295,7 +295,7 @@ mod tests {
             let [there, back] = [datagram(1, 9, ports(n)), datagram(9, 1, ports(n))];
             for flood in [there, back] {
                 let chosen = lanes.of(Some(&flood), 60, now);
-                assert_eq!(chosen.is_crowd, chosen.lane == Lane::Bulk);
+                assert_eq!(chosen.is_flood, chosen.lane == Lane::Bulk);
                 match chosen.lane {
                     Lane::Sparse => ahead += 1,
                     Lane::Bulk => drop(numbers.insert(chosen.sender)),
@@ -352,17 +352,17 @@ mod tests {
     #[test]
     fn small_questions_over_many_connections_are_no_flood() {
         // 500 of them, of which a half is here: 100,000 frames a second.
-        let (mut lanes, begin, mut crowd) = (Lanes::new(7, 2), Instant::now(), 0);
+        let (mut lanes, begin, mut floods) = (Lanes::new(7, 2), Instant::now(), 0);
         for n in 0..200_000 {
             let now = begin + Duration::from_micros(20 * n);
             let chosen = lanes.of(Some(&datagram(1, 9, ports(n * 7 % 250))), 60, now);
-            crowd += usize::from(chosen.is_crowd);
+            floods += usize::from(chosen.is_flood);
         }
-        assert_eq!(crowd, 0);
+        assert_eq!(floods, 0);
     }
 
     proptest! {
-        /// But for a crowd, whose flows have no order among the lanes for as long as frames of it
+        /// But for a flood, whose flows have no order among the lanes for as long as frames of it
         /// wait: see the agent's `Seat`.
         #[test]
         fn a_flow_becomes_sparse_only_after_a_pause(
@@ -374,7 +374,7 @@ mod tests {
                 now += Duration::from_micros(micros.saturating_sub(19_000));
                 let chosen = lanes.of(Some(&datagram(from, 9, ports(port))), 1400, now);
                 let before = last.insert((from, port), (chosen, now));
-                if let (Lane::Sparse, Some((Chosen { lane: Lane::Bulk, is_crowd: false, .. }, before))) =
+                if let (Lane::Sparse, Some((Chosen { lane: Lane::Bulk, is_flood: false, .. }, before))) =
                     (chosen.lane, before)
                 {
                     prop_assert!(now - before > PAUSE);

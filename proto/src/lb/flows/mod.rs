@@ -11,8 +11,8 @@
 //!   nobody can read it yet, and looks then whether there is another of the same key. At least one
 //!   of the two sees the other, and gives up ([`Refused::Busy`] if both do).
 //!
-//! Limits: half-open flows have a quarter of the room, and the oldest of some goes when more come;
-//! of the source that has most of these some, so that a flood displaces its own. All flows of one
+//! Limits: half-open flows have a quarter of the room. When more come, one of a few goes: the
+//! oldest of the source that has most of these, so that a flood displaces its own. All flows of one
 //! source have a quarter, too, and it gets no more. Ended flows count towards no limit, and whoever
 //! needs an entry takes theirs. No flow of which both ends speak is displaced.
 
