@@ -49,6 +49,8 @@ pub struct PeerState {
     pub wanted: bool,
     /// Whether there is one.
     pub connected: bool,
+    /// Since when the newest one is there: a node that was started anew has a new one.
+    pub since: Option<Instant>,
     /// Its round trip time.
     pub rtt: Option<Duration>,
     /// One-way messages that were lost on this side.
@@ -265,6 +267,7 @@ impl Peers {
                         .or(state.wanted),
                     wanted: state.wanted.is_some(),
                     connected: connection.is_some(),
+                    since: state.links.iter().filter(|it| it.alive()).map(|it| it.since).max(),
                     rtt: connection.map(|connection| connection.rtt()),
                     dropped: peer.outbox.dropped(),
                     last_error: state.last_error.clone(),

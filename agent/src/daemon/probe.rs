@@ -234,7 +234,8 @@ impl Mesh {
             let Some(peer) = self.member.peers.get(connection.node) else { continue };
             let node = connection.node;
             let unanswered = peer.unanswered_since().is_some_and(|since| now - since > ANSWERS);
-            let due = self.host.reach.look(node, peer.is_shaking() || unanswered, now);
+            let waits = peer.is_shaking() || unanswered;
+            let due = self.host.reach.look(node, waits, connection.since.unwrap_or(now), now);
             match due {
                 Some(true) => {
                     let mesh = Arc::clone(self);

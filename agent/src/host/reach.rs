@@ -44,9 +44,16 @@ impl Reach {
         lock(&self.translations).iter().copied().collect()
     }
 
-    /// Whether it is to be told now that a peer is silent, or that it is not any more.
-    pub(crate) fn look(&self, node: NodeId, waits: bool, now: Instant) -> Option<bool> {
-        lock(&self.silent).look(node, waits, now)
+    /// Whether it is to be told now that a peer, which is connected on the control port since
+    /// `connected`, is silent, or that it is not any more.
+    pub(crate) fn look(
+        &self,
+        node: NodeId,
+        waits: bool,
+        connected: Instant,
+        now: Instant,
+    ) -> Option<bool> {
+        lock(&self.silent).look(node, waits, connected, now)
     }
 
     /// It is not to be told of a peer that it is silent: it is away.
@@ -60,13 +67,21 @@ impl Reach {
 struct Silent(BTreeMap<NodeId, (Instant, bool)>);
 
 impl Silent {
-    /// Whether it is to be told now that a peer is silent, or that it is not any more.
-    fn look(&mut self, node: NodeId, waits: bool, now: Instant) -> Option<bool> {
+    /// Whether it is to be told now that a peer is silent, or that it is not any more. The time
+    /// before it was connected does not count: an agent that was away was silent everywhere.
+    fn look(
+        &mut self,
+        node: NodeId,
+        waits: bool,
+        connected: Instant,
+        now: Instant,
+    ) -> Option<bool> {
         if !waits {
             return self.0.remove(&node).and_then(|(_since, told)| told.then_some(false));
         }
         let (since, told) = self.0.entry(node).or_insert((now, false));
-        let due = !*told && now.saturating_duration_since(*since) >= SILENT;
+        let answers_since = connected.max(*since);
+        let due = !*told && now.saturating_duration_since(answers_since) >= SILENT;
         *told |= due;
         due.then_some(true)
     }
@@ -84,13 +99,23 @@ mod tests {
     fn a_silent_peer_is_told_once_and_once_when_it_answers() {
         let (mut silent, start) = (Silent::default(), Instant::now());
         let node = NodeId::of_public_key(b"h2");
-        assert_eq!(silent.look(node, true, start), None);
-        assert_eq!(silent.look(node, true, start + SILENT / 2), None);
-        assert_eq!(silent.look(node, true, start + SILENT), Some(true));
-        assert_eq!(silent.look(node, true, start + SILENT * 9), None, "not twice");
-        assert_eq!(silent.look(node, false, start + SILENT * 9), Some(false));
-        assert_eq!(silent.look(node, false, start + SILENT * 9), None);
-        assert_eq!(silent.look(node, true, start + SILENT * 9), None, "it begins anew");
-        assert_eq!(silent.look(node, false, start + SILENT * 9), None, "a short one is not told");
+        assert_eq!(silent.look(node, true, start, start), None);
+        assert_eq!(silent.look(node, true, start, start + SILENT / 2), None);
+        assert_eq!(silent.look(node, true, start, start + SILENT), Some(true));
+        assert_eq!(silent.look(node, true, start, start + SILENT * 9), None, "not twice");
+        assert_eq!(silent.look(node, false, start, start + SILENT * 9), Some(false));
+        assert_eq!(silent.look(node, false, start, start + SILENT * 9), None);
+        assert_eq!(silent.look(node, true, start, start + SILENT * 9), None, "it begins anew");
+        assert_eq!(silent.look(node, false, start, start + SILENT * 9), None, "a short one is not told");
+    }
+
+    #[test]
+    fn the_time_before_a_peer_came_back_does_not_count() {
+        let (mut silent, start) = (Silent::default(), Instant::now());
+        let node = NodeId::of_public_key(b"h2");
+        assert_eq!(silent.look(node, true, start, start), None);
+        let back = start + SILENT;
+        assert_eq!(silent.look(node, true, back, back), None, "its agent was away until now");
+        assert_eq!(silent.look(node, true, back, back + SILENT), Some(true));
     }
 }
