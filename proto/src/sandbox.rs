@@ -60,6 +60,11 @@ pub fn default_route(connected: &[Connected], ipv4: bool) -> Option<DefaultRoute
     })
 }
 
+/// The default routes of both IP versions.
+pub fn default_routes(connected: &[Connected]) -> impl Iterator<Item = DefaultRoute> {
+    [true, false].into_iter().filter_map(|ipv4| default_route(connected, ipv4))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

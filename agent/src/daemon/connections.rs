@@ -21,7 +21,7 @@ use vxmesh_proto::{
     addr::{EndpointId, Name, NetworkId},
     object,
     record::Claim,
-    sandbox::{self, Connected, DefaultRoute},
+    sandbox::{self, Connected, default_routes},
 };
 
 use super::{
@@ -38,31 +38,6 @@ use crate::{
 
 /// The networks of each sandbox, in order.
 pub(super) type AllConnected = BTreeMap<String, Vec<Connected>>;
-
-/// `routers`: those that the user named, where the network has none of ours.
-fn connected_by(
-    endpoint: &StoredEndpoint,
-    network: Option<&object::Network>,
-    routers: Option<Vec<IpAddr>>,
-) -> Connected {
-    let gateways = |network: &object::Network| {
-        let reachable: &[object::Subnet] = if network.internal { &[] } else { &network.subnets };
-        reachable.iter().map(|subnet| subnet.gateway).collect()
-    };
-    Connected {
-        endpoint: endpoint.id,
-        network: endpoint.network,
-        name: network.map(|network| network.name.clone()),
-        gw_priority: endpoint.gw_priority,
-        ips: endpoint.ips.clone(),
-        gateways: routers.or_else(|| network.map(gateways)).unwrap_or_default(),
-    }
-}
-
-/// The default routes of a sandbox in these networks.
-pub(super) fn default_routes(connected: &[Connected]) -> impl Iterator<Item = DefaultRoute> {
-    [true, false].into_iter().filter_map(|ipv4| sandbox::default_route(connected, ipv4))
-}
 
 /// The networks of a sandbox as the API shows them.
 pub(super) fn network_rows(connected: &[Connected]) -> Vec<SandboxNetwork> {
@@ -106,12 +81,34 @@ impl Mesh {
             let network = networks.entry(endpoint.network).or_insert_with(|| {
                 self.network_object(endpoint.network).map(|(network, _state)| network)
             });
-            let routers = self.macvlan_of(endpoint.network).map(|macvlan| macvlan.gateways);
-            let connected = connected_by(endpoint, network.as_ref(), routers);
+            let connected = self.connected_by(endpoint, network.as_ref());
             all.entry(sandbox.clone()).or_default().push(connected);
         }
         all.values_mut().for_each(|connected| sandbox::sort(connected));
         Ok(all)
+    }
+
+    /// An endpoint's part in its network.
+    pub(super) fn connected_by(
+        &self,
+        endpoint: &StoredEndpoint,
+        network: Option<&object::Network>,
+    ) -> Connected {
+        let gateways = |network: &object::Network| {
+            let reachable: &[object::Subnet] =
+                if network.internal { &[] } else { &network.subnets };
+            reachable.iter().map(|subnet| subnet.gateway).collect()
+        };
+        // Those that the user named, where the network has none of ours.
+        let routers = self.macvlan_of(endpoint.network).map(|macvlan| macvlan.gateways);
+        Connected {
+            endpoint: endpoint.id,
+            network: endpoint.network,
+            name: network.map(|network| network.name.clone()),
+            gw_priority: endpoint.gw_priority,
+            ips: endpoint.ips.clone(),
+            gateways: routers.or_else(|| network.map(gateways)).unwrap_or_default(),
+        }
     }
 
     /// The networks of a sandbox.

@@ -90,6 +90,7 @@ impl Mesh {
             ifname: spec.ifname,
             sandbox: spec.sandbox,
             engine: None,
+            published: Vec::new(),
             gw_priority: 0,
             incarnation: self.store.next_incarnation(unix_ms()).map_err(store_failed)?,
             attached: false,
@@ -294,13 +295,15 @@ impl Mesh {
         ips.iter()
             .for_each(|ip| self.member.addresses.release(endpoint.network, *ip, Instant::now()));
         self.tell_endpoint(endpoint, "endpoint unplugged");
-        if stays {
+        let settled = if stays {
             self.follow_vips(hosted, endpoint.network).await
         } else if last {
             self.unhost(hosted, endpoint.network).await
         } else {
             Ok(())
-        }
+        };
+        self.give_up_endpoint_ports(hosted, endpoint);
+        settled
     }
 
     fn tell_endpoint(&self, endpoint: &Stored, what: &str) {

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     api::{self, ApiError, AttachSpec, NetworkSpec},
     docker,
+    gateway::publish::Publish,
     host::endpoints::Engine,
     netlink::hosts,
     store::Store,
@@ -111,6 +112,14 @@ impl docker::Node for InUse {
     fn endpoint(&self, id: EndpointId) -> Option<api::Endpoint> {
         let rows = self.0.endpoint_rows().ok()?;
         rows.iter().find(|row| row.id == id)?.row(self.0.member.me)
+    }
+
+    async fn publish(&self, id: EndpointId, wanted: &[Vec<Publish>]) -> Result<(), ApiError> {
+        self.0.publish_endpoint(id, wanted).await
+    }
+
+    async fn unpublish(&self, id: EndpointId) -> Result<(), ApiError> {
+        self.0.unpublish_endpoint(id).await
     }
 
     async fn detach(&self, id: EndpointId) -> Result<(), ApiError> {

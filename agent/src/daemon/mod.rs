@@ -16,6 +16,7 @@ mod departed;
 mod disk;
 mod doctor;
 mod ended;
+mod endpoint_ports;
 mod endpoints;
 mod engines;
 mod gateway;

@@ -1,5 +1,5 @@
-//! Published ports of this node's sandboxes, and of services. Each of a sandbox leads to the
-//! sandbox by the network that has its default route of that IP version, because that is the way by
+//! Published ports of this node's sandboxes, of endpoints of engines, and of services. Each of a
+//! sandbox leads to the sandbox by the network that has its default route of that IP version, because that is the way by
 //! which answers to clients elsewhere leave. Without such a network it leads nowhere.
 //!
 //! ```text
@@ -13,21 +13,18 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
-use serde::{Deserialize, Serialize};
 use tokio::task::block_in_place;
 use tracing::{debug, warn};
 use vxmesh_proto::{
     addr::{EndpointId, Name, NetworkId, ServiceId},
     object,
-    sandbox::{Connected, DefaultRoute},
+    sandbox::{Connected, default_routes},
 };
 
 use super::{
-    connections::default_routes,
     doctor::check,
     hosting::Hosted,
     mesh::{Mesh, failed, store_failed},
@@ -40,6 +37,7 @@ use crate::{
         publish::{self, Held, HoldError, PORTS, Publish, check_address},
         uplink::Uplink,
     },
+    host::{endpoints::Stored as StoredEndpoint, published::Published},
     lock::lock,
     services::{self, HostPort, Lead, Led, Missing},
     store::Table,
@@ -48,75 +46,16 @@ use crate::{
 /// Where it is noted which ports lead to services.
 const HOST_PORTS: &str = "host_ports";
 
-/// Ports of the host that are held, by sandbox.
-pub(super) type HeldPorts = BTreeMap<Name, Vec<Held>>;
-
-/// A published port as the store keeps it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Published {
-    protocol: Protocol,
-    ip: Option<IpAddr>,
-    port: u16,
-    sandbox_port: u16,
-    /// The port of the uplink, of whatever network: what the host's rules and those inside have in
-    /// common.
-    inner: u16,
-    /// Who is led there.
-    #[serde(default, skip_serializing_if = "Clients::are_all")]
-    clients: Clients,
+/// Whose a port of the host is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Publisher {
+    Sandbox(Name),
+    /// An endpoint of a container engine.
+    Endpoint(EndpointId),
 }
 
-impl Published {
-    /// One row, or one for each IP version where they lead by different networks.
-    pub(super) fn rows(&self, connected: &[Connected]) -> Vec<api::Published> {
-        let routes = self.routes(connected);
-        let row = |ip: Option<IpAddr>, endpoint: Option<EndpointId>| api::Published {
-            protocol: self.protocol,
-            ip,
-            port: self.port,
-            sandbox_port: self.sandbox_port,
-            endpoint,
-            clients: self.clients.clone(),
-        };
-        match routes.as_slice() {
-            [one, other] if one.endpoint != other.endpoint => {
-                let any = |route: &DefaultRoute| match route.ip {
-                    IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-                    IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-                };
-                routes.iter().map(|route| row(Some(any(route)), Some(route.endpoint))).collect()
-            }
-            routes => vec![row(self.ip, routes.first().map(|route| route.endpoint))],
-        }
-    }
-
-    /// As it was asked for.
-    const fn wanted(&self) -> Publish {
-        Publish {
-            protocol: self.protocol,
-            ip: self.ip,
-            port: Some(self.port),
-            sandbox_port: self.sandbox_port,
-        }
-    }
-
-    /// The ways to the sandbox, of the IP versions that the host's side has.
-    fn routes(&self, connected: &[Connected]) -> Vec<DefaultRoute> {
-        let asked =
-            |route: &DefaultRoute| self.ip.is_none_or(|ip| ip.is_ipv4() == route.ip.is_ipv4());
-        default_routes(connected).filter(asked).collect()
-    }
-
-    /// The address and port of an uplink from which a way leads on.
-    fn entrance(&self, uplink: &Uplink, route: &DefaultRoute) -> Option<Entrance> {
-        let at = uplink.ips().into_iter().find(|ip| ip.is_ipv4() == route.ip.is_ipv4())?;
-        Some(Entrance {
-            protocol: self.protocol,
-            at: (at, self.inner).into(),
-            to: (route.ip, self.sandbox_port).into(),
-        })
-    }
-}
+/// Ports of the host that are held.
+pub(super) type HeldPorts = BTreeMap<Publisher, Vec<Held>>;
 
 impl From<HoldError> for ApiError {
     fn from(error: HoldError) -> Self {
@@ -155,6 +94,20 @@ fn no_port_twice(wanted: &[Publish]) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// Holds the ports that lead to somebody since the agent's last life.
+fn held_again(name: &Name, published: &[Published]) -> Vec<Held> {
+    let mut held = Vec::new();
+    for Published { protocol, ip, port, .. } in published {
+        match publish::hold(*protocol, *ip, Some(*port)) {
+            Ok(port) => held.push(port),
+            Err(error) => {
+                warn!(%name, %error, "the published port leads on, but another program has it, too");
+            }
+        }
+    }
+    held
+}
+
 impl Mesh {
     /// Checks what shall be published for a sandbox in these networks and holds the ports. Nothing
     /// is changed yet.
@@ -167,6 +120,17 @@ impl Mesh {
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
+        self.check_ports(hosted, connections, wanted)?;
+        wanted.iter().map(|publish| self.hold_port(publish)).collect()
+    }
+
+    /// Whether this can be published for somebody in these networks, if the ports are free.
+    pub(super) fn check_ports(
+        &self,
+        hosted: &Hosted,
+        connections: &[Connection],
+        wanted: &[Publish],
+    ) -> Result<(), ApiError> {
         let usage = |message: String, hint: &str| ApiError::new(ErrorCode::Usage, message, hint);
         if wanted.len() > PORTS {
             return Err(usage(
@@ -206,10 +170,10 @@ impl Mesh {
                 "see `vxmesh doctor`",
             ));
         }
-        wanted.iter().map(|publish| self.hold_port(publish)).collect()
+        Ok(())
     }
 
-    /// Holds one port of the host. The error names the sandbox or the service that has it.
+    /// Holds one port of the host. The error names who has published it.
     pub(crate) fn hold_port(&self, publish: &Publish) -> Result<Held, ApiError> {
         publish::hold(publish.protocol, publish.ip, publish.port).map_err(|error| {
             let is_taken = matches!(error, HoldError::Taken { .. });
@@ -233,7 +197,16 @@ impl Mesh {
             let name = self.member.objects.read(|set| services::service_name(set, id));
             name.map(|name| format!("service `{name}`"))
         };
-        sandbox.map(|sandbox| format!("sandbox `{}`", sandbox.name)).or_else(service)
+        let endpoint = || {
+            let endpoints = self.stored_endpoints().unwrap_or_default();
+            let has = |it: &StoredEndpoint| {
+                it.published.iter().any(|other| publish.meets(&other.wanted()))
+            };
+            let endpoint = endpoints.into_iter().find(has)?;
+            Some(format!("endpoint `{}` of {}", endpoint.name, endpoint.place()))
+        };
+        let sandbox = sandbox.map(|sandbox| format!("sandbox `{}`", sandbox.name));
+        sandbox.or_else(endpoint).or_else(service)
     }
 
     /// Notes held ports as a sandbox's; they lead to it once its networks are settled.
@@ -247,27 +220,39 @@ impl Mesh {
         if wanted.is_empty() {
             return Ok(());
         }
+        let asked = wanted.iter().copied().zip(&held);
+        sandbox.published.extend(self.numbered(asked, clients)?);
+        let publisher = Publisher::Sandbox(sandbox.name.clone());
+        hosted.ways.held.insert(publisher, held);
+        self.save_sandbox(sandbox)
+    }
+
+    /// Held ports as they are kept, each with a port of the uplinks that no other of this node has.
+    pub(super) fn numbered<'h>(
+        &self,
+        asked: impl Iterator<Item = (Publish, &'h Held)>,
+        clients: &Clients,
+    ) -> Result<Vec<Published>, ApiError> {
         // Of the whole node, so that a port can lead by any network without being given another
         // number.
         let mut taken: BTreeSet<(Protocol, u16)> =
             self.published()?.iter().map(|(_, other)| (other.protocol, other.inner)).collect();
         taken.extend(lock(&self.services.host_ports).inner());
-        for (publish, held) in wanted.iter().zip(&held) {
+        let published = |(publish, held): (Publish, &Held)| {
             let protocol = publish.protocol;
             // Mostly the host's own port; two addresses of the host may have it for two sandboxes.
             let mut candidates = std::iter::once(held.port).chain(1..=u16::MAX);
             let inner = candidates.find(|inner| taken.insert((protocol, *inner)));
-            sandbox.published.push(Published {
+            Ok(Published {
                 protocol,
                 ip: publish.ip,
                 port: held.port,
                 sandbox_port: publish.sandbox_port,
                 inner: inner.ok_or_else(|| failed("no port of uplinks is left", "publish less"))?,
                 clients: clients.clone(),
-            });
-        }
-        hosted.ways.held.insert(sandbox.name.clone(), held);
-        self.save_sandbox(sandbox)
+            })
+        };
+        asked.map(published).collect()
     }
 
     /// Leads a sandbox's ports by the networks that have its default routes now, and by no others.
@@ -300,7 +285,7 @@ impl Mesh {
         sandbox: &Stored,
         networks: &BTreeSet<NetworkId>,
     ) {
-        hosted.ways.held.remove(&sandbox.name);
+        hosted.ways.held.remove(&Publisher::Sandbox(sandbox.name.clone()));
         if sandbox.published.is_empty() {
             return;
         }
@@ -311,36 +296,41 @@ impl Mesh {
         }
     }
 
-    /// Holds the ports of sandboxes of the agent's last life.
+    /// Holds the ports of sandboxes and endpoints of the agent's last life.
     pub(super) fn adopt_ports(&self, hosted: &mut Hosted) -> Result<(), ApiError> {
         for sandbox in self.stored_sandboxes()? {
-            let mut held = Vec::new();
-            for Published { protocol, ip, port, .. } in &sandbox.published {
-                match publish::hold(*protocol, *ip, Some(*port)) {
-                    Ok(port) => held.push(port),
-                    Err(error) => {
-                        warn!(sandbox = %sandbox.name, %error, "the published port leads to the sandbox, but another program has it, too");
-                    }
-                }
-            }
-            hosted.ways.held.insert(sandbox.name.clone(), held);
+            let held = held_again(&sandbox.name, &sandbox.published);
+            hosted.ways.held.insert(Publisher::Sandbox(sandbox.name), held);
+        }
+        for endpoint in self.stored_endpoints()? {
+            let held = held_again(&endpoint.name, &endpoint.published);
+            hosted.ways.held.insert(Publisher::Endpoint(endpoint.id), held);
         }
         Ok(())
     }
 
-    /// All published ports of this node, each with its sandbox's networks.
+    /// All published ports of this node but those of services, each with the networks of whom it
+    /// leads to.
     fn published(&self) -> Result<Vec<(Vec<Connected>, Published)>, ApiError> {
+        let mut all = Vec::new();
+        for endpoint in self.endpoint_rows()?.iter().filter(|it| !it.published.is_empty()) {
+            let network = self.network_of(endpoint.network);
+            let connected = vec![self.connected_by(endpoint, network.as_ref())];
+            let published = endpoint.published.iter().cloned();
+            all.extend(published.map(|published| (connected.clone(), published)));
+        }
         let sandboxes = self.sandbox_rows()?;
         if sandboxes.iter().all(|sandbox| sandbox.published.is_empty()) {
-            return Ok(Vec::new());
+            return Ok(all);
         }
-        let all = self.all_connected()?;
+        let connected = self.all_connected()?;
         let of = |sandbox: &Stored| {
-            let connected = all.get(sandbox.name.as_str()).cloned().unwrap_or_default();
+            let connected = connected.get(sandbox.name.as_str()).cloned().unwrap_or_default();
             let published = sandbox.published.clone().into_iter();
             published.map(move |published| (connected.clone(), published))
         };
-        Ok(sandboxes.iter().flat_map(of).collect())
+        all.extend(sandboxes.iter().flat_map(of));
+        Ok(all)
     }
 
     /// All published ports of this node.

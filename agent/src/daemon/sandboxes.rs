@@ -32,7 +32,6 @@ use super::{
     hosting::Hosted,
     mesh::{Mesh, failed, store_failed},
     modes::{Shared, Source, check_mode},
-    publish::Published,
 };
 use crate::{
     admin::resolve,
@@ -43,6 +42,7 @@ use crate::{
     config::Config,
     dns::{self, EtcFiles},
     gateway::publish::Held,
+    host::published::Published,
     netlink::{netns::Netns, overlay::OverlayError},
     objects::unix_ms,
     records::Records,

@@ -9,7 +9,7 @@ use vxmesh_proto::addr::{Name, NetworkId};
 
 use super::{
     Agent, Node,
-    endpoint::{create_endpoint, delete_endpoint, join, leave, refuse_ports},
+    endpoint::{create_endpoint, delete_endpoint, join, leave, publish, unpublish},
     ipam::{GLOBAL_SPACE, LOCAL_SPACE, release_pool},
     network::delete_network,
     wire::OfEndpoint,
@@ -59,7 +59,6 @@ impl Driver {
             })),
             // What other nodes there are the mesh knows.
             "NetworkDriver.DiscoverNew" | "NetworkDriver.DiscoverDelete" => Ok(json!({})),
-            "NetworkDriver.RevokeExternalConnectivity" => Ok(json!({})),
             "NetworkDriver.EndpointOperInfo" => Ok(json!({ "Value": {} })),
             "NetworkDriver.AllocateNetwork" | "NetworkDriver.FreeNetwork" => Err(usage(
                 "networks of a swarm need the managed plug-in",
@@ -86,9 +85,10 @@ impl Driver {
             "IpamDriver.ReleaseAddress" => self.release_address(node, &read(body)?).await,
             "NetworkDriver.CreateNetwork" => self.create_network(node, read(body)?).await,
             "NetworkDriver.DeleteNetwork" => delete_network(node, &read(body)?).await,
-            "NetworkDriver.ProgramExternalConnectivity" => refuse_ports(&read(body)?),
             "NetworkDriver.CreateEndpoint"
             | "NetworkDriver.Join"
+            | "NetworkDriver.ProgramExternalConnectivity"
+            | "NetworkDriver.RevokeExternalConnectivity"
             | "NetworkDriver.Leave"
             | "NetworkDriver.DeleteEndpoint" => {
                 self.call_endpoint(node, method, &read(body)?).await
@@ -114,6 +114,8 @@ impl Driver {
         match method {
             "NetworkDriver.CreateEndpoint" => create_endpoint(node, asked),
             "NetworkDriver.Join" => join(node, asked).await,
+            "NetworkDriver.ProgramExternalConnectivity" => publish(node, asked).await,
+            "NetworkDriver.RevokeExternalConnectivity" => unpublish(node, asked).await,
             "NetworkDriver.Leave" => leave(node, asked).await,
             _ => delete_endpoint(node, asked).await,
         }

@@ -10,12 +10,13 @@ use vxmesh_proto::addr::{EndpointId, MacAddr};
 
 use super::{
     Node,
-    driver::{answer, not_found, store_failed, usage},
+    driver::{answer, not_found, store_failed},
     engine::describe_network,
     ipam::network_row,
     names::{alias_of, container_of, name_of, name_on},
+    ports,
     rows::{EndpointRow, NetworkRow},
-    wire::{InterfaceName, Joined, OfEndpoint, PORT_MAP, StaticRoute},
+    wire::{InterfaceName, Joined, OfEndpoint, StaticRoute},
 };
 use crate::{
     api::{ApiError, AttachSpec, Endpoint, ErrorCode, Network},
@@ -178,16 +179,25 @@ fn joined(network: &Network, endpoint: &Endpoint) -> Joined {
     }
 }
 
-/// Says before a container starts what it would lack.
-pub(super) fn refuse_ports(asked: &OfEndpoint) -> Result<Value, ApiError> {
-    let ports = asked.options.get(PORT_MAP).and_then(Value::as_array);
-    if ports.is_none_or(Vec::is_empty) {
-        return Ok(json!({}));
+/// Leads the ports of the host to the container whose default route this endpoint has.
+pub(super) async fn publish(node: &dyn Node, asked: &OfEndpoint) -> Result<Value, ApiError> {
+    let wanted = ports::wanted(asked)?;
+    match endpoint_row(node, asked)?.joined {
+        Some(id) => node.publish(id, &wanted).await?,
+        None if wanted.is_empty() => {}
+        None => return Err(not_found("the endpoint has not joined", "start the container again")),
     }
-    Err(usage(
-        "vxmesh publishes no ports of containers yet",
-        "leave -p out, and lead a port there with `vxmesh service create --publish`",
-    ))
+    Ok(json!({}))
+}
+
+/// Another endpoint of the container has its default route now, or it ends.
+pub(super) async fn unpublish(node: &dyn Node, asked: &OfEndpoint) -> Result<Value, ApiError> {
+    let row: Option<EndpointRow> =
+        node.store().get(Table::DockerEndpoints, &asked.endpoint).map_err(store_failed)?;
+    if let Some(id) = row.and_then(|row| row.joined) {
+        node.unpublish(id).await?;
+    }
+    Ok(json!({}))
 }
 
 pub(super) async fn leave(node: &dyn Node, asked: &OfEndpoint) -> Result<Value, ApiError> {

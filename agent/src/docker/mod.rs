@@ -4,7 +4,8 @@
 //! ```text
 //! docker network create : RequestPool, RequestAddress (gateway), CreateNetwork     -> a network of the mesh, made or joined
 //! docker run            : RequestAddress, CreateEndpoint, Join                     -> address held, endpoint, cable
-//! docker stop           : Leave, DeleteEndpoint, ReleaseAddress
+//! docker run -p         : ProgramExternalConnectivity after that                   -> published ports
+//! docker stop           : RevokeExternalConnectivity, Leave, DeleteEndpoint, ReleaseAddress
 //! docker network rm     : ReleaseAddress (gateway), ReleasePool, DeleteNetwork
 //! ```
 //!
@@ -18,6 +19,7 @@ mod engine;
 mod ipam;
 mod names;
 mod network;
+mod ports;
 mod reconcile;
 mod router;
 mod rows;
@@ -39,6 +41,7 @@ pub(crate) use self::{
 };
 use crate::{
     api::{ApiError, AttachSpec, Endpoint, Network, NetworkSpec},
+    gateway::publish::Publish,
     store::Store,
 };
 
@@ -85,6 +88,10 @@ pub(crate) trait Node: Send + Sync {
     ) -> Result<Endpoint, ApiError>;
     /// An endpoint that is plugged in.
     fn endpoint(&self, id: EndpointId) -> Option<Endpoint>;
+    /// Leads ports of the host to an endpoint, and no others: of each list the first that is free.
+    async fn publish(&self, id: EndpointId, wanted: &[Vec<Publish>]) -> Result<(), ApiError>;
+    /// Takes them back; none is fine.
+    async fn unpublish(&self, id: EndpointId) -> Result<(), ApiError>;
     /// Unplugs one; none is fine.
     async fn detach(&self, id: EndpointId) -> Result<(), ApiError>;
 }

@@ -21,6 +21,7 @@ struct Fake {
     networks: Mutex<Vec<Network>>,
     held: Mutex<Vec<(NetworkId, IpNet)>>,
     endpoints: Mutex<Vec<Endpoint>>,
+    published: Mutex<BTreeMap<EndpointId, Vec<Vec<Publish>>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -132,6 +133,16 @@ impl Node for Fake {
         lock(&self.endpoints).iter().find(|endpoint| endpoint.id == id).cloned()
     }
 
+    async fn publish(&self, id: EndpointId, wanted: &[Vec<Publish>]) -> Result<(), ApiError> {
+        lock(&self.published).insert(id, wanted.to_vec());
+        Ok(())
+    }
+
+    async fn unpublish(&self, id: EndpointId) -> Result<(), ApiError> {
+        lock(&self.published).remove(&id);
+        Ok(())
+    }
+
     async fn detach(&self, id: EndpointId) -> Result<(), ApiError> {
         lock(&self.endpoints).retain(|endpoint| endpoint.id != id);
         Ok(())
@@ -162,6 +173,7 @@ impl Talk {
             networks: Mutex::default(),
             held: Mutex::default(),
             endpoints: Mutex::default(),
+            published: Mutex::default(),
         });
         Self { driver: Driver::new(Arc::new(Member(Arc::clone(&node)))), node }
     }
@@ -252,6 +264,16 @@ async fn a_container_has_what_its_networks_have() {
         assert_eq!(joined["DisableGatewayService"], json!(false));
         assert_eq!(talk.call("NetworkDriver.Join", of.clone()).await, joined);
         assert_eq!(lock(&talk.node.endpoints).len(), 1);
+        let mut program = of.clone();
+        program["Options"] = json!({ "com.docker.network.portmap": [{
+            "Proto": 17, "IP": "", "Port": 81, "HostIP": "127.0.0.1", "HostPort": 8081,
+            "HostPortEnd": 8081,
+        }] });
+        talk.call("NetworkDriver.ProgramExternalConnectivity", program).await;
+        let wanted: Vec<_> =
+            lock(&talk.node.published).values().flatten().flatten().copied().collect();
+        assert_eq!(wanted.len(), 1);
+        assert_eq!((wanted[0].port, wanted[0].sandbox_port), (Some(8081), 81));
 
         for _twice in 0..2 {
             for method in ["RevokeExternalConnectivity", "Leave", "DeleteEndpoint"] {
@@ -263,6 +285,7 @@ async fn a_container_has_what_its_networks_have() {
             }
         }
         assert_eq!(talk.node.leases().unwrap(), []);
+        assert!(lock(&talk.node.published).is_empty());
         for pool in &pools {
             let gateway = json!({ "PoolID": pool, "Address": "10.77.5.1" });
             talk.call("IpamDriver.ReleaseAddress", gateway).await;
@@ -301,21 +324,19 @@ async fn an_internal_network_has_no_gateway_and_a_given_mac_is_not_repeated() {
     assert_eq!(lock(&talk.node.networks).len(), 1);
 }
 
-/// What `-p 8081:81/udp` comes to, and calls whose connection broke: the engine repeats them
-/// without what it had said.
+/// Calls whose connection broke: the engine repeats them without what it had said.
 #[tokio::test]
 async fn what_cannot_be_done_is_said_before_anything_is_changed() {
     let talk = Talk::new();
-    let ports = json!({
-        "NetworkID": "a", "EndpointID": "b",
-        "Options": { "com.docker.network.portmap": [{
-            "Proto": 17, "IP": "", "Port": 81, "HostIP": "127.0.0.1", "HostPort": 8081,
-            "HostPortEnd": 8081,
-        }] },
-    });
     let method = "NetworkDriver.ProgramExternalConnectivity";
-    let error = talk.try_call(method, ports).await.unwrap_err();
-    assert!(error.message.contains("publishes no ports"), "{error}");
+    let error = talk.try_call(method, json!({ "NetworkID": "a", "EndpointID": "b" })).await;
+    assert!(error.unwrap_err().message.contains("does not know the endpoint"));
+    // Of what is gone nothing is published any more.
+    talk.call(
+        "NetworkDriver.RevokeExternalConnectivity",
+        json!({ "NetworkID": "a", "EndpointID": "b" }),
+    )
+    .await;
     for method in [
         "IpamDriver.RequestPool",
         "IpamDriver.RequestAddress",

@@ -28,7 +28,7 @@ fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
-fn if_any<'de, D: Deserializer<'de>, T: std::str::FromStr>(
+pub(super) fn if_any<'de, D: Deserializer<'de>, T: std::str::FromStr>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error>
 where

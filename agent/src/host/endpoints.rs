@@ -15,6 +15,7 @@ use vxmesh_proto::{
     record::EndpointClaim,
 };
 
+use super::published::Published;
 use crate::{api, firewall::guard::Port, netlink::overlay::Plug};
 
 /// An endpoint as the store keeps it.
@@ -33,6 +34,9 @@ pub(crate) struct Stored {
     /// Who moves its end of the cable to where it belongs, and removes it: a container engine.
     #[serde(default)]
     pub(crate) engine: Option<Engine>,
+    /// Ports of the host that lead to it alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) published: Vec<Published>,
     /// Of a sandbox of ours: which of its networks has its default routes.
     #[serde(default)]
     pub(crate) gw_priority: i32,

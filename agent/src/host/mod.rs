@@ -7,6 +7,7 @@ pub(crate) mod endpoints;
 pub(crate) mod guards;
 pub(crate) mod losses;
 pub(crate) mod names;
+pub(crate) mod published;
 pub(crate) mod reach;
 pub(crate) mod rules;
 pub(crate) mod table;

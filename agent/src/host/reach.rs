@@ -106,7 +106,11 @@ mod tests {
         assert_eq!(silent.look(node, false, start, start + SILENT * 9), Some(false));
         assert_eq!(silent.look(node, false, start, start + SILENT * 9), None);
         assert_eq!(silent.look(node, true, start, start + SILENT * 9), None, "it begins anew");
-        assert_eq!(silent.look(node, false, start, start + SILENT * 9), None, "a short one is not told");
+        assert_eq!(
+            silent.look(node, false, start, start + SILENT * 9),
+            None,
+            "a short one is not told"
+        );
     }
 
     #[test]

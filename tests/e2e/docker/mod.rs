@@ -2,6 +2,7 @@
 
 mod lifecycle;
 mod networks;
+mod ports;
 
 use anyhow::{Context, Result, ensure};
 use vxmesh::api::Endpoint;
