@@ -91,7 +91,8 @@ impl Mesh {
         }
     }
 
-    fn stored_endpoint(&self, id: EndpointId) -> Result<Stored, ApiError> {
+    /// An endpoint that is wholly there.
+    pub(super) fn stored_endpoint(&self, id: EndpointId) -> Result<Stored, ApiError> {
         let mut endpoints = self.stored_endpoints()?;
         endpoints.retain(|endpoint| endpoint.id == id && endpoint.is_attached());
         endpoints.pop().ok_or_else(|| gone("the endpoint is gone"))

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     api::{self, ApiError, AttachSpec, NetworkSpec},
-    docker,
+    docker::{self, Description, ServiceLabel},
     gateway::publish::Publish,
     host::endpoints::Engine,
     netlink::hosts,
@@ -57,6 +57,9 @@ impl docker::Node for InUse {
 
     async fn remove_network(&self, id: NetworkId) -> Result<(), ApiError> {
         let mesh = Arc::clone(&self.0);
+        if mesh.endpoint_list().iter().all(|endpoint| endpoint.network != id) {
+            mesh.remove_offered(id).await;
+        }
         blocking(move || mesh.remove_network(&id.to_string(), false).map(drop)).await
     }
 
@@ -122,7 +125,20 @@ impl docker::Node for InUse {
         self.0.unpublish_endpoint(id).await
     }
 
+    async fn describe(&self, id: EndpointId, description: Description) -> Result<(), ApiError> {
+        self.0.describe_endpoint(id, description).await
+    }
+
+    async fn offer(&self, network: NetworkId, service: &ServiceLabel) -> Result<(), ApiError> {
+        self.0.offer_service(network, service).await
+    }
+
+    fn tell_endpoint(&self, id: EndpointId, works: bool) {
+        self.0.services.tell_endpoint(&self.0, id, works);
+    }
+
     async fn detach(&self, id: EndpointId) -> Result<(), ApiError> {
+        self.0.services.forget_endpoint(id);
         let mut hosted = self.0.lock_host().await?;
         self.0.detach_stored(&mut hosted, id).await
     }

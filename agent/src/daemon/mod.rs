@@ -13,6 +13,7 @@ mod conflicts;
 mod connections;
 mod cut;
 mod departed;
+mod descriptions;
 mod disk;
 mod doctor;
 mod ended;
@@ -144,10 +145,12 @@ async fn serve_docker(
 ) {
     info!(socket = PLUGIN_SOCKET, "serving Docker");
     let (engine, at_start) = (Arc::clone(&agent), docker::Kept::now(&*agent).await);
-    let reconciled = async move { docker::reconcile(&*engine, at_start).await };
+    let reconciled = async move {
+        tokio::join!(docker::reconcile(&*engine, at_start), docker::follow(&*engine))
+    };
     let served = socket.serve(docker::router(agent as _), stopped.clone());
     let (served, ()) = tokio::join!(served, async {
-        tokio::select! { () = reconciled => {}, () = stopped => {} }
+        tokio::select! { _ = reconciled => {}, () = stopped => {} }
     });
     if let Err(error) = served {
         warn!(%error, "the socket for Docker failed; restart the agent");

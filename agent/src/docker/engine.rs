@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! GET /networks/ID          -> 200 {"Containers":{"ID":{"Name","EndpointID"}}}
+//! GET /events               -> 200 {"Type","Action","Actor":{"ID","Attributes":{}}} and so on, as it happens
 //! GET /containers/NAME/json -> 200 {"Name","State":{"Pid","Running"},"ResolvConfPath","Config":{"Hostname"}} | 404 {"message"}
 //! ```
 //!
@@ -16,12 +17,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, StatusCode, client::conn::http1, header};
+use hyper::{Request, Response, StatusCode, body::Incoming, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use thiserror::Error;
-use tokio::{net::UnixStream, time::timeout};
+use tokio::{net::UnixStream, task::JoinSet, time::timeout};
 
 /// Where the engine listens unless it is told otherwise.
 const SOCKET: &str = "/var/run/docker.sock";
@@ -125,8 +127,25 @@ fn parse(name: &str, body: &[u8]) -> Result<Container, DockerError> {
     })
 }
 
+/// What the engine says of a container; nothing if it has none of this id.
+pub(super) async fn describe_container(id: &str) -> Result<Option<Bytes>, DockerError> {
+    let answer = timeout(PATIENCE, get(&format!("/containers/{id}/json"))).await;
+    match answer.map_err(|_elapsed| DockerError::Engine("it does not answer".to_owned()))?? {
+        (StatusCode::OK, body) => Ok(Some(body)),
+        (StatusCode::NOT_FOUND, _) => Ok(None),
+        (other, _) => Err(DockerError::Engine(format!("it answers {other}"))),
+    }
+}
+
 async fn get(path: &str) -> Result<(StatusCode, Bytes), DockerError> {
-    let broken = |error: &dyn std::fmt::Display| DockerError::Engine(error.to_string());
+    let (answer, _connection) = ask(path).await?;
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), ANSWER_LEN).collect().await;
+    Ok((status, body.map_err(|error| broken(&error))?.to_bytes()))
+}
+
+/// The beginning of an answer. The rest comes as long as the connection is kept.
+pub(super) async fn ask(path: &str) -> Result<(Response<Incoming>, JoinSet<()>), DockerError> {
     let stream = UnixStream::connect(SOCKET).await.map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied => {
             DockerError::Absent(error)
@@ -137,22 +156,15 @@ async fn get(path: &str) -> Result<(StatusCode, Bytes), DockerError> {
     let request = request.map_err(|error| broken(&error))?;
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
-    let talk = async {
-        let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_LEN).collect().await;
-        Ok((status, body.map_err(|error| broken(&error))?.to_bytes()))
-    };
-    let mut connection = std::pin::pin!(connection);
-    let mut talk = std::pin::pin!(talk);
-    // The connection may end first, which is no failure once the answer is whole.
-    tokio::select! {
-        answer = &mut talk => answer,
-        ended = &mut connection => match ended {
-            Ok(()) => talk.await,
-            Err(error) => Err(broken(&error)),
-        },
-    }
+    let mut running = JoinSet::new();
+    // Whoever waits for the answer is told why it ends.
+    running.spawn(connection.map(drop));
+    let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
+    Ok((answer, running))
+}
+
+pub(super) fn broken(error: &dyn std::fmt::Display) -> DockerError {
+    DockerError::Engine(error.to_string())
 }
 
 #[cfg(test)]

@@ -11,12 +11,17 @@
 //!
 //! The engine calls in this order and repeats nothing after a restart, its own or the agent's: what
 //! it was told is in the store. A container that joins twice has one interface. What it wanted
-//! removed while no agent answered is looked for when the agent starts (`reconcile`).
+//! removed while no agent answered is looked for when the agent starts (`reconcile`). What containers
+//! say of themselves (other names, labels, health) it tells apart from these calls (`follow`).
 
 mod driver;
 mod endpoint;
 mod engine;
+mod events;
+mod follow;
+mod inspect;
 mod ipam;
+mod label;
 mod names;
 mod network;
 mod ports;
@@ -28,14 +33,16 @@ mod tests;
 mod wire;
 mod wish;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use async_trait::async_trait;
 use ipnet::IpNet;
-use vxmesh_proto::addr::{EndpointId, MacAddr, NetworkId};
+use vxmesh_proto::addr::{Alias, EndpointId, MacAddr, Name, NetworkId};
 
 pub use self::engine::{Container, DockerError, container};
 pub(crate) use self::{
+    follow::follow,
+    label::{ServiceLabel, is_selector},
     reconcile::{Kept, reconcile},
     router::{PLUGIN_SOCKET, router},
 };
@@ -92,8 +99,23 @@ pub(crate) trait Node: Send + Sync {
     async fn publish(&self, id: EndpointId, wanted: &[Vec<Publish>]) -> Result<(), ApiError>;
     /// Takes them back; none is fine.
     async fn unpublish(&self, id: EndpointId) -> Result<(), ApiError>;
+    /// Says how an endpoint is called from now on.
+    async fn describe(&self, id: EndpointId, description: Description) -> Result<(), ApiError>;
+    /// Makes a service that endpoints name themselves, or gives it the ports that it lacks.
+    async fn offer(&self, network: NetworkId, service: &ServiceLabel) -> Result<(), ApiError>;
+    /// Says whether an endpoint works; one that does not gets no new connections of services.
+    fn tell_endpoint(&self, id: EndpointId, works: bool);
     /// Unplugs one; none is fine.
     async fn detach(&self, id: EndpointId) -> Result<(), ApiError>;
+}
+
+/// What a container says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Description {
+    /// Its names, of which it has one that nobody else in the network has: the first that is free.
+    pub(crate) names: Vec<Name>,
+    pub(crate) aliases: Vec<Alias>,
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 /// An agent, which may be a member of a mesh.

@@ -47,6 +47,13 @@ pub(super) fn endpoints_of(network: &[u8]) -> Option<Vec<String>> {
     Some(network.containers.into_iter().map(id).collect())
 }
 
+/// The ids of the containers that run in a network.
+pub(super) fn containers_of(network: &[u8]) -> Vec<String> {
+    let network: Option<Inspected> = serde_json::from_slice(network).ok();
+    let keys = network.into_iter().flat_map(|network| network.containers.into_keys());
+    keys.filter(|key| !key.starts_with("ep-")).collect()
+}
+
 /// A container's name as one of the mesh, which has labels of DNS: small letters, digits and `-`.
 pub(super) fn name_of(container: &str) -> Option<Name> {
     let label: String = container
@@ -81,6 +88,8 @@ mod tests {
         let running = br#"{"Containers":{"c0ffee":{"Name":"web","EndpointID":"77"}}}"#;
         assert_eq!(container_of(running, "77").as_deref(), Some("web"));
         assert_eq!(container_of(running, "78"), None);
+        assert_eq!(containers_of(running), ["c0ffee"]);
+        assert!(containers_of(joining).is_empty() && containers_of(b"7").is_empty());
         for both in [&joining[..], running] {
             assert_eq!(endpoints_of(both), Some(vec!["77".to_owned()]));
         }

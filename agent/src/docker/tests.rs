@@ -143,6 +143,16 @@ impl Node for Fake {
         Ok(())
     }
 
+    async fn describe(&self, _id: EndpointId, _said: Description) -> Result<(), ApiError> {
+        Ok(())
+    }
+
+    async fn offer(&self, _network: NetworkId, _service: &ServiceLabel) -> Result<(), ApiError> {
+        Ok(())
+    }
+
+    fn tell_endpoint(&self, _id: EndpointId, _works: bool) {}
+
     async fn detach(&self, id: EndpointId) -> Result<(), ApiError> {
         lock(&self.endpoints).retain(|endpoint| endpoint.id != id);
         Ok(())

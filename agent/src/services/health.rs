@@ -24,7 +24,7 @@ use vxmesh_proto::{
     addr::{EndpointId, ServiceId},
     lb::{Protocol, health::Checked},
     object::HealthCheck,
-    record::{Claim, EndpointClaim, Key},
+    record::{Claim, EVERY_SERVICE, EndpointClaim, Key},
     tables::RowKey,
 };
 
@@ -196,7 +196,12 @@ fn tell_log(mesh: &Mesh, claim: &EndpointClaim, health: &BTreeMap<String, bool>)
     };
     let changed = health.iter().filter(|(short, is)| claim.health.get(*short) != Some(*is));
     for (short, is_healthy) in changed {
-        let (service, endpoint) = (named(short), &claim.name);
+        let endpoint = &claim.name;
+        if short == EVERY_SERVICE {
+            info!(%endpoint, "the endpoint does not work or ends: it gets no new connections");
+            continue;
+        }
+        let service = named(short);
         if *is_healthy {
             info!(%endpoint, service, "the backend is healthy");
         } else {
@@ -216,6 +221,17 @@ impl Services {
         let now = Instant::now();
         let until = ttl.and_then(|ttl| now.checked_add(ttl));
         lock(&self.checks).handle_word(now, of, word, until);
+    }
+
+    /// Who runs an endpoint says whether it works at all.
+    pub(crate) fn tell_endpoint(&self, mesh: &Mesh, endpoint: EndpointId, works: bool) {
+        lock(&self.checks).handle_endpoint(endpoint, works);
+        tell(mesh);
+    }
+
+    /// Forgets what was said of an endpoint that ends.
+    pub(crate) fn forget_endpoint(&self, endpoint: EndpointId) {
+        lock(&self.checks).handle_endpoint(endpoint, true);
     }
 
     /// What was told in the agent's last life.

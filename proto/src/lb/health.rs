@@ -20,6 +20,7 @@ use crate::{
     addr::{EndpointId, ServiceId},
     limits::CLAIM_CHECKS,
     object::HealthCheck,
+    record::EVERY_SERVICE,
 };
 
 /// From one word about an endpoint to the next.
@@ -55,6 +56,8 @@ impl CheckState {
 #[derive(Debug, Default)]
 pub struct Checks {
     all: BTreeMap<Checked, CheckState>,
+    /// Endpoints that work for no service, by the word of who runs them.
+    failing: BTreeSet<EndpointId>,
     told: BTreeMap<EndpointId, (BTreeMap<String, bool>, Instant)>,
     /// What was told in the agent's last life, until all is checked again.
     remembered: BTreeMap<EndpointId, BTreeMap<String, bool>>,
@@ -166,6 +169,18 @@ impl Checks {
         standing.word = word.map(|word| (word, until));
     }
 
+    /// Who runs an endpoint says whether it works at all.
+    pub fn handle_endpoint(&mut self, endpoint: EndpointId, works: bool) {
+        if let Some(last_life) = self.remembered.get_mut(&endpoint) {
+            last_life.remove(EVERY_SERVICE);
+        }
+        if works {
+            self.failing.remove(&endpoint);
+        } else {
+            self.failing.insert(endpoint);
+        }
+    }
+
     /// What is to be told of endpoints, for the first time or anew.
     pub fn poll_told(&mut self, now: Instant) -> Vec<(EndpointId, BTreeMap<String, bool>)> {
         let mut endpoints = self.endpoints();
@@ -195,12 +210,17 @@ impl Checks {
                 None => drop(health.remove(&service.short())),
             }
         }
-        if health.len() > CLAIM_CHECKS {
+        let is_failing = self.failing.contains(&endpoint);
+        let room = CLAIM_CHECKS - usize::from(is_failing);
+        if health.len() > room {
             let told = self.told.get(&endpoint).map(|(told, _)| told);
             let was_told = |short: &String| told.is_some_and(|told| told.contains_key(short));
             let (before, new): (BTreeMap<_, _>, BTreeMap<_, _>) =
                 health.into_iter().partition(|(short, _)| was_told(short));
-            health = before.into_iter().chain(new).take(CLAIM_CHECKS).collect();
+            health = before.into_iter().chain(new).take(room).collect();
+        }
+        if is_failing {
+            health.insert(EVERY_SERVICE.to_owned(), false);
         }
         health
     }
@@ -211,7 +231,8 @@ impl Checks {
     }
 
     fn endpoints(&self) -> BTreeSet<EndpointId> {
-        self.all.keys().map(|(endpoint, _)| *endpoint).collect()
+        let checked = self.all.keys().map(|(endpoint, _)| *endpoint);
+        checked.chain(self.failing.iter().copied()).collect()
     }
 
     /// What is known of an endpoint, if that is not what was told.
@@ -358,5 +379,23 @@ mod tests {
         assert_eq!(told[0].1.len(), CLAIM_CHECKS);
         up(&mut checks, 1);
         assert_eq!(checks.health(told[0].0), told[0].1);
+    }
+
+    #[test]
+    fn an_endpoint_that_does_not_work_is_told_until_it_does() {
+        let (start, one) = (now(), of(1, 1));
+        let health = |checks: &Checks| checks.health(one.0).get(EVERY_SERVICE).copied();
+        let mut checks = Checks::default();
+        checks.handle_endpoint(one.0, true);
+        assert!(checks.poll_told(start).is_empty(), "that it works is nothing new");
+        checks.handle_endpoint(one.0, false);
+        assert_eq!(checks.poll_told(start).len(), 1);
+        // It stands in the next life, until who runs it says otherwise.
+        let mut next = Checks::after(checks.to_remember());
+        assert_eq!(health(&next), Some(false));
+        next.handle_endpoint(one.0, true);
+        assert_eq!(health(&next), None);
+        checks.handle_endpoint(one.0, true);
+        assert_eq!(checks.poll_told(start + TOLD), [(one.0, BTreeMap::new())]);
     }
 }

@@ -3,6 +3,7 @@
 mod lifecycle;
 mod networks;
 mod ports;
+mod words;
 
 use anyhow::{Context, Result, ensure};
 use vxmesh::api::Endpoint;
