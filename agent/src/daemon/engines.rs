@@ -4,6 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use async_trait::async_trait;
 use ipnet::IpNet;
+use tracing::debug;
 use vxmesh_proto::addr::{EndpointId, MacAddr, NetworkId};
 
 use super::{
@@ -20,6 +21,17 @@ use crate::{
     netlink::hosts,
     store::Store,
 };
+
+impl Mesh {
+    /// The addresses of this host's endpoints in a network that an engine has.
+    pub(super) fn engine_addresses(&self, network: NetworkId) -> Result<Vec<IpAddr>, ApiError> {
+        let endpoints = self.endpoint_rows()?;
+        let here = endpoints.iter().filter(|it| it.network == network && it.engine.is_some());
+        let mut ips: Vec<IpAddr> = here.flat_map(|it| it.ips.iter().map(IpNet::addr)).collect();
+        ips.sort_unstable();
+        Ok(ips)
+    }
+}
 
 /// A mesh that the driver uses for the length of a call.
 struct InUse(Arc<Mesh>);
@@ -109,6 +121,11 @@ impl docker::Node for InUse {
         ips: Vec<IpNet>,
     ) -> Result<api::Endpoint, ApiError> {
         let endpoint = self.0.attach_for((Engine::Docker, id), spec, &ips).await?;
+        let mut hosted = self.0.lock_host().await?;
+        if let Err(error) = self.0.sync_way(&mut hosted, endpoint.network) {
+            debug!(%error, "its questions about names wait for the network's rules");
+        }
+        drop(hosted);
         endpoint.row(self.0.member.me).ok_or_else(|| gone("the endpoint is gone"))
     }
 

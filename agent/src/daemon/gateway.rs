@@ -457,7 +457,10 @@ impl Mesh {
         let Some(uplink) = &way.uplink else { return Ok(()) };
         let entrances = self.entrances(id, uplink)?;
         let uplink = uplink.clone();
-        if way.keep_rules(overlay, network, &uplink, &entrances)? {
+        let clients = self.engine_addresses(id)?;
+        let servers =
+            if clients.is_empty() { Vec::new() } else { self.host.name_servers.of_engines() };
+        if way.keep_rules(overlay, network, &uplink, &entrances, (&clients, &servers))? {
             self.counters_replaced(id);
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! The rules inside a network that lead out of it and in.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use vxmesh_proto::object;
@@ -10,7 +10,7 @@ use crate::{
     api::ApiError,
     firewall::{
         flows,
-        network::{self, Entrance, Interfaces},
+        network::{self, Entrance, Interfaces, Questions},
     },
     gateway::uplink::{self, Uplink},
     netlink::overlay::{self, Overlay},
@@ -24,6 +24,7 @@ impl Way {
         network: &object::Network,
         uplink: &Uplink,
         entrances: &[Entrance],
+        (clients, servers): (&[IpAddr], &[IpAddr]),
     ) -> Result<bool, ApiError> {
         let subnets: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
         let interfaces = Interfaces {
@@ -32,9 +33,12 @@ impl Way {
             uplink: uplink::INSIDE,
             uplink_ips: &uplink.ips(),
         };
-        let wanted = network::table(interfaces, &subnets, network.isolated, entrances);
+        let gateways: Vec<IpAddr> = network.subnets.iter().map(|subnet| subnet.gateway).collect();
+        let questions = Questions { clients, servers, gateways: &gateways };
+        let wanted = network::table(interfaces, &subnets, network.isolated, entrances, questions);
         let wanted = Arc::new(wanted);
-        let forget = || flows::forget(|flow| network::is_stale(flow, &subnets, entrances));
+        let forget =
+            || flows::forget(|flow| network::is_stale(flow, &subnets, entrances, questions));
         let kept = overlay.netns().run(|| Ok(self.rules.keep(wanted, forget, || Ok(()))));
         kept.map_err(|error| failed(error, "see the agent's log"))?
             .map_err(|error| failed(error, "does the kernel have nf_tables?"))

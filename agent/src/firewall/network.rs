@@ -5,6 +5,7 @@
 //! host -> uplink -> node        source becomes the node's address, unless the connection is to a published port
 //! node -> uplink                answers to clients of published ports, and nothing else
 //! host -> uplink's own port     destination becomes the sandbox that publishes it, the client's address stays
+//! container -> name server      a question to one of the host's goes to the gateway, which knows the mesh's names
 //! ```
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -14,13 +15,14 @@ use vxmesh_proto::reason::DropReason;
 
 use super::{
     flows::Flow,
+    frame::{Field, is_one_of},
     host::INNER_SOURCE,
     rule::{
         Protocol, Rule, accept, answer, clamp_mss, destination, destination_port, drop, drop_as,
-        input, input_not, is_ip, masquerade, new, output, output_not, published, redirect_to,
-        source, source_not,
+        input, input_not, is_ip, masquerade, new, octets, output, output_not, published,
+        redirect_to, source, source_not,
     },
-    table::{Chain, Hook, Kind, Table},
+    table::{Chain, Hook, Kind, Set, Table},
 };
 
 /// After addresses were rewritten (`NF_IP_PRI_NAT_SRC`).
@@ -37,6 +39,70 @@ pub struct Entrance {
     pub at: SocketAddr,
     /// The sandbox's.
     pub to: SocketAddr,
+}
+
+/// Questions about names that the gateway answers, although its clients ask others: an engine asks
+/// the host's name servers for its containers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Questions<'a> {
+    /// Who asks.
+    pub clients: &'a [IpAddr],
+    /// Whom they ask.
+    pub servers: &'a [IpAddr],
+    /// Where the network's own name servers are.
+    pub gateways: &'a [IpAddr],
+}
+
+/// Where name servers are asked.
+const DNS: u16 = 53;
+/// Fields and sets by IP version: who asks.
+const CLIENTS: [(bool, Field, &str); 2] =
+    [(true, Field::network(12, 4), "clients4"), (false, Field::network(8, 16), "clients6")];
+
+impl Questions<'_> {
+    fn gateway(&self, ipv4: bool) -> Option<IpAddr> {
+        let any = !self.clients.is_empty() && !self.servers.is_empty();
+        self.gateways.iter().copied().find(|ip| any && ip.is_ipv4() == ipv4)
+    }
+
+    fn rules(&self, bridge: &str) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        for (ipv4, source, set) in CLIENTS {
+            let Some(gateway) = self.gateway(ipv4) else { continue };
+            for server in self.servers.iter().filter(|ip| ip.is_ipv4() == ipv4) {
+                for protocol in [Protocol::Udp, Protocol::Tcp] {
+                    let what = format!("questions to {server} over {}", protocol.as_str());
+                    rules.push(
+                        Rule::new(what)
+                            .and(input(bridge))
+                            .and(destination(IpNet::from(*server)))
+                            .and(destination_port(protocol, DNS))
+                            .and(is_one_of(source, set))
+                            .and(redirect_to(gateway, DNS)),
+                    );
+                }
+            }
+        }
+        rules
+    }
+
+    /// The sets that these rules use, of nft(8)'s types ipv4_addr and ipv6_addr.
+    fn sets(&self) -> Vec<Set> {
+        let set = |(ipv4, _, name): (bool, Field, &'static str)| {
+            self.gateway(ipv4)?;
+            let (key_type, key_len) = if ipv4 { (7, 4) } else { (8, 16) };
+            let keys = self.clients.iter().filter(|ip| ip.is_ipv4() == ipv4);
+            let keys = keys.map(|ip| octets(*ip)).collect();
+            let (by_rules, size, stays) = (false, None, false);
+            Some(Set { by_rules, name, key_type, key_len, size, stays, keys })
+        };
+        CLIENTS.into_iter().filter_map(set).collect()
+    }
+
+    /// Whether a flow is of such a question.
+    fn began(&self, flow: &Flow) -> bool {
+        flow.server.port() == DNS && self.gateways.contains(&flow.server.ip())
+    }
 }
 
 /// Interfaces in the namespace, by name.
@@ -60,9 +126,10 @@ pub fn table(
     subnets: &[IpNet],
     isolated: bool,
     entrances: &[Entrance],
+    questions: Questions<'_>,
 ) -> Table {
     let Interfaces { bridge, node, uplink, uplink_ips } = interfaces;
-    let prerouting = entrances
+    let mut prerouting: Vec<Rule> = entrances
         .iter()
         .map(|entrance| {
             let comment =
@@ -74,6 +141,7 @@ pub fn table(
                 .and(redirect_to(entrance.to.ip(), entrance.to.port()))
         })
         .collect();
+    prerouting.extend(questions.rules(bridge));
     let mut forward: Vec<Rule> = Vec::new();
     if isolated {
         let inside = Rule::new("endpoints are kept from each other").and(input_not(uplink));
@@ -116,6 +184,7 @@ pub fn table(
             chain("leaving", Kind::Filter, Hook::Postrouting, LAST, leaving(uplink, uplink_ips)),
         ],
         counters: vec![ISOLATED, INNER_SOURCE, NOT_A_ROUTER],
+        sets: questions.sets(),
         ..Table::default()
     }
 }
@@ -140,7 +209,15 @@ fn leaving(uplink: &str, ips: &[IpAddr]) -> Vec<Rule> {
 
 /// Whether a flow goes another way than it would if it began now; see [`super::host::is_stale`].
 #[must_use]
-pub fn is_stale(flow: &Flow, subnets: &[IpNet], entrances: &[Entrance]) -> bool {
+pub fn is_stale(
+    flow: &Flow,
+    subnets: &[IpNet],
+    entrances: &[Entrance],
+    questions: Questions<'_>,
+) -> bool {
+    if questions.began(flow) {
+        return false;
+    }
     let at =
         |entrance: &&Entrance| flow.protocol == Some(entrance.protocol) && flow.to == entrance.at;
     let entrance = entrances.iter().find(at);
@@ -155,6 +232,30 @@ pub fn is_stale(flow: &Flow, subnets: &[IpNet], entrances: &[Entrance]) -> bool 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn questions_of_an_engine_are_answered_at_the_gateway() {
+        let ips =
+            |all: &[&str]| -> Vec<IpAddr> { all.iter().map(|ip| ip.parse().unwrap()).collect() };
+        let (clients, gateways) = (ips(&["10.5.0.9"]), ips(&["10.5.0.1", "fd05::1"]));
+        let servers = ips(&["192.0.2.53", "2001:db8::53"]);
+        let questions = Questions { clients: &clients, servers: &servers, gateways: &gateways };
+        // Two servers by UDP and TCP each, and a set of each version that has clients.
+        assert_eq!(questions.rules("br0").len(), 4);
+        let sets = questions.sets();
+        assert_eq!(sets.len(), 2);
+        assert!(sets[0].keys.contains(&vec![10, 5, 0, 9]) && sets[1].keys.is_empty());
+        let nobody = Questions { clients: &[], ..questions };
+        assert!(nobody.rules("br0").is_empty() && nobody.sets().is_empty());
+        let [client, server, gateway] = ["10.5.0.9:1000", "192.0.2.53:53", "10.5.0.1:53"]
+            .map(|end| end.parse::<SocketAddr>().unwrap());
+        let protocol = Some(Protocol::Udp);
+        let flow =
+            Flow { protocol, from: client, to: server, server: gateway, client, answered: true };
+        let subnets = ["10.5.0.0/24".parse().unwrap()];
+        assert!(!is_stale(&flow, &subnets, &[], questions));
+        assert!(is_stale(&flow, &subnets, &[], Questions::default()));
+    }
 
     #[test]
     fn flows_of_other_rules_are_stale() {
@@ -182,8 +283,10 @@ mod tests {
             (&[to(b)], vec![published, past, bare]),
         ] {
             let all = [published, past, bare, masked, inner];
-            let found: Vec<Flow> =
-                all.into_iter().filter(|flow| is_stale(flow, &subnets, entrances)).collect();
+            let found: Vec<Flow> = all
+                .into_iter()
+                .filter(|flow| is_stale(flow, &subnets, entrances, Questions::default()))
+                .collect();
             assert_eq!(found, stale, "{entrances:?}");
         }
     }

@@ -4,8 +4,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
-    io,
-    net::IpAddr,
+    fs, io,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -32,6 +32,9 @@ use crate::{
     },
     reconcile::admit::Claims,
 };
+
+/// What systemd-resolved asks, and Docker where resolv.conf names that alone.
+const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 
 /// Why names are not served.
 #[derive(Debug, Error)]
@@ -239,6 +242,21 @@ impl NameServers {
         let conf = self.names.host_conf();
         let before = lock(&self.resolver).replace(Arc::clone(&conf));
         before.is_some_and(|before| before != conf)
+    }
+
+    /// The name servers that engines of this host ask for their containers from within these.
+    pub(crate) fn of_engines(&self) -> Vec<IpAddr> {
+        let of = |conf: &ResolvConf| -> Vec<IpAddr> {
+            let ips = conf.servers.iter().map(SocketAddr::ip);
+            ips.filter(|ip| !ip.is_loopback()).collect()
+        };
+        let servers = of(&self.names.host_conf());
+        if !servers.is_empty() {
+            return servers;
+        }
+        // Docker asks those of systemd-resolved directly, as containers do not reach it.
+        let text = fs::read_to_string(RESOLVED).unwrap_or_default();
+        of(&ResolvConf::parse(&text, "", |_zone| None))
     }
 
     /// Whether a sandbox has a server.

@@ -45,10 +45,12 @@ fn backends(lab: &Lab, host: &str) -> Result<(usize, usize)> {
 #[test]
 fn containers_have_their_names_and_labels_in_the_mesh() -> Result<()> {
     let lab = Lab::up(2)?;
+    // A name server of the host, which need not even be there for the names of the mesh.
+    lab.sh("h2", "echo nameserver 192.0.2.53 > /etc/resolv.conf")?;
     let [one, two] = &engines(&lab)?;
     one.docker(&lab, &format!("{MAKE} app"))?;
     two.docker(&lab, &format!("{MAKE} app"))?;
-    run(&lab, two, "call", FLAGS)?;
+    run(&lab, two, "call", "--network app")?;
     let flags = format!("{FLAGS} --network-alias site --label tier=front");
     let id =
         one.docker(&lab, &format!("run -d --name web {flags} box:1 /bin/busybox sleep 3600"))?;
@@ -60,6 +62,10 @@ fn containers_have_their_names_and_labels_in_the_mesh() -> Result<()> {
     for name in ["web", "site", short, "site.app"] {
         ensure!(reaches(&lab, two, "call", name), "no ping of {name}");
     }
+    // A container that asks whom its user named is not led elsewhere.
+    run(&lab, two, "apart", "--network app --dns 192.0.2.54")?;
+    ensure!(!reaches(&lab, two, "apart", "web"), "a question went to another server");
+    two.docker(&lab, "rm -f apart")?;
     one.docker(&lab, "rename web www")?;
     named(&lab, "h2", &["call", "www"])?;
     wait_until("it is reached by its new name", || Ok(reaches(&lab, two, "call", "www")))?;
