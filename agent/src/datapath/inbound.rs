@@ -105,6 +105,8 @@ struct Taker<'s> {
     /// The mark of the datagram.
     ecn: Ecn,
     coalescer: &'s mut Coalescer<Vni>,
+    /// Whether it was told that somebody uses a key that is gone.
+    has_told: bool,
 }
 
 /// From one node into one network.
@@ -121,7 +123,8 @@ fn take_batch(shared: &Shared, batch: &mut Batch, coalescer: &mut Coalescer<Vni>
     let ports = shared.ports.load();
     let now = Instant::now();
     let (keypair, way, ecn) = (None, None, Ecn::NotEct);
-    let mut taker = Taker { shared, ports: &ports, now, keypair, way, ecn, coalescer };
+    let has_told = false;
+    let mut taker = Taker { shared, ports: &ports, now, keypair, way, ecn, coalescer, has_told };
     for arrival in batch.arrivals() {
         taker.train(arrival, batch.arena());
     }
@@ -179,7 +182,8 @@ impl Taker<'_> {
         let datagram = arena.get_mut(at.clone()).unwrap_or_default();
         match Kind::of(datagram)? {
             Kind::Data => {
-                let keypair = self.keypair(DataHeader::parse(datagram)?.receiver)?;
+                let keypair = self.keypair(DataHeader::parse(datagram)?.receiver);
+                let keypair = keypair.inspect_err(|_unknown| self.tell_unknown(from))?;
                 if let Err(reason) = self.open(&keypair, from, arena, at) {
                     let key = DropKey::of(reason).with_peer(keypair.peer().id());
                     self.shared.drops.add(key, 1);
@@ -191,6 +195,13 @@ impl Taker<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Once in a batch: whoever is flooded with such must not wait for handshakes.
+    fn tell_unknown(&mut self, from: SocketAddr) {
+        if !std::mem::replace(&mut self.has_told, true) {
+            self.shared.to_sessions(SessionInput::UnknownIndex(from));
+        }
     }
 
     fn keypair(&mut self, index: u32) -> Result<Arc<Keypair>, DropReason> {

@@ -36,6 +36,8 @@ pub(super) enum SessionInput {
     Wanted(NodeId),
     /// This is to be sent to this node.
     Probe(NodeId, Probe),
+    /// A data message came from here under a key that there is not.
+    UnknownIndex(SocketAddr),
     /// The first data message came under the key with this index.
     Confirmed(u32),
     /// This node is a peer, with these keys and addresses.
@@ -82,6 +84,7 @@ fn handle(sessions: &mut Sessions, input: SessionInput, shared: &Shared) {
         }
         SessionInput::Wanted(node) => sessions.handle_wanted(now, node),
         SessionInput::Probe(node, probe) => sessions.handle_probe(now, node, probe),
+        SessionInput::UnknownIndex(from) => sessions.handle_unknown_index(now, from),
         SessionInput::Confirmed(index) => sessions.handle_confirmed(now, index),
         // Who asked may have gone away, which changes nothing here.
         SessionInput::SetPeer(config, answer) => drop(answer.send(sessions.set_peer(now, config))),

@@ -4,10 +4,13 @@
 //! leave after a look falls due no sooner than [`KEEPALIVE`] after it, so a look at each
 //! established peer that often misses nothing.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use super::{
-    ERASE_AFTER, KEEPALIVE, MAX_TRIES, PROBE_AGAIN, REJECT_AFTER, REKEY_TIMEOUT,
+    ERASE_AFTER, KEEPALIVE, LOOK_AGAIN, MAX_TRIES, PROBE_AGAIN, REJECT_AFTER, REKEY_TIMEOUT,
     entry::{Attempt, Entry},
     sessions::{SessionEvent, Sessions},
     wire::TLV_ECHO,
@@ -52,6 +55,25 @@ impl Sessions {
             _ => {}
         }
         self.reschedule(now, id);
+    }
+
+    /// A data message came from here under a key that this node does not have: who sends it does
+    /// not know yet that this node was started anew, and would only ask after 15 seconds without an
+    /// answer. A handshake begins, unless there is a key for it.
+    pub fn handle_unknown_index(&mut self, now: Instant, from: SocketAddr) {
+        let is_soon = |at: Instant| now.saturating_duration_since(at) < LOOK_AGAIN;
+        if self.looked.is_some_and(is_soon) {
+            return;
+        }
+        self.looked = Some(now);
+        let is_there = |entry: &Entry| entry.peer.addr() == Some(from);
+        let found = self.entries.iter().find(|(_, entry)| is_there(entry)).map(|(id, _)| *id);
+        let Some(id) = found else { return };
+        let has_key = |entry: &Entry| entry.peer.sender(now).is_some() || entry.next.is_some();
+        if !self.entries.get(&id).is_some_and(has_key) {
+            self.begin_if_wanted(now, id);
+            self.reschedule(now, id);
+        }
     }
 
     /// A worker opened the first packet of a key ([`Opened::confirms`](super::Opened)).

@@ -248,6 +248,32 @@ fn a_restarted_peer_gets_through_at_once() {
 }
 
 #[test]
+fn who_was_started_anew_and_has_nothing_to_send_is_reached_soon() {
+    let mut world = World::new(2, Link::GOOD, 5);
+    world.establish(0, 1);
+    world.restart(1);
+    world.run(SECOND);
+    world.nodes[1].inbox.clear();
+    let mut sent = 0;
+    while world.received(1).is_empty() {
+        world.send(0, 1, &number(sent));
+        sent += 1;
+        world.run(SECOND / 100);
+        assert!(sent < 10, "it is not reached");
+    }
+    // What shows an unknown key to a node that has one costs nothing.
+    let before = world.nodes[1].inits_sent;
+    let mut forged = world.wiretap.iter().rev().find(|it| Kind::of(&it.2) == Ok(Kind::Data));
+    let mut forged = forged.take().unwrap().2.clone();
+    forged[4..8].copy_from_slice(&[0xff; 4]);
+    for _ in 0..20 {
+        assert_eq!(world.deliver(addr(0), 1, forged.clone()), Err(DropReason::UnknownIndex));
+        world.run(SECOND / 10);
+    }
+    assert_eq!(world.nodes[1].inits_sent, before);
+}
+
+#[test]
 fn a_peer_that_restarts_with_its_clock_set_back_gets_through_at_once() {
     let mut world = World::new(2, Link::GOOD, 7);
     world.establish(1, 0);

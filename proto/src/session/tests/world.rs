@@ -255,7 +255,10 @@ impl World {
             return node.sessions.handle_datagram(now, from, bytes);
         }
         let header = DataHeader::parse(bytes)?;
-        let key = node.table.get(header.receiver).ok_or(DropReason::UnknownIndex)?;
+        let Some(key) = node.table.get(header.receiver) else {
+            node.sessions.handle_unknown_index(now, from);
+            return Err(DropReason::UnknownIndex);
+        };
         let length = bytes.len() as u64;
         let opened = key.open(now, bytes)?;
         let data = opened.flags & FLAG_CONTROL == 0;
