@@ -154,7 +154,7 @@ pub(super) enum Ask {
     /// What this host lacks, and what is wrong
     ///
     /// The exit status is 1 if something does not work.
-    Doctor,
+    Doctor(DoctorOf),
     /// Frames that were not delivered, and why
     Drops,
     /// Connections to services that this node remembers, those that were used last first
@@ -458,6 +458,13 @@ pub(super) struct Locate {
     /// Look in this network only
     #[arg(long, value_name = "NET", value_parser = reference)]
     pub(super) network: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DoctorOf {
+    /// Only what the Docker engine and this node have that the other does not know
+    #[arg(long)]
+    pub(super) docker: bool,
 }
 
 #[derive(Debug, Args)]

@@ -37,7 +37,7 @@ pub(super) async fn ask(client: &Client, output: Output, ask: Ask) -> Outcome {
         Ask::Endpoint(endpoint) => call.endpoint(endpoint).await?,
         Ask::Sandbox(sandbox) => call.sandbox(sandbox).await?,
         // Also answered without an agent.
-        Ask::Doctor => {}
+        Ask::Doctor(_) => {}
         Ask::Drops => call.list::<api::DropRow>("/v1/drops").await?,
         Ask::Flows(of) => call.flows(of).await?,
         Ask::Locate(what) => call.locate(&what).await?,

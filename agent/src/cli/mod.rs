@@ -82,7 +82,7 @@ fn dispatch(cli: Cli, output: Output) -> Outcome {
         Command::Supervise(words) => supervise::supervise(&global, output, &words),
         Command::Init(data) => wait(membership::init(&global, output, data)),
         Command::Join(join) => wait(membership::join(&global, output, join)),
-        Command::Ask(args::Ask::Doctor) => wait(doctor::doctor(&global, output)),
+        Command::Ask(args::Ask::Doctor(of)) => wait(doctor::doctor(&global, output, of)),
         Command::Backup(backup) => wait(backup::backup(&global, output, backup)),
         Command::Restore(backup) => wait(backup::restore(&global, output, backup)),
         Command::Ask(ask) => wait(ask::ask(&client(&global)?, output, ask)),

@@ -28,6 +28,7 @@ use crate::{
     },
     config::Config,
     control::join::{JoinOptions, join},
+    docker,
     identity::{
         self, Credentials,
         backup::{Backup, note_left},
@@ -610,6 +611,11 @@ impl Backend for Agent {
         let mut all = doctor::host();
         if let Some(mesh) = self.mesh.read().await.clone() {
             all.extend(mesh.diagnoses().await);
+        }
+        if self.config.docker
+            && let Ok(node) = docker::Agent::node(self).await
+        {
+            all.extend(docker::diagnose(&*node).await);
         }
         Ok(all)
     }

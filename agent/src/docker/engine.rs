@@ -2,6 +2,7 @@
 //! container is, and who is in a network.
 //!
 //! ```text
+//! GET /networks              -> 200 [{"Id","Name"}]
 //! GET /networks/ID          -> 200 {"Containers":{"ID":{"Name","EndpointID"}}}
 //! GET /events               -> 200 {"Type","Action","Actor":{"ID","Attributes":{}}} and so on, as it happens
 //! GET /containers/NAME/json -> 200 {"Name","State":{"Pid","Running"},"ResolvConfPath","Config":{"Hostname"}} | 404 {"message"}
@@ -11,6 +12,7 @@
 //! without a version in the path. Nothing is changed there.
 
 use std::{
+    collections::BTreeMap,
     io::{self, ErrorKind},
     path::{Path, PathBuf},
     time::Duration,
@@ -125,6 +127,24 @@ fn parse(name: &str, body: &[u8]) -> Result<Container, DockerError> {
         etc: etc.filter(complete),
         hostname: Some(container.config.hostname).filter(|name| !name.is_empty()),
     })
+}
+
+/// The names of the engine's networks that have this driver, by id.
+pub(super) async fn describe_networks() -> Result<BTreeMap<String, String>, DockerError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Listed {
+        id: String,
+        name: String,
+    }
+    // {"driver":["vxmesh"]}
+    let path = "/networks?filters=%7B%22driver%22%3A%5B%22vxmesh%22%5D%7D";
+    let (status, body) = get(path).await?;
+    if status != StatusCode::OK {
+        return Err(DockerError::Engine(format!("it answers {status}")));
+    }
+    let all: Vec<Listed> = serde_json::from_slice(&body).map_err(|error| broken(&error))?;
+    Ok(all.into_iter().map(|network| (network.id, network.name)).collect())
 }
 
 /// What the engine says of a container; nothing if it has none of this id.

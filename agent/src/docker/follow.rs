@@ -102,7 +102,8 @@ impl Following {
             let row: Option<EndpointRow> =
                 node.store().get(Table::DockerEndpoints, endpoint).map_err(store_failed)?;
             let Some(row) = row else { continue };
-            let Some(id) = row.joined else { continue };
+            // One that is plugged in; `doctor --docker` names those that are not any more.
+            let Some(id) = row.joined.filter(|id| node.endpoint(*id).is_some()) else { continue };
             if let Some(fault) = &said.fault {
                 self.say(container, fault.clone());
             }
@@ -113,7 +114,10 @@ impl Following {
                 aliases: aliases.clone(),
                 labels: said.labels.clone(),
             };
-            node.describe(id, description).await?;
+            match node.describe(id, description).await {
+                Err(_) if node.endpoint(id).is_none() => continue,
+                described => described?,
+            }
             let network: Option<NetworkRow> =
                 node.store().get(Table::DockerNetworks, &row.network).map_err(store_failed)?;
             let Some(network) = network else { continue };

@@ -14,6 +14,7 @@
 //! removed while no agent answered is looked for when the agent starts (`reconcile`). What containers
 //! say of themselves (other names, labels, health) it tells apart from these calls (`follow`).
 
+mod drift;
 mod driver;
 mod endpoint;
 mod engine;
@@ -41,6 +42,7 @@ use vxmesh_proto::addr::{Alias, EndpointId, MacAddr, Name, NetworkId};
 
 pub use self::engine::{Container, DockerError, container};
 pub(crate) use self::{
+    drift::diagnose,
     follow::follow,
     label::{ServiceLabel, is_selector},
     reconcile::{Kept, reconcile},

@@ -47,6 +47,17 @@ pub(super) fn endpoints_of(network: &[u8]) -> Option<Vec<String>> {
     Some(network.containers.into_iter().map(id).collect())
 }
 
+/// The names of the containers in a network, by endpoint.
+pub(super) fn members_of(network: &[u8]) -> BTreeMap<String, String> {
+    let network: Option<Inspected> = serde_json::from_slice(network).ok();
+    let members = network.into_iter().flat_map(|network| network.containers);
+    let named = |(key, member): (String, Member)| match key.strip_prefix("ep-") {
+        Some(id) => (id.to_owned(), member.name),
+        None => (member.endpoint, member.name),
+    };
+    members.map(named).collect()
+}
+
 /// The ids of the containers that run in a network.
 pub(super) fn containers_of(network: &[u8]) -> Vec<String> {
     let network: Option<Inspected> = serde_json::from_slice(network).ok();
@@ -89,6 +100,9 @@ mod tests {
         assert_eq!(container_of(running, "77").as_deref(), Some("web"));
         assert_eq!(container_of(running, "78"), None);
         assert_eq!(containers_of(running), ["c0ffee"]);
+        for (both, name) in [(&joining[..], "Web_1"), (running, "web")] {
+            assert_eq!(members_of(both), BTreeMap::from([("77".to_owned(), name.to_owned())]));
+        }
         assert!(containers_of(joining).is_empty() && containers_of(b"7").is_empty());
         for both in [&joining[..], running] {
             assert_eq!(endpoints_of(both), Some(vec!["77".to_owned()]));

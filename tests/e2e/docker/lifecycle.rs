@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use vxmesh::api::Network;
 use vxmesh_tests::lab::{Allowed, Lab, UNDERWAY, tell, wait_until};
 
-use super::{address, engines, named, names, reaches, run};
+use super::{address, doctor, engines, named, names, reaches, run};
 
 /// Made on the first host and joined by its name on the other.
 const CREATE: &str = "network create -d vxmesh --ipam-driver vxmesh --subnet 10.77.0.0/24 \
@@ -50,11 +50,25 @@ fn containers_of_two_hosts_share_a_network() -> Result<()> {
     one.docker(&lab, "restart -t 0 web")?;
     let again = address(&lab, one, "web")?;
     wait_until("it is reached again", || Ok(reaches(&lab, two, "call", &again)))?;
+    for host in ["h1", "h2"] {
+        let (is_well, said) = doctor(&lab, host)?;
+        ensure!(is_well && said.contains("the same networks and containers"), "{said}");
+    }
     // A container of an engine is not the agent's to unplug.
     let output = lab.try_vxmesh("h1", &["endpoint", "detach", "web"])?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(!output.status.success() && said.contains("docker"), "{said}");
 
+    // One whose interface somebody takes away has no endpoint any more, and that is said.
+    let pid = one.docker(&lab, "inspect web -f '{{.State.Pid}}'")?;
+    lab.sh("h1", &format!("nsenter -t {pid} -n ip link del eth0"))?;
+    wait_until("the loss is named", || {
+        let (is_well, said) = doctor(&lab, "h1")?;
+        Ok(!is_well && said.contains("container `web` has no endpoint in network `app`"))
+    })?;
+    one.docker(&lab, "restart -t 0 web")?;
+    let again = address(&lab, one, "web")?;
+    wait_until("it is reached once more", || Ok(reaches(&lab, two, "call", &again)))?;
     one.docker(&lab, "rm -f web")?;
     two.docker(&lab, "rm -f web call")?;
     for (host, engine) in [("h1", one), ("h2", two)] {

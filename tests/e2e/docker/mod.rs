@@ -67,3 +67,9 @@ fn refused(lab: &Lab, engine: &Engine, script: &str, expected: &[&str]) -> Resul
     }
     Ok(())
 }
+
+/// What `vxmesh doctor --docker` says on a host, and whether that is well.
+fn doctor(lab: &Lab, host: &str) -> Result<(bool, String)> {
+    let output = lab.try_vxmesh(host, &["doctor", "--docker"])?;
+    Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned()))
+}

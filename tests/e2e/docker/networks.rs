@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use vxmesh::api::Network;
 use vxmesh_tests::lab::{Allowed, Lab, UNDERWAY, wait_until};
 
-use super::{engines, named, reaches, refused, run, serve};
+use super::{doctor, engines, named, reaches, refused, run, serve};
 
 const SOCKET: &str = "/run/docker/plugins/vxmesh.sock";
 const MAKE: &str = "network create -d vxmesh --ipam-driver vxmesh";
@@ -90,6 +90,8 @@ fn what_cannot_be_is_refused_in_docker_s_own_words() -> Result<()> {
     lab.vxmesh("h1", &["network", "rm", "app"])?;
     wait_until("h2 knows", || Ok(networks(&lab, "h2")?.is_empty()))?;
     refused(&lab, two, "run --rm --network app box:1 true", &["removed from the mesh"])?;
+    let (is_well, said) = doctor(&lab, "h2")?;
+    ensure!(!is_well && said.contains("removed the network that Docker calls `app`"), "{said}");
     two.docker(&lab, "network rm app")?;
     // Without a mesh there is none.
     lab.vxmesh("h2", &["leave", "--force"])?;
@@ -132,6 +134,10 @@ fn what_the_engine_does_not_know_ends() -> Result<()> {
     let held = "--network app --ip 10.77.0.9";
     refused(&lab, two, &format!("run --rm {held} box:1 true"), &["10.77.0.9"])?;
     ensure!(super::names(&lab, "h1")?.len() == 2, "{:?}", super::names(&lab, "h1")?);
+
+    let (is_well, said) = doctor(&lab, "h1")?;
+    let lost = [&format!("network {}", &network[..12])[..], "its endpoint e"];
+    ensure!(!is_well && lost.iter().all(|words| said.contains(words)), "{said}");
 
     lab.lab(&["kill", "h1"])?;
     lab.lab(&["start", "h1"])?;
