@@ -305,6 +305,9 @@ pub(super) struct NetworkCreate {
     /// Label; may be given more than once
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     pub(super) label: Vec<(String, String)>,
+    /// Have the Docker engines of all hosts, whose agents run with --docker, have it, too
+    #[arg(long)]
+    pub(super) docker: bool,
 }
 
 /// The IP versions of a network.

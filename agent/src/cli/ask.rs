@@ -20,6 +20,7 @@ use crate::api::{
     LeaveSpec, NetworkSpec, NetworkUpdate, NodeSpec, ServicePublish, ServicePublishRange,
     ServiceSpec, ServiceUpdate, TokenSpec,
 };
+use crate::docker::OFFERED;
 use crate::firewall::clients::{Allowed, Denied};
 
 /// Makes the call and prints its answer.
@@ -113,7 +114,7 @@ impl Call<'_> {
         match network {
             Network::Create(create) => {
                 let made: api::Network =
-                    self.client.post("/v1/networks", &network_spec(create)).await?;
+                    self.client.post("/v1/networks", &network_spec(create)?).await?;
                 self.warn(&made.warnings);
                 self.output.done(&made, &made.id.to_string())
             }
@@ -360,8 +361,14 @@ fn forced(path: String, force: bool) -> String {
     if force { path + "?force=true" } else { path }
 }
 
-fn network_spec(create: NetworkCreate) -> NetworkSpec {
-    NetworkSpec {
+fn network_spec(create: NetworkCreate) -> Result<NetworkSpec, ApiError> {
+    if create.docker && create.driver != api::Driver::Overlay {
+        let message = format!("a network of driver {} is of this host alone", create.driver);
+        let hint = "leave --docker out, or make it of driver overlay";
+        return Err(ApiError::new(ErrorCode::Usage, message, hint));
+    }
+    let offered = create.docker.then(|| (OFFERED.to_owned(), "true".to_owned()));
+    Ok(NetworkSpec {
         name: create.name,
         driver: create.driver,
         options: create.options.into_iter().collect(),
@@ -378,8 +385,8 @@ fn network_spec(create: NetworkCreate) -> NetworkSpec {
         dns: create.dns,
         internal: create.internal,
         isolated: create.isolated,
-        labels: create.label.into_iter().collect(),
-    }
+        labels: create.label.into_iter().chain(offered).collect(),
+    })
 }
 
 fn service_spec(create: ServiceCreate) -> ServiceSpec {

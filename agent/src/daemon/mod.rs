@@ -146,7 +146,8 @@ async fn serve_docker(
     info!(socket = PLUGIN_SOCKET, "serving Docker");
     let (engine, at_start) = (Arc::clone(&agent), docker::Kept::now(&*agent).await);
     let reconciled = async move {
-        tokio::join!(docker::reconcile(&*engine, at_start), docker::follow(&*engine))
+        let reconciled = docker::reconcile(&*engine, at_start);
+        tokio::join!(reconciled, docker::follow(&*engine), docker::offer_networks(&*engine))
     };
     let served = socket.serve(docker::router(agent as _), stopped.clone());
     let (served, ()) = tokio::join!(served, async {

@@ -158,7 +158,7 @@ async fn look(node: &dyn Node) -> Result<BTreeSet<Drift>, String> {
 
 impl Engine {
     async fn ask() -> Result<Self, DockerError> {
-        let networks = describe_networks().await?;
+        let networks = describe_networks("driver", "vxmesh").await?;
         let mut members = BTreeMap::new();
         for id in networks.keys() {
             if let Some(network) = describe_network(id).await? {

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Of the engine's API (docs.docker.com/reference/api/engine) only what every version has is used,
-//! without a version in the path. Nothing is changed there.
+//! without a version in the path. Nothing is changed there but networks that it shall have
+//! (`super::offer`).
 
 use std::{
     collections::BTreeMap,
@@ -20,17 +21,24 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, Response, StatusCode, body::Incoming, client::conn::http1, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, Response, StatusCode, body::Incoming, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use serde_json::Value;
 use thiserror::Error;
-use tokio::{net::UnixStream, task::JoinSet, time::timeout};
+use tokio::{
+    net::UnixStream,
+    task::JoinSet,
+    time::{error::Elapsed, timeout},
+};
 
 /// Where the engine listens unless it is told otherwise.
 const SOCKET: &str = "/var/run/docker.sock";
 /// An engine that works answers in milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// To make a network it calls its drivers, who may wait for the mesh.
+const MAKES: Duration = Duration::from_secs(60);
 /// The description of a container has some 10 KB.
 const ANSWER_LEN: usize = 4 << 20;
 
@@ -129,8 +137,12 @@ fn parse(name: &str, body: &[u8]) -> Result<Container, DockerError> {
     })
 }
 
-/// The names of the engine's networks that have this driver, by id.
-pub(super) async fn describe_networks() -> Result<BTreeMap<String, String>, DockerError> {
+/// The names of the engine's networks that a filter finds, by id. Its value holds letters, `-` and
+/// `.` only.
+pub(super) async fn describe_networks(
+    filter: &str,
+    value: &str,
+) -> Result<BTreeMap<String, String>, DockerError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Listed {
@@ -138,8 +150,8 @@ pub(super) async fn describe_networks() -> Result<BTreeMap<String, String>, Dock
         name: String,
     }
     // {"driver":["vxmesh"]}
-    let path = "/networks?filters=%7B%22driver%22%3A%5B%22vxmesh%22%5D%7D";
-    let (status, body) = get(path).await?;
+    let path = format!("/networks?filters=%7B%22{filter}%22%3A%5B%22{value}%22%5D%7D");
+    let (status, body) = get(&path).await?;
     if status != StatusCode::OK {
         return Err(DockerError::Engine(format!("it answers {status}")));
     }
@@ -157,22 +169,62 @@ pub(super) async fn describe_container(id: &str) -> Result<Option<Bytes>, Docker
     }
 }
 
+/// Has the engine make a network, as `docker network create` does.
+pub(super) async fn make_network(asked: &Value) -> Result<(), DockerError> {
+    let body = Bytes::from(asked.to_string());
+    changed(timeout(MAKES, send(Method::POST, "/networks/create", body)).await)
+}
+
+/// Has the engine remove one that no container is in.
+pub(super) async fn remove_network(id: &str) -> Result<(), DockerError> {
+    let path = format!("/networks/{id}");
+    changed(timeout(MAKES, send(Method::DELETE, &path, Bytes::new())).await)
+}
+
+/// Whether the engine did what it was asked; otherwise why not, in its words.
+fn changed(
+    answer: Result<Result<(StatusCode, Bytes), DockerError>, Elapsed>,
+) -> Result<(), DockerError> {
+    #[derive(Default, Deserialize)]
+    struct Refusal {
+        #[serde(default)]
+        message: String,
+    }
+    match answer.map_err(|_elapsed| DockerError::Engine("it does not answer".to_owned()))?? {
+        (status, _) if status.is_success() => Ok(()),
+        (status, body) => {
+            let said: Refusal = serde_json::from_slice(&body).unwrap_or_default();
+            let why = if said.message.is_empty() { status.to_string() } else { said.message };
+            Err(DockerError::Engine(why))
+        }
+    }
+}
+
 async fn get(path: &str) -> Result<(StatusCode, Bytes), DockerError> {
-    let (answer, _connection) = ask(path).await?;
+    send(Method::GET, path, Bytes::new()).await
+}
+
+async fn send(method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), DockerError> {
+    let (answer, _connection) = ask(method, path, body).await?;
     let status = answer.status();
     let body = Limited::new(answer.into_body(), ANSWER_LEN).collect().await;
     Ok((status, body.map_err(|error| broken(&error))?.to_bytes()))
 }
 
 /// The beginning of an answer. The rest comes as long as the connection is kept.
-pub(super) async fn ask(path: &str) -> Result<(Response<Incoming>, JoinSet<()>), DockerError> {
+pub(super) async fn ask(
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<(Response<Incoming>, JoinSet<()>), DockerError> {
     let stream = UnixStream::connect(SOCKET).await.map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied => {
             DockerError::Absent(error)
         }
         _ => broken(&error),
     })?;
-    let request = Request::get(path).header(header::HOST, "docker").body(Empty::<Bytes>::new());
+    let request = Request::builder().method(method).uri(path).header(header::HOST, "docker");
+    let request = request.header(header::CONTENT_TYPE, "application/json").body(Full::new(body));
     let request = request.map_err(|error| broken(&error))?;
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;

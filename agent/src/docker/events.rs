@@ -1,8 +1,8 @@
 //! What the engine tells as it happens: `GET /events`, one line of JSON for each ([`Events`]).
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::{StatusCode, body::Incoming};
+use hyper::{Method, StatusCode, body::Incoming};
 use serde::Deserialize;
 use tokio::task::JoinSet;
 
@@ -22,7 +22,7 @@ pub(super) struct Events {
 
 impl Events {
     pub(super) async fn open() -> Result<Self, DockerError> {
-        let (answer, connection) = ask(PATH).await?;
+        let (answer, connection) = ask(Method::GET, PATH, Bytes::new()).await?;
         if answer.status() != StatusCode::OK {
             return Err(DockerError::Engine(format!("it answers {}", answer.status())));
         }

@@ -25,6 +25,7 @@ mod ipam;
 mod label;
 mod names;
 mod network;
+mod offer;
 mod ports;
 mod reconcile;
 mod router;
@@ -45,6 +46,7 @@ pub(crate) use self::{
     drift::diagnose,
     follow::follow,
     label::{ServiceLabel, is_selector},
+    offer::{OFFERED, offer_networks},
     reconcile::{Kept, reconcile},
     router::{PLUGIN_SOCKET, router},
 };

@@ -61,6 +61,41 @@ fn a_network_is_made_joined_and_removed() -> Result<()> {
     lab.finish(Allowed::default())
 }
 
+/// `vxmesh network create --docker`: nobody types the same on each host.
+#[test]
+fn the_mesh_puts_a_network_on_every_engine() -> Result<()> {
+    let lab = Lab::up(2)?;
+    let engines @ [one, two] = &engines(&lab)?;
+    let output = lab.try_vxmesh("h1", &["network", "create", "x", "--docker", "-d", "bridge"])?;
+    ensure!(!output.status.success() && networks(&lab, "h1")?.is_empty(), "{output:?}");
+    let subnets = ["--subnet", "10.79.0.0/24", "--subnet", "fd79::/64"];
+    lab.vxmesh("h1", &[&["network", "create", "all", "--docker"][..], &subnets].concat())?;
+    let has = |engine: &vxmesh_tests::engine::Engine| -> Result<bool> {
+        Ok(!engine.docker(&lab, "network ls -q --filter name=all")?.is_empty())
+    };
+    wait_until("both engines have it", || Ok(has(one)? && has(two)?))?;
+    run(&lab, one, "here", "--network all")?;
+    let b = run(&lab, two, "there", "--network all --ip 10.79.0.50")?;
+    ensure!(b == "10.79.0.50", "{b}");
+    wait_until("it is reached", || Ok(reaches(&lab, one, "here", &b)))?;
+    ensure!(doctor(&lab, "h1")?.0, "{:?}", doctor(&lab, "h1")?);
+    // A network of another kind with its name stays what it is, and that is said.
+    one.docker(&lab, "network create taken")?;
+    lab.vxmesh("h2", &["network", "create", "taken", "--docker"])?;
+    wait_until("h2 has it", || Ok(!two.docker(&lab, "network ls -qf name=taken")?.is_empty()))?;
+    wait_until("h1 says why not", || Ok(lab.log("h1")?.contains("taken already exists")))?;
+    one.docker(&lab, "rm -f here")?;
+    two.docker(&lab, "rm -f there")?;
+    for name in ["all", "taken"] {
+        lab.vxmesh("h1", &["network", "rm", name])?;
+    }
+    wait_until("it goes with the mesh's", || Ok(!has(one)? && !has(two)?))?;
+    ensure!(!one.docker(&lab, "network ls -qf name=taken")?.is_empty(), "a user's network went");
+    engines.iter().try_for_each(|engine| engine.stop(&lab))?;
+    let warnings = &["Docker does not make the network"];
+    lab.finish(Allowed { drops: UNDERWAY, warnings })
+}
+
 #[test]
 fn what_cannot_be_is_refused_in_docker_s_own_words() -> Result<()> {
     let lab = Lab::up(2)?;
