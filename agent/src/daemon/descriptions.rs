@@ -43,7 +43,7 @@ impl Mesh {
             refused = self.announce(&Claim::Endpoint(endpoint.claim())).await;
             match &refused {
                 Ok(()) => return self.save(&endpoint),
-                Err(error) => debug!(endpoint = %endpoint.name, %error, "it says too much"),
+                Err(error) => info!(endpoint = %endpoint.name, %error, "it says too much"),
             }
         }
         refused
@@ -81,8 +81,16 @@ impl Mesh {
         network: NetworkId,
         wanted: &ServiceLabel,
     ) -> Result<(), ApiError> {
-        let all = self.services.list(self);
-        let known = all.into_iter().find(|it| it.network == network && it.name == wanted.name);
+        let mut all = self.services.list(self);
+        all.retain(|it| it.network == network && it.name == wanted.name);
+        // Several hosts may have made it at once: one of these has the name.
+        let younger = all.iter().filter(|it| it.state == "conflict" && is_selector(&it.selector));
+        if all.len() > 1 {
+            for service in younger {
+                self.services.remove(self, &service.id.to_string()).await?;
+            }
+        }
+        let known = all.into_iter().find(|it| it.state != "conflict");
         let (key, value) = wanted.selector();
         let Some(known) = known else {
             let spec = ServiceSpec {

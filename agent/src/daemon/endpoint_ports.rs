@@ -31,6 +31,10 @@ impl Mesh {
         id: EndpointId,
         wanted: &[Vec<Publish>],
     ) -> Result<(), ApiError> {
+        if wanted.is_empty() {
+            // Docker says this of every container, and one without ports needs no way in.
+            return self.unpublish_endpoint(id).await;
+        }
         let mut hosted = self.lock_host().await?;
         let mut endpoint = self.stored_endpoint(id)?;
         if self.are_published(&hosted, &endpoint, wanted) {

@@ -25,7 +25,10 @@ use super::{
 use crate::{
     admin::resolve,
     api::{self, ApiError, AttachSpec, EndpointSpec, ErrorCode},
-    host::{endpoints::Stored, rules::forget_addresses},
+    host::{
+        endpoints::{Engine, Stored},
+        rules::forget_addresses,
+    },
     netlink::overlay::Overlay,
     objects::unix_ms,
     reconcile::tables::gateway_mac,
@@ -48,7 +51,7 @@ impl Mesh {
     }
 
     /// The same for who only reads them.
-    pub(super) fn endpoint_rows(&self) -> Result<Arc<Vec<Stored>>, ApiError> {
+    pub(crate) fn endpoint_rows(&self) -> Result<Arc<Vec<Stored>>, ApiError> {
         self.rows.endpoints.rows(&self.store).map_err(store_failed)
     }
 
@@ -339,6 +342,12 @@ impl Mesh {
                 "choose another one of `vxmesh endpoint ls`",
             ));
         };
+        if endpoint.engine == Some(Engine::Docker) {
+            return Err(conflict(
+                format!("the labels of endpoint `{}` are those of its container", row.name),
+                "give them with `docker run --label`",
+            ));
+        }
         let absent = spec.remove_labels.iter().find(|key| !endpoint.labels.contains_key(*key));
         if let Some(key) = absent {
             return Err(ApiError::new(

@@ -68,11 +68,19 @@ impl docker::Node for InUse {
     }
 
     async fn remove_network(&self, id: NetworkId) -> Result<(), ApiError> {
-        let mesh = Arc::clone(&self.0);
-        if mesh.endpoint_list().iter().all(|endpoint| endpoint.network != id) {
-            mesh.remove_offered(id).await;
+        let mesh = &self.0;
+        let remove = || {
+            let mesh = Arc::clone(mesh);
+            blocking(move || mesh.remove_network(&id.to_string(), false).map(drop))
+        };
+        match remove().await {
+            // Services that containers have made do not keep it.
+            Err(_) if mesh.endpoint_list().iter().all(|endpoint| endpoint.network != id) => {
+                mesh.remove_offered(id).await;
+                remove().await
+            }
+            removed => removed,
         }
-        blocking(move || mesh.remove_network(&id.to_string(), false).map(drop)).await
     }
 
     fn free_subnet(&self, is_ipv6: bool, taken: &[IpNet]) -> Result<IpNet, ApiError> {
@@ -121,11 +129,11 @@ impl docker::Node for InUse {
         ips: Vec<IpNet>,
     ) -> Result<api::Endpoint, ApiError> {
         let endpoint = self.0.attach_for((Engine::Docker, id), spec, &ips).await?;
-        let mut hosted = self.0.lock_host().await?;
-        if let Err(error) = self.0.sync_way(&mut hosted, endpoint.network) {
+        if let Ok(mut hosted) = self.0.lock_host().await
+            && let Err(error) = self.0.sync_way(&mut hosted, endpoint.network)
+        {
             debug!(%error, "its questions about names wait for the network's rules");
         }
-        drop(hosted);
         endpoint.row(self.0.member.me).ok_or_else(|| gone("the endpoint is gone"))
     }
 
@@ -155,8 +163,10 @@ impl docker::Node for InUse {
     }
 
     async fn detach(&self, id: EndpointId) -> Result<(), ApiError> {
-        self.0.services.forget_endpoint(id);
         let mut hosted = self.0.lock_host().await?;
-        self.0.detach_stored(&mut hosted, id).await
+        self.0.detach_stored(&mut hosted, id).await?;
+        // Not before: what ends must not be said to work.
+        self.0.services.forget_endpoint(id);
+        Ok(())
     }
 }

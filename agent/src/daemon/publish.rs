@@ -1,6 +1,7 @@
 //! Published ports of this node's sandboxes, of endpoints of engines, and of services. Each of a
-//! sandbox leads to the sandbox by the network that has its default route of that IP version, because that is the way by
-//! which answers to clients elsewhere leave. Without such a network it leads nowhere.
+//! sandbox leads to the sandbox by the network that has its default route of that IP version,
+//! because that is the way by which answers to clients elsewhere leave. Without such a network it
+//! leads nowhere.
 //!
 //! ```text
 //! publish : ports held -> sandbox and endpoints -> store -> rules inside -> the host's rules      undone backwards

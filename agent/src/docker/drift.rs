@@ -95,7 +95,7 @@ impl fmt::Display for Drift {
 
 /// What the engine says that it has.
 #[derive(Debug, Default)]
-struct Engine {
+struct InDocker {
     /// Names of networks of this driver, by id.
     networks: BTreeMap<String, String>,
     /// Names of containers, by endpoint, of each network.
@@ -104,7 +104,7 @@ struct Engine {
 
 /// What this node has for it.
 #[derive(Debug, Default)]
-struct Own {
+struct InStore {
     networks: BTreeMap<String, NetworkRow>,
     endpoints: BTreeMap<String, EndpointRow>,
     /// Names of the networks that are in the mesh.
@@ -151,12 +151,12 @@ async fn twice(node: &dyn Node) -> Result<BTreeSet<Drift>, String> {
 }
 
 async fn look(node: &dyn Node) -> Result<BTreeSet<Drift>, String> {
-    let engine = Engine::ask().await.map_err(|error| error.to_string())?;
-    let own = Own::of(node).await.map_err(|error| error.to_string())?;
+    let engine = InDocker::ask().await.map_err(|error| error.to_string())?;
+    let own = InStore::of(node).await.map_err(|error| error.to_string())?;
     Ok(compare(&engine, &own))
 }
 
-impl Engine {
+impl InDocker {
     async fn ask() -> Result<Self, DockerError> {
         let networks = describe_networks("driver", "vxmesh").await?;
         let mut members = BTreeMap::new();
@@ -169,7 +169,7 @@ impl Engine {
     }
 }
 
-impl Own {
+impl InStore {
     async fn of(node: &dyn Node) -> Result<Self, ApiError> {
         let store = node.store();
         let networks: Vec<(String, NetworkRow)> =
@@ -198,7 +198,7 @@ impl Own {
     }
 }
 
-fn compare(engine: &Engine, own: &Own) -> BTreeSet<Drift> {
+fn compare(engine: &InDocker, own: &InStore) -> BTreeSet<Drift> {
     let mut found = BTreeSet::new();
     for (id, name) in &engine.networks {
         match own.networks.get(id) {
@@ -255,11 +255,11 @@ mod tests {
         let text = |all: &[(&str, &str)]| -> BTreeMap<String, String> {
             all.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
         };
-        let engine = || Engine {
+        let engine = || InDocker {
             networks: text(&[("n", "app")]),
             members: BTreeMap::from([("n".to_owned(), text(&[("e", "web")]))]),
         };
-        let own = || Own {
+        let own = || InStore {
             networks: BTreeMap::from([("n".to_owned(), NetworkRow { id: network, made: false })]),
             endpoints: BTreeMap::from([("e".to_owned(), row.clone())]),
             in_mesh: BTreeMap::from([(network, "app".to_owned())]),
@@ -267,23 +267,24 @@ mod tests {
             reserved: BTreeSet::new(),
             leases: BTreeSet::from([(network, ip)]),
         };
-        let said = |engine: &Engine, own: &Own| -> Vec<String> {
+        let said = |engine: &InDocker, own: &InStore| -> Vec<String> {
             compare(engine, own).iter().map(Drift::to_string).collect()
         };
         assert!(said(&engine(), &own()).is_empty());
-        let unplugged = Own { plugged: BTreeSet::new(), ..own() };
+        let unplugged = InStore { plugged: BTreeSet::new(), ..own() };
         assert!(said(&engine(), &unplugged)[0].contains("`web` has no endpoint in network `app`"));
-        let removed = Own { in_mesh: BTreeMap::new(), ..own() };
+        let removed = InStore { in_mesh: BTreeMap::new(), ..own() };
         assert!(
             said(&engine(), &removed)[0].contains("removed the network that Docker calls `app`")
         );
-        let gone = Engine::default();
+        let gone = InDocker::default();
         assert_eq!(said(&gone, &own()).len(), 2, "a network and an endpoint");
-        let lost = Own { endpoints: BTreeMap::new(), ..own() };
+        let lost = InStore { endpoints: BTreeMap::new(), ..own() };
         let lost = said(&engine(), &lost);
         assert!(lost.len() == 2 && lost[1].contains("10.77.0.5/24 is held"), "{lost:?}");
         assert!(
-            said(&engine(), &Own::default())[0].contains("`app`, which this node does not know")
+            said(&engine(), &InStore::default())[0]
+                .contains("`app`, which this node does not know")
         );
     }
 }

@@ -2,9 +2,10 @@
 //! container is, and who is in a network.
 //!
 //! ```text
-//! GET /networks              -> 200 [{"Id","Name"}]
+//! GET /networks             -> 200 [{"Id","Name"}]
 //! GET /networks/ID          -> 200 {"Containers":{"ID":{"Name","EndpointID"}}}
-//! GET /events               -> 200 {"Type","Action","Actor":{"ID","Attributes":{}}} and so on, as it happens
+//! GET /events               -> 200 {"Type","Action","Actor":{"ID","Attributes"}}, as it happens
+//! POST /networks/create     -> 201; DELETE /networks/ID -> 204
 //! GET /containers/NAME/json -> 200 {"Name","State":{"Pid","Running"},"ResolvConfPath","Config":{"Hostname"}} | 404 {"message"}
 //! ```
 //!
@@ -102,9 +103,7 @@ struct State {
 /// # Errors
 /// There is no engine, no such container, or it does not run.
 pub async fn container(name: &str) -> Result<Container, DockerError> {
-    let (status, body) = timeout(PATIENCE, get(&format!("/containers/{name}/json")))
-        .await
-        .map_err(|_elapsed| DockerError::Engine("it does not answer".to_owned()))??;
+    let (status, body) = get(&format!("/containers/{name}/json")).await?;
     match status {
         StatusCode::OK => {}
         StatusCode::NOT_FOUND => return Err(DockerError::NoContainer(name.to_owned())),
@@ -161,8 +160,7 @@ pub(super) async fn describe_networks(
 
 /// What the engine says of a container; nothing if it has none of this id.
 pub(super) async fn describe_container(id: &str) -> Result<Option<Bytes>, DockerError> {
-    let answer = timeout(PATIENCE, get(&format!("/containers/{id}/json"))).await;
-    match answer.map_err(|_elapsed| DockerError::Engine("it does not answer".to_owned()))?? {
+    match get(&format!("/containers/{id}/json")).await? {
         (StatusCode::OK, body) => Ok(Some(body)),
         (StatusCode::NOT_FOUND, _) => Ok(None),
         (other, _) => Err(DockerError::Engine(format!("it answers {other}"))),
@@ -190,7 +188,7 @@ fn changed(
         #[serde(default)]
         message: String,
     }
-    match answer.map_err(|_elapsed| DockerError::Engine("it does not answer".to_owned()))?? {
+    match answer.unwrap_or_else(|_elapsed| Err(silent()))? {
         (status, _) if status.is_success() => Ok(()),
         (status, body) => {
             let said: Refusal = serde_json::from_slice(&body).unwrap_or_default();
@@ -201,7 +199,12 @@ fn changed(
 }
 
 async fn get(path: &str) -> Result<(StatusCode, Bytes), DockerError> {
-    send(Method::GET, path, Bytes::new()).await
+    let answer = timeout(PATIENCE, send(Method::GET, path, Bytes::new())).await;
+    answer.unwrap_or_else(|_elapsed| Err(silent()))
+}
+
+fn silent() -> DockerError {
+    DockerError::Engine("it does not answer".to_owned())
 }
 
 async fn send(method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), DockerError> {

@@ -10,13 +10,15 @@ use super::engine::{DockerError, ask, broken};
 
 /// With `{"event":["start","rename","health_status","kill","die","connect"]}`.
 const PATH: &str = "/events?filters=%7B%22event%22%3A%5B%22start%22%2C%22rename%22%2C%22health_status%22%2C%22kill%22%2C%22die%22%2C%22connect%22%5D%7D";
-/// Longest line: a container has all its labels in it.
+/// Longest line that is read: a container has all its labels in it.
 const LINE_LEN: usize = 1 << 20;
 
 /// What the engine tells, until it ends.
 pub(super) struct Events {
     body: Incoming,
     buffer: BytesMut,
+    /// Whether the buffer begins within a line that was too long.
+    is_cut: bool,
     _connection: JoinSet<()>,
 }
 
@@ -27,7 +29,7 @@ impl Events {
             return Err(DockerError::Engine(format!("it answers {}", answer.status())));
         }
         let body = answer.into_body();
-        Ok(Self { body, buffer: BytesMut::new(), _connection: connection })
+        Ok(Self { body, buffer: BytesMut::new(), is_cut: false, _connection: connection })
     }
 
     /// The next one about a container; nothing once the engine ends.
@@ -35,12 +37,14 @@ impl Events {
         loop {
             while let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(end + 1);
-                if let Some(event) = Event::parse(&line) {
+                let is_whole = !std::mem::take(&mut self.is_cut);
+                if let Some(event) = Event::parse(&line).filter(|_| is_whole) {
                     return Ok(Some(event));
                 }
             }
             if self.buffer.len() > LINE_LEN {
-                return Err(DockerError::Engine("it tells too much at once".to_owned()));
+                self.buffer.clear();
+                self.is_cut = true;
             }
             let Some(frame) = self.body.frame().await else { return Ok(None) };
             if let Ok(data) = frame.map_err(|error| broken(&error))?.into_data() {
@@ -70,24 +74,24 @@ pub(super) enum Happening {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Told {
+struct SaidEvent {
     #[serde(rename = "Type")]
     of: String,
     action: String,
-    actor: Actor,
+    actor: SaidActor,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Actor {
+struct SaidActor {
     #[serde(rename = "ID")]
     id: String,
     #[serde(default)]
-    attributes: Attributes,
+    attributes: SaidAttributes,
 }
 
 #[derive(Default, Deserialize)]
-struct Attributes {
+struct SaidAttributes {
     #[serde(default)]
     container: String,
     #[serde(default)]
@@ -97,10 +101,14 @@ struct Attributes {
 impl Event {
     /// What a line says, if that is about a container.
     fn parse(line: &[u8]) -> Option<Self> {
-        let Told { of, action, actor } = serde_json::from_slice(line).ok()?;
-        let Actor { id, attributes } = actor;
+        let SaidEvent { of, action, actor } = serde_json::from_slice(line).ok()?;
+        let SaidActor { id, attributes } = actor;
         let (container, what) = match (of.as_str(), action.as_str()) {
-            ("container", "kill") => (id, Happening::Signalled(attributes.signal.parse().ok()?)),
+            ("container", "kill") => {
+                // A label of the container may stand in its place.
+                let signal = attributes.signal.parse();
+                (id, signal.map_or(Happening::Changed, Happening::Signalled))
+            }
             ("container", "start" | "die") => (id, Happening::BegunOrEnded),
             ("container", _) => (id, Happening::Changed),
             ("network", _) => (attributes.container, Happening::Changed),

@@ -34,14 +34,14 @@ pub(super) struct Inspection {
 impl Inspection {
     /// Reads it; nothing if the container does not run.
     pub(super) fn parse(body: &[u8]) -> Option<Self> {
-        let said: Said = serde_json::from_slice(body).ok()?;
+        let said: SaidOfContainer = serde_json::from_slice(body).ok()?;
         if !said.state.running {
             return None;
         }
         let own = said.name.trim_start_matches('/');
         let name = name_of(own);
         let (services, fault) = label::services(&said.config.labels);
-        let aliases = |endpoint: Joined| {
+        let aliases = |endpoint: SaidEndpoint| {
             let others = endpoint.aliases.into_iter().chain(endpoint.names);
             let mut all: Vec<Alias> = name.iter().filter_map(|name| alias_of(own, name)).collect();
             all.extend(others.filter_map(|alias| alias.parse().ok()));
@@ -81,35 +81,35 @@ fn signal(text: &str) -> Option<i32> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Said {
+struct SaidOfContainer {
     #[serde(default)]
     name: String,
-    state: State,
+    state: SaidState,
     #[serde(default)]
-    config: Config,
+    config: SaidConfig,
     #[serde(default, rename = "NetworkSettings")]
-    settings: Settings,
+    settings: SaidSettings,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct State {
+struct SaidState {
     #[serde(default)]
     running: bool,
     #[serde(default)]
-    health: Option<Health>,
+    health: Option<SaidHealth>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Health {
+struct SaidHealth {
     #[serde(default)]
     status: String,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Config {
+struct SaidConfig {
     #[serde(default, deserialize_with = "or_none")]
     labels: BTreeMap<String, String>,
     #[serde(default, deserialize_with = "or_none")]
@@ -118,14 +118,14 @@ struct Config {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Settings {
+struct SaidSettings {
     #[serde(default, deserialize_with = "or_none")]
-    networks: BTreeMap<String, Joined>,
+    networks: BTreeMap<String, SaidEndpoint>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Joined {
+struct SaidEndpoint {
     #[serde(default, rename = "EndpointID")]
     endpoint: String,
     #[serde(default, deserialize_with = "or_none")]

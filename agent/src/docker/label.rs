@@ -13,6 +13,8 @@ const SERVICE: &str = "vxmesh.service";
 const COMPOSE: [&str; 2] = ["com.docker.compose.project", "com.docker.compose.service"];
 /// What engines and images say of themselves.
 const FOREIGN: [&str; 4] = ["com.docker.", "desktop.docker.", "org.opencontainers.", "io.podman."];
+/// Services that one container may name: each has an address, and a network has place for 256.
+const SERVICES: usize = 4;
 /// A record has place for so many bytes of labels beside names and addresses.
 const LABELS_LEN: usize = 320;
 
@@ -36,10 +38,16 @@ pub(super) fn services(labels: &BTreeMap<String, String>) -> (Vec<ServiceLabel>,
     let Some(text) = labels.get(SERVICE) else { return (all, fault) };
     for one in text.split(',').map(str::trim).filter(|one| !one.is_empty()) {
         match parse(one) {
-            Ok((name, port)) => match all.iter_mut().find(|it| it.name == name) {
-                Some(known) => known.ports.push(port),
-                None => all.push(ServiceLabel { name, ports: vec![port] }),
-            },
+            Ok((name, port)) => {
+                let is_full = all.len() == SERVICES;
+                match all.iter_mut().find(|it| it.name == name) {
+                    Some(known) => known.ports.push(port),
+                    None if is_full => {
+                        fault = Some(format!("label {SERVICE} names over {SERVICES} services"));
+                    }
+                    None => all.push(ServiceLabel { name, ports: vec![port] }),
+                }
+            }
             Err(why) => fault = Some(format!("label {SERVICE}={one}: {why}")),
         }
     }
@@ -74,7 +82,7 @@ pub(super) fn labels(
     labels
 }
 
-/// The names of services that a network's labels of this kind name.
+/// Whether a service chooses its backends by such a label.
 pub(crate) fn is_selector(selector: &BTreeMap<String, String>) -> bool {
     let keys: BTreeSet<&String> = selector.keys().collect();
     keys.len() == 1 && keys.iter().all(|key| key.starts_with(&format!("{SERVICE}.")))
@@ -98,6 +106,9 @@ mod tests {
         assert_eq!(all[0].name.as_str(), "web");
         assert_eq!((ports(0), ports(1)), (vec![(80, 8080), (443, 443)], vec![(53, 53)]));
         assert!(is_selector(&[all[0].selector()].into()));
+        let (all, fault) = services(&of(&[(SERVICE, "a:1,b:2,c:3,d:4,e:5,a:6")]));
+        assert_eq!((all.len(), all[0].ports.len()), (SERVICES, 2));
+        assert!(fault.is_some_and(|fault| fault.contains("over 4")));
         for odd in ["web", "web:x", "We b:80", "web:80/sctp", "web:0"] {
             let (none, fault) = services(&of(&[(SERVICE, odd)]));
             assert!(none.is_empty() && fault.is_some_and(|fault| fault.contains(odd)), "{odd}");

@@ -3,7 +3,10 @@
 //!
 //! The engine then calls this driver, so nothing is held meanwhile.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -13,7 +16,7 @@ use vxmesh_proto::addr::NetworkId;
 use super::{
     Agent, Node,
     driver::store_failed,
-    engine::{DockerError, describe_networks, make_network, remove_network},
+    engine::{describe_networks, make_network, remove_network},
     rows::NetworkRow,
 };
 use crate::{
@@ -25,45 +28,83 @@ use crate::{
 pub(crate) const OFFERED: &str = "vxmesh.docker";
 /// How often networks are looked at; what is looked at is in memory.
 const LOOK: Duration = Duration::from_secs(1);
+/// Until what the engine did not make is asked for again, at most: each time twice as long.
+const LONGEST: Duration = Duration::from_secs(60);
+/// Until networks with containers are tried to be removed again.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// Keeps the engine's networks in step with those that every engine shall have; it never ends.
 pub(crate) async fn offer_networks(agent: &dyn Agent) {
-    let mut told = BTreeMap::new();
+    let mut offers = Offers::default();
     loop {
         sleep(LOOK).await;
-        let Ok(node) = agent.node().await else { continue };
-        if let Err(error) = look(&*node, &mut told).await {
+        let Ok(node) = agent.node().await else {
+            // It may be the member of another mesh next.
+            offers = Offers::default();
+            continue;
+        };
+        if let Err(error) = offers.look(&*node).await {
             debug!(%error, "networks of the mesh are not put into Docker");
         }
     }
 }
 
-/// `told`: why networks are not in the engine, so that each reason is said once.
-async fn look(node: &dyn Node, told: &mut BTreeMap<NetworkId, String>) -> Result<(), ApiError> {
-    let rows: Vec<(String, NetworkRow)> =
-        node.store().list(Table::DockerNetworks).map_err(store_failed)?;
-    let all = node.networks(None).await;
-    for network in all.iter().filter(|network| is_offered(network)) {
-        if rows.iter().any(|(_, row)| row.id == network.id) {
-            told.remove(&network.id);
-            continue;
+/// What was tried before.
+#[derive(Debug, Default)]
+struct Offers {
+    /// Networks that the engine did not make.
+    failed: BTreeMap<NetworkId, FailedOffer>,
+    /// When networks are removed again that are none any more.
+    removes_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct FailedOffer {
+    why: String,
+    pause: Duration,
+    at: Instant,
+}
+
+impl Offers {
+    async fn look(&mut self, node: &dyn Node) -> Result<(), ApiError> {
+        let rows: Vec<(String, NetworkRow)> =
+            node.store().list(Table::DockerNetworks).map_err(store_failed)?;
+        let all = node.networks(None).await;
+        let is_known = |id: NetworkId| rows.iter().any(|(_, row)| row.id == id);
+        let owed = |network: &&Network| is_offered(network) && !is_known(network.id);
+        self.failed.retain(|id, _| all.iter().filter(owed).any(|network| network.id == *id));
+        let gone = rows.iter().any(|(_, row)| all.iter().all(|network| network.id != row.id));
+        // After a start, too: the engine may have networks of a mesh that this node has left.
+        if self.removes_at.is_none_or(|at| gone && at <= Instant::now()) {
+            self.removes_at = Some(Instant::now() + AGAIN);
+            let stays = |id: &str| {
+                let row = rows.iter().find(|(own, _)| own == id).map(|(_, row)| row.id);
+                row.is_some_and(|id| all.iter().any(|network| network.id == id))
+            };
+            remove_gone(stays).await;
         }
-        match make_network(&request(network)).await {
-            Ok(()) | Err(DockerError::Absent(_)) => {}
-            Err(error) => {
-                let error = error.to_string();
-                if told.get(&network.id) != Some(&error) {
-                    warn!(network = %network.name, error, "Docker does not make the network");
-                    told.insert(network.id, error);
-                }
-            }
+        for network in all.iter().filter(owed) {
+            self.make(network).await;
         }
+        Ok(())
     }
-    let is_gone = |row: &NetworkRow| all.iter().all(|network| network.id != row.id);
-    if rows.iter().any(|(_, row)| is_gone(row)) {
-        remove_gone(&rows, is_gone).await;
+
+    async fn make(&mut self, network: &Network) {
+        let before = self.failed.get(&network.id);
+        if before.is_some_and(|failed| failed.at + failed.pause > Instant::now()) {
+            return;
+        }
+        let why = match make_network(&request(network)).await {
+            Ok(()) => return drop(self.failed.remove(&network.id)),
+            Err(error) => error.to_string(),
+        };
+        if before.is_none_or(|failed| failed.why != why) {
+            warn!(network = %network.name, why, "Docker does not make the network");
+        }
+        let pause = before.map_or(LOOK, |failed| failed.pause) * 2;
+        let failed = FailedOffer { why, pause: pause.min(LONGEST), at: Instant::now() };
+        self.failed.insert(network.id, failed);
     }
-    Ok(())
 }
 
 /// Whether every engine shall have a network.
@@ -99,14 +140,14 @@ fn request(network: &Network) -> Value {
     })
 }
 
-/// Removes networks from the engine that it has for the mesh alone; one with containers waits for
-/// them.
-async fn remove_gone(rows: &[(String, NetworkRow)], is_gone: impl Fn(&NetworkRow) -> bool) {
+/// Removes networks from the engine that it has for a mesh that does not have them any more; one
+/// with containers waits for them.
+async fn remove_gone(stays: impl Fn(&str) -> bool) {
     let Ok(own) = describe_networks("label", OFFERED).await else { return };
-    for (id, _) in rows.iter().filter(|(id, row)| is_gone(row) && own.contains_key(id)) {
+    for (id, name) in own.iter().filter(|(id, _)| !stays(id)) {
         match remove_network(id).await {
-            Ok(()) => info!(docker = %id, "Docker's network goes with that of the mesh"),
-            Err(error) => debug!(docker = %id, %error, "it stays for now"),
+            Ok(()) => info!(network = name, docker = %id, "Docker's network goes with the mesh's"),
+            Err(error) => debug!(network = name, %error, "it stays for now"),
         }
     }
 }

@@ -10,7 +10,11 @@ use super::{
     driver::usage,
     wire::{OfEndpoint, PORT_MAP, if_any},
 };
-use crate::{api::ApiError, firewall::rule::Protocol, gateway::publish::Publish};
+use crate::{
+    api::ApiError,
+    firewall::rule::Protocol,
+    gateway::publish::{PORTS, Publish},
+};
 
 /// Protocols by their numbers in IP.
 const TCP: u8 = 6;
@@ -35,7 +39,11 @@ pub(super) fn wanted(asked: &OfEndpoint) -> Result<Vec<Vec<Publish>>, ApiError> 
     let ports: Option<Vec<PortMapping>> = serde_json::from_value(ports.clone()).map_err(|why| {
         usage(format!("the engine says of ports what cannot be used: {why}"), "see its log")
     })?;
-    ports.unwrap_or_default().iter().map(candidates).collect()
+    let ports = ports.unwrap_or_default();
+    if ports.len() > PORTS {
+        return Err(usage(format!("{} ports are too many", ports.len()), "publish 256 at most"));
+    }
+    ports.iter().map(candidates).collect()
 }
 
 fn candidates(mapping: &PortMapping) -> Result<Vec<Publish>, ApiError> {
@@ -55,7 +63,7 @@ fn candidates(mapping: &PortMapping) -> Result<Vec<Publish>, ApiError> {
         return Ok(vec![publish(None)]);
     }
     let last = mapping.host_port_end.max(mapping.host_port);
-    Ok((mapping.host_port..=last).map(|port| publish(Some(port))).collect())
+    Ok((mapping.host_port..=last).take(PORTS).map(|port| publish(Some(port))).collect())
 }
 
 #[cfg(test)]

@@ -57,6 +57,8 @@ pub(crate) struct NameServers {
     gateways: Mutex<BTreeMap<NetworkId, Gateways>>,
     /// What the host's resolv.conf said when the sandboxes' files were written.
     resolver: Mutex<Option<Arc<ResolvConf>>>,
+    /// Name servers that engines have asked since the agent's start.
+    asked: Mutex<BTreeSet<IpAddr>>,
     /// Sandboxes that could not be served, so that each is reported once.
     unserved: Mutex<BTreeSet<Name>>,
     /// Whether there may be a sandbox that is to be served and is not.
@@ -84,6 +86,7 @@ impl Default for NameServers {
             sandboxes: Mutex::default(),
             gateways: Mutex::default(),
             resolver: Mutex::default(),
+            asked: Mutex::default(),
             unserved: Mutex::default(),
             owed: AtomicBool::new(true),
         }
@@ -244,8 +247,15 @@ impl NameServers {
         before.is_some_and(|before| before != conf)
     }
 
-    /// The name servers that engines of this host ask for their containers from within these.
+    /// The name servers that engines of this host ask for their containers from within these: a
+    /// container keeps those that the host had when it was started.
     pub(crate) fn of_engines(&self) -> Vec<IpAddr> {
+        let mut asked = lock(&self.asked);
+        asked.extend(self.of_engines_now());
+        asked.iter().copied().collect()
+    }
+
+    fn of_engines_now(&self) -> Vec<IpAddr> {
         let of = |conf: &ResolvConf| -> Vec<IpAddr> {
             let ips = conf.servers.iter().map(SocketAddr::ip);
             ips.filter(|ip| !ip.is_loopback()).collect()

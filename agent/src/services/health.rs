@@ -225,13 +225,17 @@ impl Services {
 
     /// Who runs an endpoint says whether it works at all.
     pub(crate) fn tell_endpoint(&self, mesh: &Mesh, endpoint: EndpointId, works: bool) {
-        lock(&self.checks).handle_endpoint(endpoint, works);
+        let here: BTreeSet<EndpointId> = mesh
+            .endpoint_rows()
+            .map(|rows| rows.iter().map(|it| it.id).collect())
+            .unwrap_or_default();
+        lock(&self.checks).handle_endpoint(endpoint, works, |it| here.contains(it));
         tell(mesh);
     }
 
     /// Forgets what was said of an endpoint that ends.
     pub(crate) fn forget_endpoint(&self, endpoint: EndpointId) {
-        lock(&self.checks).handle_endpoint(endpoint, true);
+        lock(&self.checks).handle_endpoint(endpoint, true, |_| true);
     }
 
     /// What was told in the agent's last life.

@@ -169,8 +169,15 @@ impl Checks {
         standing.word = word.map(|word| (word, until));
     }
 
-    /// Who runs an endpoint says whether it works at all.
-    pub fn handle_endpoint(&mut self, endpoint: EndpointId, works: bool) {
+    /// Who runs an endpoint says whether it works at all. Nothing is remembered of those that are
+    /// not here any more.
+    pub fn handle_endpoint(
+        &mut self,
+        endpoint: EndpointId,
+        works: bool,
+        is_here: impl Fn(&EndpointId) -> bool,
+    ) {
+        self.failing.retain(is_here);
         if let Some(last_life) = self.remembered.get_mut(&endpoint) {
             last_life.remove(EVERY_SERVICE);
         }
@@ -386,16 +393,17 @@ mod tests {
         let (start, one) = (now(), of(1, 1));
         let health = |checks: &Checks| checks.health(one.0).get(EVERY_SERVICE).copied();
         let mut checks = Checks::default();
-        checks.handle_endpoint(one.0, true);
+        checks.handle_endpoint(one.0, true, |_| true);
         assert!(checks.poll_told(start).is_empty(), "that it works is nothing new");
-        checks.handle_endpoint(one.0, false);
+        checks.handle_endpoint(one.0, false, |_| true);
         assert_eq!(checks.poll_told(start).len(), 1);
         // It stands in the next life, until who runs it says otherwise.
         let mut next = Checks::after(checks.to_remember());
         assert_eq!(health(&next), Some(false));
-        next.handle_endpoint(one.0, true);
+        next.handle_endpoint(one.0, true, |_| true);
         assert_eq!(health(&next), None);
-        checks.handle_endpoint(one.0, true);
+        // Another one's word, when this one has gone.
+        checks.handle_endpoint(of(1, 2).0, true, |it| *it != one.0);
         assert_eq!(checks.poll_told(start + TOLD), [(one.0, BTreeMap::new())]);
     }
 }

@@ -50,8 +50,6 @@ pub const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 /// An initiation that is unanswered for this time, longer than most round trips, is sent anew for
 /// who looks whether packets pass.
 pub const PROBE_AGAIN: Duration = Duration::from_millis(700);
-/// From one look whose message under an unknown key was to the next: anybody can send such.
-pub const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Spreads initiations of two nodes that began at once.
 pub const REKEY_JITTER: Duration = Duration::from_millis(333);
 /// Initiations until a peer counts as unreachable.

@@ -167,8 +167,6 @@ pub struct Sessions {
     pub(super) events: VecDeque<SessionEvent>,
     /// Greatest timestamps of static keys that were removed: they may be set again.
     stamps: BTreeMap<[u8; 32], Stamp>,
-    /// When it was last looked whose message under an unknown key was.
-    pub(super) looked: Option<Instant>,
     start: Instant,
 }
 
@@ -197,7 +195,6 @@ impl Sessions {
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             stamps: BTreeMap::new(),
-            looked: None,
             start: now,
         }
     }

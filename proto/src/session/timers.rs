@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    ERASE_AFTER, KEEPALIVE, LOOK_AGAIN, MAX_TRIES, PROBE_AGAIN, REJECT_AFTER, REKEY_TIMEOUT,
+    ERASE_AFTER, KEEPALIVE, MAX_TRIES, PROBE_AGAIN, REJECT_AFTER, REKEY_TIMEOUT,
     entry::{Attempt, Entry},
     sessions::{SessionEvent, Sessions},
     wire::TLV_ECHO,
@@ -61,11 +61,6 @@ impl Sessions {
     /// not know yet that this node was started anew, and would only ask after 15 seconds without an
     /// answer. A handshake begins, unless there is a key for it.
     pub fn handle_unknown_index(&mut self, now: Instant, from: SocketAddr) {
-        let is_soon = |at: Instant| now.saturating_duration_since(at) < LOOK_AGAIN;
-        if self.looked.is_some_and(is_soon) {
-            return;
-        }
-        self.looked = Some(now);
         let is_there = |entry: &Entry| entry.peer.addr() == Some(from);
         let found = self.entries.iter().find(|(_, entry)| is_there(entry)).map(|(id, _)| *id);
         let Some(id) = found else { return };
