@@ -26,7 +26,7 @@ use vxmesh_proto::addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId};
 pub use self::connection::{Connection, ConnectionError, Connections, SandboxNetwork};
 pub use self::flow::{FLOWS_SHOWN, Flow, FlowQuery, Flows, MOST_FLOWS_SHOWN};
 pub use self::ipam::{
-    AddressBlock, AddressOwner, AddressPool, NetworkPools, PoolDetail, RestingAddress,
+    AddressBlock, AddressOwner, AddressPool, NetworkPools, PoolDetail, RestingAddress, RestingBlock,
 };
 pub use self::membership::{
     InitSpec, Issuer, JoinSpec, LeaveSpec, Membership, NodeSpec, Token, TokenCreated, TokenSpec,

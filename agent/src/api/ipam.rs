@@ -23,8 +23,9 @@ pub struct AddressPool {
     pub used: u64,
     /// Addresses that nodes can give out unasked.
     pub free: u64,
-    /// Addresses that the node that answers released a moment ago; others do not tell theirs.
-    pub resting: usize,
+    /// Addresses that the node that answers released a moment ago, and those of blocks that rest as
+    /// a whole; others do not tell theirs.
+    pub resting: u64,
     /// Who holds how much, who has most first.
     pub owners: Vec<AddressOwner>,
 }
@@ -67,6 +68,8 @@ pub struct PoolDetail {
     pub blocks: Vec<AddressBlock>,
     /// What the node that answers released a moment ago.
     pub resting_addresses: Vec<RestingAddress>,
+    /// Blocks that a node which left handed over to the node that answers a moment ago.
+    pub resting_blocks: Vec<RestingBlock>,
 }
 
 /// A block of addresses: only its owner gives any of them out.
@@ -90,5 +93,16 @@ pub struct RestingAddress {
     /// The address.
     pub ip: IpAddr,
     /// Seconds until it may be given again.
+    pub rest_s: u64,
+}
+
+/// A block of which no address is given yet: who had it before may have released some just before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestingBlock {
+    /// The block.
+    pub cidr: IpNet,
+    /// Addresses of it that can be given out unasked after that.
+    pub resting: u64,
+    /// Seconds until they may be given.
     pub rest_s: u64,
 }

@@ -89,7 +89,7 @@ impl Row for AddressPool {
             self.state.clone(),
             words::count(self.used),
             words::count(self.free),
-            self.resting.to_string(),
+            words::count(self.resting),
             list(&owners.collect::<Vec<_>>()),
         ]
     }

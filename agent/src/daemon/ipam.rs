@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use vxmesh_proto::{
     addr::{EndpointId, Name, NetworkId, NodeId},
     control::{RefusalCode, Request, Response},
-    ipam::{AllocateError, Need, Usage},
+    ipam::{AllocateError, HandedBlock, Need, Usage},
     object::{self, NetworkState, ObjectSet},
 };
 
@@ -63,6 +63,16 @@ fn gone() -> ApiError {
 /// As much as a number of the API says: IPv6 subnets have 2^64 addresses at most.
 fn count(addresses: u128) -> u64 {
     u64::try_from(addresses).unwrap_or(api::MOST).min(api::MOST)
+}
+
+/// What is left of a second counts as one: what is shown rests.
+fn begun_seconds(left: Duration) -> u64 {
+    left.as_secs() + u64::from(left.subsec_nanos() > 0)
+}
+
+/// The addresses of blocks that rest as a whole.
+fn resting_in(handed: &[HandedBlock]) -> u128 {
+    handed.iter().map(|block| block.resting).sum()
 }
 
 impl Mesh {
@@ -169,6 +179,12 @@ impl Mesh {
                 let count = usage.resting.len();
                 let left = first.as_secs() + 1;
                 waits.push(format!("{count} of {subnet} rest here, the first for {left}s more"));
+            }
+            if let Some(first) = usage.handed.iter().map(|handed| handed.left).min() {
+                let (count, left) = (resting_in(&usage.handed), begun_seconds(first));
+                waits.push(format!(
+                    "{count} of {subnet}, which a node that left handed over, rest here, the first for {left}s more"
+                ));
             }
             for owner in self.owners(&usage, &nodes) {
                 match owner.state.as_str() {
@@ -467,7 +483,7 @@ impl Mesh {
                 state: state.to_owned(),
                 used: sum(|owner| owner.used),
                 free: sum(|owner| owner.free),
-                resting: usage.resting.len(),
+                resting: count(usage.resting.len() as u128 + resting_in(&usage.handed)),
                 owners,
             };
             let block = |row: &vxmesh_proto::ipam::BlockUsage| api::AddressBlock {
@@ -479,13 +495,18 @@ impl Mesh {
             };
             let rest = |(ip, left): &(IpAddr, Duration)| api::RestingAddress {
                 ip: *ip,
-                // What is left of a second counts as one: an address that is shown rests.
-                rest_s: left.as_secs() + u64::from(left.subsec_nanos() > 0),
+                rest_s: begun_seconds(*left),
+            };
+            let rest_of_block = |it: &HandedBlock| api::RestingBlock {
+                cidr: it.cidr,
+                resting: count(it.resting),
+                rest_s: begun_seconds(it.left),
             };
             Some(api::PoolDetail {
                 pool,
                 blocks: usage.blocks.iter().map(block).collect(),
                 resting_addresses: usage.resting.iter().map(rest).collect(),
+                resting_blocks: usage.handed.iter().map(rest_of_block).collect(),
             })
         };
         let mut pools: Vec<_> = network.subnets.iter().filter_map(detail).collect();
@@ -509,6 +530,7 @@ impl Mesh {
             },
             blocks: Vec::new(),
             resting_addresses: Vec::new(),
+            resting_blocks: Vec::new(),
         };
         self.member.objects.read(|set| {
             let subnets = set.subnets(id);

@@ -9,7 +9,7 @@ use std::{
     mem,
     net::IpAddr,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -17,9 +17,11 @@ use tracing::error;
 use vxmesh_proto::{
     addr::{NetworkId, NodeId},
     ipam::{AllocateError, Block, Ownership, Pool, Subnet, Transfer},
-    limits::ADDRESS_QUARANTINE,
+    limits::{ADDRESS_QUARANTINE, HLC_AHEAD},
     object::{self, ObjectId, ObjectSet, SubnetOf, SubnetState},
 };
+
+use crate::objects::unix_ms;
 
 /// Addresses of a network that endpoints of other nodes claim.
 pub type Elsewhere = BTreeSet<IpAddr>;
@@ -33,14 +35,16 @@ pub struct Addresses {
     open: Mutex<BTreeMap<NetworkId, Vec<NodeId>>>,
     /// Networks of this host alone.
     hosted: Mutex<BTreeSet<NetworkId>>,
-    /// The blocks that this node got of others, and when; not of those that rested, or need not.
-    handed: Mutex<BTreeMap<NetworkId, Vec<Handed>>>,
+    /// The blocks that this node got of others.
+    handed: Mutex<BTreeMap<NetworkId, Handed>>,
     /// The hash of the objects that the pools are in step with.
     followed: Mutex<Option<String>>,
 }
 
 type Pools = BTreeMap<NetworkId, Vec<Pool>>;
-type Handed = (Block, Option<Instant>);
+/// By epoch and address, each with until when it is to rest once its giver has left; nothing of
+/// those that rest already, or need not.
+type Handed = BTreeMap<(u64, IpAddr), (IpNet, Option<Instant>)>;
 
 impl Addresses {
     /// No network yet.
@@ -147,28 +151,29 @@ impl Addresses {
         objects: &ObjectSet,
         (now, is_first): (Instant, bool),
     ) {
-        let has_left = |node: NodeId| {
-            objects.get(&ObjectId::Member(node)).is_some_and(|member| member.closed())
+        let left_at = |node: NodeId| {
+            let member = objects.get(&ObjectId::Member(node)).filter(|member| member.closed())?;
+            Some(member.hlc().unix_ms())
         };
+        let unix_ms = unix_ms();
         let mut handed = self.handed.lock().unwrap_or_else(PoisonError::into_inner);
         let before = mem::take(&mut *handed);
         for (id, pools) in pools {
-            let before = before.get(id).map_or(&[][..], Vec::as_slice);
-            let known = handed.entry(*id).or_default();
+            let (before, known) = (before.get(id), handed.entry(*id).or_default());
             for pool in pools {
                 let got = pool.ownership().handed().filter(|(it, _)| it.owner == self.me);
                 for (block, from) in got.collect::<Vec<_>>() {
-                    // Others may have got parts of it since.
-                    let of = |(it, _): &&Handed| {
-                        it.epoch == block.epoch && it.cidr.contains(&block.cidr)
+                    let (at, left) = ((block.epoch, block.cidr.addr()), left_at(from));
+                    let of = before.and_then(|before| known_as(before, at, block.cidr));
+                    let mut until = match of {
+                        Some(until) => until,
+                        None if is_first => left.and_then(|at| still_rests(at, unix_ms, now)),
+                        None => Some(now + ADDRESS_QUARANTINE),
                     };
-                    // What there is at the start has rested.
-                    let is_new = (!is_first).then_some(now);
-                    let mut since = before.iter().find(of).map_or(is_new, |(_, since)| *since);
-                    if let Some(since) = since.take_if(|_| has_left(from)) {
-                        pool.rest_block(block.cidr, since + ADDRESS_QUARANTINE);
+                    if let Some(until) = until.take_if(|_| left.is_some()) {
+                        pool.rest_block(block.cidr, until);
                     }
-                    known.push((block, since));
+                    known.insert(at, (block.cidr, until));
                 }
             }
         }
@@ -409,6 +414,22 @@ impl Addresses {
 /// The addresses that came back from services, each as often as it did.
 fn given_back(pool: &Pool) -> BTreeSet<(IpAddr, u64)> {
     pool.ownership().returned().map(|block| (block.cidr.addr(), block.epoch)).collect()
+}
+
+/// What is known of a block, or of one that it was a part of: others may have got parts since.
+fn known_as(known: &Handed, at: (u64, IpAddr), block: IpNet) -> Option<Option<Instant>> {
+    let ((epoch, _), (cidr, until)) = known.range(..=at).next_back()?;
+    (*epoch == at.0 && cidr.contains(&block)).then_some(*until)
+}
+
+/// Until when a block rests that is there at the start, if it does: its giver's clock says when it
+/// left. One that is too far ahead says nothing.
+fn still_rests(left_ms: u64, unix_ms: u64, now: Instant) -> Option<Instant> {
+    if Duration::from_millis(left_ms.saturating_sub(unix_ms)) > HLC_AHEAD {
+        return None;
+    }
+    let passed = Duration::from_millis(unix_ms.saturating_sub(left_ms));
+    ADDRESS_QUARANTINE.checked_sub(passed).map(|left| now + left)
 }
 
 /// The blocks that services have now, as they will be when these give them back.
@@ -653,7 +674,7 @@ mod tests {
         gift.unwrap().unwrap().into_iter().for_each(|given| say(&mut said, 2, given));
         heirs.follow(&said.set, now);
         let take = |ip: Option<IpAddr>, seconds: u64| {
-            let at = now + std::time::Duration::from_secs(seconds);
+            let at = now + Duration::from_secs(seconds);
             heirs.allocate(id, cidr, ip, &elsewhere, at).unwrap()
         };
         let own = take(None, 0).unwrap();
@@ -670,12 +691,49 @@ mod tests {
         assert!(next != own && next != released, "{next}");
         // Once: not with each of the next rounds, nor in another life.
         *heirs.followed.lock().unwrap() = Some("other objects".to_owned());
-        heirs.follow(&said.set, now + std::time::Duration::from_secs(30));
+        heirs.follow(&said.set, now + Duration::from_secs(30));
         assert_eq!(take(Some(released), 61), Ok(released));
         let anew = Addresses::new(heir);
         anew.follow(&said.set, now);
         let taken = anew.allocate(id, cidr, Some(released), &elsewhere, now).unwrap();
         assert_eq!(taken, Ok(released));
+    }
+
+    /// The giver left a moment ago, and the heir's agent was started since.
+    #[test]
+    fn what_a_node_that_left_handed_over_rests_over_a_restart_of_its_heir() {
+        let cidr: IpNet = "10.1.0.0/24".parse().unwrap();
+        for (left_ago, rests) in [(20_i64, 40_u64), (-5, 60), (60, 0), (-7200, 0)] {
+            let mut said = Said::new();
+            let (me, id, heir) = (said.me, said.network, NodeId::of_public_key(b"heir"));
+            let (elsewhere, now) = (Elsewhere::new(), Instant::now());
+            let leaver = Addresses::new(me);
+            leaver.follow(&said.set, now);
+            for (_, Transfer { block: cidr, from, to, epoch }) in leaver.give_all(heir) {
+                let given = object::Transfer { network: id, cidr, from, to, epoch };
+                said.say(3, Content::Transfer(given));
+            }
+            let held = Arc::clone(said.set.get(&ObjectId::Member(me)).unwrap());
+            let left = unix_ms().checked_add_signed(-1000 * left_ago).unwrap();
+            said.sign(&Draft { closed: true, ..held.edit(Hlc::at(left)) });
+            let heirs = Addresses::new(heir);
+            heirs.follow(&said.set, now);
+            let usage = |seconds: u64| {
+                let at = now + Duration::from_secs(seconds);
+                heirs.with_pool(id, cidr, |pool| pool.usage(&elsewhere, at)).unwrap()
+            };
+            let free =
+                |seconds: u64| usage(seconds).blocks.iter().map(|row| row.free).sum::<u128>();
+            if let Some(almost) = rests.checked_sub(2) {
+                let resting: u128 = usage(almost).handed.iter().map(|row| row.resting).sum();
+                assert_eq!((free(almost), resting), (0, 253), "left {left_ago}s ago");
+                let at = now + Duration::from_secs(almost);
+                let taken = heirs.allocate(id, cidr, None, &elsewhere, at).unwrap();
+                assert!(taken.is_err(), "{taken:?}");
+            }
+            assert_eq!(free(rests), 253, "left {left_ago}s ago");
+            assert_eq!(usage(rests).handed, []);
+        }
     }
 
     /// I12: two transfers of one block contradict each other, and the void one's receiver has given

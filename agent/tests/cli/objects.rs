@@ -106,6 +106,7 @@ pub(crate) fn network_pools() -> NetworkPools {
         pool,
         blocks: vec![block("10.1.0.0/25", 1, 0, 1, 124), block("10.1.0.128/25", 3, 1, 0, 127)],
         resting_addresses: vec![RestingAddress { ip: "10.1.0.9".parse().unwrap(), rest_s: 42 }],
+        resting_blocks: Vec::new(),
     };
     NetworkPools { id: network.id, name: network.name, pools: vec![detail] }
 }

@@ -4,13 +4,18 @@
 //! has, down to the last one. So that asking often is not needed, a gift is about half of what the
 //! giver has, in several blocks where it is in pieces.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Instant};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use thiserror::Error;
 
 use super::{
     Pool, Transfer,
     cidr::{Cidr, address},
+    pool::seconds,
 };
 use crate::{
     addr::NodeId,
@@ -50,6 +55,9 @@ pub enum Withheld {
     /// There is nothing to spare.
     #[error("this node has no addresses to spare")]
     None,
+    /// What there is to spare rests for so long.
+    #[error("what this node has to spare was handed over a moment ago and rests for {}s more", seconds(.0))]
+    Resting(Duration),
     /// The receiver has as much as this node.
     #[error("as far as this node knows, the node that asks has as many free addresses as this one")]
     Enough,
@@ -83,7 +91,7 @@ impl Pool {
         let busy = self.busy(elsewhere);
         let free = self.free_of(self.me, &busy);
         if free == 0 || (free == 1 && need == Need::InAdvance) {
-            return Err(Withheld::None);
+            return Err(self.withheld(&busy, now));
         }
         let next = self.paced.get(&to).copied().unwrap_or(now) + BLOCK_EVERY;
         if next > now + BLOCK_EVERY * BLOCKS_AT_ONCE {
@@ -99,6 +107,13 @@ impl Pool {
         self.paced.insert(to, next);
         self.ownership.extend(gift.iter().copied());
         Ok(gift)
+    }
+
+    /// Why there is nothing to spare.
+    fn withheld(&self, busy: &BTreeSet<u128>, now: Instant) -> Withheld {
+        let handed = self.handed(busy).into_iter().filter(|(_, free, _)| *free > 0);
+        let first = handed.map(|(.., until)| until - now).min();
+        first.map_or(Withheld::None, Withheld::Resting)
     }
 
     /// At most so many free addresses, and most of these unless they lie in too many pieces. In

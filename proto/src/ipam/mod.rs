@@ -23,7 +23,7 @@ pub use giving::{Need, Withheld};
 pub use ownership::{Block, Ownership, Transfer, first_split};
 pub use pool::{AllocateError, Holder, Pool};
 pub use subnet::{Subnet, SubnetError, check_disjoint};
-pub use usage::{BlockUsage, Usage};
+pub use usage::{BlockUsage, HandedBlock, Usage};
 
 #[cfg(test)]
 mod schedules;

@@ -1,6 +1,7 @@
 //! The addresses that this node gives out: [`Pool`].
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     time::{Duration, Instant},
@@ -219,6 +220,28 @@ impl Pool {
         self.handed.extend(Cidr::of(&block).map(|cidr| (cidr, until)));
     }
 
+    /// The parts of a block that do not rest as a whole.
+    pub(super) fn awake(&self, cidr: Cidr) -> Vec<Cidr> {
+        let handed = self.handed.iter().map(|(block, _)| *block);
+        cidr.without(&handed.filter(|block| block.common(cidr).is_some()).collect::<Vec<_>>())
+    }
+
+    /// The blocks that rest as a whole, each with how many of its addresses are free but for that
+    /// and until when they rest. What lies in another one counts there.
+    pub(super) fn handed(&self, busy: &BTreeSet<u128>) -> Vec<(Cidr, u128, Instant)> {
+        let mut all = self.handed.clone();
+        all.sort_unstable_by_key(|(cidr, until)| (Reverse(cidr.bits), cidr.first, Reverse(*until)));
+        let mut kept: BTreeMap<u128, (Cidr, Instant)> = BTreeMap::new();
+        for (cidr, until) in all {
+            let before = kept.range(..=cidr.first).next_back();
+            if !before.is_some_and(|(_, (other, _))| other.contains(cidr)) {
+                kept.insert(cidr.first, (cidr, until));
+            }
+        }
+        let row = |(cidr, until)| (cidr, self.free_in(cidr, busy), until);
+        kept.into_values().map(row).collect()
+    }
+
     fn rests_until(&self, number: u128) -> Option<Instant> {
         let holds = |(cidr, _): &&(Cidr, Instant)| cidr.first <= number && number <= cidr.last();
         let of_block = self.handed.iter().filter(holds).map(|(_, until)| *until);
@@ -309,10 +332,9 @@ impl Pool {
     /// Where this node may choose addresses now.
     pub(super) fn mine(&self) -> impl Iterator<Item = Cidr> {
         let range = self.subnet.range_block();
-        let handed: Vec<Cidr> = self.handed.iter().map(|(cidr, _)| *cidr).collect();
         let own = self.ownership.cidrs().filter(|(owner, _)| *owner == self.me);
         let chosen = own.filter_map(move |(_, cidr)| cidr.common(range));
-        chosen.flat_map(move |cidr| cidr.without(&handed))
+        chosen.flat_map(|cidr| self.awake(cidr))
     }
 
     /// The first free address of ours from `from` to `to`. Each step passes an address that
@@ -394,7 +416,7 @@ impl Pool {
 }
 
 /// Those that have begun.
-const fn seconds(left: &Duration) -> u64 {
+pub(super) const fn seconds(left: &Duration) -> u64 {
     left.as_secs() + (left.subsec_nanos() > 0) as u64
 }
 

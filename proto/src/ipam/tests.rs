@@ -355,6 +355,36 @@ fn usage_counts_every_address_once() {
     assert_eq!(pool.usage(&elsewhere, start + ADDRESS_QUARANTINE).resting, []);
 }
 
+/// A block whose giver left a moment ago, one that lies in it, and one of this node's own.
+#[test]
+fn what_rests_as_a_whole_is_not_free_and_says_how_long() {
+    let start = now();
+    let mut pool = pool("10.0.0.0/24", 0);
+    pool.extend([transfer("10.0.0.0/25", 0, 1, 1), transfer("10.0.0.0/25", 1, 0, 2)]);
+    let until = |seconds| start + Duration::from_secs(seconds);
+    pool.rest_block(net("10.0.0.64/26"), until(50));
+    pool.rest_block(net("10.0.0.0/25"), until(40));
+    pool.rest_block(net("10.0.0.0/25"), until(30));
+    let elsewhere = BTreeSet::from([ip("10.0.0.65")]);
+    let mut free = |seconds| {
+        let usage = pool.usage(&elsewhere, until(seconds));
+        let free: Vec<_> = usage.blocks.iter().map(|b| (b.used, b.free)).collect();
+        let rests = |it: &HandedBlock| (it.cidr.to_string(), it.resting, it.left.as_secs());
+        (free, usage.handed.iter().map(rests).collect::<Vec<_>>())
+    };
+    // Without network, gateway, broadcast and what is used elsewhere.
+    let own = (0, 127);
+    assert_eq!(free(10), (vec![(1, 0), own], vec![("10.0.0.0/25".to_owned(), 125, 30)]));
+    assert_eq!(free(40), (vec![(1, 62), own], vec![("10.0.0.64/26".to_owned(), 63, 10)]));
+    assert_eq!(free(50), (vec![(1, 125), own], vec![]));
+    let mut heir = self::pool("10.0.0.0/24", 0);
+    heir.rest_block(net("10.0.0.0/24"), until(40));
+    let refused = heir.give(node(1), Need::Now, NOWHERE, until(10)).unwrap_err();
+    assert_eq!(refused, Withheld::Resting(Duration::from_secs(30)));
+    assert!(refused.to_string().contains("rests for 30s more"), "{refused}");
+    assert!(heir.give(node(1), Need::Now, NOWHERE, until(40)).is_ok());
+}
+
 #[test]
 fn wide_v6_blocks_are_not_walked() {
     let mut pool = pool("fd00::/64", 0);
