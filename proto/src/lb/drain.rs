@@ -12,26 +12,43 @@ use std::collections::BTreeMap;
 
 use super::Backend;
 
-/// Drains whose beginning is remembered.
+/// Drains that are remembered without a look at whether they are asked for any more.
 const REMEMBERED: usize = 4096;
+/// How long one is remembered at least after it was asked for last, in milliseconds: who follows
+/// services asks for each drain that there is several times in this.
+const FORGOTTEN: u64 = 600_000;
 
 /// When this node first heard of drains, by its own clock: the clocks of nodes may differ by more
 /// than a drain takes.
 #[derive(Clone, Debug, Default)]
 pub struct DrainClock {
     /// The key is what the clock of another said.
-    heard: BTreeMap<u64, u64>,
+    heard: BTreeMap<u64, Heard>,
+    /// How many there were after the last look for those that can be forgotten.
+    looked: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    first: u64,
+    /// When it was asked for last.
+    asked: u64,
 }
 
 impl DrainClock {
     /// When a drain began by this node's clock, which is `now`, if another's said `since`. Until
     /// the agent is settled after its start, what it hears of may be older than that.
     pub fn begun(&mut self, since: u64, now: u64, is_settled: bool) -> u64 {
-        if !self.heard.contains_key(&since) && self.heard.len() >= REMEMBERED {
-            self.heard.pop_first();
-        }
         let first = if is_settled { now } else { now.min(since) };
-        *self.heard.entry(since).or_insert(first)
+        let heard = self.heard.entry(since).or_insert(Heard { first, asked: now });
+        heard.asked = now;
+        let first = heard.first;
+        // One that ended stays, too, as long as it is asked for: else it would begin anew.
+        if self.heard.len() > REMEMBERED.max(self.looked.saturating_mul(2)) {
+            self.heard.retain(|_, heard| now.saturating_sub(heard.asked) < FORGOTTEN);
+            self.looked = self.heard.len();
+        }
+        first
     }
 }
 
@@ -178,14 +195,23 @@ mod tests {
     }
 
     #[test]
-    fn drains_that_are_forgotten_first_are_the_oldest() {
+    fn drains_that_are_asked_for_are_not_forgotten_however_many_there_are() {
         let mut clock = DrainClock::default();
-        for since in 0..REMEMBERED as u64 {
-            clock.begun(since, 1_000_000, true);
+        let many = 2 * REMEMBERED as u64;
+        for round in 0..10 {
+            for since in 0..many {
+                let begun = clock.begun(since, 1_000_000 + round * FORGOTTEN / 4, true);
+                assert_eq!(begun, 1_000_000, "{since} in round {round}");
+            }
         }
-        assert_eq!(clock.begun(0, 2_000_000, true), 1_000_000, "there is room for all of these");
-        assert_eq!(clock.begun(1_000_000, 2_000_000, true), 2_000_000);
-        assert_eq!(clock.begun(1, 2_000_000, true), 1_000_000);
-        assert_eq!(clock.heard.len(), REMEMBERED);
+        // Others come and go: those that nobody asks for any more make room.
+        let late = 1_000_000 + 10 * FORGOTTEN;
+        for since in 0..20 * many {
+            let now = late + since * FORGOTTEN / many;
+            clock.begun(many + since, now, true);
+            assert_eq!(clock.begun(7, now, true), 1_000_000, "it is still there");
+            assert!(clock.heard.len() as u64 <= 4 * many, "{}", clock.heard.len());
+        }
+        assert_eq!(clock.begun(8, late, true), late, "it was not");
     }
 }
