@@ -94,6 +94,8 @@ pub(super) struct Way {
     tried: Option<Instant>,
     /// No endpoint is in the network here: the host does not reach those elsewhere.
     for_clients: bool,
+    /// Addresses of the node that rest already, while the others could not be told yet.
+    given_up: BTreeSet<IpNet>,
     /// The table inside.
     pub(super) rules: Kept,
 }
@@ -228,7 +230,9 @@ impl Mesh {
         let key = id.to_string();
         let stored = self.store.get::<Node>(Table::Gateways, &key).map_err(store_failed)?;
         let Some(node) = to_forget(stored, self.said_node(id)) else { return Ok(()) };
-        self.forget((Table::Gateways, &key), id, &node.ips).map_err(store_failed)?;
+        let way = hosted.ways.open.get(&id);
+        let ips = way.map_or_else(|| node.ips.clone(), |way| way.still_held(&node.ips));
+        self.forget((Table::Gateways, &key), id, &ips).map_err(store_failed)?;
         // What it sends once no table has it would be counted as a forgery.
         // It keeps nobody from taking the namespace away.
         if let Some(overlay) = hosted.overlays.get(&id)
@@ -237,7 +241,7 @@ impl Mesh {
             debug!(network = %id, %error, "the node's interface is not silenced");
         }
         self.withdraw(id, node.id);
-        node.ips.iter().for_each(|ip| self.member.addresses.release(id, *ip, Instant::now()));
+        ips.iter().for_each(|ip| self.member.addresses.release(id, *ip, Instant::now()));
         Ok(())
     }
 
@@ -406,14 +410,16 @@ impl Mesh {
         }
         let plug = self.node_plug(&node, way.uplink.as_ref());
         if !given_up.is_empty() {
+            let held = way.still_held(&given_up);
             // What is not written down is not begun: else the addresses would be put back here as
             // often as they are given up.
-            self.keep_given_up(&node, &given_up)?;
+            self.keep_given_up(&node, &held)?;
             // Before others are told: nothing leaves from an address that they do not know.
             overlay.set_node(&plug).await?;
             // Not before the kernel has given them up. They rest from now on.
             let now = Instant::now();
-            given_up.iter().for_each(|ip| self.member.addresses.release(id, *ip, now));
+            held.iter().for_each(|ip| self.member.addresses.release(id, *ip, now));
+            way.given_up.extend(held);
         }
         if plug.leads_nowhere() && given_up.is_empty() {
             // Ports may have led on before.
@@ -425,6 +431,7 @@ impl Mesh {
             if !self.is_said(&claim) {
                 self.announce(&claim).await?;
             }
+            way.given_up.clear();
             overlay.set_node(&plug).await?;
         }
         uplink?;
@@ -674,6 +681,12 @@ impl Way {
         self.fault.as_deref()
     }
 
+    /// Of addresses that the node gives up, those that do not rest yet. The others may be an
+    /// endpoint's by now.
+    fn still_held(&self, ips: &[IpNet]) -> Vec<IpNet> {
+        ips.iter().filter(|ip| !self.given_up.contains(ip)).copied().collect()
+    }
+
     fn shut_by(&mut self, error: &ApiError) {
         self.fault = Some(error.message.clone());
         self.shut.clone_from(&self.fault);
@@ -717,6 +730,16 @@ mod tests {
 
     fn ips(texts: &[&str]) -> Vec<IpNet> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    /// The others still hear of addresses of the node that rest, as they could not be told.
+    #[test]
+    fn an_address_that_rests_is_not_given_up_again() {
+        let (all, first) = (ips(&["10.0.0.9/24", "fd00::9/64"]), ips(&["10.0.0.9/24"]));
+        let mut way = Way::default();
+        assert_eq!(way.still_held(&all), all);
+        way.given_up.extend(first);
+        assert_eq!(way.still_held(&all), ips(&["fd00::9/64"]));
     }
 
     /// A change of the store may be there although it failed: what ends here is found all the same.
