@@ -115,7 +115,7 @@ impl Mesh {
     pub(super) async fn host_for_clients(self: &Arc<Self>, hosted: &mut Hosted, due: &[HostPort]) {
         let mut networks: BTreeSet<NetworkId> = due.iter().map(|port| port.network).collect();
         if networks.len() > AT_ONCE {
-            self.services.changed.notify();
+            self.services.changed.notify_ports();
             networks = networks.into_iter().take(AT_ONCE).collect();
         }
         for id in networks {

@@ -47,6 +47,15 @@ fn is_same_but_health(before: &Claims, after: &Claims) -> bool {
     before.keys().eq(after.keys()) && before.values().zip(after.values()).all(is_same)
 }
 
+/// Whether a node's own endpoints are others, or elsewhere.
+fn is_other_here(me: NodeId, before: &Claims, after: &Claims) -> bool {
+    let own = |claims: &Claims| {
+        let own = claims.iter().filter(|(key, _)| key.node == me);
+        own.map(|(key, claim)| (*key, claim.ips.clone())).collect::<Vec<_>>()
+    };
+    own(before) != own(after)
+}
+
 /// Reports once each claim to one of these MACs that a claim of another node has.
 pub(super) fn report_rivals<P>(
     table: &NetworkTable<P>,
@@ -108,7 +117,7 @@ impl Mesh {
         self.tell_changes();
         // A handshake before the first frame: it saves that frame the wait, and tells a peer that
         // still seals for this node's last life.
-        for node in self.follow_tables(gossip) {
+        for node in self.follow_tables(gossip, &hash) {
             self.host.plane.want(node).await;
         }
     }
@@ -174,8 +183,8 @@ impl Mesh {
 
     /// Publishes what changed in the hosted networks; returns the nodes that have a part in one of
     /// them since.
-    fn follow_tables(&self, gossip: &Gossip) -> BTreeSet<NodeId> {
-        let mut met = BTreeSet::new();
+    fn follow_tables(&self, gossip: &Gossip, objects: &str) -> BTreeSet<NodeId> {
+        let (mut met, mut checks) = (BTreeSet::new(), self.services.note_objects(objects));
         let active = self.member.objects.read(ObjectSet::active_networks);
         let network_names = self.network_names();
         // Asked for all networks at once: each question goes through all services.
@@ -197,7 +206,8 @@ impl Mesh {
                 true => self.services_of(*id, (&claims, &away)),
                 false => Vec::new(),
             };
-            self.services.note(*id, &services);
+            checks |= self.services.note(*id, &services);
+            checks |= is_other_here(self.member.me, &local.claims, &claims);
             match &local.table {
                 LocalTable::Sealed(table) => {
                     let table = Arc::clone(table);
@@ -234,8 +244,11 @@ impl Mesh {
             }
             local.claims = claims;
         }
-        self.services.keep(|id| locals.contains_key(id));
-        self.services.changed.notify();
+        checks |= self.services.keep(|id| locals.contains_key(id));
+        self.services.changed.notify_ports();
+        if checks {
+            self.services.changed.notify_checks();
+        }
         drop(locals);
         names.extend(self.local_names());
         self.publish_names(gossip, names);
@@ -323,5 +336,47 @@ fn mac_of<P>(update: &TableUpdate<P>) -> Option<MacAddr> {
     match update {
         TableUpdate::Put(row) => Some(row.mac),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vxmesh_proto::addr::EndpointId;
+
+    use super::*;
+
+    fn claim(id: u8, last: u8) -> EndpointClaim {
+        EndpointClaim {
+            id: EndpointId::from_random([id; 16]),
+            network: NetworkId::from_random([9; 16]),
+            name: "a".parse().unwrap(),
+            aliases: Vec::new(),
+            mac: MacAddr([2, 0, 0, 0, 0, id]),
+            ips: vec![[10, 0, 0, last].into()],
+            incarnation: 1,
+            labels: BTreeMap::new(),
+            router: false,
+            health: BTreeMap::new(),
+        }
+    }
+
+    /// What is to be checked here is looked for again only if it may be something else.
+    #[test]
+    fn endpoints_of_others_and_the_health_of_own_ones_change_nothing_here() {
+        let nodes = [1, 2].map(|n| NodeId::of_public_key(&[n]));
+        let [me, other] = nodes;
+        let claims = |all: &[(NodeId, EndpointClaim)]| -> Claims {
+            let row = |(node, claim): &(NodeId, EndpointClaim)| {
+                (RowKey { node: *node, endpoint: claim.id }, claim.clone())
+            };
+            all.iter().map(row).collect()
+        };
+        let before = claims(&[(me, claim(1, 1))]);
+        let told = EndpointClaim { health: [("s".to_owned(), true)].into(), ..claim(1, 1) };
+        let same = claims(&[(me, told), (other, claim(2, 2))]);
+        assert!(!is_other_here(me, &before, &same));
+        for after in [claims(&[]), claims(&[(me, claim(1, 3))]), claims(&[(me, claim(3, 1))])] {
+            assert!(is_other_here(me, &before, &after), "{after:?}");
+        }
     }
 }

@@ -36,9 +36,10 @@ use crate::{
 
 /// Where what was told is kept.
 const KEY: &str = "health";
-/// How often services and endpoints are looked at for what is to be checked, and how often at most
-/// while they change.
-const FOLLOW: Duration = Duration::from_secs(1);
+/// How often services and endpoints are looked at for what is to be checked although nobody said
+/// that they changed, and how often at most while they change. Each look goes through all endpoints
+/// of networks with services.
+const FOLLOW: Duration = Duration::from_secs(5);
 const CHANGED: Duration = Duration::from_millis(100);
 
 /// How long what the agent's last life told stands, if nothing else is known: until all members
@@ -221,6 +222,7 @@ impl Services {
         let now = Instant::now();
         let until = ttl.and_then(|ttl| now.checked_add(ttl));
         lock(&self.checks).handle_word(now, of, word, until);
+        self.changed.notify_checks();
     }
 
     /// Who runs an endpoint says whether it works at all.

@@ -71,7 +71,7 @@ const ANSWERS: usize = 64;
 /// The flows of this process: one table, made with the first service and never unmapped.
 static FLOWS: Mutex<Option<Arc<Flows>>> = Mutex::new(None);
 
-/// Says that services or their backends may be others, to each who follows them.
+/// Says that services or their backends are others, or may be, to each who follows them.
 #[derive(Debug, Default)]
 pub(crate) struct Changed {
     for_ports: Notify,
@@ -79,8 +79,12 @@ pub(crate) struct Changed {
 }
 
 impl Changed {
-    pub(crate) fn notify(&self) {
+    /// Also where only something else changed: ports of this host depend on more.
+    pub(crate) fn notify_ports(&self) {
         self.for_ports.notify_one();
+    }
+
+    pub(crate) fn notify_checks(&self) {
         self.for_checks.notify_one();
     }
 
@@ -103,6 +107,8 @@ pub(crate) struct Services {
     file: PathBuf,
     /// The services of each network here, also those without an address.
     known: Mutex<BTreeMap<NetworkId, Arc<[ServiceSpec]>>>,
+    /// The hash of the objects that they follow from.
+    objects: Mutex<String>,
     /// Which backends get no new flows by what was seen of them.
     ejections: Mutex<Ejections>,
     /// How many questions of other nodes are answered at once.
@@ -135,6 +141,7 @@ impl Services {
             versions: AtomicU64::new(rand::random()),
             file: flows::path(run_dir),
             known: Mutex::default(),
+            objects: Mutex::default(),
             ejections: Mutex::default(),
             answers: Semaphore::new(ANSWERS),
             checks: Mutex::new(Checks::after(Self::load_health(store)?)),
@@ -160,17 +167,32 @@ impl Services {
         updated(table, specs, state, &lock(&self.ejections), next)
     }
 
-    /// Notes the services of a network as they are now.
-    pub(crate) fn note(&self, network: NetworkId, specs: &[ServiceSpec]) {
+    /// Notes the services of a network as they are now; whether they are others.
+    pub(crate) fn note(&self, network: NetworkId, specs: &[ServiceSpec]) -> bool {
         let mut known = lock(&self.known);
-        if known.get(&network).map_or(!specs.is_empty(), |known| **known != *specs) {
+        let is_new = known.get(&network).map_or(!specs.is_empty(), |known| **known != *specs);
+        if is_new {
             known.insert(network, specs.into());
         }
+        is_new
     }
 
-    /// Forgets the services of networks that are not here any more.
-    pub(crate) fn keep(&self, is_here: impl Fn(&NetworkId) -> bool) {
-        lock(&self.known).retain(|network, _| is_here(network));
+    /// Forgets the services of networks that are not here any more; whether there were some.
+    pub(crate) fn keep(&self, is_here: impl Fn(&NetworkId) -> bool) -> bool {
+        let mut known = lock(&self.known);
+        let before = known.len();
+        known.retain(|network, _| is_here(network));
+        known.len() < before
+    }
+
+    /// Whether the objects, and so perhaps the checks of services, are others than the last time.
+    pub(crate) fn note_objects(&self, hash: &str) -> bool {
+        let mut known = lock(&self.objects);
+        let is_new = *known != hash;
+        if is_new {
+            hash.clone_into(&mut known);
+        }
+        is_new
     }
 
     /// The services of all networks here.

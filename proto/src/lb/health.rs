@@ -97,22 +97,29 @@ impl Checks {
             let standing = self.all.entry(*of).or_insert_with(new);
             if standing.check.as_ref() != Some(check) {
                 standing.check = Some(check.clone());
-                standing.due = now;
+                // What another check found in a row says nothing of this one.
+                (standing.due, standing.otherwise) = (now, 0);
             }
         }
-        for (of, standing) in &mut self.all {
-            if !wanted.contains_key(of) {
-                (standing.check, standing.passes) = (None, None);
-            }
+        for (_, standing) in self.all.iter_mut().filter(|(of, _)| !wanted.contains_key(of)) {
+            (standing.check, standing.passes, standing.otherwise) = (None, None, 0);
+        }
+        self.expire(now);
+        self.all.retain(|of, it| is_here(of) && (it.check.is_some() || it.word.is_some()));
+    }
+
+    /// Forgets words whose time is over.
+    fn expire(&mut self, now: Instant) {
+        for standing in self.all.values_mut() {
             standing.word =
                 standing.word.filter(|(_, until)| until.is_none_or(|until| now < until));
         }
-        self.all.retain(|of, it| is_here(of) && (it.check.is_some() || it.word.is_some()));
     }
 
     /// What is to be checked now, so many at most; [`handle_result`](Self::handle_result) is then
     /// due for each.
     pub fn poll(&mut self, now: Instant, most: usize) -> Vec<(Checked, HealthCheck)> {
+        self.expire(now);
         let is_due = |it: &CheckState| it.check.is_some() && !it.is_running && it.due <= now;
         let mut due: Vec<_> = self.all.iter_mut().filter(|(_, it)| is_due(it)).collect();
         // Those that have waited longest.
@@ -297,6 +304,42 @@ mod tests {
         let results = [true, false, false, true, false, false, false, true, false, true, true];
         let health = [up, up, up, up, up, up, down, down, down, down, up];
         assert_eq!(run(&results), health);
+    }
+
+    /// A service lost its check for a moment while somebody's word kept the state, or has another
+    /// check.
+    #[test]
+    fn failures_before_a_check_was_wanted_anew_do_not_count() {
+        let other = HealthCheck { timeout_ms: 400, ..check() };
+        for (between, after) in [(None, check()), (Some(other.clone()), other)] {
+            let (mut checks, now, one) = (Checks::default(), now(), of(1, 1));
+            let wanted =
+                |check: Option<HealthCheck>| check.map(|it| (one, it)).into_iter().collect();
+            checks.follow(now, &wanted(Some(check())), |_| true);
+            checks.handle_result(now, one, false);
+            checks.handle_result(now, one, false);
+            checks.handle_word(now, one, Some(true), None);
+            checks.follow(now, &wanted(between), |_| true);
+            checks.follow(now, &wanted(Some(after)), |_| true);
+            checks.handle_word(now, one, None, None);
+            checks.handle_result(now, one, false);
+            assert_eq!(checks.health(one.0), BTreeMap::new(), "this is the first of three");
+            checks.handle_result(now, one, false);
+            checks.handle_result(now, one, false);
+            assert_eq!(checks.health(one.0), [(one.1.short(), false)].into());
+        }
+    }
+
+    /// Whoever looks when it is due finds it gone: else it looks again and again until then.
+    #[test]
+    fn a_word_ends_when_it_is_due() {
+        let (mut checks, start, one) = (Checks::default(), now(), of(1, 1));
+        checks.handle_word(start, one, Some(false), Some(start + 5 * SECOND));
+        checks.poll_told(start);
+        assert_eq!(checks.poll_timeout(), Some(start + 5 * SECOND));
+        assert_eq!(checks.poll(start + 5 * SECOND, 9), []);
+        assert_eq!(checks.poll_told(start + 5 * SECOND), [(one.0, BTreeMap::new())]);
+        assert_eq!(checks.poll_timeout(), None);
     }
 
     #[test]
