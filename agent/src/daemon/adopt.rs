@@ -151,9 +151,16 @@ impl Mesh {
                 let overlay = overlay.ok()?;
                 mesh.host.name_servers.serve_network(id, &network, &overlay);
                 let way = mesh.adopt_way((&host, &overlay), id, &network).await;
+                // The cable's other end first: which end was cut first says who did it.
+                mesh.register_network(&host, id, &overlay).await;
                 let mut adopted = Vec::new();
                 for endpoint in endpoints {
-                    adopted.push((endpoint.id, mesh.adopt_cable(&overlay, &endpoint).await));
+                    mesh.register_endpoint(&host, &endpoint).await;
+                    let done = mesh.adopt_cable(&overlay, &endpoint).await;
+                    if done.is_err() {
+                        mesh.unregister(endpoint.id);
+                    }
+                    adopted.push((endpoint.id, done));
                 }
                 overlay.trust_no_more();
                 Some((id, overlay, way, adopted))
@@ -332,7 +339,9 @@ impl Mesh {
         }
         // Whatever follows, undoing it takes the namespace away after the last endpoint.
         let overlay = self.host_network(hosted, endpoint.network, &network).await?;
-        self.adopt_cable(overlay, endpoint).await
+        self.adopt_cable(overlay, endpoint).await?;
+        self.register_new(Some(overlay), endpoint).await;
+        Ok(())
     }
 
     /// Takes over the cable of an endpoint that was plugged in.

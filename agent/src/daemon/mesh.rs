@@ -126,10 +126,13 @@ impl Mesh {
             .map_err(|error| failed(error, "see the agent's log"))?;
         let _first = self.member.gossip.set(gossip);
         self.repin_sandboxes().await?;
+        // Who takes something away that was just taken over is heard: at which end a cable was cut
+        // is seen of nothing else.
+        self.hear_on();
         self.adopt().await?;
         self.reconcile().await;
         self.name_sandboxes();
-        tokio::spawn(Arc::clone(self).watch());
+        tokio::spawn(Arc::clone(self).look_on());
         tokio::spawn(services::watch(Arc::clone(self), self.member.keeper.stops()));
         tokio::spawn(services::check(Arc::clone(self), self.member.keeper.stops()));
         tokio::spawn(services::publish(Arc::clone(self), self.member.keeper.stops()));

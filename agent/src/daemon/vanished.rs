@@ -128,7 +128,7 @@ impl Mesh {
         self.register_endpoint(&host, endpoint).await;
     }
 
-    async fn register_network(&self, host: &Links, id: NetworkId, overlay: &Overlay) {
+    pub(super) async fn register_network(&self, host: &Links, id: NetworkId, overlay: &Overlay) {
         match host.number(overlay.netns()).await {
             Ok(number) => {
                 lock(&self.host.watching.places).networks.insert(number, id);
@@ -152,7 +152,7 @@ impl Mesh {
                 || self.macvlan_of(endpoint.network).is_some())
     }
 
-    async fn register_endpoint(self: &Arc<Self>, host: &Links, endpoint: &Stored) {
+    pub(super) async fn register_endpoint(self: &Arc<Self>, host: &Links, endpoint: &Stored) {
         self.host.watching.place(&endpoint.name, &endpoint.plug(), endpoint.is_attached());
         let place = lock(&self.host.watching.places).endpoints.get(&endpoint.id).cloned();
         let Some(Place { netns, .. }) = place else { return };
@@ -180,6 +180,14 @@ impl Mesh {
         }
         if let Some(place) = lock(&self.host.watching.places).endpoints.get_mut(&endpoint.id) {
             (place.number, place.process, place.heard) = (number, waits, heard);
+        }
+    }
+
+    /// Hears of an endpoint no more, which is not this life's yet.
+    pub(super) fn unregister(&self, id: EndpointId) {
+        lock(&self.host.watching.places).endpoints.remove(&id);
+        if let Some(task) = lock(&self.host.watching.processes).remove(&id) {
+            task.abort();
         }
     }
 

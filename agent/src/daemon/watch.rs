@@ -13,19 +13,22 @@ const SETTLE: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_millis(500);
 
 impl Mesh {
-    /// Hears of changes until the agent stops.
-    pub(super) async fn watch(self: Arc<Self>) {
+    /// Hears of changes until the agent stops. What happens from here on is heard.
+    pub(super) fn hear_on(self: &Arc<Self>) {
+        let (mesh, ears) = (Arc::clone(self), self.host.watching.listen());
         let mut stop = self.member.keeper.stops();
-        tokio::spawn(Arc::clone(&self).look_on());
-        tokio::select! {
-            () = self.host.watching.hear() => {}
-            _ = stop.changed() => {}
-        }
-        self.host.watching.stop();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = mesh.host.watching.hear(ears) => {}
+                _ = stop.changed() => {}
+            }
+            mesh.host.watching.stop();
+        });
     }
 
-    /// Looks where something may be different. What was begun is not cut short by the agent's end.
-    async fn look_on(self: Arc<Self>) {
+    /// Looks where something may be different, until the agent stops. What was begun is not cut
+    /// short by that.
+    pub(super) async fn look_on(self: Arc<Self>) {
         let mut stop = self.member.keeper.stops();
         let mut ticks = 0usize;
         let mut tick = tokio::time::interval_at(Instant::now() + SETTINGS, SETTINGS);

@@ -258,6 +258,13 @@ impl Dirty {
     }
 }
 
+/// What hears of changes.
+#[derive(Debug)]
+pub(crate) struct Ears {
+    watch: Watch,
+    mounts: Mounts,
+}
+
 /// The watcher's state.
 #[derive(Debug, Default)]
 pub(crate) struct Watching {
@@ -356,19 +363,26 @@ impl Watching {
         lock(&self.places).networks.retain(|_, id| *id != network);
     }
 
-    /// Hears of changes as long as this is awaited.
-    pub(crate) async fn hear(&self) {
-        let opened = Watch::open().and_then(|watch| Ok((watch, Mounts::open()?)));
-        let (watch, mounts) = match opened {
-            Ok(opened) => opened,
+    /// Listens to what happens from now on. Needs a tokio runtime.
+    pub(crate) fn listen(&self) -> Option<Ears> {
+        let opened = Watch::open().and_then(|watch| Ok(Ears { watch, mounts: Mounts::open()? }));
+        match opened {
+            Ok(ears) => {
+                self.hears.store(true, Ordering::Relaxed);
+                // What happened before is looked at, too.
+                self.mark(|dirty| dirty.all = true);
+                Some(ears)
+            }
             Err(error) => {
                 warn!(%error, "the kernel does not tell of changes; they are looked for once a minute");
-                return std::future::pending().await;
+                None
             }
-        };
-        self.hears.store(true, Ordering::Relaxed);
-        // What happened before is looked at, too.
-        self.mark(|dirty| dirty.all = true);
+        }
+    }
+
+    /// Hears of changes as long as this is awaited.
+    pub(crate) async fn hear(&self, ears: Option<Ears>) {
+        let Some(Ears { watch, mounts }) = ears else { return std::future::pending().await };
         loop {
             let is_asked = |number| lock(&self.places).knows(number);
             let failed = tokio::select! {

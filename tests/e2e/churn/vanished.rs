@@ -83,6 +83,27 @@ fn an_endpoint_ends_with_its_sandbox() -> Result<()> {
     lab.finish(Allowed { drops: &[UNDERWAY, &["unknown_index"]].concat(), ..Allowed::default() })
 }
 
+/// An agent hears of what it takes over before it says that it is ready.
+#[test]
+fn an_interface_that_is_deleted_right_after_the_agents_start_ends_its_endpoint() -> Result<()> {
+    let lab = Lab::up(2)?;
+    lab.network("h1", "blue")?;
+    lab.sh("h1", "ip netns add box")?;
+    let ready = || Ok::<_, anyhow::Error>(lab.log("h1")?.matches("mesh: ready").count());
+    for _ in 0..4 {
+        lab.vx("h1", &["endpoint", "attach", "blue", "--name", "e", "--netns", "box"])?;
+        let before = ready()?;
+        lab.lab(&["kill", "h1"])?;
+        lab.lab(&["start", "h1"])?;
+        let begun = Instant::now();
+        while ready()? == before {
+            ensure!(begun.elapsed() < LIMIT, "the agent is not ready");
+        }
+        ends(&lab, "ip -n box link del eth0", "deleted or moved")?;
+    }
+    lab.finish(Allowed { drops: &[UNDERWAY, &["unknown_index"]].concat(), ..Allowed::default() })
+}
+
 #[test]
 fn an_endpoint_upon_a_parent_ends_with_its_interface_and_comes_back_with_its_parent() -> Result<()>
 {
