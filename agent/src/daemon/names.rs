@@ -113,7 +113,10 @@ impl Mesh {
         let mut owed = false;
         for sandbox in sandboxes.iter() {
             let name = sandbox.name();
-            // One that is being made is served by whoever makes it.
+            // One that is being made is served by whoever makes it, by what was known then.
+            if anew && !sandbox.has_process() && sandbox.names_itself() {
+                self.host.name_servers.note_stale();
+            }
             if !sandbox.has_process()
                 || !sandbox.names_itself()
                 || (self.host.name_servers.serves(name) && !anew)

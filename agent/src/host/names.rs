@@ -59,6 +59,8 @@ pub(crate) struct NameServers {
     resolver: Mutex<Option<Arc<ResolvConf>>>,
     /// Name servers that engines have asked since the agent's start.
     asked: Mutex<BTreeSet<IpAddr>>,
+    /// Whether those of some sandbox may say something older.
+    stale: AtomicBool,
     /// Sandboxes that could not be served, so that each is reported once.
     unserved: Mutex<BTreeSet<Name>>,
     /// Whether there may be a sandbox that is to be served and is not.
@@ -87,6 +89,7 @@ impl Default for NameServers {
             gateways: Mutex::default(),
             resolver: Mutex::default(),
             asked: Mutex::default(),
+            stale: AtomicBool::new(false),
             unserved: Mutex::default(),
             owed: AtomicBool::new(true),
         }
@@ -240,11 +243,18 @@ impl NameServers {
         Server::start(sockets, desk)
     }
 
-    /// Whether the host's resolv.conf has changed since this was asked last.
+    /// Whether the host's resolv.conf has changed since this was asked last, or the files of a
+    /// sandbox may still say what it said before.
     pub(crate) fn is_resolver_new(&self) -> bool {
         let conf = self.names.host_conf();
         let before = lock(&self.resolver).replace(Arc::clone(&conf));
-        before.is_some_and(|before| before != conf)
+        let is_stale = self.stale.swap(false, Ordering::Relaxed);
+        is_stale || before.is_none_or(|before| before != conf)
+    }
+
+    /// Notes that the files of a sandbox that is being made may be older than what changed.
+    pub(crate) fn note_stale(&self) {
+        self.stale.store(true, Ordering::Relaxed);
     }
 
     /// The name servers that engines of this host ask for their containers from within these: a
