@@ -51,8 +51,8 @@ fn a_limit_of_multicast_can_be_changed_and_the_doctor_names_it() -> Result<()> {
         Ok(said.into_iter().find(|row| row.hint.contains("multicast_rate")))
     };
     ensure!(met()?.is_none(), "nothing was limited");
-    flood(&lab, &all[2])?;
-    wait_until("the limit is met", || Ok(lab.dropped("h1", "flood_limited")? > 0))?;
+    // A busy machine may send no faster than the limit for once.
+    wait_until("the limit is met", || Ok(flood(&lab, &all[2])? > 0))?;
     wait_until("the doctor names it", || {
         let Some(row) = met()? else { return Ok(false) };
         ensure!(row.check == "network narrow" && row.health == Health::Warn, "{row:?}");
