@@ -161,7 +161,7 @@ impl Mesh {
     fn is_due(&self, hosted: &Hosted, dirty: &Dirty, (place, id): (usize, NetworkId)) -> bool {
         let Some(overlay) = hosted.overlays.get(&id) else { return false };
         let uplink = hosted.ways.uplink_of(id);
-        let is_set = || uplink.is_none_or(|it| whole::setting_faults(it, false).is_empty());
+        let is_set = || uplink.is_none_or(|it| whole::untold_faults(it).is_empty());
         let is_set_inside = || overlay.setting_faults().is_ok_and(|faults| faults.is_empty());
         let is_turn = |turn: Turn| {
             turn.is_for_all(place)
@@ -297,10 +297,12 @@ impl Mesh {
         if let Some(uplink) = uplink {
             let faults = whole::faults(uplink, network.mtu, &view.state, &state);
             if !faults.is_empty() {
-                // Routes that the kernel made with an address come back with the link.
-                whole::take_down(uplink, &view.links, overlay.links())
-                    .await
-                    .map_err(OverlayError::from)?;
+                if faults != whole::setting_faults(uplink) {
+                    // Routes that the kernel made with an address come back with the link.
+                    let ends = (&view.links, overlay.links());
+                    let down = whole::take_down(uplink, ends.0, ends.1).await;
+                    down.map_err(OverlayError::from)?;
+                }
                 self.ensure_uplink((&view.links, overlay), id, network).await?;
                 said.extend(faults);
             }

@@ -146,6 +146,7 @@ pub async fn ensure(
         }
     }
     set_all(&host_settings(&name, v6))?;
+    forward(&name)?;
     host.add_link_address(&name, pair_net(here)).await?;
     drop(choosing);
     host.set_up(&name, mtu).await?;
@@ -183,6 +184,22 @@ pub(super) fn host_settings(name: &str, ipv6: bool) -> Vec<(String, &'static str
     let mut settings = vec![(format!("ipv4/conf/{name}/route_localnet"), "1")];
     settings.extend(ipv6_values(name).into_iter().filter(|_| ipv6));
     settings
+}
+
+/// What forwards by the host's end: to be as the host as a whole. Where that is closed, these are
+/// opened with it.
+pub(super) fn switches(name: &str) -> Vec<(String, &'static str)> {
+    let mut kernel = Settings::default();
+    let mut is_on = |family: &&str| {
+        kernel.is(&format!("{family}/conf/all/forwarding"), "1").unwrap_or_default()
+    };
+    let on = ["ipv4", "ipv6"].into_iter().filter(|family| is_on(family));
+    on.map(|family| (format!("{family}/conf/{name}/forwarding"), "1")).collect()
+}
+
+fn forward(name: &str) -> std::io::Result<()> {
+    let mut kernel = Settings::default();
+    switches(name).iter().try_for_each(|(path, value)| kernel.set_if_there(path, value))
 }
 
 fn ipv6_values(name: &str) -> [(String, &'static str); 4] {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::uplink::{HOST_LL, INSIDE, INSIDE_LL, Uplink, host_settings, pair_net};
+use super::uplink::{HOST_LL, INSIDE, INSIDE_LL, Uplink, host_settings, pair_net, switches};
 use crate::netlink::{
     link::{Link, LinkError, Links},
     settings::Settings,
@@ -53,7 +53,7 @@ pub fn faults(uplink: &Uplink, mtu: u16, host: &State, inside: &State) -> Vec<St
     for router in routers.into_iter().flatten().filter(|router| !inside.leads(inner, *router)) {
         said.push(format!("the default route by {router} inside is gone"));
     }
-    said.extend(setting_faults(uplink, uplink.inside6.is_some()));
+    said.extend(setting_faults(uplink));
     said
 }
 
@@ -67,12 +67,24 @@ pub async fn take_down(uplink: &Uplink, host: &Links, inside: &Links) -> Result<
     inside.take_down(INSIDE).await
 }
 
-/// Settings of the host's end that are not as they should be. Of those of IPv4 the kernel tells
-/// nobody; where one of IPv6 matters, addresses go with it.
+/// Settings of the host's end that are not as they should be.
 #[must_use]
-pub fn setting_faults(uplink: &Uplink, ipv6: bool) -> Vec<String> {
+pub fn setting_faults(uplink: &Uplink) -> Vec<String> {
+    let mut settings = host_settings(&uplink.ifname, uplink.inside6.is_some());
+    settings.extend(switches(&uplink.ifname));
+    changed(settings)
+}
+
+/// Those of them of which the kernel tells nobody: it tells of forwarding, and where another one of
+/// IPv6 matters, addresses go with it.
+#[must_use]
+pub fn untold_faults(uplink: &Uplink) -> Vec<String> {
+    changed(host_settings(&uplink.ifname, false))
+}
+
+fn changed(settings: Vec<(String, &'static str)>) -> Vec<String> {
     let mut kernel = Settings::default();
-    let settings = host_settings(&uplink.ifname, ipv6).into_iter();
-    let changed = settings.filter(|(path, value)| kernel.get(path).is_ok_and(|now| now != *value));
+    let changed =
+        settings.into_iter().filter(|(path, value)| kernel.is(path, value) == Some(false));
     changed.map(|(path, _)| format!("the setting net/{path} was changed")).collect()
 }

@@ -242,7 +242,12 @@ impl Dirty {
                     self.lost.insert(name);
                 }
             }
-            Change::Rules | Change::Setting => self.host = true,
+            Change::Setting(of) => {
+                self.host = true;
+                let uplink = of.and_then(|index| places.uplink_numbers.get(&index));
+                self.networks.extend(uplink);
+            }
+            Change::Rules => self.host = true,
             Change::BridgeFilter => {
                 self.host = true;
                 self.networks.extend(places.networks.values());
@@ -476,6 +481,10 @@ mod tests {
             (Some(7), Change::Rules, false),
             (Some(8), Change::Address(1), false),
             (None, Change::Address(3), true),
+            (None, Change::Setting(Some(3)), true),
+            (None, Change::Setting(Some(4)), false),
+            (None, Change::Setting(None), false),
+            (Some(7), Change::Setting(None), true),
             (None, Change::Address(4), false),
             (None, Change::Link("vxm1".into()), true),
             (None, Change::Link("eth0".into()), false),

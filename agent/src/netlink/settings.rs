@@ -17,6 +17,8 @@ use nix::{
 const ROOT: &str = "/proc/sys/net";
 /// A value is a number or a few.
 const LONGEST: usize = 256;
+/// The switch of one interface, or of a whole family, that lets packets pass.
+const FORWARDING: &str = "/forwarding";
 
 /// The settings below `/proc/sys/net` of the calling thread's network namespace.
 ///
@@ -42,6 +44,14 @@ impl Settings {
         Ok(String::from_utf8_lossy(value).trim().to_owned())
     }
 
+    /// Whether it has a value; nothing where there is no such setting. To a switch of forwarding
+    /// all values but 0 are one, and the kernel copies whatever switched all interfaces.
+    pub(crate) fn is(&mut self, path: &str, value: &str) -> Option<bool> {
+        let now = self.get(path).ok()?;
+        let is_on = path.ends_with(FORWARDING) && value != "0";
+        Some(if is_on { now != "0" } else { now == value })
+    }
+
     /// Those that there are of these, with their values.
     pub(crate) fn of(paths: impl IntoIterator<Item = String>) -> BTreeMap<String, String> {
         let mut settings = Self::default();
@@ -54,7 +64,7 @@ impl Settings {
     /// # Errors
     /// The kernel has no such setting or refuses the value.
     pub(crate) fn set(&mut self, path: &str, value: &str) -> io::Result<()> {
-        if self.get(path).is_ok_and(|now| now == value) {
+        if self.is(path, value) == Some(true) {
             return Ok(());
         }
         let written =
@@ -113,6 +123,10 @@ mod tests {
                 }
                 settings.set_if_there("ipv4/no_such", "1")?;
                 settings.set_if_there("no/such", "1")?;
+                settings.set("ipv4/ip_forward", "2")?;
+                assert_eq!(settings.is("ipv4/conf/all/forwarding", "1"), Some(true));
+                assert_eq!(settings.is("ipv4/conf/all/forwarding", "0"), Some(false));
+                assert_eq!(settings.is("ipv4/conf/no_such/forwarding", "1"), None);
                 let missing = settings.set("no/such", "1").unwrap_err();
                 assert_eq!(missing.kind(), io::ErrorKind::NotFound, "{missing}");
                 assert!(settings.set(setting, "many").unwrap_err().to_string().contains(setting));

@@ -84,6 +84,9 @@ const DEL_POLICY_RULE: u16 = 33;
 const NEW_SETTING: u16 = 80;
 const DEL_SETTING: u16 = 81;
 const DEL_NUMBER: u16 = 89;
+/// A `netconfmsg`, padded, and the kind of the attribute with the interface.
+const NETCONF_LEN: usize = 4;
+const NETCONF_INTERFACE: u16 = 1;
 /// The neighbours of a bridge.
 const AF_BRIDGE: u8 = 7;
 
@@ -109,8 +112,9 @@ pub enum Change {
     PolicyRules,
     /// Rules of nf_tables.
     Rules,
-    /// A setting of the kernel that it tells of, such as forwarding.
-    Setting,
+    /// A setting of the kernel that it tells of, such as forwarding: of the interface with this
+    /// number, or of all.
+    Setting(Option<u32>),
     /// A namespace with this number is gone.
     NamespaceGone(i32),
     /// From now on bridges show frames to rules for packets, unless told otherwise.
@@ -300,7 +304,7 @@ fn header_of(bytes: &[u8]) -> Option<(NetlinkHeader, usize)> {
 fn change_of(header: &NetlinkHeader, body: &[u8]) -> Option<Change> {
     let family = body.first().copied()?;
     match header.message_type {
-        NEW_SETTING | DEL_SETTING => return Some(Change::Setting),
+        NEW_SETTING | DEL_SETTING => return Some(Change::Setting(interface_set(body))),
         NEW_POLICY_RULE | DEL_POLICY_RULE => return Some(Change::PolicyRules),
         NEW_NEIGHBOUR | DEL_NEIGHBOUR => return (family == AF_BRIDGE).then_some(Change::Fdb),
         NEW_LINK | DEL_LINK | NEW_ADDRESS | DEL_ADDRESS | NEW_ROUTE | DEL_ROUTE | DEL_NUMBER => {}
@@ -324,6 +328,15 @@ fn change_of(header: &NetlinkHeader, body: &[u8]) -> Option<Change> {
         RouteNetlinkMessage::DelNsId(message) => id_in(&message).map(Change::NamespaceGone),
         _ => None,
     }
+}
+
+/// The interface of which a message tells a setting: the first attribute has its number
+/// (`NETCONFA_IFINDEX` of linux/netconf.h), which is negative for those of all and of new ones.
+fn interface_set(body: &[u8]) -> Option<u32> {
+    let attribute = body.get(NETCONF_LEN..)?;
+    let kind = u16::from_ne_bytes(*attribute.get(2..)?.first_chunk()?);
+    let number = i32::from_ne_bytes(*attribute.get(4..)?.first_chunk()?);
+    u32::try_from(number).ok().filter(|_| kind == NETCONF_INTERFACE)
 }
 
 fn id_in(message: &NsidMessage) -> Option<i32> {

@@ -170,6 +170,7 @@ pub struct Faults {
     /// Endpoints without a port: their cables are gone.
     pub unplugged: BTreeSet<EndpointId>,
     policy: Vec<PolicyRule>,
+    settings: bool,
     bridge: bool,
     tap: bool,
     node: bool,
@@ -210,7 +211,10 @@ impl Overlay {
         for rule in faults.policy.clone() {
             faults.say(format!("{rule} is gone"));
         }
-        for what in self.bridge_faults(state, wanted)? {
+        for what in self.setting_faults()? {
+            faults.settings = faults.say(what);
+        }
+        for what in self.bridge_faults(state, wanted) {
             faults.bridge = faults.say(what);
         }
         let bridge = state.link(BRIDGE).map(|link| link.index);
@@ -263,8 +267,10 @@ impl Overlay {
         for rule in &faults.policy {
             self.links.add_policy_rule(*rule).await?;
         }
-        if faults.bridge {
+        if faults.bridge || faults.settings {
             self.furnish().await?;
+        }
+        if faults.bridge {
             // Routes that the kernel made with an address come back with it.
             self.links.set_addresses(BRIDGE, &[]).await?;
             let own = wanted.node.as_ref().map(|node| node.ips.as_slice());
@@ -283,7 +289,8 @@ impl Overlay {
         for (id, mac) in &faults.ports {
             self.set_endpoint_port(&port_name(*id), *mac).await?;
         }
-        Ok(())
+        // Once all interfaces are there.
+        if faults.settings { self.set_interfaces() } else { Ok(()) }
     }
 
     /// What the namespace has.
@@ -343,9 +350,9 @@ impl Overlay {
         Ok(lost.map(|vip| format!("{NODE} does not know who has {vip}")))
     }
 
-    fn bridge_faults(&self, state: &State, wanted: &Wanted) -> Result<Vec<String>, OverlayError> {
+    fn bridge_faults(&self, state: &State, wanted: &Wanted) -> Vec<String> {
         let Some(bridge) = state.link(BRIDGE) else {
-            return Ok(vec![format!("{BRIDGE} is gone")]);
+            return vec![format!("{BRIDGE} is gone")];
         };
         let mut said = Vec::new();
         for link in state.links.iter().filter(|it| [BRIDGE, LOOPBACK].contains(&it.name.as_str())) {
@@ -364,8 +371,7 @@ impl Overlay {
                 said.push(format!("{BRIDGE} has lost its route to {}", address.trunc()));
             }
         }
-        said.extend(self.setting_faults()?);
-        Ok(said)
+        said
     }
 
     /// Settings of the namespace that are not as they should be. Of most of them the kernel tells
@@ -377,10 +383,11 @@ impl Overlay {
         let mut settings = self.settings();
         let fixed = BRIDGE_SETTINGS.into_iter().chain(SWITCHED_SETTINGS);
         settings.extend(fixed.map(|(path, value)| (path.to_owned(), value)));
+        settings.extend(self.interface_settings());
         // Not every kernel has all of them.
         let changed = self.netns.run(|| {
             let mut kernel = Settings::default();
-            settings.retain(|(path, value)| kernel.get(path).is_ok_and(|now| now != *value));
+            settings.retain(|(path, value)| kernel.is(path, value) == Some(false));
             Ok(settings)
         })?;
         Ok(changed.iter().map(|(path, _)| format!("the setting net/{path} was changed")).collect())
