@@ -255,6 +255,7 @@ impl Mesh {
             Ok(said) => {
                 (known.times, known.fault, known.told) = (known.times + 1, None, false);
                 let what = said.join(", ");
+                known.last.clone_from(&what);
                 info!(network = %network.name, what, "somebody changed the network's links on this host; they are as before");
             }
             Err(error) => {
@@ -290,24 +291,42 @@ impl Mesh {
         if self.awaits_word(id, &faults, dirty) {
             return Ok(said);
         }
+        let mut done = Ok(());
         if !faults.is_none() {
-            self.mend_inside(overlay, (id, network), (&faults, &wanted), &view.endpoints).await?;
+            let ends = (&faults, &wanted);
+            done = self.mend_inside(overlay, (id, network), ends, &view.endpoints).await;
             said.extend(faults.said);
         }
         if let Some(uplink) = uplink {
             let faults = whole::faults(uplink, network.mtu, &view.state, &state);
             if !faults.is_empty() {
-                if faults != whole::setting_faults(uplink) {
-                    // Routes that the kernel made with an address come back with the link.
-                    let ends = (&view.links, overlay.links());
-                    let down = whole::take_down(uplink, ends.0, ends.1).await;
-                    down.map_err(OverlayError::from)?;
-                }
-                self.ensure_uplink((&view.links, overlay), id, network).await?;
+                let ends = (&view.links, overlay);
+                let mended = self.mend_uplink(uplink, ends, (id, network), &faults).await;
+                done = done.and(mended);
                 said.extend(faults);
             }
         }
+        // Who reads why it could not be put back is told what was wrong.
+        done.map_err(|error: ApiError| ApiError {
+            message: format!("{}; found: {}", error.message, said.join(", ")),
+            ..error
+        })?;
         Ok(said)
+    }
+
+    async fn mend_uplink(
+        self: &Arc<Self>,
+        uplink: &Uplink,
+        (host, overlay): (&Links, &Overlay),
+        (id, network): (NetworkId, &object::Network),
+        faults: &[String],
+    ) -> Result<(), ApiError> {
+        if faults != whole::setting_faults(uplink) {
+            // Routes that the kernel made with an address come back with the link.
+            let down = whole::take_down(uplink, host, overlay.links()).await;
+            down.map_err(OverlayError::from)?;
+        }
+        self.ensure_uplink((host, overlay), id, network).await.map(drop)
     }
 
     /// Whether an endpoint's cable is away and the kernel is about to say at which end it was cut:
@@ -452,8 +471,10 @@ impl Mesh {
                     Some(check(&name, Health::Fail, fault, hint))
                 }
                 None if it.times > 0 => {
-                    let found =
-                        format!("its links on this host were put back; repairs: {}", it.times);
+                    let found = format!(
+                        "its links on this host were put back; repairs: {}; the last: {}",
+                        it.times, it.last
+                    );
                     Some(check(&name, Health::Ok, found, ""))
                 }
                 None => None,

@@ -124,6 +124,9 @@ pub async fn ensure(
     let name = ifname(network);
     let mac = MacAddr::of_node(node, rand::random());
     cable((&name, mac), (host, &host_netns), inside, mtu).await?;
+    // Without its MTU an end may have no settings of IPv6.
+    host.set_mtu(&name, mtu).await?;
+    inside.set_mtu(INSIDE, mtu).await?;
     let mut choosing = None;
     let pair = match adopted(&host.addresses(&name).await?) {
         Some(pair) => pair,
@@ -137,16 +140,15 @@ pub async fn ensure(
     };
     let (here, there) = (pair, Ipv4Addr::from(u32::from(pair) | 1));
     let v6 = Path::new("/proc/sys/net/ipv6").exists();
-    if v6 {
-        // Before an interface is up it has not chosen an address.
-        let settings = ipv6_values(INSIDE);
-        if !inside.sees_settings(&settings) {
-            inside.look_away();
-            netns.run(|| set_all(&settings))?;
-        }
+    // Before an interface is up it has not chosen an address. A setting that is refused keeps no
+    // link down.
+    let settings = ipv6_values(INSIDE);
+    let mut set = Ok(());
+    if v6 && !inside.sees_settings(&settings) {
+        inside.look_away();
+        set = netns.run(|| set_all(&settings));
     }
-    set_all(&host_settings(&name, v6))?;
-    forward(&name)?;
+    set = set.and(set_all(&host_settings(&name, v6))).and(forward(&name));
     host.add_link_address(&name, pair_net(here)).await?;
     drop(choosing);
     host.set_up(&name, mtu).await?;
@@ -157,6 +159,7 @@ pub async fn ensure(
     if let Some(ip) = inside6 {
         ipv6((host, &name), inside, ip).await?;
     }
+    set?;
     Ok(Uplink { ifname: name, host: here, inside: there, inside6 })
 }
 
@@ -207,9 +210,14 @@ fn ipv6_values(name: &str) -> [(String, &'static str); 4] {
         .map(|(setting, value)| (format!("ipv6/conf/{name}/{setting}"), value))
 }
 
+/// Sets all that can be set, and says what could not first.
 fn set_all(settings: &[(String, &str)]) -> std::io::Result<()> {
     let mut kernel = Settings::default();
-    settings.iter().try_for_each(|(path, value)| kernel.set(path, value))
+    let mut done = Ok(());
+    for (path, value) in settings {
+        done = done.and(kernel.set(path, value));
+    }
+    done
 }
 
 /// Both ends have fixed link-local addresses, by which each is the other's router.

@@ -291,6 +291,8 @@ pub(crate) struct Watching {
 pub(crate) struct Mended {
     pub(crate) times: u64,
     pub(crate) fault: Option<String>,
+    /// What was put back last.
+    pub(crate) last: String,
     /// Whether it is that of an endpoint's cable alone.
     pub(crate) is_of_endpoint: bool,
     /// Whether the log has the fault.

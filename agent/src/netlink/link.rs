@@ -261,6 +261,19 @@ impl Links {
         self.change(name, |link| link.mtu(mtu.into()).up()).await
     }
 
+    /// Gives an interface this MTU; one that has another is down then. The kernel takes IPv6 off an
+    /// interface of less than 1280 bytes, with all its settings, which come back with the MTU.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub async fn set_mtu(&self, name: &str, mtu: u16) -> Result<(), LinkError> {
+        if self.get(name).await?.is_some_and(|link| link.mtu == u32::from(mtu)) {
+            return Ok(());
+        }
+        self.take_down(name).await?;
+        self.change(name, |link| link.mtu(mtu.into())).await
+    }
+
     /// Has what an interface sends reach its driver at once. To be done before it comes up, for
     /// then the kernel makes queues.
     ///

@@ -360,7 +360,9 @@ impl Overlay {
         self.links.set_port(NODE_PORT, BRIDGE, false).await?;
         self.links.set_fdb(NODE_PORT, mac).await?;
         self.links.set_up(NODE_PORT, self.spec.mtu).await?;
-        // Before it is up it has not chosen an address.
+        // Without its MTU it may have no settings of IPv6; before it is up it has not chosen an
+        // address.
+        self.links.set_mtu(NODE, self.spec.mtu).await?;
         let settings = IPV6_SETTINGS.map(|it| (format!("ipv6/conf/{NODE}/{it}"), "0"));
         self.set_all(&settings)?;
         self.links.set_up(NODE, self.spec.mtu).await?;

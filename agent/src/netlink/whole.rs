@@ -232,7 +232,8 @@ impl Overlay {
         if let Some(node) = &wanted.node {
             let mac = Some(node.mac);
             let port = Port { name: NODE_PORT, mtu: self.spec.mtu, flood: false, mac };
-            let fault = match port_fault(&port).or_else(|| node_fault(state, node)) {
+            let fault = match port_fault(&port).or_else(|| node_fault(state, (node, self.spec.mtu)))
+            {
                 None => self.vip_fault(node).await?,
                 some => some,
             };
@@ -258,39 +259,53 @@ impl Overlay {
         Ok(faults)
     }
 
-    /// Puts back what is not as it should be, but for what only others can: see [`Faults`].
+    /// Puts back what is not as it should be, but for what only others can: see [`Faults`]. What
+    /// fails keeps nothing else away.
     ///
     /// # Errors
-    /// The kernel refuses a step.
+    /// The kernel refuses a step; this is the first.
     pub async fn mend(&self, faults: &Faults, wanted: &Wanted) -> Result<(), OverlayError> {
         self.links.look_away();
+        let mut done = Ok(());
         for rule in &faults.policy {
-            self.links.add_policy_rule(*rule).await?;
+            let added = self.links.add_policy_rule(*rule).await;
+            done = done.and(added.map_err(OverlayError::from));
         }
         if faults.bridge || faults.settings {
-            self.furnish().await?;
+            done = done.and(self.furnish().await);
         }
         if faults.bridge {
-            // Routes that the kernel made with an address come back with it.
-            self.links.set_addresses(BRIDGE, &[]).await?;
-            let own = wanted.node.as_ref().map(|node| node.ips.as_slice());
-            self.route_by_bridge(own.unwrap_or_default()).await?;
+            done = done.and(self.address_bridge(wanted).await);
         }
         if faults.tap && !faults.tap_gone {
-            self.set_tap().await?;
+            done = done.and(self.set_tap().await);
         }
         if let Some(node) = wanted.node.as_ref().filter(|_| faults.node) {
-            if self.links.get(NODE).await?.is_some() {
-                // Routes that the kernel made with an address come back with it.
-                self.links.set_addresses(NODE, &[]).await?;
-            }
-            self.set_node(node).await?;
+            done = done.and(self.mend_node(node).await);
         }
         for (id, mac) in &faults.ports {
-            self.set_endpoint_port(&port_name(*id), *mac).await?;
+            done = done.and(self.set_endpoint_port(&port_name(*id), *mac).await);
         }
-        // Once all interfaces are there.
-        if faults.settings { self.set_interfaces() } else { Ok(()) }
+        if faults.settings {
+            // Once all interfaces are there.
+            done = done.and(self.set_interfaces());
+        }
+        done
+    }
+
+    /// Routes that the kernel made with an address come back with it.
+    async fn address_bridge(&self, wanted: &Wanted) -> Result<(), OverlayError> {
+        self.links.set_addresses(BRIDGE, &[]).await?;
+        let own = wanted.node.as_ref().map(|node| node.ips.as_slice());
+        self.route_by_bridge(own.unwrap_or_default()).await
+    }
+
+    /// The same.
+    async fn mend_node(&self, node: &NodePlug) -> Result<(), OverlayError> {
+        if self.links.get(NODE).await?.is_some() {
+            self.links.set_addresses(NODE, &[]).await?;
+        }
+        self.set_node(node).await
     }
 
     /// What the namespace has.
@@ -449,10 +464,13 @@ fn port_fault(
     (!known).then(|| format!("{BRIDGE} does not know who is behind {name}"))
 }
 
-fn node_fault(state: &State, wanted: &NodePlug) -> Option<String> {
+fn node_fault(state: &State, (wanted, mtu): (&NodePlug, u16)) -> Option<String> {
     let Some(node) = state.link(NODE) else { return Some(format!("{NODE} is gone")) };
     if !node.up || node.mac != Some(wanted.mac) {
         return Some(format!("{NODE} is down or has another MAC address"));
+    }
+    if node.mtu != u32::from(mtu) {
+        return Some(format!("{NODE} has another MTU"));
     }
     let lost = |ip: &&IpNet| !state.has_address(node, ip) || state.lacks_route(node, ip);
     if let Some(ip) = wanted.ips.iter().find(lost) {

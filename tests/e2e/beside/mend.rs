@@ -24,6 +24,9 @@ const STATE: &str = "ip -o link | sed -E 's/^[0-9]+: //; s/@[^:]*//; s/link\\/.*
     ip rule; ip -6 rule; ip route show table local | sort; \
     bridge fdb show | grep -E 'static|dev br0 master br0' | cut -d' ' -f1-3 | sort; \
     sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv4.conf.all.arp_ignore; \
+    for it in br0 node0 uplink0 vxm; do for version in ipv4 ipv6; do \
+    grep . /proc/sys/net/$version/conf/$it*/forwarding /dev/null | tr 2 1; done; done; \
+    grep . /proc/sys/net/ipv4/conf/br0/rp_filter; \
     cat /proc/sys/net/bridge/bridge-nf-call-* 2>/dev/null || true";
 
 fn state(places: &[&NetNs]) -> Result<String> {
@@ -93,6 +96,22 @@ fn what_is_taken_away_comes_back() -> Result<()> {
         (&host, format!("ip route flush dev {uplink}; ip -6 route flush dev {uplink}"), LIMIT),
         (&host, format!("ip link del {uplink}"), LIMIT),
         (&host, "sysctl -w net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0".into(), LIMIT),
+        (&host, "sysctl -w net.ipv4.conf.all.forwarding=0".into(), LIMIT),
+        (&host, format!("sysctl -w net.ipv4.conf.{uplink}.forwarding=0"), LIMIT),
+        (&host, format!("sysctl -w net.ipv6.conf.{uplink}.forwarding=0"), LIMIT),
+        (&inside, "sysctl -w net.ipv4.conf.br0.forwarding=0".into(), LIMIT),
+        (&inside, "sysctl -w net.ipv6.conf.br0.forwarding=0".into(), LIMIT),
+        (&inside, "sysctl -w net.ipv4.conf.uplink0.forwarding=0".into(), LIMIT),
+        (&inside, "sysctl -w net.ipv6.conf.uplink0.forwarding=0".into(), LIMIT),
+        (
+            &inside,
+            "sysctl -w net.ipv4.conf.node0.forwarding=0 net.ipv4.conf.br0.rp_filter=1".into(),
+            LIMIT,
+        ),
+        (&host, format!("ip link set {uplink} mtu 1200"), LIMIT),
+        (&inside, "ip link set uplink0 mtu 1200".into(), LIMIT),
+        (&inside, "ip link set node0 mtu 1200".into(), LIMIT),
+        (&inside, "ip link set br0 mtu 1200".into(), LIMIT),
         (&host, format!("sysctl -w net.ipv4.conf.{uplink}.route_localnet=0"), UNTOLD),
     ] {
         sh(netns, &damage)?;
@@ -120,7 +139,7 @@ fn what_is_taken_away_comes_back() -> Result<()> {
     let diagnoses: Vec<Value> = site.lab.json("h1", &["doctor"])?;
     let said = diagnoses
         .iter()
-        .any(|row| row.to_string().contains("its links on this host were put back"));
+        .any(|row| row.to_string().contains("its links on this host were put back; repairs"));
     ensure!(said, "{diagnoses:?}");
     // What is sent while links are away is lost, and what was in a TAP that went is judged after
     // it.
