@@ -118,7 +118,8 @@ pub struct Status {
     /// Version of the agent.
     pub version: String,
     /// `uninitialised` (neither `init` nor `join` was done), `starting`, `ready`; `removed` or
-    /// `left` of who is no member any more.
+    /// `left` of who is no member any more; `stopped` where no agent answers, and all else is what
+    /// was known when it ran last.
     pub state: String,
     /// The mesh, once known.
     pub mesh_id: Option<NodeId>,

@@ -190,6 +190,12 @@ impl NodeId {
         // INVARIANT: every constructor admits ASCII only.
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
+
+    /// The first 12 characters, which tables and the log show.
+    #[must_use]
+    pub fn short(&self) -> String {
+        self.as_str().chars().take(12).collect()
+    }
 }
 
 impl fmt::Display for NodeId {

@@ -27,7 +27,6 @@ use crate::firewall::clients::{Allowed, Denied};
 pub(super) async fn ask(client: &Client, output: Output, ask: Ask) -> Outcome {
     let call = Call { client, output };
     match ask {
-        Ask::Status => output.object(&client.get::<api::Status>("/v1/status").await?)?,
         Ask::Leave { force, yes } => call.leave(LeaveSpec { force, yes }).await?,
         Ask::Token(token) => call.token(token).await?,
         Ask::Node(node) => call.node(node).await?,
@@ -38,7 +37,7 @@ pub(super) async fn ask(client: &Client, output: Output, ask: Ask) -> Outcome {
         Ask::Endpoint(endpoint) => call.endpoint(endpoint).await?,
         Ask::Sandbox(sandbox) => call.sandbox(sandbox).await?,
         // Also answered without an agent.
-        Ask::Doctor(_) => {}
+        Ask::Doctor(_) | Ask::Status => {}
         Ask::Drops => call.list::<api::DropRow>("/v1/drops").await?,
         Ask::Flows(of) => call.flows(of).await?,
         Ask::Locate(what) => call.locate(&what).await?,

@@ -24,6 +24,7 @@ mod rows;
 mod run;
 mod shell;
 mod signals;
+mod status;
 mod supervise;
 mod usage;
 mod words;
@@ -83,6 +84,7 @@ fn dispatch(cli: Cli, output: Output) -> Outcome {
         Command::Init(data) => wait(membership::init(&global, output, data)),
         Command::Join(join) => wait(membership::join(&global, output, join)),
         Command::Ask(args::Ask::Doctor(of)) => wait(doctor::doctor(&global, output, of)),
+        Command::Ask(args::Ask::Status) => wait(status::status(&global, output)),
         Command::Backup(backup) => wait(backup::backup(&global, output, backup)),
         Command::Restore(backup) => wait(backup::restore(&global, output, backup)),
         Command::Ask(ask) => wait(ask::ask(&client(&global)?, output, ask)),

@@ -8,6 +8,7 @@ use std::{fs::File, path::Path};
 use vxmesh_proto::addr::NetworkId;
 
 use super::{
+    absent::LastKnown,
     gateway::Ways,
     mesh::Mesh,
     obstacles::{in_the_way, not_here},
@@ -20,7 +21,6 @@ use crate::{
         table::{self, Hook},
     },
     host::rules::OnHost,
-    identity::{Credentials, certificate, unix_now},
     lock::lock,
 };
 
@@ -89,36 +89,23 @@ pub(super) fn host() -> Vec<Diagnosis> {
     vec![tun, rules, legacy, v6, forwarding()]
 }
 
-/// What can be seen of a host whose agent does not answer: what it needs, and the identity in its
-/// data directory.
+/// What can be seen of a host whose agent does not answer: what it needs, and what its data
+/// directory says of the mesh.
 #[must_use]
 pub fn without_agent(data_dir: &Path) -> Vec<Diagnosis> {
     let mut all = host();
-    // Without the directory nothing is loaded: a join that is at work there must not be disturbed.
-    let there = data_dir.join("identity").is_dir();
-    let identity = match there.then(|| Credentials::load(data_dir)).transpose().map(Option::flatten)
-    {
-        Ok(Some(credentials)) => {
-            let own = certificate::verify_at_its_own_time(
-                &credentials.membership.certificate,
-                &credentials.membership.ca,
-            );
-            match own {
-                Ok(own) => certificate_state(own.not_after.saturating_sub(unix_now())),
-                Err(error) => {
-                    check("certificate", Health::Fail, error.to_string(), "join the mesh again")
-                }
-            }
-        }
-        Ok(None) => check(
+    match LastKnown::of(data_dir) {
+        Ok(Some(known)) => all.extend(known.diagnoses()),
+        Ok(None) => all.push(check(
             "identity",
             Health::Warn,
             format!("there is none in {}", data_dir.display()),
             "run `vxmesh init` or `vxmesh join`",
-        ),
-        Err(error) => check("identity", Health::Fail, error.to_string(), "see the message"),
-    };
-    all.push(identity);
+        )),
+        Err(error) => {
+            all.push(check("identity", Health::Fail, error.to_string(), "see the message"))
+        }
+    }
     all
 }
 
@@ -244,7 +231,7 @@ fn called_as_another(endpoint: &api::Endpoint) -> Option<Diagnosis> {
 
 /// How long the node's certificate is valid yet. It renews itself at half to eight tenths of its
 /// life.
-fn certificate_state(left_s: u64) -> Diagnosis {
+pub(super) fn certificate_state(left_s: u64) -> Diagnosis {
     let hint =
         "an issuer must be reachable to renew it (`vxmesh node ls`); after its end, join again";
     let days = left_s / 86_400;

@@ -5,6 +5,7 @@
 //! and SIGINT stop it: the admin socket first, then control; namespaces, cables and addresses stay
 //! for the next start.
 
+mod absent;
 mod adopt;
 mod attach;
 mod backend;
@@ -71,8 +72,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{debug, info, warn};
 
 use self::backend::Agent;
-pub use self::doctor::without_agent as diagnose_host;
 pub(crate) use self::mesh::Mesh;
+pub use self::{absent::LastKnown, doctor::without_agent as diagnose_host};
 use crate::{
     admin::{ApiSocket, router},
     api::{ApiError, ErrorCode},

@@ -205,6 +205,28 @@ impl Store {
         Ok(store)
     }
 
+    /// A copy in memory of a file that nobody has open, for who looks at it while no agent runs. It
+    /// stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// Not there, in use, damaged, newer than this program, or larger than is read.
+    pub fn copy(path: &Path) -> Result<Self, StoreError> {
+        let io_error = |source| StoreError::Io { path: path.into(), source };
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(nix::libc::O_NOFOLLOW)
+            .open(path)
+            .map_err(io_error)?;
+        match file.try_lock_shared() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StoreError::Locked(path.into())),
+            Err(TryLockError::Error(error)) => return Err(io_error(error)),
+        }
+        let store = in_memory(path, &file)?;
+        store.ok_or_else(|| io_error(io::Error::other("it is empty or too large to be looked at")))
+    }
+
     fn open_unchecked(path: &Path) -> Result<Self, StoreError> {
         let io_error = |source| StoreError::Io { path: path.into(), source };
         let file = OpenOptions::new()
@@ -449,11 +471,16 @@ impl Txn<'_> {
 }
 
 /// Refuses a damaged or newer file without a change to it.
-fn rehearse(path: &Path, mut file: &File) -> Result<(), StoreError> {
+fn rehearse(path: &Path, file: &File) -> Result<(), StoreError> {
+    in_memory(path, file).map(drop)
+}
+
+/// The copy; none of a file that is empty, or larger than is read.
+fn in_memory(path: &Path, mut file: &File) -> Result<Option<Store>, StoreError> {
     let io_error = |source| StoreError::Io { path: path.into(), source };
     let len = file.metadata().map_err(io_error)?.len();
     if len == 0 || len > COPY_LEN {
-        return Ok(());
+        return Ok(None);
     }
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).map_err(io_error)?;
@@ -469,7 +496,9 @@ fn rehearse(path: &Path, mut file: &File) -> Result<(), StoreError> {
         StoreError::Io { source, .. } => damaged(path, source.to_string()),
         error => error,
     })?;
-    schema::refuse_newer(&Store::of(database, path), schema::CURRENT)
+    let store = Store::of(database, path);
+    schema::refuse_newer(&store, schema::CURRENT)?;
+    Ok(Some(store))
 }
 
 fn rows(

@@ -143,6 +143,21 @@ fn nodes_of_one_name_are_told_and_names_outlive_agents() -> Result<()> {
     let third = id_of(&lab, "h3")?;
     wait_until("it is dead", || Ok(state(&lab, "h1", &third)? == "dead"))?;
     // Its name is known to whoever starts after its death.
+    // Of a host whose agent does not run, what it knew is told.
+    let status = lab.try_vx("h3", &["--format", "json", "status"])?;
+    ensure!(status.status.code() == Some(5), "{status:?}");
+    let known: Value = serde_json::from_slice(&status.stdout)?;
+    let mesh = lab.json("h1", &["status"])?["mesh_id"].clone();
+    ensure!(known["state"] == "stopped" && known["mesh_id"] == mesh, "{known}");
+    ensure!(known["nodes"] == 3 && known["issuers"][0]["name"] == "h1", "{known}");
+    for (check, says) in [("nodes", "3 members"), ("issuers", "h1; this node is a member until 20")]
+    {
+        let (rows, status) = doctor(&lab, "h3", check)?;
+        ensure!(
+            status == Some(5) && rows.iter().any(|row| row.to_string().contains(says)),
+            "{rows:?}"
+        );
+    }
     for host in ["h1", "h2"] {
         lab.lab(&["kill", host])?;
         lab.lab(&["start", host])?;
