@@ -233,7 +233,7 @@ impl Objects {
         let due = complaints.count(from, Instant::now());
         drop(complaints);
         if let Some(since_last) = due {
-            warn!(%from, %reason, since_last, "refused an object");
+            warn!(from = %from.short(), %reason, since_last, "refused an object");
         }
     }
 

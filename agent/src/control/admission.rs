@@ -240,7 +240,7 @@ async fn issue(
     let clock = clock.filter(|offset| offset.is_worth_telling()).map(|offset| {
         format!(
             "this host's clock is {offset} that of the issuer {}: set the one that is wrong",
-            inner.node_id()
+            inner.service().name_of(inner.node_id())
         )
     });
     let membership = &inner.config().credentials.membership;
@@ -253,7 +253,7 @@ async fn issue(
         Err(error) => return failed(&error),
     };
     let addr = SocketAddr::new(join.advertise.unwrap_or(observed), join.control_port);
-    tracing::info!(node = %member.node_id, name = %join.name, %addr, "a node joined");
+    tracing::info!(node = %join.name, id = %member.node_id.short(), %addr, "a node joined");
     let mut members = inner.service().members();
     members.retain(|known| known.node != member.node_id && known.node != inner.node_id());
     members.push(inner.self_info());

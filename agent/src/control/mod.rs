@@ -108,6 +108,11 @@ pub trait Service: Send + Sync + 'static {
         None
     }
 
+    /// What a node is called in the log and to users.
+    fn name_of(&self, node: NodeId) -> String {
+        node.short()
+    }
+
     /// This node let someone into the mesh.
     fn handle_newcomer(&self, newcomer: Newcomer);
 

@@ -98,10 +98,10 @@ impl Peer {
     }
 
     /// Keeps why an attempt to connect failed, and tells of it once.
-    fn failed(&self, addr: SocketAddr, reason: String) {
+    fn failed(&self, (name, addr): (&str, SocketAddr), reason: String) {
         let mut state = self.state();
         if state.last_error.as_ref() != Some(&reason) {
-            tracing::info!(node = %self.node, %addr, reason, "cannot connect; trying again");
+            tracing::info!(node = name, id = %self.node.short(), %addr, reason, "cannot connect; trying again");
         }
         state.last_error = Some(reason);
     }
@@ -425,7 +425,7 @@ async fn keep_connected(inner: Arc<Inner>, peer: Arc<Peer>) {
             Ok((connection, member, der)) => {
                 inner.peers().adopt(connection, true, member, &der).await;
             }
-            Err(reason) => peer.failed(addr, reason),
+            Err(reason) => peer.failed((&inner.service().name_of(peer.node), addr), reason),
         }
         // Two nodes that start together do not stay in step, and a peer that hangs up at once is
         // not pestered.

@@ -286,7 +286,8 @@ impl Mesh {
                 match self.sign_transfer(network, transfer) {
                     Ok(text) => last_words.push(text),
                     Err(refusal) => {
-                        warn!(%network, reason = refusal.message, "addresses are not handed over");
+                        let name = self.network_name(network);
+                        warn!(network = %name, reason = refusal.message, "addresses are not handed over");
                         kept.push((network, transfer));
                     }
                 }

@@ -208,11 +208,11 @@ impl Mesh {
             (false, true, Some(ca)) => {
                 let key = Blob(ca.pkcs8().to_vec());
                 self.have(&row, &Request::GrantIssuer { key }).await?;
-                info!(node = %row.id, name = %row.name, "gave the mesh's CA key to a node");
+                info!(node = %row.name, id = %row.id.short(), "gave the mesh's CA key to a node");
             }
             (false, false, _) => {
                 self.have(&row, &Request::WithdrawIssuer).await?;
-                info!(node = %row.id, name = %row.name, "took the mesh's CA key from a node");
+                info!(node = %row.name, id = %row.id.short(), "took the mesh's CA key from a node");
             }
             (_, true, _) => {}
         }
@@ -272,7 +272,7 @@ impl Mesh {
             Ok(Err(error)) => return Err(refused(&error)),
             Err(error) => return Err(refused(&error)),
         }
-        info!(%from, "this node holds the mesh's CA key now: it admits nodes and renews certificates");
+        info!(from = %self.node_name(from), "this node holds the mesh's CA key now: it admits nodes and renews certificates");
         self.certify(true).await
     }
 

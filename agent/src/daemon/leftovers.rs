@@ -45,6 +45,7 @@ impl Mesh {
             .chain(hosted.overlays.keys().copied())
             .chain(led)
             .map(|network: NetworkId| network.short())
+                let (network, endpoint) = (self.network_name(*network), endpoint.short());
             .collect();
         for path in unknown(&self.run_dir().join("netns"), &networks) {
             match Overlay::sweep_path(&path).await {

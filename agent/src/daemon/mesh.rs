@@ -91,7 +91,8 @@ impl Mesh {
             mesh.stop().await;
             return Err(error);
         }
-        info!(node = %mesh.member.me, mesh = %mesh.credentials.membership.mesh_id, "ready");
+        let (id, in_mesh) = (mesh.member.me.short(), mesh.credentials.membership.mesh_id.short());
+        info!(node = %mesh.config.name, %id, mesh = %in_mesh, "ready");
         Ok(mesh)
     }
 

@@ -201,7 +201,7 @@ impl Mesh {
         }
         if self.host.reach.note_translation(node) {
             info!(
-                %at, %node,
+                %at, node = %self.node_name(node),
                 "this node is behind a translation (NAT): it keeps the way to the others open; see `vxmesh doctor`"
             );
         }
@@ -241,7 +241,7 @@ impl Mesh {
                     let mesh = Arc::clone(self);
                     tokio::spawn(async move { mesh.tell_silent_one(node).await });
                 }
-                Some(false) => info!(%node, "the data port answers"),
+                Some(false) => info!(node = %self.node_name(node), "the data port answers"),
                 None => {}
             }
         }
@@ -253,7 +253,7 @@ impl Mesh {
         if control.request(node, &Request::Ping, PASSES).await.is_ok() {
             let (name, port) = (self.node_name(node), self.config.data_port);
             warn!(
-                %node, name, port,
+                node = %name, id = %node.short(), port,
                 "the node answers on the control port, but nothing on the data port: is UDP blocked? `vxmesh doctor` tells where"
             );
         } else {

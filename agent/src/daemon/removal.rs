@@ -164,7 +164,7 @@ impl Mesh {
             Ok(Err(error)) => return Err(failed(error, "see the agent's log")),
             Err(error) => return Err(failed(error, "see the agent's log")),
         };
-        info!(node = %row.id, name = %row.name, "node removed");
+        info!(node = %row.name, id = %row.id.short(), "node removed");
         // First itself: the connection ends with the next look at the objects.
         self.member.push_objects([text.clone()]);
         self.member.tell(&[text], |node| node != row.id, TOLD).await;
@@ -248,6 +248,7 @@ impl Mesh {
                 // look, a second later.
                 Err(error) => {
                     if self.member.logged.unreclaimed.is_first() {
+                        let network = self.network_name(network);
                         warn!(%network, %cidr, %error, "addresses of removed nodes are not taken back yet; it is tried again");
                     }
                     break;

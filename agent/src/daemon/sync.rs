@@ -50,7 +50,7 @@ impl Mesh {
         for records in own.chunks(RECORDS_PER_PUSH) {
             let push = Push { records: records.to_vec(), objects: Vec::new() };
             if let Err(error) = control.push(node, &push) {
-                warn!(%node, %error, "own records not pushed; gossip will bring them");
+                warn!(node = %self.node_name(node), %error, "own records not pushed; gossip will bring them");
             }
         }
         gossip.call(node);
@@ -90,12 +90,16 @@ impl Mesh {
         loop {
             let digest = self.member.objects.read(|set| set.digest(after.take()));
             let until = digest.until.clone();
-            let difference =
-                match control.request(node, &Request::ObjectsDigest { digest }, ANSWER).await {
-                    Ok(Response::ObjectsDifference { difference }) => difference,
-                    Ok(_) => return warn!(%node, "a node answers a digest with something else"),
-                    Err(error) => return debug!(%node, %error, "objects not compared"),
-                };
+            let difference = match control
+                .request(node, &Request::ObjectsDigest { digest }, ANSWER)
+                .await
+            {
+                Ok(Response::ObjectsDifference { difference }) => difference,
+                Ok(_) => {
+                    return warn!(node = %self.node_name(node), "a node answers a digest with something else");
+                }
+                Err(error) => return debug!(%node, %error, "objects not compared"),
+            };
             comparison.page(&difference);
             let theirs: Vec<String> = difference.texts.iter().map(ToString::to_string).collect();
             self.member.take_objects_off_runtime(node, &theirs);

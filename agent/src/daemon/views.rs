@@ -33,7 +33,7 @@ impl Mesh {
         let rows = self.node_list();
         rows.iter()
             .find(|row| row.id == node)
-            .map_or_else(|| node.to_string(), |row| row.name.to_string())
+            .map_or_else(|| node.short(), |row| row.name.to_string())
     }
 
     /// All members, those that left among them.

@@ -142,6 +142,10 @@ impl Service for Outlook {
         }
     }
 
+    fn name_of(&self, node: NodeId) -> String {
+        self.mesh.upgrade().map_or_else(|| node.short(), |mesh| mesh.node_name(node))
+    }
+
     fn handle_disconnected(&self, node: NodeId) {
         debug!(%node, "disconnected");
     }

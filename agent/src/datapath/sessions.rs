@@ -100,9 +100,13 @@ fn handle(sessions: &mut Sessions, input: SessionInput, shared: &Shared) {
 fn report(event: SessionEvent, shared: &Shared) {
     match event {
         SessionEvent::Established { peer } => debug!(%peer, "session established"),
-        SessionEvent::Restarted { peer } => info!(%peer, "peer was started anew"),
-        SessionEvent::Unreachable { peer } => warn!(%peer, "peer does not answer handshakes"),
-        SessionEvent::Failed { peer, reason } => warn!(%peer, %reason, "handshake cannot begin"),
+        SessionEvent::Restarted { peer } => info!(peer = %peer.short(), "peer was started anew"),
+        SessionEvent::Unreachable { peer } => {
+            warn!(peer = %peer.short(), "peer does not answer handshakes")
+        }
+        SessionEvent::Failed { peer, reason } => {
+            warn!(peer = %peer.short(), %reason, "handshake cannot begin")
+        }
         SessionEvent::Dropped { peer, reason, count } => {
             let key = DropKey::of(reason).with_peer(peer);
             shared.drops.add(key, u64::try_from(count).unwrap_or(u64::MAX));

@@ -59,7 +59,7 @@ impl Driver {
             remove_made(node, &row).await;
             return Err(store_failed(error));
         }
-        info!(network = %row.id, docker = %short(&asked.network), "Docker has the network");
+        info!(network = %row.id.short(), docker = %short(&asked.network), "Docker has the network");
         Ok(json!({}))
     }
 }
@@ -194,7 +194,7 @@ async fn remove_made(node: &dyn Node, row: &NetworkRow) {
         return;
     }
     if let Err(error) = node.remove_network(row.id).await {
-        info!(network = %row.id, %error, "the network stays in the mesh");
+        info!(network = %row.id.short(), %error, "the network stays in the mesh");
     }
 }
 

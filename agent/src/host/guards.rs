@@ -97,7 +97,7 @@ impl Guards {
         match guarded.steer(wanted.then_some(macs)) {
             Ok(()) => wanted,
             Err(error) => {
-                warn!(network = %id, %error, "services do not reach their backends on this host; it is tried again");
+                warn!(network = %id.short(), %error, "services do not reach their backends on this host; it is tried again");
                 false
             }
         }

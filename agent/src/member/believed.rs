@@ -32,6 +32,7 @@ impl Member {
         for (RowKey { node, endpoint }, address) in foreign {
             // A record may be faster than the transfer that makes it true.
             if refused.insert(RowKey { node, endpoint }) {
+                let (node, endpoint) = (self.name_of(node), endpoint.short());
                 info!(%node, %endpoint, %address, "claim not believed: the address is not its node's");
             }
         }

@@ -4,6 +4,7 @@
 
 pub(crate) mod allocation;
 mod believed;
+mod called;
 pub(crate) mod conflicts;
 pub(crate) mod departed;
 pub(crate) mod issuers;

@@ -132,7 +132,7 @@ impl Peers {
                 Ok(peer) => {
                     self.lock().insert(*node, Known { peer, config });
                 }
-                Err(error) => warn!(%node, %error, "node cannot be a peer"),
+                Err(error) => warn!(node = %node.short(), %error, "node cannot be a peer"),
             }
         }
     }

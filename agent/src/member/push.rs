@@ -36,7 +36,7 @@ impl Member {
         let Some(control) = self.control.get() else { return };
         for peer in control.peers().into_iter().filter(|peer| peer.connected) {
             if let Err(error) = control.push(peer.node, push) {
-                warn!(node = %peer.node, %error, "push not sent; gossip will bring it");
+                warn!(node = %self.name_of(peer.node), %error, "push not sent; gossip will bring it");
             }
         }
     }

@@ -107,18 +107,18 @@ fn tell(mesh: &Mesh) {
         match subject {
             Subject::Node(node) if is_out => {
                 let name = mesh.node_name(node);
-                info!(%node, name, "the node answers nothing: services send no new connections there");
+                info!(node = %name, id = %node.short(), "the node answers nothing: services send no new connections there");
             }
             Subject::Node(node) => {
                 let name = mesh.node_name(node);
-                info!(%node, name, "the node answers: services send connections there again");
+                info!(node = %name, id = %node.short(), "the node answers: services send connections there again");
             }
             Subject::Port(_, BackendPort { key, port, .. }) if is_out => info!(
-                endpoint = %key.endpoint, node = %key.node, port,
+                endpoint = %key.endpoint.short(), node = %mesh.node_name(key.node), port,
                 "the backend accepts nothing: services send it no new connections"
             ),
             Subject::Port(_, BackendPort { key, port, .. }) => info!(
-                endpoint = %key.endpoint, node = %key.node, port,
+                endpoint = %key.endpoint.short(), node = %mesh.node_name(key.node), port,
                 "the backend accepts connections: services send it some again"
             ),
         }

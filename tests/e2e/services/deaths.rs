@@ -292,7 +292,7 @@ fn served(lab: &Lab) -> Result<(Vec<Plugged>, Plugged, IpAddr)> {
 fn nobody_is_sent_to_a_dead_backend() -> Result<()> {
     let lab = Lab::up(4)?;
     let (backends, client, vip) = served(&lab)?;
-    let ids: Vec<String> = backends.iter().map(|it| it.endpoint.id.to_string()).collect();
+    let ids: Vec<String> = backends.iter().map(|it| it.endpoint.id.short()).collect();
     let of = |at: usize| ids[at].as_str();
     let mut servers = Vec::new();
     for (plugged, host) in backends.iter().zip(HOSTS).take(2) {
