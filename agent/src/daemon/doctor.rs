@@ -264,9 +264,11 @@ impl Mesh {
         }
         let found = format!("{} of {} are dead: {}", dead.len(), nodes.len(), dead.join(", "));
         let hint = if dead.len() + 1 == nodes.len() {
-            "if they are at other addresses now, name one: `vxmesh join HOST`, without a token; else bring them back"
+            "if they are at other addresses now, name each of them: `vxmesh join HOST...`, without a token, on this host \
+             alone; else bring them back"
         } else {
-            "bring them back, or remove what is gone for good: vxmesh node rm NODE"
+            "bring them back; name those that are at other addresses now (`vxmesh join HOST...`, without a token); or \
+             remove what is gone for good: vxmesh node rm NODE"
         };
         check("nodes", Health::Warn, found, hint)
     }
