@@ -87,7 +87,7 @@ const fn is_zero(number: &u32) -> bool {
 #[serde(deny_unknown_fields)]
 pub struct Detached {
     /// What is done when the command has ended.
-    #[serde(default, skip_serializing_if = "RestartPolicy::is_no")]
+    #[serde(default)]
     pub restart: RestartPolicy,
     /// Whether nothing of the sandbox stays when it has ended.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -96,7 +96,7 @@ pub struct Detached {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
     /// How the command begins.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Begin::is_default")]
     pub begin: Begin,
 }
 
@@ -113,6 +113,12 @@ pub struct Begin {
     /// The user, `NAME|UID[:GROUP|GID]`; that of who starts it otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+}
+
+impl Begin {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A port of the host that leads to an endpoint.

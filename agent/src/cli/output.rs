@@ -16,7 +16,10 @@ use super::{
     args::Format,
     words::{self, Words},
 };
-use crate::api::{ApiError, ErrorBody, ErrorCode};
+use crate::{
+    api::{ApiError, ErrorBody, ErrorCode},
+    identity::date,
+};
 
 /// Prints in one format.
 #[derive(Clone, Copy, Debug)]
@@ -182,6 +185,11 @@ fn field(key: &str, value: &Value) -> (String, Vec<String>) {
         .or_else(|| measured("_us", words::round_trip))
         .or_else(|| measured("_s", |s| words::duration(Duration::from_secs(s))))
         .or_else(|| {
+            // Unix seconds.
+            let unix = number.filter(|_| key.ends_with("_at"))?;
+            Some((key.to_owned(), vec![date(unix)]))
+        })
+        .or_else(|| {
             let key = key.strip_suffix("_bytes")?;
             let direction = if key == "rx" { "received" } else { "sent" };
             Some((direction.to_owned(), vec![words::bytes(number?)]))
@@ -284,7 +292,7 @@ mod tests {
     }
     #[test]
     fn what_is_inside_keeps_its_keys_and_numbers_have_units() {
-        let text = r#"{"uptime_s":3725,"rtt_us":1234,"key_age_s":null,"rx_bytes":12345,"free":9007199254740991,
+        let text = r#"{"uptime_s":3725,"rtt_us":1234,"key_age_s":null,"rx_bytes":12345,"ended_at":1796072827,"begun_at":null,"free":9007199254740991,
             "labels":{"tier":"web"},"none":{},
             "pools":[{"cidr":"10.0.0.0/24","owners":[{"name":"h1","free":3},{"name":"h2","free":4}]},{"cidr":"fd00::/64","owners":[]}]}"#;
         let Fields(fields) = serde_json::from_str(text).unwrap();
@@ -293,6 +301,8 @@ mod tests {
             "rtt:       1.234 ms",
             "key_age:   -",
             "received:  12 kB",
+            "ended_at:  2026-11-30T21:07:07Z",
+            "begun_at:  -",
             "free:      2^53 or more",
             "labels:    tier=web",
             "none:      -",

@@ -22,6 +22,8 @@ use x509_parser::{
     x509::{AlgorithmIdentifier, SubjectPublicKeyInfo, X509Version},
 };
 
+use super::date;
+
 /// Object identifier of the private extension: one number under the arc of UUIDs, which nobody
 /// assigns.
 pub(super) const EXTENSION_OID: [u64; 3] = [2, 25, 5_317_960_417_302_168_733];
@@ -58,6 +60,10 @@ pub struct Member {
     pub not_after: u64,
 }
 
+fn day(unix: &u64) -> String {
+    date(*unix)
+}
+
 /// Why a certificate does not make a member.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum CertificateError {
@@ -72,7 +78,8 @@ pub enum CertificateError {
     OtherCa,
     /// Outside its validity.
     #[error(
-        "the certificate is valid from {not_before} to {not_after} (unix seconds) and it is {now}: check the clocks, or join again"
+        "the certificate is valid from {} to {}, and this host's clock shows {}: check the clocks, or join again",
+        day(.not_before), day(.not_after), day(.now)
     )]
     NotValidAt {
         /// Begin.
