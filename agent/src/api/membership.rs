@@ -94,6 +94,13 @@ pub struct TokenCreated {
     /// Where the node that made it takes joins.
     #[serde(default)]
     pub servers: Vec<SocketAddr>,
+    /// Who holds the CA's key and admits nodes with it.
+    #[serde(default)]
+    pub issuers: Vec<Issuer>,
+    /// When the certificate of the node that made it ends, in unix seconds; it is renewed while an
+    /// issuer is reachable.
+    #[serde(default)]
+    pub member_until: Option<u64>,
 }
 
 /// `vxmesh token ls`.

@@ -22,6 +22,7 @@ use crate::api::{
 };
 use crate::docker::OFFERED;
 use crate::firewall::clients::{Allowed, Denied};
+use crate::identity::date;
 
 /// Makes the call and prints its answer.
 pub(super) async fn ask(client: &Client, output: Output, ask: Ask) -> Outcome {
@@ -75,6 +76,13 @@ impl Call<'_> {
                 let spec = TokenSpec { ttl_s: ttl.as_secs(), uses };
                 let made: api::TokenCreated = self.client.post("/v1/tokens", &spec).await?;
                 self.output.note(&on_the_next_host(&made.token, &made.servers));
+                let issuers = made.issuers.iter().map(|it| format!("{} ({})", it.name, it.state));
+                let issuers: Vec<String> = issuers.collect();
+                self.output.note(&format!(
+                    "it is valid until {}; who admits nodes: {}",
+                    date(made.expires_at),
+                    issuers.join(", ")
+                ));
                 self.output.done(&made, &made.token)
             }
             Token::Ls => self.list::<api::Token>("/v1/tokens").await,

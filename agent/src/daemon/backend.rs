@@ -405,7 +405,14 @@ impl Backend for Agent {
             let (token, stored) = made.map_err(token_failed)?;
             info!(token = %stored.id, ttl_s = spec.ttl_s, uses = ?spec.uses, "a join token was made");
             let StoredToken { id, expires_at, .. } = stored;
-            Ok(TokenCreated { id, token: token.reveal(), expires_at, servers: mesh.servers() })
+            Ok(TokenCreated {
+                id,
+                token: token.reveal(),
+                expires_at,
+                servers: mesh.servers(),
+                issuers: mesh.issuer_rows(&mesh.issuers()),
+                member_until: mesh.certificate_end(),
+            })
         })
         .await
     }

@@ -93,7 +93,11 @@ impl Mesh {
         let first = issuers.iter().max_by_key(|issuer| issuer.state == "alive");
         let first = first.map_or("it", |issuer| issuer.name.as_str());
         Err(conflict(
-            format!("this node does not hold the mesh's CA key; who does: {}", named(&issuers)),
+            format!(
+                "this node does not hold the mesh's CA key; who does: {}; without them {}",
+                named(&issuers),
+                self.end()
+            ),
             format!("run `vxmesh token create` on {first}"),
         ))
     }
@@ -104,15 +108,18 @@ impl Mesh {
             return Ok(());
         }
         Err(conflict(
-            format!("no node holds the mesh's CA key: nobody can join any more, {}", self.end()),
+            format!(
+                "no node holds the mesh's CA key: nobody can join any more, and {}",
+                self.end()
+            ),
             "bring back a node that had it and did not leave (`vxmesh restore` of a backup), or make a new mesh",
         ))
     }
 
     fn end(&self) -> String {
         match self.certificate_end() {
-            Some(end) => format!("and this node is a member until {}", date(end)),
-            None => "and certificates are not renewed".to_owned(),
+            Some(end) => format!("this node is a member until {}", date(end)),
+            None => "certificates are not renewed".to_owned(),
         }
     }
 
@@ -122,7 +129,8 @@ impl Mesh {
         let left = self.certificate_end().map_or(0, |end| end.saturating_sub(unix_now()));
         let row = |health, found: String, hint: &str| check("issuers", health, found, hint);
         if issuers.is_empty() {
-            let found = format!("no node holds the mesh's CA key: nobody can join, {}", self.end());
+            let found =
+                format!("no node holds the mesh's CA key: nobody can join, and {}", self.end());
             return row(
                 Health::Fail,
                 found,

@@ -292,6 +292,12 @@ impl Backend for World {
             token: "VXMTKN-1-a-b".into(),
             expires_at: 3601,
             servers: vec!["10.213.0.1:7760".parse().unwrap(), "[fd13::1]:7760".parse().unwrap()],
+            issuers: vec![Issuer {
+                id: node_id(1),
+                name: "h1".parse().unwrap(),
+                state: "alive".into(),
+            }],
+            member_until: Some(7200),
         })
     }
 

@@ -55,7 +55,10 @@ fn the_ca_key_is_never_lost_without_a_word() -> Result<()> {
     refused(&lab, "h1", &["leave"], &says)?;
     refused(&lab, "h1", &["leave", "--yes"], &says)?;
     refused(&lab, "h1", &["node", "update", "h1", "--issuer=false"], &says)?;
-    refused(&lab, "h2", &["token", "create"], &["h1 (alive)", "vxmesh token create` on h1"])?;
+    let says = ["h1 (alive)", "member until 20", "vxmesh token create` on h1"];
+    refused(&lab, "h2", &["token", "create"], &says)?;
+    let made = lab.json("h1", &["token", "create"])?;
+    ensure!(made["issuers"][0]["name"] == "h1" && made["member_until"].is_u64(), "{made}");
     refused(&lab, "h2", &["node", "update", "h2", "--issuer"], &["does not hold", "h1 (alive)"])?;
     ensure!(diagnosis(&lab, "h3")?.0 == "ok", "{:?}", diagnosis(&lab, "h3")?);
 
@@ -140,9 +143,6 @@ fn nodes_of_one_name_are_told_and_names_outlive_agents() -> Result<()> {
     let token = lab.json("h1", &["token", "create"])?;
     let token = token["token"].as_str().context("no token")?.to_owned();
     lab.lab(&["kill", "h3"])?;
-    let third = id_of(&lab, "h3")?;
-    wait_until("it is dead", || Ok(state(&lab, "h1", &third)? == "dead"))?;
-    // Its name is known to whoever starts after its death.
     // Of a host whose agent does not run, what it knew is told.
     let status = lab.try_vx("h3", &["--format", "json", "status"])?;
     ensure!(status.status.code() == Some(5), "{status:?}");
@@ -158,6 +158,9 @@ fn nodes_of_one_name_are_told_and_names_outlive_agents() -> Result<()> {
             "{rows:?}"
         );
     }
+    let third = id_of(&lab, "h3")?;
+    wait_until("it is dead", || Ok(state(&lab, "h1", &third)? == "dead"))?;
+    // Its name is known to whoever starts after its death.
     for host in ["h1", "h2"] {
         lab.lab(&["kill", host])?;
         lab.lab(&["start", host])?;
