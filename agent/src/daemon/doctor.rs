@@ -155,6 +155,7 @@ impl Mesh {
     pub(super) async fn diagnoses(&self) -> Vec<Diagnosis> {
         let mut all = self.place_diagnoses();
         all.extend(self.departed_diagnosis());
+        all.extend(self.lost_diagnoses());
         all.push(self.members());
         all.extend(self.certificate_left().map(certificate_state));
         all.extend(self.host.grants.as_ref().map(data_path));

@@ -4,10 +4,10 @@
 //! It is removed when the agent starts, with a line in the log. Listing it instead would need what
 //! only the lost rows said: whose it is, under which name and for how long. Left alone, it would
 //! speak with addresses that this node gives away again. Processes are not ended: nobody here
-//! started them. They go on without a network, and the log names them.
+//! started them. They go on without a network; the log names them, and `doctor` while they live.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -16,14 +16,24 @@ use std::{
 use tracing::{debug, warn};
 use vxmesh_proto::addr::{EndpointId, NetworkId};
 
-use super::{hosting::Hosted, mesh::Mesh};
+use super::{
+    doctor::check,
+    hosting::Hosted,
+    mesh::{Mesh, store_failed},
+};
 use crate::{
-    api::ApiError,
+    api::{ApiError, Diagnosis, Health},
     netlink::{macvlan, netns::Netns, overlay::Overlay},
+    sandbox::process::Process,
+    store::Table,
 };
 
-/// Processes that the log names for one sandbox.
+/// Processes that are named for one sandbox.
 const NAMED: usize = 8;
+/// Where the store has the processes of lost sandboxes, by the names of these.
+const LOST: &str = "lost_processes";
+
+type Lost = BTreeMap<String, Vec<Process>>;
 
 impl Mesh {
     /// Removes cables, networks' namespaces and sandboxes that no row of the state knows. What
@@ -35,6 +45,7 @@ impl Mesh {
             let plugged = overlay.plugged().await?;
             for endpoint in plugged.into_iter().filter(|endpoint| !known.contains(endpoint)) {
                 overlay.detach(endpoint).await?;
+                let (network, endpoint) = (self.network_name(*network), endpoint.short());
                 warn!(%network, %endpoint, "unplugged an interface that this node's data does not know; its data is older than this host");
             }
         }
@@ -45,7 +56,6 @@ impl Mesh {
             .chain(hosted.overlays.keys().copied())
             .chain(led)
             .map(|network: NetworkId| network.short())
-                let (network, endpoint) = (self.network_name(*network), endpoint.short());
             .collect();
         for path in unknown(&self.run_dir().join("netns"), &networks) {
             match Overlay::sweep_path(&path).await {
@@ -76,10 +86,12 @@ impl Mesh {
             if let Err(error) = macvlan::sweep_sandbox(&path, known).await {
                 warn!(path = %path.display(), %error, "interfaces of a sandbox that this node's data does not know are not removed");
             }
-            let processes = processes_in(&path);
+            let ids = processes_in(&path);
+            let processes = named(&ids);
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             match Netns::remove(&path) {
                 Ok(()) => {
+                    self.keep_lost(&name, &ids)?;
                     warn!(sandbox = %name, %processes, "removed a sandbox that this node's data does not know; its processes go on without a network");
                 }
                 Err(error) => {
@@ -89,6 +101,49 @@ impl Mesh {
         }
         Ok(())
     }
+
+    /// Notes the processes of a sandbox that is lost.
+    fn keep_lost(&self, name: &str, ids: &[u32]) -> Result<(), ApiError> {
+        let processes: Vec<Process> = ids.iter().filter_map(|id| Process::look(*id)).collect();
+        if processes.is_empty() {
+            return Ok(());
+        }
+        let mut lost = self.lost()?;
+        lost.entry(name.to_owned()).or_default().extend(processes);
+        self.store.put(Table::Meta, LOST, &lost).map_err(store_failed)
+    }
+
+    /// Processes of lost sandboxes that live.
+    fn lost(&self) -> Result<Lost, ApiError> {
+        let mut lost: Lost =
+            self.store.get(Table::Meta, LOST).map_err(store_failed)?.unwrap_or_default();
+        lost.values_mut().for_each(|processes| processes.retain(Process::is_alive));
+        lost.retain(|_name, processes| !processes.is_empty());
+        Ok(lost)
+    }
+
+    /// Sandboxes that this node's data does not know, while processes of them live.
+    pub(super) fn lost_diagnoses(&self) -> Vec<Diagnosis> {
+        let row = |(name, processes): (String, Vec<Process>)| {
+            let ids: Vec<u32> = processes.iter().filter_map(Process::pid).collect();
+            check(
+                "sandboxes",
+                Health::Warn,
+                format!(
+                    "processes of sandbox {name}, which this node's data does not know, still run, without a network: {}",
+                    named(&ids)
+                ),
+                "end them, and run what is needed anew: the data directory is older than this host",
+            )
+        };
+        self.lost().unwrap_or_default().into_iter().map(row).collect()
+    }
+}
+
+/// The first of them, for people to read.
+fn named(ids: &[u32]) -> String {
+    let ids: Vec<String> = ids.iter().take(NAMED).map(ToString::to_string).collect();
+    ids.join(" ")
 }
 
 /// Files of a directory whose names are not among these.
@@ -99,9 +154,9 @@ fn unknown(directory: &Path, known: &BTreeSet<String>) -> Vec<PathBuf> {
     unknown.map(|entry| entry.path()).collect()
 }
 
-/// The processes in a network namespace, for people to read.
-fn processes_in(netns: &Path) -> String {
-    let Ok(pin) = fs::metadata(netns) else { return String::new() };
+/// The processes in a network namespace.
+fn processes_in(netns: &Path) -> Vec<u32> {
+    let Ok(pin) = fs::metadata(netns) else { return Vec::new() };
     let is_in = |process: &PathBuf| {
         let own = fs::metadata(process.join("ns/net"));
         own.is_ok_and(|own| (own.dev(), own.ino()) == (pin.dev(), pin.ino()))
@@ -112,12 +167,7 @@ fn processes_in(netns: &Path) -> String {
             .and_then(|name| name.to_str())
             .is_some_and(|name| name.parse::<u32>().is_ok())
     });
-    let ids: Vec<String> = numbered
-        .filter(is_in)
-        .take(NAMED)
-        .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
-        .collect();
-    ids.join(" ")
+    numbered.filter(is_in).filter_map(|path| path.file_name()?.to_str()?.parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -137,10 +187,9 @@ mod tests {
 
     #[test]
     fn the_processes_of_a_namespace_are_found() {
-        let own = std::process::id().to_string();
         let found = processes_in(Path::new("/proc/self/ns/net"));
-        let count = found.split(' ').count();
-        assert!(found.split(' ').any(|id| id == own) || count == NAMED, "{found}");
-        assert_eq!(processes_in(Path::new("/nowhere")), "");
+        assert!(found.contains(&std::process::id()), "{found:?}");
+        assert_eq!(processes_in(Path::new("/nowhere")), [0_u32; 0]);
+        assert_eq!(named(&[1; 9]), "1 1 1 1 1 1 1 1");
     }
 }

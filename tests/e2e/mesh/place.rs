@@ -279,6 +279,18 @@ fn what_an_older_data_directory_does_not_know_is_removed() -> Result<()> {
     ensure!(warned.contains("removed a sandbox that this node's data does not know"), "{warned}");
     // Its addresses are free, and nobody has them any more.
     let ports = "ip netns exec $(ls /run/vxmesh/netns) true 2>/dev/null; \
+    let lost_row = || {
+        let rows: Vec<Diagnosis> =
+            serde_json::from_slice(&lab.try_vxmesh("h1", &["--format", "json", "doctor"])?.stdout)?;
+        Ok::<_, anyhow::Error>(rows.into_iter().find(|row| row.check == "sandboxes"))
+    };
+    // Whoever looks sees them as long as they live, after a restart, too.
+    lab.lab(&["kill", "h1"])?;
+    lab.lab(&["start", "h1"])?;
+    let row = lost_row()?.context("doctor does not name the processes")?;
+    ensure!(row.found.contains("sandbox lost") && row.found.contains(&pid.to_string()), "{row:?}");
+    lab.sh("h1", &format!("kill -9 {pid}"))?;
+    wait_until("they have ended", || Ok(lost_row()?.is_none()))?;
                  nsenter --net=/run/vxmesh/netns/$(ls /run/vxmesh/netns) ip -o link | grep -c ' v[0-9a-f]*@'";
     ensure!(lab.sh("h1", ports)? == "1", "a cable is left");
     let next = run_sandbox(&lab, "h1", "next")?;
