@@ -14,7 +14,7 @@ use std::{
 use ipnet::IpNet;
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
-use vxmesh_proto::{addr::Name, ipam::Subnet, limits};
+use vxmesh_proto::{addr::Name, ipam::Subnet, limits, special_names::taken_for};
 
 use crate::{
     api::{ApiError, ErrorCode},
@@ -243,6 +243,11 @@ impl Source<'_> {
                 return Err(self.bad(key, "0 is not a port", "choose 1 to 65535"));
             }
         }
+        let taken = raw.name.as_ref().and_then(|name| Some((name, taken_for(name.as_str())?)));
+        if let Some((name, what)) = taken {
+            let reason = format!("`{name}` cannot be a name: programs take it for {what}");
+            return Err(self.bad("name", reason, "choose one that has a letter and no meaning"));
+        }
         self.check_advertise(raw.advertise.as_deref().unwrap_or_default())?;
         if let Some(log) = &raw.log
             && let Err(why) = EnvFilter::try_new(log)
@@ -401,7 +406,12 @@ fn name_from_host(host: &str) -> Option<Name> {
     let label = host.split('.').next().unwrap_or_default().to_ascii_lowercase();
     let known = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
     let label: String = label.chars().map(known).take(limits::NAME_LEN).collect();
-    label.trim_matches('-').parse().ok()
+    let name: Name = label.trim_matches('-').parse().ok()?;
+    // As many hosts are called `localhost` that nobody gave a name.
+    match taken_for(name.as_str()) {
+        Some(_) => format!("node-{name}").parse().ok(),
+        None => Some(name),
+    }
 }
 
 #[cfg(test)]
@@ -518,6 +528,8 @@ mod tests {
             ("data_port = 0", &["/etc/x.toml: data_port", "0 is not a port"]),
             ("data_port = 7760", &["control_port and data_port", "7760"]),
             ("name = 'A b'", &["line 1", "`name`", "not a name"]),
+            ("name = '10'", &["/etc/x.toml: name", "`10`", "an IPv4 address"]),
+            ("name = 'localhost'", &["/etc/x.toml: name", "their own host"]),
             ("socket = 'api.sock'", &["socket", "not an absolute path"]),
             ("advertise = ['0.0.0.0']", &["advertise", "0.0.0.0"]),
             ("advertise = ['ff02::1']", &["advertise", "ff02::1"]),
@@ -575,6 +587,8 @@ mod tests {
             ("Web-1.example.com", Some("web-1")),
             ("my_host", Some("my-host")),
             ("-x-", Some("x")),
+            ("localhost.localdomain", Some("node-localhost")),
+            ("10", Some("node-10")),
             ("", None),
             ("...", None),
             ("___", None),

@@ -13,7 +13,7 @@ use vxmesh_proto::{
 };
 
 use super::{mesh::Mesh, networks::usage};
-use crate::api::{self, ApiError};
+use crate::api::{self, ApiError, HostEntry};
 
 /// Refuses a name or an alias that programs would take for something else.
 pub(super) fn check_name(name: Option<&Name>, aliases: &[Alias]) -> Result<(), ApiError> {
@@ -24,6 +24,11 @@ pub(super) fn check_name(name: Option<&Name>, aliases: &[Alias]) -> Result<(), A
 /// The same of a network's name.
 pub(super) fn check_network_name(name: &Name) -> Result<(), ApiError> {
     refuse([name.as_str()], special_names::network_taken_for)
+}
+
+/// The same of names of a sandbox's own file of hosts.
+pub(super) fn check_hosts(hosts: &[HostEntry]) -> Result<(), ApiError> {
+    refuse(hosts.iter().map(|entry| entry.name.as_str()), special_names::taken_for)
 }
 
 fn refuse<'a>(
@@ -106,6 +111,8 @@ mod tests {
             check_name(None, &alias("1.2")),
             check_network_name(&name("0x10")),
             check_network_name(&name("local")),
+            check_hosts(&["10:1.2.3.4".parse().unwrap()]),
+            check_hosts(&["db:1.2.3.4".parse().unwrap(), "a.localhost:::1".parse().unwrap()]),
         ] {
             assert_eq!(refused.unwrap_err().code, ErrorCode::Usage);
         }

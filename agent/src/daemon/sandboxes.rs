@@ -27,7 +27,7 @@ use tracing::{info, warn};
 use vxmesh_proto::{addr::Name, sandbox::Connected};
 
 use super::{
-    conflicts::check_name,
+    conflicts::{check_hosts, check_name},
     connections::{ifnames, network_rows},
     hosting::Hosted,
     mesh::{Mesh, failed, store_failed},
@@ -331,6 +331,7 @@ impl Mesh {
         check_name(Some(&name), &[])?;
         check_mode(&spec)?;
         check_end(spec.detached.as_ref())?;
+        check_hosts(&spec.hosts)?;
         if spec.networks.is_empty() && spec.mode.is_none() {
             return Err(ApiError::new(
                 ErrorCode::Usage,
