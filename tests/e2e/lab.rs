@@ -454,7 +454,7 @@ fn a_large_lab_takes_nothing_of_the_neighbour_table_and_ends_at_once() -> Result
     let full = std::env::var_os("VXMESH_FULL").is_some();
     let (hosts, lab) = if full { (40, Lab::new()) } else { (9, Lab::up(9)?) };
     if full {
-        lab.ok(&["up", "--hosts", "40"])?;
+        lab.ok(&["up", "--force", "--hosts", "40"])?;
     }
     let last = format!("h{hosts}");
     for (version, address) in [("-4", "10.213.0.1"), ("-6", "fd13::1")] {

@@ -60,6 +60,9 @@ pub enum Action {
         /// Make the hosts only
         #[arg(long)]
         no_agents: bool,
+        /// Also if this machine is too small for so many hosts with agents
+        #[arg(long)]
+        force: bool,
         /// TOML file with the keys hosts, underlay ("v4", "v6", "dual") and mtu
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
@@ -127,8 +130,12 @@ pub async fn run(command: &Command, out: &mut dyn Output) -> Result<u8, ApiError
     }
     require_root()?;
     match &command.action {
-        Action::Up { hosts, no_agents, file } => {
-            up(name, &Plan::load(file.as_deref(), *hosts)?, !no_agents, out).await?;
+        Action::Up { hosts, no_agents, force, file } => {
+            let plan = Plan::load(file.as_deref(), *hosts)?;
+            if !no_agents && !force {
+                capacity::check(&plan)?;
+            }
+            up(name, &plan, !no_agents, out).await?;
             out.hosts(&status(name)?)?;
         }
         Action::Demo { keep } => return demo::demo(name, *keep, &watch()?, out).await,

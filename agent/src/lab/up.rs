@@ -1,7 +1,7 @@
 //! Owns the making of a lab: all of it or nothing.
 
 use super::{
-    agents, capacity,
+    agents,
     disk::LabDir,
     down, holder,
     interrupt::Interrupt,
@@ -20,9 +20,6 @@ pub(super) async fn up(
     interrupt: &Interrupt,
     out: &mut dyn Output,
 ) -> Result<(), ApiError> {
-    if agents {
-        capacity::check(plan)?;
-    }
     let (lab, _lock) = LabDir::create(name)?;
     let Err(mut error) = build(&lab, plan, agents, interrupt, out).await else { return Ok(()) };
     out.progress(&format!("removing what was made of lab {name}"));
