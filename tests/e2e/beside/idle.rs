@@ -76,7 +76,9 @@ fn many_networks_cost_an_idle_host_hardly_more_than_one() -> Result<()> {
         all * 100.0,
         one * 100.0
     ));
-    ensure!(all - one < limit(MORE).as_secs_f64(), "{all} of a core, one network {one}");
+    // What it costs is no time that others' work draws out: of a hundred it is the aim itself.
+    let most = if is_full() { MORE } else { limit(MORE) };
+    ensure!(all - one < most.as_secs_f64(), "{all} of a core, one network {one}");
     ensure!(start < limit(START), "{start:?}");
     lab.finish(Allowed::default())
 }

@@ -11,6 +11,8 @@ use vxmesh_tests::{
 
 /// How long a host is missed that has another address.
 const AIM: Duration = Duration::from_secs(3);
+/// Ten times what it takes (0.2 to 1.1 s), and less than the 15 s that it took once.
+const FOUND: Duration = Duration::from_secs(12);
 /// How long a cut in one direction goes unnoticed on either side.
 const NOTICED: Duration = Duration::from_secs(10);
 
@@ -113,7 +115,7 @@ fn hosts_that_move_are_found_again() -> Result<()> {
         wait_until("h1 reaches it", || reaches(&lab, "h1", "one", &two))?;
         let took = start.elapsed();
         tell(&format!("{vtep}: known after {known:?}, reached after {took:?} (aim {AIM:?})"));
-        ensure!(took < limit(AIM), "{took:?}");
+        ensure!(took < limit(AIM).min(FOUND), "{took:?}");
     }
 
     // All move while the agents are away: nobody is where anybody was.
