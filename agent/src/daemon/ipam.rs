@@ -14,6 +14,7 @@ use vxmesh_proto::{
     addr::{EndpointId, Name, NetworkId, NodeId},
     control::{RefusalCode, Request, Response},
     ipam::{AllocateError, HandedBlock, Need, Usage},
+    limits::ADDRESS_QUARANTINE,
     object::{self, NetworkState, ObjectSet},
 };
 
@@ -172,16 +173,19 @@ impl Mesh {
     ) -> ApiError {
         let nodes = self.node_list();
         let (mut holders, mut dead, mut removed) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+        let mut soonest = None;
         let mut waits: Vec<String> = refused.iter().map(|it| self.why_not_given(it)).collect();
         for subnet in subnets {
             let Some(usage) = self.usage(id, *subnet) else { continue };
             if let Some(first) = usage.resting.iter().map(|(_ip, left)| *left).min() {
                 let count = usage.resting.len();
                 let left = first.as_secs() + 1;
+                soonest = Some(soonest.unwrap_or(left).min(left));
                 waits.push(format!("{count} of {subnet} rest here, the first for {left}s more"));
             }
             if let Some(first) = usage.handed.iter().map(|handed| handed.left).min() {
                 let (count, left) = (resting_in(&usage.handed), begun_seconds(first));
+                soonest = Some(soonest.unwrap_or(left).min(left));
                 waits.push(format!(
                     "{count} of {subnet}, which a node that left handed over, rest here, the first for {left}s more"
                 ));
@@ -193,11 +197,12 @@ impl Mesh {
                     _ => {}
                 }
                 holders.push(format!(
-                    "{} ({}) holds {} of {subnet}, {} free",
+                    "{} ({}) holds {} of {subnet}, {} in use",
                     owner.name,
                     owner.state,
                     owner.used.saturating_add(owner.free),
-                    owner.free
+                    // Whether the others rest or are spared, the owner says itself.
+                    owner.used
                 ));
             }
         }
@@ -211,7 +216,9 @@ impl Mesh {
         let mut hint = way_out(network.name.as_str(), dead, removed, &nodes);
         if !waits.is_empty() {
             message.push_str(&format!(". This may pass: {}", waits.join("; ")));
-            hint = format!("try again in some seconds, or {hint}");
+            // What was released elsewhere rests as long.
+            let left = soonest.unwrap_or(ADDRESS_QUARANTINE.as_secs());
+            hint = format!("try again within {left} seconds, or {hint}");
         }
         conflict(message, hint)
     }
