@@ -100,13 +100,17 @@ fn leads_to_who_has_it(
 ) -> Result<()> {
     let h1 = lab.host("h1")?;
     let moved = at(ip.parse()?, 8083);
-    ensure!(call_tcp(&outside.netns, moved, sandbox, 83)? == client, "another client");
+    for call in [call_tcp, call_udp] {
+        ensure!(call(&outside.netns, moved, sandbox, 83)? == client, "another client");
+    }
     let give = |from: &NetNs, to: &NetNs| {
         sh(from, &format!("ip address del {ip}/{prefix} dev eth0"))?;
         sh(to, &format!("ip address add {ip}/{prefix} dev eth0 nodad; ip neigh flush all"))
     };
     give(&h1, &outside.netns)?;
-    call_tcp(&h1, moved, &outside.netns, 8083).context("another host's address leads here")?;
+    for call in [call_tcp, call_udp] {
+        call(&h1, moved, &outside.netns, 8083).context("another host's address leads here")?;
+    }
     wait_until("doctor says that it is away", || {
         let said = lab.try_vxmesh("h1", &["doctor"])?.stdout;
         let away = format!("{ip}, which is no address of this host");
@@ -114,7 +118,10 @@ fn leads_to_who_has_it(
     })?;
     give(&outside.netns, &h1)?;
     sh(&outside.netns, "ip neigh flush all")?;
-    wait_until("its own address", || Ok(call_tcp(&outside.netns, moved, sandbox, 83).is_ok()))
+    for call in [call_tcp, call_udp] {
+        wait_until("its own address", || Ok(call(&outside.netns, moved, sandbox, 83).is_ok()))?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -132,6 +139,8 @@ fn a_published_port_answers_only_where_it_was_promised() -> Result<()> {
         "8082:82/udp",
         "10.213.0.50:8083:83",
         "[fd13::50]:8083:83",
+        "10.213.0.50:8083:83/udp",
+        "[fd13::50]:8083:83/udp",
         "8084:84",
     ];
     let a = publish(&lab, "h1", "blue", "a", &ports)?;
