@@ -230,3 +230,40 @@ fn an_agent_whose_clock_is_minutes_off_is_a_member_like_others() -> Result<()> {
     // A handshake by the clock that was set back looks old, and is answered by one of h1's own.
     lab.finish(Allowed { warnings: &["this host's clock is"], drops: &["replayed_handshake"] })
 }
+
+/// What it signed while its clock was ahead keeps it from nothing once that is right.
+#[test]
+fn a_node_whose_clock_was_hours_ahead_does_all_when_it_is_right() -> Result<()> {
+    let lab = Lab::up(3)?;
+    lab.vxmesh("h1", &["node", "update", "h2", "--issuer"])?;
+    lab.lab(&["kill", "h2"])?;
+    share_alone(&lab)?;
+    let signs = |subnet: &str| {
+        lab.vxmesh("h2", &["network", "extend", "ahead", "--subnet", subnet])?;
+        lab.vxmesh("h2", &["token", "create"])
+    };
+    start_at(&lab, "+2h")?;
+    lab.vxmesh("h2", &["network", "create", "ahead", "--subnet", "10.9.0.0/24"])?;
+    signs("10.9.1.0/24")?;
+    stop(&lab)?;
+    lab.lab(&["start", "h2"])?;
+    signs("10.9.2.0/24")?;
+    wait_until("h1 has all subnets", || {
+        let networks: Vec<Listed> = lab.get("h1", "/v1/networks")?;
+        Ok(networks.first().is_some_and(|network| network.subnets.len() == 3))
+    })?;
+    let is = |at: &str, of: &str, state: &str| {
+        let nodes: Vec<Node> = lab.json(at, &["node", "ls", "--all"])?;
+        anyhow::Ok(nodes.iter().any(|node| node.name.as_str() == of && node.state == state))
+    };
+    lab.lab(&["kill", "h3"])?;
+    wait_until("h3 is dead", || is("h2", "h3", "dead"))?;
+    lab.vxmesh("h2", &["node", "rm", "h3"])?;
+    wait_until("h3 is removed", || is("h1", "h3", "removed"))?;
+    lab.vxmesh("h2", &["leave"])?;
+    wait_until("h2 left", || is("h1", "h2", "left"))?;
+    lab.finish(Allowed {
+        warnings: &["this host's clock is"],
+        drops: &["replayed_handshake", "unknown_index"],
+    })
+}
