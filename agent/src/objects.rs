@@ -183,7 +183,7 @@ impl Objects {
         if collected.is_empty() {
             return Ok(());
         }
-        info!(count = collected.len(), "forgot objects of networks that were deleted long ago");
+        info!(count = collected.len(), "forgot objects of what was deleted");
         self.notify();
         self.store.write(|txn| {
             collected

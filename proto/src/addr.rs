@@ -162,6 +162,8 @@ impl NodeId {
     /// Characters of an id.
     pub const LEN: usize = 26;
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    /// No id is before it.
+    pub(crate) const FIRST: Self = Self([b'2'; Self::LEN]);
 
     /// The id that belongs to an Ed25519 public key. The id of a mesh is made alike from its CA
     /// certificate.

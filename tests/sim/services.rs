@@ -199,7 +199,7 @@ pub(crate) fn apply(world: &mut World, change: &Change) {
         Change::Update { on, service, backend, edit } => {
             let time = world.time(*on);
             world.with(*on, |life| {
-                life.edit_service(time, *service, |service, _| match edit {
+                life.edit_service(time, *service, |service| match edit {
                     Edit::Add => service.backends.extend([backend.clone()]),
                     Edit::Remove => service.backends.retain(|name| name != backend),
                     Edit::Weigh(weight) => service.weights.extend([(backend.clone(), *weight)]),

@@ -201,7 +201,7 @@ impl Services {
         mesh.check_member()?;
         let row = self.find(mesh, reference)?;
         let claims = mesh.member.claims_of(row.network);
-        let service = mesh.member.objects.read(|set| service_of(set, row.id).cloned());
+        let service = mesh.member.objects.read(|set| set.service(row.id).cloned());
         let service = service.ok_or(ServiceError::Gone)?;
         let all = backends(&service, &claims).into_iter();
         let its =
@@ -224,17 +224,9 @@ impl Services {
     }
 }
 
-/// The open service with this id.
-pub(super) fn service_of(set: &ObjectSet, id: ServiceId) -> Option<&object::Service> {
-    match set.get(&ObjectId::Service(id)).filter(|it| !it.closed())?.content() {
-        Content::Service(service) => Some(service),
-        _ => None,
-    }
-}
-
 /// What the open service with this id is called.
 pub(crate) fn service_name(set: &ObjectSet, id: ServiceId) -> Option<Name> {
-    service_of(set, id).map(|service| service.name.clone())
+    set.service(id).map(|service| service.name.clone())
 }
 
 /// Signs a service, and its addresses over to it. If one cannot be given, the service is closed,
@@ -324,52 +316,28 @@ fn give(mesh: &Mesh, network: NetworkId, vip: IpNet, to: ServiceId) -> Option<St
     signed.ok()
 }
 
-/// Signs a later version of a service.
+/// Signs what this node changes of a service.
 fn edit(
     mesh: &Mesh,
     id: ServiceId,
     change: impl FnOnce(&ObjectSet, &mut object::Service) -> Result<(), ServiceError>,
 ) -> Result<String, ServiceError> {
-    revise(mesh, id, |set, _closed, service| change(set, service))
+    let object = mesh.member.objects.publish::<ServiceError>(|set, hlc| {
+        let mut service = set.service(id).ok_or(ServiceError::Gone)?.clone();
+        change(set, &mut service)?;
+        set.update(id, mesh.member.me, &service, hlc).ok_or(ServiceError::Gone)
+    })?;
+    Ok(object.text().to_string())
 }
 
-/// Signs the end of a service. It is kept for as long as its network, so it says no more than it
-/// must.
+/// Signs the end of a service.
 fn close(mesh: &Mesh, id: ServiceId) -> Result<String, ServiceError> {
-    revise(mesh, id, |_set, closed, service| {
-        *service = object::Service {
-            ports: Vec::new(),
-            backends: BTreeSet::new(),
-            selector: BTreeMap::new(),
-            weights: BTreeMap::new(),
-            choice: None,
-            check: None,
-            draining: BTreeMap::new(),
-            drain_ms: None,
-            prefer: None,
-            published: Vec::new(),
-            allow: Vec::new(),
-            deny: Vec::new(),
-            sticky: None,
-            ..service.clone()
-        };
-        *closed = true;
-        Ok(())
-    })
-}
-
-fn revise(
-    mesh: &Mesh,
-    id: ServiceId,
-    change: impl FnOnce(&ObjectSet, &mut bool, &mut object::Service) -> Result<(), ServiceError>,
-) -> Result<String, ServiceError> {
     let object = mesh.member.objects.publish::<ServiceError>(|set, hlc| {
         let held = set.get(&ObjectId::Service(id)).filter(|held| !held.closed());
-        let mut draft = held.ok_or(ServiceError::Gone)?.edit(hlc);
-        if let Content::Service(service) = &mut draft.content {
-            change(set, &mut draft.closed, service)?;
-        }
-        Ok(draft)
+        let draft = held.ok_or(ServiceError::Gone)?.edit(hlc);
+        let Content::Service(service) = &draft.content else { return Err(ServiceError::Gone) };
+        let content = Content::Service(service.ended());
+        Ok(Draft { closed: true, content, ..draft })
     })?;
     Ok(object.text().to_string())
 }

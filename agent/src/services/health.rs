@@ -28,7 +28,7 @@ use vxmesh_proto::{
     tables::RowKey,
 };
 
-use super::{Services, backends::global_ips, control::service_of, lock, reach};
+use super::{Services, backends::global_ips, lock, reach};
 use crate::{
     daemon::Mesh,
     store::{Store, StoreError, Table},
@@ -122,7 +122,7 @@ fn wanted(mesh: &Mesh) -> (Wanted, BTreeSet<Checked>) {
 }
 
 fn check_of(mesh: &Mesh, id: ServiceId) -> Option<HealthCheck> {
-    mesh.member.objects.read(|set| service_of(set, id)?.check.clone())
+    mesh.member.objects.read(|set| set.service(id)?.check.clone())
 }
 
 async fn passes(check: &HealthCheck, netns: PathBuf, at: SocketAddr) -> bool {

@@ -7,7 +7,7 @@
 //! body   = JSON {"i":id, "a":author, "c":created, "h":hlc, "d":closed, "b":{content}}
 //! id     = "member/" node | "removed/" node | "network/" id | "extension/" network "/" author "/" cidr
 //!          | ( "transfer/" | "reclaim/" ) network "/" giver "/" cidr "/" epoch
-//!          | "service/" id | any other
+//!          | "service/" id | "update/" service "/" author | any other
 //! network id = first 16 bytes of SHA-256 over "vxmesh network 1" 00 |
 //!              JSON [creator, created, driver, vni, encrypted, subnets, blocks]
 //! service id = the same over "vxmesh service 1" 00 | JSON [creator, created, network, name, vips]
@@ -26,7 +26,8 @@
 //!
 //! A deleted network is forgotten after [`DELETED_KEPT`](crate::limits::DELETED_KEPT), and
 //! transfers and services of that age with it: a text that would be forgotten is not admitted
-//! either, so that sets whose clocks differ a little do not fill each other again.
+//! either, so that sets whose clocks differ a little do not fill each other again. What was changed
+//! of a service goes when it is closed.
 //!
 //! The clock of the author is not judged. A stamp from another time is admitted and orders versions
 //! as any other; it moves nobody's clock ([`Clock`]), and the next edit of that object is later
@@ -42,6 +43,7 @@ mod network;
 mod service;
 mod set;
 pub mod sync;
+mod update;
 
 use std::{cmp::Ordering, fmt, str::FromStr, sync::Arc};
 
@@ -62,6 +64,7 @@ pub use self::{
         holder, share_address,
     },
     set::{Merge, NetworkState, ObjectSet},
+    update::{Change, Part, Update},
 };
 use crate::{
     addr::{Name, NetworkId, NodeId, ServiceId},
@@ -175,8 +178,15 @@ pub enum ObjectId {
         /// How often it has changed hands.
         epoch: u64,
     },
-    /// A service. The last of those that are known, as older versions sort it among the others.
+    /// A service. After those that older versions know, as these sort it among the others.
     Service(ServiceId),
+    /// What a member changed of a service; after it for the same reason.
+    Update {
+        /// The service.
+        service: ServiceId,
+        /// Who changed it; in the id, so that nobody's changes replace those of another.
+        from: NodeId,
+    },
     /// A kind that this version does not know.
     Other(Box<str>),
 }
@@ -197,6 +207,7 @@ impl fmt::Display for ObjectId {
                 write!(f, "reclaim/{network}/{from}/{cidr}/{epoch}")
             }
             Self::Service(service) => write!(f, "service/{service}"),
+            Self::Update { service, from } => write!(f, "update/{service}/{from}"),
             Self::Other(text) => f.write_str(text),
         }
     }
@@ -213,6 +224,7 @@ impl FromStr for ObjectId {
                 "removed" => rest.parse().ok().map(Self::Removed),
                 "network" => rest.parse().ok().map(Self::Network),
                 "service" => rest.parse().ok().map(Self::Service),
+                "update" => parse_update(rest),
                 "extension" => parse_extension(rest),
                 "transfer" => parse_block(rest).map(|(network, from, cidr, epoch)| {
                     Self::Transfer { network, from, cidr, epoch }
@@ -242,6 +254,11 @@ fn parse_extension(text: &str) -> Option<ObjectId> {
         from: from.parse().ok()?,
         cidr: cidr.parse().ok()?,
     })
+}
+
+fn parse_update(text: &str) -> Option<ObjectId> {
+    let (service, from) = text.split_once('/')?;
+    Some(ObjectId::Update { service: service.parse().ok()?, from: from.parse().ok()? })
 }
 
 fn parse_block(text: &str) -> Option<(NetworkId, NodeId, IpNet, u64)> {
@@ -313,6 +330,8 @@ pub enum Content {
     Reclaim(Transfer),
     /// A service; closed when it was removed.
     Service(Service),
+    /// What a member changed of a service; never closed.
+    Update(Update),
     /// Of a kind that this version does not know.
     Other,
 }
@@ -362,6 +381,7 @@ impl Draft {
             Content::Member(member) => RawValue::from_string(to_json(member)?),
             Content::Network(network) => RawValue::from_string(to_json(network)?),
             Content::Service(service) => RawValue::from_string(to_json(service)?),
+            Content::Update(update) => RawValue::from_string(to_json(update)?),
             Content::Extension(extension) => RawValue::from_string(to_json(extension)?),
             Content::Removed(removal) => RawValue::from_string(to_json(removal)?),
             Content::Transfer(transfer) | Content::Reclaim(transfer) => {
@@ -390,6 +410,7 @@ impl Draft {
             Content::Member(_) => ObjectId::Member(author),
             Content::Network(network) => ObjectId::Network(network.id(self.created)),
             Content::Service(service) => ObjectId::Service(service.id(self.created)),
+            Content::Update(update) => update.id(),
             Content::Extension(extension) => extension.id(),
             Content::Removed(removal) => ObjectId::Removed(removal.node),
             Content::Transfer(Transfer { network, from, cidr, epoch, .. }) => {
@@ -472,7 +493,11 @@ impl Object {
             | Content::Extension(_)
             | Content::Transfer(_)
             | Content::Reclaim(_) => stamp(other).cmp(&stamp(self)).then_with(by_text),
-            Content::Member(_) | Content::Network(_) | Content::Service(_) | Content::Other => self
+            Content::Member(_)
+            | Content::Network(_)
+            | Content::Service(_)
+            | Content::Update(_)
+            | Content::Other => self
                 .draft
                 .closed
                 .cmp(&other.draft.closed)
@@ -510,6 +535,7 @@ fn parse(text: &str) -> Result<Object, Refused> {
         ObjectId::Member(_) => serde_json::from_str(json).map(Content::Member),
         ObjectId::Network(_) => serde_json::from_str(json).map(Content::Network),
         ObjectId::Service(_) => serde_json::from_str(json).map(Content::Service),
+        ObjectId::Update { .. } => serde_json::from_str(json).map(Content::Update),
         ObjectId::Extension { .. } => serde_json::from_str(json).map(Content::Extension),
         ObjectId::Removed(_) => serde_json::from_str(json).map(Content::Removed),
         ObjectId::Transfer { .. } => serde_json::from_str(json).map(Content::Transfer),
@@ -545,6 +571,17 @@ fn check_content(id: &ObjectId, author: NodeId, draft: &Draft) -> Result<(), Ref
                 service.check()
             } else {
                 Err(Refused::Misplaced)
+            }
+        }
+        (Content::Update(update), ObjectId::Update { .. }) => {
+            if update.id() != *id {
+                Err(Refused::Misplaced)
+            } else if update.from != author {
+                Err(Refused::NotTheirs(author))
+            } else if draft.closed {
+                Err(Refused::Content("what was changed stays so until it is changed again"))
+            } else {
+                update.check(draft.hlc)
             }
         }
         (Content::Extension(extension), ObjectId::Extension { .. }) => {

@@ -237,6 +237,12 @@ impl PublishedPort {
         (self.protocol, self.host_port) == (other.protocol, other.host_port)
             && share_address(self.ip, other.ip)
     }
+
+    /// Whether they lead to one port in different modes.
+    pub(super) fn differs(&self, other: &Self) -> bool {
+        (self.protocol, self.port) == (other.protocol, other.port)
+            && self.is_local != other.is_local
+    }
 }
 
 /// Whether two ports of one number, each at an address or at all that a host has, are at one of
@@ -250,10 +256,6 @@ pub fn share_address(one: Option<IpAddr>, other: Option<IpAddr>) -> bool {
 
 impl Service {
     fn fault_of_published(&self) -> Option<&'static str> {
-        let differs = |one: &PublishedPort, other: &PublishedPort| {
-            (one.protocol, one.port) == (other.protocol, other.port)
-                && one.is_local != other.is_local
-        };
         let before = |at: usize| self.published.iter().take(at);
         let mut all = self.published.iter().enumerate();
         if self.published.len() > SERVICE_PORTS {
@@ -262,7 +264,7 @@ impl Service {
             Some("it has too many prefixes of clients")
         } else if self.published.iter().any(|it| it.host_port == 0 || it.port == 0) {
             Some("one of its published ports is 0")
-        } else if all.any(|(at, it)| before(at).any(|other| it.meets(other) || differs(it, other)))
+        } else if all.any(|(at, it)| before(at).any(|other| it.meets(other) || it.differs(other)))
         {
             Some("one of its published ports is there twice, or in both modes")
         } else {
@@ -345,12 +347,15 @@ impl ObjectSet {
         open.map(|(.., service)| service.network).collect()
     }
 
-    /// All services, closed ones too, in the order of ids.
+    /// All services, closed ones too, in the order of ids: their objects, and what they are after
+    /// all that was changed of them.
     pub fn all_services(&self) -> impl Iterator<Item = (ServiceId, &Arc<Object>, &Service)> {
         let first = ObjectId::Service(ServiceId::from_random([0; 16]));
         let rest = self.range_from(&first);
         rest.map_while(|object| match (object.id(), object.content()) {
-            (ObjectId::Service(id), Content::Service(service)) => Some((*id, object, service)),
+            (ObjectId::Service(id), Content::Service(service)) => {
+                Some((*id, object, self.merged.get(id).unwrap_or(service)))
+            }
             _ => None,
         })
     }

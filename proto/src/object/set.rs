@@ -10,10 +10,10 @@ use ring::digest;
 
 use super::{
     Certifier, Clock, Content, Extension, Hlc, KeyRing, Network, Object, ObjectId, Refused,
-    Transfer, check_content, domain, parse,
+    Service, Transfer, check_content, domain, parse,
 };
 use crate::{
-    addr::{NetworkId, NodeId},
+    addr::{NetworkId, NodeId, ServiceId},
     limits::{
         DELETED_KEPT, OBJECTS, OBJECTS_LEN, OBJECTS_OF_MEMBERS, OBJECTS_OF_MEMBERS_LEN,
         OBJECTS_OF_RECLAIMS, OBJECTS_OF_RECLAIMS_LEN, OBJECTS_PER_AUTHOR, OBJECTS_PER_AUTHOR_LEN,
@@ -103,6 +103,10 @@ pub struct ObjectSet {
     /// Of each author, but what it said with the CA's key: others decide how much of that is
     /// needed.
     shares: BTreeMap<NodeId, Share>,
+    /// The open services of which something was changed, as they are now.
+    pub(super) merged: BTreeMap<ServiceId, Service>,
+    /// What is of closed services and not held any more, until [`Self::collect`] tells.
+    moot: Vec<ObjectId>,
     // Sum of the texts' hashes: takes a change in constant time and does not depend on order.
     sum: [u64; 4],
 }
@@ -119,6 +123,8 @@ impl ObjectSet {
             reclaims: Share::default(),
             rest: Share::default(),
             shares: BTreeMap::new(),
+            merged: BTreeMap::new(),
+            moot: Vec::new(),
             sum: [0; 4],
         }
     }
@@ -158,7 +164,14 @@ impl ObjectSet {
     /// Takes a text that this node stored when it had admitted it: it goes when [`Self::collect`]
     /// says so.
     pub fn restore(&mut self, text: &str, ca: &dyn Certifier, wall_ms: u64) -> Merge {
-        self.merge_unless_over(text, ca, wall_ms, |_set, _object| false)
+        let merge = self.merge_unless_over(text, ca, wall_ms, |_set, _object| false);
+        if merge == Merge::Stale
+            && let Ok(object) = parse(text)
+            && self.is_moot(&object)
+        {
+            self.moot.push(object.id);
+        }
+        merge
     }
 
     /// What [`Self::merge`] would refuse, or `false` if it would change nothing. A stamp and a key
@@ -200,7 +213,7 @@ impl ObjectSet {
         if held.is_some_and(|held| object.precedence(held) != Ordering::Greater) {
             return Ok(None);
         }
-        if is_over(self, &object) {
+        if is_over(self, &object) || self.is_moot(&object) {
             return Ok(None);
         }
         self.check_room(&object, held.map(Arc::as_ref))?;
@@ -254,6 +267,13 @@ impl ObjectSet {
         self.rest.fits(SMALL, None, COMMON) && self.share_of(author).fits(SMALL, None, AUTHOR)
     }
 
+    /// Whether it changes a service that was closed.
+    fn is_moot(&self, object: &Object) -> bool {
+        let Content::Update(update) = &object.draft.content else { return false };
+        let service = self.objects.get(&ObjectId::Service(update.service));
+        service.is_some_and(|service| service.closed())
+    }
+
     /// Whether [`Self::collect`] would forget it.
     fn is_over(&self, object: &Object, wall_ms: u64) -> bool {
         let kept = u64::try_from(DELETED_KEPT.as_millis()).unwrap_or(u64::MAX);
@@ -266,6 +286,9 @@ impl ObjectSet {
             Content::Service(service) => {
                 !self.objects.contains_key(&ObjectId::Network(service.network))
             }
+            Content::Update(update) => {
+                !self.objects.contains_key(&ObjectId::Service(update.service))
+            }
             // Of a network that is known to be deleted it goes with that one.
             Content::Extension(Extension { network, .. })
             | Content::Transfer(Transfer { network, .. })
@@ -277,19 +300,50 @@ impl ObjectSet {
     }
 
     /// Forgets networks that were deleted [`DELETED_KEPT`] ago, and transfers of that age whose
-    /// network is not known.
+    /// network is not known. Says what was forgotten since the last time.
     pub fn collect(&mut self, wall_ms: u64) -> Vec<ObjectId> {
-        let mut collected = Vec::new();
+        let mut collected = std::mem::take(&mut self.moot);
         // Networks come before transfers, in the order of ids.
         let ids: Vec<ObjectId> = self.objects.keys().cloned().collect();
         for id in ids {
             let over = self.objects.get(&id).is_some_and(|object| self.is_over(object, wall_ms));
             if let Some(object) = over.then(|| self.objects.remove(&id)).flatten() {
                 self.uncount(&object);
+                if let ObjectId::Service(service) = id {
+                    self.merged.remove(&service);
+                }
                 collected.push(id);
             }
         }
         collected
+    }
+
+    /// The objects of what was changed of a service, in the order of their authors.
+    pub(super) fn update_ids(&self, service: ServiceId) -> impl Iterator<Item = &Arc<Object>> {
+        let first = ObjectId::Update { service, from: NodeId::FIRST };
+        let rest = self.range_from(&first);
+        rest.take_while(
+            move |it| matches!(it.id, ObjectId::Update { service: of, .. } if of == service),
+        )
+    }
+
+    /// Takes up what was changed of a service; of a closed one nothing is kept.
+    fn follow_updates(&mut self, id: ServiceId) {
+        let service = self.objects.get(&ObjectId::Service(id));
+        if service.is_some_and(|service| service.closed()) {
+            let moot: Vec<ObjectId> = self.update_ids(id).map(|it| it.id.clone()).collect();
+            for id in moot {
+                if let Some(object) = self.objects.remove(&id) {
+                    self.uncount(&object);
+                }
+                self.moot.push(id);
+            }
+            self.merged.remove(&id);
+        } else if let Some(merged) = self.merge_service(id) {
+            self.merged.insert(id, merged);
+        } else {
+            self.merged.remove(&id);
+        }
     }
 
     fn author_key(&self, object: &Object, ca: &dyn Certifier) -> Result<[u8; 32], Refused> {
@@ -304,6 +358,7 @@ impl ObjectSet {
             | Content::Extension(_)
             | Content::Transfer(_)
             | Content::Service(_)
+            | Content::Update(_)
             | Content::Other => self
                 .keys
                 .get(&object.author)
@@ -324,17 +379,21 @@ impl ObjectSet {
         if !is_issued(&new.id) {
             self.shares.entry(new.author).or_default().add(&new);
         }
-        match self.objects.entry(new.id.clone()) {
+        let merge = match self.objects.entry(new.id.clone()) {
             Entry::Vacant(vacant) => {
                 vacant.insert(Arc::clone(&new));
-                Merge::New(new)
+                Merge::New(Arc::clone(&new))
             }
             Entry::Occupied(mut occupied) => {
                 let old = occupied.insert(Arc::clone(&new));
                 self.uncount(&old);
-                Merge::Updated { old, new }
+                Merge::Updated { old, new: Arc::clone(&new) }
             }
+        };
+        if let ObjectId::Service(service) | ObjectId::Update { service, .. } = new.id {
+            self.follow_updates(service);
         }
+        merge
     }
 
     fn uncount(&mut self, old: &Object) {

@@ -1,6 +1,7 @@
 mod clocks;
 mod reclaims;
 mod services;
+mod updates;
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,6 @@
 //! Services: a VIP whose connections are spread over sandboxes on other hosts.
 
+mod at_once;
 mod clients;
 mod deaths;
 mod faults;

@@ -156,13 +156,13 @@ impl Life {
         &mut self,
         time: Time,
         id: ServiceId,
-        change: impl FnOnce(&mut object::Service, &mut bool),
+        change: impl FnOnce(&mut object::Service),
     ) -> bool {
-        let held = self.set.get(&ObjectId::Service(id)).filter(|held| !held.closed()).cloned();
-        let Some(held) = held.filter(|_| !self.set.is_removed(self.me)) else { return false };
-        let mut draft = held.edit(self.set.stamp(time.wall_ms));
-        let Content::Service(service) = &mut draft.content else { return false };
-        change(service, &mut draft.closed);
+        let stamp = self.set.stamp(time.wall_ms);
+        let held = self.set.service(id).filter(|_| !self.set.is_removed(self.me)).cloned();
+        let Some(mut service) = held else { return false };
+        change(&mut service);
+        let Some(draft) = self.set.update(id, self.me, &service, stamp) else { return false };
         self.publish_draft(time, draft);
         self.reconcile(time);
         true
@@ -170,15 +170,14 @@ impl Life {
 
     /// Removes a service; false if it is not there any more.
     pub(crate) fn close_service(&mut self, time: Time, id: ServiceId) -> bool {
-        self.edit_service(time, id, |service, closed| {
-            service.ports.clear();
-            service.backends.clear();
-            service.selector.clear();
-            service.weights.clear();
-            service.draining.clear();
-            service.choice = None;
-            *closed = true;
-        })
+        let held = self.set.get(&ObjectId::Service(id)).filter(|held| !held.closed()).cloned();
+        let Some(held) = held.filter(|_| !self.set.is_removed(self.me)) else { return false };
+        let draft = held.edit(self.set.stamp(time.wall_ms));
+        let Content::Service(service) = &draft.content else { return false };
+        let content = Content::Service(service.ended());
+        self.publish_draft(time, Draft { closed: true, content, ..draft });
+        self.reconcile(time);
+        true
     }
 
     // ---- what was seen of backends

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::addr::ServiceId;
 
-const BLUE: [u8; 16] = [1; 16];
+pub(super) const BLUE: [u8; 16] = [1; 16];
 
-fn service(seed: u8, name: &str, vip: &str) -> Service {
+pub(super) fn service(seed: u8, name: &str, vip: &str) -> Service {
     Service {
         name: name.parse().unwrap(),
         network: NetworkId::from_random(BLUE),
@@ -29,11 +29,11 @@ fn service(seed: u8, name: &str, vip: &str) -> Service {
     }
 }
 
-fn draft(at: u64, service: Service) -> Draft {
+pub(super) fn draft(at: u64, service: Service) -> Draft {
     Draft::new(hlc(at), Content::Service(service))
 }
 
-fn id_of(object: &Object) -> ServiceId {
+pub(super) fn id_of(object: &Object) -> ServiceId {
     match object.id() {
         ObjectId::Service(id) => *id,
         other => panic!("{other}"),
