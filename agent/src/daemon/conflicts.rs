@@ -8,7 +8,9 @@
 use std::collections::BTreeMap;
 
 use vxmesh_proto::{
-    addr::{Alias, EndpointId, Name, NetworkId, NodeId},
+    addr::{Alias, EndpointId, Name, NetworkId, NodeId, ServiceId},
+    dns::has_name,
+    object::{ObjectSet, ServiceOf, ServiceState},
     special_names,
 };
 
@@ -42,17 +44,51 @@ fn refuse<'a>(
     })
 }
 
-/// Marks those rows whose name an older one of the same network has.
-pub(super) fn mark(rows: &mut [api::Endpoint]) {
+/// Marks those rows whose name an older one of the same network has, or whose name or alias a
+/// service has.
+pub(super) fn mark(rows: &mut [api::Endpoint], services: &[ServiceName]) {
     let mut oldest: BTreeMap<(NetworkId, Name), (u64, NodeId, EndpointId)> = BTreeMap::new();
     for row in &*rows {
         let rank = (row.incarnation, row.node, row.id);
         let holder = oldest.entry((row.network, row.name.clone())).or_insert(rank);
         *holder = rank.min(*holder);
     }
-    for row in rows {
+    for row in &mut *rows {
         let holder = oldest.get(&(row.network, row.name.clone())).map(|(_, _, id)| *id);
         row.conflict = holder.filter(|id| *id != row.id);
+    }
+    for service in services {
+        let mut given: Vec<_> = rows.iter_mut().filter(|row| service.is_name_of(row)).collect();
+        if has_name(service.created, given.iter().map(|row| row.incarnation)) {
+            let holder = EndpointId::from_random(*service.id.bytes());
+            given.iter_mut().for_each(|row| row.conflict = row.conflict.or(Some(holder)));
+        }
+    }
+}
+
+/// The name of a service that is the oldest of its network with it.
+pub(super) struct ServiceName {
+    pub(super) network: NetworkId,
+    pub(super) name: Name,
+    pub(super) created: u64,
+    pub(super) id: ServiceId,
+}
+
+impl ServiceName {
+    /// Of all services.
+    pub(super) fn all(set: &ObjectSet) -> Vec<Self> {
+        let services = set.with_services().into_iter().flat_map(|network| set.services(network));
+        let active = services.filter(|of| of.state == ServiceState::Active);
+        let name = |ServiceOf { id, created, service, .. }: ServiceOf<'_>| {
+            let (network, name) = (service.network, service.name.clone());
+            Self { network, name, created: created.unix_ms(), id }
+        };
+        active.map(name).collect()
+    }
+
+    fn is_name_of(&self, row: &api::Endpoint) -> bool {
+        let is_its = |alias: &Alias| alias.as_str() == self.name.as_str();
+        row.network == self.network && (row.name == self.name || row.aliases.iter().any(is_its))
     }
 }
 
@@ -95,10 +131,26 @@ mod tests {
             row(4, 2, "a", 1),
             row(5, 1, "a", 9),
         ];
-        mark(&mut rows);
+        mark(&mut rows, &[]);
         let holder = Some(rows[1].id);
         let marks: Vec<_> = rows.iter().map(|row| row.conflict).collect();
         assert_eq!(marks, [holder, None, None, None, holder]);
+    }
+
+    #[test]
+    fn a_service_has_the_name_of_younger_endpoints_and_aliases() {
+        let alias = |row| api::Endpoint { aliases: vec!["web".parse().unwrap()], ..row };
+        let rows =
+            [row(1, 1, "web", 5), alias(row(2, 1, "a", 6)), row(3, 1, "b", 9), row(4, 2, "web", 9)];
+        let id = ServiceId::from_random([9; 16]);
+        let network = NetworkId::from_random([1; 16]);
+        let web = |created| ServiceName { network, name: "web".parse().unwrap(), created, id };
+        let holder = Some(EndpointId::from_random([9; 16]));
+        for (created, wanted) in [(4, [holder, holder, None, None]), (5, [None; 4])] {
+            let mut rows = rows.clone();
+            mark(&mut rows, &[web(created)]);
+            assert_eq!(rows.map(|row| row.conflict), wanted, "{created}");
+        }
     }
 
     #[test]

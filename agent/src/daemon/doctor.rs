@@ -9,6 +9,7 @@ use vxmesh_proto::addr::NetworkId;
 
 use super::{
     absent::LastKnown,
+    conflicts::ServiceName,
     gateway::Ways,
     mesh::Mesh,
     obstacles::{in_the_way, not_here},
@@ -172,7 +173,9 @@ impl Mesh {
         all.extend(self.passage_diagnoses().await);
         let networks = self.network_list();
         all.extend(networks.iter().filter(|it| it.state == "conflict").map(in_conflict));
-        all.extend(self.endpoint_list().iter().filter_map(called_as_another));
+        let services = self.member.objects.read(ServiceName::all);
+        let endpoints = self.endpoint_list();
+        all.extend(endpoints.iter().filter_map(|row| called_as_another(row, &services)));
         if let Some(largest) = networks.iter().filter_map(|it| self.sealed_mtu(it)).max() {
             all.extend(self.narrow_paths(largest).map(|(node, mtu)| {
                 check(
@@ -221,11 +224,24 @@ fn in_conflict(network: &api::Network) -> Diagnosis {
     )
 }
 
-/// An endpoint whose name an older one has.
-fn called_as_another(endpoint: &api::Endpoint) -> Option<Diagnosis> {
-    let (name, id) = (&endpoint.name, endpoint.id.short());
-    let older = endpoint.conflict?.short();
-    let found = format!("{id} is not found as {name}: the older endpoint {older} has that name");
+/// An endpoint whose name an older one has, or a service.
+fn called_as_another(endpoint: &api::Endpoint, services: &[ServiceName]) -> Option<Diagnosis> {
+    let (name, id, holder) = (&endpoint.name, endpoint.id.short(), endpoint.conflict?);
+    let service = services.iter().find(|service| service.id.bytes() == holder.bytes());
+    let found = match service {
+        Some(service) => {
+            format!(
+                "{id} ({name}) is not found as {}: the older service has that name",
+                service.name
+            )
+        }
+        None => {
+            format!(
+                "{id} is not found as {name}: the older endpoint {} has that name",
+                holder.short()
+            )
+        }
+    };
     let hint = "give the newer one another name: remove it, and attach or run it anew";
     Some(check("endpoints", Health::Warn, found, hint))
 }

@@ -140,7 +140,8 @@ impl Mesh {
         };
         let endpoints = self.known().into_iter().filter(|(_, (_, claim, _))| !claim.router);
         let mut rows: Vec<api::Endpoint> = endpoints.map(row).collect();
-        conflicts::mark(&mut rows);
+        let services = self.member.objects.read(conflicts::ServiceName::all);
+        conflicts::mark(&mut rows, &services);
         // What is on this host can be detached, also if the mesh does not show it: its network was
         // removed, or another's claim stands against it.
         let shown: BTreeSet<EndpointId> = rows.iter().map(|row| row.id).collect();

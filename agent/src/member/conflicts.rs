@@ -1,4 +1,4 @@
-//! Names of endpoints that were given twice at the same time, as the log has them ([`Conflicts`]).
+//! Names of endpoints and services that were given twice at the same time, as the log has them ([`Conflicts`]).
 //!
 //! Where two nodes gave one before they heard of each other, the older has it on all nodes:
 //! `vxmesh_proto::dns` decides.
@@ -48,6 +48,13 @@ impl Conflicts {
         for (id, (rival, network)) in rivals {
             if told.insert(id, rival.clone()).is_none() {
                 let (name, has) = (&rival.name, rival.holder.endpoint.short());
+                if rival.with_service {
+                    warn!(
+                        %name, %network, id = %id.short(), %has,
+                        "an endpoint and a service were given one name at the same time: the older has it, the other is found by its id"
+                    );
+                    continue;
+                }
                 warn!(
                     %name, %network, endpoint = %id.short(), %has,
                     "two endpoints were given one name at the same time: the older has it, the other is found by its id"

@@ -12,11 +12,11 @@ use tokio::task::block_in_place;
 use tracing::warn;
 use vxmesh_proto::{
     addr::{Alias, Name, NetworkId, NodeId, ServiceId},
-    dns::{NamedBackend, NamedService},
+    dns::{self, NamedBackend, NamedService},
     lb::{self, Choice, Protocol, drain::BackendState},
     limits::{SERVICES_OF_NETWORK, STICKY_SECONDS},
     object::{
-        self, Content, DRAIN_MS, Draft, ObjectId, ObjectSet, PublishedPort, ServiceOf,
+        self, Content, DRAIN_MS, Draft, Hlc, ObjectId, ObjectSet, PublishedPort, ServiceOf,
         ServiceState, holder,
     },
     record::EndpointClaim,
@@ -105,15 +105,19 @@ impl Services {
         // The set is not held while claims are read.
         let services: Vec<_> = mesh.member.objects.read(|set| {
             let services = set.services(network).into_iter();
-            services.map(|of| (of.id, of.service.clone(), of.state)).collect()
+            services.map(|of| (of.id, of.service.clone(), of.created, of.state)).collect()
         });
         if services.is_empty() {
             return Vec::new();
         }
         let claims = mesh.member.claims_of(network);
-        let rows =
-            services.iter().map(|(id, service, state)| row(mesh, *id, service, *state, &claims));
-        rows.collect()
+        let row = |(id, service, created, state): &(_, object::Service, Hlc, _)| {
+            let given = named_so(&claims, &service.name).map(|(claim, _)| claim.incarnation);
+            let has_name =
+                *state == ServiceState::Active && dns::has_name(created.unix_ms(), given);
+            row(mesh, *id, service, has_name, &claims)
+        };
+        services.iter().map(row).collect()
     }
 
     /// The service that a reference means.
@@ -509,35 +513,44 @@ fn check_port_names(ports: &[object::ServicePort]) -> Result<(), ServiceError> {
     }
 }
 
+/// The endpoints that have this name, as their own or as an alias, and which of the two.
+fn named_so<'a>(
+    claims: &'a Claims,
+    name: &Name,
+) -> impl Iterator<Item = (&'a EndpointClaim, &'static str)> {
+    let claims = claims.values().filter(|claim| !claim.router);
+    claims.filter_map(move |claim| {
+        let is_alias = claim.aliases.iter().any(|alias| alias.as_str() == name.as_str());
+        let alias = is_alias.then_some("endpoints with the alias");
+        let what = if claim.name == *name { Some("an endpoint") } else { alias };
+        what.map(|what| (claim, what))
+    })
+}
+
 /// Refuses a name that an endpoint of the network has, as its name or as an alias.
 fn check_free(mesh: &Mesh, network: NetworkId, name: &Name) -> Result<(), ServiceError> {
     mesh.check_name(name)?;
-    let taken = |what| Err(ServiceError::NameTaken { name: name.clone(), what });
     // Also those of nodes that are away: they may be back.
     let (up, away) = (mesh.member.claims_of(network), mesh.member.away(network));
-    for claim in up.values().chain(away.values()).filter(|claim| !claim.router) {
-        if claim.name == *name {
-            return taken("an endpoint");
-        }
-        if claim.aliases.iter().any(|alias| alias.as_str() == name.as_str()) {
-            return taken("endpoints with the alias");
-        }
+    let taken = named_so(&up, name).chain(named_so(&away, name)).next();
+    match taken {
+        Some((_, what)) => Err(ServiceError::NameTaken { name: name.clone(), what }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn row(
     mesh: &Mesh,
     id: ServiceId,
     service: &object::Service,
-    state: ServiceState,
+    has_name: bool,
     claims: &Claims,
 ) -> api::Service {
     let is_given = |ip: &IpAddr| mesh.member.addresses.holds(service.network, holder(id), *ip);
-    let state = match state {
-        ServiceState::Conflict { .. } => "conflict",
-        ServiceState::Active if service.vips.iter().all(is_given) => "active",
-        ServiceState::Active => "pending",
+    let state = match has_name {
+        false => "conflict",
+        true if service.vips.iter().all(is_given) => "active",
+        true => "pending",
     };
     let there = backends(service, claims);
     let missing =

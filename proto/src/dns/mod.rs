@@ -39,7 +39,7 @@ pub use answer::{Found, View};
 pub use message::{Fault, Query, RecordKind, Transport};
 pub use resolv_conf::{HostOptions, ResolvConf};
 pub use services::{Lead, NamedBackend, NamedService, Target};
-pub use table::{NamedEndpoint, NamesTable, Rival};
+pub use table::{NamedEndpoint, NamesTable, Rival, has_name};
 pub use turns::Turns;
 pub use upstream::{CacheKey, Heard, UpstreamAnswer};
 

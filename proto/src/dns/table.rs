@@ -3,7 +3,7 @@
 //! Several endpoints may have one alias. A name is one endpoint's: where two were given it at the
 //! same time, on both sides of a partition for instance, the older one has it, and the other is
 //! found by its id. An id never hides a name. A service is found like an endpoint that has its
-//! addresses.
+//! addresses, and shares its name with nobody, by an alias neither.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -34,6 +34,15 @@ pub struct NamedEndpoint {
     incarnation: u64,
 }
 
+impl NamedEndpoint {
+    fn name_by_id(&mut self) {
+        // Hexadecimal digits are a name.
+        if let Ok(short) = self.key.endpoint.short().parse() {
+            self.name = short;
+        }
+    }
+}
+
 /// The names of one network.
 #[derive(Clone, Debug)]
 pub struct NamesTable {
@@ -56,7 +65,7 @@ pub(super) struct Index {
     first_service: usize,
 }
 
-/// An endpoint whose name an older one has.
+/// An endpoint or a service whose name an older one has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rival {
     /// The name.
@@ -65,6 +74,15 @@ pub struct Rival {
     pub key: RowKey,
     /// The one that has the name.
     pub holder: RowKey,
+    /// Whether one of them is a service.
+    pub with_service: bool,
+}
+
+/// Whether a service that was made then has its name, where endpoints were given it at these times
+/// (their incarnations), as their names or as aliases. In Unix milliseconds.
+#[must_use]
+pub fn has_name(created: u64, given: impl IntoIterator<Item = u64>) -> bool {
+    given.into_iter().all(|given| given > created)
 }
 
 impl NamesTable {
@@ -135,7 +153,7 @@ impl NamesTable {
         endpoint.map(|endpoint| &endpoint.name)
     }
 
-    /// The endpoints whose names older ones have.
+    /// The endpoints and services whose names older ones have.
     #[must_use]
     pub fn rivals(&self) -> &[Rival] {
         &self.index.rivals
@@ -233,17 +251,37 @@ impl Index {
             let at = self.endpoints.len();
             let endpoint = EndpointId::from_random(*id.bytes());
             let key = RowKey { node: holder(*id), endpoint };
-            let holders = self.names.get(name.as_str()).into_iter().flatten();
-            let oldest = holders.filter_map(|at| self.rank(*at)).min();
-            if oldest.is_none_or(|(incarnation, _)| incarnation > *created) {
-                self.names.insert(name.as_str().into(), vec![at]);
-            }
+            let (own, ips) = (name.clone(), vips.clone());
+            self.endpoints.push(NamedEndpoint { key, name: own, ips, incarnation: *created });
+            self.settle_name(name, at, *created);
             self.names.entry(endpoint.short().into()).or_insert_with(|| vec![at]);
             for ip in vips {
                 self.addresses.entry(*ip).or_insert(at);
             }
-            let (name, ips) = (name.clone(), vips.clone());
-            self.endpoints.push(NamedEndpoint { key, name, ips, incarnation: *created });
+        }
+    }
+
+    /// Gives a service its name, unless endpoints had it before.
+    fn settle_name(&mut self, name: &Name, service: usize, created: u64) {
+        let holders = self.names.get(name.as_str()).cloned().unwrap_or_default();
+        let given = holders.iter().filter_map(|at| self.rank(*at));
+        if !has_name(created, given.clone().map(|(incarnation, _)| incarnation)) {
+            let oldest = given.min().map(|(_, key)| key);
+            let key = self.endpoints.get(service).map(|endpoint| endpoint.key);
+            if let (Some(key), Some(holder)) = (key, oldest) {
+                self.rivals.push(Rival { name: name.clone(), key, holder, with_service: true });
+            }
+            return;
+        }
+        self.names.insert(name.as_str().into(), vec![service]);
+        let Some(holder) = self.endpoints.get(service).map(|service| service.key) else { return };
+        for at in holders {
+            let Some(endpoint) = self.endpoints.get_mut(at) else { continue };
+            let key = endpoint.key;
+            if endpoint.name == *name {
+                endpoint.name_by_id();
+            }
+            self.rivals.push(Rival { name: name.clone(), key, holder, with_service: true });
         }
     }
 
@@ -263,11 +301,9 @@ impl Index {
     fn rename(&mut self, name: &Name, at: usize, holder: Option<usize>) {
         let holder = holder.and_then(|at| self.endpoints.get(at)).map(|holder| holder.key);
         let (Some(endpoint), Some(holder)) = (self.endpoints.get_mut(at), holder) else { return };
-        // Hexadecimal digits are a name.
-        if let Ok(short) = endpoint.key.endpoint.short().parse() {
-            endpoint.name = short;
-        }
-        self.rivals.push(Rival { name: name.clone(), key: endpoint.key, holder });
+        endpoint.name_by_id();
+        let key = endpoint.key;
+        self.rivals.push(Rival { name: name.clone(), key, holder, with_service: false });
     }
 
     fn add(&mut self, key: RowKey, claim: &EndpointClaim) -> usize {

@@ -264,8 +264,7 @@ impl Service {
             Some("it has too many prefixes of clients")
         } else if self.published.iter().any(|it| it.host_port == 0 || it.port == 0) {
             Some("one of its published ports is 0")
-        } else if all.any(|(at, it)| before(at).any(|other| it.meets(other) || it.differs(other)))
-        {
+        } else if all.any(|(at, it)| before(at).any(|other| it.meets(other) || it.differs(other))) {
             Some("one of its published ports is there twice, or in both modes")
         } else {
             None

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use vxmesh::api::{Endpoint, Network, Service};
+use vxmesh::api::{DnsRecord, Endpoint, Network, Service};
 use vxmesh_tests::lab::{Allowed, Lab, tell, wait_until};
 
 use super::settled;
@@ -139,5 +139,76 @@ fn what_both_sides_of_a_partition_change_of_a_service_counts_afterwards() -> Res
         // A node that was dead speaks before its endpoints are known again.
         drops: &["backend_unknown", "no_session", "unknown_index", "unknown_peer", "not_a_member"],
         ..Allowed::default()
+    })
+}
+
+/// Who has a name, by what this host shows: nobody before all is heard.
+fn holder(lab: &Lab, host: &str, name: &str) -> Result<Option<&'static str>> {
+    let services: Vec<Service> = lab.get(host, "/v1/services")?;
+    let rows: Vec<Endpoint> = lab.get(host, "/v1/endpoints")?;
+    let is_so = |row: &&Endpoint| {
+        row.name.as_str() == name || row.aliases.iter().any(|alias| alias.as_str() == name)
+    };
+    let service = services.iter().find(|service| service.name.as_str() == name);
+    let endpoint = rows.iter().find(is_so);
+    let (Some(service), Some(endpoint)) = (service, endpoint) else { return Ok(None) };
+    let marks = (service.state == "conflict", endpoint.conflict.is_some());
+    let (has, id) = match marks {
+        (true, false) => ("endpoint", endpoint.id.to_string()),
+        (false, true) => ("service", service.id.to_string()),
+        other => return Err(anyhow!("{host}: {name} is marked as {other:?}")),
+    };
+    // What a sandbox is told is the same.
+    let told: Vec<DnsRecord> = lab.json(host, &["dns", "query", name, "--network", "blue"])?;
+    let is_told = told.iter().all(|record| record.endpoint.to_string() == id);
+    Ok((is_told && !told.is_empty()).then_some(has))
+}
+
+#[test]
+fn of_a_service_and_an_endpoint_of_one_name_the_older_has_it() -> Result<()> {
+    let lab = up()?;
+    lab.lab(&["cut", "h3"])?;
+    let service = |name| {
+        let make = ["service", "create", name, "--network", "blue", "--port", "80"];
+        lab.vxmesh("h1", &[&make[..], &["--selector", "app=none"]].concat())
+    };
+    let sandbox = |words: &[&str]| {
+        let run = ["run", "-d", "--network", "blue"];
+        lab.vxmesh("h3", &[&run[..], words, &["sleep", "1000"]].concat())
+    };
+    service("early")?;
+    sandbox(&["--name", "early"])?;
+    sandbox(&["--name", "late"])?;
+    service("late")?;
+    service("called")?;
+    sandbox(&["--name", "x", "--alias", "called"])?;
+    sandbox(&["--name", "y", "--alias", "first"])?;
+    service("first")?;
+    lab.lab(&["heal"])?;
+    let wanted =
+        [("early", "service"), ("late", "endpoint"), ("called", "service"), ("first", "endpoint")];
+    for host in lab.hosts() {
+        for (name, has) in wanted {
+            wait_until(&format!("{host} shows that the {has} has {name}"), || {
+                Ok(holder(&lab, host, name).ok().flatten() == Some(has))
+            })?;
+        }
+    }
+    // Hosts with endpoints in the network say it.
+    for host in ["h2", "h3"] {
+        wait_until(&format!("{host} says so of each name"), || {
+            let log = lab.log(host)?;
+            let said = |name: &str| {
+                let what = "an endpoint and a service were given one name";
+                log.lines()
+                    .any(|line| line.contains(what) && line.contains(&format!("name={name} ")))
+            };
+            Ok(wanted.iter().all(|(name, _)| said(name)))
+        })?;
+    }
+    lab.finish(Allowed {
+        warnings: &["an endpoint and a service were given one name"],
+        // A node that was dead speaks before its endpoints are known again.
+        drops: &["backend_unknown", "no_session", "unknown_index", "unknown_peer", "not_a_member"],
     })
 }

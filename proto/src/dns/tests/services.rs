@@ -272,3 +272,36 @@ fn names_stay_while_backends_change() {
         assert!(before.following(services).is_none(), "{services:?}");
     }
 }
+
+/// Who was given the name of a service at the same time, by its name or as an alias: one has it.
+#[test]
+fn of_a_service_and_endpoints_of_one_name_the_older_has_it() {
+    for (incarnation, has) in [(99, false), (100, false), (101, true)] {
+        let mut claims =
+            vec![claim(1, "web", &[], &["10.1.0.1"]), claim(2, "b", &["web"], &["10.1.0.2"])];
+        claims.iter_mut().for_each(|(_, claim)| claim.incarnation = incarnation);
+        let keys: Vec<RowKey> = claims.iter().map(|(key, _)| *key).collect();
+        let web = service("web", &["10.1.0.200"], Vec::new());
+        let own = crate::object::holder(web.id);
+        let names = NamesTable::clone(&table(1, "blue", &[], claims)).with_services(&[web]);
+        let rivals: Vec<_> =
+            names.rivals().iter().map(|it| (it.key.node == own, it.key, it.holder)).collect();
+        let found: Vec<RowKey> = names.lookup("web").unwrap().iter().map(|it| it.key).collect();
+        assert!(names.rivals().iter().all(|it| it.with_service && it.name.as_str() == "web"));
+        if has {
+            let holder = found[0];
+            assert_eq!((holder.node, found.len()), (own, 1));
+            let mut wanted: Vec<_> = keys.iter().map(|key| (false, *key, holder)).collect();
+            wanted.sort_unstable();
+            let mut rivals = rivals;
+            rivals.sort_unstable();
+            assert_eq!(rivals, wanted);
+            assert_eq!(names.called(keys[0].endpoint).unwrap().as_str(), "010101010101");
+            assert_eq!(names.called(keys[1].endpoint).unwrap().as_str(), "b");
+        } else {
+            assert_eq!(found, keys);
+            assert_eq!((rivals.len(), rivals[0].0), (1, true));
+            assert_eq!(rivals[0].2, keys[0]);
+        }
+    }
+}

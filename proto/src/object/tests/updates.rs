@@ -201,13 +201,17 @@ fn apply(service: &mut Service, seed: u8, (what, which): (u8, u8)) {
 fn own(service: &Service, seed: u8) -> (Vec<Name>, Vec<(Name, u8)>, Vec<(Name, u64)>, Vec<u16>) {
     let is_own = |name: &&Name| name.as_str().starts_with(&format!("m{seed}"));
     let numbers = service.ports.iter().map(|port| port.port);
-    let mut numbers: Vec<u16> =
-        numbers.filter(|port| port / 1000 == u16::from(seed)).collect();
+    let mut numbers: Vec<u16> = numbers.filter(|port| port / 1000 == u16::from(seed)).collect();
     numbers.sort_unstable();
     (
         service.backends.iter().filter(is_own).cloned().collect(),
         service.weights.iter().filter(|it| is_own(&it.0)).map(|(it, n)| (it.clone(), *n)).collect(),
-        service.draining.iter().filter(|it| is_own(&it.0)).map(|(it, n)| (it.clone(), *n)).collect(),
+        service
+            .draining
+            .iter()
+            .filter(|it| is_own(&it.0))
+            .map(|(it, n)| (it.clone(), *n))
+            .collect(),
         numbers,
     )
 }
