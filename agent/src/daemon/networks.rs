@@ -80,7 +80,7 @@ impl Mesh {
     }
 
     /// The network that a reference means.
-    pub(super) fn find_network(&self, reference: &str) -> Result<api::Network, ApiError> {
+    pub(crate) fn find_network(&self, reference: &str) -> Result<api::Network, ApiError> {
         resolve::one(&self.network_list(), reference).cloned()
     }
 
@@ -284,12 +284,19 @@ impl Mesh {
             let more = if more == 0 { String::new() } else { format!(" and {more} more") };
             let message =
                 format!("network `{}` has endpoints: {}{more}", network.name, names.join(", "));
+            let services = self.member.objects.read(|set| service_names(set, network.id));
+            let (services, with) = if services.is_empty() {
+                (String::new(), "")
+            } else {
+                let hint = ", and remove its services, with `vxmesh service rm`";
+                (format!("; and services: {}", services.join(", ")), hint)
+            };
             let hint = if up.is_empty() {
                 "their nodes are not reachable: bring them back and detach these, or use --force, and they are unplugged when their nodes are back"
             } else {
                 "detach them first; see `vxmesh endpoint ls`"
             };
-            return Err(ApiError::new(ErrorCode::Conflict, message, hint));
+            return Err(conflict(message + &services, format!("{hint}{with}")));
         }
         let id = object::ObjectId::Network(network.id);
         let object = self.member.objects.publish::<ApiError>(|set, hlc| {
@@ -322,10 +329,14 @@ impl Mesh {
     }
 }
 
+/// What the services of a network are called.
+fn service_names(set: &object::ObjectSet, network: NetworkId) -> Vec<String> {
+    set.services(network).into_iter().map(|of| of.service.name.to_string()).collect()
+}
+
 /// Refuses to remove a network that has services.
 fn check_services(set: &object::ObjectSet, network: &api::Network) -> Result<(), ApiError> {
-    let services = set.services(network.id).into_iter();
-    let names: Vec<String> = services.map(|of| of.service.name.to_string()).collect();
+    let names = service_names(set, network.id);
     if names.is_empty() {
         return Ok(());
     }

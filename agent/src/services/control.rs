@@ -131,8 +131,9 @@ impl Services {
         mesh: &Arc<Mesh>,
         spec: ServiceSpec,
     ) -> Result<api::Service, ServiceError> {
+        mesh.check_member()?;
+        check_network(&mesh.find_network(&spec.network)?)?;
         let network = mesh.find_changeable(&spec.network)?;
-        check_network(&network)?;
         check_spec(&spec)?;
         if network.internal && !spec.published.is_empty() {
             return Err(ServiceError::Internal(network.name));
@@ -464,7 +465,9 @@ fn check_check(
 
 /// Services are for encrypted networks of the mesh whose endpoints may talk.
 fn check_network(network: &api::Network) -> Result<(), ServiceError> {
-    let why = if !network.encrypted {
+    let why = if network.scope == "local" {
+        "it is of this host alone, and its frames go past the agent"
+    } else if !network.encrypted {
         "its frames are not sealed, so nobody can say whose an answer is"
     } else if network.isolated {
         "its endpoints are kept from each other"

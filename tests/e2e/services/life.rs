@@ -54,6 +54,13 @@ fn a_service_keeps_its_address_and_its_name_for_itself() -> Result<()> {
     let _blue: Network = lab.json("h1", &create)?;
     lab.vxmesh("h1", &["network", "create", "open", "--encrypted=false"])?;
     lab.vxmesh("h1", &["network", "create", "apart", "--isolated"])?;
+    lab.vxmesh("h1", &["network", "create", "br", "--driver", "bridge"])?;
+    lab.sh("h1", "ip link add wan0 type veth peer name wan1 && ip link set wan0 up")?;
+    let parent = ["-o", "parent=wan0", "--subnet", "10.88.0.0/24"];
+    lab.vxmesh(
+        "h1",
+        &[&["network", "create", "lan", "--driver", "macvlan"][..], &parent].concat(),
+    )?;
     wait_until("h2 and h3 know the networks", || {
         let known = |host| -> Result<bool> {
             Ok(lab.get::<Vec<Network>>(host, "/v1/networks")?.len() == 3)
@@ -76,6 +83,8 @@ fn a_service_keeps_its_address_and_its_name_for_itself() -> Result<()> {
         (make(&["x", "--network", "red", "--backend", "b", "--port", "80"]), 3, "red"),
         (make(&["x", "--network", "open", "--backend", "b", "--port", "80"]), 4, "not sealed"),
         (make(&["x", "--network", "apart", "--backend", "b", "--port", "80"]), 4, "kept from"),
+        (make(&["x", "--network", "br", "--backend", "b", "--port", "80"]), 4, "host alone"),
+        (make(&["x", "--network", "lan", "--backend", "b", "--port", "80"]), 4, "no services"),
         (make(&["x", "--network", "blue", "--port", "80"]), 2, "--selector"),
         (make(&[&blue[..], &["80", "--port", "80:81"]].concat()), 2, "twice"),
         (make(&[&blue[..], &["80/sctp"]].concat()), 2, "sctp"),
@@ -95,7 +104,7 @@ fn a_service_keeps_its_address_and_its_name_for_itself() -> Result<()> {
         (vec!["service", "update", "web", "--rm-backend", "z"], 3, "`z`"),
         (vec!["run", "--network", "blue", "--name", "web", "true"], 125, "a service `web`"),
         (vec!["run", "--network", "blue", "--ip", "10.72.0.200", "true"], 125, "service `web`"),
-        (vec!["network", "rm", "blue"], 4, "endpoints"),
+        (vec!["network", "rm", "blue"], 4, "; and services: web"),
     ] {
         refused(&lab, &words, status, says)?;
     }
