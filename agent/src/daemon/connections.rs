@@ -111,6 +111,22 @@ impl Mesh {
         }
     }
 
+    /// Endpoints of sandboxes here whose default route of an IP version (whether IPv4) is another
+    /// network's, and which.
+    pub(crate) fn routed_elsewhere(&self) -> BTreeMap<(EndpointId, bool), Name> {
+        let mut elsewhere = BTreeMap::new();
+        for connected in self.all_connected().unwrap_or_default().values() {
+            for route in default_routes(connected) {
+                let (by, others): (Vec<_>, Vec<_>) =
+                    connected.iter().partition(|it| it.endpoint == route.endpoint);
+                let Some(by) = by.first().and_then(|it| it.name.as_ref()) else { continue };
+                let key = |it: &Connected| (it.endpoint, route.gateway.is_ipv4());
+                elsewhere.extend(others.into_iter().map(|it| (key(it), by.clone())));
+            }
+        }
+        elsewhere
+    }
+
     /// The networks of a sandbox.
     pub(super) fn connected(&self, sandbox: &Name) -> Result<Vec<Connected>, ApiError> {
         Ok(self.all_connected()?.remove(sandbox.as_str()).unwrap_or_default())

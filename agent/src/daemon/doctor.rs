@@ -23,6 +23,7 @@ use crate::{
     },
     host::rules::OnHost,
     lock::lock,
+    services::answers,
 };
 
 /// Tables of iptables-legacy; the file is there once its module is loaded.
@@ -176,6 +177,9 @@ impl Mesh {
         let services = self.member.objects.read(ServiceName::all);
         let endpoints = self.endpoint_list();
         all.extend(endpoints.iter().filter_map(|row| called_as_another(row, &services)));
+        all.extend(answers::all_lost(self).into_iter().map(|(name, why)| {
+            check(&format!("service {name}"), Health::Warn, why, answers::HINT)
+        }));
         if let Some(largest) = networks.iter().filter_map(|it| self.sealed_mtu(it)).max() {
             all.extend(self.narrow_paths(largest).map(|(node, mtu)| {
                 check(

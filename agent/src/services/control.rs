@@ -25,7 +25,7 @@ use vxmesh_proto::{
 };
 
 use super::{
-    ServiceError, Services,
+    ServiceError, Services, answers,
     backends::{Drains, Viewpoint, backends, choice, standing},
     health,
     place::places,
@@ -619,7 +619,7 @@ fn row(
         counters: None,
         refused: BTreeMap::new(),
         creator: service.creator,
-        warnings: warnings(service, mode, there.is_empty()),
+        warnings: warnings(service, mode, there.is_empty(), answers::lost(mesh, service, &there)),
     }
 }
 
@@ -644,8 +644,14 @@ fn stands(
 }
 
 /// What works, but not as it may be thought.
-fn warnings(service: &object::Service, mode: ServiceMode, is_empty: bool) -> Vec<String> {
-    let mut warnings = Vec::new();
+fn warnings(
+    service: &object::Service,
+    mode: ServiceMode,
+    is_empty: bool,
+    lost: Vec<String>,
+) -> Vec<String> {
+    let lost = lost.into_iter().map(|why| format!("{why}: {}", answers::HINT));
+    let mut warnings: Vec<String> = lost.collect();
     if is_empty {
         let until = match mode {
             ServiceMode::Vip => "connections to it are refused until one does",

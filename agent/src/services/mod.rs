@@ -7,6 +7,7 @@
 //! host's ports that lead to services. What of all that a user is shown beside the services
 //! themselves is [`seen`]'s. How a connection is spread and remembered is `vxmesh_proto::lb`'s.
 
+pub(crate) mod answers;
 mod backends;
 mod control;
 mod ejection;

@@ -10,9 +10,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use vxmesh::api::Network;
+use vxmesh::api::{Diagnosis, Health, Network, Service};
 use vxmesh_tests::{
-    lab::{Allowed, Lab, Plugged, wait_until},
+    lab::{Allowed, Lab, Plugged, UNDERWAY, wait_until},
     netns::NetNs,
     outside::{self, Outside, call_tcp, call_udp, sh},
     traffic::{listen, payload, udp_to},
@@ -278,4 +278,31 @@ impl World {
             Ok(left.trim().is_empty())
         })
     }
+}
+
+/// A backend answers by the network that has its default route, whatever it was called by.
+#[test]
+fn a_backend_that_answers_by_another_network_is_named() -> Result<()> {
+    let lab = Lab::up(1)?;
+    for network in ["blue", "green"] {
+        lab.vxmesh("h1", &["network", "create", network])?;
+    }
+    let run = ["run", "-d", "--name", "web", "--network", "name=blue"];
+    let other = ["--network", "name=green,gw-priority=10", "sleep", "1000"];
+    lab.vxmesh("h1", &[&run[..], &other].concat())?;
+    let make = ["service", "create", "front", "--network", "blue", "--backend", "web"];
+    lab.vxmesh("h1", &[&make[..], &["--port", "80", "--publish", "8080:80"]].concat())?;
+    settled(&lab, "front", 1)?;
+    let said = || -> Result<(String, bool)> {
+        let front: Service = lab.json("h1", &["service", "inspect", "front"])?;
+        let rows: Vec<Diagnosis> = lab.get("h1", "/v1/doctor")?;
+        let is_its = |row: &Diagnosis| row.check == "service front" && row.health == Health::Warn;
+        Ok((front.warnings.concat(), rows.iter().any(is_its)))
+    };
+    let (warnings, told) = said()?;
+    let why = "backend `web` loses its answers to clients from outside";
+    ensure!(told && warnings.contains(why) && warnings.contains("`green`"), "{warnings}");
+    lab.vxmesh("h1", &["network", "disconnect", "green", "web"])?;
+    wait_until("nothing is lost any more", || Ok(said()? == (String::new(), false)))?;
+    lab.finish(Allowed { drops: UNDERWAY, ..Allowed::default() })
 }
