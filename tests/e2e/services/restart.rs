@@ -3,7 +3,7 @@
 
 use std::{
     env, fs,
-    net::{Ipv6Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -36,7 +36,7 @@ fn len() -> usize {
 struct Backend {
     plugged: Plugged,
     listener: TcpListener,
-    vip: SocketAddr,
+    vips: Vec<IpAddr>,
 }
 
 impl Backend {
@@ -47,15 +47,19 @@ impl Backend {
         let make = ["service", "create", &service, "--network", "blue", "--backend", name];
         let made: Service = lab.json("h1", &[&make[..], &["--port", "80:8080"]].concat())?;
         settled(lab, &service, 1)?;
-        let vip = SocketAddr::new(*made.vips.first().context("no VIP")?, 80);
-        Ok(Self { plugged, listener, vip })
+        Ok(Self { plugged, listener, vips: made.vips })
+    }
+
+    fn vip(&self, is_ipv4: bool) -> Result<SocketAddr> {
+        let vip = self.vips.iter().find(|vip| vip.is_ipv4() == is_ipv4).context("no VIP")?;
+        Ok(SocketAddr::new(*vip, 80))
     }
 
     /// What a client has of it by the service, so far up to the first of its parts.
-    fn download(&self, client: &Plugged, first: usize) -> Result<Stream> {
-        let mut connected = None;
+    fn download(&self, client: &Plugged, is_ipv4: bool, first: usize) -> Result<Stream> {
+        let (vip, mut connected) = (self.vip(is_ipv4)?, None);
         wait_until("the service answers", || {
-            connected = client.netns.run(|| connect(self.vip)).ok();
+            connected = client.netns.run(|| connect(vip)).ok();
             Ok(connected.is_some())
         })?;
         let (served, _client) = self.listener.accept()?;
@@ -75,8 +79,9 @@ fn start_by(lab: &Lab, host: &str, program: &Path) -> Result<()> {
 #[test]
 fn downloads_go_on_while_agents_are_killed_and_replaced() -> Result<()> {
     let lab = Lab::up(2)?;
-    let create = ["network", "create", "blue", "--subnet", "10.73.0.0/24"];
-    let _blue: Network = lab.json("h1", &create)?;
+    let subnets = ["--subnet", "10.73.0.0/24", "--subnet", "fd73::/64"];
+    let _blue: Network =
+        lab.json("h1", &[&["network", "create", "blue"], &subnets[..]].concat())?;
     wait_until("h2 knows the network", || {
         Ok(!lab.get::<Vec<Network>>("h2", "/v1/networks")?.is_empty())
     })?;
@@ -91,7 +96,11 @@ fn downloads_go_on_while_agents_are_killed_and_replaced() -> Result<()> {
     let own = vxmesh()?;
     let steps = [("h1", &own), ("h2", &own), ("h1", &other), ("h2", &other)];
     let part = len() / (steps.len() + 1);
-    let downloads = [near.download(&client, 1)?, far.download(&client, 1)?];
+    let ways = [(&near, true), (&far, true), (&near, false), (&far, false)];
+    let downloads: Vec<Stream> = ways
+        .iter()
+        .map(|(backend, is_ipv4)| backend.download(&client, *is_ipv4, 1))
+        .collect::<Result<_>>()?;
     // To the same port, past the service.
     let direct = SocketAddr::new(near.plugged.endpoint.ips[0].addr(), 8080);
     let mut direct = client.netns.run(|| connect(direct))?;
@@ -101,10 +110,10 @@ fn downloads_go_on_while_agents_are_killed_and_replaced() -> Result<()> {
 
     let begun = Instant::now();
     for ((host, program), to) in steps.into_iter().zip((part..).step_by(part)) {
-        let came = downloads.each_ref().map(Stream::came);
+        let came: Vec<usize> = downloads.iter().map(Stream::came).collect();
         downloads.iter().for_each(|download| download.go_on(to));
-        wait_until("both downloads go on", || {
-            let mut each = downloads.iter().zip(came);
+        wait_until("all downloads go on", || {
+            let mut each = downloads.iter().zip(&came);
             Ok(each.all(|(download, came)| download.came() > came + part / 8))
         })?;
         lab.lab(&["kill", host])?;
@@ -115,7 +124,8 @@ fn downloads_go_on_while_agents_are_killed_and_replaced() -> Result<()> {
         start_by(&lab, host, program)?;
         tell(&format!("{host} was back after {:.1?}", killed.elapsed()));
     }
-    for (download, from) in downloads.into_iter().zip(["the near backend", "the far one"]) {
+    let names = ["the near backend", "the far one", "the near one by IPv6", "the far one by IPv6"];
+    for (download, from) in downloads.into_iter().zip(names) {
         download.end().with_context(|| format!("from {from}"))?;
         tell(&format!("{} bytes came from {from} within {:.1?}", len(), begun.elapsed()));
     }
@@ -123,8 +133,9 @@ fn downloads_go_on_while_agents_are_killed_and_replaced() -> Result<()> {
     tell(&format!("a turn of the direct connection took {longest:.1?} at most"));
     ensure!(longest < AWAY, "the direct connection paused for {longest:?}");
     // And new ones, with all that the agents know by themselves.
-    for backend in [&near, &far] {
-        client.netns.run(|| connect(backend.vip))?;
+    for (backend, is_ipv4) in ways {
+        let vip = backend.vip(is_ipv4)?;
+        client.netns.run(|| connect(vip))?;
     }
     let early = ["fdb_unknown", "vni_unknown", "unknown_index", "unknown_peer"];
     let allowed = [&["backend_unknown", "flow_unknown"], &early[..]].concat();
