@@ -517,6 +517,7 @@ impl Life {
             self.out.push((node, Message::Gossip(syn)));
         }
         self.serving.flows.sweep(time.now);
+        self.check_backends(time);
         self.prefetch(time);
         self.reclaim(time);
         self.reconcile(time);

@@ -86,6 +86,10 @@ pub(crate) struct Disk {
     pub(crate) drained: Option<u64>,
     /// Endpoints that accept no connections.
     pub(crate) deaf: BTreeSet<EndpointId>,
+    /// Endpoints that accept connections, and do not pass checks.
+    pub(crate) unwell: BTreeSet<EndpointId>,
+    /// What was told of checks.
+    pub(crate) health: BTreeMap<EndpointId, BTreeMap<String, bool>>,
 }
 
 /// What a file of flows says.

@@ -3,7 +3,7 @@
 //!
 //! The reference is [`known`]. By it a new connection goes to a backend that the node knew to be
 //! there, is refused only where it knew none, and an established one keeps its backend. Who sends
-//! datagrams moves when its own backend is gone, drained or silent, and only then. Clients from
+//! datagrams moves when its own backend is gone, drained, failing or silent, and only then. Clients from
 //! outside come in by the router of any node, and hear their answers there. The bridge of a host is
 //! a model here: what a local backend answers goes to the agent, as its rules have it.
 
@@ -24,7 +24,7 @@ pub(crate) use quiet::{check_equal, check_moves, check_served};
 use vxmesh_proto::{
     addr::{EndpointId, Name, NetworkId, ServiceId},
     limits::ADDRESS_QUARANTINE,
-    object::{self, PublishedPort, ServicePort, holder},
+    object::{self, HealthCheck, PublishedPort, ServicePort, holder},
     wire::{TCP, UDP},
 };
 
@@ -38,6 +38,9 @@ const OPEN: usize = 60;
 const SENDING: usize = 6;
 /// Services that a network has at once.
 const SERVICES: usize = 3;
+
+const CHECK: HealthCheck =
+    HealthCheck { path: None, interval_ms: 1_000, timeout_ms: 500, rise: 2, fall: 2 };
 
 /// What may happen to services.
 #[derive(Clone, Debug)]
@@ -71,6 +74,9 @@ pub(crate) enum Change {
     Pause(u64),
     Deafen(EndpointId),
     Hear(EndpointId),
+    /// Its checks fail, or pass again.
+    Sicken(EndpointId),
+    Recover(EndpointId),
 }
 
 /// Whom a service names.
@@ -90,6 +96,8 @@ pub(crate) enum Edit {
     Drain(bool),
     /// Its ports are for clients from outside, too, or are not any more.
     Publish(bool),
+    /// Its backends are checked, or are not any more.
+    Check(bool),
 }
 
 /// An address that was given to a service.
@@ -122,9 +130,11 @@ pub(crate) fn choose(world: &mut World) -> Option<Change> {
         }
         8..20 => {
             let (backend, publish) = (name(world), Edit::Publish(world.rng.chance(750)));
+            let check = Edit::Check(world.rng.chance(600));
             let edits = [Edit::Add, Edit::Add, Edit::Remove, Edit::Weigh(0), Edit::Weigh(1)];
             let drains = [Edit::Drain(true), Edit::Drain(false), Edit::Drain(false)];
-            let edit = *world.rng.pick(&[&edits[..], &drains, &[publish, publish]].concat())?;
+            let edit =
+                *world.rng.pick(&[&edits[..], &drains, &[publish, publish, check]].concat())?;
             Some(Change::Update { on, service: service?, backend, edit })
         }
         20..22 => Some(Change::Remove { on, service: service? }),
@@ -138,7 +148,9 @@ pub(crate) fn choose(world: &mut World) -> Option<Change> {
         88..91 if senders.len() < SENDING => call(world, &endpoints, UDP).map(Change::Send),
         91..93 if senders.len() < SENDING => from_outside(world, UDP).map(Change::Send),
         88..95 => world.rng.pick(&senders).copied().map(Change::Pause),
-        95..97 => world.rng.pick(&endpoints).copied().map(Change::Deafen),
+        95..96 => world.rng.pick(&endpoints).copied().map(Change::Deafen),
+        96..97 => world.rng.pick(&endpoints).copied().map(Change::Sicken),
+        97..98 => world.rng.pick(&endpoints).copied().map(Change::Recover),
         _ => world.rng.pick(&endpoints).copied().map(Change::Hear),
     }
 }
@@ -208,6 +220,7 @@ pub(crate) fn apply(world: &mut World, change: &Change) {
                     }
                     Edit::Drain(false) => drop(service.draining.remove(backend)),
                     Edit::Publish(is_published) => publish(service, *is_published),
+                    Edit::Check(is_checked) => service.check = is_checked.then_some(CHECK),
                 })
             });
             if matches!(edit, Edit::Publish(true)) {
@@ -236,6 +249,8 @@ pub(crate) fn apply(world: &mut World, change: &Change) {
         Change::Pause(sender) => world.pause(*sender),
         Change::Deafen(endpoint) => world.deafen(*endpoint, true),
         Change::Hear(endpoint) => world.deafen(*endpoint, false),
+        Change::Sicken(endpoint) => world.sicken(*endpoint, true),
+        Change::Recover(endpoint) => world.sicken(*endpoint, false),
     }
 }
 

@@ -1,5 +1,5 @@
-//! What a simulated node has for services: the flows, what was seen of backends, and how it makes,
-//! changes and removes a service, as the agent does.
+//! What a simulated node has for services: the flows, what was seen of backends, what their checks
+//! say, and how it makes, changes and removes a service, as the agent does.
 
 use std::{cell::RefCell, sync::atomic::AtomicU64};
 
@@ -10,6 +10,7 @@ use vxmesh_proto::{
         drain::DrainClock,
         ejection::{ANSWER, Answer, Ejections, PeerSight},
         flows::Shape,
+        health::Checks,
     },
     object::holder,
     session::Probe,
@@ -28,6 +29,8 @@ pub(crate) const LOOK: Duration = Duration::from_millis(25);
 const CONTROL: Duration = Duration::from_millis(50);
 /// After this time a node that has not heard of all members goes by what it knows.
 const SETTLES: Duration = Duration::from_secs(5);
+/// After this time what the last life told of checks counts no more.
+const LAST_LIFE: Duration = Duration::from_secs(60);
 /// Of one client a quarter, which is more than it has in a run.
 const SHAPE: Shape = Shape { flows: 512, sources: 64 };
 
@@ -55,6 +58,7 @@ pub(crate) struct Serving {
     pub(crate) looked_ms: u64,
     pub(crate) drains: RefCell<DrainClock>,
     pub(crate) ejections: Ejections,
+    checks: Checks,
     started: Instant,
     asked: BTreeMap<Subject, Asked>,
     /// When what was seen is looked at next.
@@ -79,6 +83,7 @@ impl Serving {
             looked_ms: time.wall_ms,
             drains: RefCell::default(),
             ejections: Ejections::default(),
+            checks: Checks::after(disk.health.clone()),
             started: time.now,
             asked: BTreeMap::new(),
             next_look: None,
@@ -178,6 +183,44 @@ impl Life {
         self.publish_draft(time, Draft { closed: true, content, ..draft });
         self.reconcile(time);
         true
+    }
+
+    // ---- checks
+
+    /// Checks the backends here whose time has come, and tells what changed.
+    pub(super) fn check_backends(&mut self, time: Time) {
+        let (mut wanted, mut here) = (BTreeMap::new(), BTreeSet::new());
+        for (network, local) in &self.locals {
+            let own = self.disk.endpoints.values().filter(|claim| claim.network == *network);
+            let own: Vec<EndpointId> = own.map(|claim| claim.id).collect();
+            for service in local.table.services().into_iter().flat_map(|it| it.iter()) {
+                let spec = service.spec();
+                here.extend(own.iter().map(|endpoint| (*endpoint, spec.id)));
+                let check = self.set.service(spec.id).and_then(|service| service.check.clone());
+                let its = spec.backends.iter().filter(|it| it.key.node == self.me);
+                let its = its.map(|it| it.key.endpoint).filter(|it| own.contains(it));
+                wanted.extend(its.filter_map(|it| Some(((it, spec.id), check.clone()?))));
+            }
+        }
+        let checks = &mut self.serving.checks;
+        if time.now - self.serving.started >= LAST_LIFE {
+            checks.forget_last_life();
+        }
+        checks.follow(time.now, &wanted, |of| here.contains(of));
+        for (of, _) in checks.poll(time.now, usize::MAX) {
+            let passed = !self.disk.deaf.contains(&of.0) && !self.disk.unwell.contains(&of.0);
+            checks.handle_result(time.now, of, passed);
+        }
+        let told = checks.poll_told(time.now);
+        self.disk.health = checks.to_remember();
+        for (endpoint, health) in told {
+            let Some(claim) = self.disk.endpoints.get_mut(&endpoint) else { continue };
+            if claim.health != health {
+                claim.health = health;
+                let claim = Claim::Endpoint(claim.clone());
+                self.say(time, Key::Endpoint(endpoint), &claim);
+            }
+        }
     }
 
     // ---- what was seen of backends

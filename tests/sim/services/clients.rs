@@ -82,6 +82,8 @@ pub(super) struct Counts {
     pub(super) passed_over: u64,
     /// New ones while a backend drained that could have had them.
     drained: u64,
+    /// New ones while a backend did not pass its check.
+    failing: u64,
     pub(super) datagrams: u64,
     pub(super) moved: u64,
 }
@@ -294,8 +296,8 @@ impl World {
         to: EndpointId,
     ) {
         let standing = known.standing(to);
-        let stays =
-            before == Some(to) && matches!(standing, Some(Standing::Idle | Standing::Draining));
+        let keeps = [Standing::Idle, Standing::Draining, Standing::Failing];
+        let stays = before == Some(to) && standing.is_some_and(|it| keeps.contains(&it));
         assert!(
             standing == Some(Standing::Healthy) || stays,
             "a new flow to {to}, which is {standing:?}: {call:?}"
@@ -315,6 +317,8 @@ impl World {
         self.clients.counts.passed_over += u64::from(out > 0);
         let mut all = known.backends.values();
         self.clients.counts.drained += u64::from(all.any(|it| it.1 == Standing::Draining));
+        let mut all = known.backends.values();
+        self.clients.counts.failing += u64::from(all.any(|it| it.1 == Standing::Failing));
     }
 
     /// Whether a backend is out for a call, as its node sees it.
@@ -415,6 +419,18 @@ impl World {
                 life.disk.deaf.insert(endpoint);
             } else {
                 life.disk.deaf.remove(&endpoint);
+            }
+        }
+    }
+
+    /// Whether a server passes checks.
+    pub(crate) fn sicken(&mut self, endpoint: EndpointId, is_unwell: bool) {
+        let Some((n, _)) = self.endpoints.get(&endpoint) else { return };
+        if let Some(life) = self.nodes[*n].life.as_mut() {
+            if is_unwell {
+                life.disk.unwell.insert(endpoint);
+            } else {
+                life.disk.unwell.remove(&endpoint);
             }
         }
     }

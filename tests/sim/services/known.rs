@@ -25,6 +25,8 @@ pub(super) enum Standing {
     Idle,
     /// It is drained, and its time is not over.
     Draining,
+    /// Its check has not passed.
+    Failing,
     /// Another has its address or MAC.
     Hidden,
     /// The same of one that would get no new connections either.
@@ -54,7 +56,10 @@ impl Known {
     /// Whether an established connection to it goes on.
     pub(super) fn has(&self, endpoint: EndpointId) -> bool {
         let standing = self.standing(endpoint);
-        matches!(standing, Some(Standing::Healthy | Standing::Idle | Standing::Draining))
+        matches!(
+            standing,
+            Some(Standing::Healthy | Standing::Idle | Standing::Draining | Standing::Failing)
+        )
     }
 
     /// Whether datagrams go on to it as well, whoever else is there.
@@ -80,7 +85,7 @@ pub(super) fn known(life: &Life, network: NetworkId, vip: IpAddr) -> Known {
     // Time alone may settle it: it finds that out with its next tick.
     let is_settled = life.serving.is_settled;
     let mut known = Known { backends, is_settled, published };
-    let Some((_, _, service)) = open.next() else { return known };
+    let Some((id, _, service)) = open.next() else { return known };
     let at_vip = service.published.iter().filter(|it| it.port == VIP_PORT);
     known.published = at_vip.map(|it| it.protocol).collect();
     let is_active = life.set.active_networks().contains(&network);
@@ -105,12 +110,17 @@ pub(super) fn known(life: &Life, network: NetworkId, vip: IpAddr) -> Known {
     let is_idle = |claim: &EndpointClaim| service.weights.get(&claim.name) == Some(&0);
     let deadline = |(key, claim): &(RowKey, &EndpointClaim)| deadline(life, service, key, claim);
     serving.retain(|of| deadline(of).is_none_or(|at| at > life.serving.looked_ms));
-    let has_ready = serving.iter().any(|of| deadline(of).is_none() && !is_idle(of.1));
+    let passes =
+        |claim: &EndpointClaim| claim.health_for(id).unwrap_or_else(|| service.check.is_none());
+    let is_ready =
+        |of: &(RowKey, &EndpointClaim)| deadline(of).is_none() && !is_idle(of.1) && passes(of.1);
+    let has_ready = serving.iter().any(is_ready);
     for (key, claim) in &serving {
         let drains = has_ready && deadline(&(*key, claim)).is_some();
         let standing = match is_reached(life, network, key, claim, vip) {
-            false if drains || is_idle(claim) => Standing::Lost,
+            false if drains || is_idle(claim) || !passes(claim) => Standing::Lost,
             false => Standing::Hidden,
+            true if !passes(claim) => Standing::Failing,
             true if drains => Standing::Draining,
             true if is_idle(claim) => Standing::Idle,
             true => Standing::Healthy,

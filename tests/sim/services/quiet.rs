@@ -57,7 +57,10 @@ pub(crate) fn check_equal(world: &World) {
 /// refused where nobody answers.
 pub(crate) fn check_served(world: &mut World) {
     let endpoints = world.endpoints.clone();
-    endpoints.keys().for_each(|endpoint| world.deafen(*endpoint, false));
+    for endpoint in endpoints.keys() {
+        world.deafen(*endpoint, false);
+        world.sicken(*endpoint, false);
+    }
     // Also those that are out longest are tried again by then.
     world.run(Duration::from_secs(31));
     let mut begun = Vec::new();
