@@ -5,6 +5,7 @@
 HOSTS=5
 . "$(dirname "$0")/lib.sh"
 
+HERE=$(cd "$(dirname "$0")" && pwd)
 REQUESTS=${REQUESTS:-10000}
 LOAD=${LOAD:-60}
 WHO=${WHO:-$(dirname "$(command -v "$VXMESH")")/examples/who}
@@ -21,7 +22,7 @@ command -v wrk >/dev/null || {
 on_host() { echo "h$((($1 - 1) % 5 + 1))"; }
 
 # server NUMBER: that backend.
-server() { box "$(on_host "$1")" "web$1" --label app=web --network shop -- "$WHO" "web$1" 8080; }
+server() { box "$(on_host "$1")" "web$1" --label app=web --network shop -- env WHO="$WHO" "$HERE/who.sh" 8080; }
 
 # states EXPECTED: whether h2 shows these states of the backends, in the order of their names.
 states() { [ "$(json h2 '[.backends[].state] | join(" ")' service inspect web)" = "$1" ]; }
@@ -41,11 +42,18 @@ spread() {
     }
 }
 
+# own HOST SANDBOX VERSION: its address.
+own() { in_box "$1" "$2" ip -"$3" -o addr show scope global | awk '{ sub("/.*", "", $4); print $4; exit }'; }
+
 # sees_own VERSION: whether backends on other hosts see the client's own address.
-sees_own() {
-    local own
-    own=$(in_box h2 c ip -"$1" -o addr show scope global | awk '{ sub("/.*", "", $4); print $4; exit }')
-    [ "$(awk '{ print $3; exit }' "$OUT.spread")" = "$own" ]
+sees_own() { [ "$(awk '{ print $3; exit }' "$OUT.spread")" = "$(own h2 c "$1")" ]; }
+
+# offload on|off: whether the client, the backends and the kernel between them leave checksums and cutting to others.
+offload() {
+    local each
+    in_box h2 c ethtool -K eth0 tx "$1"
+    for each in 1 2 3 4 5; do in_box "h$each" "web$each" ethtool -K eth0 tx "$1"; done
+    in_box h2 c ethtool -k eth0 | grep -q "^tx-checksumming: $1"
 }
 
 # asking NAME: a client that never stops, one line for each answer.
@@ -146,18 +154,41 @@ for version in 4 6; do
     ok "$REQUESTS requests by IPv$version: none is lost, each backend has $LEAST to $MOST of 100" spread -$version "$LEAST" "$MOST"
     ok "the backends see the client's own address" sees_own $version
 done
+ok "both ends make their own checksums" offload off
+for version in 4 6; do
+    ok "$REQUESTS requests by IPv$version: none is lost, each backend has $LEAST to $MOST of 100" spread -$version "$LEAST" "$MOST"
+done
+ok "both ends leave them to others again" offload on
 ok "backends take turns" vx h1 service update web --lb rr
-in_turn() { spread -4 20 20; }
-until_ok "each has one in five" in_turn
-echo "ok      $REQUESTS requests in turn: each backend has a fifth"
+for version in 4 6; do
+    until_ok "each has one in five" spread -$version 20 20
+    echo "ok      $REQUESTS requests by IPv$version in turn: each backend has a fifth"
+done
 ok "a hash chooses again" vx h1 service update web --lb maglev
-vip=$(json h1 '.vips[0]' service inspect web)
+# vip VERSION: the service's address.
+vip() { json h1 '.vips[]' service inspect web | if [ "$1" = 4 ]; then grep -v :; else grep :; fi; }
+
+# itself VERSION: web1 sees the service's address where it reaches itself, and the others web1's own.
 itself() {
-    in_box h1 web1 curl -4 -sS -m 5 "http://web/?[1-100]" >"$OUT.itself"
-    grep -q "^web1 $vip$" "$OUT.itself"
+    in_box h1 web1 curl -"$1" -sS -m 5 "http://web/?[1-100]" >"$OUT.itself"
+    awk -v vip="$(vip "$1")" -v own="$(own h1 web1 "$1")" '
+        { seen[$1 == "web1" ? "itself" : "others"] = 1; if ($2 != ($1 == "web1" ? vip : own)) wrong = 1 }
+        END { exit wrong || !seen["itself"] || !seen["others"] || NR != 100 }' "$OUT.itself"
 }
-until_ok "a backend that reaches itself sees the service's address" itself
-echo "ok      a backend that reaches itself sees the service's address"
+
+# by_host VERSION: h2 itself asks, and is seen by its own address in the network.
+by_host() {
+    local at seen
+    at=$(vip "$1")
+    [ "$1" = 4 ] || at="[$at]"
+    seen=$(on h2 curl -sS -m 5 "http://$at/?[1-20]" | awk '{ print $2 }' | sort -u)
+    [ "$(json h2 '.node + " " + .name[:5]' locate "$seen")" = "$(json h2 .node_id status) node-" ]
+}
+for version in 4 6; do
+    until_ok "web1 reaches itself and others by IPv$version" itself $version
+    echo "ok      by IPv$version a backend that reaches itself sees the service's address, the others see its own"
+    ok "by IPv$version the backends see a host itself by its own address in the network" by_host $version
+done
 
 asking life
 more life
