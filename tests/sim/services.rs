@@ -3,9 +3,9 @@
 //!
 //! The reference is [`known`]. By it a new connection goes to a backend that the node knew to be
 //! there, is refused only where it knew none, and an established one keeps its backend. Who sends
-//! datagrams moves when its own backend is gone, drained, failing or silent, and only then. Clients from
-//! outside come in by the router of any node, and hear their answers there. The bridge of a host is
-//! a model here: what a local backend answers goes to the agent, as its rules have it.
+//! datagrams moves when its own backend is gone, drained, failing or silent, and only then. Clients
+//! from outside come in by the router of any node, and hear their answers there. The bridge of a
+//! host is a model here: what a local backend answers goes to the agent, as its rules have it.
 
 mod clients;
 mod datagrams;

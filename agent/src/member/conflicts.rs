@@ -1,4 +1,5 @@
-//! Names of endpoints and services that were given twice at the same time, as the log has them ([`Conflicts`]).
+//! Names of endpoints and services that were given twice at the same time, as the log has them
+//! ([`Conflicts`]).
 //!
 //! Where two nodes gave one before they heard of each other, the older has it on all nodes:
 //! `vxmesh_proto::dns` decides.
