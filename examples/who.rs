@@ -1,5 +1,5 @@
-//! A web server that answers every page with its name and the client's address: what a service
-//! shows when it spreads connections.
+//! A web server that answers every page with its name and the client's address, and every datagram
+//! likewise: what a service shows when it spreads connections.
 //!
 //! ```text
 //! cargo run -p vxmesh-examples --example who -- web1 8080
@@ -11,7 +11,7 @@
 use std::{
     env,
     io::{BufRead, BufReader, Write},
-    net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
     time::Duration,
 };
@@ -27,19 +27,35 @@ fn main() -> Result<()> {
     let mut args = env::args().skip(1);
     let name = args.next().context("give a name, and a port")?;
     let port = args.next().context("give a port")?.parse().context("the port is none")?;
-    let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
-    // It takes both IP versions.
-    socket.set_only_v6(false)?;
-    socket.set_reuse_address(true)?;
-    socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
+    let socket = bind(Type::STREAM, port)?;
     socket.listen(BACKLOG)?;
     let listener: TcpListener = socket.into();
+    let datagrams: UdpSocket = bind(Type::DGRAM, port)?.into();
     thread::scope(|workers| {
+        workers.spawn(|| answer_datagrams(&datagrams, &name));
         for _ in 0..WORKERS {
             workers.spawn(|| serve(&listener, &name));
         }
     });
     Ok(())
+}
+
+/// A socket of both IP versions.
+fn bind(kind: Type, port: u16) -> Result<Socket> {
+    let socket = Socket::new(Domain::IPV6, kind, None)?;
+    socket.set_only_v6(false)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
+    Ok(socket)
+}
+
+fn answer_datagrams(socket: &UdpSocket, name: &str) {
+    loop {
+        if let Ok((_, from)) = socket.recv_from(&mut [0; 64]) {
+            let answer = format!("{name} {}\n", from.ip().to_canonical());
+            drop(socket.send_to(answer.as_bytes(), from));
+        }
+    }
 }
 
 fn serve(listener: &TcpListener, name: &str) {

@@ -5,6 +5,7 @@
 HOSTS=5
 . "$(dirname "$0")/lib.sh"
 
+HERE=$(cd "$(dirname "$0")" && pwd)
 REQUESTS=${REQUESTS:-1000}
 CLIENTS=${CLIENTS:-1000}
 WHO=${WHO:-$(dirname "$(command -v "$VXMESH")")/examples/who}
@@ -15,6 +16,9 @@ WHO=${WHO:-$(dirname "$(command -v "$VXMESH")")/examples/who}
 
 # host NUMBER VERSION: a host's address on the underlay.
 host() { if [ "$2" = 4 ]; then echo "10.213.0.$1"; else printf '[fd13::%x]\n' "$1"; fi; }
+
+# outside_ip VERSION: the address of a machine of the underlay that belongs to no mesh.
+outside_ip() { if [ "$1" = 4 ]; then echo 10.213.0.200; else echo fd13::200; fi; }
 
 # outside COMMAND...: on a machine of the underlay that belongs to no mesh.
 OUTSIDE=$LAB-outside
@@ -28,8 +32,8 @@ away() {
 
 # asked VERSION: as many requests as REQUESTS by each host; none is lost, and each backend sees this machine.
 asked() {
-    local number own=10.213.0.200
-    [ "$1" = 4 ] || own=fd13::200
+    local number own
+    own=$(outside_ip "$1")
     for number in 1 2 3 4 5; do
         outside curl -sS -m 10 "http://$(host "$number" "$1"):8080/?[1-$REQUESTS]" >"$OUT.asked" || return 1
         sort "$OUT.asked" | uniq -c >"$OUT.spread"
@@ -41,22 +45,38 @@ asked() {
     done
 }
 
-# at_once: CLIENTS requests at the same time by each host, of four programs; all are answered.
+# at_once KIND VERSION: CLIENTS pages or datagrams at the same time by each host, of four programs; all are answered.
 at_once() {
     local number part parts
     for number in 1 2 3 4 5; do
         parts=()
         for part in 1 2 3 4; do
-            outside curl -sS -m 20 --no-progress-meter --parallel --parallel-immediate --parallel-max 250 "http://$(host "$number" 4):8080/?[1-$((CLIENTS / 4))]" >"$OUT.asked$part" &
+            "$1" "$(host "$number" "$2")" $((CLIENTS / 4)) >"$OUT.asked$part" &
             parts+=($!)
         done
         for part in "${parts[@]}"; do wait "$part" || return 1; done
-        [ "$(cat "$OUT.asked"[1-4] | grep -c '^web[1-5] 10.213.0.200$')" = "$((CLIENTS / 4 * 4))" ] || return 1
+        [ "$(cat "$OUT.asked"[1-4] | grep -c "^web[1-5] $(outside_ip "$2")$")" = "$((CLIENTS / 4 * 4))" ] || {
+            echo "by h$number: $(cat "$OUT.asked"[1-4] | wc -l) answers" >&2
+            return 1
+        }
     done
 }
 
+# pages HOST COUNT: so many pages at once.
+pages() { outside curl -sS -m 20 --no-progress-meter --parallel --parallel-immediate --parallel-max 250 "http://$1:8080/?[1-$2]"; }
+
+# datagrams HOST COUNT: so many at once, each of a socket of its own, and the answers.
+datagrams() {
+    # shellcheck disable=SC2016
+    outside bash -c '
+        for n in $(seq "$2"); do exec {one}<>"/dev/udp/$1/8080" && all+=("$one"); done
+        for one in "${all[@]}"; do echo >&"$one"; done
+        for one in "${all[@]}"; do IFS= read -r -t 5 -u "$one" answer && echo "$answer"; done
+        true' - "$(tr -d '[]' <<<"$1")" "$2"
+}
+
 # stands HOST PORT STATE: how this host says that a published port stands.
-stands() { [ "$(json "$1" ".published[] | select(.port | startswith(\"$2:\")) | .state" service inspect front)" = "$3" ]; }
+stands() { [ "$(json "$1" "[.published[] | select(.port | startswith(\"$2:\")) | .state] | unique | join(\" \")" service inspect front)" = "$3" ]; }
 
 # closed NUMBER PORT: whether a host refuses at once.
 closed() {
@@ -78,7 +98,7 @@ PAGES+=("$OUT.asked"{,1,2,3,4} "$OUT.spread")
 network h1 shop --subnet 10.78.0.0/16 --subnet fd78::/64
 everywhere shop
 for each in 1 2 3 4 5; do
-    box "h$each" "web$each" --label app=web --network shop -- "$WHO" "web$each" 8080
+    box "h$each" "web$each" --label app=web --network shop -- env WHO="$WHO" "$HERE/who.sh" 8080
 done
 ip netns add "$OUTSIDE"
 trap away EXIT
@@ -89,13 +109,16 @@ ip -n "$OUTSIDE" link set eth0 up
 ip -n "$OUTSIDE" address add 10.213.0.200/24 dev eth0
 ip -n "$OUTSIDE" address add fd13::200/64 dev eth0 nodad
 
-ok "a service is published on all hosts" vx h1 service create front --network shop --port 80:8080 --selector app=web --lb rr --publish 8080:80
+ok "a service is published on all hosts" vx h1 service create front --network shop --port 80:8080 --port 80:8080/udp --selector app=web --lb rr --publish 8080:80 --publish 8080:80/udp
 for each in 1 2 3 4 5; do until_ok "h$each has the port" stands "h$each" 8080 open; done
 for each in 1 2 3 4 5; do until_ok "h$each answers" outside curl -4 -sS -m 5 "http://$(host "$each" 4):8080/"; done
 for version in 4 6; do
     ok "$REQUESTS requests by IPv$version and each host: none is lost, the backends see the client itself" asked $version
 done
-ok "$CLIENTS requests at once by each host: all are answered" at_once
+for version in 4 6; do
+    ok "$CLIENTS requests at once by IPv$version and each host: all are answered" at_once pages $version
+    ok "$CLIENTS datagrams at once by IPv$version and each host: all are answered" at_once datagrams $version
+done
 ok "the port is for some clients only" vx h2 service update front --allow 10.213.0.1/32
 for each in 1 2 3 4 5; do until_ok "h$each refuses the others at once" closed "$each" 8080; done
 ok "it is for all again" vx h2 service update front --allow all

@@ -16,6 +16,17 @@ const ROUNDS: u8 = 8;
 /// Ten times the aim, for a machine that does other things, too.
 const TOO_LONG: Duration = Duration::from_secs(10);
 
+/// A node that was dead, and its new endpoints, speak before they are known.
+const MENDED: &[&str] = &[
+    "backend_unknown",
+    "no_session",
+    "unknown_index",
+    "unknown_peer",
+    "not_a_member",
+    "source_unknown",
+    "source_not_owned",
+];
+
 /// Network blue with two backends on h2, and service web.
 fn up() -> Result<Lab> {
     let lab = Lab::up(3)?;
@@ -135,11 +146,7 @@ fn what_both_sides_of_a_partition_change_of_a_service_counts_afterwards() -> Res
     for host in lab.hosts() {
         wait_until("the later time counts", || Ok(web(&lab, host)?.sticky_s == Some(120)))?;
     }
-    lab.finish(Allowed {
-        // A node that was dead speaks before its endpoints are known again.
-        drops: &["backend_unknown", "no_session", "unknown_index", "unknown_peer", "not_a_member"],
-        ..Allowed::default()
-    })
+    lab.finish(Allowed { drops: MENDED, ..Allowed::default() })
 }
 
 /// Who has a name, by what this host shows: nobody before all is heard.
@@ -208,7 +215,6 @@ fn of_a_service_and_an_endpoint_of_one_name_the_older_has_it() -> Result<()> {
     }
     lab.finish(Allowed {
         warnings: &["an endpoint and a service were given one name"],
-        // A node that was dead speaks before its endpoints are known again.
-        drops: &["backend_unknown", "no_session", "unknown_index", "unknown_peer", "not_a_member"],
+        drops: MENDED,
     })
 }

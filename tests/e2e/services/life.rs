@@ -47,11 +47,8 @@ fn are_refused(client: &NetNs, vips: &[IpAddr]) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_service_keeps_its_address_and_its_name_for_itself() -> Result<()> {
-    let lab = Lab::up(3)?;
-    let create = ["network", "create", "blue", "--subnet", "10.72.0.0/24", "--subnet", "fd72::/64"];
-    let _blue: Network = lab.json("h1", &create)?;
+/// Networks that have no services, two of them on h1 alone.
+fn without_services(lab: &Lab) -> Result<()> {
     lab.vxmesh("h1", &["network", "create", "open", "--encrypted=false"])?;
     lab.vxmesh("h1", &["network", "create", "apart", "--isolated"])?;
     lab.vxmesh("h1", &["network", "create", "br", "--driver", "bridge"])?;
@@ -66,7 +63,15 @@ fn a_service_keeps_its_address_and_its_name_for_itself() -> Result<()> {
             Ok(lab.get::<Vec<Network>>(host, "/v1/networks")?.len() == 3)
         };
         Ok(known("h2")? && known("h3")?)
-    })?;
+    })
+}
+
+#[test]
+fn a_service_keeps_its_address_and_its_name_for_itself() -> Result<()> {
+    let lab = Lab::up(3)?;
+    let create = ["network", "create", "blue", "--subnet", "10.72.0.0/24", "--subnet", "fd72::/64"];
+    let _blue: Network = lab.json("h1", &create)?;
+    without_services(&lab)?;
     let server = lab.sandbox("h2", "blue", "b")?;
     let client = lab.sandbox("h1", "blue", "c")?;
     lab.all_know(&[&server.endpoint, &client.endpoint])?;
