@@ -2,6 +2,7 @@
 //!
 //! Requests end in `Spec`. An error is [`ApiError`]: what is wrong and what to do next.
 
+mod attachment;
 mod connection;
 pub(crate) mod driver;
 mod flow;
@@ -23,6 +24,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use vxmesh_proto::addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId};
 
+pub use self::attachment::{Attachment, AttachmentKey, AttachmentSpec, AttachmentsKept};
 pub use self::connection::{Connection, ConnectionError, Connections, SandboxNetwork};
 pub use self::flow::{FLOWS_SHOWN, Flow, FlowQuery, Flows, MOST_FLOWS_SHOWN};
 pub use self::ipam::{

@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod api;
 pub mod cli;
+mod cni;
 pub mod config;
 pub mod control;
 pub mod daemon;

@@ -9,11 +9,12 @@ use async_trait::async_trait;
 
 use super::resolve;
 use crate::api::{
-    Address, AddressPool, ApiError, AttachSpec, Connection, Diagnosis, DnsQuery, DnsRecord,
-    DropRow, Endpoint, EndpointSpec, ExtendSpec, FlowQuery, Flows, HealthWord, InitSpec, JoinSpec,
-    LeaveSpec, Location, MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec,
-    NetworkUpdate, Node, NodeSpec, Peer, Sandbox, SandboxEnded, SandboxSpec, SandboxStarted,
-    Service, ServiceSpec, ServiceUpdate, Status, Token, TokenCreated, TokenSpec,
+    Address, AddressPool, ApiError, AttachSpec, Attachment, AttachmentKey, AttachmentSpec,
+    AttachmentsKept, Connection, Diagnosis, DnsQuery, DnsRecord, DropRow, Endpoint, EndpointSpec,
+    ExtendSpec, FlowQuery, Flows, HealthWord, InitSpec, JoinSpec, LeaveSpec, Location, MapDiffRow,
+    MapRow, Membership, Network, NetworkPools, NetworkSpec, NetworkUpdate, Node, NodeSpec, Peer,
+    Sandbox, SandboxEnded, SandboxSpec, SandboxStarted, Service, ServiceSpec, ServiceUpdate,
+    Status, Token, TokenCreated, TokenSpec,
 };
 use crate::identity::backup::Backup;
 
@@ -121,6 +122,15 @@ pub trait Backend: Send + Sync + 'static {
     ) -> Result<Endpoint, ApiError>;
     /// `endpoint detach`
     async fn endpoint_detach(&self, reference: &str) -> Result<Endpoint, ApiError>;
+
+    /// A container runtime attaches a container; the same twice has the same answer.
+    async fn attachment_add(&self, spec: AttachmentSpec) -> Result<Attachment, ApiError>;
+    /// The attachment of this key: not found unless it is whole.
+    async fn attachment(&self, key: AttachmentKey) -> Result<Attachment, ApiError>;
+    /// The runtime detaches a container; none is fine. What was removed comes back.
+    async fn attachment_rm(&self, key: AttachmentKey) -> Result<Vec<Endpoint>, ApiError>;
+    /// Removes the attachments of a runtime's network configuration that it does not know.
+    async fn attachments_keep(&self, kept: AttachmentsKept) -> Result<Vec<Endpoint>, ApiError>;
 
     /// `sandbox ls`
     async fn sandboxes(&self) -> Result<Vec<Sandbox>, ApiError>;

@@ -14,6 +14,8 @@
 //! | `POST /v1/services/REF/health` | `HealthWord` | `Service` |
 //! | `GET`, `POST /v1/endpoints`; `GET`, `DELETE /v1/endpoints/REF` | `AttachSpec` | `Endpoint` |
 //! | `PATCH /v1/endpoints/REF` | `EndpointSpec` | `Endpoint` |
+//! | `POST /v1/attachments`; `POST /v1/attachments/check` | `AttachmentSpec`; `AttachmentKey` | `Attachment` |
+//! | `POST /v1/attachments/remove`, `.../keep` | `AttachmentKey`, `AttachmentsKept` | `[Endpoint]` |
 //! | `GET`, `POST /v1/sandboxes`; `GET`, `DELETE /v1/sandboxes/REF` | `SandboxSpec` | `Sandbox` |
 //! | `GET /v1/sandboxes?all=true` | | `[Sandbox]`, with those that have ended |
 //! | `POST /v1/sandboxes/REF/started`, `.../ended` | `SandboxStarted`, `SandboxEnded` | `Sandbox` |

@@ -18,10 +18,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::Backend;
 use crate::api::{
-    Address, ApiError, AttachSpec, Connection, DnsQuery, DnsRecord, EndpointSpec, ErrorBody,
-    ErrorCode, ExtendSpec, FlowQuery, HealthWord, InitSpec, JoinSpec, LeaveSpec, Located,
-    NetworkSpec, NetworkUpdate, NodeSpec, SandboxEnded, SandboxSpec, SandboxStarted, ServiceSpec,
-    ServiceUpdate, TokenSpec,
+    Address, ApiError, AttachSpec, AttachmentKey, AttachmentSpec, AttachmentsKept, Connection,
+    DnsQuery, DnsRecord, EndpointSpec, ErrorBody, ErrorCode, ExtendSpec, FlowQuery, HealthWord,
+    InitSpec, JoinSpec, LeaveSpec, Located, NetworkSpec, NetworkUpdate, NodeSpec, SandboxEnded,
+    SandboxSpec, SandboxStarted, ServiceSpec, ServiceUpdate, TokenSpec,
 };
 
 /// Largest request body. The largest request has a few dozen addresses and labels; 1 MiB is far
@@ -36,6 +36,7 @@ pub fn router(backend: Arc<dyn Backend>) -> Router {
     Router::new()
         .merge(membership())
         .merge(objects())
+        .merge(attachments())
         .merge(services())
         .merge(sandboxes())
         .merge(views())
@@ -110,6 +111,26 @@ fn objects() -> Router<Arc<dyn Backend>> {
         .route("/v1/networks/{reference}/extend", post(extend))
         .route("/v1/endpoints", get(endpoints).post(attach))
         .route("/v1/endpoints/{reference}", get(endpoint).patch(update).delete(detach))
+}
+
+fn attachments() -> Router<Arc<dyn Backend>> {
+    let add = async |State(agent): Agent, Spec(spec): Spec<AttachmentSpec>| {
+        to_the_end(async move { agent.attachment_add(spec).await }).await
+    };
+    let check = async |State(agent): Agent, Spec(key): Spec<AttachmentKey>| {
+        agent.attachment(key).await.map(Json)
+    };
+    let remove = async |State(agent): Agent, Spec(key): Spec<AttachmentKey>| {
+        to_the_end(async move { agent.attachment_rm(key).await }).await
+    };
+    let keep = async |State(agent): Agent, Spec(kept): Spec<AttachmentsKept>| {
+        to_the_end(async move { agent.attachments_keep(kept).await }).await
+    };
+    Router::new()
+        .route("/v1/attachments", post(add))
+        .route("/v1/attachments/check", post(check))
+        .route("/v1/attachments/remove", post(remove))
+        .route("/v1/attachments/keep", post(keep))
 }
 
 fn services() -> Router<Arc<dyn Backend>> {

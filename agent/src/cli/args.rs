@@ -106,6 +106,10 @@ pub(super) enum Command {
     Exec(Exec),
     /// A cluster on this machine, in namespaces
     Lab(lab::Command),
+    /// The plug-in that container runtimes call (CNI), as does the name `vxmesh-cni`
+    ///
+    /// What is asked is in the environment and on stdin.
+    Cni,
     /// The version of this program
     Version,
     /// The process that stays with the command of `run -d`

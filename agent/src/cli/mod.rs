@@ -9,12 +9,14 @@
 //! | 4 | it is there already, is in use, or the word means several |
 //! | 5 | no agent answers |
 //!
-//! `run`, `exec` and `lab exec` end with their command's own status; 125, 126 and 127 are theirs.
+//! `cni`, which is also the program by the name `vxmesh-cni`, ends with 0 or 1, as container runtimes
+//! have it. `run`, `exec` and `lab exec` end with their command's own status; 125, 126 and 127 are theirs.
 
 mod args;
 mod ask;
 mod backup;
 mod client;
+mod cni;
 mod doctor;
 mod inside;
 mod logs;
@@ -62,6 +64,9 @@ impl From<ApiError> for Failure {
 
 /// Runs the command that these words mean, the program's name first.
 pub fn main(words: Vec<OsString>) -> ExitCode {
+    if words.first().is_some_and(|program| cni::is_called(program)) {
+        return ExitCode::from(cni::main(None));
+    }
     let cli = match Cli::try_parse_from(&words) {
         Ok(cli) => cli,
         Err(refused) => return ExitCode::from(usage::answer(&refused, &words)),
@@ -88,6 +93,7 @@ fn dispatch(cli: Cli, output: Output) -> Outcome {
         Command::Backup(backup) => wait(backup::backup(&global, output, backup)),
         Command::Restore(backup) => wait(backup::restore(&global, output, backup)),
         Command::Ask(ask) => wait(ask::ask(&client(&global)?, output, ask)),
+        Command::Cni => Ok(cni::main(global.socket)),
         Command::Lab(lab) => wait(shell::lab(output, &lab)),
         Command::Version => shell::version(output),
     }

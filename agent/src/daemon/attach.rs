@@ -26,11 +26,21 @@ use super::{
     mesh::{Mesh, conflict, store_failed},
 };
 use crate::{
-    api::{self, ApiError, AttachSpec, ErrorCode},
+    api::{self, ApiError, AttachSpec, AttachmentKey, ErrorCode},
     host::endpoints::{Engine, Stored},
     services,
     store::Table,
 };
+
+/// Whose an endpoint is beside its user's.
+pub(super) enum Whose {
+    /// Nobody else's.
+    Own,
+    /// A container engine's, under this id.
+    Engine(Engine, EndpointId),
+    /// A container runtime's, which calls it so.
+    Runtime(AttachmentKey),
+}
 
 impl Mesh {
     /// Plugs a new endpoint in and tells the mesh.
@@ -56,7 +66,7 @@ impl Mesh {
                 .objects
                 .read(|set| services::check_names(set, id, spec.name.as_ref(), &spec.aliases))?;
             let ips = self.allocate(&network, id, &spec.ips).await?;
-            match self.begin(id, spec, &ips, None).await {
+            match self.begin(id, spec, &ips, Whose::Own).await {
                 Ok(endpoint) => self.attach_begun(endpoint).await?,
                 Err(error) => {
                     ips.iter().for_each(|ip| self.member.addresses.put_back(id, *ip));
@@ -76,11 +86,14 @@ impl Mesh {
         ips: &[IpNet],
     ) -> Result<Stored, ApiError> {
         let (id, _network) = self.usable_network(&spec.network)?;
-        let endpoint = self.begin(id, spec, ips, Some(engine)).await?;
+        let endpoint = self.begin(id, spec, ips, Whose::Engine(engine.0, engine.1)).await?;
         self.attach_begun(endpoint).await
     }
 
-    async fn attach_begun(self: &Arc<Self>, mut endpoint: Stored) -> Result<Stored, ApiError> {
+    pub(super) async fn attach_begun(
+        self: &Arc<Self>,
+        mut endpoint: Stored,
+    ) -> Result<Stored, ApiError> {
         if let Err(error) = self.complete(&mut endpoint).await {
             // Also when the agent stops. A row that is gone took along what there was.
             let mut hosted = self.hosted.lock().await;
@@ -96,23 +109,30 @@ impl Mesh {
 
     /// Writes an endpoint down. After a failure nothing is written, and the addresses are still the
     /// caller's.
-    async fn begin(
+    pub(super) async fn begin(
         self: &Arc<Self>,
         id: NetworkId,
         spec: AttachSpec,
         ips: &[IpNet],
-        engine: Option<(Engine, EndpointId)>,
+        whose: Whose,
     ) -> Result<Stored, ApiError> {
         let _host = self.lock_host().await?;
         let _usable = self.usable_network(&id.to_string())?;
         let mut endpoint = self.draft(id, spec)?;
         endpoint.ips = ips.to_vec();
-        if let Some((engine, own)) = engine {
-            // It may have given them back meanwhile.
-            if let Some(ip) = self.unleased(id, ips)?.first() {
-                return Err(gone(&format!("{ip} is not held any more")));
+        match whose {
+            Whose::Own => {}
+            Whose::Engine(engine, own) => {
+                // It may have given them back meanwhile.
+                if let Some(ip) = self.unleased(id, ips)?.first() {
+                    return Err(gone(&format!("{ip} is not held any more")));
+                }
+                (endpoint.engine, endpoint.id) = (Some(engine), own);
             }
-            (endpoint.engine, endpoint.id) = (Some(engine), own);
+            Whose::Runtime(key) => {
+                self.check_no_attachment(&key)?;
+                endpoint.attachment = Some(key);
+            }
         }
         self.save(&endpoint)?;
         Ok(endpoint)
@@ -186,7 +206,10 @@ impl Mesh {
     }
 
     /// A network in which endpoints can be.
-    fn usable_network(&self, reference: &str) -> Result<(NetworkId, object::Network), ApiError> {
+    pub(super) fn usable_network(
+        &self,
+        reference: &str,
+    ) -> Result<(NetworkId, object::Network), ApiError> {
         self.check_member()?;
         let row = self.find_network(reference)?;
         let (network, state) = self.network_object(row.id).ok_or_else(|| {

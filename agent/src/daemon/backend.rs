@@ -19,12 +19,12 @@ use super::rollback;
 use crate::{
     admin::{Backend, resolve},
     api::{
-        Address, AddressPool, ApiError, AttachSpec, Connection, Diagnosis, DnsQuery, DnsRecord,
-        DropRow, Endpoint, EndpointSpec, ErrorCode, ExtendSpec, FlowQuery, Flows, HealthWord,
-        InitSpec, JoinSpec, LeaveSpec, Location, MapDiffRow, MapRow, Membership, Network,
-        NetworkPools, NetworkSpec, NetworkUpdate, Node, NodeSpec, Peer, Sandbox, SandboxEnded,
-        SandboxSpec, SandboxStarted, Service, ServiceSpec, ServiceUpdate, Status, Token,
-        TokenCreated, TokenSpec,
+        Address, AddressPool, ApiError, AttachSpec, Attachment, AttachmentKey, AttachmentSpec,
+        AttachmentsKept, Connection, Diagnosis, DnsQuery, DnsRecord, DropRow, Endpoint,
+        EndpointSpec, ErrorCode, ExtendSpec, FlowQuery, Flows, HealthWord, InitSpec, JoinSpec,
+        LeaveSpec, Location, MapDiffRow, MapRow, Membership, Network, NetworkPools, NetworkSpec,
+        NetworkUpdate, Node, NodeSpec, Peer, Sandbox, SandboxEnded, SandboxSpec, SandboxStarted,
+        Service, ServiceSpec, ServiceUpdate, Status, Token, TokenCreated, TokenSpec,
     },
     config::Config,
     control::join::{JoinOptions, join},
@@ -561,6 +561,30 @@ impl Backend for Agent {
 
     async fn endpoint_detach(&self, reference: &str) -> Result<Endpoint, ApiError> {
         self.mesh().await?.detach(reference).await
+    }
+
+    async fn attachment_add(&self, spec: AttachmentSpec) -> Result<Attachment, ApiError> {
+        self.mesh_with(&spec.network).await?.add_attachment(spec).await
+    }
+
+    async fn attachment(&self, key: AttachmentKey) -> Result<Attachment, ApiError> {
+        self.mesh().await?.attachment(&key).await
+    }
+
+    async fn attachment_rm(&self, key: AttachmentKey) -> Result<Vec<Endpoint>, ApiError> {
+        // Who belongs to no mesh has no endpoint, either.
+        let Ok(mesh) = self.mesh().await else { return Ok(Vec::new()) };
+        mesh.remove_attachments(|other| *other == key).await
+    }
+
+    async fn attachments_keep(&self, kept: AttachmentsKept) -> Result<Vec<Endpoint>, ApiError> {
+        let Ok(mesh) = self.mesh().await else { return Ok(Vec::new()) };
+        let is_valid = |key: &AttachmentKey| {
+            let mut valid = kept.valid.iter();
+            valid.any(|(container, ifname)| (container, ifname) == (&key.container, &key.ifname))
+        };
+        let is_gone = |key: &AttachmentKey| key.config == kept.config && !is_valid(key);
+        mesh.remove_attachments(is_gone).await
     }
 
     async fn sandboxes(&self) -> Result<Vec<Sandbox>, ApiError> {

@@ -29,6 +29,7 @@ use crate::{
         endpoints::{Engine, Stored},
         rules::forget_addresses,
     },
+    lock::lock,
     netlink::overlay::Overlay,
     objects::unix_ms,
     reconcile::tables::gateway_mac,
@@ -94,6 +95,7 @@ impl Mesh {
             sandbox: spec.sandbox,
             engine: None,
             published: Vec::new(),
+            attachment: None,
             gw_priority: 0,
             incarnation: self.store.next_incarnation(unix_ms()).map_err(store_failed)?,
             attached: false,
@@ -295,6 +297,7 @@ impl Mesh {
         let row = (Table::Endpoints, endpoint.id.to_string());
         let ips = self.unleased(endpoint.network, &endpoint.ips)?;
         self.forget((row.0, &row.1), endpoint.network, &ips).map_err(store_failed)?;
+        lock(&self.host.pending.given_back).note(endpoint, Instant::now());
         ips.iter()
             .for_each(|ip| self.member.addresses.release(endpoint.network, *ip, Instant::now()));
         self.tell_endpoint(endpoint, "endpoint unplugged");

@@ -84,6 +84,17 @@ impl Mesh {
         id: NetworkId,
         wanted: &[IpAddr],
     ) -> Result<Vec<IpNet>, ApiError> {
+        self.allocate_again(network, id, wanted, &[]).await
+    }
+
+    /// The same where the caller had some of the wanted addresses last: they need not rest.
+    pub(super) async fn allocate_again(
+        &self,
+        network: &object::Network,
+        id: NetworkId,
+        wanted: &[IpAddr],
+        again: &[IpAddr],
+    ) -> Result<Vec<IpNet>, ApiError> {
         let subnets: Vec<IpNet> = network.subnets.iter().map(|subnet| subnet.cidr).collect();
         check_wanted(&network.subnets, wanted)?;
         let mut ips: Vec<IpNet> = Vec::new();
@@ -94,7 +105,13 @@ impl Mesh {
                 continue;
             }
             let got = match wanted.iter().find(|ip| ip.is_ipv4() == version) {
-                Some(ip) => self.allocate_static(network, id, *ip).await,
+                Some(ip) => {
+                    let had = subnets.iter().find(|subnet| subnet.contains(ip));
+                    match had.filter(|_| again.contains(ip)) {
+                        Some(subnet) => self.lease_again(network, id, (*subnet, *ip)).await,
+                        None => self.allocate_static(network, id, *ip).await,
+                    }
+                }
                 None => {
                     let same = subnets.iter().filter(|s| s.addr().is_ipv4() == version);
                     self.allocate_any(network, id, &same.copied().collect::<Vec<_>>()).await

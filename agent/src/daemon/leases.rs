@@ -70,7 +70,7 @@ impl Mesh {
     }
 
     /// Exactly this address, also while it rests.
-    async fn lease_again(
+    pub(super) async fn lease_again(
         &self,
         network: &object::Network,
         id: NetworkId,

@@ -8,6 +8,7 @@
 mod absent;
 mod adopt;
 mod attach;
+mod attachments;
 mod backend;
 mod clocks;
 mod conflicts;

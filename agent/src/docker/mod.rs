@@ -47,6 +47,7 @@ pub(crate) use self::{
     follow::follow,
     label::{ServiceLabel, is_selector},
     offer::{OFFERED, offer_networks},
+    names::{alias_of, name_of, name_on},
     reconcile::{Kept, reconcile},
     router::{PLUGIN_SOCKET, router},
 };

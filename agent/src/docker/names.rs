@@ -66,7 +66,7 @@ pub(super) fn containers_of(network: &[u8]) -> Vec<String> {
 }
 
 /// A container's name as one of the mesh, which has labels of DNS: small letters, digits and `-`.
-pub(super) fn name_of(container: &str) -> Option<Name> {
+pub(crate) fn name_of(container: &str) -> Option<Name> {
     let label: String = container
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
@@ -76,14 +76,14 @@ pub(super) fn name_of(container: &str) -> Option<Name> {
 }
 
 /// The name of a container on this host where another one of the network has its own.
-pub(super) fn name_on(name: &Name, host: &str) -> Option<Name> {
+pub(crate) fn name_on(name: &Name, host: &str) -> Option<Name> {
     let room = NAME_LEN.saturating_sub(host.len() + 1);
     let name: String = name.as_str().chars().take(room).collect();
     format!("{}-{host}", name.trim_end_matches('-')).parse().ok()
 }
 
 /// The container's own name where it is another one.
-pub(super) fn alias_of(container: &str, name: &Name) -> Option<Alias> {
+pub(crate) fn alias_of(container: &str, name: &Name) -> Option<Alias> {
     let alias: Alias = container.parse().ok()?;
     (alias.as_str() != name.as_str()).then_some(alias)
 }

@@ -4,19 +4,26 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Mutex,
+    time::Instant,
 };
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use vxmesh_proto::{
     addr::{Alias, EndpointId, MacAddr, Name, NetworkId, NodeId},
+    limits::ADDRESS_QUARANTINE,
     record::EndpointClaim,
 };
 
 use super::published::Published;
-use crate::{api, firewall::guard::Port, netlink::overlay::Plug};
+use crate::{
+    api::{self, AttachmentKey},
+    firewall::guard::Port,
+    netlink::overlay::Plug,
+};
 
 /// An endpoint as the store keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +44,9 @@ pub(crate) struct Stored {
     /// Ports of the host that lead to it alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) published: Vec<Published>,
+    /// What a container runtime calls it that asked for it through CNI.
+    #[serde(default)]
+    pub(crate) attachment: Option<AttachmentKey>,
     /// Of a sandbox of ours: which of its networks has its default routes.
     #[serde(default)]
     pub(crate) gw_priority: i32,
@@ -143,9 +153,42 @@ impl fmt::Display for Engine {
     }
 }
 
+/// Addresses that containers gave back and that rest, and whose each was.
+#[derive(Debug, Default)]
+pub(crate) struct GivenBack(BTreeMap<(NetworkId, IpAddr), Former>);
+
+/// Who had an address.
+#[derive(Debug)]
+struct Former {
+    container: String,
+    mac: MacAddr,
+    ended: Instant,
+}
+
+impl GivenBack {
+    /// Notes those of an endpoint that ends, if it is a container's.
+    pub(crate) fn note(&mut self, endpoint: &Stored, now: Instant) {
+        self.0.retain(|_, former| now.saturating_duration_since(former.ended) < ADDRESS_QUARANTINE);
+        let Some(key) = &endpoint.attachment else { return };
+        for ip in &endpoint.ips {
+            let container = key.container.clone();
+            let former = Former { container, mac: endpoint.mac, ended: now };
+            self.0.insert((endpoint.network, ip.addr()), former);
+        }
+    }
+
+    /// The MAC that a container had with an address.
+    pub(crate) fn mac(&self, address: (NetworkId, IpAddr), container: &str) -> Option<MacAddr> {
+        let former = self.0.get(&address).filter(|former| former.container == container);
+        former.map(|former| former.mac)
+    }
+}
+
 /// Endpoints that somebody has to come back to.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
+    /// Addresses of containers that ended: one that starts anew asks for its own again.
+    pub(crate) given_back: Mutex<GivenBack>,
     /// Those that lost their names and are about to lose their links.
     pub(crate) unnamed: Mutex<BTreeSet<EndpointId>>,
     /// Those of the last life that could not be adopted yet.

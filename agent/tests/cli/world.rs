@@ -430,6 +430,30 @@ impl Backend for World {
         self.endpoint(reference).await
     }
 
+    async fn attachment_add(&self, spec: AttachmentSpec) -> Result<Attachment, ApiError> {
+        self.asked("attachment_add", &spec)?;
+        let endpoint = endpoints().swap_remove(0);
+        let network = self.network(&spec.network).await?;
+        Ok(Attachment { endpoint, network })
+    }
+
+    async fn attachment(&self, key: AttachmentKey) -> Result<Attachment, ApiError> {
+        self.asked("attachment", &key)?;
+        let endpoint = endpoints().swap_remove(0);
+        let network = self.network(&endpoint.network.to_string()).await?;
+        Ok(Attachment { endpoint, network })
+    }
+
+    async fn attachment_rm(&self, key: AttachmentKey) -> Result<Vec<Endpoint>, ApiError> {
+        self.asked("attachment_rm", &key)?;
+        Ok(Vec::new())
+    }
+
+    async fn attachments_keep(&self, kept: AttachmentsKept) -> Result<Vec<Endpoint>, ApiError> {
+        self.asked("attachments_keep", &kept)?;
+        Ok(Vec::new())
+    }
+
     async fn sandboxes(&self) -> Result<Vec<Sandbox>, ApiError> {
         self.asked("sandboxes", ())?;
         Ok(self.sandbox_list())

@@ -405,7 +405,7 @@ fn nobody_is_sent_to_a_dead_backend_by_ipv6() -> Result<()> {
     load.answered(begun, &HOSTS, 100)?;
     let once = load.once();
     let client = Client { lab: &lab, netns: &client.netns, vip, load, once };
-    let ended = backends[0].endpoint.id.to_string();
+    let ended = backends[0].endpoint.id.short();
     client.loses_server(&mut servers, (&ended, &backends[0].netns))?;
     client.loses_host()?;
     client.load.end()?;
