@@ -6,7 +6,7 @@ CARGO ?= cargo
 DEMO_TOOLS := cc:gcc ping:iputils-ping iperf3:iperf3 tcpdump:tcpdump
 BENCH_TOOLS := cc:gcc ip:iproute2 iperf3:iperf3 ethtool:ethtool
 TEST_TOOLS := $(DEMO_TOOLS) ip:iproute2 ethtool:ethtool nft:nftables iptables:iptables ps:procps dig:dnsutils strace:strace conntrack:conntrack \
-	busybox:busybox-static dockerd:docker.io ufw:ufw firewalld:firewalld curl:curl jq:jq faketime:faketime \
+	busybox:busybox-static dockerd:docker.io podman:podman ctr:containerd /usr/lib/cni/portmap:containernetworking-plugins ufw:ufw firewalld:firewalld curl:curl jq:jq faketime:faketime \
 	haproxy:haproxy nginx:nginx-light wrk:wrk
 
 .PHONY: demo test lint bench bench-micro bench-names full fuzz tools-bench tools-demo tools-test

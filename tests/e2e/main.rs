@@ -4,6 +4,7 @@ mod addresses;
 mod beside;
 mod churn;
 mod closed;
+mod cni;
 mod connect;
 mod demo;
 mod docker;

@@ -89,11 +89,15 @@ fn command(script: &str) -> String {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        let Ok(all) = fs::read_dir("/sys/fs/cgroup") else { return };
-        let roots =
-            all.flatten().map(|entry| entry.path()).chain([PathBuf::from("/sys/fs/cgroup")]);
-        roots.for_each(|root| remove(&root.join(&self.groups)));
+        remove_groups(&self.groups);
     }
+}
+
+/// Removes the control groups of this name from the machine, and ends who is in them.
+pub(crate) fn remove_groups(name: &str) {
+    let Ok(all) = fs::read_dir("/sys/fs/cgroup") else { return };
+    let roots = all.flatten().map(|entry| entry.path()).chain([PathBuf::from("/sys/fs/cgroup")]);
+    roots.for_each(|root| remove(&root.join(name)));
 }
 
 fn remove(group: &PathBuf) {

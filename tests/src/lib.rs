@@ -15,6 +15,7 @@ pub mod outside;
 pub mod pair;
 pub mod plain;
 pub mod program;
+pub mod runtime;
 pub mod stream;
 pub mod topology;
 pub mod traffic;

@@ -18,6 +18,8 @@ use crate::{
 
 /// By which name this program is the plug-in.
 const NAME: &str = "vxmesh-cni";
+/// Where the agent listens, for who gives no flags.
+const SOCKET: &str = "VXMESH_SOCKET";
 /// Largest configuration: one with the results of all plug-ins before has some 10 KB, and GC names
 /// each container of the host.
 const STDIN_LEN: u64 = 16 * 1024 * 1024;
@@ -57,7 +59,8 @@ fn answer(request: &Request, socket: Option<PathBuf>) -> Result<Option<Value>, C
     if request.action == Action::Version {
         return Ok(Some(versions(request.asked())));
     }
-    let socket = match request.socket().or(socket) {
+    let said = || std::env::var_os(SOCKET).map(PathBuf::from);
+    let socket = match request.socket().or(socket).or_else(said) {
         Some(socket) => socket,
         None => config::socket(None)?,
     };

@@ -18,7 +18,8 @@ use crate::{
     docker::{alias_of, name_of},
 };
 
-/// How much of a container's id is its name where it has no other.
+/// How much of a container's id is its name where it has no other, and the id is one that nobody
+/// chose.
 const SHORT: usize = 12;
 
 /// Capabilities that cannot be had, and what to do instead.
@@ -76,8 +77,9 @@ fn names(env: &Environment, container: &str) -> (Vec<Name>, Option<Alias>) {
     let pod = env.arg("K8S_POD_NAME");
     let name = pod.and_then(name_of);
     let own = pod.zip(name.as_ref()).and_then(|(pod, name)| alias_of(pod, name));
-    let short: String = container.chars().take(SHORT).collect();
-    (name.into_iter().chain(name_of(&short)).collect(), own)
+    let is_chosen = !container.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let id = container.get(..SHORT).filter(|_| !is_chosen).unwrap_or(container);
+    (name.into_iter().chain(name_of(id)).collect(), own)
 }
 
 /// The aliases in this network; podman says those of all networks, by their names.

@@ -21,8 +21,8 @@ use super::{
     frame::{Field, is_one_of, key, port_has_not},
     ports::{From, loopback},
     rule::{
-        Protocol, Rule, accept, clamp_mss, destination, drop, drop_as, established, input, is_ip,
-        masquerade, octets, output, output_not, published, source,
+        Protocol, Rule, accept, answer, clamp_mss, destination, drop, drop_as, established, input,
+        is_ip, masquerade, octets, output, output_not, published, source,
     },
     table::{Chain, Hook, Kind, Set, Table},
 };
@@ -86,10 +86,19 @@ pub fn table(all: &str, uplinks: &[Uplink], ports: &[Port], closed: &Closed) -> 
             .and(destination(loopback()))
             .and(drop()),
     ];
-    let mut forward: Vec<Rule> = strays(all).collect();
-    forward.extend([
+    let mut forward = vec![
         Rule::new("segments fit the way out").and(input(all)).and(clamp_mss()),
         Rule::new("segments fit the way in").and(output(all)).and(clamp_mss()),
+        // Somebody's rules led a client to an endpoint itself; what they rewrote is undone behind
+        // this chain.
+        Rule::new("answers to clients that were led in")
+            .and(input(all))
+            .and(published())
+            .and(answer())
+            .and(accept()),
+    ];
+    forward.extend(strays(all));
+    forward.extend([
         Rule::new("answers").and(output(all)).and(established()).and(accept()),
         Rule::new("published ports").and(output(all)).and(published()).and(accept()),
         Rule::new("nothing else into a network, also from another one")
