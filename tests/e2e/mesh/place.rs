@@ -279,8 +279,6 @@ fn what_an_older_data_directory_does_not_know_is_removed() -> Result<()> {
     ensure!(lab.sh("h1", &macvlans)? == "0", "an interface of the lost one is left");
     let warned = lab.log("h1")?;
     ensure!(warned.contains("removed a sandbox that this node's data does not know"), "{warned}");
-    // Its addresses are free, and nobody has them any more.
-    let ports = "ip netns exec $(ls /run/vxmesh/netns) true 2>/dev/null; \
     let lost_row = || {
         let rows: Vec<Diagnosis> =
             serde_json::from_slice(&lab.try_vxmesh("h1", &["--format", "json", "doctor"])?.stdout)?;
@@ -293,6 +291,8 @@ fn what_an_older_data_directory_does_not_know_is_removed() -> Result<()> {
     ensure!(row.found.contains("sandbox lost") && row.found.contains(&pid.to_string()), "{row:?}");
     lab.sh("h1", &format!("kill -9 {pid}"))?;
     wait_until("they have ended", || Ok(lost_row()?.is_none()))?;
+    // Its addresses are free, and nobody has them any more.
+    let ports = "ip netns exec $(ls /run/vxmesh/netns) true 2>/dev/null; \
                  nsenter --net=/run/vxmesh/netns/$(ls /run/vxmesh/netns) ip -o link | grep -c ' v[0-9a-f]*@'";
     ensure!(lab.sh("h1", ports)? == "1", "a cable is left");
     let next = run_sandbox(&lab, "h1", "next")?;
