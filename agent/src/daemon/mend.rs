@@ -331,9 +331,9 @@ impl Mesh {
 
     /// Whether an endpoint's cable is away and the kernel is about to say at which end it was cut:
     /// in the sandbox it ends the endpoint, here it is plugged in again. The network is looked at
-    /// once more then.
+    /// once more then, also where everything is looked at: it may have been cut meanwhile.
     fn awaits_word(&self, id: NetworkId, faults: &Faults, dirty: &Dirty) -> bool {
-        if dirty.all || self.host.watching.is_deaf() {
+        if self.host.watching.is_deaf() {
             return false;
         }
         let is_told = |it: &EndpointId| {
