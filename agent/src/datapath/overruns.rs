@@ -1,8 +1,13 @@
 //! Datagrams that the kernel lost because the thread that receives did not take them in time
 //! ([`Overruns`]).
+//!
+//! What a socket lost contains datagrams with a bad checksum, too. How many of all sockets of the
+//! namespace were lost for want of room is a count of its own (RFC 4113 has it as an error), and a
+//! socket lost no more than that. Where another socket loses some meanwhile, those with a bad
+//! checksum may count after all.
 
 use std::{
-    io, mem,
+    fs, io, mem,
     os::fd::{AsRawFd, BorrowedFd},
     sync::{Mutex, PoisonError},
 };
@@ -17,11 +22,30 @@ use super::drops::{DropKey, Drops};
 const SO_MEMINFO: libc::c_int = 55;
 const MEMINFO_LEN: usize = 9;
 
+/// The counts of the calling thread's namespace, of IPv4 and of IPv6.
+const COUNTS: [&str; 2] = ["/proc/thread-self/net/snmp", "/proc/thread-self/net/snmp6"];
+/// Those of datagrams that found no room: in the socket's buffer, and in all of UDP's.
+const NO_ROOM: [&str; 2] = ["RcvbufErrors", "MemErrors"];
+
 /// What one socket had lost when it was asked last.
+#[derive(Debug)]
+pub(super) struct Overruns(Mutex<Lost>);
+
 #[derive(Debug, Default)]
-pub(super) struct Overruns(Mutex<u32>);
+struct Lost {
+    /// Of the socket.
+    socket: u32,
+    /// For want of room, of all sockets: read before that, so that it contains no less. Unknown
+    /// where the kernel does not say.
+    no_room: Option<u64>,
+}
 
 impl Overruns {
+    /// Of a socket that was just made.
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(Lost { socket: 0, no_room: no_room() }))
+    }
+
     /// Counts what its socket lost since.
     pub(super) fn count(&self, socket: BorrowedFd<'_>, drops: &Drops) {
         match self.next(socket) {
@@ -31,28 +55,64 @@ impl Overruns {
         }
     }
 
-    /// How many datagrams its socket lost since. A train that the kernel had glued together counts
-    /// as one.
+    /// How many datagrams its socket lost for want of room since. A train that the kernel had glued
+    /// together counts as one.
     fn next(&self, socket: BorrowedFd<'_>) -> io::Result<u32> {
-        // Who asks at the same time waits: the kernel's count only grows.
+        // Who asks at the same time waits: the kernel's counts only grow.
         let mut before = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut info = [0u32; MEMINFO_LEN];
-        let mut len = libc::socklen_t::try_from(size_of_val(&info)).unwrap_or_default();
-        #[expect(unsafe_code, reason = "neither nix nor socket2 has the option")]
-        // SAFETY: the descriptor is open, and the kernel writes at most `len` bytes to `info`.
-        let done = unsafe {
-            libc::getsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                SO_MEMINFO,
-                (&raw mut info).cast(),
-                &raw mut len,
-            )
-        };
-        Errno::result(done)?;
-        let [.., lost] = info;
-        Ok(lost.wrapping_sub(mem::replace(&mut *before, lost)))
+        let begun = no_room();
+        let lost = lost(socket)?;
+        let since = lost.wrapping_sub(mem::replace(&mut before.socket, lost));
+        let room = mem::replace(&mut before.no_room, begun);
+        let most = no_room().zip(room).map(|(now, then)| now.saturating_sub(then));
+        Ok(most.map_or(since, |most| since.min(u32::try_from(most).unwrap_or(u32::MAX))))
     }
+}
+
+/// What a socket lost, for whatever reason.
+fn lost(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = [0u32; MEMINFO_LEN];
+    let mut len = libc::socklen_t::try_from(size_of_val(&info)).unwrap_or_default();
+    #[expect(unsafe_code, reason = "neither nix nor socket2 has the option")]
+    // SAFETY: the descriptor is open, and the kernel writes at most `len` bytes to `info`.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_MEMINFO,
+            (&raw mut info).cast(),
+            &raw mut len,
+        )
+    };
+    Errno::result(done)?;
+    let [.., lost] = info;
+    Ok(lost)
+}
+
+/// How many datagrams found no room in this namespace.
+fn no_room() -> Option<u64> {
+    let [v4, v6] = COUNTS.map(fs::read_to_string);
+    // A host without IPv6 has no such counts.
+    Some(of_v4(&v4.ok()?)? + of_v6(&v6.unwrap_or_default()))
+}
+
+/// Two lines begin with the protocol: the names, and the numbers.
+fn of_v4(text: &str) -> Option<u64> {
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, counts) = (lines.next()?.split(' '), lines.next()?.split(' '));
+    let counted = names.zip(counts).filter(|(name, _)| NO_ROOM.contains(name));
+    Some(counted.filter_map(|(_, count)| count.parse::<u64>().ok()).sum())
+}
+
+/// Each line is a name and a number.
+fn of_v6(text: &str) -> u64 {
+    let lines = text.lines().filter_map(|line| line.strip_prefix("Udp6"));
+    let counts = lines.filter_map(|line| {
+        let mut words = line.split_whitespace();
+        words.next().filter(|name| NO_ROOM.contains(name))?;
+        words.next()?.parse::<u64>().ok()
+    });
+    counts.sum()
 }
 
 #[cfg(test)]
@@ -66,6 +126,20 @@ mod tests {
 
     use super::*;
     use crate::datapath::udp::UdpIo;
+
+    const V4: &str = "Tcp: A B\nTcp: 1 2\nUdp: InDatagrams RcvbufErrors InCsumErrors MemErrors\nUdp: 9 40 7 2\nUdpLite: RcvbufErrors\nUdpLite: 1000\n";
+    const V6: &str =
+        "Udp6RcvbufErrors \t500\nUdp6InCsumErrors 7\nUdp6MemErrors 3\nUdpLite6RcvbufErrors 9\n";
+
+    #[test]
+    fn of_the_counts_those_of_want_of_room_are_taken() {
+        assert_eq!(of_v4(V4), Some(42));
+        assert_eq!(of_v6(V6), 503);
+        assert_eq!((of_v4("Tcp: A\nTcp: 1\n"), of_v6("")), (None, 0));
+        // A kernel without the second one.
+        assert_eq!(of_v4("Udp: RcvbufErrors\nUdp: 5\n"), Some(5));
+        assert!(no_room().is_some(), "this kernel says it");
+    }
 
     #[test]
     fn what_nobody_takes_is_counted_once() {

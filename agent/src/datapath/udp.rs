@@ -128,7 +128,7 @@ impl UdpIo {
         socket.bind(&addr.into())?;
         let socket = UdpSocket::from(socket);
         let state = UdpSocketState::new((&socket).into())?;
-        let (dual_stack, overruns) = (domain == Domain::IPV6, Overruns::default());
+        let (dual_stack, overruns) = (domain == Domain::IPV6, Overruns::new());
         Ok(Self { socket, state, dual_stack, marked: false, overruns })
     }
 

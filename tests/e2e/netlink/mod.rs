@@ -1,12 +1,13 @@
 //! The host's side of networks against the real kernel. [`namespaces`]: pins; [`lifecycle`]: one
 //! network from nothing to nothing (I8, I9); [`plugs`]: endpoints; [`frames`]: who sees which
 //! frame, and how whole it is; [`queues`]: the queues of a TAP;
-//! [`settings`]: what the host is told and what is put back; [`steering`]: answers of services'
-//! backends.
+//! [`overruns`]: what a data socket loses; [`settings`]: what the host is told and what is put
+//! back; [`steering`]: answers of services' backends.
 
 mod frames;
 mod lifecycle;
 mod namespaces;
+mod overruns;
 mod plugs;
 mod queues;
 mod settings;
