@@ -75,8 +75,6 @@ pub(super) const IPV4_SETTINGS: [(&str, &str); 5] = [
     ("send_redirects", "0"),
     ("drop_unicast_in_l2_multicast", "1"),
 ];
-/// Interfaces by which a network's namespace forwards, where they are.
-const ROUTERS: [&str; 3] = [BRIDGE, NODE, INSIDE];
 /// The bridge speaks IPv6 by the gateway's addresses alone, and at once.
 pub(super) const BRIDGE_SETTINGS: [(&str, &str); 3] = [
     ("ipv6/conf/br0/addr_gen_mode", "1"),
@@ -306,31 +304,6 @@ impl Overlay {
     /// What the namespace's settings shall be.
     pub(super) fn settings(&self) -> Vec<(String, &'static str)> {
         settings_of(&self.spec)
-    }
-
-    /// What the settings of single interfaces shall be: those of the namespace, which they took
-    /// when they were made.
-    pub(super) fn interface_settings(&self) -> Vec<(String, &'static str)> {
-        let forwards = forwards(&self.spec);
-        let of = |name: &str| {
-            let mut settings = vec![
-                (format!("ipv4/conf/{name}/forwarding"), forwards),
-                (format!("ipv6/conf/{name}/forwarding"), forwards),
-            ];
-            let fixed = IPV4_SETTINGS.into_iter();
-            settings.extend(fixed.map(|(it, value)| (format!("ipv4/conf/{name}/{it}"), value)));
-            settings
-        };
-        ROUTERS.into_iter().flat_map(of).collect()
-    }
-
-    /// Writes them where somebody changed them.
-    pub(super) fn set_interfaces(&self) -> Result<(), OverlayError> {
-        Ok(self.netns.run(|| {
-            let mut kernel = Settings::default();
-            let settings = self.interface_settings();
-            settings.iter().try_for_each(|(path, value)| kernel.set_if_there(path, value))
-        })?)
     }
 
     /// Gives the bridge the gateway's addresses; it leads to the subnets in which this node has no
@@ -719,7 +692,7 @@ impl Overlay {
     }
 }
 
-const fn forwards(spec: &OverlaySpec) -> &'static str {
+pub(super) const fn forwards(spec: &OverlaySpec) -> &'static str {
     if spec.routed { "1" } else { "0" }
 }
 

@@ -27,13 +27,17 @@ use super::{
     link::{Link, LinkError, Links, listed},
     netns::Netns,
     overlay::{
-        BRIDGE, BRIDGE_SETTINGS, LOOPBACK, NODE, NODE_PORT, NodePlug, Overlay, OverlayError, Plug,
-        SWITCHED_SETTINGS, TAP, TAP_MTU, port_name,
+        BRIDGE, BRIDGE_SETTINGS, IPV4_SETTINGS, LOOPBACK, NODE, NODE_PORT, NodePlug, Overlay,
+        OverlayError, Plug, SWITCHED_SETTINGS, TAP, TAP_MTU, forwards, port_name,
     },
     policy::PolicyRule,
     route::{Route, address_of, is_default, is_main, local_address, route_of, router_of},
     settings::Settings,
 };
+use crate::gateway::uplink::INSIDE;
+
+/// Interfaces by which a network's namespace forwards, where they are.
+const ROUTERS: [&str; 3] = [BRIDGE, NODE, INSIDE];
 
 /// The links, addresses and routes of a namespace at one moment.
 #[derive(Clone, Debug)]
@@ -406,6 +410,31 @@ impl Overlay {
             Ok(settings)
         })?;
         Ok(changed.iter().map(|(path, _)| format!("the setting net/{path} was changed")).collect())
+    }
+
+    /// What the settings of single interfaces shall be: those of the namespace, which they took
+    /// when they were made.
+    pub(super) fn interface_settings(&self) -> Vec<(String, &'static str)> {
+        let forwards = forwards(&self.spec);
+        let of = |name: &str| {
+            let mut settings = vec![
+                (format!("ipv4/conf/{name}/forwarding"), forwards),
+                (format!("ipv6/conf/{name}/forwarding"), forwards),
+            ];
+            let fixed = IPV4_SETTINGS.into_iter();
+            settings.extend(fixed.map(|(it, value)| (format!("ipv4/conf/{name}/{it}"), value)));
+            settings
+        };
+        ROUTERS.into_iter().flat_map(of).collect()
+    }
+
+    /// Writes them where somebody changed them.
+    pub(super) fn set_interfaces(&self) -> Result<(), OverlayError> {
+        Ok(self.netns.run(|| {
+            let mut kernel = Settings::default();
+            let settings = self.interface_settings();
+            settings.iter().try_for_each(|(path, value)| kernel.set_if_there(path, value))
+        })?)
     }
 }
 
