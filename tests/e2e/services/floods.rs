@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use etherparse::PacketBuilder;
+use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use nix::{
     errno::Errno,
     ifaddrs::getifaddrs,
@@ -41,10 +41,10 @@ use crate::isolation::forgeries::Party;
 
 /// Frames of one call.
 const BATCH: usize = 64;
-const SOURCE_PORT_AT: usize = 14 + 20;
-/// The low half of a SYN's sequence number, and the first bytes of a datagram.
-const SEQUENCE_AT: usize = SOURCE_PORT_AT + 6;
-const DATA_AT: usize = SOURCE_PORT_AT + 8;
+/// From the source port on: the low half of a SYN's sequence number, and the first bytes of a
+/// datagram.
+const SEQUENCE_AT: usize = 6;
+const DATA_AT: usize = 8;
 /// What the agent may need more while it is flooded, in kB, beside the mapped table of flows.
 const GROWTH: u64 = 64 << 10;
 
@@ -57,13 +57,12 @@ struct Flood {
 }
 
 impl Flood {
-    /// Sends a frame with every source port in turn, as fast as it can. Where its checksum is made
-    /// even is said.
-    fn start(from: &NetNs, frame: &[u8], even_at: usize) -> Result<Self> {
+    /// Sends a frame with every source port in turn, as fast as it can.
+    fn start(from: &NetNs, frame: Frame) -> Result<Self> {
         let (ends, sent): (Arc<AtomicBool>, Arc<AtomicU64>) = Default::default();
         let (end, count) = (Arc::clone(&ends), Arc::clone(&sent));
-        let (netns, frame) = (from.try_clone()?, frame.to_vec());
-        let sender = thread::spawn(move || netns.run(|| flood(&frame, even_at, &end, &count)));
+        let netns = from.try_clone()?;
+        let sender = thread::spawn(move || netns.run(|| flood(&frame, &end, &count)));
         Ok(Self { ends, sent, since: Instant::now(), sender })
     }
 
@@ -80,22 +79,30 @@ impl Flood {
     }
 }
 
-fn flood(frame: &[u8], even_at: usize, ends: &AtomicBool, sent: &AtomicU64) -> Result<()> {
+/// A frame from port 0. Its checksum is right with every other, too.
+struct Frame {
+    bytes: Vec<u8>,
+    source_port_at: usize,
+    /// What makes the checksum even.
+    even_at: usize,
+}
+
+fn flood(frame: &Frame, ends: &AtomicBool, sent: &AtomicU64) -> Result<()> {
     let raw =
         socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
     let link = getifaddrs()?
         .filter(|entry| entry.interface_name == "eth0")
         .find_map(|entry| entry.address?.as_link_addr().copied());
     bind(raw.as_raw_fd(), &link.context("no eth0")?)?;
-    let mut frames = vec![frame.to_vec(); BATCH];
+    let mut frames = vec![frame.bytes.clone(); BATCH];
     let mut headers = MultiHeaders::<LinkAddr>::preallocate(BATCH, None);
     let mut port: u16 = 0;
     while !ends.load(Ordering::Relaxed) {
-        for frame in &mut frames {
+        for bytes in &mut frames {
             // Below are those of servers, which the rules of the port know.
             port = port.wrapping_add(1).max(1024);
-            for (at, word) in [(SOURCE_PORT_AT, port), (even_at, !port)] {
-                frame.get_mut(at..at + 2).context("short")?.copy_from_slice(&word.to_be_bytes());
+            for (at, word) in [(frame.source_port_at, port), (frame.even_at, !port)] {
+                bytes.get_mut(at..at + 2).context("short")?.copy_from_slice(&word.to_be_bytes());
             }
         }
         let slices: Vec<[IoSlice<'_>; 1]> = frames.iter().map(|it| [IoSlice::new(it)]).collect();
@@ -109,25 +116,34 @@ fn flood(frame: &[u8], even_at: usize, ends: &AtomicBool, sent: &AtomicU64) -> R
     Ok(())
 }
 
-/// A SYN to a port of the VIP, from port 0; its checksum is right with every other, too.
-fn syn(from: &Plugged, network: &Network, vip: IpAddr, port: u16) -> Result<Vec<u8>> {
+/// A packet to the VIP, and where what is in it begins.
+fn begin(
+    from: &Plugged,
+    network: &Network,
+    vip: IpAddr,
+) -> Result<(PacketBuilderStep<IpHeaders>, usize)> {
     let me = Party::of(&from.endpoint)?;
-    let IpAddr::V4(vip) = vip else { bail!("{vip}") };
     let builder = PacketBuilder::ethernet2(me.mac, service_mac(network.id).0);
-    let builder = builder.ipv4(me.v4, vip.octets(), 64).tcp(0, port, 0xffff, 64_000).syn();
-    let mut frame = Vec::new();
-    builder.write(&mut frame, &[])?;
-    Ok(frame)
+    Ok(match vip {
+        IpAddr::V4(vip) => (builder.ipv4(me.v4, vip.octets(), 64), 14 + 20),
+        IpAddr::V6(vip) => (builder.ipv6(me.v6, vip.octets(), 64), 14 + 40),
+    })
+}
+
+/// A SYN to a port of the VIP.
+fn syn(from: &Plugged, network: &Network, vip: IpAddr, port: u16) -> Result<Frame> {
+    let (builder, source_port_at) = begin(from, network, vip)?;
+    let mut bytes = Vec::new();
+    builder.tcp(0, port, 0xffff, 64_000).syn().write(&mut bytes, &[])?;
+    Ok(Frame { bytes, source_port_at, even_at: source_port_at + SEQUENCE_AT })
 }
 
 /// The same for a datagram.
-fn datagram(from: &Plugged, network: &Network, vip: IpAddr, port: u16) -> Result<Vec<u8>> {
-    let me = Party::of(&from.endpoint)?;
-    let IpAddr::V4(vip) = vip else { bail!("{vip}") };
-    let builder = PacketBuilder::ethernet2(me.mac, service_mac(network.id).0);
-    let mut frame = Vec::new();
-    builder.ipv4(me.v4, vip.octets(), 64).udp(0, port).write(&mut frame, &[0xff; 16])?;
-    Ok(frame)
+fn datagram(from: &Plugged, network: &Network, vip: IpAddr, port: u16) -> Result<Frame> {
+    let (builder, source_port_at) = begin(from, network, vip)?;
+    let mut bytes = Vec::new();
+    builder.udp(0, port).write(&mut bytes, &[0xff; 16])?;
+    Ok(Frame { bytes, source_port_at, even_at: source_port_at + DATA_AT })
 }
 
 /// Memory of an agent that is no file's, in kB.
@@ -154,7 +170,8 @@ fn floods_hurt_nobody_else() -> Result<()> {
     make.extend(["--port", "83:8083/udp"]);
     let web: Service = lab.json("h1", &make)?;
     settled(&lab, "web", 1)?;
-    let vip = *web.vips.iter().find(|ip| ip.is_ipv4()).context("no VIP")?;
+    let vip = |is_ipv4| web.vips.iter().copied().find(|ip| ip.is_ipv4() == is_ipv4);
+    let vips = [vip(true).context("no VIP")?, vip(false).context("no IPv6 VIP")?];
     serve(&backend.netns, 8080)?;
     // One port answers nothing, and one refuses.
     sh(
@@ -163,18 +180,21 @@ fn floods_hurt_nobody_else() -> Result<()> {
          add rule inet t c tcp dport 8081 drop; add rule inet t c udp dport 8083 drop'",
     )?;
 
-    let to = SocketAddr::new(vip, 80);
-    let mut stream = steady.netns.run(|| connect(to))?;
+    let [to, to_v6] = vips.map(|vip| SocketAddr::new(vip, 80));
+    let mut stream = steady.netns.run(|| connect(to_v6))?;
     let data = payload(8 << 10);
     let goes_on = Client::start(&steady.netns, move || echo(&mut stream, &data))?;
     let connects = Client::start(&third.netns, move || echo(&mut connect(to)?, b"hello"))?;
     wait_until("both clients are served", || Ok(goes_on.done()? > 20 && connects.done()? > 20))?;
     let before = memory(&lab, "h1")?;
 
-    for (what, port) in [("answers nothing", 81), ("refuses", 82)] {
+    let [v4, v6] = vips;
+    for (vip, what, port) in
+        [(v4, "answers nothing", 81), (v4, "refuses", 82), (v6, "answers nothing", 81)]
+    {
         let begins = syn(&floods, &blue, vip, port)?;
-        let flood = Flood::start(&floods.netns, &begins, SEQUENCE_AT)?;
-        if port == 81 {
+        let flood = Flood::start(&floods.netns, begins)?;
+        if port == 81 && vip.is_ipv4() {
             // A source has its part, and no more.
             wait_until("what is refused is counted", || {
                 ensure!(!flood.sender.is_finished(), "the flood has ended");
@@ -182,7 +202,7 @@ fn floods_hurt_nobody_else() -> Result<()> {
             })?;
         }
         let spray = datagram(&sprays, &blue, vip, 83)?;
-        let spray = Flood::start(&sprays.netns, &spray, DATA_AT)?;
+        let spray = Flood::start(&sprays.netns, spray)?;
         let (begun, had) = (Instant::now(), (goes_on.done()?, connects.done()?));
         let sent = (flood.sent(), spray.sent());
         wait_until(&format!("both go on while a port that {what} is flooded"), || {
@@ -192,7 +212,7 @@ fn floods_hurt_nobody_else() -> Result<()> {
         })?;
         let (more, new) = (goes_on.done()? - had.0, connects.done()? - had.1);
         tell(&format!(
-            "a port that {what}: {} SYN/s and {} datagrams/s; within {:.1?} {more} turns of the \
+            "a port of {vip} that {what}: {} SYN/s and {} datagrams/s; within {:.1?} {more} turns of the \
              connection and {new} new ones",
             flood.end()?,
             spray.end()?,

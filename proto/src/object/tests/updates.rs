@@ -197,8 +197,11 @@ fn apply(service: &mut Service, seed: u8, (what, which): (u8, u8)) {
     }
 }
 
+/// Backends, weights, drains and ports.
+type Own = (Vec<Name>, Vec<(Name, u8)>, Vec<(Name, u64)>, Vec<u16>);
+
 /// What of a service is this member's.
-fn own(service: &Service, seed: u8) -> (Vec<Name>, Vec<(Name, u8)>, Vec<(Name, u64)>, Vec<u16>) {
+fn own(service: &Service, seed: u8) -> Own {
     let is_own = |name: &&Name| name.as_str().starts_with(&format!("m{seed}"));
     let numbers = service.ports.iter().map(|port| port.port);
     let mut numbers: Vec<u16> = numbers.filter(|port| port / 1000 == u16::from(seed)).collect();
