@@ -9,8 +9,9 @@
 //! | 4 | it is there already, is in use, or the word means several |
 //! | 5 | no agent answers |
 //!
-//! `cni`, which is also the program by the name `vxmesh-cni`, ends with 0 or 1, as container runtimes
-//! have it. `run`, `exec` and `lab exec` end with their command's own status; 125, 126 and 127 are theirs.
+//! `cni`, which is also the program by the name `vxmesh-cni`, ends with 0 or 1, as container
+//! runtimes have it. `run`, `exec` and `lab exec` end with their command's own status; 125, 126 and
+//! 127 are theirs.
 
 mod args;
 mod ask;

@@ -152,8 +152,8 @@ fn decode<T: DeserializeOwned>(key: &str, value: &Value) -> Result<T, CniError> 
 
 /// An address, which may have the length of a prefix behind it.
 pub(super) fn address(text: &str) -> Result<IpAddr, CniError> {
-    let ip = text.parse().or_else(|_| text.parse::<IpNet>().map(|ip| ip.addr()));
-    ip.map_err(|_| {
+    let ip = text.parse().or_else(|_form| text.parse::<IpNet>().map(|ip| ip.addr()));
+    ip.map_err(|_form| {
         CniError::new(
             Code::Config,
             format!("`{text}` is no IP address"),

@@ -99,7 +99,11 @@ fn name_servers(
         let added = said.unwrap_or(&default).as_array().cloned().unwrap_or_default();
         if !added.is_empty() {
             let all = list(&mut dns, key)?;
-            all.extend(added.into_iter().filter(|it| !all.contains(it)).collect::<Vec<_>>());
+            for it in added {
+                if !all.contains(&it) {
+                    all.push(it);
+                }
+            }
         }
     }
     if let Some(domain) = written.get("domain") {

@@ -57,8 +57,8 @@ impl Mesh {
         Ok(Attachment { endpoint, network })
     }
 
-    /// Which wanted addresses a container gave back a moment ago. It has them again, and with them its
-    /// MAC: neighbours remember both.
+    /// Which wanted addresses a container gave back a moment ago. It has them again, and with them
+    /// its MAC: neighbours remember both.
     fn take_back(&self, network: NetworkId, spec: &mut AttachmentSpec) -> Vec<IpAddr> {
         let given_back = lock(&self.host.pending.given_back);
         let mut again = Vec::new();
