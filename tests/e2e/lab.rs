@@ -22,9 +22,9 @@ use vxmesh::{api::ErrorCode, lab::capture};
 use vxmesh_tests::program::{command, vxmesh};
 
 const DEADLINE: Duration = Duration::from_secs(30);
-/// How long a lab of nine hosts may take to go, which takes a second: two seconds a host, one after
-/// the other, are more.
-const DOWN: Duration = Duration::from_secs(12);
+/// How long a lab of nine hosts may take to go, which takes a tenth of a second: two seconds a
+/// host, one after the other, are more.
+const DOWN: Duration = Duration::from_secs(5);
 
 /// A lab that goes with the test, however that ends.
 struct Lab {

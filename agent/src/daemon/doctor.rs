@@ -105,7 +105,7 @@ pub fn without_agent(data_dir: &Path) -> Vec<Diagnosis> {
             "run `vxmesh init` or `vxmesh join`",
         )),
         Err(error) => {
-            all.push(check("identity", Health::Fail, error.to_string(), "see the message"))
+            all.push(check("identity", Health::Fail, error.to_string(), "see the message"));
         }
     }
     all

@@ -102,10 +102,10 @@ fn report(event: SessionEvent, shared: &Shared) {
         SessionEvent::Established { peer } => debug!(%peer, "session established"),
         SessionEvent::Restarted { peer } => info!(peer = %peer.short(), "peer was started anew"),
         SessionEvent::Unreachable { peer } => {
-            warn!(peer = %peer.short(), "peer does not answer handshakes")
+            warn!(peer = %peer.short(), "peer does not answer handshakes");
         }
         SessionEvent::Failed { peer, reason } => {
-            warn!(peer = %peer.short(), %reason, "handshake cannot begin")
+            warn!(peer = %peer.short(), %reason, "handshake cannot begin");
         }
         SessionEvent::Dropped { peer, reason, count } => {
             let key = DropKey::of(reason).with_peer(peer);

@@ -1,9 +1,9 @@
 //! What containers say of themselves, followed while they run: their names, labels and services,
 //! and whether they work.
 //!
-//! The engine says none of it in its calls, and may not be asked within most of them. So it is asked
-//! after it has told that something happened, and of all containers once it tells again after a
-//! pause.
+//! The engine says none of it in its calls, and may not be asked within most of them. So it is
+//! asked after it has told that something happened, and of all containers once it tells again after
+//! a pause.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -11,8 +11,9 @@
 //!
 //! The engine calls in this order and repeats nothing after a restart, its own or the agent's: what
 //! it was told is in the store. A container that joins twice has one interface. What it wanted
-//! removed while no agent answered is looked for when the agent starts (`reconcile`). What containers
-//! say of themselves (other names, labels, health) it tells apart from these calls (`follow`).
+//! removed while no agent answered is looked for when the agent starts (`reconcile`). What
+//! containers say of themselves (other names, labels, health) it tells apart from these calls
+//! (`follow`).
 
 mod drift;
 mod driver;
@@ -46,8 +47,8 @@ pub(crate) use self::{
     drift::diagnose,
     follow::follow,
     label::{ServiceLabel, is_selector},
-    offer::{OFFERED, offer_networks},
     names::{alias_of, name_of, name_on},
+    offer::{OFFERED, offer_networks},
     reconcile::{Kept, reconcile},
     router::{PLUGIN_SOCKET, router},
 };

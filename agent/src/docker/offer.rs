@@ -1,5 +1,6 @@
-//! Networks of the mesh that every engine shall have (`vxmesh network create --docker`): this host's
-//! engine is asked to make each, as a user would, and to remove it once the mesh has removed it.
+//! Networks of the mesh that every engine shall have (`vxmesh network create --docker`): this
+//! host's engine is asked to make each, as a user would, and to remove it once the mesh has removed
+//! it.
 //!
 //! The engine then calls this driver, so nothing is held meanwhile.
 

@@ -148,7 +148,8 @@ pub async fn ensure(
         inside.look_away();
         set = netns.run(|| set_all(&settings));
     }
-    set = set.and(set_all(&host_settings(&name, v6))).and(forward(&name));
+    let (settings, forwards) = (set_all(&host_settings(&name, v6)), forward(&name));
+    set = set.and(settings).and(forwards);
     host.add_link_address(&name, pair_net(here)).await?;
     drop(choosing);
     host.set_up(&name, mtu).await?;
@@ -215,7 +216,8 @@ fn set_all(settings: &[(String, &str)]) -> std::io::Result<()> {
     let mut kernel = Settings::default();
     let mut done = Ok(());
     for (path, value) in settings {
-        done = done.and(kernel.set(path, value));
+        let set = kernel.set(path, value);
+        done = done.and(set);
     }
     done
 }

@@ -1,5 +1,5 @@
-//! Owns one question: whether the machine's memory and processors carry a lab. Asked before anything
-//! of it is made.
+//! Owns one question: whether the machine's memory and processors carry a lab. Asked before
+//! anything of it is made.
 
 use std::thread;
 

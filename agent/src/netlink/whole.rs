@@ -272,8 +272,8 @@ impl Overlay {
         self.links.look_away();
         let mut done = Ok(());
         for rule in &faults.policy {
-            let added = self.links.add_policy_rule(*rule).await;
-            done = done.and(added.map_err(OverlayError::from));
+            let added = self.links.add_policy_rule(*rule).await.map_err(OverlayError::from);
+            done = done.and(added);
         }
         if faults.bridge || faults.settings {
             done = done.and(self.furnish().await);
@@ -292,7 +292,8 @@ impl Overlay {
         }
         if faults.settings {
             // Once all interfaces are there.
-            done = done.and(self.set_interfaces());
+            let set = self.set_interfaces();
+            done = done.and(set);
         }
         done
     }

@@ -120,10 +120,8 @@ pub(crate) struct Services {
     place: Mutex<NodePlace>,
     /// Ports of this host that lead to services.
     pub(crate) host_ports: Mutex<HostPorts>,
-    /// Since when all members are heard.
-    heard: Mutex<Option<Instant>>,
-    /// Whether a backend that is unknown is not there.
-    settled: AtomicBool,
+    /// Since when all members are heard, and whether a backend that is unknown is not there.
+    heard: (Mutex<Option<Instant>>, AtomicBool),
     /// Rung when services or their backends may be others.
     pub(crate) changed: Changed,
     /// When the time of a drained backend is over next, in Unix milliseconds.
@@ -148,8 +146,7 @@ impl Services {
             checks: Mutex::new(Checks::after(Self::load_health(store)?)),
             place: Mutex::new(Self::load_place(store)?),
             host_ports: Mutex::default(),
-            heard: Mutex::default(),
-            settled: AtomicBool::new(false),
+            heard: (Mutex::default(), AtomicBool::new(false)),
             changed: Changed::default(),
             deadline: AtomicU64::new(u64::MAX),
             drains: Mutex::default(),
@@ -203,16 +200,16 @@ impl Services {
 
     /// Whether a backend that is unknown is not there, by what is heard so long after the start.
     pub(crate) fn settle(&self, hears_all: bool, age: Duration) -> bool {
-        let mut heard = lock(&self.heard);
+        let mut heard = lock(&self.heard.0);
         let since =
             if hears_all { *heard.get_or_insert_with(Instant::now) } else { Instant::now() };
         let is_settled = self.is_settled() || since.elapsed() >= ARRIVES || age >= UNHEARD;
-        self.settled.store(is_settled, Ordering::Relaxed);
+        self.heard.1.store(is_settled, Ordering::Relaxed);
         is_settled
     }
 
     fn is_settled(&self) -> bool {
-        self.settled.load(Ordering::Relaxed)
+        self.heard.1.load(Ordering::Relaxed)
     }
 
     /// Whether there are services whose backends may be on nodes that were not heard yet.

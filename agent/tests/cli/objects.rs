@@ -11,6 +11,10 @@ pub(crate) fn node_id(n: u8) -> NodeId {
     NodeId::of_public_key(&[n])
 }
 
+/// What is said with each token that is made.
+pub(crate) const TOKEN_IS_VALID: &str =
+    "it is valid until 1970-01-01T01:00:01Z; who admits nodes: h1 (alive)\n";
+
 pub(crate) fn nodes() -> Vec<Node> {
     let node = |n: u8| Node {
         id: node_id(n),

@@ -24,9 +24,8 @@ const STATE: &str = "ip -o link | sed -E 's/^[0-9]+: //; s/@[^:]*//; s/link\\/.*
     ip rule; ip -6 rule; ip route show table local | sort; \
     bridge fdb show | grep -E 'static|dev br0 master br0' | cut -d' ' -f1-3 | sort; \
     sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv4.conf.all.arp_ignore; \
-    for it in br0 node0 uplink0 vxm; do for version in ipv4 ipv6; do \
-    grep . /proc/sys/net/$version/conf/$it*/forwarding /dev/null | tr 2 1; done; done; \
-    grep . /proc/sys/net/ipv4/conf/br0/rp_filter; \
+    cd /proc/sys/net; grep -s . ipv[46]/conf/br0/forwarding ipv[46]/conf/node0/forwarding \
+    ipv[46]/conf/uplink0/forwarding ipv[46]/conf/vxm*/forwarding ipv4/conf/br0/rp_filter | tr 2 1; \
     cat /proc/sys/net/bridge/bridge-nf-call-* 2>/dev/null || true";
 
 fn state(places: &[&NetNs]) -> Result<String> {
@@ -54,6 +53,58 @@ fn frames_are_kept_from_rules(
     Ok(())
 }
 
+/// What somebody may do to the interfaces of a network, where, and within which time it is undone.
+fn damages<'n>(
+    (host, inside): (&'n NetNs, &'n NetNs),
+    (port, uplink): (&str, &str),
+) -> Vec<(&'n NetNs, String, Duration)> {
+    vec![
+        (inside, "ip link set br0 down; ip address flush dev br0".to_owned(), LIMIT),
+        (inside, "sysctl -w net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0".into(), LIMIT),
+        (inside, "ip link set nodep down; ip link set nodep nomaster".into(), LIMIT),
+        (inside, "ip link del node0".into(), LIMIT),
+        (inside, format!("ip link set {port} down"), LIMIT),
+        (inside, format!("ip link set {port} nomaster"), LIMIT),
+        (inside, format!("ip link del {port}"), LIMIT),
+        (
+            inside,
+            "for d in $(bridge fdb show | awk '/static/ {print $1\"/\"$3}'); do \
+            bridge fdb del ${d%/*} dev ${d#*/} master; done"
+                .into(),
+            LIMIT,
+        ),
+        (inside, "bridge fdb flush dev br0".into(), LIMIT),
+        (inside, "ip link set tap0 down; ip link set tap0 nomaster".into(), LIMIT),
+        (inside, "ip link del tap0".into(), LIMIT),
+        (inside, "ip link set uplink0 down; ip -6 route flush default".into(), LIMIT),
+        (inside, "ip rule del pref 32766; ip -6 rule del pref 32766".into(), LIMIT),
+        (inside, "ip rule del pref 0; ip -6 rule del pref 0; ip rule del pref 32767".into(), LIMIT),
+        (inside, "ip route flush table local; ip link set lo down".into(), LIMIT),
+        (host, format!("ip link set {uplink} down"), LIMIT),
+        (host, format!("ip address flush dev {uplink}"), LIMIT),
+        (host, format!("ip route flush dev {uplink}; ip -6 route flush dev {uplink}"), LIMIT),
+        (host, format!("ip link del {uplink}"), LIMIT),
+        (host, "sysctl -w net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0".into(), LIMIT),
+        (host, "sysctl -w net.ipv4.conf.all.forwarding=0".into(), LIMIT),
+        (host, format!("sysctl -w net.ipv4.conf.{uplink}.forwarding=0"), LIMIT),
+        (host, format!("sysctl -w net.ipv6.conf.{uplink}.forwarding=0"), LIMIT),
+        (inside, "sysctl -w net.ipv4.conf.br0.forwarding=0".into(), LIMIT),
+        (inside, "sysctl -w net.ipv6.conf.br0.forwarding=0".into(), LIMIT),
+        (inside, "sysctl -w net.ipv4.conf.uplink0.forwarding=0".into(), LIMIT),
+        (inside, "sysctl -w net.ipv6.conf.uplink0.forwarding=0".into(), LIMIT),
+        (
+            inside,
+            "sysctl -w net.ipv4.conf.node0.forwarding=0 net.ipv4.conf.br0.rp_filter=1".into(),
+            LIMIT,
+        ),
+        (host, format!("ip link set {uplink} mtu 1200"), LIMIT),
+        (inside, "ip link set uplink0 mtu 1200".into(), LIMIT),
+        (inside, "ip link set node0 mtu 1200".into(), LIMIT),
+        (inside, "ip link set br0 mtu 1200".into(), LIMIT),
+        (host, format!("sysctl -w net.ipv4.conf.{uplink}.route_localnet=0"), UNTOLD),
+    ]
+}
+
 #[test]
 fn what_is_taken_away_comes_back() -> Result<()> {
     let site = Site::on(Lab::up(2)?)?;
@@ -65,55 +116,7 @@ fn what_is_taken_away_comes_back() -> Result<()> {
     let port = ports.lines().find(|name| name.starts_with('v')).unwrap_or_default().to_owned();
     let places = [&host, &inside, &site.a.netns];
     let before = state(&places)?;
-    for (netns, damage, limit) in [
-        (&inside, "ip link set br0 down; ip address flush dev br0".to_owned(), LIMIT),
-        (&inside, "sysctl -w net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0".into(), LIMIT),
-        (&inside, "ip link set nodep down; ip link set nodep nomaster".into(), LIMIT),
-        (&inside, "ip link del node0".into(), LIMIT),
-        (&inside, format!("ip link set {port} down"), LIMIT),
-        (&inside, format!("ip link set {port} nomaster"), LIMIT),
-        (&inside, format!("ip link del {port}"), LIMIT),
-        (
-            &inside,
-            "for d in $(bridge fdb show | awk '/static/ {print $1\"/\"$3}'); do \
-            bridge fdb del ${d%/*} dev ${d#*/} master; done"
-                .into(),
-            LIMIT,
-        ),
-        (&inside, "bridge fdb flush dev br0".into(), LIMIT),
-        (&inside, "ip link set tap0 down; ip link set tap0 nomaster".into(), LIMIT),
-        (&inside, "ip link del tap0".into(), LIMIT),
-        (&inside, "ip link set uplink0 down; ip -6 route flush default".into(), LIMIT),
-        (&inside, "ip rule del pref 32766; ip -6 rule del pref 32766".into(), LIMIT),
-        (
-            &inside,
-            "ip rule del pref 0; ip -6 rule del pref 0; ip rule del pref 32767".into(),
-            LIMIT,
-        ),
-        (&inside, "ip route flush table local; ip link set lo down".into(), LIMIT),
-        (&host, format!("ip link set {uplink} down"), LIMIT),
-        (&host, format!("ip address flush dev {uplink}"), LIMIT),
-        (&host, format!("ip route flush dev {uplink}; ip -6 route flush dev {uplink}"), LIMIT),
-        (&host, format!("ip link del {uplink}"), LIMIT),
-        (&host, "sysctl -w net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0".into(), LIMIT),
-        (&host, "sysctl -w net.ipv4.conf.all.forwarding=0".into(), LIMIT),
-        (&host, format!("sysctl -w net.ipv4.conf.{uplink}.forwarding=0"), LIMIT),
-        (&host, format!("sysctl -w net.ipv6.conf.{uplink}.forwarding=0"), LIMIT),
-        (&inside, "sysctl -w net.ipv4.conf.br0.forwarding=0".into(), LIMIT),
-        (&inside, "sysctl -w net.ipv6.conf.br0.forwarding=0".into(), LIMIT),
-        (&inside, "sysctl -w net.ipv4.conf.uplink0.forwarding=0".into(), LIMIT),
-        (&inside, "sysctl -w net.ipv6.conf.uplink0.forwarding=0".into(), LIMIT),
-        (
-            &inside,
-            "sysctl -w net.ipv4.conf.node0.forwarding=0 net.ipv4.conf.br0.rp_filter=1".into(),
-            LIMIT,
-        ),
-        (&host, format!("ip link set {uplink} mtu 1200"), LIMIT),
-        (&inside, "ip link set uplink0 mtu 1200".into(), LIMIT),
-        (&inside, "ip link set node0 mtu 1200".into(), LIMIT),
-        (&inside, "ip link set br0 mtu 1200".into(), LIMIT),
-        (&host, format!("sysctl -w net.ipv4.conf.{uplink}.route_localnet=0"), UNTOLD),
-    ] {
+    for (netns, damage, limit) in damages((&host, &inside), (&port, &uplink)) {
         sh(netns, &damage)?;
         let localnet = || sh(&host, &format!("sysctl -n net.ipv4.conf.{uplink}.route_localnet"));
         let started = Instant::now();

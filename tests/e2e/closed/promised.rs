@@ -3,7 +3,9 @@
 
 use std::{
     io::ErrorKind,
-    net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket},
+    net::{
+        IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket,
+    },
     time::Duration,
 };
 
@@ -91,6 +93,26 @@ fn refuses(client: &NetNs, bind: SocketAddr, to: SocketAddr) -> Result<()> {
     Ok(())
 }
 
+fn unspecified(to: SocketAddr) -> SocketAddr {
+    let ip: IpAddr =
+        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    at(ip, 0)
+}
+
+/// As [`call_udp`], with a server of this one address: from any it would answer with its first.
+fn call_udp_at(client: &NetNs, to: SocketAddr, server: &NetNs) -> Result<()> {
+    let theirs = server.run(|| Ok(UdpSocket::bind(to)?))?;
+    let ours = client.run(|| Ok(UdpSocket::bind(unspecified(to))?))?;
+    for socket in [&theirs, &ours] {
+        socket.set_read_timeout(Some(PATIENCE))?;
+    }
+    ours.send_to(b"whose", to)?;
+    let (_len, from) = theirs.recv_from(&mut [0; 16])?;
+    theirs.send_to(b"mine", from)?;
+    ensure!(ours.recv_from(&mut [0; 16])?.1 == to, "another one answers");
+    Ok(())
+}
+
 /// An address leads to the sandbox while the host has it, and to whoever has it otherwise.
 fn leads_to_who_has_it(
     lab: &Lab,
@@ -108,9 +130,8 @@ fn leads_to_who_has_it(
         sh(to, &format!("ip address add {ip}/{prefix} dev eth0 nodad; ip neigh flush all"))
     };
     give(&h1, &outside.netns)?;
-    for call in [call_tcp, call_udp] {
-        call(&h1, moved, &outside.netns, 8083).context("another host's address leads here")?;
-    }
+    call_tcp(&h1, moved, &outside.netns, 8083).context("another host's address leads here")?;
+    call_udp_at(&h1, moved, &outside.netns).context("another host's address leads here")?;
     wait_until("doctor says that it is away", || {
         let said = lab.try_vxmesh("h1", &["doctor"])?.stdout;
         let away = format!("{ip}, which is no address of this host");

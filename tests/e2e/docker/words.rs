@@ -38,7 +38,7 @@ fn server(lab: &Lab, engine: &Engine, name: &str, flags: &str) -> Result<()> {
 fn backends(lab: &Lab, host: &str) -> Result<(usize, usize)> {
     let all: Vec<Service> = lab.get(host, "/v1/services")?;
     let Some(shop) = all.iter().find(|it| it.name.as_str() == "shop") else { return Ok((0, 0)) };
-    let ready = shop.backends.iter().filter(|it| it.state.to_string() == "ready");
+    let ready = shop.backends.iter().filter(|it| it.state == "ready");
     Ok((shop.backends.len(), ready.count()))
 }
 
