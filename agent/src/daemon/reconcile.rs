@@ -184,7 +184,7 @@ impl Mesh {
     /// Publishes what changed in the hosted networks; returns the nodes that have a part in one of
     /// them since.
     fn follow_tables(&self, gossip: &Gossip, objects: &str) -> BTreeSet<NodeId> {
-        let (mut met, mut checks) = (BTreeSet::new(), self.services.note_objects(objects));
+        let (mut met, mut checks) = (BTreeSet::new(), self.services.changed.note_objects(objects));
         let active = self.member.objects.read(ObjectSet::active_networks);
         let network_names = self.network_names();
         // Asked for all networks at once: each question goes through all services.

@@ -77,6 +77,8 @@ static FLOWS: Mutex<Option<Arc<Flows>>> = Mutex::new(None);
 pub(crate) struct Changed {
     for_ports: Notify,
     for_checks: Notify,
+    /// The hash of the objects that services followed from last.
+    objects: Mutex<String>,
 }
 
 impl Changed {
@@ -87,6 +89,16 @@ impl Changed {
 
     pub(crate) fn notify_checks(&self) {
         self.for_checks.notify_one();
+    }
+
+    /// Whether the objects, and so perhaps the checks of services, are others than the last time.
+    pub(crate) fn note_objects(&self, hash: &str) -> bool {
+        let mut known = lock(&self.objects);
+        let is_new = *known != hash;
+        if is_new {
+            hash.clone_into(&mut known);
+        }
+        is_new
     }
 
     async fn for_ports(&self) {
@@ -108,8 +120,6 @@ pub(crate) struct Services {
     file: PathBuf,
     /// The services of each network here, also those without an address.
     known: Mutex<BTreeMap<NetworkId, Arc<[ServiceSpec]>>>,
-    /// The hash of the objects that they follow from.
-    objects: Mutex<String>,
     /// Which backends get no new flows by what was seen of them.
     ejections: Mutex<Ejections>,
     /// How many questions of other nodes are answered at once.
@@ -120,8 +130,10 @@ pub(crate) struct Services {
     place: Mutex<NodePlace>,
     /// Ports of this host that lead to services.
     pub(crate) host_ports: Mutex<HostPorts>,
-    /// Since when all members are heard, and whether a backend that is unknown is not there.
-    heard: (Mutex<Option<Instant>>, AtomicBool),
+    /// Since when all members are heard.
+    heard: Mutex<Option<Instant>>,
+    /// Whether a backend that is unknown is not there.
+    settled: AtomicBool,
     /// Rung when services or their backends may be others.
     pub(crate) changed: Changed,
     /// When the time of a drained backend is over next, in Unix milliseconds.
@@ -140,13 +152,13 @@ impl Services {
             versions: AtomicU64::new(rand::random()),
             file: flows::path(run_dir),
             known: Mutex::default(),
-            objects: Mutex::default(),
             ejections: Mutex::default(),
             answers: Semaphore::new(ANSWERS),
             checks: Mutex::new(Checks::after(Self::load_health(store)?)),
             place: Mutex::new(Self::load_place(store)?),
             host_ports: Mutex::default(),
-            heard: (Mutex::default(), AtomicBool::new(false)),
+            heard: Mutex::default(),
+            settled: AtomicBool::new(false),
             changed: Changed::default(),
             deadline: AtomicU64::new(u64::MAX),
             drains: Mutex::default(),
@@ -183,16 +195,6 @@ impl Services {
         known.len() < before
     }
 
-    /// Whether the objects, and so perhaps the checks of services, are others than the last time.
-    pub(crate) fn note_objects(&self, hash: &str) -> bool {
-        let mut known = lock(&self.objects);
-        let is_new = *known != hash;
-        if is_new {
-            hash.clone_into(&mut known);
-        }
-        is_new
-    }
-
     /// The services of all networks here.
     fn known(&self) -> Vec<(NetworkId, Arc<[ServiceSpec]>)> {
         lock(&self.known).iter().map(|(id, specs)| (*id, Arc::clone(specs))).collect()
@@ -200,16 +202,16 @@ impl Services {
 
     /// Whether a backend that is unknown is not there, by what is heard so long after the start.
     pub(crate) fn settle(&self, hears_all: bool, age: Duration) -> bool {
-        let mut heard = lock(&self.heard.0);
+        let mut heard = lock(&self.heard);
         let since =
             if hears_all { *heard.get_or_insert_with(Instant::now) } else { Instant::now() };
         let is_settled = self.is_settled() || since.elapsed() >= ARRIVES || age >= UNHEARD;
-        self.heard.1.store(is_settled, Ordering::Relaxed);
+        self.settled.store(is_settled, Ordering::Relaxed);
         is_settled
     }
 
     fn is_settled(&self) -> bool {
-        self.heard.1.load(Ordering::Relaxed)
+        self.settled.load(Ordering::Relaxed)
     }
 
     /// Whether there are services whose backends may be on nodes that were not heard yet.
