@@ -118,7 +118,8 @@ fn attachments() -> Router<Arc<dyn Backend>> {
         to_the_end(async move { agent.attachment_add(spec).await }).await
     };
     let check = async |State(agent): Agent, Spec(key): Spec<AttachmentKey>| {
-        agent.attachment(key).await.map(Json)
+        // It may end what has gone.
+        to_the_end(async move { agent.attachment(key).await }).await
     };
     let remove = async |State(agent): Agent, Spec(key): Spec<AttachmentKey>| {
         to_the_end(async move { agent.attachment_rm(key).await }).await

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::client::{Client, segment};
 use crate::{
-    api::{Attachment, Endpoint, ErrorCode, Network},
+    api::{Attachment, Driver, Endpoint, ErrorCode, Network},
     cni::{Action, CniError, Code, Config, Environment, Request, result, versions},
     config,
 };
@@ -100,6 +100,13 @@ async fn ask(client: &Client, request: &Request) -> Result<Option<Value>, CniErr
 /// Without an agent frames cross to no other host; without the network nothing can be added.
 async fn status(client: &Client, network: &str) -> Result<Option<Value>, CniError> {
     let found: Result<Network, _> = client.get(format!("/v1/networks/{}", segment(network))).await;
+    if let Ok(network) = &found
+        && (network.state != "active" || network.driver != Driver::Overlay.to_string())
+    {
+        let Network { name, driver, state, .. } = network;
+        let what = format!("network `{name}` of driver {driver} is {state}");
+        return Err(CniError::new(Code::Unavailable, what, "name an active one of driver overlay"));
+    }
     found.map(|_| None).map_err(|error| {
         let is_away = error.code == ErrorCode::Unreachable;
         let is_missing = error.code == ErrorCode::NotFound;

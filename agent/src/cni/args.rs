@@ -62,7 +62,8 @@ impl Environment {
 
     /// The addresses of `IP=`, which may be several.
     pub(super) fn ips(&self) -> Result<Vec<IpAddr>, CniError> {
-        self.arg("IP").into_iter().flat_map(|ips| ips.split(',')).map(address).collect()
+        let ips = self.arg("IP").into_iter().flat_map(|ips| ips.split(','));
+        ips.filter(|ip| !ip.is_empty()).map(address).collect()
     }
 
     /// The address of `MAC=`.

@@ -8,6 +8,7 @@ use super::{
     args::Environment,
     config::Config,
     error::{CniError, Code},
+    result::check_shapes,
     version::Version,
     wish::wish,
 };
@@ -58,7 +59,10 @@ impl Request {
             return Ok(Self { version: Version::V1_1_0, env, config, action: Action::Version });
         }
         // What says none is of a version before all that are spoken.
-        let version: Version = config.version().unwrap_or("0.1.0").parse()?;
+        let version = config.version().unwrap_or("0.1.0").parse();
+        // Whatever is written there, a container can end.
+        let version: Version =
+            if env.command == "DEL" { version.unwrap_or(Version::V1_1_0) } else { version? };
         let since = match env.command.as_str() {
             "STATUS" | "GC" => Version::V1_1_0,
             "CHECK" => Version::V0_4_0,
@@ -76,7 +80,10 @@ impl Request {
                 config.check()?;
                 Action::Status { network: config.network()?.to_owned() }
             }
-            "ADD" => Action::Add(wish(&env, &config, key(&env, &config)?)?),
+            "ADD" => {
+                check_shapes(&config)?;
+                Action::Add(wish(&env, &config, key(&env, &config)?)?)
+            }
             "CHECK" => {
                 env.said("CNI_NETNS", &env.netns)?;
                 Action::Check(key(&env, &config)?)

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 use super::{
+    config::Config,
     error::{CniError, Code},
     request::Request,
     version::Version,
@@ -35,6 +36,20 @@ pub(crate) fn result(request: &Request, attachment: &Attachment) -> Result<Value
     name_servers(request, attachment, &mut result)?;
     result.insert("cniVersion".to_owned(), json!(version.to_string()));
     Ok(Value::Object(result))
+}
+
+/// Refuses what the answer could not be made of, before anything is plugged in.
+pub(super) fn check_shapes(config: &Config) -> Result<(), CniError> {
+    let mut previous = config.previous().cloned().unwrap_or_default();
+    for key in ["interfaces", "ips", "routes"] {
+        list(&mut previous, key)?;
+    }
+    if let Some(dns) = previous.get_mut("dns").and_then(Value::as_object_mut) {
+        for key in ["nameservers", "search", "options"] {
+            list(dns, key)?;
+        }
+    }
+    config.runtime::<Map<String, Value>>("dns").map(drop)
 }
 
 /// A list of the result, which may not be there yet.
@@ -114,12 +129,16 @@ fn name_servers(
 }
 
 impl Request {
-    /// Compares what the agent has with what the runtime was answered, and with where the container
-    /// is.
+    /// Compares what the agent has with the addresses that the runtime was answered, and with where
+    /// the container is.
     pub(crate) fn check(&self, attachment: &Attachment) -> Result<(), CniError> {
         let endpoint = &attachment.endpoint;
         let wrong =
             |what: String| Err(CniError::new(Code::Conflict, what, "start the container anew"));
+        let netns = &self.env.netns;
+        if endpoint.sandbox.as_ref().is_some_and(|own| own != netns) {
+            return wrong(format!("the container was added to another namespace than {netns}"));
+        }
         let known = self.config.previous().and_then(|all| all.get("ips")).and_then(Value::as_array);
         let is_known = |ip: &IpNet| {
             let text = ip.to_string();

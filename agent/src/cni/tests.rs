@@ -164,8 +164,7 @@ fn a_result_stands_behind_that_of_plug_ins_before() {
     assert_eq!(merged["dns"]["nameservers"], json!(["9.9.9.9", "10.77.0.1", "fd77::1"]));
     assert_eq!(merged["own"], 1);
     conf["prevResult"]["ips"] = json!(7);
-    let odd = request(ADD, &conf).unwrap();
-    assert_eq!(result(&odd, &attachment(false)).unwrap_err().code, Code::Decode);
+    assert_eq!(request(ADD, &conf).unwrap_err().code, Code::Decode);
 }
 
 #[test]
@@ -193,6 +192,13 @@ fn check_compares_with_what_was_answered() {
     conf["prevResult"]["ips"][1]["address"] = json!("fd77::9/64");
     let error = request(&env, &conf).unwrap().check(&attachment(false)).unwrap_err();
     assert!(error.message.contains("fd77::4/64"), "{error}");
+    let elsewhere: Vec<(&str, &str)> = env
+        .iter()
+        .map(|(name, value)| (*name, if *name == "CNI_NETNS" { "/run/netns/b" } else { value }))
+        .collect();
+    conf.as_object_mut().unwrap().remove("prevResult");
+    let error = request(&elsewhere, &conf).unwrap().check(&attachment(false)).unwrap_err();
+    assert!(error.message.contains("/run/netns/b"), "{error}");
 }
 
 #[test]
@@ -260,7 +266,24 @@ fn a_container_can_always_end() {
         container: "c1".to_owned(),
         ifname: "eth0".to_owned(),
     };
-    assert_eq!(request(&env, &conf).unwrap().action, Action::Del(key));
+    assert_eq!(request(&env, &conf).unwrap().action, Action::Del(key.clone()));
+    for version in [json!("9.9.9"), json!(7), Value::Null] {
+        conf["cniVersion"] = version;
+        assert_eq!(request(&env, &conf).unwrap().action, Action::Del(key.clone()));
+    }
+}
+
+#[test]
+fn what_no_answer_can_be_made_of_is_refused_before_anything_is_plugged_in() {
+    for (key, odd) in [
+        ("prevResult", json!({ "ips": 7 })),
+        ("prevResult", json!({ "dns": { "search": "a" } })),
+        ("runtimeConfig", json!({ "dns": [1] })),
+    ] {
+        let mut conf = conf("1.0.0");
+        conf[key] = odd;
+        assert!(request(ADD, &conf).is_err(), "{conf}");
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::doctor::{certificate_state, check};
 use crate::{
     api::{Diagnosis, Health, Issuer, Status},
     config::Config,
-    identity::{Credentials, IdentityError, date, unix_now},
+    identity::{Credentials, IdentityError, certificate::verify_at_its_own_time, date, unix_now},
     member::peers::Ca,
     objects::unix_ms,
     store::{Store, StoreError, Table},
@@ -36,6 +36,8 @@ struct State {
     /// Networks, and whether an older one puts them aside.
     networks: Vec<(NetworkId, Name, bool)>,
     endpoints: usize,
+    /// Whether this node was removed from the mesh.
+    is_removed: bool,
 }
 
 /// A member that neither left nor was removed.
@@ -63,14 +65,15 @@ impl LastKnown {
         Ok(Some(Self { credentials, state }))
     }
 
-    /// As the agent would say it; nothing where an agent that hangs has the state.
+    /// As the agent would say it, but that only what the mesh agreed on is counted; nothing where
+    /// an agent that hangs has the state.
     #[must_use]
     pub fn status(&self, config: &Config) -> Option<Status> {
         let state = self.state.as_ref().ok()?;
         let own = self.own();
         let mut status = Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            state: "stopped".to_owned(),
+            state: if state.is_removed { "removed" } else { "stopped" }.to_owned(),
             mesh_id: Some(self.credentials.membership.mesh_id),
             node_id: Some(self.credentials.identity.node_id()),
             name: config.name.clone(),
@@ -83,7 +86,7 @@ impl LastKnown {
             endpoints: 0,
             issuer: self.credentials.is_issuer(),
             conflicts: 0,
-            certificate_left_s: own.map(|end| end.saturating_sub(unix_now())),
+            certificate_left_s: own.map(|end| end.saturating_sub(unix_now())).ok(),
             issuers: Vec::new(),
             datapath: None,
         };
@@ -109,13 +112,8 @@ impl LastKnown {
         let mesh = self.credentials.membership.mesh_id;
         let mut all = vec![check("mesh", Health::Ok, mesh.to_string(), "")];
         all.push(match self.own() {
-            Some(end) => certificate_state(end.saturating_sub(unix_now())),
-            None => check(
-                "certificate",
-                Health::Fail,
-                "it is not one of this mesh",
-                "join the mesh again",
-            ),
+            Ok(end) => certificate_state(end.saturating_sub(unix_now())),
+            Err(why) => check("certificate", Health::Fail, why, "join the mesh again"),
         });
         let state = match &self.state {
             Ok(state) => state,
@@ -131,9 +129,10 @@ impl LastKnown {
         let found = format!("{} members: {members}", state.members.len());
         all.push(row("nodes", Health::Ok, found, ""));
         let issuers: Vec<&Member> = state.members.iter().filter(|it| it.issuer).collect();
-        let end = self
-            .own()
-            .map_or_else(String::new, |end| format!("; this node is a member until {}", date(end)));
+        let end = self.own().map_or_else(
+            |_why| String::new(),
+            |end| format!("; this node is a member until {}", date(end)),
+        );
         all.push(if issuers.is_empty() {
             let found = format!("no node held the mesh's CA key: nobody can join{end}");
             row("issuers", Health::Fail, found, "`vxmesh restore` the backup of one that had it")
@@ -151,9 +150,10 @@ impl LastKnown {
     }
 
     /// When this node's certificate ends.
-    fn own(&self) -> Option<u64> {
+    fn own(&self) -> Result<u64, String> {
         let membership = &self.credentials.membership;
-        Ca(membership.ca.clone()).member(&membership.certificate).map(|member| member.not_after)
+        let own = verify_at_its_own_time(&membership.certificate, &membership.ca);
+        own.map(|member| member.not_after).map_err(|why| why.to_string())
     }
 }
 
@@ -187,6 +187,7 @@ impl State {
         });
         let networks = networks.collect();
         let endpoints = store.list::<Value>(Table::Endpoints)?.len();
-        Ok(Self { members, networks, endpoints })
+        let is_removed = set.is_removed(credentials.identity.node_id());
+        Ok(Self { members, networks, endpoints, is_removed })
     }
 }

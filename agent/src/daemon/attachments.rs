@@ -8,10 +8,10 @@
 //!
 //! An endpoint whose namespace goes ends as any other does: some runtimes never say so.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Instant};
 
 use ipnet::IpNet;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use vxmesh_proto::addr::{Name, NetworkId};
 
 use super::{
@@ -52,7 +52,13 @@ impl Mesh {
             // The runtime did not say that the container's last life ended.
             self.remove_attachments(|key| *key == spec.key).await?;
         }
-        let stored = self.attach_container(network.id, spec).await?;
+        let key = spec.key.clone();
+        if lock(&self.host.pending.asked).insert(key.clone(), false).is_some() {
+            return Err(under_way());
+        }
+        let attached = self.attach_container(network.id, spec).await;
+        lock(&self.host.pending.asked).remove(&key);
+        let stored = attached?;
         let endpoint = stored.row(self.member.me).ok_or_else(|| gone("the endpoint is gone"))?;
         Ok(Attachment { endpoint, network })
     }
@@ -78,6 +84,7 @@ impl Mesh {
         is_it: impl Fn(&AttachmentKey) -> bool,
     ) -> Result<Vec<Endpoint>, ApiError> {
         let mut hosted = self.lock_host().await?;
+        self.give_up_asked(&is_it);
         let (mut removed, mut failed) = (Vec::new(), None);
         for endpoint in self.stored_endpoints()? {
             if !endpoint.attachment.as_ref().is_some_and(&is_it) {
@@ -92,6 +99,12 @@ impl Mesh {
             }
         }
         failed.map_or(Ok(removed), Err)
+    }
+
+    /// What a runtime asked for and is not written down yet never is.
+    fn give_up_asked(&self, is_it: impl Fn(&AttachmentKey) -> bool) {
+        let mut asked = lock(&self.host.pending.asked);
+        asked.iter_mut().filter(|(key, _)| is_it(key)).for_each(|(_, given_up)| *given_up = true);
     }
 
     /// A network of the mesh that is usable.
@@ -120,8 +133,12 @@ impl Mesh {
         Ok(rows.iter().find(|row| row.attachment.as_ref() == Some(key)).cloned())
     }
 
-    /// Refuses a second endpoint of one key.
+    /// Refuses a second endpoint of one key, and one that its runtime has given up.
     pub(super) fn check_no_attachment(&self, key: &AttachmentKey) -> Result<(), ApiError> {
+        if lock(&self.host.pending.asked).get(key) == Some(&true) {
+            let message = format!("container `{}` was removed while it was added", key.container);
+            return Err(ApiError::new(ErrorCode::Failed, message, "add it again"));
+        }
         self.stored_attachment(key)?.map_or(Ok(()), |_| Err(under_way()))
     }
 
@@ -159,7 +176,14 @@ impl Mesh {
         match self.begin_container(id, &spec, &ips).await {
             Ok(endpoint) => self.attach_begun(endpoint).await,
             Err(error) => {
-                ips.iter().for_each(|ip| self.member.addresses.put_back(id, *ip));
+                for ip in &ips {
+                    // Neighbours may still have the container's last MAC at one that it had before.
+                    if again.contains(&ip.addr()) {
+                        self.member.addresses.release(id, *ip, Instant::now());
+                    } else {
+                        self.member.addresses.put_back(id, *ip);
+                    }
+                }
                 Err(error)
             }
         }
@@ -195,9 +219,15 @@ impl Mesh {
                 Err(error)
                     if !is_last && matches!(error.code, ErrorCode::Conflict | ErrorCode::Usage) =>
                 {
-                    info!(name = name.as_ref().map(Name::as_str), %error, "a container has another name in the mesh");
+                    debug!(name = name.as_ref().map(Name::as_str), %error, "it is not called so");
                 }
-                begun => return begun,
+                Ok(endpoint) => {
+                    if spec.names.first().is_some_and(|first| *first != endpoint.name) {
+                        info!(name = %endpoint.name, wanted = ?spec.names, "a container has another name in the mesh");
+                    }
+                    return Ok(endpoint);
+                }
+                refused => return refused,
             }
         }
         Err(gone("the endpoint has no name"))

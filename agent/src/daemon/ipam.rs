@@ -200,7 +200,8 @@ impl Mesh {
                 soonest = Some(soonest.unwrap_or(left).min(left));
                 waits.push(format!("{count} of {subnet} rest here, the first for {left}s more"));
             }
-            if let Some(first) = usage.handed.iter().map(|handed| handed.left).min() {
+            let resting = usage.handed.iter().filter(|handed| handed.resting > 0);
+            if let Some(first) = resting.map(|handed| handed.left).min() {
                 let (count, left) = (resting_in(&usage.handed), begun_seconds(first));
                 soonest = Some(soonest.unwrap_or(left).min(left));
                 waits.push(format!(
@@ -235,7 +236,7 @@ impl Mesh {
             message.push_str(&format!(". This may pass: {}", waits.join("; ")));
             // What was released elsewhere rests as long.
             let left = soonest.unwrap_or(ADDRESS_QUARANTINE.as_secs());
-            hint = format!("try again within {left} seconds, or {hint}");
+            hint = format!("try again in {left} seconds, or {hint}");
         }
         conflict(message, hint)
     }

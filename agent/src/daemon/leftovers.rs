@@ -89,9 +89,12 @@ impl Mesh {
             let ids = processes_in(&path);
             let processes = named(&ids);
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            // Before the namespace goes, by which the next start would find them.
+            if let Err(error) = self.keep_lost(&name, &ids) {
+                warn!(sandbox = %name, %error, "`doctor` will not name processes of a sandbox that this node's data does not know");
+            }
             match Netns::remove(&path) {
                 Ok(()) => {
-                    self.keep_lost(&name, &ids)?;
                     warn!(sandbox = %name, %processes, "removed a sandbox that this node's data does not know; its processes go on without a network");
                 }
                 Err(error) => {
@@ -109,7 +112,9 @@ impl Mesh {
             return Ok(());
         }
         let mut lost = self.lost()?;
-        lost.entry(name.to_owned()).or_default().extend(processes);
+        let known = lost.entry(name.to_owned()).or_default();
+        known.extend(processes);
+        known.dedup_by_key(|process| process.pid());
         self.store.put(Table::Meta, LOST, &lost).map_err(store_failed)
     }
 

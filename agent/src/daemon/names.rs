@@ -102,7 +102,8 @@ impl Mesh {
         let Ok(_host) = self.hosted.try_lock() else { return };
         let anew =
             self.host.name_servers.is_resolver_new() | self.member.logged.conflicts.take_renamed();
-        if !anew && !self.host.name_servers.is_owed() {
+        let names = &self.host.name_servers;
+        if !anew && !names.is_owed() && !names.has_stale() {
             return;
         }
         self.host.name_servers.owe();
@@ -114,13 +115,13 @@ impl Mesh {
         for sandbox in sandboxes.iter() {
             let name = sandbox.name();
             // One that is being made is served by whoever makes it, by what was known then.
-            if anew && !sandbox.has_process() && sandbox.names_itself() {
-                self.host.name_servers.note_stale();
+            if anew && sandbox.is_being_made() && sandbox.names_itself() {
+                names.note_stale(name);
             }
-            if !sandbox.has_process()
-                || !sandbox.names_itself()
-                || (self.host.name_servers.serves(name) && !anew)
-            {
+            if !sandbox.has_process() || !sandbox.names_itself() {
+                continue;
+            }
+            if names.serves(name) && !anew && !names.take_stale(name) {
                 continue;
             }
             let served = self.name_sandbox(sandbox);
@@ -132,6 +133,9 @@ impl Mesh {
                 Err(error) => self.host.name_servers.note_unserved(name, &error),
             }
         }
+        names.keep_stale(|name| {
+            sandboxes.iter().any(|sandbox| sandbox.name() == name && sandbox.is_being_made())
+        });
         if !owed {
             self.host.name_servers.settle();
         }

@@ -124,6 +124,11 @@ impl Stored {
         self.mode.as_ref()?.etc.clone()
     }
 
+    /// Whether its command was not started yet.
+    pub(super) const fn is_being_made(&self) -> bool {
+        self.starts == 0 && self.process.is_none() && !self.removing
+    }
+
     /// Whether its command was started.
     pub(super) const fn has_process(&self) -> bool {
         self.process.is_some()

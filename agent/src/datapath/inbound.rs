@@ -13,7 +13,7 @@ use std::{
     ops::Range,
     os::fd::AsFd,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::Guard;
@@ -48,11 +48,14 @@ use super::{
 
 /// Batches taken before the worker looks whether it should stop.
 const BUDGET: usize = 16;
+/// Between two words about keys that are gone.
+const TELL_AGAIN: Duration = Duration::from_millis(50);
 
 /// Runs until the data path stops.
 pub(super) fn run(shared: &Shared, udp: &UdpIo) -> io::Result<()> {
     let mut batch = Batch::default();
     let mut coalescer = Coalescer::default();
+    let mut told = None;
     let mut waiter = Waiter::new();
     // A few datagrams at a time are questions and answers, whose next are worth looking for.
     let mut eager = false;
@@ -65,7 +68,7 @@ pub(super) fn run(shared: &Shared, udp: &UdpIo) -> io::Result<()> {
                     if !eager {
                         shared.bulk.note(Instant::now());
                     }
-                    take_batch(shared, &mut batch, &mut coalescer);
+                    take_batch(shared, &mut batch, &mut coalescer, &mut told);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // The kernel reports an ICMP error of an earlier datagram here; it says nothing
@@ -105,8 +108,8 @@ struct Taker<'s> {
     /// The mark of the datagram.
     ecn: Ecn,
     coalescer: &'s mut Coalescer<Vni>,
-    /// Whether it was told that somebody uses a key that is gone.
-    has_told: bool,
+    /// When it was told last that somebody uses a key that is gone.
+    told: &'s mut Option<Instant>,
 }
 
 /// From one node into one network.
@@ -119,12 +122,16 @@ struct Way<'s> {
     judged: Judged,
 }
 
-fn take_batch(shared: &Shared, batch: &mut Batch, coalescer: &mut Coalescer<Vni>) {
+fn take_batch(
+    shared: &Shared,
+    batch: &mut Batch,
+    coalescer: &mut Coalescer<Vni>,
+    told: &mut Option<Instant>,
+) {
     let ports = shared.ports.load();
     let now = Instant::now();
     let (keypair, way, ecn) = (None, None, Ecn::NotEct);
-    let has_told = false;
-    let mut taker = Taker { shared, ports: &ports, now, keypair, way, ecn, coalescer, has_told };
+    let mut taker = Taker { shared, ports: &ports, now, keypair, way, ecn, coalescer, told };
     for arrival in batch.arrivals() {
         taker.train(arrival, batch.arena());
     }
@@ -197,9 +204,11 @@ impl Taker<'_> {
         Ok(())
     }
 
-    /// Once in a batch: whoever is flooded with such must not wait for handshakes.
+    /// Now and then: anybody can send such, and handshakes must not wait for them.
     fn tell_unknown(&mut self, from: SocketAddr) {
-        if !std::mem::replace(&mut self.has_told, true) {
+        let is_soon = |at: Instant| self.now.saturating_duration_since(at) < TELL_AGAIN;
+        if !self.told.is_some_and(is_soon) {
+            *self.told = Some(self.now);
             self.shared.to_sessions(SessionInput::UnknownIndex(from));
         }
     }

@@ -189,6 +189,8 @@ impl GivenBack {
 pub(crate) struct Pending {
     /// Addresses of containers that ended: one that starts anew asks for its own again.
     pub(crate) given_back: Mutex<GivenBack>,
+    /// What runtimes have asked for and is not written down yet, and whether they have given it up.
+    pub(crate) asked: Mutex<BTreeMap<AttachmentKey, bool>>,
     /// Those that lost their names and are about to lose their links.
     pub(crate) unnamed: Mutex<BTreeSet<EndpointId>>,
     /// Those of the last life that could not be adopted yet.

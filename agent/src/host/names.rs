@@ -59,8 +59,8 @@ pub(crate) struct NameServers {
     resolver: Mutex<Option<Arc<ResolvConf>>>,
     /// Name servers that engines have asked since the agent's start.
     asked: Mutex<BTreeSet<IpAddr>>,
-    /// Whether those of some sandbox may say something older.
-    stale: AtomicBool,
+    /// Sandboxes that were being made when it changed: theirs may say something older.
+    stale: Mutex<BTreeSet<Name>>,
     /// Sandboxes that could not be served, so that each is reported once.
     unserved: Mutex<BTreeSet<Name>>,
     /// Whether there may be a sandbox that is to be served and is not.
@@ -89,7 +89,7 @@ impl Default for NameServers {
             gateways: Mutex::default(),
             resolver: Mutex::default(),
             asked: Mutex::default(),
-            stale: AtomicBool::new(false),
+            stale: Mutex::default(),
             unserved: Mutex::default(),
             owed: AtomicBool::new(true),
         }
@@ -243,18 +243,31 @@ impl NameServers {
         Server::start(sockets, desk)
     }
 
-    /// Whether the host's resolv.conf has changed since this was asked last, or the files of a
-    /// sandbox may still say what it said before.
+    /// Whether the host's resolv.conf has changed since this was asked last.
     pub(crate) fn is_resolver_new(&self) -> bool {
         let conf = self.names.host_conf();
         let before = lock(&self.resolver).replace(Arc::clone(&conf));
-        let is_stale = self.stale.swap(false, Ordering::Relaxed);
-        is_stale || before.is_none_or(|before| before != conf)
+        before.is_none_or(|before| before != conf)
     }
 
     /// Notes that the files of a sandbox that is being made may be older than what changed.
-    pub(crate) fn note_stale(&self) {
-        self.stale.store(true, Ordering::Relaxed);
+    pub(crate) fn note_stale(&self, sandbox: &Name) {
+        lock(&self.stale).insert(sandbox.clone());
+    }
+
+    /// Whether there may be such a sandbox.
+    pub(crate) fn has_stale(&self) -> bool {
+        !lock(&self.stale).is_empty()
+    }
+
+    /// Whether this one was such, whose files are written now.
+    pub(crate) fn take_stale(&self, sandbox: &Name) -> bool {
+        lock(&self.stale).remove(sandbox)
+    }
+
+    /// Forgets all of them but those that are still being made.
+    pub(crate) fn keep_stale(&self, is_being_made: impl Fn(&Name) -> bool) {
+        lock(&self.stale).retain(is_being_made);
     }
 
     /// The name servers that engines of this host ask for their containers from within these: a

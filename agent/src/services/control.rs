@@ -369,7 +369,12 @@ fn changed(service: &mut object::Service, update: &ServiceUpdate) -> Result<(), 
         }
         service.draining.remove(backend);
     }
-    service.backends.extend(update.add_backends.iter().cloned());
+    for backend in &update.add_backends {
+        if service.backends.insert(backend.clone()) {
+            // A drain of its last life, by somebody who had not heard of its end, is over.
+            service.draining.remove(backend);
+        }
+    }
     if service.backends.is_empty() && service.selector.is_empty() {
         return Err(ServiceError::NoBackend(service.name.clone()));
     }

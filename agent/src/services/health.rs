@@ -227,12 +227,14 @@ impl Services {
 
     /// Who runs an endpoint says whether it works at all.
     pub(crate) fn tell_endpoint(&self, mesh: &Mesh, endpoint: EndpointId, works: bool) {
-        let here: BTreeSet<EndpointId> = mesh
-            .endpoint_rows()
-            .map(|rows| rows.iter().map(|it| it.id).collect())
-            .unwrap_or_default();
-        lock(&self.checks).handle_endpoint(endpoint, works, |it| here.contains(it));
+        // What cannot be read forgets nothing.
+        let rows = mesh.endpoint_rows().ok();
+        let is_here =
+            |id: &EndpointId| rows.as_ref().is_none_or(|rows| rows.iter().any(|row| row.id == *id));
+        lock(&self.checks).handle_endpoint(endpoint, works, is_here);
         tell(mesh);
+        // What may not be told yet is told in time.
+        self.changed.notify_checks();
     }
 
     /// Forgets what was said of an endpoint that ends.

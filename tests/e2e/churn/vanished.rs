@@ -95,10 +95,7 @@ fn an_interface_that_is_deleted_right_after_the_agents_start_ends_its_endpoint()
         let before = ready()?;
         lab.lab(&["kill", "h1"])?;
         lab.lab(&["start", "h1"])?;
-        let begun = Instant::now();
-        while ready()? == before {
-            ensure!(begun.elapsed() < LIMIT, "the agent is not ready");
-        }
+        wait_until("the agent is ready", || Ok(ready()? != before))?;
         ends(&lab, "ip -n box link del eth0", "deleted or moved")?;
     }
     lab.finish(Allowed { drops: &[UNDERWAY, &["unknown_index"]].concat(), ..Allowed::default() })
