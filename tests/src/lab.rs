@@ -251,6 +251,28 @@ impl Lab {
         self.api(host).send(&format!("GET {path}"), &Value::Null).context(host.to_owned())
     }
 
+    /// The names of the endpoints that a host knows, in order.
+    ///
+    /// # Errors
+    ///
+    /// Its agent does not answer.
+    pub fn endpoint_names(&self, host: &str) -> Result<Vec<String>> {
+        let endpoints: Vec<Endpoint> = self.get(host, "/v1/endpoints")?;
+        let mut names: Vec<String> = endpoints.iter().map(|it| it.name.to_string()).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Waits until a host knows endpoints of these names, in order, and no others.
+    ///
+    /// # Errors
+    ///
+    /// It does not come to know them.
+    pub fn named(&self, host: &str, expected: &[&str]) -> Result<()> {
+        let is_so = || Ok(self.endpoint_names(host)? == expected);
+        wait_until(&format!("{host} knows {expected:?}"), is_so).map(drop)
+    }
+
     /// The admin API of a host.
     #[must_use]
     pub fn api(&self, host: &str) -> Api {

@@ -1,7 +1,7 @@
 //! Labels of a container: which of them its endpoints have, and the services that it names with
 //! `vxmesh.service=NAME:80[:8080][/udp]`, several with commas between ([`ServiceLabel`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use vxmesh_proto::addr::Name;
 
@@ -84,8 +84,8 @@ pub(super) fn labels(
 
 /// Whether a service chooses its backends by such a label.
 pub(crate) fn is_selector(selector: &BTreeMap<String, String>) -> bool {
-    let keys: BTreeSet<&String> = selector.keys().collect();
-    keys.len() == 1 && keys.iter().all(|key| key.starts_with(&format!("{SERVICE}.")))
+    let is_own = |key: &String| key.strip_prefix(SERVICE).is_some_and(|it| it.starts_with('.'));
+    selector.len() == 1 && selector.keys().all(is_own)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Endpoints of this host: as the store keeps them ([`Stored`]), and those that are neither wholly
-//! there nor gone ([`Pending`]).
+//! Endpoints of this host: as the store keeps them ([`Stored`]), what is remembered of those that
+//! went ([`GivenBack`]), and those that are neither wholly there nor gone ([`Pending`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -8,8 +8,9 @@
 //!
 //! A backend gets nothing before it has passed once. That it has not started yet is told to nobody,
 //! so that it passes is not kept back as a second word. Somebody else's word (`service health`)
-//! stands above the check for as long as it was given. Of one endpoint the others are told once a
-//! second at most.
+//! stands above the check for as long as it was given. Who runs an endpoint, such as a container
+//! engine, may say that it works for no service. Of one endpoint the others are told once a second
+//! at most.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -5,7 +5,7 @@ use anyhow::Result;
 use serde_json::json;
 use vxmesh_tests::lab::{Allowed, Lab, UNDERWAY, wait_until};
 
-use super::{Call, address, call, named};
+use super::{Call, address, call};
 
 /// As kube-proxy leads an address of its own to a pod: for pods, the host and clients beside it.
 const PROXY: &str =
@@ -37,7 +37,7 @@ fn pods_are_reached_from_hosts_and_by_rules_of_others() -> Result<()> {
         );
         lab.sh(host, &serve)?;
     }
-    named(&lab, "h1", &["here", "there"])?;
+    lab.named("h1", &["here", "there"])?;
     let answers = |host: &str, prefix: &str, at: &str, expected: &str| {
         let ask = format!("{prefix} curl -s -m 3 --http0.9 http://{at}");
         wait_until(&format!("{host}: {prefix} {at} is {expected}"), || {
@@ -58,6 +58,6 @@ fn pods_are_reached_from_hosts_and_by_rules_of_others() -> Result<()> {
     }
     lab.sh("h1", "ip netns del here")?;
     lab.sh("h2", "ip netns del there")?;
-    named(&lab, "h1", &[])?;
+    lab.named("h1", &[])?;
     lab.finish(Allowed { drops: UNDERWAY, ..Allowed::default() })
 }

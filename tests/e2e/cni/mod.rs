@@ -8,19 +8,7 @@ mod verbs;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use vxmesh::api::Endpoint;
-use vxmesh_tests::lab::{Lab, wait_until};
-
-/// The names of the endpoints that a host knows, in order.
-fn names(lab: &Lab, host: &str) -> Result<Vec<String>> {
-    let endpoints: Vec<Endpoint> = lab.get(host, "/v1/endpoints")?;
-    let mut names: Vec<String> = endpoints.iter().map(|it| it.name.to_string()).collect();
-    names.sort();
-    Ok(names)
-}
-
-fn named(lab: &Lab, host: &str, expected: &[&str]) -> Result<()> {
-    wait_until(&format!("{host} knows {expected:?}"), || Ok(names(lab, host)? == expected))
-}
+use vxmesh_tests::lab::Lab;
 
 /// The address of an endpoint.
 fn address(lab: &Lab, host: &str, name: &str) -> Result<String> {

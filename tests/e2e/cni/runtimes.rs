@@ -6,7 +6,7 @@ use vxmesh_tests::{
     runtime::{Containerd, Podman},
 };
 
-use super::{address, named, names};
+use super::address;
 
 const PODS: &str = r#"{ "cniVersion": "0.4.0", "name": "app", "plugins": [
   { "type": "vxmesh-cni", "capabilities": { "aliases": true, "ips": true, "mac": true } },
@@ -25,7 +25,7 @@ fn containers_of_podman_and_containerd_share_a_network() -> Result<()> {
     podman.run(&lab, "Web_1", flags, SERVE)?;
     containerd.run(&lab, "call")?;
     let call = format!("{}-call", lab.name());
-    named(&lab, "h2", &[&call, "web-1"])?;
+    lab.named("h2", &[&call, "web-1"])?;
     let other = address(&lab, "h2", &call)?;
     // The containers of ctr have no files of their own that name a server.
     let ask = |name: &str| {
@@ -68,10 +68,10 @@ fn containers_of_podman_and_containerd_share_a_network() -> Result<()> {
 
     // It ends, and nobody sends DEL.
     containerd.ctr(&lab, "task kill -s KILL call")?;
-    named(&lab, "h1", &["web-1"])?;
+    lab.named("h1", &["web-1"])?;
     podman.podman(&lab, "rm -f -t 0 -a")?;
-    named(&lab, "h1", &[])?;
-    ensure!(names(&lab, "h2")?.is_empty());
+    lab.named("h1", &[])?;
+    ensure!(lab.endpoint_names("h2")?.is_empty());
     containerd.stop(&lab)?;
     lab.finish(Allowed { drops: &[UNDERWAY, &["unknown_index"]].concat(), ..Allowed::default() })
 }

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use vxmesh_tests::lab::{Allowed, Lab, UNDERWAY, wait_until};
 
-use super::{Call, address, call, named, names, refused};
+use super::{Call, address, call, refused};
 
 const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
@@ -24,7 +24,7 @@ fn a_container_is_put_into_a_network_and_taken_out_in_every_version() -> Result<
         ..Call::new("ADD", "t", "/run/netns/b")
     };
     call(&lab, "h2", there, &conf("1.1.0"))?;
-    named(&lab, "h1", &["there"])?;
+    lab.named("h1", &["there"])?;
     let peer = address(&lab, "h2", "there")?;
     for version in VERSIONS {
         let conf = conf(version);
@@ -58,7 +58,7 @@ fn a_container_is_put_into_a_network_and_taken_out_in_every_version() -> Result<
         for netns in ["/run/netns/a", "", "/run/netns/gone"] {
             call(&lab, "h1", Call::new("DEL", "c0ffee", netns), &conf)?;
         }
-        named(&lab, "h2", &["there"])?;
+        lab.named("h2", &["there"])?;
         lab.sh("h1", "! ip netns exec a ip link show eth0 2>/dev/null")?;
         if version != "0.3.1" {
             refused(&lab, "h1", check, &conf, (3, &["c0ffee", "eth0"]))?;
@@ -79,13 +79,13 @@ fn what_no_runtime_says_ends_all_the_same() -> Result<()> {
     let web = Call { args: "K8S_POD_NAME=web", ..Call::new("ADD", "aaa", "/run/netns/a") };
     call(&lab, "h1", web, &conf)?;
     call(&lab, "h1", Call { container: "bbb", netns: "/run/netns/b", ..web }, &conf)?;
-    ensure!(names(&lab, "h1")? == ["web", "web-h1"], "{:?}", names(&lab, "h1")?);
+    ensure!(lab.endpoint_names("h1")? == ["web", "web-h1"], "{:?}", lab.endpoint_names("h1")?);
     // Its namespace goes, and nobody says so.
     lab.sh("h1", "ip netns del a")?;
-    named(&lab, "h1", &["web-h1"])?;
+    lab.named("h1", &["web-h1"])?;
     // The same container in another namespace: its last life ended without a word.
     let again = call(&lab, "h1", Call { container: "bbb", netns: "/run/netns/c", ..web }, &conf)?;
-    named(&lab, "h1", &["web"])?;
+    lab.named("h1", &["web"])?;
     // It has the address again that it gives back, and the MAC.
     let ip = address(&lab, "h1", "web")?;
     call(&lab, "h1", Call::new("DEL", "bbb", ""), &conf)?;
@@ -100,12 +100,12 @@ fn what_no_runtime_says_ends_all_the_same() -> Result<()> {
     let mut other = conf.clone();
     other["name"] = json!("others");
     call(&lab, "h1", Call::new("ADD", "eee", "/run/netns/b"), &other)?;
-    named(&lab, "h1", &["ddd", "eee", "web"])?;
+    lab.named("h1", &["ddd", "eee", "web"])?;
     let mut kept = conf.clone();
     refused(&lab, "h1", Call::new("GC", "", ""), &kept, (7, &["valid-attachments"]))?;
     kept["cni.dev/valid-attachments"] = json!([{ "containerID": "ddd", "ifname": "eth0" }]);
     call(&lab, "h1", Call::new("GC", "", ""), &kept)?;
-    named(&lab, "h1", &["ddd", "eee"])?;
+    lab.named("h1", &["ddd", "eee"])?;
 
     // What lived through the agent's restart is the same container afterwards.
     lab.lab(&["kill", "h1"])?;
@@ -119,10 +119,10 @@ fn what_no_runtime_says_ends_all_the_same() -> Result<()> {
     ensure!(versions["supportedVersions"] == json!(VERSIONS), "{versions}");
     lab.sh("h1", "ip netns del b")?;
     lab.lab(&["start", "h1"])?;
-    named(&lab, "h1", &["ddd"])?;
+    lab.named("h1", &["ddd"])?;
     call(&lab, "h1", Call::new("CHECK", "ddd", "/run/netns/d"), &conf)?;
     call(&lab, "h1", Call::new("DEL", "ddd", ""), &conf)?;
-    named(&lab, "h1", &[])?;
+    lab.named("h1", &[])?;
     let warnings = &["endpoint not adopted; it is removed"];
     lab.finish(Allowed { drops: UNDERWAY, warnings })
 }
@@ -158,7 +158,7 @@ fn what_cannot_be_is_refused_in_cni_s_own_words() -> Result<()> {
     }
     let gone = Call { netns: "/run/netns/none", ..add };
     refused(&lab, "h1", gone, &conf("1.0.0"), (7, &["/run/netns/none"]))?;
-    ensure!(names(&lab, "h1")?.is_empty(), "{:?}", names(&lab, "h1")?);
+    ensure!(lab.endpoint_names("h1")?.is_empty(), "{:?}", lab.endpoint_names("h1")?);
     let said = lab.try_vxmesh("h1", &["cni"])?;
     ensure!(String::from_utf8_lossy(&said.stdout).contains("CNI_COMMAND is not set"));
 

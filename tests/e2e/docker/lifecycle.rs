@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use vxmesh::api::Network;
 use vxmesh_tests::lab::{Allowed, Lab, UNDERWAY, tell, wait_until};
 
-use super::{address, doctor, engines, named, names, reaches, run};
+use super::{address, doctor, engines, reaches, run};
 
 /// Made on the first host and joined by its name on the other.
 const CREATE: &str = "network create -d vxmesh --ipam-driver vxmesh --subnet 10.77.0.0/24 \
@@ -27,7 +27,7 @@ fn containers_of_two_hosts_share_a_network() -> Result<()> {
     two.docker(&lab, JOIN)?;
     let web = run(&lab, one, "web", FLAGS)?;
     let call = run(&lab, two, "call", FLAGS)?;
-    named(&lab, "h2", &["call", "web"])?;
+    lab.named("h2", &["call", "web"])?;
     ensure!(web != call, "{web} twice");
     ensure!(reaches(&lab, two, "call", &web) && reaches(&lab, one, "web", &call), "no ping");
     ensure!(reaches(&lab, two, "call", "web"), "no name across hosts");
@@ -39,7 +39,7 @@ fn containers_of_two_hosts_share_a_network() -> Result<()> {
     })?;
     // The name of a container of another host does not keep one from starting.
     let other = run(&lab, two, "web", FLAGS)?;
-    named(&lab, "h1", &["call", "web", "web-h2"])?;
+    lab.named("h1", &["call", "web", "web-h2"])?;
     ensure!(reaches(&lab, one, "web", &other), "no ping of the second one");
 
     lab.lab(&["kill", "h1"])?;
@@ -72,7 +72,7 @@ fn containers_of_two_hosts_share_a_network() -> Result<()> {
     one.docker(&lab, "rm -f web")?;
     two.docker(&lab, "rm -f web call")?;
     for (host, engine) in [("h1", one), ("h2", two)] {
-        named(&lab, host, &[])?;
+        lab.named(host, &[])?;
         ensure!(free_ends(&lab, host)?.is_empty(), "{}", free_ends(&lab, host)?);
         engine.docker(&lab, "network rm app")?;
     }
@@ -104,10 +104,10 @@ fn containers_outlive_the_agent_and_the_engine() -> Result<()> {
     lab.lab(&["kill", "h2"])?;
     lab.sh("h2", "kill -9 $(docker -H unix:///run/docker.sock inspect call -f '{{.State.Pid}}')")?;
     lab.lab(&["start", "h2"])?;
-    named(&lab, "h1", &["web"])?;
+    lab.named("h1", &["web"])?;
     wait_until("the engine is done with it", || {
         let state = two.docker(&lab, "inspect call -f '{{.State.Running}}'")?;
-        Ok(state == "false" && names(&lab, "h2")? == ["web"])
+        Ok(state == "false" && lab.endpoint_names("h2")? == ["web"])
     })?;
     two.docker(&lab, "start call")?;
     wait_until("it is reached again", || Ok(reaches(&lab, two, "call", "web")))?;
@@ -117,7 +117,7 @@ fn containers_outlive_the_agent_and_the_engine() -> Result<()> {
     ensure!(reaches(&lab, two, "call", &web), "it ended with the engine");
     one.start_again(&lab)?;
     one.docker(&lab, "rm -f web")?;
-    named(&lab, "h2", &["call"])?;
+    lab.named("h2", &["call"])?;
     // Its address is had again by who asks for it, and so it keeps it over a restart.
     run(&lab, one, "web", &format!("{FLAGS} --ip {web}"))?;
     one.docker(&lab, "restart -t 0 web")?;

@@ -6,11 +6,7 @@ mod ports;
 mod words;
 
 use anyhow::{Context, Result, ensure};
-use vxmesh::api::Endpoint;
-use vxmesh_tests::{
-    engine::Engine,
-    lab::{Lab, wait_until},
-};
+use vxmesh_tests::{engine::Engine, lab::Lab};
 
 /// Has the agent of a host be Docker's driver.
 fn serve(lab: &Lab, host: &str) -> Result<()> {
@@ -43,18 +39,6 @@ fn address(lab: &Lab, engine: &Engine, name: &str) -> Result<String> {
 /// Whether a container reaches an address or a name.
 fn reaches(lab: &Lab, engine: &Engine, from: &str, to: &str) -> bool {
     engine.docker(lab, &format!("exec {from} /bin/busybox ping -c 1 -W 2 {to}")).is_ok()
-}
-
-/// The names of the endpoints that a host knows, in order.
-fn names(lab: &Lab, host: &str) -> Result<Vec<String>> {
-    let endpoints: Vec<Endpoint> = lab.get(host, "/v1/endpoints")?;
-    let mut names: Vec<String> = endpoints.iter().map(|it| it.name.to_string()).collect();
-    names.sort();
-    Ok(names)
-}
-
-fn named(lab: &Lab, host: &str, expected: &[&str]) -> Result<()> {
-    wait_until(&format!("{host} knows {expected:?}"), || Ok(names(lab, host)? == expected))
 }
 
 /// What `docker` says when it fails, which names each of these.

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use vxmesh::api::Network;
 use vxmesh_tests::lab::{Allowed, Lab, UNDERWAY, wait_until};
 
-use super::{doctor, engines, named, reaches, refused, run, serve};
+use super::{doctor, engines, reaches, refused, run, serve};
 
 const SOCKET: &str = "/run/docker/plugins/vxmesh.sock";
 const MAKE: &str = "network create -d vxmesh --ipam-driver vxmesh";
@@ -55,7 +55,7 @@ fn a_network_is_made_joined_and_removed() -> Result<()> {
     ensure!(routes.contains("default via 10.7.0.1") && !routes.contains("via 10.6"), "{routes}");
     ensure!(!routes.contains("172."), "an interface of a bridge of Docker's own: {routes}");
     one.docker(&lab, "network disconnect inner both")?;
-    named(&lab, "h1", &["both"])?;
+    lab.named("h1", &["both"])?;
     one.docker(&lab, "rm -f both")?;
     engines.iter().try_for_each(|engine| engine.stop(&lab))?;
     lab.finish(Allowed::default())
@@ -168,7 +168,7 @@ fn what_the_engine_does_not_know_ends() -> Result<()> {
     ensure!(call("NetworkDriver.Join", &format!("{{{of}}}"))? == joined);
     let held = "--network app --ip 10.77.0.9";
     refused(&lab, two, &format!("run --rm {held} box:1 true"), &["10.77.0.9"])?;
-    ensure!(super::names(&lab, "h1")?.len() == 2, "{:?}", super::names(&lab, "h1")?);
+    ensure!(lab.endpoint_names("h1")?.len() == 2, "{:?}", lab.endpoint_names("h1")?);
 
     let (is_well, said) = doctor(&lab, "h1")?;
     let lost = [&format!("network {}", &network[..12])[..], "its endpoint e"];
@@ -176,7 +176,7 @@ fn what_the_engine_does_not_know_ends() -> Result<()> {
 
     lab.lab(&["kill", "h1"])?;
     lab.lab(&["start", "h1"])?;
-    named(&lab, "h2", &["stays"])?;
+    lab.named("h2", &["stays"])?;
     let taken = format!("run --rm {held} box:1 /bin/busybox true");
     wait_until("its address is given back", || {
         let output = one.try_docker(&lab, &taken)?;

@@ -10,7 +10,7 @@ use vxmesh_tests::{
     netns::NetNs,
 };
 
-use super::{engines, named, refused, run};
+use super::{engines, refused, run};
 
 const MAKE: &str = "network create -d vxmesh --ipam-driver vxmesh";
 
@@ -88,7 +88,7 @@ fn published_ports_lead_to_containers() -> Result<()> {
     let taken = "run --name other --network app -p 8080:80 box:1 true";
     refused(&lab, one, taken, &["8080", "endpoint `web` of docker"])?;
     one.docker(&lab, "rm -f other")?;
-    named(&lab, "h2", &["web"])?;
+    lab.named("h2", &["web"])?;
 
     // The ports follow the default route, the agent's end, and the container's restart.
     one.docker(&lab, "network connect beside web")?;
@@ -113,7 +113,7 @@ fn published_ports_lead_to_containers() -> Result<()> {
     refused(&lab, one, v6, &["no subnet of", "version"])?;
     let sctp = "run --rm --network app -p 8080:80/sctp box:1 true";
     refused(&lab, one, sctp, &["TCP and UDP"])?;
-    named(&lab, "h2", &[])?;
+    lab.named("h2", &[])?;
     one.stop(&lab)?;
     two.stop(&lab)?;
     let drops = &[UNDERWAY, &["unknown_index"]].concat();

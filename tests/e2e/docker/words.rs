@@ -7,7 +7,7 @@ use vxmesh_tests::{
     lab::{Allowed, Lab, UNDERWAY, wait_until},
 };
 
-use super::{engines, named, reaches, run};
+use super::{engines, reaches, run};
 
 const MAKE: &str = "network create -d vxmesh --ipam-driver vxmesh --subnet 10.77.0.0/24 \
                     -o network=app";
@@ -67,13 +67,13 @@ fn containers_have_their_names_and_labels_in_the_mesh() -> Result<()> {
     ensure!(!reaches(&lab, two, "apart", "web"), "a question went to another server");
     two.docker(&lab, "rm -f apart")?;
     one.docker(&lab, "rename web www")?;
-    named(&lab, "h2", &["call", "www"])?;
+    lab.named("h2", &["call", "www"])?;
     wait_until("it is reached by its new name", || Ok(reaches(&lab, two, "call", "www")))?;
     // Also what happened while the agent was away is seen.
     lab.lab(&["kill", "h1"])?;
     one.docker(&lab, "rename www again")?;
     lab.lab(&["start", "h1"])?;
-    named(&lab, "h2", &["again", "call"])?;
+    lab.named("h2", &["again", "call"])?;
     one.docker(&lab, "rm -f again")?;
     two.docker(&lab, "rm -f call")?;
     one.stop(&lab)?;
