@@ -92,5 +92,8 @@ fn streams_arrive_whole_with_and_without_super_frames() -> Result<()> {
     }
     both_ways(&lab, &a, &b)?;
     is_driven_by(&lab, "h1", "offload")?;
-    lab.finish(Allowed { drops: &["unknown_index", "no_session"], ..Allowed::default() })
+    // Of a stream that goes frame by frame more may wait than a queue holds, where the machine is
+    // busy: TCP is told so by the loss, and what arrives is compared above.
+    let drops = &["unknown_index", "no_session", "queue_full"];
+    lab.finish(Allowed { drops, ..Allowed::default() })
 }
